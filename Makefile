@@ -1,0 +1,48 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
+
+# The stamp follows pyproject.toml, so a changed dependency is installed by the next target.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "FlowRL needs Python 3.11 to 3.13, not %d.%d: make PYTHON=python3.12 ..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -c 'import torchvision' || { echo 'torch and torchvision do not match: remove $(VENV) and install both in one go'; exit 1; }
+	@touch $@
+
+setup: $(VENV)/.installed ## Create .venv and install FlowRL with its development tools
+
+train: setup ## Run the main job on the embedded model; ARGS="sampler=flow_sde loss=grpo" overrides
+	$(BIN)/python train.py $(ARGS)
+
+test: setup ## Run the tests (about ten minutes on two cores)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: setup ## Run all tests, the slow learning tests too
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: setup ## Time an iteration against its bare parts
+	$(BIN)/python scripts/benchmark.py $(ARGS)
+
+docs: setup ## Generate docs/metrics.md from the glossary
+	$(BIN)/python scripts/metrics_page.py
+
+clean: ## Remove caches and the virtual environment, not the outputs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+.PHONY: help setup train test test-all lint format benchmark docs clean

@@ -1,0 +1,1 @@
+"""FlowRL: reinforcement-learning fine-tuning of flow-matching image models."""

@@ -1,0 +1,70 @@
+"""One method as data: the choices that make up Flow-GRPO, Flow-CPS or Flow-DPPO, and the rules between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from flowrl.advantages import Advantages
+from flowrl.gaussian import Likelihood
+from flowrl.losses.reference import ReferencePenalty
+from flowrl.samplers.protocol import Sampler
+from flowrl.samplers.steps import StochasticSteps
+from flowrl.schedule import Interval, Schedule, intervals
+from flowrl.types import LossInputs, LossOutput
+
+PolicyLoss = Callable[[LossInputs], LossOutput]
+Advantage = Callable[[Float[Tensor, "B"], Int[Tensor, "B"], Bool[Tensor, "B"]], Advantages]
+
+MIN_STD = 0.01
+"""Steps with a smaller std are refused: their log-probabilities overwhelm all others (the last step, and the
+second-to-last on diffusers' default grid)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm:
+    """Sampler, grid, trained steps, likelihood, loss, penalty and advantage of a run."""
+
+    sampler: Sampler
+    schedule: Schedule
+    num_steps: int
+    steps: StochasticSteps
+    guidance_scale: float
+    shared_initial_noise: bool
+    likelihood: Likelihood
+    loss: PolicyLoss
+    penalty: ReferencePenalty
+    advantage: Advantage
+
+    def __post_init__(self) -> None:
+        grid = self.intervals
+        candidates = self.steps.candidates(self.num_steps)
+        if not candidates:
+            raise ValueError(
+                f"steps: no stochastic step among rollout.num_steps={self.num_steps}; a ratio loss needs one"
+            )
+        for k in candidates:
+            if k >= self.num_steps:
+                raise ValueError(
+                    f"steps may pick step {k}, but rollout.num_steps={self.num_steps} has steps 0 to {self.num_steps - 1}"
+                )
+            std = self.sampler.std(grid[k])
+            if std == 0 and k < self.num_steps - 1:
+                raise ValueError(
+                    f"sampler={type(self.sampler).__name__} is deterministic (std 0 at step {k}) and loss needs a "
+                    "stochastic step; choose sampler=cps or flow_sde with noise_level above 0"
+                )
+            if std < MIN_STD:
+                raise ValueError(
+                    f"steps may pick step {k} of rollout.num_steps={self.num_steps}, where "
+                    f"sampler={type(self.sampler).__name__} has std {std:.2g} < {MIN_STD}: "
+                    "a zero-variance step is never trained on; lower steps.high or use steps=all_but_last"
+                )
+
+    @property
+    def intervals(self) -> tuple[Interval, ...]:
+        """The steps of the rollout's sigma grid."""
+        return intervals(self.schedule, self.num_steps)

@@ -1,0 +1,1 @@
+"""Lightning callbacks: evaluation with pictures, the run's own record, checkpoints."""

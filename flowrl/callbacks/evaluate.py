@@ -1,0 +1,100 @@
+"""Evaluation before, during and after training, with pictures and numbers side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from torch import Tensor
+
+from flowrl import grids
+from flowrl.callbacks.record import RunRecord
+from flowrl.evaluation import EvaluationResult, Evaluator
+from flowrl.modules.policy import Policy
+
+
+class Evaluate(Callback):
+    """Runs the evaluator at the start, every `every` iterations, and at the end; keeps the first images to compare.
+
+    Writes `images/<iteration>.png` with the samples before and now, from the same noise, for the first `num_shown`
+    prompts of the first set.
+    """
+
+    def __init__(self, *, evaluator: Evaluator, record: RunRecord, folder: str, every: int, num_shown: int) -> None:
+        self.evaluator, self.record, self.folder = evaluator, record, Path(folder)
+        self.every, self.num_shown = every, num_shown
+        self.first: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def before_path(self) -> Path:
+        return self.folder / "images" / "before.pt"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.before_path.is_file():
+            self.first = tuple(torch.load(self.before_path, weights_only=True))
+        else:
+            self.run(trainer, pl_module, "before")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Policy)
+        is_last = pl_module.num_iterations == len(trainer.datamodule.iterations)  # type: ignore[attr-defined]
+        if is_last or (self.every and pl_module.num_iterations % self.every == 0):
+            self.run(trainer, pl_module, "after" if is_last else "during")
+
+    def run(self, trainer: Trainer, policy: LightningModule, when: str) -> None:
+        """Evaluate, log, draw."""
+        assert isinstance(policy, Policy)
+        result = self.evaluator.evaluate(policy)
+        policy.log_evaluation(result.metrics)
+        headline = self.headline(result)
+        self.record.add(when, dict(result.metrics), headline)
+        main = next(iter(self.evaluator.sets))
+        # Spread over the set, one image a prompt, so that every task family is seen.
+        stride = self.evaluator.images_per_prompt
+        shown = slice(0, self.num_shown * stride, stride)
+        scores = result.scores[main]
+        images, values = result.images[main][shown], scores.parts.get(self.evaluator.headline, scores.values)[shown]
+        if self.first is None:
+            self.first = (images, values)
+            self.before_path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(self.first, self.before_path)
+        captions = [prompt.text for prompt in self.evaluator.sets[main][: self.num_shown]]
+        columns = [("before", self.first[0], self.first[1].tolist())]
+        if policy.num_iterations:
+            columns.append((f"iteration {policy.num_iterations}", images, values.tolist()))
+        sheet = grids.comparison(captions, columns, per_row=4)
+        path = self.folder / "images" / f"{policy.num_iterations:06d}.png"
+        grids.save(sheet, path)
+        log_image(trainer, sheet, path, policy.num_iterations)
+        numbers = ", ".join(f"{key} {value:.3f}" for key, value in headline.items() if isinstance(value, float))
+        rank_zero_info(f"evaluation {when} (iteration {policy.num_iterations}): {numbers}; {path}")
+
+    def headline(self, result: EvaluationResult) -> dict[str, Any]:
+        """The main set's scores at the top level, the other sets' under their names."""
+        scores: dict[str, Any] = {}
+        for i, name in enumerate(self.evaluator.sets):
+            prefix = f"eval/{name}/"
+            own = {key.removeprefix(prefix): value for key, value in result.metrics.items() if key.startswith(prefix)}
+            flat = {key.removeprefix("part/"): value for key, value in own.items() if not key.startswith("family/")}
+            flat["families"] = {key.removeprefix("family/"): v for key, v in own.items() if key.startswith("family/")}
+            scores |= flat if i == 0 else {name: flat}
+        return scores
+
+
+def log_image(trainer: Trainer, sheet: Image.Image, path: Path, iteration: int) -> None:
+    """Send one composed grid to the trackers that take images."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image("images", [str(path)])
+        elif isinstance(logger, TensorBoardLogger):
+            pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)
+            logger.experiment.add_image(
+                "images", pixels.view(sheet.height, sheet.width, 3), iteration, dataformats="HWC"
+            )

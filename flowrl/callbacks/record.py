@@ -1,0 +1,119 @@
+"""The run's machine-readable record: metrics.csv, one row an iteration, and summary.json at the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import resource
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from flowrl.modules.policy import Policy
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "hydra-core", "numpy")
+
+
+class RunRecord(Callback):
+    """Owns metrics.csv and summary.json of `folder`; evaluations hand their metrics in through `add`."""
+
+    def __init__(self, *, folder: str) -> None:
+        self.folder = Path(folder)
+        self.rows: list[dict[str, Any]] = []
+        self.evaluations: dict[str, dict[str, Any]] = {}
+        self.pending: dict[str, float] = {}
+        self.seconds_before = 0.0
+        self.start = time.perf_counter()
+
+    @property
+    def csv_path(self) -> Path:
+        return self.folder / "metrics.csv"
+
+    def add(self, when: str, metrics: dict[str, float], headline: dict[str, Any]) -> None:
+        """Take an evaluation's metrics into the next row, and its headline as `eval.<when>` of the summary."""
+        self.pending |= metrics
+        self.evaluations[when] = headline
+
+    def restore(self, num_iterations: int, state: dict[str, Any]) -> None:
+        """Continue the record of a stopped run: drop the rows its checkpoint does not know."""
+        if self.csv_path.is_file():
+            with self.csv_path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["iteration"]) <= num_iterations]
+        self.evaluations = state["evaluations"]
+        self.seconds_before = state["seconds"]
+        self._write_csv()
+
+    def state(self) -> dict[str, Any]:
+        return {"evaluations": self.evaluations, "seconds": self.seconds}
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run over all its parts, set-up and evaluations included."""
+        return self.seconds_before + time.perf_counter() - self.start
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Policy)
+        row = pl_module.last_metrics | self.pending
+        self.pending = {}
+        has_new_columns = not self.rows or not row.keys() <= self.rows[0].keys()
+        self.rows.append(row)
+        if has_new_columns:
+            self._write_csv()
+        else:
+            with self.csv_path.open("a", newline="") as file:
+                csv.DictWriter(file, list(self.rows[0])).writerow(row)
+
+    def _write_csv(self) -> None:
+        if not self.rows:
+            return
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        self.rows[0] = {name: self.rows[0].get(name, "") for name in columns}
+        with self.csv_path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def write_summary(self, policy: Policy, status: str) -> None:
+        """Write summary.json: status, evaluations before and after, speed, memory, versions."""
+        # The median iteration, so that the first one's warm-up and a busy moment do not count.
+        speeds = sorted(float(row["perf/images_per_second"]) for row in self.rows)
+        summary = {
+            "status": status,
+            "iterations": policy.num_iterations,
+            "images": policy.num_iterations * policy.plan.num_samples,
+            "eval": self.evaluations,
+            "seconds": round(self.seconds, 1),
+            "images_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
+            "peak_memory_gib": round(peak_memory_gib(), 3),
+            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "git_revision": git_revision(),
+            "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else platform.processor() or "cpu",
+        }
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def peak_memory_gib() -> float:
+    """Peak of allocated GPU memory, or of the process's resident memory on the CPU, in GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / (2**30 if platform.system() == "Darwin" else 2**20)
+
+
+def git_revision() -> str | None:
+    """The checked-out commit of the package's repository, with `+` where there are changes; None outside one."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changes = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")

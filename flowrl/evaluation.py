@@ -1,0 +1,137 @@
+"""Evaluation: fixed prompts, fixed initial noise, ODE sampling, EMA weights; training state is left untouched."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.gaussian import Likelihood
+from flowrl.models import lora
+from flowrl.modules.policy import Policy
+from flowrl.noise import INITIAL, gaussian_noise
+from flowrl.samplers.ode import ODE
+from flowrl.samplers.protocol import Sampler
+from flowrl.schedule import Schedule, intervals
+from flowrl.types import Prompt, RewardOutput
+
+_MEAN_KL = Likelihood(reduction="mean", form="gaussian")
+_NOISE_ITERATION = 2**32 - 1
+"""The noise iteration of evaluations, which no training iteration reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """Metrics as in the glossary, and the images of each set, prompt by prompt."""
+
+    metrics: Mapping[str, float]
+    images: Mapping[str, Float[Tensor, "B 3 S S"]]
+    scores: Mapping[str, RewardOutput]
+
+
+class Evaluator:
+    """Evaluates a policy on named prompt sets, with `images_per_prompt` images for every prompt.
+
+    `headline` names the reward part that is broken down by task family and reported in `summary.json`. `sampler`
+    gives the Gaussian steps whose divergence from the reference's is measured, on the first `kl_samples` samples.
+    """
+
+    def __init__(
+        self,
+        *,
+        sets: Mapping[str, Sequence[Prompt]],
+        schedule: Schedule,
+        num_steps: int,
+        guidance_scale: float,
+        images_per_prompt: int,
+        batch_size: int,
+        headline: str,
+        sampler: Sampler,
+        kl_samples: int,
+        seed: int,
+    ) -> None:
+        self.sets = {name: list(prompts) for name, prompts in sets.items()}
+        self.intervals = intervals(schedule, num_steps)
+        self.guidance_scale = guidance_scale
+        self.images_per_prompt, self.batch_size = images_per_prompt, batch_size
+        self.headline, self.sampler, self.kl_samples, self.seed = headline, sampler, kl_samples, seed
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [prompt for prompts in self.sets.values() for prompt in prompts]
+
+    @torch.no_grad()
+    def evaluate(self, policy: Policy) -> EvaluationResult:
+        metrics: dict[str, float] = {}
+        images: dict[str, Tensor] = {}
+        scores: dict[str, RewardOutput] = {}
+        with lora.swapped(policy.transformer, policy.ema.weights):
+            for name, prompts in self.sets.items():
+                repeated = [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
+                images[name] = self._generate(policy, repeated)
+                scores[name] = policy.reward.score(images[name], repeated)
+                metrics |= self._score(name, repeated, images[name], scores[name])
+                metrics[f"eval/{name}/kl_ref"] = self._kl_to_reference(policy, repeated[: self.kl_samples])
+        return EvaluationResult(metrics, images, scores)
+
+    def initial_noise(self, policy: Policy, num_samples: int) -> Tensor:
+        """The fixed initial noise of a set's first samples: the same for every evaluation of every run with this seed."""
+        samples = [divmod(row, self.images_per_prompt) for row in range(num_samples)]
+        shape = policy.model.latent_shape
+        noise = gaussian_noise(shape, seed=self.seed, iteration=_NOISE_ITERATION, samples=samples, step=INITIAL)
+        return noise.to(policy.device)
+
+    def _generate(self, policy: Policy, prompts: Sequence[Prompt]) -> Tensor:
+        noise = self.initial_noise(policy, len(prompts))
+        images = []
+        for start in range(0, len(prompts), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            conditioning = policy.embed(prompts[rows])
+            x = noise[rows]
+            for interval in self.intervals:
+                velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
+                x = ODE().step(x, velocity, interval).mean
+            images.append(policy.model.decode(x))
+        return torch.cat(images)
+
+    def _score(self, name: str, prompts: Sequence[Prompt], images: Tensor, output: RewardOutput) -> dict[str, float]:
+        valid = output.is_valid
+        metrics = {
+            f"eval/{name}/reward": float(output.values[valid].mean()),
+            f"eval/{name}/missing": float(1 - valid.float().mean()),
+            f"eval/{name}/diversity": self._diversity(images),
+        }
+        for part, values in output.parts.items():
+            metrics[f"eval/{name}/part/{part}"] = float(values[valid & values.isfinite()].mean())
+        if self.headline in output.parts:
+            families = defaultdict(list)
+            for prompt, value, ok in zip(prompts, output.parts[self.headline].tolist(), valid.tolist(), strict=True):
+                if prompt.family and ok:
+                    families[prompt.family].append(value)
+            for family, values in families.items():
+                metrics[f"eval/{name}/family/{family}"] = sum(values) / len(values)
+        return metrics
+
+    def _diversity(self, images: Tensor) -> float:
+        groups = images.unflatten(0, (-1, self.images_per_prompt)).flatten(2)
+        # The mean over pairs of |a - b|^2 is twice the unbiased variance within the group.
+        return float((2 * groups.var(1, correction=1)).mean().sqrt()) if self.images_per_prompt > 1 else 0.0
+
+    def _kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float:
+        conditioning = policy.embed(prompts)
+        x = self.initial_noise(policy, len(prompts))
+        divergences = []
+        for interval in self.intervals:
+            velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
+            step = self.sampler.step(x, velocity, interval)
+            if step.std > 0:
+                with lora.disabled(policy.transformer):
+                    ref_velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
+                ref_step = self.sampler.step(x, ref_velocity, interval)
+                divergences.append(_MEAN_KL.kl(step, ref_step.mean).mean())
+            x = ODE().step(x, velocity, interval).mean
+        return float(torch.stack(divergences).mean()) if divergences else 0.0

@@ -1,0 +1,82 @@
+"""One sampling step is a Gaussian: drawing, log-probability and divergences exist once, here.
+
+This is the only place where a reduction over latent dimensions is chosen. All arithmetic is in the dtype of `mean`,
+float32 in training.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Reduction = Literal["mean", "sum"]
+LogProbForm = Literal["gaussian", "unnormalised"]
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianStep:
+    """The distribution N(mean, std^2 I) of `x_next` given `x`; `std` is that of the whole step, 0 for an ODE step."""
+
+    mean: Float[Tensor, "B C H W"]
+    std: float
+
+    def sample(self, noise: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """mean + std noise."""
+        return self.mean + self.std * noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likelihood:
+    """How log-probabilities and divergences of a step are reduced over its D latent dimensions.
+
+    `reduction`: `mean` is what every published clip range and threshold is calibrated to; `sum` is the true
+    likelihood. `form`: `gaussian` is the log-density; `unnormalised` is `-(x_next - mean)^2`, what Flow-CPS
+    published, whose clip ranges do not carry over to other samplers.
+    """
+
+    reduction: Reduction
+    form: LogProbForm
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f"likelihood.reduction={self.reduction!r} must be mean or sum")
+        if self.form not in ("gaussian", "unnormalised"):
+            raise ValueError(f"likelihood.form={self.form!r} must be gaussian or unnormalised")
+
+    def log_prob(self, step: GaussianStep, x_next: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+        """log N(x_next; mean, std^2 I), reduced; `x_next` carries no gradient."""
+        squared = (x_next.detach() - step.mean).square()
+        if self.form == "unnormalised":
+            return self._reduce(-squared)
+        _require_noise(step)
+        constant = math.log(step.std) + 0.5 * math.log(2 * math.pi)
+        return self._reduce(-squared / (2 * step.std**2) - constant)
+
+    def kl(self, step: GaussianStep, other_mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+        """KL between two steps of equal std, |mean - other_mean|^2 / (2 std^2), reduced; symmetric and exact.
+
+        Flow-DPPO (arXiv 2606.11025), the divergence of its mask. `std` is the whole step's: a diffusion coefficient
+        without sqrt(-dt), or Flow-SDE's std under another sampler, is a published mistake.
+        """
+        _require_noise(step)
+        return self._reduce((step.mean - other_mean).square()) / (2 * step.std**2)
+
+    def _reduce(self, values: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+        return values.mean((1, 2, 3)) if self.reduction == "mean" else values.sum((1, 2, 3))
+
+
+def tv(step: GaussianStep, other_mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+    """Total variation between two steps of equal std, 2 Phi(|mean - other_mean| / (2 std)) - 1, exact."""
+    _require_noise(step)
+    distance = (step.mean - other_mean).square().sum((1, 2, 3)).sqrt()
+    return torch.erf(distance / (2 * math.sqrt(2) * step.std))
+
+
+def _require_noise(step: GaussianStep) -> None:
+    if not step.std > 0:
+        raise ValueError(f"a step with std={step.std} has no density: ODE and zero-variance steps are never trained on")

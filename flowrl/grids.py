@@ -1,0 +1,66 @@
+"""Pictures of a run: captioned grids of images with scores, before and after side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+CELL = 128
+LINE = 15
+MARGIN = 6
+INK, GOOD, BAD, PAPER = (40, 40, 40), (20, 120, 50), (180, 50, 40), (255, 255, 255)
+
+
+def to_pil(image: Float[Tensor, "3 S S"]) -> Image.Image:
+    """One image in [0, 1] as 8-bit RGB."""
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels)
+
+
+def comparison(
+    captions: Sequence[str],
+    columns: Sequence[tuple[str, Float[Tensor, "N 3 S S"], Sequence[float]]],
+    *,
+    per_row: int,
+) -> Image.Image:
+    """Captioned samples, each as one image per column (such as before and after) with its score underneath.
+
+    A column is (title, images, scores), all with one entry per caption; `per_row` samples stand side by side.
+    """
+    font = ImageFont.load_default(size=12)
+    width = len(columns) * (CELL + MARGIN) + 2 * MARGIN
+    height = CELL + 4 * LINE + 2 * MARGIN
+    num_rows = -(-len(captions) // per_row)
+    sheet = Image.new("RGB", (per_row * width, num_rows * height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, caption in enumerate(captions):
+        left, top = (i % per_row) * width + MARGIN, (i // per_row) * height + MARGIN
+        for line, text in enumerate(_wrap(caption, font, width - 2 * MARGIN)[:2]):
+            draw.text((left, top + line * LINE), text, INK, font)
+        for j, (title, images, scores) in enumerate(columns):
+            x = left + j * (CELL + MARGIN)
+            sheet.paste(to_pil(images[i]).resize((CELL, CELL), Image.Resampling.NEAREST), (x, top + 2 * LINE + 2))
+            ink = GOOD if scores[i] >= 1 else BAD if scores[i] < 0.5 else INK
+            draw.text((x, top + 2 * LINE + CELL + 4), f"{title} {scores[i]:.2f}", ink, font)
+    return sheet
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def save(sheet: Image.Image, path: Path) -> None:
+    """Write a PNG, creating its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

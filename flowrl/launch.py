@@ -1,0 +1,204 @@
+"""From a composed configuration to a finished run: resume, checks, instantiation, fit, summary.
+
+The only module of the package that knows Hydra. User mistakes end in one line on standard error and exit status 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
+from lightning import Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flowrl.batch_plan import BatchPlan
+from flowrl.callbacks.checkpoint import Checkpoint
+from flowrl.callbacks.evaluate import Evaluate
+from flowrl.callbacks.record import RunRecord
+from flowrl.modules.policy import GateFailed, Policy
+from flowrl.modules.reference import ReferenceModule
+from flowrl.modules.reward import RewardModule, TooManyMissingRewards
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
+USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError, GateFailed, TooManyMissingRewards)
+
+
+def register_resolvers() -> None:
+    """`${run_folder:RESUME,RUN_DIR,NEW}`: the run to resume, the folder asked for, or a new one."""
+    OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+
+
+def _run_folder(resume: str | None, run_dir: str | None, new: str) -> str:
+    if resume and not (Path(resume) / CONFIG).is_file():
+        raise ValueError(f"resume={resume}: no {CONFIG} there; give the folder of an earlier run")
+    return resume or run_dir or new
+
+
+def one_line_errors(main: Callable[[], Any]) -> int:
+    """Call `main`; 0, or 1 after printing a user's mistake as one line. Other exceptions keep their traceback."""
+    # Hydra then raises instead of printing its own multi-line report.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        main()
+    except USER_ERRORS as error:
+        if os.environ.get("FLOWRL_TRACEBACK"):
+            raise
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def explain(error: BaseException) -> str:
+    """The innermost cause of an error, in one line, with a suggestion for a misspelt key or option."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip() or type(error).__name__
+    if match := re.search(r"Could not find '([^']+)'.*?Available options in '([^']+)':\s*(.*)", text, re.DOTALL):
+        group, option = match[1].rsplit("/", 1)
+        options = match[3].split()
+        return f"{group}={option}: no such option; choose one of {', '.join(options)}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python train.py --cfg job`"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; choose another output folder with run_dir=PATH"
+    if match := re.search(r"__init__\(\) (got an unexpected keyword argument|missing) (.*)", text):
+        return f"{match[1]} {match[2]}".replace("keyword argument", "configuration key")
+    return " ".join(text.split("\nfull_key")[0].split())
+
+
+def _suggest(key: str) -> str:
+    names: set[str] = set()
+    for path in (Path(__file__).parents[1] / "conf").rglob("*.yaml"):
+        names |= set(re.findall(r"^\s*([a-z_]+):", path.read_text(), re.MULTILINE))
+    close = difflib.get_close_matches(key.split(".")[-1], sorted(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def configure(cfg: DictConfig) -> DictConfig:
+    """The configuration to run: the given one, or the resumed run's own with value overrides applied."""
+    folder = HydraConfig.get().runtime.output_dir
+    if not cfg.resume:
+        cfg.run_dir = folder
+        return cfg
+    saved = OmegaConf.load(Path(cfg.resume) / CONFIG)
+    assert isinstance(saved, DictConfig)
+    OmegaConf.set_struct(saved, True)
+    overrides = [item for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
+    for item in overrides:
+        key = item.split("=", 1)[0]
+        if OmegaConf.is_dict(OmegaConf.select(saved, key)):
+            raise ValueError(f"{item}: a resumed run keeps its {key}; only single values can be overridden")
+    merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides), {"resume": cfg.resume, "run_dir": folder})
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def run(cfg: DictConfig) -> None:
+    """One training run in `run_dir`. The configuration is checked and written down before any weights load."""
+    cfg = configure(cfg)
+    _quieten()
+    folder = Path(cfg.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(cfg.num_threads or os.cpu_count() or 1)
+    # Rules between components need no weights, so a mistake costs a second.
+    algorithm = instantiate(cfg.algorithm)
+    plan: BatchPlan = instantiate(cfg.batch)
+    adapter, ema = instantiate(cfg.lora), instantiate(cfg.ema)
+    data = instantiate(cfg.data)
+    evaluator = instantiate(cfg.evaluation)
+    OmegaConf.save(cfg, folder / CONFIG, resolve=True)
+    point_latest_at(folder)
+    loggers: list[Logger] = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    model = instantiate(cfg.model)
+    policy = Policy(
+        model=model,
+        adapter=adapter,
+        reward=RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing),
+        reference=ReferenceModule(model=model, guidance_scale=algorithm.penalty.guidance_scale),
+        algorithm=algorithm,
+        plan=plan,
+        optimizer=instantiate(cfg.optimizer),
+        ema=ema,
+        max_grad_norm=cfg.max_grad_norm,
+        gate_tolerance=cfg.gate_tolerance,
+        seed=cfg.seed,
+    )
+    record = RunRecord(folder=str(folder))
+    saver = Checkpoint(record=record, folder=str(folder), **cfg.checkpoint)
+    data.start_iteration = saver.resume_from(policy) if cfg.resume else 0
+    policy.embed_prompts(data.prompts + evaluator.prompts)
+    viewer = Evaluate(evaluator=evaluator, record=record, folder=str(folder), **cfg.viewing)
+    print(
+        f"run directory: {folder}\nbatch plan:\n{plan.describe(len(algorithm.steps.draw(algorithm.num_steps, 0, 0)))}"
+    )
+    if data.start_iteration:
+        print(f"  resuming after iteration           {data.start_iteration}")
+    trainer: Trainer = instantiate(
+        cfg.trainer,
+        callbacks=[*map(instantiate, (cfg.callbacks or {}).values()), viewer, record, saver],
+        logger=loggers or False,
+    )
+    for logger in loggers:
+        _prepare_logger(logger, cfg)
+    try:
+        trainer.fit(policy, datamodule=data)
+    finally:
+        is_done = policy.num_iterations == len(data.iterations)
+        record.write_summary(policy, "finished" if is_done else "stopped")
+        _close(loggers)
+    if not is_done:
+        print(f"stopped after iteration {policy.num_iterations}; continue with: python train.py resume={folder}")
+        raise KeyboardInterrupt
+    print(f"finished: {folder}/summary.json, images/, lora/")
+
+
+def point_latest_at(folder: Path) -> None:
+    """Make `outputs/latest`, beside the runs' folders, a link to this run."""
+    root = next((parent for parent in folder.absolute().parents if parent.name == "outputs"), None)
+    if root is None:
+        return
+    link, fresh = root / "latest", root / f".latest.{os.getpid()}"
+    fresh.symlink_to(folder.absolute(), target_is_directory=True)
+    fresh.replace(link)
+
+
+def _prepare_logger(logger: Logger, cfg: DictConfig) -> None:
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(resolved, dict)
+    logger.log_hyperparams({str(key): value for key, value in resolved.items()})
+    if isinstance(logger, WandbLogger):
+        # Our own axis: W&B's step would drop values logged out of order.
+        logger.experiment.define_metric("*", step_metric="iteration")
+
+
+def _close(loggers: list[Logger]) -> None:
+    for logger in loggers:
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(quiet=True)
+
+
+def _quieten() -> None:
+    """Silence advice about Lightning's defaults that does not concern this loop."""
+    advice = ("available:", "litlogger", "litmodels")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).addFilter(lambda record: not any(word in record.getMessage() for word in advice))
+    for message in (".*does not have many workers.*", ".*module\\(s\\) in eval mode.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,1 @@
+"""Policy losses: pure functions from `LossInputs` to `LossOutput`, and the reference penalty."""

@@ -1,0 +1,43 @@
+"""Penalties that hold the policy near the frozen reference, added to any policy loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.gaussian import GaussianStep, Likelihood
+from flowrl.schedule import Interval
+
+_MEAN_KL = Likelihood(reduction="mean", form="gaussian")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferencePenalty:
+    """`beta` times a distance between the current and the reference step, mean-reduced over latent dimensions.
+
+    `kl`: the exact |mean - ref_mean|^2 / (2 std^2). `mean_squared`: |mean - ref_mean|^2 (Flow-Factory, and the
+    Flow-DPPO recipes). `flow_grpo`: KL times -dt, as published by Flow-GRPO. beta 0 switches the penalty and its
+    forward pass off. The reference runs at its own `guidance_scale`.
+    """
+
+    form: Literal["kl", "mean_squared", "flow_grpo"]
+    beta: float
+    guidance_scale: float
+
+    def __post_init__(self) -> None:
+        if self.form not in ("kl", "mean_squared", "flow_grpo"):
+            raise ValueError(f"penalty.form={self.form!r} must be kl, mean_squared or flow_grpo")
+        if self.beta < 0:
+            raise ValueError(f"penalty.beta={self.beta} must not be negative")
+
+    def __call__(
+        self, step: GaussianStep, ref_mean: Float[Tensor, "B C H W"], interval: Interval
+    ) -> Float[Tensor, "B"]:
+        """The distance of each sample, not yet times beta."""
+        if self.form == "mean_squared":
+            return (step.mean - ref_mean).square().mean((1, 2, 3))
+        distance = _MEAN_KL.kl(step, ref_mean)
+        return distance * -interval.dt if self.form == "flow_grpo" else distance

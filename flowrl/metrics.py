@@ -1,0 +1,64 @@
+"""The glossary: every scalar that is ever logged, with what it means. Logging an unknown name is an error.
+
+Names ending in `/*` stand for a family whose last part is a reward part or a task family. `docs/metrics.md` is this
+table, rendered by `scripts/metrics_page.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+GLOSSARY: dict[str, str] = {
+    "iteration": "Number of finished iterations (rollout, reward and updates): the x axis of every chart.",
+    "samples": "Images generated for training so far, over all processes.",
+    "reward/mean": "Mean training reward of the iteration's valid samples, under stochastic sampling.",
+    "reward/std": "Population standard deviation of the same rewards.",
+    "reward/missing": "Share of samples whose reward failed; they are left out of all statistics.",
+    "reward/part/*": "Mean of a named part of the reward over the iteration's valid samples; never trained on.",
+    "advantage/constant_groups": "Share of groups whose rewards are all equal: they teach nothing.",
+    "advantage/dropped_groups": "Share of groups with fewer than two valid rewards: left out.",
+    "loss/policy": "The policy loss, without the reference penalty, averaged over the iteration's updates.",
+    "loss/penalty": "The reference penalty before its weight beta; missing where beta is 0.",
+    "trust/kl_old": "Exact KL(old || current) per step under the configured reduction, mean over updates' samples.",
+    "trust/kl_old_max": "The largest such KL of the iteration.",
+    "trust/tv_old": "Exact total variation between old and current step Gaussians (full dimension), mean.",
+    "trust/ratio_std": "Standard deviation of the probability ratio around 1.",
+    "trust/masked_fraction": "Share of (sample, step) terms that the clip or the mask removes from the gradient.",
+    "trust/masked_positive": "The share masked on the side of positive advantages.",
+    "trust/masked_negative": "The share masked on the side of negative advantages.",
+    "update/grad_norm": "Global norm of the LoRA gradient before clipping, mean over updates.",
+    "update/grad_rms_over_eps": "Root mean square gradient over Adam's epsilon: below 1, epsilon damps every step.",
+    "perf/images_per_second": "Training images over the wall time of the whole iteration.",
+    "perf/rollout_seconds": "Wall time of sampling and decoding.",
+    "perf/reward_seconds": "Wall time of scoring.",
+    "perf/update_seconds": "Wall time of all optimizer steps, replay included.",
+    "eval/*/reward": "Mean reward of an evaluation set: ODE sampling, EMA weights, fixed prompts and initial noise.",
+    "eval/*/part/*": "Mean of a reward part on that set.",
+    "eval/*/family/*": "Mean of the headline part (`evaluation.headline`) within one task family of that set.",
+    "eval/*/kl_ref": "Mean over samples and steps of the exact per-step KL(current || reference), mean-reduced, of the "
+    "evaluation's Gaussian steps at the states that the ODE visits.",
+    "eval/*/diversity": "Root mean square pixel distance between images of the same prompt: falls when modes collapse.",
+    "eval/*/missing": "Share of the set's samples whose reward failed.",
+}
+
+
+def is_known(name: str) -> bool:
+    """Whether `name` is in the glossary, matching each `*` with exactly one path segment."""
+    parts = name.split("/")
+    return any(
+        len(parts) == len(pattern) and all(p in ("*", part) for p, part in zip(pattern, parts, strict=True))
+        for pattern in (key.split("/") for key in GLOSSARY)
+    )
+
+
+def check(names: Iterable[str]) -> None:
+    """Raise KeyError for a metric that the glossary does not define."""
+    unknown = [name for name in names if not is_known(name)]
+    if unknown:
+        raise KeyError(f"metrics missing from flowrl.metrics.GLOSSARY: {', '.join(sorted(unknown))}")
+
+
+def page() -> str:
+    """The glossary as a Markdown page."""
+    rows = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in GLOSSARY.items())
+    return f"# Logged metrics\n\nGenerated from `flowrl/metrics.py` by `make docs`.\n\n| name | meaning |\n|---|---|\n{rows}\n"

@@ -1,0 +1,1 @@
+"""Base models: thin adapters over diffusers pipelines, and LoRA."""

@@ -1,0 +1,90 @@
+"""LoRA on a diffusers transformer: attach, switch off, read and write. One adapter named `policy`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+ADAPTER = "policy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRA:
+    """Rank, alpha, target modules (suffixes, or one regular expression) and peft's initialisation of A."""
+
+    rank: int
+    alpha: int
+    targets: str | Sequence[str]
+    init: Literal["gaussian", "kaiming"]
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"lora.rank={self.rank} must be at least 1")
+        if self.init not in ("gaussian", "kaiming"):
+            raise ValueError(f"lora.init={self.init!r} must be gaussian or kaiming")
+
+    def attach(self, transformer: nn.Module, seed: int) -> None:
+        """Add the adapter in float32, whatever the base's dtype, seeded; B starts at zero, so the model is unchanged."""
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            init_lora_weights="gaussian" if self.init == "gaussian" else True,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            transformer.add_adapter(config, adapter_name=ADAPTER)
+        for parameter in parameters(transformer).values():
+            parameter.data = parameter.data.float()
+
+
+def adapter_config(transformer: nn.Module) -> dict[str, Any]:
+    """The adapter's peft configuration as plain data, with sets as sorted lists, for an exported file's metadata."""
+    config = transformer.peft_config[ADAPTER].to_dict()
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+
+def parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by name, in a fixed order."""
+    return {name: parameter for name, parameter in transformer.named_parameters() if f".{ADAPTER}." in name}
+
+
+@contextmanager
+def disabled(transformer: nn.Module) -> Iterator[None]:
+    """The reference policy: the base model without its adapter."""
+    transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        transformer.enable_adapters()
+
+
+@contextmanager
+def swapped(transformer: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run with other adapter weights (such as the EMA's), then restore the trained ones bitwise."""
+    own = parameters(transformer)
+    saved = {name: parameter.detach().clone() for name, parameter in own.items()}
+    load(transformer, weights)
+    try:
+        yield
+    finally:
+        load(transformer, saved)
+
+
+@torch.no_grad()
+def load(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy adapter weights in place. Raises ValueError unless exactly the adapter's names are given."""
+    own = parameters(transformer)
+    if own.keys() != weights.keys():
+        odd = sorted(own.keys() ^ weights.keys())
+        raise ValueError(
+            f"{len(odd)} LoRA weights missing or unknown, the first {odd[0]!r}: another rank or target set?"
+        )
+    for name, parameter in own.items():
+        parameter.copy_(weights[name])

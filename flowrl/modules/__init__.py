@@ -1,0 +1,1 @@
+"""The LightningModules: policy (the only one handed to the Trainer), reference and reward."""

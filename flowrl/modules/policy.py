@@ -1,0 +1,287 @@
+"""The policy: rollout, reward, advantage and updates as one LightningModule with manual optimisation."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flowrl import metrics as glossary
+from flowrl.algorithm import Algorithm
+from flowrl.batch_plan import BatchPlan
+from flowrl.data import PromptBatch
+from flowrl.ema import EMA
+from flowrl.gaussian import tv
+from flowrl.models import lora
+from flowrl.models.embeddings import PromptEmbeddings
+from flowrl.models.protocol import FlowModel
+from flowrl.modules.reference import ReferenceModule
+from flowrl.modules.reward import RewardModule
+from flowrl.noise import INITIAL, gaussian_noise
+from flowrl.rollout import replay, rollout
+from flowrl.types import Conditioning, LossInputs, Prompt, Trajectory
+
+
+class GateFailed(RuntimeError):
+    """Replaying a fresh rollout with unchanged weights did not reproduce its log-probabilities."""
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """The samples that one forward pass handles, in rollout and updates alike."""
+
+    rows: range
+    prompts: list[Prompt]
+    conditioning: Conditioning
+    trajectory: Trajectory
+    images: Tensor
+    advantage: Tensor
+
+
+class Policy(LightningModule):
+    """A base model with LoRA, trained by policy gradients on its own samples.
+
+    One `training_step` is one iteration. Only LoRA weights are trained, averaged, checkpointed and exported.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: FlowModel,
+        adapter: lora.LoRA,
+        reward: RewardModule,
+        reference: ReferenceModule,
+        algorithm: Algorithm,
+        plan: BatchPlan,
+        optimizer: Callable[..., Optimizer],
+        ema: EMA,
+        max_grad_norm: float,
+        gate_tolerance: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        adapter.attach(model.transformer, seed)
+        self.transformer = model.transformer.eval()
+        # Plain attributes, not children: frozen modules stay out of the policy's parameters and state.
+        self.__dict__.update(model=model, reward=reward, reference=reference)
+        self.algorithm, self.plan, self.ema = algorithm, plan, ema
+        self.make_optimizer, self.max_grad_norm = optimizer, max_grad_norm
+        self.gate_tolerance, self.seed = gate_tolerance, seed
+        self.num_iterations = 0
+        self.num_optimizer_steps = 0
+        self.has_passed_gate = False
+        self.last_metrics: dict[str, float] = {}
+        self.embed: PromptEmbeddings
+        ema.start(lora.parameters(self.transformer))
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.make_optimizer(list(lora.parameters(self.transformer).values()))
+
+    def embed_prompts(self, prompts: list[Prompt]) -> None:
+        """Encode every prompt the run will use; must be called before training."""
+        self.embed = PromptEmbeddings(self.model, prompts)
+
+    def training_step(self, batch: PromptBatch, batch_index: int) -> None:
+        """One iteration: rollouts under the current weights, rewards, advantages, updates."""
+        clock, record = Clock(), Record()
+        updates = [[self.sample(batch, rows) for rows in update] for update in self.plan.updates(self.global_rank)]
+        clock.lap("perf/rollout_seconds")
+        self.assign_advantages([part for update in updates for part in update], record)
+        clock.lap("perf/reward_seconds")
+        if not self.has_passed_gate:
+            self.check_gate(updates[0][0])
+        for _ in range(self.plan.inner_epochs):
+            for update in updates:
+                self.update(update, record)
+        clock.lap("perf/update_seconds")
+        self.num_iterations = batch.iteration + 1
+        self.report(record.means() | clock.report(self.plan.num_samples))
+
+    @torch.no_grad()
+    def sample(self, batch: PromptBatch, rows: range) -> MicroBatch:
+        """Roll out the samples numbered `rows` of this iteration and decode them."""
+        method, members = self.algorithm, [divmod(row, self.plan.group_size) for row in rows]
+        prompts = [batch.prompts[prompt] for prompt, _ in members]
+        conditioning = self.embed(prompts)
+        noise = partial(gaussian_noise, self.model.latent_shape, seed=self.seed, iteration=batch.iteration)
+        starts = [(prompt, 0) for prompt, _ in members] if method.shared_initial_noise else members
+        trajectory = rollout(
+            self.velocity(conditioning),
+            noise(samples=starts, step=INITIAL).to(self.device),
+            method.intervals,
+            sampler=method.sampler,
+            stochastic=method.steps.draw(method.num_steps, batch.iteration, self.seed),
+            noise=lambda k: noise(samples=members, step=k),
+            likelihood=method.likelihood,
+        )
+        images = self.model.decode(trajectory.x0)
+        return MicroBatch(rows, prompts, conditioning, trajectory, images, torch.zeros(len(rows), device=self.device))
+
+    def velocity(self, conditioning: Conditioning) -> Callable[[Tensor, float], Tensor]:
+        """The current policy's velocity field for some prompts."""
+        return lambda x, sigma: self.model.velocity(x, sigma, conditioning, self.algorithm.guidance_scale)
+
+    def assign_advantages(self, parts: list[MicroBatch], record: Record) -> None:
+        """Score all images and give every sample its advantage, from statistics over all processes."""
+        images = torch.cat([part.images for part in parts])
+        output = self.reward.score(images, [prompt for part in parts for prompt in part.prompts])
+        rows = torch.tensor([row for part in parts for row in part.rows])
+        values, is_valid, order = self.gather(output.values), self.gather(output.is_valid), self.gather(rows)
+        self.reward.check(is_valid)
+        advantages = self.algorithm.advantage(values, order // self.plan.group_size, is_valid)
+        by_row = torch.zeros(self.plan.num_samples).index_copy(0, order, advantages.values)
+        for part in parts:
+            part.advantage = by_row[list(part.rows)].to(self.device)
+        valid = values[is_valid]
+        record.add("reward/mean", valid.mean())
+        record.add("reward/std", valid.std(correction=0))
+        record.add("reward/missing", 1 - is_valid.float().mean())
+        record.add("advantage/constant_groups", advantages.constant_groups)
+        record.add("advantage/dropped_groups", advantages.dropped_groups)
+        for name, values in output.parts.items():
+            record.add(f"reward/part/{name}", values[output.is_valid & values.isfinite()].mean())
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The values of all processes, in rank order, on the CPU."""
+        if self.plan.num_processes == 1:
+            return values
+        return self.all_gather(values.to(self.device)).flatten().cpu()
+
+    def update(self, parts: list[MicroBatch], record: Record) -> None:
+        """One optimizer step on the mean loss over the update's samples and trained steps."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        optimizer.zero_grad()
+        terms = [(part, index) for part in parts for index in range(len(part.trajectory.steps))]
+        for i, (part, index) in enumerate(terms):
+            is_last = i == len(terms) - 1
+            with self.trainer.strategy.block_backward_sync() if self.blocks_sync(is_last) else _nothing():
+                self.manual_backward(self.term_loss(part, index, record) / len(terms))
+        parameters = list(lora.parameters(self.transformer).values())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        size = sum(parameter.numel() for parameter in parameters)
+        record.add("update/grad_norm", norm)
+        record.add("update/grad_rms_over_eps", norm / size**0.5 / optimizer.param_groups[0]["eps"])
+        optimizer.step()
+        self.num_optimizer_steps += 1
+        self.ema.update(lora.parameters(self.transformer), self.num_optimizer_steps)
+
+    def blocks_sync(self, is_last: bool) -> bool:
+        """Gradients are reduced over processes once per optimizer step, with the last term."""
+        return self.plan.num_processes > 1 and not is_last
+
+    def term_loss(self, part: MicroBatch, index: int, record: Record) -> Tensor:
+        """Policy loss plus reference penalty of one micro-batch at one trained step."""
+        method, trajectory = self.algorithm, part.trajectory
+        interval = method.intervals[trajectory.steps[index]]
+        step = replay(self.velocity(part.conditioning), trajectory, index, method.intervals, method.sampler)
+        log_prob = method.likelihood.log_prob(step, trajectory.x_next[:, index])
+        old_mean, old_log_prob = trajectory.old_mean[:, index], trajectory.old_log_prob[:, index]
+        with torch.no_grad():
+            kl, distance = method.likelihood.kl(step, old_mean), tv(step, old_mean)
+        inputs = LossInputs(log_prob, old_log_prob, part.advantage, kl, distance, step.std, interval.dt)
+        output = method.loss(inputs)
+        loss = output.loss
+        record.add("loss/policy", loss)
+        if method.penalty.beta:
+            ref_mean = self.reference.mean(trajectory, index, part.conditioning, method.intervals, method.sampler)
+            penalty = method.penalty(step, ref_mean, interval).mean()
+            loss = loss + method.penalty.beta * penalty
+            record.add("loss/penalty", penalty)
+        record.add("trust/kl_old", kl.mean())
+        record.add("trust/kl_old_max", kl.max())
+        record.add("trust/tv_old", distance.mean())
+        record.add("trust/ratio_std", ((log_prob - old_log_prob).detach().exp() - 1).square().mean().sqrt())
+        for name, value in output.metrics.items():
+            record.add(name, value)
+        return loss
+
+    def check_gate(self, part: MicroBatch) -> None:
+        """Before the first update, replay must give ratio 1 and divergence 0, in training mode, or the run stops."""
+        method, trajectory = self.algorithm, part.trajectory
+        with torch.enable_grad():
+            for index in range(len(trajectory.steps)):
+                step = replay(self.velocity(part.conditioning), trajectory, index, method.intervals, method.sampler)
+                log_prob = method.likelihood.log_prob(step, trajectory.x_next[:, index]).detach()
+                drift = (log_prob - trajectory.old_log_prob[:, index]).abs().max().item()
+                divergence = method.likelihood.kl(step, trajectory.old_mean[:, index]).max().item()
+                if not max(drift, divergence) <= self.gate_tolerance:
+                    raise GateFailed(
+                        f"step {trajectory.steps[index]}: replaying the rollout moved its log-probability by {drift:.2e} "
+                        f"and its mean by a divergence of {divergence:.2e}, above gate_tolerance="
+                        f"{self.gate_tolerance:.0e}: rollout and update disagree in precision, batch shape or mode"
+                    )
+        self.has_passed_gate = True
+
+    def report(self, values: Mapping[str, float]) -> None:
+        """Log one iteration's metrics: trackers, progress bar, and `last_metrics` for the run's own record."""
+        counters = {"iteration": self.num_iterations, "samples": self.num_iterations * self.plan.num_samples}
+        glossary.check(values)
+        self.last_metrics = {**counters, **values}
+        self.log_dict({name: float(value) for name, value in self.last_metrics.items()})
+        shown = {"reward": "reward/mean", "kl": "trust/kl_old", "masked": "trust/masked_fraction"}
+        bar = {label: values[name] for label, name in shown.items() if name in values}
+        self.log_dict(bar | {"img/s": values["perf/images_per_second"]}, prog_bar=True, logger=False)
+
+    def log_evaluation(self, values: Mapping[str, float]) -> None:
+        """Log evaluation metrics against the iteration axis."""
+        glossary.check(values)
+        for logger in self.loggers:
+            logger.log_metrics({"iteration": float(self.num_iterations), **values}, step=self.global_step)
+
+    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+        """Prompts are text: there is nothing to move."""
+        return batch
+
+    def on_fit_start(self) -> None:
+        self.reward.to(self.device)
+
+    def state(self) -> dict[str, Any]:
+        """Counters that, with LoRA, EMA and optimizer, make up a checkpoint."""
+        return {"num_iterations": self.num_iterations, "num_optimizer_steps": self.num_optimizer_steps}
+
+
+class Clock:
+    """Wall times of the phases of one iteration."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    def report(self, num_samples: int) -> dict[str, float]:
+        return self.laps | {"perf/images_per_second": num_samples / (time.perf_counter() - self.start)}
+
+
+class Record:
+    """Metrics of one iteration: means of what is added, maxima of names that end in `_max`."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        self.values[name].append(torch.as_tensor(value).detach().float().cpu())
+
+    def means(self) -> dict[str, float]:
+        return {
+            name: float(torch.stack(values).max() if name.endswith("_max") else torch.stack(values).mean())
+            for name, values in self.values.items()
+        }
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

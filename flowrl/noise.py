@@ -1,0 +1,31 @@
+"""Counter-based noise: a function of (seed, iteration, prompt, sample, step) and nothing else.
+
+Rank, batch size and world size cannot change it, so one run gives the same rollouts on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+INITIAL = -1
+"""The `step` of the initial latents."""
+
+
+def gaussian_noise(
+    shape: Sequence[int], *, seed: int, iteration: int, samples: Sequence[tuple[int, int]], step: int
+) -> Float[Tensor, "B ..."]:
+    """Standard normal float32 noise on the CPU, one row of `shape` for each (prompt index, sample index).
+
+    Each row is its own Philox stream with key (seed, iteration) and counter (0, step + 1, sample, prompt): equal
+    indices give equal rows in whatever batch they are drawn.
+    """
+    rows = np.empty((len(samples), *shape), dtype=np.float32)
+    for row, (prompt, sample) in zip(rows, samples, strict=True):
+        bits = np.random.Philox(key=[seed, iteration], counter=[0, step + 1, sample, prompt])
+        row[...] = np.random.Generator(bits).standard_normal(shape, dtype=np.float32)
+    return torch.from_numpy(rows)

@@ -1,0 +1,1 @@
+"""Prompt sets: sequences of `Prompt` to train on or to evaluate."""

@@ -1,0 +1,31 @@
+"""Captions of the shapes world as prompt sets, with the held-out combinations kept apart."""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+from flowrl.shapes.grammar import FAMILIES, sample_caption
+from flowrl.types import Prompt
+
+
+def shapes_prompts(*, split: Literal["held_in", "held_out"], count: int, seed: int) -> list[Prompt]:
+    """`count` captions in equal shares of the task families, drawn with replacement.
+
+    `held_in` never contains a reserved combination (`Caption.is_held_out`); `held_out` only such captions, from the
+    families that have any.
+    """
+    if split not in ("held_in", "held_out"):
+        raise ValueError(f"split={split!r} must be held_in or held_out")
+    if count < 1:
+        raise ValueError(f"count={count} must be at least 1")
+    rng = random.Random(f"prompts {split} {seed}")
+    wants_held_out = split == "held_out"
+    # Without a colour and without a relation nothing can be held out.
+    families = [name for name in FAMILIES if not wants_held_out or name not in ("single", "counting", "two_objects")]
+    prompts = []
+    while len(prompts) < count:
+        caption = sample_caption(families[len(prompts) % len(families)], rng)
+        if caption.is_held_out == wants_held_out:
+            prompts.append(Prompt(caption.text, caption.family))
+    return prompts

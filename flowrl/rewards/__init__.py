@@ -1,0 +1,1 @@
+"""Rewards: one scorer per file behind one protocol, and their mixture."""

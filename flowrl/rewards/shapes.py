@@ -1,0 +1,52 @@
+"""The exact reward of the shapes world: the verifier's answer to each atom of the caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.shapes.grammar import parse
+from flowrl.shapes.verify import verify
+from flowrl.types import Prompt, RewardOutput
+
+
+class ShapesReward:
+    """`score`: `soft` (mean over atoms), `geometric` (geometric mean) or `strict` (1 where every atom holds).
+
+    Parts: soft, strict, off_palette (share of pixels that no blend of background and one colour explains) and
+    clean_objects (share of found objects that match a shape template; missing where nothing was found).
+    """
+
+    def __init__(self, *, score: Literal["soft", "geometric", "strict"]) -> None:
+        if score not in ("soft", "geometric", "strict"):
+            raise ValueError(f"reward.score={score!r} must be soft, geometric or strict")
+        self.score = score
+
+    def __call__(self, images: Float[Tensor, "B 3 S S"], prompts: Sequence[Prompt]) -> RewardOutput:
+        captions = []
+        is_valid = torch.ones(len(prompts), dtype=torch.bool)
+        for i, prompt in enumerate(prompts):
+            try:
+                captions.append(parse(prompt.text))
+            except ValueError:
+                captions.append(parse("a circle"))
+                is_valid[i] = False
+        verdicts = verify(images.float().permute(0, 2, 3, 1).cpu().numpy(), captions)
+        cleanness = [[found.is_clean for found in verdict.objects] for verdict in verdicts]
+        parts = {
+            "soft": [verdict.soft for verdict in verdicts],
+            "strict": [verdict.strict for verdict in verdicts],
+            "off_palette": [verdict.off_palette for verdict in verdicts],
+            "clean_objects": [sum(clean) / len(clean) if clean else float("nan") for clean in cleanness],
+        }
+        values = torch.tensor([getattr(verdict, self.score) for verdict in verdicts])
+        return RewardOutput(
+            values,
+            is_valid,
+            {name: torch.tensor(part) for name, part in parts.items()},
+            [dict(verdict.atoms) for verdict in verdicts],
+        )

@@ -1,0 +1,64 @@
+"""Rollouts: `rollout` draws trajectories under given weights, `replay` re-evaluates one of their steps under others.
+
+Neither knows about models, prompts or rewards: a velocity field is a callable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.gaussian import GaussianStep, Likelihood
+from flowrl.samplers.ode import ODE
+from flowrl.samplers.protocol import Sampler
+from flowrl.schedule import Interval
+from flowrl.types import Trajectory
+
+Velocity = Callable[[Float[Tensor, "B C H W"], float], Float[Tensor, "B C H W"]]
+"""(x, sigma) -> velocity in float32."""
+
+
+@torch.no_grad()
+def rollout(
+    velocity: Velocity,
+    x: Float[Tensor, "B C H W"],
+    intervals: Sequence[Interval],
+    *,
+    sampler: Sampler,
+    stochastic: Sequence[int],
+    noise: Callable[[int], Float[Tensor, "B C H W"]],
+    likelihood: Likelihood,
+) -> Trajectory:
+    """Sample from noise `x` to data; `stochastic` steps use `sampler` and `noise(k)`, the others the Euler ODE.
+
+    Only the states of stochastic steps are kept. With no stochastic step the trajectory holds `x0` alone.
+    """
+    ode = ODE()
+    kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for k, interval in enumerate(intervals):
+        is_stochastic = k in stochastic
+        step = (sampler if is_stochastic else ode).step(x, velocity(x, interval.sigma), interval)
+        x_next = step.sample(noise(k).to(x)) if is_stochastic else step.mean
+        if is_stochastic:
+            kept.append((x, x_next, step.mean, likelihood.log_prob(step, x_next)))
+        x = x_next
+    if not kept:
+        none = x.new_zeros(len(x), 0, *x.shape[1:])
+        return Trajectory((), none, none, none, x.new_zeros(len(x), 0), x)
+    states, nexts, means, log_probs = (torch.stack(values, dim=1) for values in zip(*kept, strict=True))
+    return Trajectory(tuple(sorted(stochastic)), states, nexts, means, log_probs, x)
+
+
+def replay(
+    velocity: Velocity, trajectory: Trajectory, index: int, intervals: Sequence[Interval], sampler: Sampler
+) -> GaussianStep:
+    """The Gaussian of the trajectory's `index`-th stochastic step under the weights behind `velocity`.
+
+    With the rollout's own weights and batch shape, its mean equals `trajectory.old_mean[:, index]` bitwise.
+    """
+    interval = intervals[trajectory.steps[index]]
+    x = trajectory.x[:, index].contiguous()
+    return sampler.step(x, velocity(x, interval.sigma), interval)

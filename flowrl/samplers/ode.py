@@ -1,0 +1,22 @@
+"""The deterministic sampler: one Euler step of the probability-flow ODE, dx = v d sigma."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.gaussian import GaussianStep
+from flowrl.schedule import Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ODE:
+    """mean = x + v dt, std = 0."""
+
+    def std(self, interval: Interval) -> float:
+        return 0.0
+
+    def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
+        return GaussianStep(x + velocity * interval.dt, 0.0)

@@ -1,0 +1,69 @@
+"""The reverse SDE of a rectified flow: Flow-SDE and Dance-SDE are its two published diffusion coefficients.
+
+    mean = x (1 + g^2 dt / (2 sigma)) + v (1 + g^2 (1 - sigma) / (2 sigma)) dt,    std = g sqrt(-dt)
+
+Papers: Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) and DanceGRPO (Xue et al. 2025, arXiv 2505.07818).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.gaussian import GaussianStep
+from flowrl.schedule import Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowSDE:
+    """g = noise_level sqrt(sigma / (1 - sigma)), with the grid's second value for sigma in 1 - sigma at sigma = 1.
+
+    At the first step of a grid that starts at 1, std equals noise_level. noise_level 0 is the Euler ODE.
+    """
+
+    noise_level: float
+
+    def __post_init__(self) -> None:
+        if self.noise_level < 0:
+            raise ValueError(f"sampler.noise_level={self.noise_level} must not be negative")
+
+    def diffusion(self, interval: Interval) -> float:
+        """g, the diffusion coefficient (not a standard deviation of the step)."""
+        sigma = interval.sigma
+        return self.noise_level * math.sqrt(sigma / (1 - (interval.sigma_max if sigma == 1 else sigma)))
+
+    def std(self, interval: Interval) -> float:
+        return self.diffusion(interval) * math.sqrt(-interval.dt)
+
+    def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
+        return reverse_sde_step(x, velocity, interval, self.diffusion(interval))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DanceSDE:
+    """g = noise_level, the same at every sigma (0.3 in DanceGRPO, 0.7 in MixGRPO)."""
+
+    noise_level: float
+
+    def __post_init__(self) -> None:
+        if self.noise_level < 0:
+            raise ValueError(f"sampler.noise_level={self.noise_level} must not be negative")
+
+    def std(self, interval: Interval) -> float:
+        return self.noise_level * math.sqrt(-interval.dt)
+
+    def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
+        return reverse_sde_step(x, velocity, interval, self.noise_level)
+
+
+def reverse_sde_step(
+    x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval, diffusion: float
+) -> GaussianStep:
+    """One Euler-Maruyama step of the reverse SDE with diffusion coefficient g; formula at the head of this module."""
+    sigma, dt = interval.sigma, interval.dt
+    drift = diffusion**2 / (2 * sigma)
+    mean = x * (1 + drift * dt) + velocity * ((1 + drift * (1 - sigma)) * dt)
+    return GaussianStep(mean, diffusion * math.sqrt(-dt))

@@ -1,0 +1,84 @@
+"""Which steps of a rollout are stochastic, and therefore trained; the others are ODE steps.
+
+A choice has `candidates(num_steps)`, the steps it may ever pick, and `draw(num_steps, iteration, seed)`, the picks of
+one iteration in sampling order, the same for every sample and on every rank.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class StochasticSteps(Protocol):
+    """See the head of this module."""
+
+    def candidates(self, num_steps: int) -> tuple[int, ...]: ...
+
+    def draw(self, num_steps: int, iteration: int, seed: int) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllButLast:
+    """Every step but the last (Flow-GRPO), whose Gaussian is too sharp to train on."""
+
+    def candidates(self, num_steps: int) -> tuple[int, ...]:
+        return tuple(range(num_steps - 1))
+
+    def draw(self, num_steps: int, iteration: int, seed: int) -> tuple[int, ...]:
+        return self.candidates(num_steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """`size` consecutive steps inside [low, high) (Flow-GRPO-Fast, MixGRPO).
+
+    The start is drawn anew each iteration, or moves by `size` every `advance_every` iterations and wraps around
+    (MixGRPO's progressive window) where that is set.
+    """
+
+    size: int
+    low: int
+    high: int
+    advance_every: int | None
+
+    def __post_init__(self) -> None:
+        if not (self.size >= 1 and self.low >= 0 and self.low + self.size <= self.high):
+            raise ValueError(
+                f"steps.size={self.size} must be at least 1 and fit into [steps.low={self.low}, steps.high={self.high})"
+            )
+
+    def candidates(self, num_steps: int) -> tuple[int, ...]:
+        return tuple(range(self.low, self.high))
+
+    def draw(self, num_steps: int, iteration: int, seed: int) -> tuple[int, ...]:
+        last_start = self.high - self.size
+        if self.advance_every is None:
+            start = random.Random(f"steps {seed} {iteration}").randint(self.low, last_start)
+        else:
+            starts = list(range(self.low, last_start + 1, self.size))
+            start = starts[iteration // self.advance_every % len(starts)]
+        return tuple(range(start, start + self.size))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subset:
+    """`count` steps of [low, high) drawn without replacement each iteration (Flow-DPPO: 3 of [0, 6))."""
+
+    count: int
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if not (self.count >= 1 and self.low >= 0 and self.low + self.count <= self.high):
+            raise ValueError(
+                f"steps.count={self.count} must be at least 1 and fit into [steps.low={self.low}, steps.high={self.high})"
+            )
+
+    def candidates(self, num_steps: int) -> tuple[int, ...]:
+        return tuple(range(self.low, self.high))
+
+    def draw(self, num_steps: int, iteration: int, seed: int) -> tuple[int, ...]:
+        rng = random.Random(f"steps {seed} {iteration}")
+        return tuple(sorted(rng.sample(range(self.low, self.high), self.count)))

@@ -1,0 +1,1 @@
+"""The embedded world: captioned scenes of coloured shapes, their renderer and their exact verifier."""

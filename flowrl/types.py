@@ -1,0 +1,102 @@
+"""The frozen dataclasses that cross module borders, and the one shape legend.
+
+Shape letters, in jaxtyping annotations everywhere:
+    B samples (prompts times group), P prompts, G group, K sampling steps, T trained (stochastic) steps,
+    C H W latent channels, height, width; L text tokens, D text features.
+
+Time runs from noise to data: sigma 1 is noise, 0 is data, and a step goes from `sigma` to `sigma_next` < `sigma`.
+`old_` marks the behaviour policy that produced the rollout, `ref_` the frozen reference, no prefix the current policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """What the velocity field is conditioned on, one row a sample; `negative` serves classifier-free guidance."""
+
+    tokens: Float[Tensor, "B L D"]
+    pooled: Float[Tensor, "B F"]
+    negative: Conditioning | None = None
+
+    def __getitem__(self, rows: slice | Int[Tensor, "N"]) -> Conditioning:
+        negative = None if self.negative is None else self.negative[rows]
+        return Conditioning(self.tokens[rows], self.pooled[rows], negative)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt, the task family it is reported under (may be empty), and whatever its reward needs to know."""
+
+    text: str
+    family: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A rollout of B samples: final latents, and the states of its T stochastic steps (trained steps only).
+
+    `old_mean` is kept in float32: in bfloat16 its rounding alone gives divergences of 3e-6 to 1e-5.
+    """
+
+    steps: tuple[int, ...]
+    x: Float[Tensor, "B T C H W"]
+    x_next: Float[Tensor, "B T C H W"]
+    old_mean: Float[Tensor, "B T C H W"]
+    old_log_prob: Float[Tensor, "B T"]
+    x0: Float[Tensor, "B C H W"]
+
+    @staticmethod
+    def concatenate(parts: Sequence[Trajectory]) -> Trajectory:
+        """Join the rollouts of consecutive micro-batches, which share their stochastic steps."""
+        names = ("x", "x_next", "old_mean", "old_log_prob", "x0")
+        return Trajectory(parts[0].steps, *(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+    def __getitem__(self, rows: slice) -> Trajectory:
+        return Trajectory(
+            self.steps, self.x[rows], self.x_next[rows], self.old_mean[rows], self.old_log_prob[rows], self.x0[rows]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RewardOutput:
+    """Scores of B samples. A failed sample is missing (`is_valid` False), never a number; its value is ignored."""
+
+    values: Float[Tensor, "B"]
+    is_valid: Bool[Tensor, "B"]
+    parts: Mapping[str, Float[Tensor, "B"]] = field(default_factory=dict)
+    info: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """What a policy loss may look at, for one step of B samples; see `algorithms` for each symbol.
+
+    `kl` and `tv` are the exact divergences KL(old || current) and TV(old, current) of the step. `kl` follows the
+    configured reduction, `tv` is that of the full Gaussian. `std` and `dt` are those of the step.
+    """
+
+    log_prob: Float[Tensor, "B"]
+    old_log_prob: Float[Tensor, "B"]
+    advantage: Float[Tensor, "B"]
+    kl: Float[Tensor, "B"]
+    tv: Float[Tensor, "B"]
+    std: float
+    dt: float
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """A scalar loss to minimise, and detached metrics named as in `flowrl.metrics`."""
+
+    loss: Float[Tensor, ""]
+    metrics: Mapping[str, Float[Tensor, ""]]
