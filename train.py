@@ -12,6 +12,7 @@ register_resolvers()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
+    """Compose the configuration and run it."""
     run(cfg)
 
 

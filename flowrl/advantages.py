@@ -1,7 +1,8 @@
 """Group-relative advantages: rewards and integer group ids in, advantages out.
 
 Statistics are population statistics over the whole batch handed in. Samples whose reward is missing are left out of
-them and get 0; a group with fewer than two valid samples, or whose rewards are all equal, gets exactly 0 and is counted.
+them and get 0; a group with fewer than two valid samples, or whose rewards are all equal, gets exactly 0 and is
+counted.
 """
 
 from __future__ import annotations

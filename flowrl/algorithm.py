@@ -49,7 +49,8 @@ class Algorithm:
         for k in candidates:
             if k >= self.num_steps:
                 raise ValueError(
-                    f"steps may pick step {k}, but rollout.num_steps={self.num_steps} has steps 0 to {self.num_steps - 1}"
+                    f"steps may pick step {k}, but the last of rollout.num_steps={self.num_steps} is "
+                    f"step {self.num_steps - 1}; lower steps.high"
                 )
             std = self.sampler.std(grid[k])
             if std == 0 and k < self.num_steps - 1:

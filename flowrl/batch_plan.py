@@ -38,10 +38,11 @@ class BatchPlan:
                 f"batch.group_size={self.group_size} must be at least 2: advantages compare the samples of one prompt"
             )
         if self.num_samples % (self.updates_per_iteration * self.num_processes):
+            parts = self.updates_per_iteration * self.num_processes
             raise ValueError(
                 f"batch.prompts_per_iteration={self.prompts_per_iteration} x batch.group_size={self.group_size} = "
-                f"{self.num_samples} samples do not split into batch.updates_per_iteration={self.updates_per_iteration} "
-                f"x {self.num_processes} processes; make it a multiple of {self.updates_per_iteration * self.num_processes}"
+                f"{self.num_samples} samples do not split into batch.updates_per_iteration="
+                f"{self.updates_per_iteration} x {self.num_processes} processes; make them a multiple of {parts}"
             )
 
     @property

@@ -59,5 +59,6 @@ class PromptData(LightningDataModule):
         self.start_iteration = 0
 
     def train_dataloader(self) -> DataLoader[PromptBatch]:
+        """The remaining iterations, in order."""
         rest = range(self.start_iteration, len(self.iterations))
         return DataLoader(self.iterations, batch_size=None, sampler=rest)

@@ -62,10 +62,12 @@ class Evaluator:
 
     @property
     def prompts(self) -> list[Prompt]:
+        """The prompts of all sets."""
         return [prompt for prompts in self.sets.values() for prompt in prompts]
 
     @torch.no_grad()
     def evaluate(self, policy: Policy) -> EvaluationResult:
+        """Generate and score every set under the EMA weights; the trained weights come back bitwise."""
         metrics: dict[str, float] = {}
         images: dict[str, Tensor] = {}
         scores: dict[str, RewardOutput] = {}
@@ -79,7 +81,7 @@ class Evaluator:
         return EvaluationResult(metrics, images, scores)
 
     def initial_noise(self, policy: Policy, num_samples: int) -> Tensor:
-        """The fixed initial noise of a set's first samples: the same for every evaluation of every run with this seed."""
+        """The fixed initial noise of a set's first samples, the same in every evaluation of every run."""
         samples = [divmod(row, self.images_per_prompt) for row in range(num_samples)]
         shape = policy.model.latent_shape
         noise = gaussian_noise(shape, seed=self.seed, iteration=_NOISE_ITERATION, samples=samples, step=INITIAL)
@@ -112,8 +114,7 @@ class Evaluator:
             for prompt, value, ok in zip(prompts, output.parts[self.headline].tolist(), valid.tolist(), strict=True):
                 if prompt.family and ok:
                     families[prompt.family].append(value)
-            for family, values in families.items():
-                metrics[f"eval/{name}/family/{family}"] = sum(values) / len(values)
+            metrics |= {f"eval/{name}/family/{family}": sum(own) / len(own) for family, own in families.items()}
         return metrics
 
     def _diversity(self, images: Tensor) -> float:

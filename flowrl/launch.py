@@ -24,10 +24,13 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flowrl.algorithm import Algorithm
 from flowrl.batch_plan import BatchPlan
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord
+from flowrl.data import PromptData
+from flowrl.evaluation import Evaluator
 from flowrl.modules.policy import GateFailed, Policy
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule, TooManyMissingRewards
@@ -110,27 +113,20 @@ def configure(cfg: DictConfig) -> DictConfig:
     return merged
 
 
-def run(cfg: DictConfig) -> None:
-    """One training run in `run_dir`. The configuration is checked and written down before any weights load."""
-    cfg = configure(cfg)
-    _quieten()
-    folder = Path(cfg.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
+    """The policy, its training prompts and its evaluator; rules between components are checked before weights load."""
     torch.set_num_threads(cfg.num_threads or os.cpu_count() or 1)
-    # Rules between components need no weights, so a mistake costs a second.
-    algorithm = instantiate(cfg.algorithm)
+    algorithm: Algorithm = instantiate(cfg.algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
     adapter, ema = instantiate(cfg.lora), instantiate(cfg.ema)
-    data = instantiate(cfg.data)
-    evaluator = instantiate(cfg.evaluation)
-    OmegaConf.save(cfg, folder / CONFIG, resolve=True)
-    point_latest_at(folder)
-    loggers: list[Logger] = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    data: PromptData = instantiate(cfg.data)
+    evaluator: Evaluator = instantiate(cfg.evaluation)
+    reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)
     model = instantiate(cfg.model)
     policy = Policy(
         model=model,
         adapter=adapter,
-        reward=RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing),
+        reward=reward,
         reference=ReferenceModule(model=model, guidance_scale=algorithm.penalty.guidance_scale),
         algorithm=algorithm,
         plan=plan,
@@ -140,21 +136,28 @@ def run(cfg: DictConfig) -> None:
         gate_tolerance=cfg.gate_tolerance,
         seed=cfg.seed,
     )
+    policy.embed_prompts(data.prompts + evaluator.prompts)
+    return policy, data, evaluator
+
+
+def run(cfg: DictConfig) -> None:
+    """One training run in its own folder, from the start or from the newest checkpoint of `resume`."""
+    cfg = configure(cfg)
+    quieten()
+    folder = Path(cfg.run_dir)
+    policy, data, evaluator = build(cfg)
+    OmegaConf.save(cfg, folder / CONFIG, resolve=True)
+    point_latest_at(folder)
     record = RunRecord(folder=str(folder))
     saver = Checkpoint(record=record, folder=str(folder), **cfg.checkpoint)
     data.start_iteration = saver.resume_from(policy) if cfg.resume else 0
-    policy.embed_prompts(data.prompts + evaluator.prompts)
     viewer = Evaluate(evaluator=evaluator, record=record, folder=str(folder), **cfg.viewing)
-    print(
-        f"run directory: {folder}\nbatch plan:\n{plan.describe(len(algorithm.steps.draw(algorithm.num_steps, 0, 0)))}"
-    )
+    print(f"run directory: {folder}\nbatch plan:\n{policy.describe_plan()}")
     if data.start_iteration:
-        print(f"  resuming after iteration           {data.start_iteration}")
-    trainer: Trainer = instantiate(
-        cfg.trainer,
-        callbacks=[*map(instantiate, (cfg.callbacks or {}).values()), viewer, record, saver],
-        logger=loggers or False,
-    )
+        print(f"  resuming after iteration       {data.start_iteration}")
+    loggers: list[Logger] = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    callbacks = [*map(instantiate, (cfg.callbacks or {}).values()), viewer, record, saver]
+    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     for logger in loggers:
         _prepare_logger(logger, cfg)
     try:
@@ -195,7 +198,7 @@ def _close(loggers: list[Logger]) -> None:
             logger.experiment.finish(quiet=True)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Silence advice about Lightning's defaults that does not concern this loop."""
     advice = ("available:", "litlogger", "litmodels")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):

@@ -61,4 +61,5 @@ def check(names: Iterable[str]) -> None:
 def page() -> str:
     """The glossary as a Markdown page."""
     rows = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in GLOSSARY.items())
-    return f"# Logged metrics\n\nGenerated from `flowrl/metrics.py` by `make docs`.\n\n| name | meaning |\n|---|---|\n{rows}\n"
+    head = "# Logged metrics\n\nGenerated from `flowrl/metrics.py` by `make docs`.\n"
+    return f"{head}\n| name | meaning |\n|---|---|\n{rows}\n"

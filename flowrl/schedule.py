@@ -7,6 +7,7 @@ Published results depend on the grid, so it is a configuration choice. Each grid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 
@@ -20,6 +21,7 @@ class Interval:
 
     @property
     def dt(self) -> float:
+        """sigma_next - sigma, negative."""
         return self.sigma_next - self.sigma
 
 
@@ -46,6 +48,7 @@ class LinearShift:
             raise ValueError(f"schedule.shift={self.shift} must be positive")
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
+        """See `Schedule`."""
         grid = [(num_steps - k) / num_steps for k in range(num_steps)]
         return (*(self.shift * u / (1 + (self.shift - 1) * u) for u in grid), 0.0)
 
@@ -55,4 +58,4 @@ def intervals(schedule: Schedule, num_steps: int) -> tuple[Interval, ...]:
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1")
     sigmas = schedule.sigmas(num_steps)
-    return tuple(Interval(sigma, nxt, sigmas[1]) for sigma, nxt in zip(sigmas, sigmas[1:], strict=False))
+    return tuple(Interval(sigma, nxt, sigmas[1]) for sigma, nxt in pairwise(sigmas))

@@ -18,6 +18,7 @@ import random
 import string
 import time
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -321,7 +322,7 @@ def evaluate(
     x = torch.randn(count, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     tokens, pooled = generator.encode([caption.text for caption in captions])
     sigmas = [SHIFT * u / (1 + (SHIFT - 1) * u) for u in torch.linspace(1, 0, 13).tolist()]
-    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, sigma_next in pairwise(sigmas):
         x = x + (sigma_next - sigma) * generator.velocity(x, torch.full((count,), sigma), tokens, pooled)
     images = torch.cat([autoencoder.decode(part).sample for part in (x / autoencoder.config.scaling_factor).split(128)])
     pixels = to_pixels(images)
@@ -380,7 +381,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("flowrl/shapes/assets/pipeline"), help="the exported pipeline")
     parser.add_argument("--autoencoder-steps", type=int, default=2500)
     parser.add_argument("--clean-steps", type=int, default=4000)
-    parser.add_argument("--corrupted-steps", type=int, default=1500)
+    parser.add_argument("--corrupted-steps", type=int, default=1000)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     log = Log(args.work / "log.jsonl")

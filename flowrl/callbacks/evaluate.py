@@ -82,7 +82,8 @@ class Evaluate(Callback):
         for i, name in enumerate(self.evaluator.sets):
             prefix = f"eval/{name}/"
             own = {key.removeprefix(prefix): value for key, value in result.metrics.items() if key.startswith(prefix)}
-            flat = {key.removeprefix("part/"): value for key, value in own.items() if not key.startswith("family/")}
+            plain = {key: value for key, value in own.items() if not key.startswith("family/")}
+            flat: dict[str, Any] = {key.removeprefix("part/"): value for key, value in plain.items()}
             flat["families"] = {key.removeprefix("family/"): v for key, v in own.items() if key.startswith("family/")}
             scores |= flat if i == 0 else {name: flat}
         return scores

@@ -28,6 +28,7 @@ class PromptEmbeddings:
         self._all = _concatenate(chunks)
 
     def __call__(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """The rows of some prompts, all of which must have been given at construction."""
         return self._all[torch.tensor([self._row[prompt.text] for prompt in prompts])]
 
 

@@ -6,15 +6,12 @@ import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
-
-PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
 
 EMBEDDED = "embedded:"
 """Prefix of `model.pretrained` for a pipeline shipped inside the package."""
@@ -38,9 +35,9 @@ def resolve(pretrained: str) -> str:
 
 
 def load_pipeline(
-    kind: type[PipelineT], pretrained: str, *, revision: str | None, dtype: str, left_out: Sequence[str] = ()
-) -> PipelineT:
-    """`kind.from_pretrained` in one dtype, without the components `left_out`.
+    kind: type[Any], pretrained: str, *, revision: str | None, dtype: str, left_out: Sequence[str] = ()
+) -> Any:
+    """`kind.from_pretrained`, a pipeline class of diffusers, in one dtype, without the components `left_out`.
 
     Raises ValueError, in one line, for missing or unreadable weights.
     """

@@ -30,7 +30,7 @@ class LoRA:
             raise ValueError(f"lora.init={self.init!r} must be gaussian or kaiming")
 
     def attach(self, transformer: nn.Module, seed: int) -> None:
-        """Add the adapter in float32, whatever the base's dtype, seeded; B starts at zero, so the model is unchanged."""
+        """Add the adapter, seeded and in float32 whatever the base's dtype; B is zero, so the model is unchanged."""
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -39,14 +39,14 @@ class LoRA:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            transformer.add_adapter(config, adapter_name=ADAPTER)
+            _peft(transformer).add_adapter(config, adapter_name=ADAPTER)
         for parameter in parameters(transformer).values():
             parameter.data = parameter.data.float()
 
 
 def adapter_config(transformer: nn.Module) -> dict[str, Any]:
     """The adapter's peft configuration as plain data, with sets as sorted lists, for an exported file's metadata."""
-    config = transformer.peft_config[ADAPTER].to_dict()
+    config = _peft(transformer).peft_config[ADAPTER].to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
 
 
@@ -58,11 +58,11 @@ def parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
 @contextmanager
 def disabled(transformer: nn.Module) -> Iterator[None]:
     """The reference policy: the base model without its adapter."""
-    transformer.disable_adapters()
+    _peft(transformer).disable_adapters()
     try:
         yield
     finally:
-        transformer.enable_adapters()
+        _peft(transformer).enable_adapters()
 
 
 @contextmanager
@@ -88,3 +88,8 @@ def load(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
         )
     for name, parameter in own.items():
         parameter.copy_(weights[name])
+
+
+def _peft(transformer: nn.Module) -> Any:
+    """diffusers adds peft's methods by a mixin that a type checker does not see through `nn.Module`."""
+    return transformer

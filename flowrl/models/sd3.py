@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -35,7 +36,7 @@ class SD3:
         channels_last: bool,
     ) -> None:
         left_out = () if max_sequence_length else ("text_encoder_3", "tokenizer_3")
-        self.pipeline = load_pipeline(
+        self.pipeline: Any = load_pipeline(
             StableDiffusion3Pipeline, pretrained, revision=revision, dtype=dtype, left_out=left_out
         )
         self.transformer = self.pipeline.transformer.requires_grad_(False)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -53,6 +54,10 @@ class Policy(LightningModule):
     One `training_step` is one iteration. Only LoRA weights are trained, averaged, checkpointed and exported.
     """
 
+    model: FlowModel
+    reward: RewardModule
+    reference: ReferenceModule
+
     def __init__(
         self,
         *,
@@ -85,6 +90,7 @@ class Policy(LightningModule):
         ema.start(lora.parameters(self.transformer))
 
     def configure_optimizers(self) -> Optimizer:
+        """The configured optimizer over the LoRA weights alone."""
         return self.make_optimizer(list(lora.parameters(self.transformer).values()))
 
     def embed_prompts(self, prompts: list[Prompt]) -> None:
@@ -155,7 +161,9 @@ class Policy(LightningModule):
         """The values of all processes, in rank order, on the CPU."""
         if self.plan.num_processes == 1:
             return values
-        return self.all_gather(values.to(self.device)).flatten().cpu()
+        gathered = self.all_gather(values.to(self.device))
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten().cpu()
 
     def update(self, parts: list[MicroBatch], record: Record) -> None:
         """One optimizer step on the mean loss over the update's samples and trained steps."""
@@ -164,8 +172,7 @@ class Policy(LightningModule):
         optimizer.zero_grad()
         terms = [(part, index) for part in parts for index in range(len(part.trajectory.steps))]
         for i, (part, index) in enumerate(terms):
-            is_last = i == len(terms) - 1
-            with self.trainer.strategy.block_backward_sync() if self.blocks_sync(is_last) else _nothing():
+            with self.synchronised(i == len(terms) - 1):
                 self.manual_backward(self.term_loss(part, index, record) / len(terms))
         parameters = list(lora.parameters(self.transformer).values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
@@ -176,9 +183,13 @@ class Policy(LightningModule):
         self.num_optimizer_steps += 1
         self.ema.update(lora.parameters(self.transformer), self.num_optimizer_steps)
 
-    def blocks_sync(self, is_last: bool) -> bool:
-        """Gradients are reduced over processes once per optimizer step, with the last term."""
-        return self.plan.num_processes > 1 and not is_last
+    def synchronised(self, is_last: bool) -> AbstractContextManager[None]:
+        """Gradients are reduced over processes once per optimizer step, in the backward pass of its last term."""
+        if is_last or self.plan.num_processes == 1:
+            return nullcontext()
+        strategy = self.trainer.strategy
+        assert isinstance(strategy, DDPStrategy)
+        return strategy.block_backward_sync()
 
     def term_loss(self, part: MicroBatch, index: int, record: Record) -> Tensor:
         """Policy loss plus reference penalty of one micro-batch at one trained step."""
@@ -217,11 +228,16 @@ class Policy(LightningModule):
                 divergence = method.likelihood.kl(step, trajectory.old_mean[:, index]).max().item()
                 if not max(drift, divergence) <= self.gate_tolerance:
                     raise GateFailed(
-                        f"step {trajectory.steps[index]}: replaying the rollout moved its log-probability by {drift:.2e} "
-                        f"and its mean by a divergence of {divergence:.2e}, above gate_tolerance="
+                        f"step {trajectory.steps[index]}: replaying the rollout moved its log-probability by "
+                        f"{drift:.2e} and its mean by a divergence of {divergence:.2e}, above gate_tolerance="
                         f"{self.gate_tolerance:.0e}: rollout and update disagree in precision, batch shape or mode"
                     )
         self.has_passed_gate = True
+
+    def describe_plan(self) -> str:
+        """The batch plan in words, with the number of trained steps."""
+        steps = self.algorithm.steps.draw(self.algorithm.num_steps, 0, self.seed)
+        return self.plan.describe(len(steps))
 
     def report(self, values: Mapping[str, float]) -> None:
         """Log one iteration's metrics: trackers, progress bar, and `last_metrics` for the run's own record."""
@@ -244,6 +260,7 @@ class Policy(LightningModule):
         return batch
 
     def on_fit_start(self) -> None:
+        """Move the frozen scorers, which Lightning does not know of."""
         self.reward.to(self.device)
 
     def state(self) -> dict[str, Any]:
@@ -259,10 +276,12 @@ class Clock:
         self.laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
+        """End the phase `name`, which began with the last lap."""
         now = time.perf_counter()
         self.laps[name], self.last = now - self.last, now
 
     def report(self, num_samples: int) -> dict[str, float]:
+        """All laps, and images per second since the start."""
         return self.laps | {"perf/images_per_second": num_samples / (time.perf_counter() - self.start)}
 
 
@@ -273,15 +292,12 @@ class Record:
         self.values: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, name: str, value: Tensor | float) -> None:
+        """Take in one value of a metric."""
         self.values[name].append(torch.as_tensor(value).detach().float().cpu())
 
     def means(self) -> dict[str, float]:
+        """One number per metric."""
         return {
             name: float(torch.stack(values).max() if name.endswith("_max") else torch.stack(values).mean())
             for name, values in self.values.items()
         }
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

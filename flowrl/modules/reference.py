@@ -20,6 +20,8 @@ from flowrl.types import Conditioning, Trajectory
 class ReferenceModule(LightningModule):
     """Evaluates steps under the base weights, at its own guidance scale, without gradients."""
 
+    model: FlowModel
+
     def __init__(self, *, model: FlowModel, guidance_scale: float) -> None:
         super().__init__()
         self.__dict__["model"] = model  # not a child module: its weights are the policy's

@@ -23,7 +23,7 @@ def shapes_prompts(*, split: Literal["held_in", "held_out"], count: int, seed: i
     wants_held_out = split == "held_out"
     # Without a colour and without a relation nothing can be held out.
     families = [name for name in FAMILIES if not wants_held_out or name not in ("single", "counting", "two_objects")]
-    prompts = []
+    prompts: list[Prompt] = []
     while len(prompts) < count:
         caption = sample_caption(families[len(prompts) % len(families)], rng)
         if caption.is_held_out == wants_held_out:

@@ -73,7 +73,8 @@ class Subset:
     def __post_init__(self) -> None:
         if not (self.count >= 1 and self.low >= 0 and self.low + self.count <= self.high):
             raise ValueError(
-                f"steps.count={self.count} must be at least 1 and fit into [steps.low={self.low}, steps.high={self.high})"
+                f"steps.count={self.count} must be at least 1 and fit into "
+                f"[steps.low={self.low}, steps.high={self.high})"
             )
 
     def candidates(self, num_steps: int) -> tuple[int, ...]:

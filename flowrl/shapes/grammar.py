@@ -121,18 +121,12 @@ def _draw(family: str, rng: random.Random) -> Caption:
     def phrase(count: int = 1, has_colour: bool = False) -> Phrase:
         return Phrase(count, rng.choice(COLOURS) if has_colour else None, rng.choice(SHAPES))
 
-    if family == "single":
-        return Caption((phrase(),))
-    if family == "counting":
-        return Caption((phrase(rng.randint(2, MAX_OBJECTS)),))
-    if family == "colour":
-        return Caption((phrase(has_colour=True),))
-    if family == "two_objects":
-        return Caption((phrase(), phrase()))
-    if family == "position":
-        return Caption((phrase(), phrase()), rng.choice(RELATIONS))
-    if family == "binding":
-        return Caption((phrase(has_colour=True), phrase(has_colour=True)))
+    # Arguments are drawn here and now, in one order per family, so that a seed always gives the same captions.
+    if family in ("single", "counting", "colour"):
+        return Caption((phrase(rng.randint(2, MAX_OBJECTS) if family == "counting" else 1, family == "colour"),))
+    if family in ("two_objects", "position", "binding"):
+        phrases = (phrase(has_colour=family == "binding"), phrase(has_colour=family == "binding"))
+        return Caption(phrases, rng.choice(RELATIONS) if family == "position" else None)
     form = rng.choice(("coloured count", "coloured relation", "counted pair", "counted relation"))
     if form == "coloured count":
         return Caption((phrase(rng.randint(2, MAX_OBJECTS), True),))

@@ -99,7 +99,8 @@ def _as_pixels(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape or images.dtype.kind != "f":
         raise ValueError(
-            f"images must be a non-empty float array of shape (images, height, width, 3), not {images.dtype} {images.shape}"
+            "images must be a non-empty float array of shape (images, height, width, 3), "
+            f"not {images.dtype} {images.shape}"
         )
     pixels = np.nan_to_num(images.astype(np.float32), nan=-1.0, posinf=2.0, neginf=-1.0).clip(-1.0, 2.0)
     if pixels.shape[1:3] != (IMAGE_SIZE, IMAGE_SIZE):

@@ -1,0 +1,181 @@
+"""Time training iterations against their bare parts, alternating in one process, and say where the time goes.
+
+    python scripts/benchmark.py                       # time: 10 iterations of the main job
+    python scripts/benchmark.py --memory              # peak memory against steps and group size, one process each
+    python scripts/benchmark.py sampler=flow_sde      # any override of train.py
+
+The bare parts are the same transformer forwards and backwards, decodes and reward calls, batched as the run batches
+them, in plain loops with nothing around them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from lightning import Callback, Trainer
+
+from flowrl.callbacks.record import peak_memory_gib
+from flowrl.launch import build, quieten, register_resolvers
+from flowrl.modules.policy import Policy
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+class BareParts:
+    """The parts of one iteration of a policy, each as a plain loop over its micro-batches."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        plan, method = policy.plan, policy.algorithm
+        self.num_micro_batches = plan.num_samples // plan.micro_batch
+        self.num_trained = len(method.steps.draw(method.num_steps, 0, policy.seed))
+        self.sigmas = [interval.sigma for interval in method.intervals]
+        self.x = torch.randn(plan.micro_batch, *policy.model.latent_shape)
+        rows = [prompt for prompt in policy.prompts for _ in range(plan.group_size)]
+        self.prompts = (rows * (plan.num_samples // len(rows) + 1))[: plan.num_samples]
+        self.conditioning = policy.embed(self.prompts[: plan.micro_batch])
+        self.images = policy.model.decode(self.x).repeat(self.num_micro_batches, 1, 1, 1)
+
+    def forward(self, sigma: float) -> torch.Tensor:
+        return self.policy.model.velocity(self.x, sigma, self.conditioning, self.policy.algorithm.guidance_scale)
+
+    @torch.no_grad()
+    def rollout(self) -> None:
+        for _ in range(self.num_micro_batches):
+            for sigma in self.sigmas:
+                self.forward(sigma)
+
+    def decode(self) -> None:
+        for _ in range(self.num_micro_batches):
+            self.policy.model.decode(self.x)
+
+    def reward(self) -> None:
+        self.policy.reward.reward(self.images, self.prompts)
+
+    def update(self) -> None:
+        for _ in range(self.num_micro_batches * self.policy.plan.inner_epochs):
+            for sigma in self.sigmas[: self.num_trained]:
+                velocity = self.forward(sigma)
+                velocity.backward(torch.ones_like(velocity))
+        for parameter in self.policy.parameters():
+            parameter.grad = None
+
+    @torch.no_grad()
+    def reference(self) -> None:
+        if self.policy.algorithm.penalty.beta:
+            for _ in range(self.num_micro_batches * self.policy.plan.inner_epochs):
+                for sigma in self.sigmas[: self.num_trained]:
+                    self.policy.reference.velocity(self.x, sigma, self.conditioning)
+
+    def parts(self) -> dict[str, Callable[[], None]]:
+        names = ("rollout", "decode", "reward", "update", "reference")
+        return {name: getattr(self, name) for name in names}
+
+
+class Alternate(Callback):
+    """Before every iteration, times the bare parts; then times the iteration."""
+
+    def __init__(self) -> None:
+        self.bare: list[dict[str, float]] = []
+        self.whole: list[float] = []
+        self.laps: list[dict[str, float]] = []
+        self.parts: BareParts | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.parts = self.parts or BareParts(pl_module)
+        self.bare.append({name: seconds(part) for name, part in self.parts.parts().items()})
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.whole.append(time.perf_counter() - self.start)
+        self.laps.append(dict(pl_module.last_metrics))
+
+
+def seconds(part: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    part()
+    return time.perf_counter() - start
+
+
+def fit(overrides: list[str], num_iterations: int, callbacks: list[Callback]) -> Policy:
+    register_resolvers()
+    quieten()
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        settings = ["name=benchmark", "logger=none", f"num_iterations={num_iterations}"]
+        cfg = compose("config", overrides=[*settings, *overrides])
+    policy, data, _ = build(cfg)
+    policy.prompts = data.prompts
+    trainer = Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(policy, datamodule=data)
+    return policy
+
+
+def time_table(overrides: list[str], num_iterations: int) -> None:
+    alternate = Alternate()
+    policy = fit(overrides, num_iterations + 1, [alternate])
+    bare, whole, laps = alternate.bare[1:], alternate.whole[1:], alternate.laps[1:]  # the first one warms up
+    median = {name: statistics.median(row[name] for row in bare) for name in bare[0]}
+    total = statistics.median(whole)
+    ratio = statistics.median(w / sum(b.values()) for w, b in zip(whole, bare, strict=True))
+    rollout = statistics.median(
+        lap["perf/rollout_seconds"] / (b["rollout"] + b["decode"]) for lap, b in zip(laps, bare, strict=True)
+    )
+    print(
+        f"{num_iterations} iterations of {policy.plan.num_samples} images, {torch.get_num_threads()} threads; medians"
+    )
+    print(f"{'part':<34}{'seconds':>9}{'share':>8}")
+    for name, value in median.items():
+        print(f"{'bare ' + name:<34}{value:>9.3f}{value / total:>8.1%}")
+    print(f"{'everything else':<34}{total - sum(median.values()):>9.3f}{1 - sum(median.values()) / total:>8.1%}")
+    print(f"{'iteration':<34}{total:>9.3f}{1:>8.0%}")
+    print(f"images per second                 {policy.plan.num_samples / total:.1f}")
+    print(f"iteration over bare parts         {ratio:.3f}")
+    print(f"rollout over its bare parts       {rollout:.3f}")
+    print(f"peak memory                       {peak_memory_gib():.2f} GiB")
+
+
+def memory_table(overrides: list[str]) -> None:
+    print(f"{'steps':>6}{'group':>6}{'peak GiB':>10}")
+    for num_steps, group_size in ((6, 12), (12, 12), (24, 12), (6, 24), (6, 48)):
+        case = [f"rollout.num_steps={num_steps}", f"batch.group_size={group_size}"]
+        command = [sys.executable, __file__, "--one-memory-case", *overrides, *case]
+        peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+        print(f"{num_steps:>6}{group_size:>6}{float(peak):>10.3f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="configuration overrides, as for train.py")
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--one-memory-case", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one_memory_case:
+        fit(args.overrides, 2, [])
+        print(peak_memory_gib())
+    elif args.memory:
+        memory_table(args.overrides)
+    else:
+        time_table(args.overrides, args.iterations)
+
+
+if __name__ == "__main__":
+    main()
