@@ -1,6 +1,7 @@
 """Train a flow-matching policy by reinforcement learning: python train.py sampler=cps loss=dppo"""
 
 import sys
+from functools import partial
 
 import hydra
 from omegaconf import DictConfig
@@ -12,8 +13,9 @@ register_resolvers()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
-    """Compose the configuration and run it."""
-    run(cfg)
+    """Run a composed configuration; a failure leaves Hydra as an exit status, without its own report."""
+    if status := one_line_errors(partial(run, cfg)):
+        sys.exit(status)
 
 
 if __name__ == "__main__":

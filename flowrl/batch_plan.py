@@ -31,6 +31,8 @@ class BatchPlan:
             "max_micro_batch",
             "num_processes",
         ):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"batch.{name}={getattr(self, name)!r} must be a whole number")
             if getattr(self, name) < 1:
                 raise ValueError(f"batch.{name}={getattr(self, name)} must be at least 1")
         if self.group_size < 2:

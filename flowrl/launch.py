@@ -70,10 +70,15 @@ def one_line_errors(main: Callable[[], Any]) -> int:
 
 def explain(error: BaseException) -> str:
     """The innermost cause of an error, in one line, with a suggestion for a misspelt key or option."""
+    place = ""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        key = re.search(r"full_key: (\S+)", str(error))
+        place = f"{key[1]}: " if key and not isinstance(error.__cause__, ValueError) else ""
         error = error.__cause__
-    text = str(error).strip() or type(error).__name__
-    if match := re.search(r"Could not find '([^']+)'.*?Available options in '([^']+)':\s*(.*)", text, re.DOTALL):
+    text = place + (str(error).strip() or type(error).__name__)
+    if match := re.search(
+        r"Could not find '([^']+)'.*?Available options in '([^']+)':\n((?:\t\S+\n)*)", text, re.DOTALL
+    ):
         group, option = match[1].rsplit("/", 1)
         options = match[3].split()
         return f"{group}={option}: no such option; choose one of {', '.join(options)}"
@@ -83,7 +88,8 @@ def explain(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}; choose another output folder with run_dir=PATH"
     if match := re.search(r"__init__\(\) (got an unexpected keyword argument|missing) (.*)", text):
         return f"{match[1]} {match[2]}".replace("keyword argument", "configuration key")
-    return " ".join(text.split("\nfull_key")[0].split())
+    text = text.removeprefix("ValueError raised while resolving interpolation: ")
+    return " ".join(text.split("\n    full_key")[0].split())
 
 
 def _suggest(key: str) -> str:

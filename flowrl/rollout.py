@@ -17,8 +17,9 @@ from flowrl.samplers.protocol import Sampler
 from flowrl.schedule import Interval
 from flowrl.types import Trajectory
 
-Velocity = Callable[[Float[Tensor, "B C H W"], float], Float[Tensor, "B C H W"]]
-"""(x, sigma) -> velocity in float32."""
+Velocity = Callable[[Float[Tensor, "B C H W"], float, bool], Float[Tensor, "B C H W"]]
+"""(x, sigma, is_shared) -> velocity in float32; `is_shared` promises that rows of one group are equal, so that a field
+may evaluate one of them for all."""
 
 
 @torch.no_grad()
@@ -31,25 +32,28 @@ def rollout(
     stochastic: Sequence[int],
     noise: Callable[[int], Float[Tensor, "B C H W"]],
     likelihood: Likelihood,
+    shares_start: bool,
 ) -> Trajectory:
     """Sample from noise `x` to data; `stochastic` steps use `sampler` and `noise(k)`, the others the Euler ODE.
 
-    Only the states of stochastic steps are kept. With no stochastic step the trajectory holds `x0` alone.
+    Only the states of stochastic steps are kept. With no stochastic step the trajectory holds `x0` alone. With
+    `shares_start` the rows of a group begin equal, and stay so until the first noise is drawn.
     """
     ode = ODE()
     kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for k, interval in enumerate(intervals):
         is_stochastic = k in stochastic
-        step = (sampler if is_stochastic else ode).step(x, velocity(x, interval.sigma), interval)
+        is_shared = shares_start and not kept
+        step = (sampler if is_stochastic else ode).step(x, velocity(x, interval.sigma, is_shared), interval)
         x_next = step.sample(noise(k).to(x)) if is_stochastic else step.mean
         if is_stochastic:
             kept.append((x, x_next, step.mean, likelihood.log_prob(step, x_next)))
         x = x_next
     if not kept:
         none = x.new_zeros(len(x), 0, *x.shape[1:])
-        return Trajectory((), none, none, none, x.new_zeros(len(x), 0), x)
+        return Trajectory((), shares_start, none, none, none, x.new_zeros(len(x), 0), x)
     states, nexts, means, log_probs = (torch.stack(values, dim=1) for values in zip(*kept, strict=True))
-    return Trajectory(tuple(sorted(stochastic)), states, nexts, means, log_probs, x)
+    return Trajectory(tuple(sorted(stochastic)), shares_start, states, nexts, means, log_probs, x)
 
 
 def replay(
@@ -61,4 +65,5 @@ def replay(
     """
     interval = intervals[trajectory.steps[index]]
     x = trajectory.x[:, index].contiguous()
-    return sampler.step(x, velocity(x, interval.sigma), interval)
+    is_shared = trajectory.shares_start and index == 0
+    return sampler.step(x, velocity(x, interval.sigma, is_shared), interval)

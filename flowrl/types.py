@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -46,25 +45,17 @@ class Trajectory:
     """A rollout of B samples: final latents, and the states of its T stochastic steps (trained steps only).
 
     `old_mean` is kept in float32: in bfloat16 its rounding alone gives divergences of 3e-6 to 1e-5.
+    `shares_start` says that samples of one group began from the same noise, so that they are equal up to and in the
+    state of the first stochastic step.
     """
 
     steps: tuple[int, ...]
+    shares_start: bool
     x: Float[Tensor, "B T C H W"]
     x_next: Float[Tensor, "B T C H W"]
     old_mean: Float[Tensor, "B T C H W"]
     old_log_prob: Float[Tensor, "B T"]
     x0: Float[Tensor, "B C H W"]
-
-    @staticmethod
-    def concatenate(parts: Sequence[Trajectory]) -> Trajectory:
-        """Join the rollouts of consecutive micro-batches, which share their stochastic steps."""
-        names = ("x", "x_next", "old_mean", "old_log_prob", "x0")
-        return Trajectory(parts[0].steps, *(torch.cat([getattr(part, name) for part in parts]) for name in names))
-
-    def __getitem__(self, rows: slice) -> Trajectory:
-        return Trajectory(
-            self.steps, self.x[rows], self.x_next[rows], self.old_mean[rows], self.old_log_prob[rows], self.x0[rows]
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ TRANSFORMER = {
     "pos_embed_max_size": 8,
 }
 SHIFT = 2.0
-CORRUPTION = {"colour": 0.35, "shape": 0.3, "count": 0.35, "relation": 0.35}
+CORRUPTION = {"colour": 0.3, "shape": 0.2, "count": 0.3, "relation": 0.3}
 CAPTION_DROPOUT = 0.05
 NUM_LATENTS = 120_000
 

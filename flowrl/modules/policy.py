@@ -21,10 +21,11 @@ from flowrl.algorithm import Algorithm
 from flowrl.batch_plan import BatchPlan
 from flowrl.data import PromptBatch
 from flowrl.ema import EMA
-from flowrl.gaussian import tv
+from flowrl.gaussian import GaussianStep, tv
 from flowrl.models import lora
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.protocol import FlowModel
+from flowrl.modules.groups import Group
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule
 from flowrl.noise import INITIAL, gaussian_noise
@@ -42,7 +43,7 @@ class MicroBatch:
 
     rows: range
     prompts: list[Prompt]
-    conditioning: Conditioning
+    group: Group
     trajectory: Trajectory
     images: Tensor
     advantage: Tensor
@@ -118,24 +119,30 @@ class Policy(LightningModule):
         """Roll out the samples numbered `rows` of this iteration and decode them."""
         method, members = self.algorithm, [divmod(row, self.plan.group_size) for row in rows]
         prompts = [batch.prompts[prompt] for prompt, _ in members]
-        conditioning = self.embed(prompts)
         noise = partial(gaussian_noise, self.model.latent_shape, seed=self.seed, iteration=batch.iteration)
         starts = [(prompt, 0) for prompt, _ in members] if method.shared_initial_noise else members
+        group = Group(self.embed(prompts), starts)
         trajectory = rollout(
-            self.velocity(conditioning),
+            group.field(self.velocity),
             noise(samples=starts, step=INITIAL).to(self.device),
             method.intervals,
             sampler=method.sampler,
             stochastic=method.steps.draw(method.num_steps, batch.iteration, self.seed),
             noise=lambda k: noise(samples=members, step=k),
             likelihood=method.likelihood,
+            shares_start=method.shared_initial_noise,
         )
         images = self.model.decode(trajectory.x0)
-        return MicroBatch(rows, prompts, conditioning, trajectory, images, torch.zeros(len(rows), device=self.device))
+        return MicroBatch(rows, prompts, group, trajectory, images, torch.zeros(len(rows), device=self.device))
 
-    def velocity(self, conditioning: Conditioning) -> Callable[[Tensor, float], Tensor]:
-        """The current policy's velocity field for some prompts."""
-        return lambda x, sigma: self.model.velocity(x, sigma, conditioning, self.algorithm.guidance_scale)
+    def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        """The current policy's velocity, at the rollout's guidance scale."""
+        return self.model.velocity(x, sigma, conditioning, self.algorithm.guidance_scale)
+
+    def replay(self, part: MicroBatch, index: int) -> GaussianStep:
+        """The Gaussian of a micro-batch's `index`-th trained step under the current weights."""
+        method = self.algorithm
+        return replay(part.group.field(self.velocity), part.trajectory, index, method.intervals, method.sampler)
 
     def assign_advantages(self, parts: list[MicroBatch], record: Record) -> None:
         """Score all images and give every sample its advantage, from statistics over all processes."""
@@ -195,7 +202,7 @@ class Policy(LightningModule):
         """Policy loss plus reference penalty of one micro-batch at one trained step."""
         method, trajectory = self.algorithm, part.trajectory
         interval = method.intervals[trajectory.steps[index]]
-        step = replay(self.velocity(part.conditioning), trajectory, index, method.intervals, method.sampler)
+        step = self.replay(part, index)
         log_prob = method.likelihood.log_prob(step, trajectory.x_next[:, index])
         old_mean, old_log_prob = trajectory.old_mean[:, index], trajectory.old_log_prob[:, index]
         with torch.no_grad():
@@ -205,7 +212,7 @@ class Policy(LightningModule):
         loss = output.loss
         record.add("loss/policy", loss)
         if method.penalty.beta:
-            ref_mean = self.reference.mean(trajectory, index, part.conditioning, method.intervals, method.sampler)
+            ref_mean = self.reference.mean(trajectory, index, part.group, method.intervals, method.sampler)
             penalty = method.penalty(step, ref_mean, interval).mean()
             loss = loss + method.penalty.beta * penalty
             record.add("loss/penalty", penalty)
@@ -222,7 +229,7 @@ class Policy(LightningModule):
         method, trajectory = self.algorithm, part.trajectory
         with torch.enable_grad():
             for index in range(len(trajectory.steps)):
-                step = replay(self.velocity(part.conditioning), trajectory, index, method.intervals, method.sampler)
+                step = self.replay(part, index)
                 log_prob = method.likelihood.log_prob(step, trajectory.x_next[:, index]).detach()
                 drift = (log_prob - trajectory.old_log_prob[:, index]).abs().max().item()
                 divergence = method.likelihood.kl(step, trajectory.old_mean[:, index]).max().item()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowrl.models import lora
 from flowrl.models.protocol import FlowModel
+from flowrl.modules.groups import Group
 from flowrl.rollout import replay
 from flowrl.samplers.protocol import Sampler
 from flowrl.schedule import Interval
@@ -36,11 +37,9 @@ class ReferenceModule(LightningModule):
         self,
         trajectory: Trajectory,
         index: int,
-        conditioning: Conditioning,
+        group: Group,
         intervals: Sequence[Interval],
         sampler: Sampler,
     ) -> Float[Tensor, "B C H W"]:
         """The reference's mean of the trajectory's `index`-th stochastic step."""
-        return replay(
-            lambda x, sigma: self.velocity(x, sigma, conditioning), trajectory, index, intervals, sampler
-        ).mean
+        return replay(group.field(self.velocity), trajectory, index, intervals, sampler).mean

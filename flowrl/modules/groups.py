@@ -1,0 +1,44 @@
+"""The conditioning of a micro-batch, and the velocity field that evaluates equal rows once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.rollout import Velocity
+from flowrl.types import Conditioning
+
+Conditioned = Callable[[Float[Tensor, "B C H W"], float, Conditioning], Float[Tensor, "B C H W"]]
+"""(x, sigma, conditioning) -> velocity."""
+
+
+class Group:
+    """Rows with their conditioning and a `start` each; rows of equal start are equal while nothing random happened.
+
+    Samples of one prompt that share their initial noise need one evaluation of the network, not one each, up to and
+    including the first stochastic step, in rollout and updates alike.
+    """
+
+    def __init__(self, conditioning: Conditioning, starts: Sequence[Hashable]) -> None:
+        first: dict[Hashable, int] = {}
+        for row, start in enumerate(starts):
+            first.setdefault(start, row)
+        numbers = {start: number for number, start in enumerate(first)}
+        device = conditioning.pooled.device
+        self.conditioning = conditioning
+        self._firsts = torch.tensor(list(first.values()), device=device)
+        self._number = torch.tensor([numbers[start] for start in starts], device=device)
+        self._shared = conditioning[self._firsts]
+
+    def field(self, velocity: Conditioned) -> Velocity:
+        """`velocity` bound to this conditioning."""
+
+        def bound(x: Tensor, sigma: float, is_shared: bool) -> Tensor:
+            if not is_shared:
+                return velocity(x, sigma, self.conditioning)
+            return velocity(x[self._firsts], sigma, self._shared)[self._number]
+
+        return bound

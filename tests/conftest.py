@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import hypothesis
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).parents[1]
+# The shapes world has no tensors, and millions of calls.
+CHECKED = [f"flowrl.{path.stem}" for path in (ROOT / "flowrl").iterdir() if path.stem not in ("__init__", "shapes")]
+install_import_hook(CHECKED, "runtime_types.check")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+hypothesis.settings.register_profile("repeatable", deadline=None, max_examples=30, derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture
+def grid():
+    """The ten steps of SD3.5's grid (shift 3), for which published step values exist."""
+    from flowrl.schedule import LinearShift, intervals
+
+    return intervals(LinearShift(shift=3.0), 10)
+
+
+@pytest.fixture
+def normal():
+    """Seeded standard normal tensors in float64."""
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def loss_inputs():
+    """LossInputs from plain lists; the rollout's log-probability is 0, so that `log_prob` is the log-ratio."""
+    from flowrl.types import LossInputs
+
+    def build(log_ratio, advantage, kl=None, tv=None):
+        log_prob = torch.as_tensor(log_ratio, dtype=torch.float64).requires_grad_()
+        none = torch.zeros(len(log_prob), dtype=torch.float64)
+        as_double = [none if v is None else torch.tensor(v, dtype=torch.float64) for v in (advantage, kl, tv)]
+        return LossInputs(log_prob, none, *as_double, std=0.5, dt=-0.1)
+
+    return build

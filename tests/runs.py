@@ -1,0 +1,47 @@
+"""How tests start train.py, build policies in process, and where the project's folders are."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from lightning import Trainer
+
+from flowrl.launch import build, register_resolvers
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+SHORT = ("debug=smoke", "num_iterations=4", "viewing.every=0")
+
+
+def start(*overrides, cwd):
+    """Start train.py in `cwd`, as a user would."""
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def train(*overrides, cwd):
+    """Run train.py to its end."""
+    process = start(*overrides, cwd=cwd)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def make(*overrides, config=CONF, base=("name=test", "debug=smoke")):
+    """Policy, data and evaluator of a composed configuration."""
+    register_resolvers()
+    with initialize_config_dir(str(config), version_base="1.3"):
+        return build(compose("config", overrides=[*base, *overrides]))
+
+
+def fit(policy, data):
+    """All iterations of `data`, without files or trackers."""
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(policy, datamodule=data)
