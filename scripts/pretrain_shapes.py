@@ -15,6 +15,7 @@ import copy
 import json
 import math
 import random
+import shutil
 import string
 import time
 from collections import defaultdict
@@ -77,7 +78,7 @@ TRANSFORMER = {
     "pos_embed_max_size": 8,
 }
 SHIFT = 2.0
-CORRUPTION = {"colour": 0.3, "shape": 0.2, "count": 0.3, "relation": 0.3}
+CORRUPTION = {"colour": 0.2, "shape": 0.1, "count": 0.2, "relation": 0.2}
 CAPTION_DROPOUT = 0.05
 NUM_LATENTS = 120_000
 
@@ -175,9 +176,13 @@ def make_tokenizer() -> CLIPTokenizer:
         show_progress=False,
     )
     bpe.train_from_iterator([*WORDS, *letters], trainer)
-    model = json.loads(bpe.to_str())["model"]
-    merges = [tuple(pair) for pair in model["merges"]]
-    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=NUM_TOKENS)
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    # The trainer numbers the alphabet in an order that changes from process to process: number everything here.
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    tokens += [first + second for first, second in merges]
+    return CLIPTokenizer(
+        vocab={token: number for number, token in enumerate(tokens)}, merges=merges, model_max_length=NUM_TOKENS
+    )
 
 
 class Generator(nn.Module):
@@ -381,7 +386,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("flowrl/shapes/assets/pipeline"), help="the exported pipeline")
     parser.add_argument("--autoencoder-steps", type=int, default=2500)
     parser.add_argument("--clean-steps", type=int, default=4000)
-    parser.add_argument("--corrupted-steps", type=int, default=1000)
+    parser.add_argument("--corrupted-steps", type=int, default=800)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     log = Log(args.work / "log.jsonl")
@@ -401,7 +406,7 @@ def main() -> None:
         "corrupted",
         copy.deepcopy(clean).train(),
         num_steps=args.corrupted_steps,
-        peak=1e-3,
+        peak=5e-4,
         rates=CORRUPTION,
         **shared,
     )
@@ -412,6 +417,7 @@ def main() -> None:
         "corrupted": evaluate(corrupted, autoencoder, 2100),
     }
     (args.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    shutil.copy(log.path, args.out / "pretraining.jsonl")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,170 @@
+"""Every YAML under conf/ composes, resolves, and instantiates in every combination that needs no weights."""
+
+import inspect
+import itertools
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from flowrl.algorithm import Algorithm
+from flowrl.batch_plan import BatchPlan
+from flowrl.data import PromptData
+from flowrl.ema import EMA
+from flowrl.evaluation import Evaluator
+from flowrl.launch import explain, register_resolvers
+from flowrl.models.lora import LoRA
+from flowrl.types import Prompt
+
+CONF = Path(__file__).parents[2] / "conf"
+OPTIONS = sorted((path.parent.relative_to(CONF).as_posix(), path.stem) for path in CONF.glob("*/**/*.yaml"))
+FILLED = {"text": ("data.prompts.path=prompts.txt",)}
+"""Values that an option leaves to the user."""
+
+
+def options(group):
+    return [name for other, name in OPTIONS if other == group]
+
+
+def config(*overrides):
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=["name=test", *overrides])
+
+
+def select(group, option):
+    # Groups without a default entry are added.
+    return config(f"{group}={option}", *FILLED.get(option, ()))
+
+
+def targets(node, path=""):
+    """(path, node) of every `_target_`, from the unresolved configuration."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield path, node
+        for key in node:
+            if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
+                yield from targets(node[key], f"{path}.{key}")
+
+
+@pytest.fixture(scope="module")
+def base():
+    return config()
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_fits_its_target(group, option):
+    """Each key is a parameter of its target, each parameter has a key. Mutation: rename a key in any YAML."""
+    cfg = select(group, option)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    found = list(targets(cfg))
+    assert len(found) > 8
+    for path, node in found:
+        target = get_object(node["_target_"])
+        signature = inspect.signature(target)
+        keys = {str(key): None for key in node if key not in ("_target_", "_partial_", "_convert_")}
+        bind = signature.bind_partial if node.get("_partial_") else signature.bind
+        bind(**keys)
+        if node["_target_"].startswith("flowrl."):
+            kinds = {parameter.kind for parameter in signature.parameters.values()}
+            assert inspect.Parameter.VAR_KEYWORD not in kinds, f"{path} swallows misspelt keys"
+        if node.get("_partial_") and node["_target_"].startswith("flowrl."):
+            required = {p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+            assert required == keys.keys(), path
+
+
+def test_every_yaml_is_small_and_says_what_it_is():
+    """Mutation: a group file without a head line, or one that outgrows 15 lines."""
+    for group, option in OPTIONS:
+        lines = (CONF / group / f"{option}.yaml").read_text().splitlines()
+        assert len(lines) <= 15, (group, option)
+        assert any(line.startswith("# ") and not line.startswith("# @package") for line in lines[:2]), (group, option)
+
+
+@pytest.mark.parametrize(
+    "override", ["sampler.noise_levl=0.5", "loss.delta_max=1", "batch.groups=3", "seeed=1", "penalty.betas=1"]
+)
+def test_an_unknown_key_fails_and_is_named(override):
+    """Mutation: switch struct mode off."""
+    with pytest.raises(ConfigCompositionException) as error:
+        config(override)
+    assert override.split("=")[0] in explain(error.value)
+
+
+def combine(base, **chosen):
+    """`base` with other options of some groups, without composing anew."""
+    cfg = base.copy()
+    OmegaConf.set_struct(cfg, False)
+    for group, node in chosen.items():
+        cfg[group] = node
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    groups = ("sampler", "loss", "steps", "penalty", "advantage")
+    return {group: {option: select(group, option)[group] for option in options(group)} for group in groups}
+
+
+@pytest.mark.parametrize("loss", options("loss"))
+@pytest.mark.parametrize("sampler", options("sampler"))
+def test_every_combination_instantiates_or_is_refused_by_name(base, nodes, sampler, loss):
+    """Mutation: lose the rule that a ratio loss needs a stochastic step, or refuse a good pair."""
+    rest = [nodes[group].values() for group in ("steps", "penalty", "advantage")]
+    for steps, penalty, advantage in itertools.product(*rest):
+        chosen = {"steps": steps, "penalty": penalty, "advantage": advantage}
+        cfg = combine(base, sampler=nodes["sampler"][sampler], loss=nodes["loss"][loss], **chosen)
+        if sampler == "ode":
+            with pytest.raises(Exception, match=r"(?s)sampler.*loss") as error:
+                instantiate(cfg.algorithm)
+            assert "sampler=" in explain(error.value)
+        else:
+            algorithm = instantiate(cfg.algorithm)
+            assert isinstance(algorithm, Algorithm)
+            assert algorithm.steps.draw(algorithm.num_steps, 0, 0)
+            assert algorithm.sampler.noise_level == nodes["sampler"][sampler].noise_level
+
+
+def test_the_other_nodes_instantiate(base, tmp_path):
+    """Mutation: an interpolation to a moved key."""
+    register_resolvers()
+    assert isinstance(instantiate(base.batch), BatchPlan)
+    assert isinstance(instantiate(base.lora), LoRA)
+    assert isinstance(instantiate(base.ema), EMA)
+    (tmp_path / "prompts.txt").write_text("a cat\n\n a dog \n")
+    text = config("data=text", f"data.prompts.path={tmp_path}/prompts.txt")
+    data = instantiate(text.data)
+    assert isinstance(data, PromptData)
+    assert [prompt.text for prompt in data.prompts] == ["a cat", "a dog"]
+    for option in options("evaluation"):
+        evaluator = instantiate(select("evaluation", option).evaluation)
+        assert isinstance(evaluator, Evaluator)
+        for prompts in evaluator.sets.values():
+            assert {type(prompt) for prompt in prompts} == {Prompt}, "hydra turned prompts into DictConfigs"
+        assert len(evaluator.prompts) == sum(node["count"] for node in base.evaluation.sets.values())
+    seen = instantiate(base.data).prompts
+    assert {type(prompt) for prompt in seen} == {Prompt}
+    assert len(seen) == base.data.prompts["count"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (("sampler=flow_sde", "rollout.num_steps=3"), ("steps may pick step 3", "rollout.num_steps=3")),
+        (("sampler=dance_sde", "steps=window", "steps.high=9"), ("steps may pick step 6", "rollout.num_steps=6")),
+        (("steps.high=6",), ("step 5", "CPS", "zero-variance", "steps.high")),
+        (("sampler.noise_level=0",), ("sampler=CPS", "deterministic", "loss")),
+        (("rollout.num_steps=1", "steps=all_but_last"), ("rollout.num_steps=1",)),
+        (("sampler=flow_sde", "sampler.noise_level=-1"), ("sampler.noise_level=-1",)),
+        (("steps.count=9",), ("steps.count=9",)),
+        (("likelihood.reduction=max",), ("reduction", "max")),
+    ],
+)
+def test_rules_between_components_name_their_keys(overrides, names):
+    """Mutation: drop a rule, or name one key of two."""
+    with pytest.raises(Exception) as error:
+        instantiate(config(*overrides).algorithm)
+    assert all(name in explain(error.value) for name in names), explain(error.value)

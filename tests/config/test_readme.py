@@ -1,0 +1,56 @@
+"""Every command that the documents show is one that works."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+from hydra import compose, initialize_config_dir
+from runs import CONF, ROOT
+
+from flowrl.launch import register_resolvers
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(
+    {
+        line.split("#")[0].strip()
+        for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+        for line in block.splitlines()
+    }
+)
+TRAIN = [command for command in COMMANDS if command.startswith(("python train.py", "make train"))]
+
+
+@pytest.mark.parametrize("command", TRAIN)
+def test_train_commands_compose(command):
+    """Mutation: misspell an override in the README."""
+    words = shlex.split(command)
+    if words[0] == "make":
+        words = shlex.split(words[-1].removeprefix("ARGS=")) if "ARGS" in command else []
+    else:
+        words = words[2:]
+    overrides = [word for word in words if "=" in word and not word.startswith("resume=")]
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("config", overrides=["name=test", *overrides]).num_iterations > 0
+
+
+def test_documented_make_targets_and_scripts_exist():
+    """Mutation: rename a target or script without the README."""
+    text = README + (ROOT / "CONTRIBUTING.md").read_text()
+    for target in set(re.findall(r"\bmake ([a-z][a-z-]*)", text)):
+        assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0, target
+    for path in set(re.findall(r"`((?:flowrl|conf|scripts|tests|docs)/[\w/.-]+)`", text)):
+        assert (ROOT / path).exists(), path
+
+
+def test_metrics_page_is_current():
+    """Mutation: change the glossary without `make docs`."""
+    from flowrl.metrics import page
+
+    assert (ROOT / "docs" / "metrics.md").read_text() == page()
+
+
+def test_no_placeholder_is_left():
+    """Mutation: leave an unfilled @@RESULT@@ in a document."""
+    assert "@@" not in README

@@ -1,0 +1,123 @@
+"""The package against tensors that the published implementations gave for the same inputs."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flowrl.advantages import global_std, group
+from flowrl.gaussian import Likelihood, tv
+from flowrl.losses.dppo import dppo
+from flowrl.losses.grpo import grpo
+from flowrl.samplers.cps import CPS
+from flowrl.samplers.sde import FlowSDE
+from flowrl.schedule import Interval
+from flowrl.types import LossInputs
+
+GOLDENS = load_file(Path(__file__).parents[1] / "goldens" / "sd3_latents.safetensors")
+LATER = ("flow_sde.guard", "nft.", "adv.gdpo")
+SAMPLERS = {"flow_sde": FlowSDE(noise_level=0.7), "cps": CPS(noise_level=0.8)}
+INPUTS = ("sigmas", "step_index", "x", "x_next", "velocity", "old_velocity", "ref_velocity", "advantage")
+TENSORS = ("x_next", "mean", "old_mean", "ref_mean", "std", "gaussian_log_prob", "old_gaussian_log_prob", "tv")
+TENSORS += ("published_log_prob", "published_old_log_prob", "kl_mean", "kl_sum", "kl_ref_mean")
+ADVANTAGES = {"adv.group_std": group, "adv.global_std": global_std}
+CLIPS = {"flow_sde": ("0.001", "0.1"), "cps": ("0.001", "0.1")}
+DELTAS = ("0.0001", "0.01", "1e+09")
+GRADIENT = {"rtol": 1e-4, "atol": 1e-9}
+by_sampler = pytest.mark.parametrize("name", SAMPLERS)
+
+
+def close(actual, key, rtol=1e-5, atol=0.0):
+    expected = GOLDENS[key].double()
+    torch.testing.assert_close(actual.detach().double(), expected, rtol=rtol, atol=atol, msg=lambda m: f"{key}: {m}")
+
+
+class Steps:
+    """The eight samples, each at its own step of the grid, in float64: per row a Gaussian step and its reductions."""
+
+    def __init__(self, name):
+        self.name, self.sampler = name, SAMPLERS[name]
+        sigmas = GOLDENS["sigmas"].tolist()
+        self.intervals = [Interval(sigmas[k], sigmas[k + 1], sigmas[1]) for k in GOLDENS["step_index"].tolist()]
+        self.velocity = GOLDENS["velocity"].double().requires_grad_()
+        self.steps = self.at(self.velocity)
+        self.old, self.ref = (self.at(GOLDENS[key].double()) for key in ("old_velocity", "ref_velocity"))
+        self.x_next = GOLDENS[f"{name}.x_next"].double()
+
+    def at(self, velocity):
+        x = GOLDENS["x"].double()
+        return [self.sampler.step(x[i : i + 1], velocity[i : i + 1], step) for i, step in enumerate(self.intervals)]
+
+    def log_prob(self, steps, form="gaussian"):
+        likelihood = Likelihood(reduction="mean", form=form)
+        return torch.cat([likelihood.log_prob(step, self.x_next[i : i + 1]) for i, step in enumerate(steps)])
+
+    def kl(self, others, reduction="mean"):
+        likelihood = Likelihood(reduction=reduction, form="gaussian")
+        return torch.cat([likelihood.kl(step, other.mean) for step, other in zip(self.steps, others, strict=True)])
+
+    def tv(self):
+        return torch.cat([tv(step, old.mean) for step, old in zip(self.steps, self.old, strict=True)])
+
+    def loss(self, function, form="gaussian"):
+        log_prob, old = self.log_prob(self.steps, form), self.log_prob(self.old, form)
+        kl, distance = self.kl(self.old).detach(), self.tv().detach()
+        return function(LossInputs(log_prob, old, GOLDENS["advantage"].double(), kl, distance, std=1.0, dt=-0.1))
+
+
+@by_sampler
+def test_steps_and_divergences(name):
+    """Mutation: any coefficient of a mean, a factor in std, log_prob, KL or TV."""
+    s = Steps(name)
+    form = "unnormalised" if name == "cps" else "gaussian"
+    for key, steps in (("mean", s.steps), ("old_mean", s.old), ("ref_mean", s.ref)):
+        close(torch.cat([step.mean for step in steps]), f"{name}.{key}", atol=1e-6)
+    close(torch.tensor([step.std for step in s.steps]), f"{name}.std")
+    for key, steps in (("", s.steps), ("old_", s.old)):
+        close(s.log_prob(steps), f"{name}.{key}gaussian_log_prob")
+        close(s.log_prob(steps, form), f"{name}.published_{key}log_prob")
+    close(s.kl(s.old), f"{name}.kl_mean")
+    close(s.kl(s.old, "sum"), f"{name}.kl_sum")
+    close(s.kl(s.ref), f"{name}.kl_ref_mean")
+    close(s.tv(), f"{name}.tv")
+
+
+@pytest.mark.parametrize(("name", "eps"), [(name, eps) for name in CLIPS for eps in CLIPS[name]])
+def test_clipped_losses(name, eps):
+    """Flow-GRPO, and Flow-CPS as published. Mutation: minimum for maximum, the other likelihood form."""
+    s, bound = Steps(name), float(eps)
+    function = partial(grpo, clip_low=bound, clip_high=bound, advantage_clip=5.0)
+    loss = s.loss(function, "unnormalised" if name == "cps" else "gaussian").loss
+    loss.backward()
+    close(loss.view(1), f"{name}.clip_{eps}.loss")
+    close(s.velocity.grad, f"{name}.clip_{eps}.grad_velocity", **GRADIENT)
+
+
+@pytest.mark.parametrize(("name", "delta"), [(name, delta) for name in SAMPLERS for delta in DELTAS])
+def test_dppo_losses(name, delta):
+    """Mutation: mask one side only, a KL with another std, dropped terms left out of the mean."""
+    s = Steps(name)
+    output = s.loss(partial(dppo, delta=float(delta), divergence="kl", advantage_clip=5.0))
+    output.loss.backward()
+    close(output.loss.view(1), f"{name}.dppo_{delta}.loss")
+    close(output.metrics["trust/masked_fraction"].view(1), f"{name}.dppo_{delta}.masked")
+    close(s.velocity.grad, f"{name}.dppo_{delta}.grad_velocity", **GRADIENT)
+
+
+@pytest.mark.parametrize("key", ADVANTAGES)
+def test_advantages(key):
+    """Mutation: sample std, another floor, statistics over the wrong axis."""
+    rewards, groups = GOLDENS["adv.rewards"], GOLDENS["adv.group_id"]
+    valid = torch.ones(len(rewards), dtype=torch.bool)
+    close(ADVANTAGES[key](rewards.sum(1), groups, valid).values, key, atol=1e-12)
+
+
+def test_no_key_is_forgotten():
+    """Mutation: none of the code; adding a golden without a test fails here."""
+    known = {*INPUTS, *ADVANTAGES, "adv.rewards", "adv.group_id"}
+    known |= {f"{name}.{key}" for name in SAMPLERS for key in TENSORS}
+    known |= {f"{n}.clip_{eps}.{part}" for n in CLIPS for eps in CLIPS[n] for part in ("loss", "grad_velocity")}
+    known |= {f"{n}.dppo_{d}.{part}" for n in SAMPLERS for d in DELTAS for part in ("loss", "masked", "grad_velocity")}
+    assert {key for key in GOLDENS if not key.startswith(LATER)} == known

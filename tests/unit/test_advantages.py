@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+
+from flowrl.advantages import global_std, group
+
+ALL = pytest.mark.parametrize("function", [group, global_std])
+
+
+def run(function, rewards, groups, is_valid=None):
+    valid = torch.ones(len(rewards), dtype=torch.bool) if is_valid is None else torch.tensor(is_valid)
+    return function(torch.tensor(rewards, dtype=torch.float64), torch.tensor(groups), valid)
+
+
+def test_group_of_three_by_hand():
+    """(1, 2, 3): std sqrt(2/3). Mutation: sample instead of population std, or another floor than 1e-4."""
+    one = 1 / (math.sqrt(2 / 3) + 1e-4)
+    assert run(group, [1.0, 2.0, 3.0], [5, 5, 5]).values.tolist() == pytest.approx([-one, 0, one], rel=1e-12)
+
+
+def test_global_std_by_hand():
+    """Groups (0, 2) and (1, 3): means 1 and 2, std over the batch sqrt(1.25). Mutation: std of the centred rewards."""
+    one = 1 / (math.sqrt(1.25) + 1e-4)
+    assert run(global_std, [0.0, 1.0, 2.0, 3.0], [0, 1, 0, 1]).values.tolist() == pytest.approx(
+        [-one, -one, one, one], rel=1e-12
+    )
+
+
+@ALL
+def test_missing_samples_are_left_out(function):
+    """A missing reward, whatever its value, changes nobody's advantage and gets 0. Mutation: count it as 0."""
+    full = run(function, [1.0, 3.0, 4.0, 8.0], [0, 0, 1, 1]).values
+    for junk in (1e6, math.nan, math.inf):
+        got = run(function, [1.0, junk, 3.0, 4.0, 8.0], [0, 0, 0, 1, 1], [True, False, True, True, True])
+        assert got.values[1] == 0
+        torch.testing.assert_close(got.values[[0, 2, 3, 4]], full, rtol=1e-12, atol=0)
+        assert (got.constant_groups, got.dropped_groups) == (0, 0)
+
+
+@ALL
+def test_constant_groups_get_exactly_0_and_are_counted(function):
+    """Three times 0.1 has a mean that is not 0.1. Mutation: decide by std > 0."""
+    got = run(function, [0.1, 0.1, 0.1, 1.0, 2.0, 4.0], [0, 0, 0, 1, 1, 1])
+    assert got.values[:3].tolist() == [0, 0, 0]
+    assert got.values[3:].abs().min() > 0.1
+    assert (got.constant_groups, got.dropped_groups) == (0.5, 0)
+
+
+@ALL
+def test_groups_with_one_valid_sample_are_dropped_and_counted(function):
+    """Mutation: require one valid sample, or count a dropped group as constant."""
+    got = run(function, [7.0, 9.0, 1.0, 2.0, 0.0, 5.0], [0, 0, 1, 1, 2, 2], [True, False, True, True, False, False])
+    assert got.values[[0, 1, 4, 5]].tolist() == [0, 0, 0, 0]
+    assert got.values[3] == -got.values[2] != 0
+    assert got.constant_groups == 0
+    assert got.dropped_groups == pytest.approx(2 / 3, rel=1e-6)
+
+
+@ALL
+def test_nothing_valid_teaches_nothing(function):
+    """Mutation: take statistics of an empty set."""
+    got = run(function, [1.0, 2.0], [0, 0], [False, False])
+    assert got.values.tolist() == [0, 0]
+    assert got.dropped_groups == 1
+
+
+@ALL
+def test_order_and_names_of_groups_do_not_matter(function, normal):
+    """Mutation: assume contiguous groups, or ids that count from 0."""
+    rewards, groups = normal(24), torch.arange(24) // 6
+    valid = torch.arange(24) % 5 != 0
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    names = torch.tensor([40, 7, 1000, 3])
+    direct = function(rewards, groups, valid).values
+    shuffled = function(rewards[order], names[groups][order], valid[order]).values
+    torch.testing.assert_close(shuffled, direct[order], rtol=1e-12, atol=1e-15)
+    assert direct[valid].abs().min() > 0

@@ -1,0 +1,45 @@
+import pytest
+
+from flowrl.batch_plan import BatchPlan
+
+BASE = {
+    "prompts_per_iteration": 4,
+    "group_size": 6,
+    "updates_per_iteration": 2,
+    "inner_epochs": 1,
+    "max_micro_batch": 4,
+    "num_processes": 2,
+}
+
+
+def test_plan_by_hand():
+    """24 samples, 12 an update, 6 a process and update, in micro-batches of 3.
+
+    Mutation: let rank r take the r-th part of the iteration, or 4 + 2 samples in place of equal micro-batches.
+    """
+    plan = BatchPlan(**BASE)
+    assert (plan.num_samples, plan.samples_per_update, plan.micro_batch) == (24, 12, 3)
+    assert plan.updates(0) == [[range(0, 3), range(3, 6)], [range(12, 15), range(15, 18)]]
+    assert plan.updates(1) == [[range(6, 9), range(9, 12)], [range(18, 21), range(21, 24)]]
+
+
+def test_plan_in_words():
+    """Mutation: count all processes' micro-batches for each."""
+    text = BatchPlan(**BASE).describe(3)
+    assert "4 prompts x 6 = 24" in text
+    assert "2 x 4 of 3 samples" in text
+    assert "1 inner epochs x 2 updates of 12 samples x 3 trained steps" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(({name: 0}, f"batch.{name}=0") for name in BASE if name != "group_size"),
+        ({"group_size": 1}, "batch.group_size=1"),
+        ({"updates_per_iteration": 5}, "batch.updates_per_iteration=5.*multiple of 10"),
+    ],
+)
+def test_impossible_plans_are_named(change, message):
+    """Mutation: drop a bound, or round the split down."""
+    with pytest.raises(ValueError, match=message):
+        BatchPlan(**BASE | change)

@@ -1,0 +1,75 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from flowrl.losses.dppo import dppo
+from flowrl.losses.grpo import grpo
+
+kl_loss = partial(dppo, delta=0.1, divergence="kl", advantage_clip=5.0)
+UP, DOWN = math.log(1.2), math.log(0.8)
+
+
+def test_four_mask_cases_by_hand(loss_inputs):
+    """Far steps: dropped when the update moves further out, kept when it corrects; near steps are kept.
+
+    Mutation: swap a side's comparison, drop corrective updates, or leave dropped terms out of the mean.
+    """
+    log_ratios, advantages = [UP, DOWN, DOWN, UP] * 2, [1, 1, -1, -1] * 2
+    inputs = loss_inputs(log_ratios, advantages, kl=[0.2] * 4 + [0.09] * 4)
+    output = kl_loss(inputs)
+    output.loss.backward()
+    expected = [0, -0.8, 0, 1.2, -1.2, -0.8, 0.8, 1.2]
+    assert output.loss.item() == pytest.approx(sum(expected) / 8, rel=1e-12)
+    assert (8 * inputs.log_prob.grad).tolist() == pytest.approx(expected, rel=1e-12)
+    assert {name: value.item() for name, value in output.metrics.items()} == {
+        "trust/masked_fraction": 0.25,
+        "trust/masked_positive": 0.125,
+        "trust/masked_negative": 0.125,
+    }
+
+
+def test_delta_itself_is_far(loss_inputs):
+    """D >= delta drops. Mutation: D > delta."""
+    assert kl_loss(loss_inputs([UP], [1], kl=[0.1])).loss.item() == 0
+
+
+def test_divergence_chooses_kl_or_tv(loss_inputs):
+    """Mutation: always look at kl."""
+    inputs = loss_inputs([UP, UP], [1, 1], kl=[0.2, 0.0], tv=[0.0, 0.2])
+    kept = [torch.autograd.grad(kl_loss(inputs, divergence=name).loss, inputs.log_prob)[0] for name in ("kl", "tv")]
+    assert [(grad == 0).tolist() for grad in kept] == [[True, False], [False, True]]
+
+
+def test_an_overflowing_dropped_ratio_does_no_harm(loss_inputs):
+    """Mutation: multiply by the mask (NaN loss), or mask after the exponential alone (NaN gradient)."""
+    inputs = loss_inputs([1000.0, 0.0], [1, 1], kl=[9.0, 0.0])
+    output = kl_loss(inputs)
+    output.loss.backward()
+    assert output.loss.item() == -0.5
+    assert inputs.log_prob.grad.tolist() == [0, -0.5]
+
+
+def test_gradient_at_the_rollout_weights(loss_inputs):
+    """-A grad log_prob, averaged, advantages clipped. Mutation: flip the sign, drop the advantage clip."""
+    inputs = loss_inputs([0.0] * 4, [2, -1, 7, -9])
+    kl_loss(inputs, delta=1e-6).loss.backward()
+    assert inputs.log_prob.grad.tolist() == [-0.5, 0.25, -1.25, 1.25]
+
+
+def test_without_a_bound_it_is_grpo_without_a_clip(loss_inputs, normal):
+    """Mutation: clip the ratio in dppo, or weight one of the losses."""
+    log_ratio, advantage = normal(6), [3, -8, 1, 0.5, -2, 6]
+    unbounded = partial(grpo, clip_low=math.inf, clip_high=math.inf, advantage_clip=5.0)
+    inputs = loss_inputs(log_ratio, advantage, kl=[1e9] * 6)
+    losses = [loss(inputs).loss for loss in (partial(kl_loss, delta=math.inf), unbounded)]
+    grads = [torch.autograd.grad(loss, inputs.log_prob)[0] for loss in losses]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=0)
+
+
+def test_unknown_divergence_is_named(loss_inputs):
+    """Mutation: fall through to tv."""
+    with pytest.raises(Exception, match="velocityy"):
+        kl_loss(loss_inputs([0.0], [1]), divergence="velocityy")

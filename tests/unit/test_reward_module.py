@@ -1,0 +1,78 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from flowrl.modules.reward import RewardModule, TooManyMissingRewards
+from flowrl.types import Prompt, RewardOutput
+
+IMAGES, PROMPTS = torch.zeros(4, 3, 2, 2), [Prompt(str(i)) for i in range(4)]
+
+
+class Fixed:
+    """A scorer that returns what it was given, or raises it."""
+
+    def __init__(self, result):
+        self.result = result
+
+    def __call__(self, images, prompts):
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+def score(result):
+    return RewardModule(reward=Fixed(result), max_missing=0.25).score(IMAGES, PROMPTS)
+
+
+def output(values, is_valid=None):
+    return RewardOutput(torch.tensor(values), torch.tensor([True] * len(values) if is_valid is None else is_valid))
+
+
+@pytest.mark.parametrize(
+    "result", [RuntimeError("server is down"), output([1.0, 2.0, 3.0]), output([1.0] * 5), None, "0.5"]
+)
+def test_a_failed_call_marks_all_missing(result, caplog):
+    """Exception, wrong length, not a reward at all. Mutation: pad, or score 0 as valid, or stay silent."""
+    got = score(result)
+    assert got.is_valid.tolist() == [False] * 4
+    assert got.values.tolist() == [0] * 4
+    assert "reward failed on 4 images" in caplog.text
+
+
+def test_values_that_are_no_numbers_are_missing():
+    """Mutation: nan_to_num, or trust the scorer's own is_valid."""
+    got = score(output([0.5, math.nan, -math.inf, 2.0], [True, True, True, False]))
+    assert got.is_valid.tolist() == [True, False, False, False]
+    assert got.values.tolist() == [0.5, 0, 0, 0]
+
+
+@pytest.mark.parametrize("parts", [{"soft": torch.zeros(3)}, {"soft": torch.zeros(4, 2)}])
+def test_parts_of_the_wrong_length_never_get_through(parts):
+    """Parts are indexed by sample afterwards. Mutation: check the values only."""
+    result = SimpleNamespace(values=torch.ones(4), is_valid=torch.ones(4, dtype=torch.bool), parts=parts, info=())
+    assert score(result).is_valid.tolist() == [False] * 4
+
+
+def test_too_many_missing_stop_the_run():
+    """A quarter may fail, more may not. Mutation: >= for >, or compare the valid share."""
+    module = RewardModule(reward=Fixed(None), max_missing=0.25)
+    module.check(torch.tensor([True, True, True, False]))
+    with pytest.raises(TooManyMissingRewards, match=r"50%.*max_missing=25%"):
+        module.check(torch.tensor([True, True, False, False]))
+
+
+def test_a_network_scorer_is_frozen():
+    """Mutation: leave gradients or dropout on."""
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+    RewardModule(reward=network, max_missing=0.0)
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_max_missing_is_a_share(share):
+    """Mutation: drop the check."""
+    with pytest.raises(ValueError, match=f"max_missing={share}"):
+        RewardModule(reward=Fixed(None), max_missing=share)
