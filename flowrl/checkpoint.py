@@ -37,11 +37,19 @@ def save(folder: Path, *, keep: int, weights: Mapping[str, Mapping[str, Tensor]]
     for path in partial.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    shutil.rmtree(target, ignore_errors=True)
+    _delete(target)
     partial.rename(target)
     for old in list_complete(folder)[:-keep]:
-        shutil.rmtree(old)
+        _delete(old)
     return target
+
+
+def _delete(path: Path) -> None:
+    """Remove a checkpoint so that a kill half-way leaves no numbered folder behind."""
+    if path.exists():
+        doomed = path.with_suffix(".deleted")
+        shutil.rmtree(doomed, ignore_errors=True)
+        shutil.rmtree(path.rename(doomed))
 
 
 def list_complete(folder: Path) -> list[Path]:
@@ -56,10 +64,15 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         try:
             weights[file.stem] = load_file(file)
         except SafetensorError as error:
-            raise ValueError(
-                f"checkpoint {file} is damaged ({error}); delete its folder to resume from the one before"
-            ) from error
-    return weights, json.loads((path / STATE).read_text())
+            raise ValueError(_damage(file, error)) from error
+    try:
+        return weights, json.loads((path / STATE).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(_damage(path / STATE, error)) from error
+
+
+def _damage(file: Path, error: Exception) -> str:
+    return f"checkpoint {file} is damaged ({error}); delete its folder to resume from the one before"
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Interval:
         return self.sigma_next - self.sigma
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """A sigma grid of any number of steps."""
 

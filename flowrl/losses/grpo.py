@@ -15,15 +15,19 @@ def grpo(inputs: LossInputs, *, clip_low: float, clip_high: float, advantage_cli
     calibrated to mean-reduced log-probabilities.
     """
     advantage = inputs.advantage.clamp(-advantage_clip, advantage_clip)
-    ratio = (inputs.log_prob - inputs.old_log_prob).exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    loss = torch.maximum(-advantage * ratio, -advantage * clipped)
+    log_ratio = inputs.log_prob - inputs.old_log_prob
     with torch.no_grad():
+        ratio = log_ratio.exp()
         high = (advantage > 0) & (ratio > 1 + clip_high)
         low = (advantage < 0) & (ratio < 1 - clip_low)
-        metrics = {
-            "trust/masked_fraction": (high | low).float().mean(),
-            "trust/masked_positive": high.float().mean(),
-            "trust/masked_negative": low.float().mean(),
-        }
-    return LossOutput(loss.mean(), metrics)
+        bound = torch.where(high, 1 + clip_high, 1 - clip_low)
+    is_clipped = high | low
+    # The maximum picks the constant bound exactly where `high` or `low` holds. Masking before the exponential keeps an
+    # overflowing ratio out of the backward pass, where 0 times inf would be NaN.
+    ratio = torch.where(is_clipped, bound, torch.where(is_clipped, 0.0, log_ratio).exp())
+    metrics = {
+        "trust/masked_fraction": is_clipped.float().mean(),
+        "trust/masked_positive": high.float().mean(),
+        "trust/masked_negative": low.float().mean(),
+    }
+    return LossOutput((-advantage * ratio).mean(), metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flowrl.types import Conditioning
 
 
+@runtime_checkable
 class FlowModel(Protocol):
     """No loop and no loss lives here; `transformer` is the network that is trained."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from flowrl.models import lora
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.protocol import FlowModel
 from flowrl.modules.groups import Group
+from flowrl.modules.measures import Clock, Record
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule
 from flowrl.noise import INITIAL, gaussian_noise
@@ -273,38 +272,3 @@ class Policy(LightningModule):
     def state(self) -> dict[str, Any]:
         """Counters that, with LoRA, EMA and optimizer, make up a checkpoint."""
         return {"num_iterations": self.num_iterations, "num_optimizer_steps": self.num_optimizer_steps}
-
-
-class Clock:
-    """Wall times of the phases of one iteration."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        """End the phase `name`, which began with the last lap."""
-        now = time.perf_counter()
-        self.laps[name], self.last = now - self.last, now
-
-    def report(self, num_samples: int) -> dict[str, float]:
-        """All laps, and images per second since the start."""
-        return self.laps | {"perf/images_per_second": num_samples / (time.perf_counter() - self.start)}
-
-
-class Record:
-    """Metrics of one iteration: means of what is added, maxima of names that end in `_max`."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[Tensor]] = defaultdict(list)
-
-    def add(self, name: str, value: Tensor | float) -> None:
-        """Take in one value of a metric."""
-        self.values[name].append(torch.as_tensor(value).detach().float().cpu())
-
-    def means(self) -> dict[str, float]:
-        """One number per metric."""
-        return {
-            name: float(torch.stack(values).max() if name.endswith("_max") else torch.stack(values).mean())
-            for name, values in self.values.items()
-        }

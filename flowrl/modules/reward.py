@@ -39,8 +39,9 @@ class RewardModule(LightningModule):
     def score(self, images: Float[Tensor, "B 3 S S"], prompts: Sequence[Prompt]) -> RewardOutput:
         try:
             output = self.reward(images, prompts)
-            if output.values.shape != (len(prompts),) or output.is_valid.shape != (len(prompts),):
-                raise ValueError(f"{len(prompts)} images, but rewards of shape {tuple(output.values.shape)}")
+            for name, values in {"values": output.values, "is_valid": output.is_valid, **output.parts}.items():
+                if values.shape != (len(prompts),):
+                    raise ValueError(f"{len(prompts)} images, but {name} of shape {tuple(values.shape)}")
         except Exception:  # any failure of a scorer, whoever wrote it, is a missing reward
             log.exception("reward failed on %d images: all are marked missing", len(prompts))
             return RewardOutput(torch.zeros(len(prompts)), torch.zeros(len(prompts), dtype=torch.bool))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from flowrl.types import Prompt, RewardOutput
 
 
+@runtime_checkable
 class Reward(Protocol):
     """Scores images in [0, 1] against prompts, one each.
 

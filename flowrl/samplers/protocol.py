@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +11,7 @@ from flowrl.gaussian import GaussianStep
 from flowrl.schedule import Interval
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A frozen rule for one step; `x` and `velocity` are float32 and `velocity = noise - data`."""
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class StochasticSteps(Protocol):
     """See the head of this module."""
 
@@ -50,16 +51,18 @@ class Window:
             )
 
     def candidates(self, num_steps: int) -> tuple[int, ...]:
-        return tuple(range(self.low, self.high))
+        return tuple(range(self.low, max(self._starts()) + self.size))
 
     def draw(self, num_steps: int, iteration: int, seed: int) -> tuple[int, ...]:
-        last_start = self.high - self.size
+        starts = self._starts()
         if self.advance_every is None:
-            start = random.Random(f"steps {seed} {iteration}").randint(self.low, last_start)
+            start = random.Random(f"steps {seed} {iteration}").choice(starts)
         else:
-            starts = list(range(self.low, last_start + 1, self.size))
             start = starts[iteration // self.advance_every % len(starts)]
         return tuple(range(start, start + self.size))
+
+    def _starts(self) -> range:
+        return range(self.low, self.high - self.size + 1, 1 if self.advance_every is None else self.size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

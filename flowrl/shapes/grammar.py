@@ -153,10 +153,10 @@ def corrupt(caption: Caption, rates: dict[str, float], rng: random.Random) -> Ca
             phrase = replace(phrase, colour=other(phrase.colour, COLOURS))
         if rng.random() < rates["shape"]:
             phrase = replace(phrase, shape=other(phrase.shape, SHAPES))
-        room = MAX_OBJECTS - caption.num_objects + phrase.count
-        if rng.random() < rates["count"]:
-            word = other(COUNT_WORDS[phrase.count - 1], COUNT_WORDS[: max(room, 2)])
-            phrase = replace(phrase, count=COUNT_WORDS.index(word) + 1)
+        others = sum(p.count for p in (*phrases, *caption.phrases[len(phrases) + 1 :]))
+        options = COUNT_WORDS[: MAX_OBJECTS - others]
+        if rng.random() < rates["count"] and len(options) > 1:
+            phrase = replace(phrase, count=COUNT_WORDS.index(other(COUNT_WORDS[phrase.count - 1], options)) + 1)
         phrases.append(phrase)
     relation = caption.relation
     if relation and rng.random() < rates["relation"]:
