@@ -1,21 +1,19 @@
 """Train a flow-matching policy by reinforcement learning: python train.py sampler=cps loss=dppo"""
 
 import sys
-from functools import partial
 
 import hydra
 from omegaconf import DictConfig
 
-from flowrl.launch import one_line_errors, register_resolvers, run
+from flowrl.launch import one_line_errors, register_resolvers, run_job
 
 register_resolvers()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
-    """Run a composed configuration; a failure leaves Hydra as an exit status, without its own report."""
-    if status := one_line_errors(partial(run, cfg)):
-        sys.exit(status)
+    """Run a composed configuration."""
+    run_job(cfg)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class BatchPlan:
     updates_per_iteration: int
     inner_epochs: int
     max_micro_batch: int
-    num_processes: int = 1
+    num_processes: int
 
     def __post_init__(self) -> None:
         for name in (

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
@@ -62,3 +63,7 @@ class PromptData(LightningDataModule):
         """The remaining iterations, in order."""
         rest = range(self.start_iteration, len(self.iterations))
         return DataLoader(self.iterations, batch_size=None, sampler=rest)
+
+    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+        """Prompts are text: there is nothing to move."""
+        return batch

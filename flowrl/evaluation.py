@@ -54,6 +54,11 @@ class Evaluator:
         kl_samples: int,
         seed: int,
     ) -> None:
+        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"evaluation.{name}={value} must be at least 1")
+        if not sets:
+            raise ValueError("evaluation.sets must name at least one prompt set")
         self.sets = {name: list(prompts) for name, prompts in sets.items()}
         self.intervals = intervals(schedule, num_steps)
         self.guidance_scale = guidance_scale
@@ -103,12 +108,15 @@ class Evaluator:
     def _score(self, name: str, prompts: Sequence[Prompt], images: Tensor, output: RewardOutput) -> dict[str, float]:
         valid = output.is_valid
         metrics = {
-            f"eval/{name}/reward": float(output.values[valid].mean()),
             f"eval/{name}/missing": float(1 - valid.float().mean()),
             f"eval/{name}/diversity": self._diversity(images),
         }
+        if valid.any():
+            metrics[f"eval/{name}/reward"] = float(output.values[valid].mean())
         for part, values in output.parts.items():
-            metrics[f"eval/{name}/part/{part}"] = float(values[valid & values.isfinite()].mean())
+            usable = values[valid & values.isfinite()]
+            if len(usable):
+                metrics[f"eval/{name}/part/{part}"] = float(usable.mean())
         if self.headline in output.parts:
             families = defaultdict(list)
             for prompt, value, ok in zip(prompts, output.parts[self.headline].tolist(), valid.tolist(), strict=True):

@@ -12,12 +12,14 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -28,7 +30,7 @@ from flowrl.algorithm import Algorithm
 from flowrl.batch_plan import BatchPlan
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.evaluate import Evaluate
-from flowrl.callbacks.record import RunRecord
+from flowrl.callbacks.record import RunRecord, write_whole
 from flowrl.data import PromptData
 from flowrl.evaluation import Evaluator
 from flowrl.modules.policy import GateFailed, Policy
@@ -38,6 +40,8 @@ from flowrl.modules.reward import RewardModule, TooManyMissingRewards
 log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
+SOURCE = "source.yaml"
+"""The configuration with its interpolations: a resumed run starts from it, so that overrides reach every use."""
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError, GateFailed, TooManyMissingRewards)
 
 
@@ -49,7 +53,8 @@ def register_resolvers() -> None:
 def _run_folder(resume: str | None, run_dir: str | None, new: str) -> str:
     if resume and not (Path(resume) / CONFIG).is_file():
         raise ValueError(f"resume={resume}: no {CONFIG} there; give the folder of an earlier run")
-    return resume or run_dir or new
+    # Resolved, since `outputs/latest` is a link that this very run will move.
+    return str(Path(resume).resolve()) if resume else run_dir or new
 
 
 def one_line_errors(main: Callable[[], Any]) -> int:
@@ -68,6 +73,14 @@ def one_line_errors(main: Callable[[], Any]) -> int:
     return 0
 
 
+def run_job(cfg: DictConfig) -> None:
+    """The task of train.py: in a sweep a failure is left to Hydra, alone it ends the process with one line."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        run(cfg)
+    elif status := one_line_errors(partial(run, cfg)):
+        sys.exit(status)
+
+
 def explain(error: BaseException) -> str:
     """The innermost cause of an error, in one line, with a suggestion for a misspelt key or option."""
     place = ""
@@ -84,8 +97,10 @@ def explain(error: BaseException) -> str:
         return f"{group}={option}: no such option; choose one of {', '.join(options)}"
     if match := re.search(r"Could not override '([^']+)'", text):
         return f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python train.py --cfg job`"
+    if isinstance(error.__cause__, OSError):  # logging hides the file it could not open
+        error = error.__cause__
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; choose another output folder with run_dir=PATH"
+        return f"{error.filename}: {error.strerror}; is it the output folder? choose another with run_dir=PATH"
     if match := re.search(r"__init__\(\) (got an unexpected keyword argument|missing) (.*)", text):
         return f"{match[1]} {match[2]}".replace("keyword argument", "configuration key")
     text = text.removeprefix("ValueError raised while resolving interpolation: ")
@@ -104,9 +119,13 @@ def configure(cfg: DictConfig) -> DictConfig:
     """The configuration to run: the given one, or the resumed run's own with value overrides applied."""
     folder = HydraConfig.get().runtime.output_dir
     if not cfg.resume:
-        cfg.run_dir = folder
+        if (Path(folder) / CONFIG).exists():
+            raise ValueError(
+                f"run_dir={folder} holds a run already; choose another, or continue it with resume={folder}"
+            )
+        cfg.run_dir, cfg.name = folder, str(cfg.name)
         return cfg
-    saved = OmegaConf.load(Path(cfg.resume) / CONFIG)
+    saved = OmegaConf.load(Path(cfg.resume) / SOURCE)
     assert isinstance(saved, DictConfig)
     OmegaConf.set_struct(saved, True)
     overrides = [item for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
@@ -114,7 +133,7 @@ def configure(cfg: DictConfig) -> DictConfig:
         key = item.split("=", 1)[0]
         if OmegaConf.is_dict(OmegaConf.select(saved, key)):
             raise ValueError(f"{item}: a resumed run keeps its {key}; only single values can be overridden")
-    merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides), {"resume": cfg.resume, "run_dir": folder})
+    merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides), {"run_dir": folder})
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -128,6 +147,7 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
     reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)
+    check_guidance(cfg)
     model = instantiate(cfg.model)
     policy = Policy(
         model=model,
@@ -151,12 +171,15 @@ def run(cfg: DictConfig) -> None:
     cfg = configure(cfg)
     quieten()
     folder = Path(cfg.run_dir)
-    policy, data, evaluator = build(cfg)
-    OmegaConf.save(cfg, folder / CONFIG, resolve=True)
-    point_latest_at(folder)
     record = RunRecord(folder=str(folder))
+    policy, data, evaluator = build(cfg)
     saver = Checkpoint(record=record, folder=str(folder), **cfg.checkpoint)
-    data.start_iteration = saver.resume_from(policy) if cfg.resume else 0
+    data.start_iteration = saver.resume_from(policy)
+    if data.start_iteration > len(data.iterations):
+        raise ValueError(f"num_iterations={len(data.iterations)}: the run has finished {data.start_iteration} already")
+    for name, is_resolved in ((CONFIG, True), (SOURCE, False)):
+        write_whole(folder / name, OmegaConf.to_yaml(cfg, resolve=is_resolved))
+    point_latest_at(folder)
     viewer = Evaluate(evaluator=evaluator, record=record, folder=str(folder), **cfg.viewing)
     print(f"run directory: {folder}\nbatch plan:\n{policy.describe_plan()}")
     if data.start_iteration:
@@ -166,16 +189,33 @@ def run(cfg: DictConfig) -> None:
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     for logger in loggers:
         _prepare_logger(logger, cfg)
+    status = "failed"
     try:
         trainer.fit(policy, datamodule=data)
+        status = "finished" if policy.num_iterations == len(data.iterations) else "stopped"
+        if status == "finished" and trainer.is_global_zero:
+            saver.export(policy)
+    except SystemExit:  # how Lightning ends on an interrupt
+        status = "stopped"
     finally:
-        is_done = policy.num_iterations == len(data.iterations)
-        record.write_summary(policy, "finished" if is_done else "stopped")
-        _close(loggers)
-    if not is_done:
-        print(f"stopped after iteration {policy.num_iterations}; continue with: python train.py resume={folder}")
+        record.write_summary(policy, status)
+        _close(loggers, status)
+    if status == "stopped":
+        print(f"\nstopped; {saver.newest()}. Continue with: python train.py resume={folder}")
         raise KeyboardInterrupt
     print(f"finished: {folder}/summary.json, images/, lora/")
+
+
+def check_guidance(cfg: DictConfig) -> None:
+    """Guidance needs a model that encodes negative prompts. Raises ValueError naming both keys."""
+    scales = {
+        "rollout.guidance_scale": cfg.rollout.guidance_scale,
+        "evaluation.guidance_scale": cfg.evaluation.guidance_scale,
+        "penalty.guidance_scale": cfg.penalty.guidance_scale,
+    }
+    for name, scale in scales.items():
+        if scale != 1 and not cfg.model.has_guidance:
+            raise ValueError(f"{name}={scale} needs model.has_guidance=true; 1.0 means no guidance")
 
 
 def point_latest_at(folder: Path) -> None:
@@ -184,7 +224,7 @@ def point_latest_at(folder: Path) -> None:
     if root is None:
         return
     link, fresh = root / "latest", root / f".latest.{os.getpid()}"
-    fresh.symlink_to(folder.absolute(), target_is_directory=True)
+    fresh.symlink_to(folder.resolve(), target_is_directory=True)
     fresh.replace(link)
 
 
@@ -197,11 +237,11 @@ def _prepare_logger(logger: Logger, cfg: DictConfig) -> None:
         logger.experiment.define_metric("*", step_metric="iteration")
 
 
-def _close(loggers: list[Logger]) -> None:
+def _close(loggers: list[Logger], status: str) -> None:
     for logger in loggers:
-        logger.finalize("success")
+        logger.finalize("success" if status == "finished" else "failed")
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish(quiet=True)
+            logger.experiment.finish()
 
 
 def quieten() -> None:

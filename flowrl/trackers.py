@@ -19,6 +19,7 @@ def wandb_logger(*, project: str, name: str, group: str | None, tags: Sequence[s
     if not id_file.is_file():
         id_file.write_text(uuid.uuid4().hex[:8])
     os.environ.setdefault("WANDB_SILENT", "true")
+    is_disabled = os.environ.get("WANDB_MODE") == "disabled"
     return WandbLogger(
         project=project,
         name=name,
@@ -27,7 +28,7 @@ def wandb_logger(*, project: str, name: str, group: str | None, tags: Sequence[s
         save_dir=folder,
         id=id_file.read_text(),
         resume="allow",
-        offline=not has_wandb_key(),
+        offline=not has_wandb_key() and not is_disabled,
         log_model=False,
     )
 

@@ -24,35 +24,41 @@ from hydra import compose, initialize_config_dir
 from lightning import Callback, Trainer
 
 from flowrl.callbacks.record import peak_memory_gib
+from flowrl.data import PromptBatch
 from flowrl.launch import build, quieten, register_resolvers
+from flowrl.modules.groups import Group
 from flowrl.modules.policy import Policy
 
 CONF = Path(__file__).parents[1] / "conf"
 
 
 class BareParts:
-    """The parts of one iteration of a policy, each as a plain loop over its micro-batches."""
+    """The parts of one iteration of a policy, each as a plain loop over its micro-batches.
 
-    def __init__(self, policy: Policy) -> None:
+    Rows of a group are evaluated once while they are equal, exactly as the run does for the same iteration's steps.
+    """
+
+    def __init__(self, policy: Policy, batch: PromptBatch) -> None:
         self.policy = policy
         plan, method = policy.plan, policy.algorithm
+        stochastic = method.steps.draw(method.num_steps, batch.iteration, policy.seed)
+        shares = method.shared_initial_noise
+        sigmas = [interval.sigma for interval in method.intervals]
+        self.rollout_steps = [(sigma, shares and k <= stochastic[0]) for k, sigma in enumerate(sigmas)]
+        self.trained_steps = [(sigmas[k], shares and i == 0) for i, k in enumerate(stochastic)]
         self.num_micro_batches = plan.num_samples // plan.micro_batch
-        self.num_trained = len(method.steps.draw(method.num_steps, 0, policy.seed))
-        self.sigmas = [interval.sigma for interval in method.intervals]
+        self.prompts = [batch.prompts[row // plan.group_size] for row in range(plan.num_samples)]
+        starts = [row // plan.group_size if shares else row for row in range(plan.micro_batch)]
+        group = Group(policy.embed(self.prompts[: plan.micro_batch]), starts)
+        self.field, self.ref_field = group.field(policy.velocity), group.field(policy.reference.velocity)
         self.x = torch.randn(plan.micro_batch, *policy.model.latent_shape)
-        rows = [prompt for prompt in policy.prompts for _ in range(plan.group_size)]
-        self.prompts = (rows * (plan.num_samples // len(rows) + 1))[: plan.num_samples]
-        self.conditioning = policy.embed(self.prompts[: plan.micro_batch])
         self.images = policy.model.decode(self.x).repeat(self.num_micro_batches, 1, 1, 1)
-
-    def forward(self, sigma: float) -> torch.Tensor:
-        return self.policy.model.velocity(self.x, sigma, self.conditioning, self.policy.algorithm.guidance_scale)
 
     @torch.no_grad()
     def rollout(self) -> None:
         for _ in range(self.num_micro_batches):
-            for sigma in self.sigmas:
-                self.forward(sigma)
+            for sigma, is_shared in self.rollout_steps:
+                self.field(self.x, sigma, is_shared)
 
     def decode(self) -> None:
         for _ in range(self.num_micro_batches):
@@ -63,8 +69,8 @@ class BareParts:
 
     def update(self) -> None:
         for _ in range(self.num_micro_batches * self.policy.plan.inner_epochs):
-            for sigma in self.sigmas[: self.num_trained]:
-                velocity = self.forward(sigma)
+            for sigma, is_shared in self.trained_steps:
+                velocity = self.field(self.x, sigma, is_shared)
                 velocity.backward(torch.ones_like(velocity))
         for parameter in self.policy.parameters():
             parameter.grad = None
@@ -73,8 +79,8 @@ class BareParts:
     def reference(self) -> None:
         if self.policy.algorithm.penalty.beta:
             for _ in range(self.num_micro_batches * self.policy.plan.inner_epochs):
-                for sigma in self.sigmas[: self.num_trained]:
-                    self.policy.reference.velocity(self.x, sigma, self.conditioning)
+                for sigma, is_shared in self.trained_steps:
+                    self.ref_field(self.x, sigma, is_shared)
 
     def parts(self) -> dict[str, Callable[[], None]]:
         names = ("rollout", "decode", "reward", "update", "reference")
@@ -88,11 +94,10 @@ class Alternate(Callback):
         self.bare: list[dict[str, float]] = []
         self.whole: list[float] = []
         self.laps: list[dict[str, float]] = []
-        self.parts: BareParts | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.parts = self.parts or BareParts(pl_module)
-        self.bare.append({name: seconds(part) for name, part in self.parts.parts().items()})
+        parts = BareParts(pl_module, batch)
+        self.bare.append({name: seconds(part) for name, part in parts.parts().items()})
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -113,7 +118,6 @@ def fit(overrides: list[str], num_iterations: int, callbacks: list[Callback]) ->
         settings = ["name=benchmark", "logger=none", f"num_iterations={num_iterations}"]
         cfg = compose("config", overrides=[*settings, *overrides])
     policy, data, _ = build(cfg)
-    policy.prompts = data.prompts
     trainer = Trainer(
         accelerator="auto",
         devices=1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,13 @@ from flowrl import checkpoint
 from flowrl.callbacks.record import RunRecord
 from flowrl.models import lora
 from flowrl.modules.policy import Policy
-
-log = logging.getLogger(__name__)
+from flowrl.modules.reward import TooManyMissingRewards
 
 
 class Checkpoint(Callback):
     """Writes `checkpoints/<iteration>` every `every` iterations and keeps the newest `keep`.
 
-    At the end of training the EMA weights go to `lora/`, in the format of the stock pipeline's `load_lora_weights`.
+    `export` writes the EMA weights to `lora/`, in the format of the stock pipeline's `load_lora_weights`.
     """
 
     def __init__(self, *, record: RunRecord, folder: str, every: int, keep: int) -> None:
@@ -73,9 +72,22 @@ class Checkpoint(Callback):
                 state=policy.state() | {"record": self.record.state()},
             )
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, Policy)
-        if trainer.interrupted or not trainer.is_global_zero:
-            return
-        with lora.swapped(pl_module.transformer, pl_module.ema.weights):
-            pl_module.model.save_lora(self.folder / "lora")
+        # Rewards are checked before the first update of an iteration, so the state is that of the last one's end.
+        if isinstance(exception, TooManyMissingRewards) and pl_module.num_iterations:
+            self.save(trainer, pl_module)
+
+    def newest(self) -> str:
+        """What a resumed run would start from, in words."""
+        complete = checkpoint.list_complete(self.folder / "checkpoints")
+        return f"the newest checkpoint is after iteration {int(complete[-1].name)}" if complete else "no checkpoint yet"
+
+    def export(self, policy: Policy) -> None:
+        """Write the EMA's LoRA to `lora/`, whole or not at all."""
+        partial, target = self.folder / "lora.partial", self.folder / "lora"
+        shutil.rmtree(partial, ignore_errors=True)
+        with lora.swapped(policy.transformer, policy.ema.weights):
+            policy.model.save_lora(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)

@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowrl import grids
@@ -32,11 +33,13 @@ class Evaluate(Callback):
 
     @property
     def before_path(self) -> Path:
-        return self.folder / "images" / "before.pt"
+        return self.folder / "images" / "before.safetensors"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.before_path.is_file():
-            self.first = tuple(torch.load(self.before_path, weights_only=True))
+        assert isinstance(pl_module, Policy)
+        if pl_module.num_iterations and self.before_path.is_file():
+            kept = load_file(self.before_path)
+            self.first = (kept["images"], kept["scores"])
         else:
             self.run(trainer, pl_module, "before")
 
@@ -64,7 +67,9 @@ class Evaluate(Callback):
         if self.first is None:
             self.first = (images, values)
             self.before_path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(self.first, self.before_path)
+            partial = self.before_path.with_suffix(".partial")
+            save_file({"images": images.contiguous(), "scores": values.contiguous()}, partial)
+            partial.replace(self.before_path)
         captions = [prompt.text for prompt in self.evaluator.sets[main][: self.num_shown]]
         columns = [("before", self.first[0], self.first[1].tolist())]
         if policy.num_iterations:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import platform
 import resource
@@ -44,7 +45,9 @@ class RunRecord(Callback):
         """Continue the record of a stopped run: drop the rows its checkpoint does not know."""
         if self.csv_path.is_file():
             with self.csv_path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["iteration"]) <= num_iterations]
+                # A line cut short by a kill belongs to an iteration after the checkpoint, or has no later columns.
+                rows = [row for row in csv.DictReader(file) if (row["iteration"] or "").isdigit()]
+            self.rows = [row for row in rows if int(row["iteration"]) <= num_iterations]
         self.evaluations = state["evaluations"]
         self.seconds_before = state["seconds"]
         self._write_csv()
@@ -76,10 +79,11 @@ class RunRecord(Callback):
             return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         self.rows[0] = {name: self.rows[0].get(name, "") for name in columns}
-        with self.csv_path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.csv_path, table.getvalue())
 
     def write_summary(self, policy: Policy, status: str) -> None:
         """Write summary.json: status, evaluations before and after, speed, memory, versions."""
@@ -97,7 +101,14 @@ class RunRecord(Callback):
             "git_revision": git_revision(),
             "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else platform.processor() or "cpu",
         }
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_whole(self.folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a kill leaves the old or the new content, never a part."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def peak_memory_gib() -> float:

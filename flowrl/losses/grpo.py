@@ -20,7 +20,7 @@ def grpo(inputs: LossInputs, *, clip_low: float, clip_high: float, advantage_cli
         ratio = log_ratio.exp()
         high = (advantage > 0) & (ratio > 1 + clip_high)
         low = (advantage < 0) & (ratio < 1 - clip_low)
-        bound = torch.where(high, 1 + clip_high, 1 - clip_low)
+        bound = torch.where(high, log_ratio.new_tensor(1 + clip_high), 1 - clip_low)
     is_clipped = high | low
     # The maximum picks the constant bound exactly where `high` or `low` holds. Masking before the exponential keeps an
     # overflowing ratio out of the backward pass, where 0 times inf would be NaN.

@@ -27,9 +27,18 @@ class PromptEmbeddings:
         chunks = [model.encode_prompts(padded[i : i + CHUNK]) for i in range(0, len(padded), CHUNK)]
         self._all = _concatenate(chunks)
 
+    def to(self, device: torch.device) -> None:
+        """Move all rows."""
+        self._all = _move(self._all, device)
+
     def __call__(self, prompts: Sequence[Prompt]) -> Conditioning:
         """The rows of some prompts, all of which must have been given at construction."""
         return self._all[torch.tensor([self._row[prompt.text] for prompt in prompts])]
+
+
+def _move(rows: Conditioning, device: torch.device) -> Conditioning:
+    negative = None if rows.negative is None else _move(rows.negative, device)
+    return Conditioning(rows.tokens.to(device), rows.pooled.to(device), negative)
 
 
 def _concatenate(chunks: Sequence[Conditioning]) -> Conditioning:

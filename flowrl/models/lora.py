@@ -79,12 +79,13 @@ def swapped(transformer: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[N
 
 @torch.no_grad()
 def load(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy adapter weights in place. Raises ValueError unless exactly the adapter's names are given."""
+    """Copy adapter weights in place. Raises ValueError unless exactly the adapter's names and shapes are given."""
     own = parameters(transformer)
-    if own.keys() != weights.keys():
-        odd = sorted(own.keys() ^ weights.keys())
+    shapes, given = ({name: value.shape for name, value in group.items()} for group in (own, weights))
+    if shapes != given:
+        odd = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
         raise ValueError(
-            f"{len(odd)} LoRA weights missing or unknown, the first {odd[0]!r}: another rank or target set?"
+            f"{len(odd)} LoRA weights do not fit, the first {odd[0]!r}: another lora.rank or lora.targets?"
         )
     for name, parameter in own.items():
         parameter.copy_(weights[name])

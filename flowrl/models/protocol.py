@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,6 +19,10 @@ class FlowModel(Protocol):
 
     transformer: nn.Module
     latent_shape: tuple[int, int, int]
+
+    def to(self, device: torch.device) -> object:
+        """Move every network."""
+        ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """One row a prompt, with the negative prompt's embeddings where guidance may be used."""

@@ -48,6 +48,9 @@ class SD3:
         side = resolution // self.pipeline.vae_scale_factor
         self.latent_shape = (self.transformer.config.in_channels, side, side)
 
+    def to(self, device: torch.device) -> None:
+        self.pipeline.to(device)
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         tokens, negative_tokens, pooled, negative_pooled = self.pipeline.encode_prompt(

@@ -39,6 +39,7 @@ class Group:
         def bound(x: Tensor, sigma: float, is_shared: bool) -> Tensor:
             if not is_shared:
                 return velocity(x, sigma, self.conditioning)
-            return velocity(x[self._firsts], sigma, self._shared)[self._number]
+            # index_select, not indexing: its backward adds in a fixed order, so seeds and resumes stay bitwise.
+            return velocity(x[self._firsts], sigma, self._shared).index_select(0, self._number)
 
         return bound

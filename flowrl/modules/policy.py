@@ -154,14 +154,16 @@ class Policy(LightningModule):
         by_row = torch.zeros(self.plan.num_samples).index_copy(0, order, advantages.values)
         for part in parts:
             part.advantage = by_row[list(part.rows)].to(self.device)
-        valid = values[is_valid]
-        record.add("reward/mean", valid.mean())
-        record.add("reward/std", valid.std(correction=0))
+        if is_valid.any():
+            record.add("reward/mean", values[is_valid].mean())
+            record.add("reward/std", values[is_valid].std(correction=0))
         record.add("reward/missing", 1 - is_valid.float().mean())
         record.add("advantage/constant_groups", advantages.constant_groups)
         record.add("advantage/dropped_groups", advantages.dropped_groups)
         for name, values in output.parts.items():
-            record.add(f"reward/part/{name}", values[output.is_valid & values.isfinite()].mean())
+            usable = values[output.is_valid & values.isfinite()]
+            if len(usable):
+                record.add(f"reward/part/{name}", usable.mean())
 
     def gather(self, values: Tensor) -> Tensor:
         """The values of all processes, in rank order, on the CPU."""
@@ -261,12 +263,15 @@ class Policy(LightningModule):
         for logger in self.loggers:
             logger.log_metrics({"iteration": float(self.num_iterations), **values}, step=self.global_step)
 
-    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
-        """Prompts are text: there is nothing to move."""
-        return batch
-
     def on_fit_start(self) -> None:
-        """Move the frozen scorers, which Lightning does not know of."""
+        """Check the number of processes, and move the frozen parts, which Lightning does not know of."""
+        if self.trainer.world_size != self.plan.num_processes:
+            raise ValueError(
+                f"trainer.devices and trainer.num_nodes make {self.trainer.world_size} processes, but "
+                f"batch.num_processes={self.plan.num_processes}; make them equal"
+            )
+        self.model.to(self.device)
+        self.embed.to(self.device)
         self.reward.to(self.device)
 
     def state(self) -> dict[str, Any]:

@@ -47,7 +47,8 @@ class RewardModule(LightningModule):
             return RewardOutput(torch.zeros(len(prompts)), torch.zeros(len(prompts), dtype=torch.bool))
         values = output.values.float().cpu()
         is_valid = output.is_valid.cpu() & values.isfinite()
-        return RewardOutput(torch.where(is_valid, values, 0.0), is_valid, output.parts, output.info)
+        parts = {name: part.float().cpu() for name, part in output.parts.items()}
+        return RewardOutput(torch.where(is_valid, values, 0.0), is_valid, parts, output.info)
 
     def check(self, is_valid: Tensor) -> None:
         missing = 1 - is_valid.float().mean().item()

@@ -38,7 +38,7 @@ def test_train_commands_compose(command):
 def test_documented_make_targets_and_scripts_exist():
     """Mutation: rename a target or script without the README."""
     text = README + (ROOT / "CONTRIBUTING.md").read_text()
-    for target in set(re.findall(r"\bmake ([a-z][a-z-]*)", text)):
+    for target in set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", text, re.MULTILINE)):
         assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0, target
     for path in set(re.findall(r"`((?:flowrl|conf|scripts|tests|docs)/[\w/.-]+)`", text)):
         assert (ROOT / path).exists(), path

@@ -7,6 +7,7 @@ import torch
 from runs import fit, make
 
 from flowrl.models import lora
+from flowrl.modules.measures import Record
 
 
 def first_batch(policy, data):
@@ -55,7 +56,9 @@ def test_base_is_untouched_and_gradients_reach_lora_only(loss):
     fit(policy, data)
     after = dict(policy.transformer.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before if name not in own)
-    assert all(not torch.equal(before[name], after[name]) for name in own)
+    # The last block discards the text stream's attention output: its text query has no gradient, A only decays.
+    unused = {"transformer_blocks.3.attn.add_q_proj.lora_B.policy.weight"}
+    assert {name for name in own if torch.equal(before[name], after[name])} == unused
     assert set(dict(policy.named_parameters())) == {f"transformer.{name}" for name in after}
 
 
@@ -111,5 +114,65 @@ def test_micro_batches_do_not_change_the_result(overrides):
     fit(*one), fit(*two)
     ours, theirs = (lora.parameters(policy.transformer) for policy, _ in (one, two))
     for name, parameter in ours.items():
-        torch.testing.assert_close(parameter, theirs[name], rtol=1e-3, atol=2e-5)
+        difference = (parameter - theirs[name]).abs()
+        # Adam turns rounding of a vanishing gradient into a visible step of single weights, never of the mean.
+        assert difference.max() < 2e-4 and difference.mean() < 2e-6
     assert one[0].last_metrics["reward/mean"] == pytest.approx(two[0].last_metrics["reward/mean"], abs=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch", [2, 4])
+def test_equal_rows_are_evaluated_once_with_the_same_result(micro_batch):
+    """A group that shares its start gives the same samples and gradient as one evaluation per row.
+
+    Also where a micro-batch holds half a group. Mutation: map rows to the wrong member, or stay shared after the
+    first noise.
+    """
+    policy, data, _ = make(f"batch.max_micro_batch={micro_batch}")
+    part = first_batch(policy, data)[-1]
+    shared = part.group.field(policy.velocity)
+    seen = []
+
+    def counting(x, sigma, conditioning):
+        seen.append(len(x))
+        return policy.velocity(x, sigma, conditioning)
+
+    x = part.trajectory.x[:, 0]
+    assert all(torch.equal(row, x[0]) for row in x)
+    assert not torch.equal(part.trajectory.x[0, 1], part.trajectory.x[1, 1])
+    once, each = part.group.field(counting)(x, 0.8, True), shared(x, 0.8, False)
+    assert seen == [1]
+    torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-5)
+    weights = torch.randn(once.shape, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for velocity in (once, each):
+        policy.zero_grad()
+        (velocity * weights).sum().backward()
+        gradients.append(
+            [p.grad.clone() for name, p in lora.parameters(policy.transformer).items() if "lora_B" in name]
+        )
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_penalty_adds_its_gradient():
+    """The loss is the policy loss plus beta times the distance to the base model.
+
+    Mutation: subtract the penalty, or run the reference with the adapter on (its gradient vanishes).
+    """
+    totals, penalty = [], None
+    for beta in (0.0, 2.0):
+        policy, data, _ = make("penalty=kl", f"penalty.beta={beta}")
+        with torch.no_grad():
+            for i, parameter in enumerate(lora.parameters(policy.transformer).values()):
+                parameter.normal_(0, 0.02, generator=torch.Generator().manual_seed(i))
+        part = first_batch(policy, data)[0]
+        part.advantage = torch.tensor([1.0, -1.0, 0.5, -0.5])
+        totals.append(policy.term_loss(part, 1, Record()))
+        if beta:
+            method, index = policy.algorithm, 1
+            step = policy.replay(part, index)
+            ref = policy.reference.mean(part.trajectory, index, part.group, method.intervals, method.sampler)
+            squared = (step.mean - ref).square().mean((1, 2, 3)) / (2 * step.std**2)
+            penalty = squared.mean()
+    assert penalty > 1e-4
+    torch.testing.assert_close(totals[1] - totals[0], 2 * penalty, rtol=1e-3, atol=1e-6)

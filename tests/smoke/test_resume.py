@@ -13,7 +13,7 @@ TIMES = ("perf/images_per_second", "perf/rollout_seconds", "perf/reward_seconds"
 
 
 def rows(run):
-    table = list(csv.DictReader((run / "metrics.csv").open()))
+    table = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     return [{name: value for name, value in row.items() if name not in TIMES} for row in table]
 
 
@@ -29,7 +29,7 @@ def test_resume_after_sigkill_is_bitwise(finished_run, tmp_path):
         assert process.poll() is None and time.time() < deadline, process.stderr.read()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     newest = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
     if newest == 4:  # the machine outran the kill: step back to where it should have hit
         import shutil
@@ -60,5 +60,21 @@ def test_interrupt_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 130
-    assert f"continue with: python train.py resume={run}" in out
+    assert f"Continue with: python train.py resume={run}" in out
     assert "Traceback" not in err
+
+
+def test_resume_through_latest_follows_overrides(tmp_path):
+    """`resume=outputs/latest` continues the run behind the link; `num_iterations` and `loss.delta` reach every use.
+
+    Mutation: resume from the resolved configuration, or link `latest` to itself.
+    """
+    assert train("debug=smoke", "num_iterations=1", "viewing.every=0", cwd=tmp_path).returncode == 0
+    run = (tmp_path / "outputs" / "latest").resolve()
+    result = train("resume=outputs/latest", "num_iterations=2", "loss.delta=0.5", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "outputs" / "latest").resolve() == run
+    assert [row["iteration"] for row in rows(run)] == ["1", "2"]
+    assert (run / "config.yaml").read_text().count("delta: 0.5") == 2  # the loss, and the loss inside the algorithm
+    again = train(f"run_dir={run}", "debug=smoke", cwd=tmp_path)
+    assert again.returncode == 1 and "holds a run already" in again.stderr

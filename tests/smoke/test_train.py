@@ -34,7 +34,7 @@ def test_run_directory_is_complete(finished_run):
 
 def test_metrics_csv_has_a_row_per_iteration_and_only_known_names(finished_run):
     """Mutation: append the row twice, or log a name that the glossary lacks."""
-    rows = list(csv.DictReader((finished_run / "metrics.csv").open()))
+    rows = list(csv.DictReader((finished_run / "metrics.csv").read_text().splitlines()))
     assert [int(row["iteration"]) for row in rows] == [1, 2, 3, 4]
     glossary.check(rows[0])
     assert all(0 <= float(row["reward/mean"]) <= 1 for row in rows)
