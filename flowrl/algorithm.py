@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -40,6 +41,8 @@ class Algorithm:
     advantage: Advantage
 
     def __post_init__(self) -> None:
+        zero = torch.zeros(1)
+        self.loss(LossInputs(zero, zero, zero, zero, zero, std=1.0, dt=-1.0))  # its options are checked now, not late
         grid = self.intervals
         candidates = self.steps.candidates(self.num_steps)
         if not candidates:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,17 +24,10 @@ class BatchPlan:
     num_processes: int
 
     def __post_init__(self) -> None:
-        for name in (
-            "prompts_per_iteration",
-            "updates_per_iteration",
-            "inner_epochs",
-            "max_micro_batch",
-            "num_processes",
-        ):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"batch.{name}={getattr(self, name)!r} must be a whole number")
-            if getattr(self, name) < 1:
-                raise ValueError(f"batch.{name}={getattr(self, name)} must be at least 1")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"batch.{field.name}={value} must be a whole number of at least 1")
         if self.group_size < 2:
             raise ValueError(
                 f"batch.group_size={self.group_size} must be at least 2: advantages compare the samples of one prompt"

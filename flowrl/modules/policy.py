@@ -252,7 +252,7 @@ class Policy(LightningModule):
         counters = {"iteration": self.num_iterations, "samples": self.num_iterations * self.plan.num_samples}
         glossary.check(values)
         self.last_metrics = {**counters, **values}
-        self.log_dict({name: float(value) for name, value in self.last_metrics.items()})
+        self.log_to_trackers(self.last_metrics)
         shown = {"reward": "reward/mean", "kl": "trust/kl_old", "masked": "trust/masked_fraction"}
         bar = {label: values[name] for label, name in shown.items() if name in values}
         self.log_dict(bar | {"img/s": values["perf/images_per_second"]}, prog_bar=True, logger=False)
@@ -260,8 +260,12 @@ class Policy(LightningModule):
     def log_evaluation(self, values: Mapping[str, float]) -> None:
         """Log evaluation metrics against the iteration axis."""
         glossary.check(values)
+        self.log_to_trackers({"iteration": self.num_iterations, **values})
+
+    def log_to_trackers(self, values: Mapping[str, float]) -> None:
+        """Training and evaluation share one axis, the iteration, which continues where a resumed run left off."""
         for logger in self.loggers:
-            logger.log_metrics({"iteration": float(self.num_iterations), **values}, step=self.global_step)
+            logger.log_metrics({name: float(value) for name, value in values.items()}, step=self.num_iterations)
 
     def on_fit_start(self) -> None:
         """Check the number of processes, and move the frozen parts, which Lightning does not know of."""
