@@ -147,7 +147,7 @@ def corrupt(caption: Caption, rates: dict[str, float], rng: random.Random) -> Ca
     def other(value: str, options: tuple[str, ...]) -> str:
         return rng.choice([option for option in options if option != value])
 
-    phrases = []
+    phrases: list[Phrase] = []
     for phrase in caption.phrases:
         if phrase.colour and rng.random() < rates["colour"]:
             phrase = replace(phrase, colour=other(phrase.colour, COLOURS))
