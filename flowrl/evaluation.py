@@ -72,7 +72,10 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, policy: Policy) -> EvaluationResult:
-        """Generate and score every set under the EMA weights; the trained weights come back bitwise."""
+        """Generate and score every set under the EMA weights; the trained weights come back bitwise.
+
+        Raises TooManyMissingRewards as training does.
+        """
         metrics: dict[str, float] = {}
         images: dict[str, Tensor] = {}
         scores: dict[str, RewardOutput] = {}
@@ -81,6 +84,7 @@ class Evaluator:
                 repeated = [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
                 images[name] = self._generate(policy, repeated)
                 scores[name] = policy.reward.score(images[name], repeated)
+                policy.reward.check(scores[name].is_valid)
                 metrics |= self._score(name, repeated, images[name], scores[name])
                 metrics[f"eval/{name}/kl_ref"] = self._kl_to_reference(policy, repeated[: self.kl_samples])
         return EvaluationResult(metrics, images, scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def comparison(
 ) -> Image.Image:
     """Captioned samples, each as one image per column (such as before and after) with its score underneath.
 
-    A column is (title, images, scores), all with one entry per caption; `per_row` samples stand side by side.
+    A column is (title, images, scores), all with one entry per caption; `per_row` samples stand side by side. A score
+    of NaN is missing.
     """
     font = ImageFont.load_default(size=12)
     width = len(columns) * (CELL + MARGIN) + 2 * MARGIN
@@ -45,7 +47,8 @@ def comparison(
             x = left + j * (CELL + MARGIN)
             sheet.paste(to_pil(images[i]).resize((CELL, CELL), Image.Resampling.NEAREST), (x, top + 2 * LINE + 2))
             ink = GOOD if scores[i] >= 1 else BAD if scores[i] < 0.5 else INK
-            draw.text((x, top + 2 * LINE + CELL + 4), f"{title} {scores[i]:.2f}", ink, font)
+            score = "missing" if math.isnan(scores[i]) else f"{scores[i]:.2f}"
+            draw.text((x, top + 2 * LINE + CELL + 4), f"{title} {score}", ink, font)
     return sheet
 
 

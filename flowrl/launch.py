@@ -100,7 +100,10 @@ def explain(error: BaseException) -> str:
     if isinstance(error.__cause__, OSError):  # logging hides the file it could not open
         error = error.__cause__
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; is it the output folder? choose another with run_dir=PATH"
+        remedy = "give a path that exists"
+        if not isinstance(error, FileNotFoundError):
+            remedy = "make it accessible, or choose another output folder with run_dir=PATH"
+        return f"{error.filename}: {error.strerror}; {remedy}"
     if match := re.search(r"__init__\(\) (got an unexpected keyword argument|missing) (.*)", text):
         return f"{match[1]} {match[2]}".replace("keyword argument", "configuration key")
     text = text.removeprefix("ValueError raised while resolving interpolation: ")
@@ -198,7 +201,8 @@ def run(cfg: DictConfig) -> None:
     except SystemExit:  # how Lightning ends on an interrupt
         status = "stopped"
     finally:
-        record.write_summary(policy, status)
+        if trainer.is_global_zero:
+            record.write_summary(policy, status)
         _close(loggers, status)
     if status == "stopped":
         print(f"\nstopped; {saver.newest()}. Continue with: python train.py resume={folder}")

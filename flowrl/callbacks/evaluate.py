@@ -64,6 +64,9 @@ class Evaluate(Callback):
         shown = slice(0, self.num_shown * stride, stride)
         scores = result.scores[main]
         images, values = result.images[main][shown], scores.parts.get(self.evaluator.headline, scores.values)[shown]
+        values = torch.where(scores.is_valid[shown], values, torch.nan)
+        if not trainer.is_global_zero:
+            return
         if self.first is None:
             self.first = (images, values)
             self.before_path.parent.mkdir(parents=True, exist_ok=True)

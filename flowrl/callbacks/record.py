@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import platform
+import re
 import resource
 import subprocess
 import time
@@ -17,6 +19,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from flowrl.modules.policy import Policy
+
+_STATUS, _CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "hydra-core", "numpy")
 
@@ -31,6 +35,7 @@ class RunRecord(Callback):
         self.pending: dict[str, float] = {}
         self.seconds_before = 0.0
         self.start = time.perf_counter()
+        reset_peak_memory()
 
     @property
     def csv_path(self) -> Path:
@@ -68,6 +73,8 @@ class RunRecord(Callback):
         self.pending = {}
         has_new_columns = not self.rows or not row.keys() <= self.rows[0].keys()
         self.rows.append(row)
+        if not trainer.is_global_zero:
+            return
         if has_new_columns:
             self._write_csv()
         else:
@@ -111,10 +118,20 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def reset_peak_memory() -> None:
+    """Start measuring the peak anew, so that the later jobs of a sweep in one process report their own."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif os.access(_CLEAR_PEAK, os.W_OK):
+        _CLEAR_PEAK.write_text("5")
+
+
 def peak_memory_gib() -> float:
     """Peak of allocated GPU memory, or of the process's resident memory on the CPU, in GiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
+    if match := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text() if _STATUS.is_file() else ""):
+        return int(match[1]) / 2**20
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes / (2**30 if platform.system() == "Darwin" else 2**20)
 

@@ -134,15 +134,18 @@ def _draw(family: str, rng: random.Random) -> Caption:
         return Caption((phrase(has_colour=True), phrase(has_colour=True)), rng.choice(RELATIONS))
     if form == "counted pair":
         return Caption((phrase(rng.randint(2, 3), True), phrase(1, True)))
-    return Caption((phrase(rng.randint(2, 3)), phrase(1, True)), rng.choice(RELATIONS))
+    return Caption((phrase(2), phrase(1, True)), rng.choice(RELATIONS))
 
 
 def corrupt(caption: Caption, rates: dict[str, float], rng: random.Random) -> Caption:
-    """Replace words at fixed rates: each colour, shape and count independently, the relation once.
+    """Replace words at fixed rates: each colour, shape and count independently, the relation once, or everything.
 
-    `rates` has the keys colour, shape, count, relation, each a probability of replacement by another word.
-    Pretraining on corrupted captions makes a model that draws well and binds unreliably.
+    `rates` has the keys colour, shape, count, relation, each a probability of replacement by another word, and
+    caption, that of an unrelated caption. Pretraining on corrupted captions makes a model that draws well and follows
+    its prompt unreliably, as noisy captions of the web do.
     """
+    if rng.random() < rates["caption"]:
+        return sample_caption(rng.choice(FAMILIES), rng)
 
     def other(value: str, options: tuple[str, ...]) -> str:
         return rng.choice([option for option in options if option != value])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import permutations, product
 
 import numpy as np
 
@@ -29,7 +30,13 @@ PALETTE = np.array(
 SQUARE, CROSS_ARM, TRIANGLE_BASE = 0.9, 0.36, 0.8
 """Half side of a square, half width of a cross's arm, height of a triangle's base line, all per radius."""
 
-_GAP = 2.0
+RADII = (4.8, 6.0)
+"""Smallest and largest radius of an object, in pixels."""
+
+_CELL = IMAGE_SIZE / 2
+_CELLS = tuple(product(range(2), repeat=2))
+_MARGIN = 1.0
+"""Pixels left free at the border of a cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,49 +72,32 @@ def coverage(shape: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np
 
 
 def lay_out(caption: Caption, rng: random.Random) -> list[Placed]:
-    """Place the caption's objects without overlap, fulfilling its relation; unspecified colours are drawn."""
-    largest = 6.0 if caption.num_objects <= 2 else 4.8
-    while True:
-        for _ in range(40):
-            scene = _try_layout(caption, largest, rng)
-            if scene is not None:
-                return scene
-        largest *= 0.97
+    """Place the caption's objects in cells of a two by two grid, jittered, fulfilling its relation.
 
-
-def _try_layout(caption: Caption, largest: float, rng: random.Random) -> list[Placed] | None:
-    scene: list[Placed] = []
-    first_phrase: list[Placed] = []
-    for index, phrase in enumerate(caption.phrases):
-        colour = COLOURS.index(phrase.colour) if phrase.colour else rng.randrange(len(COLOURS))
-        for _ in range(phrase.count):
-            radius = rng.uniform(0.8 * largest, largest)
-            edge = radius + 1.0
-            placed = Placed(
-                SHAPES.index(phrase.shape),
-                colour,
-                rng.uniform(edge, IMAGE_SIZE - edge),
-                rng.uniform(edge, IMAGE_SIZE - edge),
-                radius,
-            )
-            if any(_overlap(placed, other) for other in scene):
-                return None
-            if index == 1 and caption.relation and not all(_holds(caption.relation, a, placed) for a in first_phrase):
-                return None
-            scene.append(placed)
-        if index == 0:
-            first_phrase = list(scene)
+    Unspecified colours are drawn, one per phrase. Raises ValueError for a caption that no assignment of cells
+    fulfils, such as three objects left of a fourth.
+    """
+    owners = [index for index, phrase in enumerate(caption.phrases) for _ in range(phrase.count)]
+    options = [cells for cells in permutations(_CELLS, len(owners)) if _holds(caption.relation, cells, owners)]
+    if not options:
+        raise ValueError(f"no layout fulfils {caption.text!r}")
+    colours = [COLOURS.index(p.colour) if p.colour else rng.randrange(len(COLOURS)) for p in caption.phrases]
+    scene = []
+    for index, (column, row) in zip(owners, rng.choice(options), strict=True):
+        radius = rng.uniform(*RADII)
+        play = _CELL / 2 - radius - _MARGIN
+        x, y = (_CELL * (place + 0.5) + rng.uniform(-play, play) for place in (column, row))
+        scene.append(Placed(SHAPES.index(caption.phrases[index].shape), colours[index], x, y, radius))
     return scene
 
 
-def _overlap(a: Placed, b: Placed) -> bool:
-    return max(abs(a.x - b.x), abs(a.y - b.y)) < a.radius + b.radius + _GAP
-
-
-def _holds(relation: str, a: Placed, b: Placed) -> bool:
-    gap = a.radius + b.radius + _GAP
-    offset = {"left of": b.x - a.x, "right of": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}[relation]
-    return offset >= gap
+def _holds(relation: str | None, cells: tuple[tuple[int, int], ...], owners: list[int]) -> bool:
+    """Whether every object of the first phrase stands in `relation` to every object of the second."""
+    if relation is None:
+        return True
+    first, second = ([cell for cell, owner in zip(cells, owners, strict=True) if owner == i] for i in (0, 1))
+    axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[relation]
+    return all(sign * (b[axis] - a[axis]) > 0 for a in first for b in second)
 
 
 def render(scenes: list[list[Placed]]) -> np.ndarray:

@@ -8,6 +8,7 @@ from runs import fit, make
 
 from flowrl.models import lora
 from flowrl.modules.measures import Record
+from flowrl.modules.reward import TooManyMissingRewards
 
 
 def first_batch(policy, data):
@@ -81,7 +82,7 @@ def test_guidance_combines_both_predictions():
     """v = v_negative + g (v_positive - v_negative); at g = 1 the unguided pass. Mutation: swap the chunks."""
     policy, _, evaluator = make("model.has_guidance=true")
     conditioning = policy.embed(evaluator.prompts[:3])
-    x = torch.randn(3, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, *policy.model.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         positive = policy.model.velocity(x, 0.7, conditioning, 1.0)
         negative = policy.model.velocity(x, 0.7, conditioning.negative, 1.0)
@@ -176,3 +177,16 @@ def test_penalty_adds_its_gradient():
             penalty = squared.mean()
     assert penalty > 1e-4
     torch.testing.assert_close(totals[1] - totals[0], 2 * penalty, rtol=1e-3, atol=1e-6)
+
+
+def test_an_evaluation_with_too_many_missing_rewards_stops():
+    """Mutation: report the mean of the few that are left."""
+
+    class Broken:
+        def __call__(self, images, prompts):
+            raise ConnectionError("no answer")
+
+    policy, _, evaluator = make()
+    policy.reward.reward = Broken()
+    with pytest.raises(TooManyMissingRewards, match="100%"):
+        evaluator.evaluate(policy)

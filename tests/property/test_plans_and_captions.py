@@ -56,7 +56,7 @@ def test_a_family_is_what_was_asked_for(family):
     assert len({caption.text for caption in drawn}) >= 4
 
 
-KEYS = ("colour", "shape", "count", "relation")
+KEYS = ("caption", "colour", "shape", "count", "relation")
 
 
 @given(caption=captions, seed=st.integers(0, 10**6))
@@ -75,3 +75,13 @@ def test_corruption_at_rate_0_and_1(caption, seed):
     swapped = corrupt(caption, {**dict.fromkeys(KEYS, 0.0), "relation": 1.0}, rng)
     assert swapped.phrases == caption.phrases
     assert (swapped.relation != caption.relation) == (caption.relation is not None)
+
+
+def test_a_caption_is_replaced_whole_at_its_own_rate():
+    """Mutation: ignore the rate, or keep the family."""
+    rng = random.Random(0)
+    caption = parse("a red circle left of a blue square")
+    changed = [corrupt(caption, {**dict.fromkeys(KEYS, 0.0), "caption": 0.3}, rng) for _ in range(2000)]
+    replaced = [other for other in changed if other != caption]
+    assert 0.26 < len(replaced) / len(changed) < 0.34
+    assert {other.family for other in replaced} == set(FAMILIES)

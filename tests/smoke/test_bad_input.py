@@ -21,6 +21,7 @@ CASES = {
     "missing model": (["model.pretrained=/no/such/folder"], ["model.pretrained=/no/such/folder", "no such folder"]),
     "missing resume": (["resume=no/such/run"], ["resume=no/such/run", "earlier run"]),
     "output below a file": (["run_dir={file}/run"], ["run_dir"]),
+    "missing prompts": (["data=text", "data.prompts.path=no.txt"], ["no.txt", "no such file"]),
     "value of a wrong kind": (["batch.group_size=many"], ["group_size", "many"]),
 }
 

@@ -195,6 +195,12 @@ def test_layouts_keep_their_distance_and_fulfil_relations():
             assert all(edge.radius < edge.x < IMAGE_SIZE - edge.radius for edge in (*circles, square))
 
 
+def test_a_caption_without_a_layout_is_an_error():
+    """Mutation: search for a layout for ever."""
+    with pytest.raises(ValueError, match="three circles left of a cross"):
+        lay_out(parse("three circles left of a cross"), random.Random(0))
+
+
 def test_held_out_split():
     """Reserved combinations never appear in training and always in the other set, across families.
 
