@@ -10,12 +10,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowrl.advantages import Advantages
-from flowrl.gaussian import Likelihood
+from flowrl.diagnostics import Diagnostics
+from flowrl.gaussian import GaussianStep, Likelihood, tv
+from flowrl.losses.guard import guard
 from flowrl.losses.reference import ReferencePenalty
 from flowrl.samplers.protocol import Sampler
+from flowrl.samplers.sde import FlowSDE
 from flowrl.samplers.steps import StochasticSteps
 from flowrl.schedule import Interval, Schedule, intervals
-from flowrl.types import LossInputs, LossOutput
+from flowrl.types import LossInputs, LossOutput, Trajectory
 
 PolicyLoss = Callable[[LossInputs], LossOutput]
 Advantage = Callable[[Float[Tensor, "B"], Int[Tensor, "B"], Bool[Tensor, "B"]], Advantages]
@@ -27,7 +30,7 @@ second-to-last on diffusers' default grid)."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """Sampler, grid, trained steps, likelihood, loss, penalty and advantage of a run."""
+    """Sampler, grid, trained steps, likelihood, loss, penalty, advantage and diagnostics of a run."""
 
     sampler: Sampler
     schedule: Schedule
@@ -39,10 +42,17 @@ class Algorithm:
     loss: PolicyLoss
     penalty: ReferencePenalty
     advantage: Advantage
+    diagnostics: Diagnostics
 
     def __post_init__(self) -> None:
-        zero = torch.zeros(1)
-        self.loss(LossInputs(zero, zero, zero, zero, zero, std=1.0, dt=-1.0))  # its options are checked now, not late
+        zero, how = torch.zeros(1), self.likelihood
+        # The loss checks its options now, not late.
+        self.loss(LossInputs(zero, zero, zero, zero, zero, zero, 1.0, -1.0, form=how.form, reduction=how.reduction))
+        if getattr(self.loss, "func", self.loss) is guard and not isinstance(self.sampler, FlowSDE):
+            raise ValueError(
+                f"loss=guard needs sampler=flow_sde, not {type(self.sampler).__name__}: its centred ratio and its "
+                "division by -dt belong to that step"
+            )
         grid = self.intervals
         candidates = self.steps.candidates(self.num_steps)
         if not candidates:
@@ -67,6 +77,28 @@ class Algorithm:
                     f"sampler={type(self.sampler).__name__} has std {std:.2g} < {MIN_STD}: "
                     "a zero-variance step is never trained on; lower steps.high or use steps=all_but_last"
                 )
+
+    def compare(
+        self, step: GaussianStep, trajectory: Trajectory, index: int, advantage: Float[Tensor, "B"]
+    ) -> LossInputs:
+        """The current policy's `step` against the rollout's, at the trajectory's `index`-th stochastic step."""
+        interval, old_mean = self.intervals[trajectory.steps[index]], trajectory.old_mean[:, index]
+        with torch.no_grad():
+            kl, distance = self.likelihood.kl(step, old_mean), tv(step, old_mean)
+            # Both means belong to one state, so they differ by their velocities alone.
+            moved = ((step.mean - old_mean) / self.sampler.gain(interval)).square().mean((1, 2, 3))
+        return LossInputs(
+            log_prob=self.likelihood.log_prob(step, trajectory.x_next[:, index]),
+            old_log_prob=trajectory.old_log_prob[:, index],
+            advantage=advantage,
+            kl=kl,
+            tv=distance,
+            velocity=moved,
+            std=step.std,
+            dt=interval.dt,
+            form=self.likelihood.form,
+            reduction=self.likelihood.reduction,
+        )
 
     @property
     def intervals(self) -> tuple[Interval, ...]:

@@ -70,10 +70,11 @@ class RewardOutput:
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """What a policy loss may look at, for one step of B samples; see `algorithms` for each symbol.
+    """What a policy loss may look at, for one step of B samples.
 
     `kl` and `tv` are the exact divergences KL(old || current) and TV(old, current) of the step. `kl` follows the
-    configured reduction, `tv` is that of the full Gaussian. `std` and `dt` are those of the step.
+    configured reduction, `tv` is that of the full Gaussian, `velocity` is mean (v - old_v)^2. `std` and `dt` are those
+    of the step; `form` and `reduction` say how the log-probabilities were taken (see `flowrl.gaussian.Likelihood`).
     """
 
     log_prob: Float[Tensor, "B"]
@@ -81,8 +82,11 @@ class LossInputs:
     advantage: Float[Tensor, "B"]
     kl: Float[Tensor, "B"]
     tv: Float[Tensor, "B"]
+    velocity: Float[Tensor, "B"]
     std: float
     dt: float
+    form: str
+    reduction: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,4 +94,4 @@ class LossOutput:
     """A scalar loss to minimise, and detached metrics named as in `flowrl.metrics`."""
 
     loss: Float[Tensor, ""]
-    metrics: Mapping[str, Float[Tensor, ""]]
+    metrics: dict[str, Float[Tensor, ""]]

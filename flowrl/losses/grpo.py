@@ -1,33 +1,31 @@
-"""Flow-GRPO: the clipped surrogate of PPO on the per-step ratio of a flow sampler."""
+"""Flow-GRPO: the clipped surrogate of PPO on the per-step ratio of a flow sampler; Flow-CPS is the same loss."""
 
 from __future__ import annotations
 
-import torch
+from typing import Literal
 
+from flowrl.losses.clip import clipped_surrogate, require_form
 from flowrl.types import LossInputs, LossOutput
 
 
-def grpo(inputs: LossInputs, *, clip_low: float, clip_high: float, advantage_clip: float) -> LossOutput:
+def grpo(
+    inputs: LossInputs,
+    *,
+    clip_low: float,
+    clip_high: float,
+    advantage_clip: float,
+    calibrated_for: Literal["gaussian", "unnormalised"],
+) -> LossOutput:
     """Mean over samples of max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)).
 
     Paper: Flow-GRPO (Liu et al. 2025, arXiv 2505.05470), equation of its objective; r = exp(log_prob - old_log_prob)
     under the configured likelihood, A clipped to +-advantage_clip as in its reference code. Published ranges are
-    calibrated to mean-reduced log-probabilities.
+    calibrated to mean-reduced log-probabilities, and to one form of them: `calibrated_for` must equal
+    `likelihood.form`, or ValueError is raised. Flow-CPS (arXiv 2509.05952) published the unnormalised form.
     """
+    require_form("loss.calibrated_for", expected=calibrated_for, actual=inputs.form)
     advantage = inputs.advantage.clamp(-advantage_clip, advantage_clip)
-    log_ratio = inputs.log_prob - inputs.old_log_prob
-    with torch.no_grad():
-        ratio = log_ratio.exp()
-        high = (advantage > 0) & (ratio > 1 + clip_high)
-        low = (advantage < 0) & (ratio < 1 - clip_low)
-        bound = torch.where(high, log_ratio.new_tensor(1 + clip_high), 1 - clip_low)
-    is_clipped = high | low
-    # The maximum picks the constant bound exactly where `high` or `low` holds. Masking before the exponential keeps an
-    # overflowing ratio out of the backward pass, where 0 times inf would be NaN.
-    ratio = torch.where(is_clipped, bound, torch.where(is_clipped, 0.0, log_ratio).exp())
-    metrics = {
-        "trust/masked_fraction": is_clipped.float().mean(),
-        "trust/masked_positive": high.float().mean(),
-        "trust/masked_negative": low.float().mean(),
-    }
-    return LossOutput((-advantage * ratio).mean(), metrics)
+    losses, metrics = clipped_surrogate(
+        advantage, log_ratio=inputs.log_prob - inputs.old_log_prob, clip_low=clip_low, clip_high=clip_high
+    )
+    return LossOutput(losses.mean(), metrics)

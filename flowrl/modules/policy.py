@@ -18,8 +18,9 @@ from flowrl import metrics as glossary
 from flowrl.algorithm import Algorithm
 from flowrl.batch_plan import BatchPlan
 from flowrl.data import PromptBatch
+from flowrl.diagnostics import bound_penalty
 from flowrl.ema import EMA
-from flowrl.gaussian import GaussianStep, tv
+from flowrl.gaussian import GaussianStep
 from flowrl.models import lora
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.protocol import FlowModel
@@ -29,7 +30,7 @@ from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.rollout import replay, rollout
-from flowrl.types import Conditioning, LossInputs, Prompt, Trajectory
+from flowrl.types import Conditioning, Prompt, Trajectory
 
 
 class GateFailed(RuntimeError):
@@ -111,7 +112,11 @@ class Policy(LightningModule):
                 self.update(update, record)
         clock.lap("perf/update_seconds")
         self.num_iterations = batch.iteration + 1
-        self.report(record.means() | clock.report(self.plan.num_samples))
+        values = record.means()
+        if "reward/largest" in values:
+            num_steps = len(updates[0][0].trajectory.steps)
+            values["bound/penalty"] = bound_penalty(values["trust/tv_old_max"], num_steps, values["reward/largest"])
+        self.report(values | clock.report(self.plan.num_samples))
 
     @torch.no_grad()
     def sample(self, batch: PromptBatch, rows: range) -> MicroBatch:
@@ -157,6 +162,7 @@ class Policy(LightningModule):
         if is_valid.any():
             record.add("reward/mean", values[is_valid].mean())
             record.add("reward/std", values[is_valid].std(correction=0))
+            record.add("reward/largest", values[is_valid].abs().max())
         record.add("reward/missing", 1 - is_valid.float().mean())
         record.add("advantage/constant_groups", advantages.constant_groups)
         record.add("advantage/dropped_groups", advantages.dropped_groups)
@@ -202,26 +208,22 @@ class Policy(LightningModule):
     def term_loss(self, part: MicroBatch, index: int, record: Record) -> Tensor:
         """Policy loss plus reference penalty of one micro-batch at one trained step."""
         method, trajectory = self.algorithm, part.trajectory
-        interval = method.intervals[trajectory.steps[index]]
         step = self.replay(part, index)
-        log_prob = method.likelihood.log_prob(step, trajectory.x_next[:, index])
-        old_mean, old_log_prob = trajectory.old_mean[:, index], trajectory.old_log_prob[:, index]
-        with torch.no_grad():
-            kl, distance = method.likelihood.kl(step, old_mean), tv(step, old_mean)
-        inputs = LossInputs(log_prob, old_log_prob, part.advantage, kl, distance, step.std, interval.dt)
+        inputs = method.compare(step, trajectory, index, part.advantage)
         output = method.loss(inputs)
         loss = output.loss
         record.add("loss/policy", loss)
         if method.penalty.beta:
             ref_mean = self.reference.mean(trajectory, index, part.group, method.intervals, method.sampler)
-            penalty = method.penalty(step, ref_mean, interval).mean()
+            interval = method.intervals[trajectory.steps[index]]
+            penalty = method.penalty(step, ref_mean, interval, method.sampler.gain(interval)).mean()
             loss = loss + method.penalty.beta * penalty
             record.add("loss/penalty", penalty)
-        record.add("trust/kl_old", kl.mean())
-        record.add("trust/kl_old_max", kl.max())
-        record.add("trust/tv_old", distance.mean())
-        record.add("trust/ratio_std", ((log_prob - old_log_prob).detach().exp() - 1).square().mean().sqrt())
-        for name, value in output.metrics.items():
+        record.add("trust/kl_old", inputs.kl.mean())
+        record.add("trust/kl_old_max", inputs.kl.max())
+        record.add("trust/tv_old", inputs.tv.mean())
+        record.add("trust/tv_old_max", inputs.tv.max())
+        for name, value in (output.metrics | method.diagnostics(inputs)).items():
             record.add(name, value)
         return loss
 

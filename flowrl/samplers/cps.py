@@ -32,10 +32,12 @@ class CPS:
     def std(self, interval: Interval) -> float:
         return interval.sigma_next * math.sin(self.noise_level * math.pi / 2)
 
+    def gain(self, interval: Interval) -> float:
+        kept = math.sqrt(max(interval.sigma_next**2 - self.std(interval) ** 2, 0.0))
+        return kept * (1 - interval.sigma) - (1 - interval.sigma_next) * interval.sigma
+
     def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
-        sigma, sigma_next = interval.sigma, interval.sigma_next
         std = self.std(interval)
-        kept = math.sqrt(max(sigma_next**2 - std**2, 0.0))
+        kept = math.sqrt(max(interval.sigma_next**2 - std**2, 0.0))
         # Collected coefficients of (1 - sigma_next) x0_hat + kept eps_hat: two passes over memory instead of six.
-        mean = x * (1 - sigma_next + kept) + velocity * (kept * (1 - sigma) - (1 - sigma_next) * sigma)
-        return GaussianStep(mean, std)
+        return GaussianStep(x * (1 - interval.sigma_next + kept) + velocity * self.gain(interval), std)

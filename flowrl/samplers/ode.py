@@ -18,5 +18,8 @@ class ODE:
     def std(self, interval: Interval) -> float:
         return 0.0
 
+    def gain(self, interval: Interval) -> float:
+        return interval.dt
+
     def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
         return GaussianStep(x + velocity * interval.dt, 0.0)

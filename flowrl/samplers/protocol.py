@@ -19,6 +19,10 @@ class Sampler(Protocol):
         """Standard deviation of the whole step's Gaussian."""
         ...
 
+    def gain(self, interval: Interval) -> float:
+        """d mean / d velocity: how far the mean moves when the velocity does."""
+        ...
+
     def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
         """The distribution of `x_next`."""
         ...

@@ -38,6 +38,9 @@ class FlowSDE:
     def std(self, interval: Interval) -> float:
         return self.diffusion(interval) * math.sqrt(-interval.dt)
 
+    def gain(self, interval: Interval) -> float:
+        return reverse_sde_gain(interval, self.diffusion(interval))
+
     def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
         return reverse_sde_step(x, velocity, interval, self.diffusion(interval))
 
@@ -55,6 +58,9 @@ class DanceSDE:
     def std(self, interval: Interval) -> float:
         return self.noise_level * math.sqrt(-interval.dt)
 
+    def gain(self, interval: Interval) -> float:
+        return reverse_sde_gain(interval, self.noise_level)
+
     def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
         return reverse_sde_step(x, velocity, interval, self.noise_level)
 
@@ -63,7 +69,11 @@ def reverse_sde_step(
     x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval, diffusion: float
 ) -> GaussianStep:
     """One Euler-Maruyama step of the reverse SDE with diffusion coefficient g; formula at the head of this module."""
-    sigma, dt = interval.sigma, interval.dt
-    drift = diffusion**2 / (2 * sigma)
-    mean = x * (1 + drift * dt) + velocity * ((1 + drift * (1 - sigma)) * dt)
-    return GaussianStep(mean, diffusion * math.sqrt(-dt))
+    drift = diffusion**2 / (2 * interval.sigma)
+    mean = x * (1 + drift * interval.dt) + velocity * reverse_sde_gain(interval, diffusion)
+    return GaussianStep(mean, diffusion * math.sqrt(-interval.dt))
+
+
+def reverse_sde_gain(interval: Interval, diffusion: float) -> float:
+    """d mean / d velocity of that step."""
+    return (1 + diffusion**2 / (2 * interval.sigma) * (1 - interval.sigma)) * interval.dt

@@ -23,6 +23,8 @@ CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted((path.parent.relative_to(CONF).as_posix(), path.stem) for path in CONF.glob("*/**/*.yaml"))
 FILLED = {"text": ("data.prompts.path=prompts.txt",)}
 """Values that an option leaves to the user."""
+FORMS = {"cps": "unnormalised"}
+"""The log-probability form that a loss's YAML brings along."""
 
 
 def options(group):
@@ -117,8 +119,9 @@ def test_every_combination_instantiates_or_is_refused_by_name(base, nodes, sampl
     for steps, penalty, advantage in itertools.product(*rest):
         chosen = {"steps": steps, "penalty": penalty, "advantage": advantage}
         cfg = combine(base, sampler=nodes["sampler"][sampler], loss=nodes["loss"][loss], **chosen)
-        if sampler == "ode":
-            with pytest.raises(Exception, match=r"(?s)sampler.*loss") as error:
+        cfg.likelihood.form = FORMS.get(loss, "gaussian")
+        if sampler == "ode" or (loss == "guard" and sampler != "flow_sde"):
+            with pytest.raises(Exception, match=r"(?s)loss.*sampler|sampler.*loss") as error:
                 instantiate(cfg.algorithm)
             assert "sampler=" in explain(error.value)
         else:
@@ -161,6 +164,9 @@ def test_the_other_nodes_instantiate(base, tmp_path):
         (("sampler=flow_sde", "sampler.noise_level=-1"), ("sampler.noise_level=-1",)),
         (("steps.count=9",), ("steps.count=9",)),
         (("likelihood.reduction=max",), ("reduction", "max")),
+        (("loss=guard",), ("loss=guard", "sampler=flow_sde", "CPS")),
+        (("loss=grpo", "likelihood.form=unnormalised"), ("loss.calibrated_for=gaussian", "likelihood.form")),
+        (("loss=guard", "sampler=flow_sde", "likelihood.reduction=sum"), ("loss=guard", "likelihood.reduction")),
     ],
 )
 def test_rules_between_components_name_their_keys(overrides, names):

@@ -11,19 +11,21 @@ from flowrl.advantages import global_std, group
 from flowrl.gaussian import Likelihood, tv
 from flowrl.losses.dppo import dppo
 from flowrl.losses.grpo import grpo
+from flowrl.losses.guard import guard
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import Interval
 from flowrl.types import LossInputs
 
 GOLDENS = load_file(Path(__file__).parents[1] / "goldens" / "sd3_latents.safetensors")
-LATER = ("flow_sde.guard", "nft.", "adv.gdpo")
+LATER = ("nft.", "adv.gdpo")
 SAMPLERS = {"flow_sde": FlowSDE(noise_level=0.7), "cps": CPS(noise_level=0.8)}
 INPUTS = ("sigmas", "step_index", "x", "x_next", "velocity", "old_velocity", "ref_velocity", "advantage")
 TENSORS = ("x_next", "mean", "old_mean", "ref_mean", "std", "gaussian_log_prob", "old_gaussian_log_prob", "tv")
 TENSORS += ("published_log_prob", "published_old_log_prob", "kl_mean", "kl_sum", "kl_ref_mean")
 ADVANTAGES = {"adv.group_std": group, "adv.global_std": global_std}
 CLIPS = {"flow_sde": ("0.001", "0.1"), "cps": ("0.001", "0.1")}
+GUARDS = ("0.002", "0.1")
 DELTAS = ("0.0001", "0.01", "1e+09")
 GRADIENT = {"rtol": 1e-4, "atol": 1e-9}
 by_sampler = pytest.mark.parametrize("name", SAMPLERS)
@@ -64,7 +66,9 @@ class Steps:
     def loss(self, function, form="gaussian"):
         log_prob, old = self.log_prob(self.steps, form), self.log_prob(self.old, form)
         kl, distance = self.kl(self.old).detach(), self.tv().detach()
-        return function(LossInputs(log_prob, old, GOLDENS["advantage"].double(), kl, distance, std=1.0, dt=-0.1))
+        none = torch.zeros_like(kl)
+        how = {"form": form, "reduction": "mean"}
+        return function(LossInputs(log_prob, old, GOLDENS["advantage"].double(), kl, distance, none, 1.0, -0.1, **how))
 
 
 @by_sampler
@@ -88,8 +92,9 @@ def test_steps_and_divergences(name):
 def test_clipped_losses(name, eps):
     """Flow-GRPO, and Flow-CPS as published. Mutation: minimum for maximum, the other likelihood form."""
     s, bound = Steps(name), float(eps)
-    function = partial(grpo, clip_low=bound, clip_high=bound, advantage_clip=5.0)
-    loss = s.loss(function, "unnormalised" if name == "cps" else "gaussian").loss
+    form = "unnormalised" if name == "cps" else "gaussian"
+    function = partial(grpo, clip_low=bound, clip_high=bound, advantage_clip=5.0, calibrated_for=form)
+    loss = s.loss(function, form).loss
     loss.backward()
     close(loss.view(1), f"{name}.clip_{eps}.loss")
     close(s.velocity.grad, f"{name}.clip_{eps}.grad_velocity", **GRADIENT)
@@ -106,6 +111,29 @@ def test_dppo_losses(name, delta):
     close(s.velocity.grad, f"{name}.dppo_{delta}.grad_velocity", **GRADIENT)
 
 
+@pytest.mark.parametrize("eps", GUARDS)
+def test_guard_losses(eps):
+    """Each sample has its own step here, so the loss is the mean of one-sample losses.
+
+    Mutation: a bias averaged over the batch, the diffusion coefficient for the step's std, no division by -dt.
+    """
+    s, bound = Steps("flow_sde"), float(eps)
+    log_prob, old, kl = s.log_prob(s.steps), s.log_prob(s.old), s.kl(s.old)
+    none, advantage = torch.zeros_like(kl), GOLDENS["advantage"].double()
+    columns = [values.split(1) for values in (log_prob, old, advantage, kl, none, none)]
+    function = partial(guard, clip_low=bound, clip_high=bound, advantage_clip=5.0)
+    losses = [
+        function(LossInputs(*row, step.std, interval.dt, form="gaussian", reduction="mean")).loss
+        for step, interval, *row in zip(s.steps, s.intervals, *columns, strict=True)
+    ]
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    close(loss.view(1), f"flow_sde.guard_{eps}.loss")
+    close(s.velocity.grad, f"flow_sde.guard_{eps}.grad_velocity", **GRADIENT)
+    std = torch.tensor([step.std for step in s.steps], dtype=torch.float64)
+    close(((log_prob - old + kl) * std).exp(), "flow_sde.guard.ratio")
+
+
 @pytest.mark.parametrize("key", ADVANTAGES)
 def test_advantages(key):
     """Mutation: sample std, another floor, statistics over the wrong axis."""
@@ -120,4 +148,6 @@ def test_no_key_is_forgotten():
     known |= {f"{name}.{key}" for name in SAMPLERS for key in TENSORS}
     known |= {f"{n}.clip_{eps}.{part}" for n in CLIPS for eps in CLIPS[n] for part in ("loss", "grad_velocity")}
     known |= {f"{n}.dppo_{d}.{part}" for n in SAMPLERS for d in DELTAS for part in ("loss", "masked", "grad_velocity")}
+    known |= {"flow_sde.guard.ratio"}
+    known |= {f"flow_sde.guard_{eps}.{part}" for eps in GUARDS for part in ("loss", "grad_velocity")}
     assert {key for key in GOLDENS if not key.startswith(LATER)} == known

@@ -39,6 +39,16 @@ def test_without_noise_every_sampler_is_euler(kind, step):
     assert got.std == euler.std == 0
 
 
+@pytest.mark.parametrize("kind", NOISY)
+@given(step=a_step(), noise_level=levels)
+def test_gain_is_the_derivative_of_the_mean(kind, step, noise_level):
+    """Also the ODE's. Mutation: any term of a gain, which then no longer carries velocity distances over to means."""
+    x, velocity, interval = step
+    for sampler in (kind(noise_level=noise_level), ODE()):
+        moved = sampler.step(x, velocity + 1, interval).mean - sampler.step(x, velocity, interval).mean
+        assert moved.flatten().tolist() == pytest.approx([sampler.gain(interval)] * x.numel(), rel=1e-9, abs=1e-12)
+
+
 @given(step=a_step(), noise_level=levels)
 def test_cps_keeps_the_total_noise(step, noise_level):
     """std^2 + kept^2 = sigma_next^2, with kept read off the mean. Mutation: sin without pi / 2."""

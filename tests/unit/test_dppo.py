@@ -35,11 +35,12 @@ def test_delta_itself_is_far(loss_inputs):
     assert kl_loss(loss_inputs([UP], [1], kl=[0.1])).loss.item() == 0
 
 
-def test_divergence_chooses_kl_or_tv(loss_inputs):
+@pytest.mark.parametrize(("name", "place"), [("kl", 0), ("tv", 1), ("velocity", 2)])
+def test_divergence_chooses_what_is_measured(loss_inputs, name, place):
     """Mutation: always look at kl."""
-    inputs = loss_inputs([UP, UP], [1, 1], kl=[0.2, 0.0], tv=[0.0, 0.2])
-    kept = [torch.autograd.grad(kl_loss(inputs, divergence=name).loss, inputs.log_prob)[0] for name in ("kl", "tv")]
-    assert [(grad == 0).tolist() for grad in kept] == [[True, False], [False, True]]
+    inputs = loss_inputs([UP] * 3, [1] * 3, kl=[0.2, 0, 0], tv=[0, 0.2, 0], velocity=[0, 0, 0.2])
+    kl_loss(inputs, divergence=name).loss.backward()
+    assert [i for i, value in enumerate(inputs.log_prob.grad.tolist()) if value == 0] == [place]
 
 
 def test_an_overflowing_dropped_ratio_does_no_harm(loss_inputs):
@@ -61,7 +62,8 @@ def test_gradient_at_the_rollout_weights(loss_inputs):
 def test_without_a_bound_it_is_grpo_without_a_clip(loss_inputs, normal):
     """Mutation: clip the ratio in dppo, or weight one of the losses."""
     log_ratio, advantage = normal(6), [3, -8, 1, 0.5, -2, 6]
-    unbounded = partial(grpo, clip_low=math.inf, clip_high=math.inf, advantage_clip=5.0)
+    bounds = {"clip_low": math.inf, "clip_high": math.inf}
+    unbounded = partial(grpo, **bounds, advantage_clip=5.0, calibrated_for="gaussian")
     inputs = loss_inputs(log_ratio, advantage, kl=[1e9] * 6)
     losses = [loss(inputs).loss for loss in (partial(kl_loss, delta=math.inf), unbounded)]
     grads = [torch.autograd.grad(loss, inputs.log_prob)[0] for loss in losses]

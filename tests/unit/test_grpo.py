@@ -1,10 +1,12 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from flowrl.losses.grpo import grpo
+from flowrl.losses import grpo as module
 
+grpo = partial(module.grpo, calibrated_for="gaussian")
 LOGS = [math.log(1.2), math.log(0.8), math.log(0.8), math.log(1.2)]
 
 
@@ -48,3 +50,11 @@ def test_an_overflowing_clipped_ratio_does_no_harm(loss_inputs):
     output.loss.backward()
     assert output.loss.item() == pytest.approx(-1.05, rel=1e-12)
     torch.testing.assert_close(inputs.log_prob.grad, torch.tensor([0, -0.5], dtype=torch.float64), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("calibrated_for", "form"), [("gaussian", "unnormalised"), ("unnormalised", "gaussian")])
+def test_a_range_for_the_other_form_is_refused(loss_inputs, calibrated_for, form):
+    """Both keys are named. Mutation: drop the check, and Flow-GRPO's range silently bounds something else."""
+    inputs = loss_inputs([0.0], [1], form=form)
+    with pytest.raises(ValueError, match=f"loss.calibrated_for={calibrated_for}, but likelihood.form={form}"):
+        grpo(inputs, clip_low=0.1, clip_high=0.1, advantage_clip=5.0, calibrated_for=calibrated_for)

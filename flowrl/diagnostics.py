@@ -1,0 +1,50 @@
+"""What exact divergences tell about an update: how noisy the ratio is, where clipping errs, what the bound promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.types import LossInputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnostics:
+    """Compares ratio clipping at `clip` with the divergence mask at `delta`, whichever of them trains.
+
+    With d = mean - old_mean the log-ratio is a noise part of standard deviation |d| / std over the signal -|d|^2 /
+    (2 std^2), which is minus the KL (algorithm page of Flow-DPPO, arXiv 2606.11025): a clip decides by the first, the
+    mask by the second.
+    """
+
+    clip: float
+    delta: float
+
+    @torch.no_grad()
+    def __call__(self, inputs: LossInputs) -> dict[str, Float[Tensor, ""]]:
+        log_ratio = inputs.log_prob - inputs.old_log_prob
+        ratio, advantage = log_ratio.exp(), inputs.advantage
+        moves_away = ((advantage > 0) & (ratio > 1)) | ((advantage < 0) & (ratio < 1))
+        is_clipped = moves_away & ((ratio - 1).abs() > self.clip)
+        is_far = moves_away & (inputs.kl >= self.delta)
+        metrics = {
+            "trust/clip_false_alarms": (is_clipped & ~is_far).float().mean(),
+            "trust/clip_misses": (is_far & ~is_clipped).float().mean(),
+            "trust/ratio_std": (ratio - 1).square().mean().sqrt(),
+            "bound/surrogate": (ratio * advantage - advantage).mean(),
+        }
+        if inputs.form == "gaussian":
+            metrics["trust/log_ratio_noise"] = (log_ratio + inputs.kl).square().mean().sqrt()
+            metrics["trust/log_ratio_signal"] = inputs.kl.mean()
+        return metrics
+
+
+def bound_penalty(max_tv: float, num_steps: int, max_reward: float) -> float:
+    """What the improvement bound subtracts: 2 xi (K - 1)(K - 2) (max TV)^2, with xi the largest absolute reward.
+
+    Flow-DPPO (arXiv 2606.11025): J(new) - J(old) >= surrogate - penalty over K stochastic steps.
+    """
+    return 2 * max_reward * (num_steps - 1) * (num_steps - 2) * max_tv**2

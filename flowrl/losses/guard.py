@@ -1,0 +1,23 @@
+"""GRPO-Guard: a ratio centred at 1 with the same spread at every step, clipped, and gradients balanced over steps."""
+
+from __future__ import annotations
+
+from flowrl.losses.clip import clipped_surrogate, require_form
+from flowrl.types import LossInputs, LossOutput
+
+
+def guard(inputs: LossInputs, *, clip_low: float, clip_high: float, advantage_clip: float) -> LossOutput:
+    """The clipped surrogate on r = exp((log_prob - old_log_prob + KL) std), divided by -dt.
+
+    Paper: GRPO-Guard (Wang et al. 2025, arXiv 2510.22319), on Flow-SDE steps. With mean-reduced Gaussian
+    log-probabilities, which it needs (ValueError otherwise), r = exp(mean(eps (mean - old_mean))): the quadratic bias
+    of the log-ratio is gone. Differs from the published script, which averages the bias over the batch by accident:
+    here it is each sample's own.
+    """
+    require_form("loss=guard's likelihood form", expected="gaussian", actual=inputs.form)
+    if inputs.reduction != "mean":
+        raise ValueError(f"loss=guard needs likelihood.reduction=mean, not {inputs.reduction}: its bias is a mean KL")
+    advantage = inputs.advantage.clamp(-advantage_clip, advantage_clip)
+    log_ratio = (inputs.log_prob - inputs.old_log_prob + inputs.kl) * inputs.std
+    losses, metrics = clipped_surrogate(advantage, log_ratio=log_ratio, clip_low=clip_low, clip_high=clip_high)
+    return LossOutput(losses.mean() / -inputs.dt, metrics)
