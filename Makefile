@@ -39,10 +39,13 @@ format: setup ## Format the code
 benchmark: setup ## Time an iteration against its bare parts
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 
+mutation: setup ## Break the numerics in known ways and report what no test notices
+	$(BIN)/python scripts/mutation.py $(ARGS)
+
 docs: setup ## Generate docs/metrics.md from the glossary
 	$(BIN)/python scripts/metrics_page.py
 
 clean: ## Remove caches and the virtual environment, not the outputs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup train test test-all lint format benchmark docs clean
+.PHONY: help setup train test test-all lint format benchmark mutation docs clean

@@ -90,6 +90,21 @@ class LossInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class ForwardInputs:
+    """What a forward-process loss may look at: B generated samples x0, noised again to `sigma`.
+
+    `x = (1 - sigma) x0 + sigma eps`; the velocities are the current and the old policy's at x.
+    """
+
+    x0: Float[Tensor, "B C H W"]
+    x: Float[Tensor, "B C H W"]
+    sigma: Float[Tensor, "B"]
+    velocity: Float[Tensor, "B C H W"]
+    old_velocity: Float[Tensor, "B C H W"]
+    advantage: Float[Tensor, "B"]
+
+
+@dataclass(frozen=True, slots=True)
 class LossOutput:
     """A scalar loss to minimise, and detached metrics named as in `flowrl.metrics`."""
 

@@ -12,13 +12,15 @@ from flowrl.gaussian import Likelihood, tv
 from flowrl.losses.dppo import dppo
 from flowrl.losses.grpo import grpo
 from flowrl.losses.guard import guard
+from flowrl.losses.nft import nft
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import Interval
-from flowrl.types import LossInputs
+from flowrl.types import ForwardInputs, LossInputs
 
 GOLDENS = load_file(Path(__file__).parents[1] / "goldens" / "sd3_latents.safetensors")
-LATER = ("nft.", "adv.gdpo")
+LATER = ("adv.gdpo",)
+BETAS = ("0.1", "1")
 SAMPLERS = {"flow_sde": FlowSDE(noise_level=0.7), "cps": CPS(noise_level=0.8)}
 INPUTS = ("sigmas", "step_index", "x", "x_next", "velocity", "old_velocity", "ref_velocity", "advantage")
 TENSORS = ("x_next", "mean", "old_mean", "ref_mean", "std", "gaussian_log_prob", "old_gaussian_log_prob", "tv")
@@ -134,6 +136,18 @@ def test_guard_losses(eps):
     close(((log_prob - old + kl) * std).exp(), "flow_sde.guard.ratio")
 
 
+@pytest.mark.parametrize("beta", BETAS)
+def test_nft_losses(beta):
+    """Mutation: swap the branches, a weight with gradient, no division by beta."""
+    names = ("nft.x0", "nft.x_sigma", "nft.sigma", "velocity", "old_velocity", "advantage")
+    values = [GOLDENS[name].double() for name in names]
+    velocity = values[3].requires_grad_()
+    loss = nft(ForwardInputs(*values), beta=float(beta), advantage_clip=5.0).loss
+    loss.backward()
+    close(loss.view(1), f"nft.beta_{beta}.loss")
+    close(velocity.grad, f"nft.beta_{beta}.grad_velocity", **GRADIENT)
+
+
 @pytest.mark.parametrize("key", ADVANTAGES)
 def test_advantages(key):
     """Mutation: sample std, another floor, statistics over the wrong axis."""
@@ -148,6 +162,7 @@ def test_no_key_is_forgotten():
     known |= {f"{name}.{key}" for name in SAMPLERS for key in TENSORS}
     known |= {f"{n}.clip_{eps}.{part}" for n in CLIPS for eps in CLIPS[n] for part in ("loss", "grad_velocity")}
     known |= {f"{n}.dppo_{d}.{part}" for n in SAMPLERS for d in DELTAS for part in ("loss", "masked", "grad_velocity")}
-    known |= {"flow_sde.guard.ratio"}
+    known |= {"flow_sde.guard.ratio", "nft.sigma", "nft.x0", "nft.x_sigma"}
+    known |= {f"nft.beta_{beta}.{part}" for beta in BETAS for part in ("loss", "grad_velocity")}
     known |= {f"flow_sde.guard_{eps}.{part}" for eps in GUARDS for part in ("loss", "grad_velocity")}
     assert {key for key in GOLDENS if not key.startswith(LATER)} == known
