@@ -13,7 +13,9 @@ from flowrl.advantages import Advantages
 from flowrl.diagnostics import Diagnostics
 from flowrl.gaussian import GaussianStep, Likelihood, tv
 from flowrl.losses.guard import guard
+from flowrl.losses.nft import NFT
 from flowrl.losses.reference import ReferencePenalty
+from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler
 from flowrl.samplers.sde import FlowSDE
 from flowrl.samplers.steps import StochasticSteps
@@ -39,44 +41,71 @@ class Algorithm:
     guidance_scale: float
     shared_initial_noise: bool
     likelihood: Likelihood
-    loss: PolicyLoss
+    loss: PolicyLoss | NFT
     penalty: ReferencePenalty
     advantage: Advantage
     diagnostics: Diagnostics
 
     def __post_init__(self) -> None:
+        if isinstance(self.loss, NFT):
+            self._check_forward_loss()
+        else:
+            self._check_ratio_loss(self.loss)
+
+    def _check_forward_loss(self) -> None:
+        if not isinstance(self.sampler, ODE):
+            raise ValueError(
+                f"loss=nft needs a deterministic rollout, but sampler={type(self.sampler).__name__}: choose sampler=ode"
+            )
+        if self.penalty.beta and self.penalty.form != "velocity":
+            raise ValueError(
+                f"loss=nft has no steps to compare means of, but penalty.form={self.penalty.form}: choose "
+                "penalty=velocity or penalty=none"
+            )
+        if self.shared_initial_noise:
+            raise ValueError(
+                "loss=nft draws equal samples in each group with rollout.shared_initial_noise=true: set it to false"
+            )
+
+    def _check_ratio_loss(self, loss: PolicyLoss) -> None:
         zero, how = torch.zeros(1), self.likelihood
         # The loss checks its options now, not late.
-        self.loss(LossInputs(zero, zero, zero, zero, zero, zero, 1.0, -1.0, form=how.form, reduction=how.reduction))
-        if getattr(self.loss, "func", self.loss) is guard and not isinstance(self.sampler, FlowSDE):
+        loss(LossInputs(zero, zero, zero, zero, zero, zero, 1.0, -1.0, form=how.form, reduction=how.reduction))
+        if getattr(loss, "func", loss) is guard and not isinstance(self.sampler, FlowSDE):
             raise ValueError(
                 f"loss=guard needs sampler=flow_sde, not {type(self.sampler).__name__}: its centred ratio and its "
                 "division by -dt belong to that step"
             )
-        grid = self.intervals
         candidates = self.steps.candidates(self.num_steps)
         if not candidates:
             raise ValueError(
                 f"steps: no stochastic step among rollout.num_steps={self.num_steps}; a ratio loss needs one"
             )
         for k in candidates:
-            if k >= self.num_steps:
-                raise ValueError(
-                    f"steps may pick step {k}, but the last of rollout.num_steps={self.num_steps} is "
-                    f"step {self.num_steps - 1}; lower steps.high"
-                )
-            std = self.sampler.std(grid[k])
-            if std == 0 and k < self.num_steps - 1:
-                raise ValueError(
-                    f"sampler={type(self.sampler).__name__} is deterministic (std 0 at step {k}) and loss needs a "
-                    "stochastic step; choose sampler=cps or flow_sde with noise_level above 0"
-                )
-            if std < MIN_STD:
-                raise ValueError(
-                    f"steps may pick step {k} of rollout.num_steps={self.num_steps}, where "
-                    f"sampler={type(self.sampler).__name__} has std {std:.2g} < {MIN_STD}: "
-                    "a zero-variance step is never trained on; lower steps.high or use steps=all_but_last"
-                )
+            self._check_step(k)
+
+    def _check_step(self, k: int) -> None:
+        if k >= self.num_steps:
+            raise ValueError(
+                f"steps may pick step {k}, but the last of rollout.num_steps={self.num_steps} is "
+                f"step {self.num_steps - 1}; lower steps.high"
+            )
+        std = self.sampler.std(self.intervals[k])
+        if std == 0 and k < self.num_steps - 1:
+            raise ValueError(
+                f"sampler={type(self.sampler).__name__} is deterministic (std 0 at step {k}) and loss needs a "
+                "stochastic step; choose sampler=cps or flow_sde with noise_level above 0"
+            )
+        if std < MIN_STD:
+            raise ValueError(
+                f"steps may pick step {k} of rollout.num_steps={self.num_steps}, where "
+                f"sampler={type(self.sampler).__name__} has std {std:.2g} < {MIN_STD}: "
+                "a zero-variance step is never trained on; lower steps.high or use steps=all_but_last"
+            )
+
+    def stochastic(self, iteration: int, seed: int) -> tuple[int, ...]:
+        """The stochastic steps of an iteration's rollouts; none for a forward-process loss."""
+        return () if isinstance(self.loss, NFT) else self.steps.draw(self.num_steps, iteration, seed)
 
     def compare(
         self, step: GaussianStep, trajectory: Trajectory, index: int, advantage: Float[Tensor, "B"]

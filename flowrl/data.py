@@ -14,9 +14,13 @@ from flowrl.types import Prompt
 
 
 class PromptBatch(NamedTuple):
-    """The prompts of one iteration, over all processes; groups are made by the batch plan."""
+    """The prompts of one iteration, over all processes; groups are made by the batch plan.
+
+    `progress` is the share of the run's iterations that came before, in [0, 1).
+    """
 
     iteration: int
+    progress: float
     prompts: tuple[Prompt, ...]
 
 
@@ -35,7 +39,8 @@ class Iterations(Dataset[PromptBatch]):
 
     def __getitem__(self, iteration: int) -> PromptBatch:
         first = iteration * self.prompts_per_iteration
-        return PromptBatch(iteration, tuple(self._pick(first + i) for i in range(self.prompts_per_iteration)))
+        prompts = tuple(self._pick(first + i) for i in range(self.prompts_per_iteration))
+        return PromptBatch(iteration, iteration / self.num_iterations, prompts)
 
     def _pick(self, position: int) -> Prompt:
         epoch, place = divmod(position, len(self.prompts))

@@ -33,6 +33,10 @@ class Diagnostics:
         metrics = {
             "trust/clip_false_alarms": (is_clipped & ~is_far).float().mean(),
             "trust/clip_misses": (is_far & ~is_clipped).float().mean(),
+            "trust/kl_old": inputs.kl.mean(),
+            "trust/kl_old_max": inputs.kl.max(),
+            "trust/tv_old": inputs.tv.mean(),
+            "trust/tv_old_max": inputs.tv.max(),
             "trust/ratio_std": (ratio - 1).square().mean().sqrt(),
             "bound/surrogate": (ratio * advantage - advantage).mean(),
         }

@@ -33,7 +33,10 @@ from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord, write_whole
 from flowrl.data import PromptData
 from flowrl.evaluation import Evaluator
-from flowrl.modules.policy import GateFailed, Policy
+from flowrl.losses.nft import NFT
+from flowrl.modules.forward import ForwardPolicy
+from flowrl.modules.gate import GateFailed
+from flowrl.modules.policy import Policy
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule, TooManyMissingRewards
 
@@ -152,7 +155,7 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)
     check_guidance(cfg)
     model = instantiate(cfg.model)
-    policy = Policy(
+    policy = (ForwardPolicy if isinstance(algorithm.loss, NFT) else Policy)(
         model=model,
         adapter=adapter,
         reward=reward,
@@ -160,6 +163,7 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
         algorithm=algorithm,
         plan=plan,
         optimizer=instantiate(cfg.optimizer),
+        learning_rate=instantiate(cfg.learning_rate),
         ema=ema,
         max_grad_norm=cfg.max_grad_norm,
         gate_tolerance=cfg.gate_tolerance,

@@ -37,6 +37,7 @@ GLOSSARY: dict[str, str] = {
     "trust/log_ratio_signal": "Mean of the log-ratio's other part, which is the KL (Gaussian form only).",
     "bound/surrogate": "Mean of A (r - 1): the gain that the surrogate objective claims for the update.",
     "bound/penalty": "What the policy-improvement bound subtracts: 2 xi (K-1)(K-2) (max TV)^2 over K stochastic steps.",
+    "update/learning_rate": "The learning rate of the iteration's updates.",
     "update/grad_norm": "Global norm of the LoRA gradient before clipping, mean over updates.",
     "update/grad_rms_over_eps": "Root mean square gradient over Adam's epsilon: below 1, epsilon damps every step.",
     "perf/images_per_second": "Training images over the wall time of the whole iteration.",

@@ -14,6 +14,8 @@ from torch import Tensor
 
 INITIAL = -1
 """The `step` of the initial latents."""
+FORWARD = 1 << 16
+"""The `step` of the first noise that a forward-process loss adds, far above any sampling step."""
 
 
 def gaussian_noise(

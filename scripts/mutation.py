@@ -18,7 +18,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("flowrl", "tests", "conf", "scripts", "train.py", "pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile")
+COPIED = ("flowrl", "tests", "conf", "scripts", "train.py", "pyproject.toml", "README.md", "CONTRIBUTING.md")
 
 
 def run_tests(folder: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
@@ -30,8 +30,9 @@ def apply(folder: Path, mutation: dict[str, str]) -> str:
     """Mutate a file of the copy and return its former text. Raises ValueError unless `old` occurs exactly once."""
     path = folder / mutation["file"]
     text = path.read_text()
-    if text.count(mutation["old"]) != 1:
-        raise ValueError(f"{mutation['file']}: {mutation['old']!r} occurs {text.count(mutation['old'])} times, not once")
+    count = text.count(mutation["old"])
+    if count != 1:
+        raise ValueError(f"{mutation['file']}: {mutation['old']!r} occurs {count} times, not once")
     path.write_text(text.replace(mutation["old"], mutation["new"]))
     return text
 

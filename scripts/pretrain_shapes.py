@@ -5,7 +5,7 @@
 Stages run in order and resume where they stopped (`--work` keeps checkpoints, a log and sample grids):
 `autoencoder`; `clean` (flow matching on true captions to convergence); `corrupted` (the same on captions of which some
 are replaced whole and others in single words, at fixed rates, which makes the able but unreliable model that
-reinforcement learning starts from); `export` (a StableDiffusion3Pipeline folder in diffusers layout, float16 safetensors, with its metrics).
+reinforcement learning starts from); `export` (a StableDiffusion3Pipeline folder in diffusers layout, with its metrics).
 """
 
 from __future__ import annotations

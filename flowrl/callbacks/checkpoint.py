@@ -35,8 +35,7 @@ class Checkpoint(Callback):
             return 0
         self.restored = complete[-1]
         weights, state = checkpoint.load(self.restored)
-        lora.load(policy.transformer, weights["lora"])
-        policy.ema.weights = weights["ema"]
+        policy.load_weights(weights)
         policy.num_iterations = state["num_iterations"]
         policy.num_optimizer_steps = state["num_optimizer_steps"]
         self.record.restore(policy.num_iterations, state["record"])
@@ -64,8 +63,7 @@ class Checkpoint(Callback):
                 self.folder / "checkpoints",
                 keep=self.keep,
                 weights={
-                    "lora": lora.parameters(policy.transformer),
-                    "ema": policy.ema.weights,
+                    **policy.weights(),
                     "optimizer": checkpoint.optimizer_tensors(trainer.optimizers[0]),
                     "rng": {"state": torch.get_rng_state()},
                 },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,23 +13,51 @@ MIN_WEIGHT = 1e-5
 """Smallest mean absolute error that a sample's loss is divided by."""
 
 
-def nft(inputs: ForwardInputs, *, beta: float, advantage_clip: float) -> LossOutput:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NFT:
     """Mean over samples of advantage_clip / beta (r |x0_plus - x0|^2 / w_plus + (1 - r) |x0_minus - x0|^2 / w_minus).
 
     v_plus = beta v + (1 - beta) old_v, v_minus = (1 + beta) old_v - beta v, x0_plus and x0_minus = x - sigma v_plus and
-    v_minus; squares are means over latent dimensions; w is the detached mean absolute error of the
-    sample; r = A / (2 advantage_clip) + 1/2, clamped to [0, 1], the sample's optimality.
+    v_minus; squares are means over latent dimensions; w is the detached mean absolute error of the sample;
+    r = A / (2 advantage_clip) + 1/2, clamped to [0, 1], the sample's optimality.
 
-    Paper: Diffusion-NFT (Zheng et al. 2025, arXiv 2509.16117) and its code, which scales by advantage_clip.
+    Rollouts are deterministic and drawn by the old policy, which follows the current one: after an iteration it becomes
+    d old + (1 - d) current, with d = min(decay_rate max(n - decay_start, 0), decay_limit) after n optimizer steps. Of
+    the grid's sigmas the first `fraction` are trained, each on all samples.
+
+    Paper: Diffusion-NFT (Zheng et al. 2025, arXiv 2509.16117) and its code, which scales by advantage_clip. The code
+    permutes the sigmas of each sample; with all of them in one optimizer step that changes nothing but the noise.
     """
-    if not beta > 0:
-        raise ValueError(f"loss.beta={beta} must be positive")
-    optimality = (inputs.advantage / (2 * advantage_clip) + 0.5).clamp(0, 1)
-    positive = beta * inputs.velocity + (1 - beta) * inputs.old_velocity
-    negative = (1 + beta) * inputs.old_velocity - beta * inputs.velocity
-    errors = optimality * _error(inputs, positive) + (1 - optimality) * _error(inputs, negative)
-    distance = (inputs.velocity - inputs.old_velocity).detach().square().mean()
-    return LossOutput(errors.mean() * (advantage_clip / beta), {"trust/velocity_old": distance})
+
+    beta: float
+    advantage_clip: float
+    fraction: float
+    decay_rate: float
+    decay_start: int
+    decay_limit: float
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"loss.beta={self.beta} must be positive")
+        for name in ("fraction", "decay_limit"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"loss.{name}={getattr(self, name)} must be in [0, 1]")
+
+    def __call__(self, inputs: ForwardInputs) -> LossOutput:
+        optimality = (inputs.advantage / (2 * self.advantage_clip) + 0.5).clamp(0, 1)
+        positive = self.beta * inputs.velocity + (1 - self.beta) * inputs.old_velocity
+        negative = (1 + self.beta) * inputs.old_velocity - self.beta * inputs.velocity
+        errors = optimality * _error(inputs, positive) + (1 - optimality) * _error(inputs, negative)
+        distance = (inputs.velocity - inputs.old_velocity).detach().square().mean()
+        return LossOutput(errors.mean() * (self.advantage_clip / self.beta), {"trust/velocity_old": distance})
+
+    def decay(self, num_optimizer_steps: int) -> float:
+        """d, the weight that the old policy keeps."""
+        return min(self.decay_rate * max(num_optimizer_steps - self.decay_start, 0), self.decay_limit)
+
+    def num_sigmas(self, num_steps: int) -> int:
+        """How many of the grid's sigmas are trained, at least one."""
+        return max(1, int(num_steps * self.fraction))
 
 
 def _error(inputs: ForwardInputs, velocity: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:

@@ -1,15 +1,16 @@
-"""The conditioning of a micro-batch, and the velocity field that evaluates equal rows once."""
+"""A micro-batch, its conditioning, and the velocity field that evaluates equal rows once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.rollout import Velocity
-from flowrl.types import Conditioning
+from flowrl.types import Conditioning, Prompt, Trajectory
 
 Conditioned = Callable[[Float[Tensor, "B C H W"], float, Conditioning], Float[Tensor, "B C H W"]]
 """(x, sigma, conditioning) -> velocity."""
@@ -43,3 +44,16 @@ class Group:
             return velocity(x[self._firsts], sigma, self._shared).index_select(0, self._number)
 
         return bound
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """The samples that one forward pass handles, in rollout and updates alike."""
+
+    rows: range
+    iteration: int
+    prompts: list[Prompt]
+    group: Group
+    trajectory: Trajectory
+    images: Tensor
+    advantage: Tensor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,32 +20,18 @@ from flowrl.data import PromptBatch
 from flowrl.diagnostics import bound_penalty
 from flowrl.ema import EMA
 from flowrl.gaussian import GaussianStep
+from flowrl.losses.nft import NFT
 from flowrl.models import lora
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.protocol import FlowModel
-from flowrl.modules.groups import Group
+from flowrl.modules.gate import check_replay
+from flowrl.modules.groups import Group, MicroBatch
 from flowrl.modules.measures import Clock, Record
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.rollout import replay, rollout
-from flowrl.types import Conditioning, Prompt, Trajectory
-
-
-class GateFailed(RuntimeError):
-    """Replaying a fresh rollout with unchanged weights did not reproduce its log-probabilities."""
-
-
-@dataclass(slots=True)
-class MicroBatch:
-    """The samples that one forward pass handles, in rollout and updates alike."""
-
-    rows: range
-    prompts: list[Prompt]
-    group: Group
-    trajectory: Trajectory
-    images: Tensor
-    advantage: Tensor
+from flowrl.types import Conditioning, Prompt
 
 
 class Policy(LightningModule):
@@ -69,6 +54,7 @@ class Policy(LightningModule):
         algorithm: Algorithm,
         plan: BatchPlan,
         optimizer: Callable[..., Optimizer],
+        learning_rate: Callable[[float], float],
         ema: EMA,
         max_grad_norm: float,
         gate_tolerance: float,
@@ -82,6 +68,7 @@ class Policy(LightningModule):
         self.__dict__.update(model=model, reward=reward, reference=reference)
         self.algorithm, self.plan, self.ema = algorithm, plan, ema
         self.make_optimizer, self.max_grad_norm = optimizer, max_grad_norm
+        self.learning_rate = learning_rate
         self.gate_tolerance, self.seed = gate_tolerance, seed
         self.num_iterations = 0
         self.num_optimizer_steps = 0
@@ -92,7 +79,9 @@ class Policy(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The configured optimizer over the LoRA weights alone."""
-        return self.make_optimizer(list(lora.parameters(self.transformer).values()))
+        optimizer = self.make_optimizer(list(lora.parameters(self.transformer).values()))
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        return optimizer
 
     def embed_prompts(self, prompts: list[Prompt]) -> None:
         """Encode every prompt the run will use; must be called before training."""
@@ -101,19 +90,22 @@ class Policy(LightningModule):
     def training_step(self, batch: PromptBatch, batch_index: int) -> None:
         """One iteration: rollouts under the current weights, rewards, advantages, updates."""
         clock, record = Clock(), Record()
-        updates = [[self.sample(batch, rows) for rows in update] for update in self.plan.updates(self.global_rank)]
+        with self.behaviour():
+            updates = [[self.sample(batch, rows) for rows in update] for update in self.plan.updates(self.global_rank)]
         clock.lap("perf/rollout_seconds")
         self.assign_advantages([part for update in updates for part in update], record)
         clock.lap("perf/reward_seconds")
         if not self.has_passed_gate:
             self.check_gate(updates[0][0])
+        self.set_learning_rate(batch.progress, record)
         for _ in range(self.plan.inner_epochs):
             for update in updates:
                 self.update(update, record)
+        self.follow()
         clock.lap("perf/update_seconds")
         self.num_iterations = batch.iteration + 1
         values = record.means()
-        if "reward/largest" in values:
+        if {"reward/largest", "trust/tv_old_max"} <= values.keys():
             num_steps = len(updates[0][0].trajectory.steps)
             values["bound/penalty"] = bound_penalty(values["trust/tv_old_max"], num_steps, values["reward/largest"])
         self.report(values | clock.report(self.plan.num_samples))
@@ -131,13 +123,14 @@ class Policy(LightningModule):
             noise(samples=starts, step=INITIAL).to(self.device),
             method.intervals,
             sampler=method.sampler,
-            stochastic=method.steps.draw(method.num_steps, batch.iteration, self.seed),
+            stochastic=method.stochastic(batch.iteration, self.seed),
             noise=lambda k: noise(samples=members, step=k),
             likelihood=method.likelihood,
             shares_start=method.shared_initial_noise,
         )
         images = self.model.decode(trajectory.x0)
-        return MicroBatch(rows, prompts, group, trajectory, images, torch.zeros(len(rows), device=self.device))
+        advantage = torch.zeros(len(rows), device=self.device)
+        return MicroBatch(rows, batch.iteration, prompts, group, trajectory, images, advantage)
 
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """The current policy's velocity, at the rollout's guidance scale."""
@@ -179,12 +172,20 @@ class Policy(LightningModule):
         assert isinstance(gathered, Tensor)
         return gathered.flatten().cpu()
 
+    def set_learning_rate(self, progress: float, record: Record) -> None:
+        """The optimizer's own rates times the schedule's factor."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.learning_rate(progress)
+        record.add("update/learning_rate", optimizer.param_groups[0]["lr"])
+
     def update(self, parts: list[MicroBatch], record: Record) -> None:
         """One optimizer step on the mean loss over the update's samples and trained steps."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
-        terms = [(part, index) for part in parts for index in range(len(part.trajectory.steps))]
+        terms = [(part, index) for part in parts for index in range(self.num_terms(part))]
         for i, (part, index) in enumerate(terms):
             with self.synchronised(i == len(terms) - 1):
                 self.manual_backward(self.term_loss(part, index, record) / len(terms))
@@ -205,11 +206,23 @@ class Policy(LightningModule):
         assert isinstance(strategy, DDPStrategy)
         return strategy.block_backward_sync()
 
+    def behaviour(self) -> AbstractContextManager[None]:
+        """Under which weights rollouts are drawn: the current ones."""
+        return nullcontext()
+
+    def num_terms(self, part: MicroBatch) -> int:
+        """How many backward passes a micro-batch needs: one for each trained step."""
+        return len(part.trajectory.steps)
+
+    def follow(self) -> None:
+        """What happens to the old policy after an iteration's updates: it is the current one anyway."""
+
     def term_loss(self, part: MicroBatch, index: int, record: Record) -> Tensor:
         """Policy loss plus reference penalty of one micro-batch at one trained step."""
         method, trajectory = self.algorithm, part.trajectory
         step = self.replay(part, index)
         inputs = method.compare(step, trajectory, index, part.advantage)
+        assert not isinstance(method.loss, NFT)
         output = method.loss(inputs)
         loss = output.loss
         record.add("loss/policy", loss)
@@ -219,35 +232,18 @@ class Policy(LightningModule):
             penalty = method.penalty(step, ref_mean, interval, method.sampler.gain(interval)).mean()
             loss = loss + method.penalty.beta * penalty
             record.add("loss/penalty", penalty)
-        record.add("trust/kl_old", inputs.kl.mean())
-        record.add("trust/kl_old_max", inputs.kl.max())
-        record.add("trust/tv_old", inputs.tv.mean())
-        record.add("trust/tv_old_max", inputs.tv.max())
         for name, value in (output.metrics | method.diagnostics(inputs)).items():
             record.add(name, value)
         return loss
 
     def check_gate(self, part: MicroBatch) -> None:
         """Before the first update, replay must give ratio 1 and divergence 0, in training mode, or the run stops."""
-        method, trajectory = self.algorithm, part.trajectory
-        with torch.enable_grad():
-            for index in range(len(trajectory.steps)):
-                step = self.replay(part, index)
-                log_prob = method.likelihood.log_prob(step, trajectory.x_next[:, index]).detach()
-                drift = (log_prob - trajectory.old_log_prob[:, index]).abs().max().item()
-                divergence = method.likelihood.kl(step, trajectory.old_mean[:, index]).max().item()
-                if not max(drift, divergence) <= self.gate_tolerance:
-                    raise GateFailed(
-                        f"step {trajectory.steps[index]}: replaying the rollout moved its log-probability by "
-                        f"{drift:.2e} and its mean by a divergence of {divergence:.2e}, above gate_tolerance="
-                        f"{self.gate_tolerance:.0e}: rollout and update disagree in precision, batch shape or mode"
-                    )
+        check_replay(part.trajectory, partial(self.replay, part), self.algorithm.likelihood, self.gate_tolerance)
         self.has_passed_gate = True
 
     def describe_plan(self) -> str:
         """The batch plan in words, with the number of trained steps."""
-        steps = self.algorithm.steps.draw(self.algorithm.num_steps, 0, self.seed)
-        return self.plan.describe(len(steps))
+        return self.plan.describe(len(self.algorithm.stochastic(0, self.seed)))
 
     def report(self, values: Mapping[str, float]) -> None:
         """Log one iteration's metrics: trackers, progress bar, and `last_metrics` for the run's own record."""
@@ -279,6 +275,15 @@ class Policy(LightningModule):
         self.model.to(self.device)
         self.embed.to(self.device)
         self.reward.to(self.device)
+
+    def weights(self) -> dict[str, Mapping[str, Tensor]]:
+        """The LoRA weights that a checkpoint needs, by what they are."""
+        return {"lora": lora.parameters(self.transformer), "ema": self.ema.weights}
+
+    def load_weights(self, weights: Mapping[str, dict[str, Tensor]]) -> None:
+        """Take back what `weights` gave."""
+        lora.load(self.transformer, weights["lora"])
+        self.ema.weights = weights["ema"]
 
     def state(self) -> dict[str, Any]:
         """Counters that, with LoRA, EMA and optimizer, make up a checkpoint."""

@@ -7,6 +7,7 @@ signed distance function; its coverage of a pixel is `clip(1/2 - distance, 0, 1)
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 
@@ -91,7 +92,7 @@ def lay_out(caption: Caption, rng: random.Random) -> list[Placed]:
     return scene
 
 
-def _holds(relation: str | None, cells: tuple[tuple[int, int], ...], owners: list[int]) -> bool:
+def _holds(relation: str | None, cells: Sequence[tuple[int, ...]], owners: list[int]) -> bool:
     """Whether every object of the first phrase stands in `relation` to every object of the second."""
     if relation is None:
         return True

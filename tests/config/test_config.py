@@ -111,24 +111,31 @@ def nodes():
     return {group: {option: select(group, option)[group] for option in options(group)} for group in groups}
 
 
+def is_legal(sampler, loss, penalty):
+    """The rules between sampler, loss and penalty, written down once more."""
+    if loss == "nft":
+        return sampler == "ode" and penalty in ("none", "velocity")
+    return sampler == "flow_sde" if loss == "guard" else sampler != "ode"
+
+
 @pytest.mark.parametrize("loss", options("loss"))
 @pytest.mark.parametrize("sampler", options("sampler"))
 def test_every_combination_instantiates_or_is_refused_by_name(base, nodes, sampler, loss):
-    """Mutation: lose the rule that a ratio loss needs a stochastic step, or refuse a good pair."""
-    rest = [nodes[group].values() for group in ("steps", "penalty", "advantage")]
-    for steps, penalty, advantage in itertools.product(*rest):
-        chosen = {"steps": steps, "penalty": penalty, "advantage": advantage}
+    """Mutation: lose a rule between sampler, loss and penalty, or refuse a good combination."""
+    rest = [nodes[group].items() for group in ("steps", "penalty", "advantage")]
+    for (_, steps), (penalty, penalty_node), (_, advantage) in itertools.product(*rest):
+        chosen = {"steps": steps, "penalty": penalty_node, "advantage": advantage}
         cfg = combine(base, sampler=nodes["sampler"][sampler], loss=nodes["loss"][loss], **chosen)
         cfg.likelihood.form = FORMS.get(loss, "gaussian")
-        if sampler == "ode" or (loss == "guard" and sampler != "flow_sde"):
-            with pytest.raises(Exception, match=r"(?s)loss.*sampler|sampler.*loss") as error:
-                instantiate(cfg.algorithm)
-            assert "sampler=" in explain(error.value)
-        else:
+        cfg.rollout.shared_initial_noise = loss != "nft"
+        if is_legal(sampler, loss, penalty):
             algorithm = instantiate(cfg.algorithm)
             assert isinstance(algorithm, Algorithm)
-            assert algorithm.steps.draw(algorithm.num_steps, 0, 0)
-            assert algorithm.sampler.noise_level == nodes["sampler"][sampler].noise_level
+            assert len(algorithm.stochastic(0, 0)) == (0 if loss == "nft" else len(algorithm.steps.draw(6, 0, 0)))
+        else:
+            with pytest.raises(Exception, match=r"(?s)loss.*(sampler|penalty)|sampler.*loss") as error:
+                instantiate(cfg.algorithm)
+            assert "loss" in explain(error.value)
 
 
 def test_the_other_nodes_instantiate(base, tmp_path):
@@ -164,6 +171,9 @@ def test_the_other_nodes_instantiate(base, tmp_path):
         (("sampler=flow_sde", "sampler.noise_level=-1"), ("sampler.noise_level=-1",)),
         (("steps.count=9",), ("steps.count=9",)),
         (("likelihood.reduction=max",), ("reduction", "max")),
+        (("loss=nft",), ("loss=nft", "sampler=CPS", "sampler=ode")),
+        (("loss=nft", "sampler=ode", "penalty=kl"), ("loss=nft", "penalty.form=kl", "penalty=velocity")),
+        (("loss=nft", "sampler=ode", "rollout.shared_initial_noise=true"), ("loss=nft", "shared_initial_noise")),
         (("loss=guard",), ("loss=guard", "sampler=flow_sde", "CPS")),
         (("loss=grpo", "likelihood.form=unnormalised"), ("loss.calibrated_for=gaussian", "likelihood.form")),
         (("loss=guard", "sampler=flow_sde", "likelihood.reduction=sum"), ("loss=guard", "likelihood.reduction")),

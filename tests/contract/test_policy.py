@@ -1,6 +1,7 @@
 """What the loop promises on the embedded model: ratio 1, gradients to LoRA only, a reference that is the base."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -46,10 +47,10 @@ def test_gate_stops_a_run_whose_replay_drifts():
         policy.check_gate(part)
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dppo"])
+@pytest.mark.parametrize("loss", ["grpo", "dppo", "nft"])
 def test_base_is_untouched_and_gradients_reach_lora_only(loss):
     """Mutation: leave the base's requires_grad on, or hand all parameters to the optimizer."""
-    policy, data, _ = make(f"loss={loss}", "num_iterations=1")
+    policy, data, _ = make(f"loss={loss}", f"sampler={'ode' if loss == 'nft' else 'cps'}", "num_iterations=1")
     own = lora.parameters(policy.transformer)
     before = {name: p.detach().clone() for name, p in policy.transformer.named_parameters()}
     assert {name for name, p in policy.transformer.named_parameters() if p.requires_grad} == own.keys()
@@ -58,7 +59,7 @@ def test_base_is_untouched_and_gradients_reach_lora_only(loss):
     after = dict(policy.transformer.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before if name not in own)
     # The last block discards the text stream's attention output: its text query has no gradient, A only decays.
-    unused = {"transformer_blocks.3.attn.add_q_proj.lora_B.policy.weight"}
+    unused = {"transformer_blocks.2.attn.add_q_proj.lora_B.policy.weight"}
     assert {name for name in own if torch.equal(before[name], after[name])} == unused
     assert set(dict(policy.named_parameters())) == {f"transformer.{name}" for name in after}
 
@@ -190,3 +191,70 @@ def test_an_evaluation_with_too_many_missing_rewards_stops():
     policy.reward.reward = Broken()
     with pytest.raises(TooManyMissingRewards, match="100%"):
         evaluator.evaluate(policy)
+
+
+def nft(*overrides):
+    return make("loss=nft", "sampler=ode", "penalty=velocity", *overrides)
+
+
+def test_nft_draws_and_contrasts_with_the_old_policy():
+    """Rollouts are the old weights', bitwise; at equal weights the two branches cancel for A = 0.
+
+    Mutation: sample under the current weights, or evaluate the old velocity under them.
+    """
+    policy, data, _ = nft()
+    with policy.behaviour():
+        before = first_batch(policy, data)
+    with torch.no_grad():
+        for parameter in lora.parameters(policy.transformer).values():
+            parameter.add_(0.05)
+    with policy.behaviour():
+        after = first_batch(policy, data)
+    assert all(torch.equal(a.trajectory.x0, b.trajectory.x0) for a, b in zip(before, after, strict=True))
+    record = Record()
+    policy.term_loss(before[0], 1, record)
+    assert record.means()["trust/velocity_old"] > 1e-4
+    policy.follow()
+    policy.old = {name: value.clone() for name, value in lora.parameters(policy.transformer).items()}
+    policy.term_loss(before[0], 1, again := Record())
+    assert again.means()["trust/velocity_old"] == 0
+
+
+def test_the_old_policy_follows_and_is_kept(tmp_path):
+    """After n optimizer steps it keeps min(n / 1000, 1/2) of itself, and a checkpoint restores it bitwise.
+
+    Mutation: swap the two weights of the average, or leave `old` out of the checkpoint.
+    """
+    policy, _, _ = nft()
+    start = {name: value.clone() for name, value in policy.old.items()}
+    with torch.no_grad():
+        for parameter in lora.parameters(policy.transformer).values():
+            parameter.add_(1.0)
+    policy.num_optimizer_steps = 250
+    policy.follow()
+    for name, value in policy.old.items():
+        torch.testing.assert_close(value, start[name] + 0.75, rtol=0, atol=1e-6)
+    other, _, _ = nft("seed=1")
+    other.load_weights({stem: dict(tensors) for stem, tensors in policy.weights().items()})
+    assert all(torch.equal(other.old[name], policy.old[name]) for name in policy.old)
+
+
+def test_forward_noise_does_not_depend_on_the_batch():
+    """Mutation: draw it from the global generator, or the same for every sigma."""
+    whole, parts = nft("batch.max_micro_batch=4"), nft("batch.max_micro_batch=1")
+    noises = []
+    for policy, data, _ in (whole, parts):
+        with policy.behaviour():
+            batch = first_batch(policy, data)
+        noises.append([torch.cat([policy.forward_noise(part, index) for part in batch]) for index in (0, 1)])
+    assert torch.equal(noises[0][0], noises[1][0]) and torch.equal(noises[0][1], noises[1][1])
+    assert not torch.equal(noises[0][0], noises[0][1])
+
+
+def test_the_learning_rate_follows_the_schedule():
+    """Cosine over four iterations. Mutation: multiply the factors up, or count updates instead of iterations."""
+    policy, data, _ = make("num_iterations=4", "optimizer.lr=1e-3")
+    rates = []
+    policy.report = lambda values: rates.append(values["update/learning_rate"])
+    fit(policy, data)
+    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)], rel=1e-6)

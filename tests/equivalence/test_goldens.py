@@ -12,7 +12,7 @@ from flowrl.gaussian import Likelihood, tv
 from flowrl.losses.dppo import dppo
 from flowrl.losses.grpo import grpo
 from flowrl.losses.guard import guard
-from flowrl.losses.nft import nft
+from flowrl.losses.nft import NFT
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import Interval
@@ -142,7 +142,8 @@ def test_nft_losses(beta):
     names = ("nft.x0", "nft.x_sigma", "nft.sigma", "velocity", "old_velocity", "advantage")
     values = [GOLDENS[name].double() for name in names]
     velocity = values[3].requires_grad_()
-    loss = nft(ForwardInputs(*values), beta=float(beta), advantage_clip=5.0).loss
+    decay = {"fraction": 0.99, "decay_rate": 0.001, "decay_start": 0, "decay_limit": 0.5}
+    loss = NFT(beta=float(beta), advantage_clip=5.0, **decay)(ForwardInputs(*values)).loss
     loss.backward()
     close(loss.view(1), f"nft.beta_{beta}.loss")
     close(velocity.grad, f"nft.beta_{beta}.grad_velocity", **GRADIENT)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import fit, make
+from runs import CONF, fit, make
 
 from flowrl.types import RewardOutput
 
@@ -33,3 +33,18 @@ def test_reward_rises(method, seed):
 
 
 MARGIN = 0.005
+
+RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+RECIPE_MARGIN = 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_raises_the_embedded_reward(recipe, seed):
+    """30 iterations of 288 images: the last five rewards against the first five. Mutation: flip a loss's sign."""
+    policy, data, _ = make(f"experiment={recipe}", f"seed={seed}", "num_iterations=30", base=("name=test",))
+    rewards = []
+    policy.report = lambda values: rewards.append(values["reward/mean"])
+    fit(policy, data)
+    assert sum(rewards[-5:]) / 5 - sum(rewards[:5]) / 5 > RECIPE_MARGIN

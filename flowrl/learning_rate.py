@@ -1,0 +1,19 @@
+"""How the learning rate falls over a run: pure functions from progress to a factor of the optimizer's own rate.
+
+`progress` is the share of iterations that are finished, in [0, 1). A function of it alone needs no state, so a resumed
+run goes on with the same rates.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def constant(progress: float) -> float:
+    """1 throughout, as every published recipe has it."""
+    return 1.0
+
+
+def cosine(progress: float, *, final: float) -> float:
+    """Half a cosine from 1 down to `final`."""
+    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,35 @@
+"""The start-up gate: a replay of a fresh rollout under unchanged weights must reproduce it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from flowrl.gaussian import GaussianStep, Likelihood
+from flowrl.types import Trajectory
+
+
+class GateFailed(RuntimeError):
+    """Replaying a fresh rollout with unchanged weights did not reproduce its log-probabilities."""
+
+
+def check_replay(
+    trajectory: Trajectory, replay: Callable[[int], GaussianStep], likelihood: Likelihood, tolerance: float
+) -> None:
+    """Raise GateFailed where a step's log-ratio or divergence is not 0 within `tolerance`.
+
+    `replay` gives the Gaussian of the trajectory's i-th stochastic step, evaluated as an update would.
+    """
+    with torch.enable_grad():
+        for index, number in enumerate(trajectory.steps):
+            step = replay(index)
+            log_prob = likelihood.log_prob(step, trajectory.x_next[:, index]).detach()
+            drift = (log_prob - trajectory.old_log_prob[:, index]).abs().max().item()
+            divergence = likelihood.kl(step, trajectory.old_mean[:, index]).max().item()
+            if not max(drift, divergence) <= tolerance:
+                raise GateFailed(
+                    f"step {number}: replaying the rollout moved its log-probability by {drift:.2e} and its mean by a "
+                    f"divergence of {divergence:.2e}, above gate_tolerance={tolerance:.0e}: rollout and update "
+                    "disagree in precision, batch shape or mode"
+                )
