@@ -47,7 +47,7 @@ class NFT:
         optimality = (inputs.advantage / (2 * self.advantage_clip) + 0.5).clamp(0, 1)
         positive = self.beta * inputs.velocity + (1 - self.beta) * inputs.old_velocity
         negative = (1 + self.beta) * inputs.old_velocity - self.beta * inputs.velocity
-        errors = optimality * _error(inputs, positive) + (1 - optimality) * _error(inputs, negative)
+        errors = optimality * _error(inputs, velocity=positive) + (1 - optimality) * _error(inputs, velocity=negative)
         distance = (inputs.velocity - inputs.old_velocity).detach().square().mean()
         return LossOutput(errors.mean() * (self.advantage_clip / self.beta), {"trust/velocity_old": distance})
 
@@ -60,7 +60,7 @@ class NFT:
         return max(1, int(num_steps * self.fraction))
 
 
-def _error(inputs: ForwardInputs, velocity: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+def _error(inputs: ForwardInputs, *, velocity: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
     error = inputs.x - inputs.sigma.view(-1, 1, 1, 1) * velocity - inputs.x0
     weight = error.detach().double().abs().mean((1, 2, 3)).clamp(min=MIN_WEIGHT).to(error)
     return error.square().mean((1, 2, 3)) / weight
