@@ -1,5 +1,6 @@
-"""Group-relative advantages: rewards and integer group ids in, advantages out.
+"""Group-relative advantages: rewards, their weights and integer group ids in, advantages out.
 
+A sample has R rewards; most runs have one, of weight 1.
 Statistics are population statistics over the whole batch handed in. Samples whose reward is missing are left out of
 them and get 0; a group with fewer than two valid samples, or whose rewards are all equal, gets exactly 0 and is
 counted.
@@ -15,6 +16,8 @@ from torch import Tensor
 
 STD_FLOOR = 1e-4
 """Added to a standard deviation before dividing (Flow-GRPO, arXiv 2505.05470, and its reference code)."""
+SCORE_FLOOR = 1e-6
+"""The least standard deviation that GDPO divides by (Flow-Factory)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +30,38 @@ class Advantages:
 
 
 def group(
-    rewards: Float[Tensor, "B"],
-    groups: Int[Tensor, "B"],
-    is_valid: Bool[Tensor, "B"],
+    rewards: Float[Tensor, "B R"], weights: Float[Tensor, "R"], groups: Int[Tensor, "B"], is_valid: Bool[Tensor, "B"]
 ) -> Advantages:
-    """(r - mean_g) / (std_g + 1e-4), with mean and std of each group."""
-    centred, std, counts, index = _centre(rewards, groups, is_valid)
+    """(r - mean_g) / (std_g + 1e-4), with mean and std of each group; r is the weighted sum of the rewards."""
+    centred, std, counts, index = _centre(rewards @ weights, groups, is_valid)
     return _finish(centred / (std[index] + STD_FLOOR), std, counts, index, is_valid)
 
 
 def global_std(
-    rewards: Float[Tensor, "B"],
-    groups: Int[Tensor, "B"],
-    is_valid: Bool[Tensor, "B"],
+    rewards: Float[Tensor, "B R"], weights: Float[Tensor, "R"], groups: Int[Tensor, "B"], is_valid: Bool[Tensor, "B"]
 ) -> Advantages:
     """(r - mean_g) / (std + 1e-4), with the mean of each group and one std over the batch (flow_grpo's default)."""
-    centred, std, counts, index = _centre(rewards, groups, is_valid)
-    overall = rewards[is_valid].std(correction=0) if is_valid.any() else rewards.new_zeros(())
+    total = rewards @ weights
+    centred, std, counts, index = _centre(total, groups, is_valid)
+    overall = total[is_valid].std(correction=0) if is_valid.any() else total.new_zeros(())
     return _finish(centred / (overall + STD_FLOOR), std, counts, index, is_valid)
+
+
+def gdpo(
+    rewards: Float[Tensor, "B R"], weights: Float[Tensor, "R"], groups: Int[Tensor, "B"], is_valid: Bool[Tensor, "B"]
+) -> Advantages:
+    """Each reward's z-score within the group, their weighted sum, normalised over the batch (Flow-Factory's `gdpo`).
+
+    So a reward's scale does not matter, only its weight. A group is constant where all of its rewards are.
+    """
+    columns = [_centre(column, groups, is_valid) for column in rewards.unbind(1)]
+    _, _, counts, index = columns[0]
+    scores = [centred / std[index].clamp(min=SCORE_FLOOR) for centred, std, _, _ in columns]
+    total = torch.stack(scores, 1) @ weights
+    spread = torch.stack([std for _, std, _, _ in columns]).amax(0)
+    if is_valid.any():
+        total = (total - total[is_valid].mean()) / total[is_valid].std(correction=0).clamp(min=SCORE_FLOOR)
+    return _finish(total, spread, counts, index, is_valid)
 
 
 def _centre(rewards: Tensor, groups: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

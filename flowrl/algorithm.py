@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,18 +12,18 @@ from torch import Tensor
 from flowrl.advantages import Advantages
 from flowrl.diagnostics import Diagnostics
 from flowrl.gaussian import GaussianStep, Likelihood, tv
+from flowrl.losses.dppo import DPPO
 from flowrl.losses.guard import guard
 from flowrl.losses.nft import NFT
 from flowrl.losses.reference import ReferencePenalty
-from flowrl.samplers.ode import ODE
-from flowrl.samplers.protocol import Sampler
+from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.samplers.sde import FlowSDE
 from flowrl.samplers.steps import StochasticSteps
 from flowrl.schedule import Interval, Schedule, intervals
 from flowrl.types import LossInputs, LossOutput, Trajectory
 
 PolicyLoss = Callable[[LossInputs], LossOutput]
-Advantage = Callable[[Float[Tensor, "B"], Int[Tensor, "B"], Bool[Tensor, "B"]], Advantages]
+Advantage = Callable[[Float[Tensor, "B R"], Float[Tensor, "R"], Int[Tensor, "B"], Bool[Tensor, "B"]], Advantages]
 
 MIN_STD = 0.01
 """Steps with a smaller std are refused: their log-probabilities overwhelm all others (the last step, and the
@@ -53,9 +53,10 @@ class Algorithm:
             self._check_ratio_loss(self.loss)
 
     def _check_forward_loss(self) -> None:
-        if not isinstance(self.sampler, ODE):
+        if not isinstance(self.sampler, Solver):
             raise ValueError(
-                f"loss=nft needs a deterministic rollout, but sampler={type(self.sampler).__name__}: choose sampler=ode"
+                f"loss=nft needs a deterministic rollout, but sampler={type(self.sampler).__name__}: choose "
+                "sampler=ode or sampler=dpm2"
             )
         if self.penalty.beta and self.penalty.form != "velocity":
             raise ValueError(
@@ -106,6 +107,25 @@ class Algorithm:
     def stochastic(self, iteration: int, seed: int) -> tuple[int, ...]:
         """The stochastic steps of an iteration's rollouts; none for a forward-process loss."""
         return () if isinstance(self.loss, NFT) else self.steps.draw(self.num_steps, iteration, seed)
+
+    def begin(self, progress: float) -> None:
+        """Before an iteration's updates: a threshold may follow a schedule."""
+        if isinstance(self.loss, DPPO):
+            self.loss.begin(progress)
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """After an iteration's updates: a threshold may hold a budget."""
+        if isinstance(self.loss, DPPO):
+            self.loss.observe(metrics["trust/kl_old"])
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint must keep of the loss."""
+        return {"delta": self.loss.current} if isinstance(self.loss, DPPO) else {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Take back what `state` gave; where a resumed run sets a fixed threshold, that one stands."""
+        if isinstance(self.loss, DPPO) and self.loss.delta == "auto":
+            self.loss.current = state["delta"]
 
     def compare(
         self, step: GaussianStep, trajectory: Trajectory, index: int, advantage: Float[Tensor, "B"]

@@ -15,7 +15,7 @@ from flowrl.models import lora
 from flowrl.modules.policy import Policy
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.samplers.ode import ODE
-from flowrl.samplers.protocol import Sampler
+from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.schedule import Schedule, intervals
 from flowrl.types import Prompt, RewardOutput
 
@@ -34,7 +34,7 @@ class EvaluationResult:
 
 
 class Evaluator:
-    """Evaluates a policy on named prompt sets, with `images_per_prompt` images for every prompt.
+    """Evaluates a policy on named prompt sets, with `images_per_prompt` images for every prompt, drawn by `solver`.
 
     `headline` names the reward part that is broken down by task family and reported in `summary.json`. `sampler`
     gives the Gaussian steps whose divergence from the reference's is measured, on the first `kl_samples` samples.
@@ -50,6 +50,7 @@ class Evaluator:
         images_per_prompt: int,
         batch_size: int,
         headline: str,
+        solver: Solver,
         sampler: Sampler,
         kl_samples: int,
         seed: int,
@@ -64,6 +65,7 @@ class Evaluator:
         self.guidance_scale = guidance_scale
         self.images_per_prompt, self.batch_size = images_per_prompt, batch_size
         self.headline, self.sampler, self.kl_samples, self.seed = headline, sampler, kl_samples, seed
+        self.solver = solver
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -102,10 +104,10 @@ class Evaluator:
         for start in range(0, len(prompts), self.batch_size):
             rows = slice(start, start + self.batch_size)
             conditioning = policy.embed(prompts[rows])
-            x = noise[rows]
+            x, history = noise[rows], None
             for interval in self.intervals:
                 velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
-                x = ODE().step(x, velocity, interval).mean
+                x, history = self.solver.advance(x, velocity, interval, history)
             images.append(policy.model.decode(x))
         return torch.cat(images)
 

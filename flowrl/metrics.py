@@ -23,6 +23,7 @@ GLOSSARY: dict[str, str] = {
     "trust/kl_old": "Exact KL(old || current) per step under the configured reduction, mean over updates' samples.",
     "trust/kl_old_max": "The largest such KL of the iteration.",
     "trust/tv_old": "Exact total variation between old and current step Gaussians (full dimension), mean.",
+    "trust/delta": "Threshold of the divergence mask (Flow-DPPO only).",
     "trust/velocity_old": "Mean (v - old_v)^2 at noised samples (Diffusion-NFT only).",
     "trust/tv_old_max": "The largest such total variation of the iteration.",
     "trust/ratio_std": "Standard deviation of the probability ratio around 1.",

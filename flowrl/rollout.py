@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowrl.gaussian import GaussianStep, Likelihood
 from flowrl.samplers.ode import ODE
-from flowrl.samplers.protocol import Sampler
+from flowrl.samplers.protocol import History, Sampler, Solver
 from flowrl.schedule import Interval
 from flowrl.types import Trajectory
 
@@ -34,21 +34,26 @@ def rollout(
     likelihood: Likelihood,
     shares_start: bool,
 ) -> Trajectory:
-    """Sample from noise `x` to data; `stochastic` steps use `sampler` and `noise(k)`, the others the Euler ODE.
+    """Sample from noise `x` to data; `stochastic` steps use `sampler` and `noise(k)`, the others the Euler ODE,
+    or `sampler` itself where it is deterministic.
 
     Only the states of stochastic steps are kept. With no stochastic step the trajectory holds `x0` alone. With
     `shares_start` the rows of a group begin equal, and stay so until the first noise is drawn.
     """
-    ode = ODE()
+    solver = sampler if isinstance(sampler, Solver) else ODE()
+    history: History | None = None
     kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for k, interval in enumerate(intervals):
         is_stochastic = k in stochastic
         is_shared = shares_start and not kept
-        step = (sampler if is_stochastic else ode).step(x, velocity(x, interval.sigma, is_shared), interval)
-        x_next = step.sample(noise(k).to(x)) if is_stochastic else step.mean
-        if is_stochastic:
-            kept.append((x, x_next, step.mean, likelihood.log_prob(step, x_next)))
-        x = x_next
+        v = velocity(x, interval.sigma, is_shared)
+        if not is_stochastic:
+            x, history = solver.advance(x, v, interval, history)
+            continue
+        step = sampler.step(x, v, interval)
+        x_next = step.sample(noise(k).to(x))
+        kept.append((x, x_next, step.mean, likelihood.log_prob(step, x_next)))
+        x, history = x_next, None
     if not kept:
         none = x.new_zeros(len(x), 0, *x.shape[1:])
         return Trajectory((), shares_start, none, none, none, x.new_zeros(len(x), 0), x)

@@ -60,12 +60,17 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class RewardOutput:
-    """Scores of B samples. A failed sample is missing (`is_valid` False), never a number; its value is ignored."""
+    """Scores of B samples. A failed sample is missing (`is_valid` False), never a number; its value is ignored.
+
+    A mixture of R rewards gives its `terms` and `weights` too, and their weighted sum as `values`.
+    """
 
     values: Float[Tensor, "B"]
     is_valid: Bool[Tensor, "B"]
     parts: Mapping[str, Float[Tensor, "B"]] = field(default_factory=dict)
     info: Sequence[Mapping[str, Any]] = ()
+    terms: Float[Tensor, "B R"] | None = None
+    weights: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,7 @@ class Checkpoint(Callback):
         self.restored = complete[-1]
         weights, state = checkpoint.load(self.restored)
         policy.load_weights(weights)
-        policy.num_iterations = state["num_iterations"]
-        policy.num_optimizer_steps = state["num_optimizer_steps"]
+        policy.load_state(state)
         self.record.restore(policy.num_iterations, state["record"])
         return policy.num_iterations
 

@@ -2,11 +2,62 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from flowrl.types import LossInputs, LossOutput
+
+
+@dataclass(kw_only=True)
+class DPPO:
+    """`dppo` with a threshold that is fixed, follows a schedule, or holds a KL budget.
+
+    `delta` a number: fixed, or with `final_delta` the start of a geometric schedule over the run that ends there.
+    `delta` "auto": starts at `kl_budget` and after each iteration is multiplied by (kl_budget / mean KL)^(1/2), within
+    a factor of 100 of the budget, so that the mean KL(old || current) of the iterations' terms settles at the budget
+    where the mask can hold it there. It is our own addition; the paper's threshold is fixed.
+    """
+
+    delta: float | Literal["auto"]
+    final_delta: float | None
+    kl_budget: float | None
+    divergence: Literal["kl", "tv", "velocity"]
+    advantage_clip: float
+
+    def __post_init__(self) -> None:
+        if self.divergence not in ("kl", "tv", "velocity"):
+            raise ValueError(f"loss.divergence={self.divergence!r} must be kl, tv or velocity")
+        if self.delta == "auto":
+            if not self.kl_budget or self.kl_budget < 0 or self.divergence != "kl" or self.final_delta is not None:
+                raise ValueError(
+                    f"loss.delta=auto needs a positive loss.kl_budget (not {self.kl_budget}), loss.divergence=kl and "
+                    "no loss.final_delta"
+                )
+        elif isinstance(self.delta, str) or not self.delta >= 0:
+            raise ValueError(f"loss.delta={self.delta!r} must be auto or a number that is not negative")
+        elif self.kl_budget is not None:
+            raise ValueError(f"loss.kl_budget={self.kl_budget} is only for loss.delta=auto, not {self.delta}")
+        elif self.final_delta is not None and not min(self.delta, self.final_delta) > 0:
+            raise ValueError(f"loss.final_delta={self.final_delta} and loss.delta={self.delta} must both be positive")
+        self.current = float(self.kl_budget or 0.0) if self.delta == "auto" else float(self.delta)
+
+    def begin(self, progress: float) -> None:
+        """Set the threshold of an iteration from the share of the run that is done, where it follows a schedule."""
+        if self.final_delta is not None:
+            self.current = float(self.delta) * (self.final_delta / float(self.delta)) ** progress
+
+    def observe(self, mean_kl: float) -> None:
+        """Take in the mean KL of an iteration's terms; only a threshold that holds a budget changes."""
+        if self.delta == "auto" and self.kl_budget and mean_kl > 0:
+            wanted = self.current * math.sqrt(self.kl_budget / mean_kl)
+            self.current = min(max(wanted, self.kl_budget / 100), self.kl_budget * 100)
+
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        output = dppo(inputs, delta=self.current, divergence=self.divergence, advantage_clip=self.advantage_clip)
+        return LossOutput(output.loss, output.metrics | {"trust/delta": output.loss.new_tensor(self.current).detach()})
 
 
 def dppo(
@@ -22,8 +73,6 @@ def dppo(
     (v - old_v)^2 (`velocity`, Flow-Factory's `v-based`).
     Differs from Flow-Factory's code, which multiplies by the mask: 0 times an overflown ratio is NaN, `where` is not.
     """
-    if divergence not in ("kl", "tv", "velocity"):
-        raise ValueError(f"loss.divergence={divergence!r} must be kl, tv or velocity")
     advantage = inputs.advantage.clamp(-advantage_clip, advantage_clip)
     log_ratio = inputs.log_prob - inputs.old_log_prob
     with torch.no_grad():

@@ -98,6 +98,7 @@ class Policy(LightningModule):
         if not self.has_passed_gate:
             self.check_gate(updates[0][0])
         self.set_learning_rate(batch.progress, record)
+        self.algorithm.begin(batch.progress)
         for _ in range(self.plan.inner_epochs):
             for update in updates:
                 self.update(update, record)
@@ -105,6 +106,7 @@ class Policy(LightningModule):
         clock.lap("perf/update_seconds")
         self.num_iterations = batch.iteration + 1
         values = record.means()
+        self.algorithm.observe(values)
         if {"reward/largest", "trust/tv_old_max"} <= values.keys():
             num_steps = len(updates[0][0].trajectory.steps)
             values["bound/penalty"] = bound_penalty(values["trust/tv_old_max"], num_steps, values["reward/largest"])
@@ -146,9 +148,12 @@ class Policy(LightningModule):
         images = torch.cat([part.images for part in parts])
         output = self.reward.score(images, [prompt for part in parts for prompt in part.prompts])
         rows = torch.tensor([row for part in parts for row in part.rows])
-        values, is_valid, order = self.gather(output.values), self.gather(output.is_valid), self.gather(rows)
+        assert output.terms is not None
+        terms, is_valid, order = self.gather(output.terms), self.gather(output.is_valid), self.gather(rows)
         self.reward.check(is_valid)
-        advantages = self.algorithm.advantage(values, order // self.plan.group_size, is_valid)
+        weights = torch.tensor(output.weights)
+        values, groups = terms @ weights, order // self.plan.group_size
+        advantages = self.algorithm.advantage(terms, weights, groups, is_valid)
         by_row = torch.zeros(self.plan.num_samples).index_copy(0, order, advantages.values)
         for part in parts:
             part.advantage = by_row[list(part.rows)].to(self.device)
@@ -170,7 +175,7 @@ class Policy(LightningModule):
             return values
         gathered = self.all_gather(values.to(self.device))
         assert isinstance(gathered, Tensor)
-        return gathered.flatten().cpu()
+        return gathered.flatten(0, 1).cpu()
 
     def set_learning_rate(self, progress: float, record: Record) -> None:
         """The optimizer's own rates times the schedule's factor."""
@@ -272,9 +277,8 @@ class Policy(LightningModule):
                 f"trainer.devices and trainer.num_nodes make {self.trainer.world_size} processes, but "
                 f"batch.num_processes={self.plan.num_processes}; make them equal"
             )
-        self.model.to(self.device)
-        self.embed.to(self.device)
-        self.reward.to(self.device)
+        for frozen in (self.model, self.embed, self.reward):
+            frozen.to(self.device)
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
         """The LoRA weights that a checkpoint needs, by what they are."""
@@ -287,4 +291,10 @@ class Policy(LightningModule):
 
     def state(self) -> dict[str, Any]:
         """Counters that, with LoRA, EMA and optimizer, make up a checkpoint."""
-        return {"num_iterations": self.num_iterations, "num_optimizer_steps": self.num_optimizer_steps}
+        counters = {"num_iterations": self.num_iterations, "num_optimizer_steps": self.num_optimizer_steps}
+        return counters | self.algorithm.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        self.num_iterations, self.num_optimizer_steps = state["num_iterations"], state["num_optimizer_steps"]
+        self.algorithm.load_state(state)

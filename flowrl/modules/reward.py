@@ -44,11 +44,15 @@ class RewardModule(LightningModule):
                     raise ValueError(f"{len(prompts)} images, but {name} of shape {tuple(values.shape)}")
         except Exception:  # any failure of a scorer, whoever wrote it, is a missing reward
             log.exception("reward failed on %d images: all are marked missing", len(prompts))
-            return RewardOutput(torch.zeros(len(prompts)), torch.zeros(len(prompts), dtype=torch.bool))
+            none = torch.zeros(len(prompts))
+            return RewardOutput(none, none.bool(), terms=none[:, None])
         values = output.values.float().cpu()
         is_valid = output.is_valid.cpu() & values.isfinite()
         parts = {name: part.float().cpu() for name, part in output.parts.items()}
-        return RewardOutput(torch.where(is_valid, values, 0.0), is_valid, parts, output.info)
+        terms = (values[:, None] if output.terms is None else output.terms).float().cpu()
+        is_valid &= terms.isfinite().all(1)
+        values, terms = torch.where(is_valid, values, 0.0), torch.where(is_valid[:, None], terms, 0.0)
+        return RewardOutput(values, is_valid, parts, output.info, terms, output.weights)
 
     def check(self, is_valid: Tensor) -> None:
         missing = 1 - is_valid.float().mean().item()

@@ -15,15 +15,17 @@ from flowrl.types import Prompt, RewardOutput
 
 
 class ShapesReward:
-    """`score`: `soft` (mean over atoms), `geometric` (geometric mean) or `strict` (1 where every atom holds).
+    """`score`: `soft` (mean over atoms), `geometric` (geometric mean), `strict` (1 where every atom holds) or `clean`.
+
+    `clean` is the share of found objects that match a shape template, 0 where nothing was found; it ignores the prompt.
 
     Parts: soft, strict, off_palette (share of pixels that no blend of background and one colour explains) and
     clean_objects (share of found objects that match a shape template; missing where nothing was found).
     """
 
-    def __init__(self, *, score: Literal["soft", "geometric", "strict"]) -> None:
-        if score not in ("soft", "geometric", "strict"):
-            raise ValueError(f"reward.score={score!r} must be soft, geometric or strict")
+    def __init__(self, *, score: Literal["soft", "geometric", "strict", "clean"]) -> None:
+        if score not in ("soft", "geometric", "strict", "clean"):
+            raise ValueError(f"reward.score={score!r} must be soft, geometric, strict or clean")
         self.score = score
 
     def __call__(self, images: Float[Tensor, "B 3 S S"], prompts: Sequence[Prompt]) -> RewardOutput:
@@ -43,10 +45,14 @@ class ShapesReward:
             "off_palette": [verdict.off_palette for verdict in verdicts],
             "clean_objects": [sum(clean) / len(clean) if clean else float("nan") for clean in cleanness],
         }
-        values = torch.tensor([getattr(verdict, self.score) for verdict in verdicts])
+        tensors = {name: torch.tensor(part) for name, part in parts.items()}
+        if self.score == "clean":
+            values = tensors["clean_objects"].nan_to_num(0.0)
+        else:
+            values = torch.tensor([getattr(verdict, self.score) for verdict in verdicts])
         return RewardOutput(
             values,
             is_valid,
-            {name: torch.tensor(part) for name, part in parts.items()},
+            tensors,
             [dict(verdict.atoms) for verdict in verdicts],
         )

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.gaussian import GaussianStep
+from flowrl.samplers.protocol import History
 from flowrl.schedule import Interval
 
 
@@ -23,3 +24,12 @@ class ODE:
 
     def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
         return GaussianStep(x + velocity * interval.dt, 0.0)
+
+    def advance(
+        self,
+        x: Float[Tensor, "B C H W"],
+        velocity: Float[Tensor, "B C H W"],
+        interval: Interval,
+        history: History | None,
+    ) -> tuple[Float[Tensor, "B C H W"], History | None]:
+        return self.step(x, velocity, interval).mean, None

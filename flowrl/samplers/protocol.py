@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -9,6 +10,29 @@ from torch import Tensor
 
 from flowrl.gaussian import GaussianStep
 from flowrl.schedule import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a multi-step solver remembers of the step before."""
+
+    sigma: float
+    x0_hat: Float[Tensor, "B C H W"]
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """A deterministic sampler, which may use the step before."""
+
+    def advance(
+        self,
+        x: Float[Tensor, "B C H W"],
+        velocity: Float[Tensor, "B C H W"],
+        interval: Interval,
+        history: History | None,
+    ) -> tuple[Float[Tensor, "B C H W"], History | None]:
+        """The next state, and what to remember."""
+        ...
 
 
 @runtime_checkable

@@ -113,9 +113,10 @@ def nodes():
 
 def is_legal(sampler, loss, penalty):
     """The rules between sampler, loss and penalty, written down once more."""
+    is_deterministic = sampler in ("ode", "dpm2")
     if loss == "nft":
-        return sampler == "ode" and penalty in ("none", "velocity")
-    return sampler == "flow_sde" if loss == "guard" else sampler != "ode"
+        return is_deterministic and penalty in ("none", "velocity")
+    return sampler == "flow_sde" if loss == "guard" else not is_deterministic
 
 
 @pytest.mark.parametrize("loss", options("loss"))

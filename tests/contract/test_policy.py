@@ -16,24 +16,73 @@ def first_batch(policy, data):
     return [policy.sample(data.iterations[0], rows) for update in policy.plan.updates(0) for rows in update]
 
 
-@pytest.mark.parametrize("micro_batch", [1, 4])
-@pytest.mark.parametrize("sampler", ["cps", "flow_sde", "dance_sde"])
-def test_replay_of_a_fresh_rollout_is_bitwise(sampler, micro_batch):
-    """Ratio 1 and divergence 0 before the first update, with gradients on, for LoRA weights away from zero.
+GUIDED = ("model.has_guidance=true", "rollout.guidance_scale=3")
+LEGAL = [
+    ("cps", "dppo", "gaussian"),
+    ("cps", "grpo", "gaussian"),
+    ("cps", "cps", "unnormalised"),
+    ("flow_sde", "dppo", "gaussian"),
+    ("flow_sde", "grpo", "gaussian"),
+    ("flow_sde", "guard", "gaussian"),
+    ("dance_sde", "dppo", "gaussian"),
+    ("dance_sde", "grpo", "gaussian"),
+]
 
-    Mutation: replay at sigma_next, or with the next stochastic step's state.
-    """
-    policy, data, _ = make(f"sampler={sampler}", f"batch.max_micro_batch={micro_batch}")
+
+def awake(policy):
+    """LoRA weights away from zero."""
     with torch.no_grad():
         for i, parameter in enumerate(lora.parameters(policy.transformer).values()):
             parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(i))
-    for part in first_batch(policy, data):
+    return policy
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4])
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+@pytest.mark.parametrize("guidance", [(), GUIDED], ids=["plain", "guided"])
+@pytest.mark.parametrize("sampler", ["cps", "flow_sde", "dance_sde"])
+def test_replay_of_a_fresh_rollout_is_bitwise(sampler, guidance, is_checkpointed, micro_batch):
+    """Ratio 1 and divergence 0 before the first update, with gradients on, for LoRA weights away from zero.
+
+    Mutation: replay at sigma_next, with the next stochastic step's state, or without guidance.
+    """
+    policy, data, _ = make(f"sampler={sampler}", f"batch.max_micro_batch={micro_batch}", *guidance)
+    if is_checkpointed:
+        awake(policy).transformer.enable_gradient_checkpointing()
+    for part in first_batch(awake(policy), data):
         for index in range(len(part.trajectory.steps)):
             step = policy.replay(part, index)
             log_prob = policy.algorithm.likelihood.log_prob(step, part.trajectory.x_next[:, index])
             assert step.mean.requires_grad
             assert torch.equal(log_prob, part.trajectory.old_log_prob[:, index])
             assert torch.equal(step.mean, part.trajectory.old_mean[:, index])
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+@pytest.mark.parametrize("guidance", [(), GUIDED], ids=["plain", "guided"])
+@pytest.mark.parametrize(("sampler", "loss", "form"), LEGAL)
+def test_the_first_gradient_is_the_policy_gradient(sampler, loss, form, guidance, is_checkpointed):
+    """At the rollout's weights every ratio loss has the gradient of -mean(A log_prob); guard's is std / -dt of it.
+
+    Mutation: weight the loss, let the clip or the mask bite at ratio 1, or lose the gradient under checkpointing.
+    """
+    policy, data, _ = make(f"sampler={sampler}", f"loss={loss}", *guidance)
+    if is_checkpointed:
+        policy.transformer.enable_gradient_checkpointing()
+    part = first_batch(awake(policy), data)[0]
+    part.advantage = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    assert policy.algorithm.likelihood.form == form
+    parameters = list(lora.parameters(policy.transformer).values())
+    got = torch.autograd.grad(policy.term_loss(part, 0, Record()), parameters, allow_unused=True)
+    step = policy.replay(part, 0)
+    log_prob = policy.algorithm.likelihood.log_prob(step, part.trajectory.x_next[:, 0])
+    interval = policy.algorithm.intervals[part.trajectory.steps[0]]
+    weight = step.std / -interval.dt if loss == "guard" else 1.0
+    expected = torch.autograd.grad(-weight * (part.advantage * log_prob).mean(), parameters, allow_unused=True)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-9)
 
 
 def test_gate_stops_a_run_whose_replay_drifts():

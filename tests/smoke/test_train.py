@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
@@ -101,3 +102,17 @@ def test_stock_pipeline_loads_the_embedded_folder_as_it_is():
         images = pipe(prompts, latents=noise, **call).images
         scores.append(np.mean([verdict.soft for verdict in verify(images, captions)]))
     assert abs(scores[0] - scores[1]) < 0.06 and min(scores) > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["dppo", "grpo", "cps", "guard", "nft"])
+@pytest.mark.parametrize("sampler", ["cps", "flow_sde", "dance_sde", "ode", "dpm2"])
+def test_every_pair_runs_or_is_refused(sampler, loss, tmp_path):
+    """Mutation: a pair that composes and then fails in the loop."""
+    is_deterministic = sampler in ("ode", "dpm2")
+    is_legal = {"nft": is_deterministic, "guard": sampler == "flow_sde"}.get(loss, not is_deterministic)
+    result = train("debug=smoke", f"sampler={sampler}", f"loss={loss}", f"run_dir={tmp_path / 'run'}", cwd=tmp_path)
+    assert (result.returncode == 0) == is_legal, result.stderr
+    if not is_legal:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        assert len(lines) == 1 and "loss" in lines[0] and "sampler" in lines[0]

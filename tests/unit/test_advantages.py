@@ -3,14 +3,15 @@ import math
 import pytest
 import torch
 
-from flowrl.advantages import global_std, group
+from flowrl.advantages import gdpo, global_std, group
 
-ALL = pytest.mark.parametrize("function", [group, global_std])
+ALL = pytest.mark.parametrize("function", [group, global_std, gdpo])
 
 
-def run(function, rewards, groups, is_valid=None):
+def run(function, rewards, groups, is_valid=None, weights=(1.0,)):
     valid = torch.ones(len(rewards), dtype=torch.bool) if is_valid is None else torch.tensor(is_valid)
-    return function(torch.tensor(rewards, dtype=torch.float64), torch.tensor(groups), valid)
+    terms = torch.tensor(rewards, dtype=torch.float64).view(len(rewards), -1)
+    return function(terms, torch.tensor(weights, dtype=torch.float64), torch.tensor(groups), valid)
 
 
 def test_group_of_three_by_hand():
@@ -76,3 +77,27 @@ def test_order_and_names_of_groups_do_not_matter(function, normal):
     shuffled = function(rewards[order], names[groups][order], valid[order]).values
     torch.testing.assert_close(shuffled, direct[order], rtol=1e-12, atol=1e-15)
     assert direct[valid].abs().min() > 0
+
+
+def test_gdpo_by_hand():
+    """One group: z-scores (-1, 1) of a large reward with weight 1 and (1, -1) of a small one with weight 3 give
+    (2, -2), over the batch (1, -1). Mutation: add the raw rewards up, or leave the weights out.
+    """
+    got = run(gdpo, [[0.0, 0.02], [100.0, 0.01]], [0, 0], weights=(1.0, 3.0))
+    assert got.values.tolist() == pytest.approx([1, -1], rel=1e-9)
+
+
+def test_weighted_sum_of_raw_rewards():
+    """(0 + 3 x 0.02, 100 + 3 x 0.01): the large reward decides. Mutation: ignore the weights."""
+    got = run(group, [[0.0, 0.02], [100.0, 0.01]], [0, 0], weights=(1.0, 3.0))
+    assert got.values.tolist() == pytest.approx([-1, 1], rel=1e-4)
+    flipped = run(group, [[0.0, 0.02], [100.0, 0.01]], [0, 0], weights=(1.0, 30000.0))
+    assert flipped.values.tolist() == pytest.approx([1, -1], rel=1e-4)
+
+
+def test_gdpo_takes_what_a_half_constant_group_still_says():
+    """Mutation: drop a group as soon as one of its rewards is constant."""
+    got = run(gdpo, [[1.0, 0.0], [1.0, 1.0], [2.0, 5.0], [2.0, 5.0]], [0, 0, 1, 1], weights=(1.0, 1.0))
+    assert got.values[1] == -got.values[0] != 0
+    assert got.values[2:].tolist() == [0, 0]
+    assert got.constant_groups == 0.5

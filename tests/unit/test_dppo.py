@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from flowrl.losses.dppo import dppo
+from flowrl.losses.dppo import DPPO, dppo
 from flowrl.losses.grpo import grpo
 
 kl_loss = partial(dppo, delta=0.1, divergence="kl", advantage_clip=5.0)
@@ -71,7 +71,64 @@ def test_without_a_bound_it_is_grpo_without_a_clip(loss_inputs, normal):
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=0)
 
 
-def test_unknown_divergence_is_named(loss_inputs):
-    """Mutation: fall through to tv."""
-    with pytest.raises(Exception, match="velocityy"):
-        kl_loss(loss_inputs([0.0], [1]), divergence="velocityy")
+FIXED = {"delta": 1e-6, "final_delta": None, "kl_budget": None, "divergence": "kl", "advantage_clip": 5.0}
+AUTO = FIXED | {"delta": "auto", "kl_budget": 1e-5}
+
+
+def test_a_fixed_threshold_stays(loss_inputs):
+    """Mutation: let it follow the divergence, or call the function with another delta."""
+    loss = DPPO(**FIXED | {"delta": 0.1})
+    loss.begin(0.7)
+    loss.observe(1.0)
+    inputs = loss_inputs([UP, UP], [1, 1], kl=[0.2, 0.05])
+    output = loss(inputs)
+    assert output.loss.item() == kl_loss(inputs).loss.item()
+    assert output.metrics["trust/delta"].item() == pytest.approx(0.1)
+
+
+def test_schedule_is_geometric():
+    """1e-4 to 1e-6: 1e-5 half-way. Mutation: interpolate linearly."""
+    loss = DPPO(**FIXED | {"delta": 1e-4, "final_delta": 1e-6})
+    thresholds = []
+    for progress in (0.0, 0.5, 1.0):
+        loss.begin(progress)
+        thresholds.append(loss.current)
+    assert thresholds == pytest.approx([1e-4, 1e-5, 1e-6])
+
+
+def test_controller_by_hand_and_within_its_limits():
+    """Four times the budget halves the threshold. Mutation: raise it instead, or drop a limit."""
+    loss = DPPO(**AUTO)
+    assert loss.current == 1e-5
+    loss.observe(4e-5)
+    assert loss.current == pytest.approx(5e-6)
+    for mean_kl, limit in ((1.0, 1e-7), (1e-12, 1e-3)):
+        for _ in range(10):
+            loss.observe(mean_kl)
+        assert loss.current == pytest.approx(limit)
+
+
+def test_controller_settles_where_the_mean_is_the_budget():
+    """On a process whose mean KL is half the threshold. Mutation: compare the threshold with the budget."""
+    loss = DPPO(**AUTO)
+    for _ in range(60):
+        loss.observe(loss.current / 2)
+    assert loss.current / 2 == pytest.approx(1e-5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"divergence": "velocityy"}, "velocityy"),
+        ({"delta": "auto"}, r"loss.delta=auto.*loss.kl_budget"),
+        ({"delta": "some"}, "some"),
+        ({"delta": -1.0}, r"loss.delta=-1"),
+        ({"kl_budget": 1e-5}, "loss.kl_budget=1e-05"),
+        ({"delta": 0.0, "final_delta": 1e-6}, "loss.final_delta=1e-06"),
+        ({"delta": "auto", "kl_budget": 1e-5, "divergence": "tv"}, "loss.divergence=kl"),
+    ],
+)
+def test_wrong_thresholds_are_named(change, names):
+    """Mutation: drop a check."""
+    with pytest.raises(Exception, match=names):
+        DPPO(**FIXED | change)

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from flowrl.rewards.mixture import Mixture
+from flowrl.types import Prompt, RewardOutput
+
+PROMPTS = [Prompt("a"), Prompt("b")]
+IMAGES = torch.zeros(2, 3, 4, 4)
+
+
+def fixed(values, is_valid=(True, True)):
+    return lambda images, prompts: RewardOutput(
+        torch.tensor(values), torch.tensor(is_valid), {"part": torch.tensor(values) + 1}
+    )
+
+
+def test_weighted_sum_with_its_terms():
+    """2 x (1, 2) + (10, 20). Mutation: average instead, or mix the weights up."""
+    mixture = Mixture(rewards={"x": fixed([1.0, 2.0]), "y": fixed([10.0, 20.0])}, weights={"y": 1.0, "x": 2.0})
+    output = mixture(IMAGES, PROMPTS)
+    assert output.values.tolist() == [12, 24]
+    assert output.terms.tolist() == [[1, 10], [2, 20]] and output.weights == (2.0, 1.0)
+    assert {name: part.tolist() for name, part in output.parts.items()} == {
+        "x": [1, 2],
+        "y": [10, 20],
+        "x_part": [2, 3],
+        "y_part": [11, 21],
+    }
+
+
+def test_a_sample_that_one_reward_misses_is_missing():
+    """Mutation: any instead of all."""
+    mixture = Mixture(rewards={"x": fixed([1.0, 2.0], (True, False)), "y": fixed([0.0, 0.0])}, weights={"x": 1, "y": 1})
+    assert mixture(IMAGES, PROMPTS).is_valid.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("weights", [{}, {"x": 1.0, "z": 1.0}])
+def test_weights_must_name_the_rewards(weights):
+    """Mutation: take missing weights as 1."""
+    with pytest.raises(ValueError, match=r"reward.weights"):
+        Mixture(rewards={"x": fixed([1.0, 2.0])}, weights=weights)
