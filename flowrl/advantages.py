@@ -22,11 +22,23 @@ SCORE_FLOOR = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """Advantages of B samples, and what share of the groups taught nothing."""
+    """Advantages of B samples, which of them have one at all, and what share of the groups taught nothing.
+
+    A sample is used where its reward is valid and its group has another valid one; in a constant group that gives 0.
+    """
 
     values: Float[Tensor, "B"]
+    is_used: Bool[Tensor, "B"]
     constant_groups: float
     dropped_groups: float
+
+    def metrics(self) -> dict[str, float]:
+        """Named as in the glossary."""
+        return {
+            "advantage/largest": float(self.values.abs().max()),
+            "advantage/constant_groups": self.constant_groups,
+            "advantage/dropped_groups": self.dropped_groups,
+        }
 
 
 def group(
@@ -76,13 +88,15 @@ def _centre(rewards: Tensor, groups: Tensor, is_valid: Tensor) -> tuple[Tensor, 
     low = torch.full_like(mean, torch.inf).scatter_reduce(0, index[is_valid], rewards[is_valid], "amin")
     high = torch.full_like(mean, -torch.inf).scatter_reduce(0, index[is_valid], rewards[is_valid], "amax")
     # The mean of equal floats can differ from them in the last bit; equality of extremes cannot.
-    return centred, torch.where(low < high, std, 0.0), counts, index
+    varies = low < high
+    return torch.where(varies[index], centred, 0.0), torch.where(varies, std, 0.0), counts, index
 
 
 def _finish(values: Tensor, std: Tensor, counts: Tensor, index: Tensor, is_valid: Tensor) -> Advantages:
     is_dropped = counts < 2
     is_constant = (std == 0) & ~is_dropped
     teaches = is_valid & ~(is_dropped | is_constant)[index]
+    is_used = is_valid & ~is_dropped[index]
     return Advantages(
-        torch.where(teaches, values, 0.0), float(is_constant.float().mean()), float(is_dropped.float().mean())
+        torch.where(teaches, values, 0.0), is_used, float(is_constant.float().mean()), float(is_dropped.float().mean())
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +16,7 @@ from flowrl.losses.dppo import DPPO
 from flowrl.losses.guard import guard
 from flowrl.losses.nft import NFT
 from flowrl.losses.reference import ReferencePenalty
+from flowrl.samplers.cps import CPS
 from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.samplers.sde import FlowSDE
 from flowrl.samplers.steps import StochasticSteps
@@ -72,6 +73,11 @@ class Algorithm:
         zero, how = torch.zeros(1), self.likelihood
         # The loss checks its options now, not late.
         loss(LossInputs(zero, zero, zero, zero, zero, zero, 1.0, -1.0, form=how.form, reduction=how.reduction))
+        if how.form == "unnormalised" and not isinstance(self.sampler, CPS):
+            raise ValueError(
+                f"likelihood.form=unnormalised (loss=cps) needs sampler=cps, not {type(self.sampler).__name__}: it "
+                "leaves out 1 / (2 std^2), to which published ranges are blind"
+            )
         if getattr(loss, "func", loss) is guard and not isinstance(self.sampler, FlowSDE):
             raise ValueError(
                 f"loss=guard needs sampler=flow_sde, not {type(self.sampler).__name__}: its centred ratio and its "
@@ -113,18 +119,27 @@ class Algorithm:
         if isinstance(self.loss, DPPO):
             self.loss.begin(progress)
 
-    def observe(self, metrics: Mapping[str, float]) -> None:
-        """After an iteration's updates: a threshold may hold a budget."""
-        if isinstance(self.loss, DPPO):
-            self.loss.observe(metrics["trust/kl_old"])
+    def observe(self, metrics: Mapping[str, float], num_updates: int) -> None:
+        """After an iteration's updates: a threshold may hold a budget.
+
+        The first update starts at the rollout's weights, where the KL is 0, so the mean is taken over the others.
+        """
+        if isinstance(self.loss, DPPO) and num_updates > 1:
+            self.loss.observe(metrics["trust/kl_old"] * num_updates / (num_updates - 1))
+
+    def diagnose(self, inputs: LossInputs, step: int) -> dict[str, Tensor]:
+        """The diagnostics of a step, at the threshold in force where the loss has one on the KL."""
+        if isinstance(self.loss, DPPO) and self.loss.divergence == "kl":
+            return replace(self.diagnostics, delta=self.loss.current)(inputs, step)
+        return self.diagnostics(inputs, step)
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint must keep of the loss."""
-        return {"delta": self.loss.current} if isinstance(self.loss, DPPO) else {}
+        """What a checkpoint must keep of the loss: a threshold that holds a budget."""
+        return {"delta": self.loss.current} if isinstance(self.loss, DPPO) and self.loss.delta == "auto" else {}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Take back what `state` gave; where a resumed run sets a fixed threshold, that one stands."""
-        if isinstance(self.loss, DPPO) and self.loss.delta == "auto":
+        """Take back what `state` gave; unless both runs hold a budget, the new run's threshold stands."""
+        if isinstance(self.loss, DPPO) and self.loss.delta == "auto" and "delta" in state:
             self.loss.current = state["delta"]
 
     def compare(
@@ -132,8 +147,9 @@ class Algorithm:
     ) -> LossInputs:
         """The current policy's `step` against the rollout's, at the trajectory's `index`-th stochastic step."""
         interval, old_mean = self.intervals[trajectory.steps[index]], trajectory.old_mean[:, index]
+        kl = self.likelihood.kl(step, old_mean)  # with its gradient, which GRPO-Guard's ratio needs
         with torch.no_grad():
-            kl, distance = self.likelihood.kl(step, old_mean), tv(step, old_mean)
+            distance = tv(step, old_mean)
             # Both means belong to one state, so they differ by their velocities alone.
             moved = ((step.mean - old_mean) / self.sampler.gain(interval)).square().mean((1, 2, 3))
         return LossInputs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ class Diagnostics:
     delta: float
 
     @torch.no_grad()
-    def __call__(self, inputs: LossInputs) -> dict[str, Float[Tensor, ""]]:
+    def __call__(self, inputs: LossInputs, step: int) -> dict[str, Float[Tensor, ""]]:
         log_ratio = inputs.log_prob - inputs.old_log_prob
         ratio, advantage = log_ratio.exp(), inputs.advantage
         moves_away = ((advantage > 0) & (ratio > 1)) | ((advantage < 0) & (ratio < 1))
@@ -37,6 +38,8 @@ class Diagnostics:
             "trust/kl_old_max": inputs.kl.max(),
             "trust/tv_old": inputs.tv.mean(),
             "trust/tv_old_max": inputs.tv.max(),
+            f"trust/kl_old/{step}": inputs.kl.mean(),
+            f"trust/tv_old/{step}": inputs.tv.mean(),
             "trust/ratio_std": (ratio - 1).square().mean().sqrt(),
             "bound/surrogate": (ratio * advantage - advantage).mean(),
         }
@@ -46,9 +49,16 @@ class Diagnostics:
         return metrics
 
 
-def bound_penalty(max_tv: float, num_steps: int, max_reward: float) -> float:
-    """What the improvement bound subtracts: 2 xi (K - 1)(K - 2) (max TV)^2, with xi the largest absolute reward.
+def bound(metrics: Mapping[str, float], num_stochastic: int) -> dict[str, float]:
+    """Both sides of the policy-improvement bound of an iteration, from its metrics; nothing without divergences.
 
-    Flow-DPPO (arXiv 2606.11025): J(new) - J(old) >= surrogate - penalty over K stochastic steps.
+    Flow-DPPO (arXiv 2606.11025): J(new) - J(old) >= surrogate - 2 xi (K - 1)(K - 2) (max TV)^2, with xi the largest
+    absolute return. Of its K sampling steps K - 1 are stochastic, so with n = `num_stochastic` the factor is n (n - 1),
+    and the surrogate is the sum over steps. Returns are advantages here, on both sides.
     """
-    return 2 * max_reward * (num_steps - 1) * (num_steps - 2) * max_tv**2
+    if "trust/tv_old_max" not in metrics:
+        return {}
+    penalty = (
+        2 * metrics["advantage/largest"] * num_stochastic * (num_stochastic - 1) * metrics["trust/tv_old_max"] ** 2
+    )
+    return {"bound/surrogate": metrics["bound/surrogate"] * num_stochastic, "bound/penalty": penalty}

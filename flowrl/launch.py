@@ -154,6 +154,11 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     evaluator: Evaluator = instantiate(cfg.evaluation)
     reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)
     check_guidance(cfg)
+    if algorithm.state() and plan.updates_per_iteration * plan.inner_epochs < 2:
+        raise ValueError(
+            "loss.delta=auto needs batch.updates_per_iteration or batch.inner_epochs above 1: the first update of an "
+            "iteration has a KL of 0"
+        )
     model = instantiate(cfg.model)
     policy = (ForwardPolicy if isinstance(algorithm.loss, NFT) else Policy)(
         model=model,

@@ -98,7 +98,8 @@ class LossInputs:
 class ForwardInputs:
     """What a forward-process loss may look at: B generated samples x0, noised again to `sigma`.
 
-    `x = (1 - sigma) x0 + sigma eps`; the velocities are the current and the old policy's at x.
+    `x = (1 - sigma) x0 + sigma eps`; the velocities are the current and the old policy's at x. A sample whose reward is
+    missing is not `is_used`: it counts in the mean and gives no gradient.
     """
 
     x0: Float[Tensor, "B C H W"]
@@ -107,6 +108,7 @@ class ForwardInputs:
     velocity: Float[Tensor, "B C H W"]
     old_velocity: Float[Tensor, "B C H W"]
     advantage: Float[Tensor, "B"]
+    is_used: Bool[Tensor, "B"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from flowrl.losses.clip import require_form
 from flowrl.types import LossInputs, LossOutput
 
 
@@ -15,19 +16,26 @@ from flowrl.types import LossInputs, LossOutput
 class DPPO:
     """`dppo` with a threshold that is fixed, follows a schedule, or holds a KL budget.
 
-    `delta` a number: fixed, or with `final_delta` the start of a geometric schedule over the run that ends there.
+    `delta` a number: fixed, or with `final_delta` the start of a geometric schedule over the run towards it.
     `delta` "auto": starts at `kl_budget` and after each iteration is multiplied by (kl_budget / mean KL)^(1/2), within
     a factor of 100 of the budget, so that the mean KL(old || current) of the iterations' terms settles at the budget
-    where the mask can hold it there. It is our own addition; the paper's threshold is fixed.
+    where the mask can hold it there. It needs more than one update an iteration. Our own addition; the paper's
+    threshold is fixed.
     """
 
     delta: float | Literal["auto"]
     final_delta: float | None
     kl_budget: float | None
     divergence: Literal["kl", "tv", "velocity"]
+    calibrated_for: Literal["kl", "tv", "velocity"]
     advantage_clip: float
 
     def __post_init__(self) -> None:
+        if self.calibrated_for != self.divergence:
+            raise ValueError(
+                f"loss.divergence={self.divergence}, but loss.delta is calibrated for "
+                f"loss.calibrated_for={self.calibrated_for}; set both, together with a delta that fits"
+            )
         if self.divergence not in ("kl", "tv", "velocity"):
             raise ValueError(f"loss.divergence={self.divergence!r} must be kl, tv or velocity")
         if self.delta == "auto":
@@ -56,6 +64,7 @@ class DPPO:
             self.current = min(max(wanted, self.kl_budget / 100), self.kl_budget * 100)
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
+        require_form("loss=dppo's likelihood form", expected="gaussian", actual=inputs.form)
         output = dppo(inputs, delta=self.current, divergence=self.divergence, advantage_clip=self.advantage_clip)
         return LossOutput(output.loss, output.metrics | {"trust/delta": output.loss.new_tensor(self.current).detach()})
 

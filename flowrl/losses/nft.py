@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class NFT:
     the grid's sigmas the first `fraction` are trained, each on all samples.
 
     Paper: Diffusion-NFT (Zheng et al. 2025, arXiv 2509.16117) and its code, which scales by advantage_clip. The code
-    permutes the sigmas of each sample; with all of them in one optimizer step that changes nothing but the noise.
+    leaves out sigmas at random, other ones for each sample; here it is the grid's last ones.
     """
 
     beta: float
@@ -48,6 +49,7 @@ class NFT:
         positive = self.beta * inputs.velocity + (1 - self.beta) * inputs.old_velocity
         negative = (1 + self.beta) * inputs.old_velocity - self.beta * inputs.velocity
         errors = optimality * _error(inputs, velocity=positive) + (1 - optimality) * _error(inputs, velocity=negative)
+        errors = torch.where(inputs.is_used, errors, 0.0)
         distance = (inputs.velocity - inputs.old_velocity).detach().square().mean()
         return LossOutput(errors.mean() * (self.advantage_clip / self.beta), {"trust/velocity_old": distance})
 

@@ -45,7 +45,9 @@ class ForwardPolicy(Policy):
         with torch.no_grad(), self.behaviour():
             old_velocity = field(x, sigma, False)
         velocity = field(x, sigma, False)
-        inputs = ForwardInputs(x0, x, x0.new_full((len(x0),), sigma), velocity, old_velocity, part.advantage)
+        inputs = ForwardInputs(
+            x0, x, x0.new_full((len(x0),), sigma), velocity, old_velocity, part.advantage, part.is_used
+        )
         output = self.loss(inputs)
         loss, penalty = output.loss, self.algorithm.penalty
         record.add("loss/policy", loss)
@@ -61,7 +63,9 @@ class ForwardPolicy(Policy):
         """The noise that takes a micro-batch to its `index`-th sigma, the same whatever the batch."""
         members = [divmod(row, self.plan.group_size) for row in part.rows]
         draw = partial(gaussian_noise, self.model.latent_shape, seed=self.seed, iteration=part.iteration)
-        return draw(samples=members, step=FORWARD + index).to(self.device)
+        # Counted on, so that every inner epoch has noise of its own.
+        step = FORWARD + self.num_optimizer_steps * self.algorithm.num_steps + index
+        return draw(samples=members, step=step).to(self.device)
 
     @torch.no_grad()
     def follow(self) -> None:

@@ -57,3 +57,4 @@ class MicroBatch:
     trajectory: Trajectory
     images: Tensor
     advantage: Tensor
+    is_used: Tensor

@@ -17,7 +17,7 @@ from flowrl import metrics as glossary
 from flowrl.algorithm import Algorithm
 from flowrl.batch_plan import BatchPlan
 from flowrl.data import PromptBatch
-from flowrl.diagnostics import bound_penalty
+from flowrl.diagnostics import bound
 from flowrl.ema import EMA
 from flowrl.gaussian import GaussianStep
 from flowrl.losses.nft import NFT
@@ -106,10 +106,8 @@ class Policy(LightningModule):
         clock.lap("perf/update_seconds")
         self.num_iterations = batch.iteration + 1
         values = record.means()
-        self.algorithm.observe(values)
-        if {"reward/largest", "trust/tv_old_max"} <= values.keys():
-            num_steps = len(updates[0][0].trajectory.steps)
-            values["bound/penalty"] = bound_penalty(values["trust/tv_old_max"], num_steps, values["reward/largest"])
+        self.algorithm.observe(values, self.plan.inner_epochs * len(updates))
+        values |= bound(values, len(updates[0][0].trajectory.steps))
         self.report(values | clock.report(self.plan.num_samples))
 
     @torch.no_grad()
@@ -132,7 +130,7 @@ class Policy(LightningModule):
         )
         images = self.model.decode(trajectory.x0)
         advantage = torch.zeros(len(rows), device=self.device)
-        return MicroBatch(rows, batch.iteration, prompts, group, trajectory, images, advantage)
+        return MicroBatch(rows, batch.iteration, prompts, group, trajectory, images, advantage, advantage == 0)
 
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """The current policy's velocity, at the rollout's guidance scale."""
@@ -140,8 +138,8 @@ class Policy(LightningModule):
 
     def replay(self, part: MicroBatch, index: int) -> GaussianStep:
         """The Gaussian of a micro-batch's `index`-th trained step under the current weights."""
-        method = self.algorithm
-        return replay(part.group.field(self.velocity), part.trajectory, index, method.intervals, method.sampler)
+        field, method = part.group.field(self.velocity), self.algorithm
+        return replay(field, part.trajectory, index, method.intervals, method.sampler)
 
     def assign_advantages(self, parts: list[MicroBatch], record: Record) -> None:
         """Score all images and give every sample its advantage, from statistics over all processes."""
@@ -155,15 +153,16 @@ class Policy(LightningModule):
         values, groups = terms @ weights, order // self.plan.group_size
         advantages = self.algorithm.advantage(terms, weights, groups, is_valid)
         by_row = torch.zeros(self.plan.num_samples).index_copy(0, order, advantages.values)
+        is_used = torch.zeros(self.plan.num_samples, dtype=torch.bool).index_copy(0, order, advantages.is_used)
         for part in parts:
             part.advantage = by_row[list(part.rows)].to(self.device)
+            part.is_used = is_used[list(part.rows)].to(self.device)
         if is_valid.any():
             record.add("reward/mean", values[is_valid].mean())
             record.add("reward/std", values[is_valid].std(correction=0))
-            record.add("reward/largest", values[is_valid].abs().max())
         record.add("reward/missing", 1 - is_valid.float().mean())
-        record.add("advantage/constant_groups", advantages.constant_groups)
-        record.add("advantage/dropped_groups", advantages.dropped_groups)
+        for name, value in advantages.metrics().items():
+            record.add(name, value)
         for name, values in output.parts.items():
             usable = values[output.is_valid & values.isfinite()]
             if len(usable):
@@ -237,7 +236,7 @@ class Policy(LightningModule):
             penalty = method.penalty(step, ref_mean, interval, method.sampler.gain(interval)).mean()
             loss = loss + method.penalty.beta * penalty
             record.add("loss/penalty", penalty)
-        for name, value in (output.metrics | method.diagnostics(inputs)).items():
+        for name, value in (output.metrics | method.diagnose(inputs, trajectory.steps[index])).items():
             record.add(name, value)
         return loss
 
@@ -291,8 +290,8 @@ class Policy(LightningModule):
 
     def state(self) -> dict[str, Any]:
         """Counters that, with LoRA, EMA and optimizer, make up a checkpoint."""
-        counters = {"num_iterations": self.num_iterations, "num_optimizer_steps": self.num_optimizer_steps}
-        return counters | self.algorithm.state()
+        names = ("num_iterations", "num_optimizer_steps")
+        return {name: getattr(self, name) for name in names} | self.algorithm.state()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""

@@ -44,8 +44,9 @@ class RewardModule(LightningModule):
                     raise ValueError(f"{len(prompts)} images, but {name} of shape {tuple(values.shape)}")
         except Exception:  # any failure of a scorer, whoever wrote it, is a missing reward
             log.exception("reward failed on %d images: all are marked missing", len(prompts))
-            none = torch.zeros(len(prompts))
-            return RewardOutput(none, none.bool(), terms=none[:, None])
+            weights = getattr(self.reward, "weights", (1.0,))
+            none = torch.zeros(len(prompts), len(weights))
+            return RewardOutput(none[:, 0], none[:, 0].bool(), terms=none, weights=weights)
         values = output.values.float().cpu()
         is_valid = output.is_valid.cpu() & values.isfinite()
         parts = {name: part.float().cpu() for name, part in output.parts.items()}

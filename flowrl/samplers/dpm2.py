@@ -49,4 +49,4 @@ class DPM2:
             past, now, then = (math.log((1 - value) / value) for value in (history.sigma, sigma, sigma_next))
             estimate = x0_hat + (then - now) / (2 * (now - past)) * (x0_hat - history.x0_hat)
         kept = sigma_next / sigma
-        return kept * x + (1 - sigma_next - kept * (1 - sigma)) * estimate, History(sigma, x0_hat)
+        return kept * x + (1 - sigma_next - kept * (1 - sigma)) * estimate, History(sigma=sigma, x0_hat=x0_hat)

@@ -12,7 +12,7 @@ from flowrl.gaussian import GaussianStep
 from flowrl.schedule import Interval
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """What a multi-step solver remembers of the step before."""
 

@@ -142,7 +142,9 @@ def test_nft_losses(beta):
     values = [GOLDENS[name].double() for name in names]
     velocity = values[3].requires_grad_()
     decay = {"fraction": 0.99, "decay_rate": 0.001, "decay_start": 0, "decay_limit": 0.5}
-    loss = NFT(beta=float(beta), advantage_clip=5.0, **decay)(ForwardInputs(*values)).loss
+    loss = NFT(beta=float(beta), advantage_clip=5.0, **decay)(
+        ForwardInputs(*values, torch.ones(8, dtype=torch.bool))
+    ).loss
     loss.backward()
     close(loss.view(1), f"nft.beta_{beta}.loss")
     close(velocity.grad, f"nft.beta_{beta}.grad_velocity", **GRADIENT)

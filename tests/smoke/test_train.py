@@ -62,7 +62,8 @@ def test_exported_lora_gives_the_evaluation_images_in_stock_diffusers(finished_r
     pipe.set_progress_bar_config(disable=True)
     prompts = [prompt.text for prompt in evaluator.sets["held_in"] for _ in range(evaluator.images_per_prompt)][:8]
     arguments = {"guidance_scale": 1.0, "max_sequence_length": 0, "output_type": "pt"}
-    grid = {"sigmas": [(12 - k) / 12 for k in range(12)], "num_inference_steps": 12}
+    count = len(evaluator.intervals)
+    grid = {"sigmas": [(count - k) / count for k in range(count)], "num_inference_steps": count}
     noise = evaluator.initial_noise(policy, 8)
     stock = pipe(prompts, latents=noise, **grid, **arguments).images
     assert (ours - stock).abs().max() <= 1 / 255
@@ -110,7 +111,8 @@ def test_stock_pipeline_loads_the_embedded_folder_as_it_is():
 def test_every_pair_runs_or_is_refused(sampler, loss, tmp_path):
     """Mutation: a pair that composes and then fails in the loop."""
     is_deterministic = sampler in ("ode", "dpm2")
-    is_legal = {"nft": is_deterministic, "guard": sampler == "flow_sde"}.get(loss, not is_deterministic)
+    needed = {"nft": is_deterministic, "guard": sampler == "flow_sde", "cps": sampler == "cps"}
+    is_legal = needed.get(loss, not is_deterministic)
     result = train("debug=smoke", f"sampler={sampler}", f"loss={loss}", f"run_dir={tmp_path / 'run'}", cwd=tmp_path)
     assert (result.returncode == 0) == is_legal, result.stderr
     if not is_legal:

@@ -73,8 +73,9 @@ def test_order_and_names_of_groups_do_not_matter(function, normal):
     valid = torch.arange(24) % 5 != 0
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     names = torch.tensor([40, 7, 1000, 3])
-    direct = function(rewards, groups, valid).values
-    shuffled = function(rewards[order], names[groups][order], valid[order]).values
+    one = torch.ones(1, dtype=torch.float64)
+    direct = function(rewards[:, None], one, groups, valid).values
+    shuffled = function(rewards[order, None], one, names[groups][order], valid[order]).values
     torch.testing.assert_close(shuffled, direct[order], rtol=1e-12, atol=1e-15)
     assert direct[valid].abs().min() > 0
 
@@ -101,3 +102,18 @@ def test_gdpo_takes_what_a_half_constant_group_still_says():
     assert got.values[1] == -got.values[0] != 0
     assert got.values[2:].tolist() == [0, 0]
     assert got.constant_groups == 0.5
+
+
+def test_a_constant_reward_says_nothing_in_gdpo():
+    """Twelve times 26.37 in float32 has a mean that is not 26.37. Mutation: divide that rounding by the floor."""
+    other = torch.arange(12.0) % 2
+    terms = torch.stack([torch.full((12,), 26.37), other], 1)
+    got = gdpo(terms, torch.ones(2), torch.zeros(12, dtype=torch.long), torch.ones(12, dtype=torch.bool))
+    torch.testing.assert_close(got.values, 2 * other - 1, rtol=1e-5, atol=1e-5)
+
+
+@ALL
+def test_used_samples(function):
+    """Valid ones with another valid one in their group, constant or not. Mutation: count constant groups as missing."""
+    got = run(function, [1.0, 1.0, 3.0, 4.0, 5.0], [0, 0, 1, 1, 1], [True, True, True, False, False])
+    assert got.is_used.tolist() == [True, True, False, False, False]

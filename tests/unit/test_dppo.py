@@ -71,7 +71,14 @@ def test_without_a_bound_it_is_grpo_without_a_clip(loss_inputs, normal):
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=0)
 
 
-FIXED = {"delta": 1e-6, "final_delta": None, "kl_budget": None, "divergence": "kl", "advantage_clip": 5.0}
+FIXED = {
+    "delta": 1e-6,
+    "final_delta": None,
+    "kl_budget": None,
+    "divergence": "kl",
+    "calibrated_for": "kl",
+    "advantage_clip": 5.0,
+}
 AUTO = FIXED | {"delta": "auto", "kl_budget": 1e-5}
 
 
@@ -119,13 +126,14 @@ def test_controller_settles_where_the_mean_is_the_budget():
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        ({"divergence": "velocityy"}, "velocityy"),
+        ({"divergence": "velocityy", "calibrated_for": "velocityy"}, "velocityy"),
+        ({"divergence": "tv"}, "loss.divergence=tv.*loss.calibrated_for=kl"),
         ({"delta": "auto"}, r"loss.delta=auto.*loss.kl_budget"),
         ({"delta": "some"}, "some"),
         ({"delta": -1.0}, r"loss.delta=-1"),
         ({"kl_budget": 1e-5}, "loss.kl_budget=1e-05"),
         ({"delta": 0.0, "final_delta": 1e-6}, "loss.final_delta=1e-06"),
-        ({"delta": "auto", "kl_budget": 1e-5, "divergence": "tv"}, "loss.divergence=kl"),
+        ({"delta": "auto", "kl_budget": 1e-5, "divergence": "tv", "calibrated_for": "tv"}, "loss.divergence=kl"),
     ],
 )
 def test_wrong_thresholds_are_named(change, names):

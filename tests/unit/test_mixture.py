@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from flowrl.modules.reward import RewardModule
 from flowrl.rewards.mixture import Mixture
 from flowrl.types import Prompt, RewardOutput
 
@@ -39,3 +40,26 @@ def test_weights_must_name_the_rewards(weights):
     """Mutation: take missing weights as 1."""
     with pytest.raises(ValueError, match=r"reward.weights"):
         Mixture(rewards={"x": fixed([1.0, 2.0])}, weights=weights)
+
+
+def test_a_monitoring_reward_can_never_stop_a_run():
+    """Weight 0: no term, and its failure or its missing samples change nothing. Mutation: treat it like the others."""
+
+    def broken(images, prompts):
+        raise ConnectionError("no answer")
+
+    rewards = {"x": fixed([1.0, 2.0]), "y": broken, "z": fixed([5.0, 6.0], (False, True))}
+    output = Mixture(rewards=rewards, weights={"x": 2.0, "y": 0.0, "z": 0.0})(IMAGES, PROMPTS)
+    assert output.values.tolist() == [2, 4] and output.is_valid.all() and output.terms.shape == (2, 1)
+    assert "y" not in output.parts and output.parts["z"][0].isnan() and output.parts["z"][1] == 6
+
+
+def test_a_failing_mixture_keeps_its_shape():
+    """Terms and weights of the reward, all missing. Mutation: a single term, which other processes cannot gather."""
+
+    def broken(images, prompts):
+        raise ConnectionError("no answer")
+
+    mixture = Mixture(rewards={"x": broken, "y": fixed([0.0, 0.0])}, weights={"x": 1.0, "y": 3.0})
+    output = RewardModule(reward=mixture, max_missing=1.0).score(IMAGES, PROMPTS)
+    assert output.terms.shape == (2, 2) and output.weights == (1.0, 3.0) and not output.is_valid.any()

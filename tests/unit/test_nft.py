@@ -7,11 +7,11 @@ from flowrl.types import ForwardInputs
 DEFAULTS = {"advantage_clip": 5.0, "fraction": 0.99, "decay_rate": 0.001, "decay_start": 0, "decay_limit": 0.5}
 
 
-def one(velocity, old_velocity, advantage):
+def one(velocity, old_velocity, advantage, is_used=True):
     """One sample of one dimension with x0 = 0 noised to 0.5 at sigma 1/2, in float64."""
     x0, x, v, old = (torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (0, 0.5, velocity, old_velocity))
     half, weight = torch.tensor([0.5], dtype=torch.float64), torch.tensor([advantage], dtype=torch.float64)
-    return ForwardInputs(x0, x, half, v, old, weight)
+    return ForwardInputs(x0, x, half, v, old, weight, torch.tensor([is_used]))
 
 
 def test_by_hand():
@@ -52,3 +52,11 @@ def test_wrong_values_are_named(change):
     """Mutation: drop a check."""
     with pytest.raises(ValueError, match=f"loss.{next(iter(change))}="):
         NFT(**{"beta": 1.0} | DEFAULTS | change)
+
+
+def test_a_sample_without_a_reward_has_no_gradient():
+    """Mutation: take its advantage of 0 for an optimality of 1/2, which pulls towards the old policy."""
+    inputs = one(0.6, 0.2, 0.0, is_used=False)
+    inputs.velocity.requires_grad_()
+    NFT(beta=0.5, **DEFAULTS)(inputs).loss.backward()
+    assert inputs.velocity.grad.abs().max() == 0
