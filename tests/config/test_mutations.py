@@ -12,4 +12,4 @@ def test_every_mutation_applies():
     assert len(mutations) > 50
     for mutation in mutations:
         assert (ROOT / mutation["file"]).read_text().count(mutation["old"]) == 1, mutation
-        assert all((ROOT / test).is_file() for test in mutation["tests"]), mutation
+        assert all((ROOT / test.split("::")[0]).is_file() for test in mutation["tests"]), mutation
