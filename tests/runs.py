@@ -1,5 +1,6 @@
 """How tests start train.py, build policies in process, and where the project's folders are."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,13 @@ SHORT = ("debug=smoke", "num_iterations=4", "viewing.every=0")
 def start(*overrides, cwd):
     """Start train.py in `cwd`, as a user would."""
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=pipe, text=True, preexec_fn=_heed_interrupts)
+
+
+def _heed_interrupts():
+    """A suite that a script started in the background ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def train(*overrides, cwd):

@@ -17,24 +17,14 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.gaussian import GaussianStep
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import History
 from flowrl.schedule import Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DPM2:
+class DPM2(ODE):
     """Second order over several steps; a single `step` knows no history and is Euler's."""
-
-    def std(self, interval: Interval) -> float:
-        return 0.0
-
-    def gain(self, interval: Interval) -> float:
-        return interval.dt
-
-    def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
-        return ODE().step(x, velocity, interval)
 
     def advance(
         self,
