@@ -21,6 +21,14 @@ def test_asymmetric_range(loss_inputs):
     """Mutation: swap clip_low and clip_high."""
     output = grpo(loss_inputs([1.0, -1.0], [1, -2]), clip_low=0.1, clip_high=0.3, advantage_clip=5.0)
     assert output.loss.item() == pytest.approx((-1.3 + 2 * 0.9) / 2, rel=1e-12)
+    between = grpo(
+        loss_inputs([math.log(1.2), math.log(0.8)], [1, -2]), clip_low=0.3, clip_high=0.1, advantage_clip=5.0
+    )
+    assert between.loss.item() == pytest.approx((-1.1 + 2 * 0.8) / 2, rel=1e-12)
+    between = grpo(
+        loss_inputs([math.log(1.2), math.log(0.8)], [1, -2]), clip_low=0.1, clip_high=0.3, advantage_clip=5.0
+    )
+    assert between.loss.item() == pytest.approx((-1.2 + 2 * 0.9) / 2, rel=1e-12)
 
 
 def test_gradient_at_the_rollout_weights(loss_inputs):
