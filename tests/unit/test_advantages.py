@@ -106,10 +106,13 @@ def test_gdpo_takes_what_a_half_constant_group_still_says():
 
 def test_a_constant_reward_says_nothing_in_gdpo():
     """Twelve times 26.37 in float32 has a mean that is not 26.37. Mutation: divide that rounding by the floor."""
-    other = torch.arange(12.0) % 2
-    terms = torch.stack([torch.full((12,), 26.37), other], 1)
-    got = gdpo(terms, torch.ones(2), torch.zeros(12, dtype=torch.long), torch.ones(12, dtype=torch.bool))
-    torch.testing.assert_close(got.values, 2 * other - 1, rtol=1e-5, atol=1e-5)
+    other = torch.arange(24.0) % 2
+    first = torch.cat([torch.full((12,), 26.37), other[12:]])
+    groups = torch.arange(24) // 12
+    got = gdpo(torch.stack([first, other], 1), torch.ones(2), groups, torch.ones(24, dtype=torch.bool))
+    size = (2.5) ** -0.5  # one reward speaks in the first group, two in the second
+    expected = size * (2 * other - 1) * (1 + groups)
+    torch.testing.assert_close(got.values, expected, rtol=1e-4, atol=1e-4)
 
 
 @ALL

@@ -12,12 +12,12 @@ def test_contradicted_decisions_by_hand(loss_inputs):
 
     Mutation: count corrective updates, swap the two shares, or ignore which way an update moves.
     """
-    log_ratio = [math.log(1.2), math.log(1.05), math.log(0.8), math.log(1.05), math.log(1.2)]
-    inputs = loss_inputs(log_ratio, [1, 1, -1, 1, -1], kl=[0.0, 0.2, 0.2, 0.0, 0.2])
+    log_ratio = [math.log(1.2), math.log(1.05), math.log(0.8), math.log(1.05), math.log(1.2), math.log(1.2)]
+    inputs = loss_inputs(log_ratio, [1, 1, -1, 1, -1, 1], kl=[0.0, 0.2, 0.2, 0.0, 0.2, 0.0])
     metrics = {name: value.item() for name, value in compare(inputs, 2).items()}
-    assert metrics["trust/clip_false_alarms"] == pytest.approx(0.2)
-    assert metrics["trust/clip_misses"] == pytest.approx(0.2)
-    assert metrics["bound/surrogate"] == pytest.approx((0.2 + 0.05 + 0.2 + 0.05 - 0.2) / 5)
+    assert metrics["trust/clip_false_alarms"] == pytest.approx(2 / 6)
+    assert metrics["trust/clip_misses"] == pytest.approx(1 / 6)
+    assert metrics["bound/surrogate"] == pytest.approx((0.2 + 0.05 + 0.2 + 0.05 - 0.2 + 0.2) / 6)
 
 
 def test_parts_of_the_log_ratio(loss_inputs):

@@ -56,7 +56,7 @@ def test_wrong_values_are_named(change):
 
 def test_a_sample_without_a_reward_has_no_gradient():
     """Mutation: take its advantage of 0 for an optimality of 1/2, which pulls towards the old policy."""
-    inputs = one(0.6, 0.2, 0.0, is_used=False)
+    inputs = one(0.6, 0.2, 3.0, is_used=False)
     inputs.velocity.requires_grad_()
     NFT(beta=0.5, **DEFAULTS)(inputs).loss.backward()
     assert inputs.velocity.grad.abs().max() == 0
