@@ -59,6 +59,6 @@ class RewardModule(LightningModule):
         missing = 1 - is_valid.float().mean().item()
         if missing > self.max_missing:
             raise TooManyMissingRewards(
-                f"{missing:.0%} of the rewards are missing, more than reward.max_missing={self.max_missing:.0%}; "
+                f"{missing:.0%} of the rewards are missing, more than max_missing={self.max_missing:.0%}; "
                 "see the errors above"
             )

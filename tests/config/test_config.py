@@ -190,3 +190,9 @@ def test_rules_between_components_name_their_keys(overrides, names):
     with pytest.raises(Exception) as error:
         instantiate(config(*overrides).algorithm)
     assert all(name in explain(error.value) for name in names), explain(error.value)
+
+
+def test_a_reward_may_set_the_headline():
+    """Mutation: compose the evaluation after the reward, which then loses its headline."""
+    assert config("reward=shapes_mixture").evaluation.headline == "correct_strict"
+    assert config().evaluation.headline == "strict"
