@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from flowrl.launch import one_line_errors, register_resolvers, run_job
+from flowrl.command import one_line_errors, register_resolvers
 
 register_resolvers()
 
@@ -13,6 +13,8 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Run a composed configuration."""
+    from flowrl.launch import run_job  # only now, so that a misspelt key is answered before PyTorch loads
+
     run_job(cfg)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,12 @@ from flowrl.samplers.sde import FlowSDE
 from flowrl.samplers.steps import StochasticSteps
 from flowrl.schedule import Interval, Schedule, intervals
 from flowrl.types import LossInputs, LossOutput, Trajectory
+
+
+def option(part: object) -> str:
+    """The word on the command line for a sampler: its class's name in snake case, `flow_sde` for FlowSDE."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(part).__name__).lower()
+
 
 PolicyLoss = Callable[[LossInputs], LossOutput]
 Advantage = Callable[[Float[Tensor, "B R"], Float[Tensor, "R"], Int[Tensor, "B"], Bool[Tensor, "B"]], Advantages]
@@ -56,7 +63,7 @@ class Algorithm:
     def _check_forward_loss(self) -> None:
         if not isinstance(self.sampler, Solver):
             raise ValueError(
-                f"loss=nft needs a deterministic rollout, but sampler={type(self.sampler).__name__}: choose "
+                f"loss=nft needs a deterministic rollout, but sampler={option(self.sampler)}: choose "
                 "sampler=ode or sampler=dpm2"
             )
         if self.penalty.beta and self.penalty.form != "velocity":
@@ -75,12 +82,12 @@ class Algorithm:
         loss(LossInputs(zero, zero, zero, zero, zero, zero, 1.0, -1.0, form=how.form, reduction=how.reduction))
         if how.form == "unnormalised" and not isinstance(self.sampler, CPS):
             raise ValueError(
-                f"likelihood.form=unnormalised (loss=cps) needs sampler=cps, not {type(self.sampler).__name__}: it "
+                f"likelihood.form=unnormalised (loss=cps) needs sampler=cps, not {option(self.sampler)}: it "
                 "leaves out 1 / (2 std^2), to which published ranges are blind"
             )
         if getattr(loss, "func", loss) is guard and not isinstance(self.sampler, FlowSDE):
             raise ValueError(
-                f"loss=guard needs sampler=flow_sde, not {type(self.sampler).__name__}: its centred ratio and its "
+                f"loss=guard needs sampler=flow_sde, not {option(self.sampler)}: its centred ratio and its "
                 "division by -dt belong to that step"
             )
         candidates = self.steps.candidates(self.num_steps)
@@ -100,13 +107,13 @@ class Algorithm:
         std = self.sampler.std(self.intervals[k])
         if std == 0 and k < self.num_steps - 1:
             raise ValueError(
-                f"sampler={type(self.sampler).__name__} is deterministic (std 0 at step {k}) and loss needs a "
-                "stochastic step; choose sampler=cps or flow_sde with noise_level above 0"
+                f"sampler={option(self.sampler)} is deterministic (std 0 at step {k}), but the loss needs a "
+                "stochastic step: choose sampler=cps or sampler=flow_sde with noise_level above 0, or loss=nft"
             )
         if std < MIN_STD:
             raise ValueError(
                 f"steps may pick step {k} of rollout.num_steps={self.num_steps}, where "
-                f"sampler={type(self.sampler).__name__} has std {std:.2g} < {MIN_STD}: "
+                f"sampler={option(self.sampler)} has std {std:.2g} < {MIN_STD}: "
                 "a zero-variance step is never trained on; lower steps.high or use steps=all_but_last"
             )
 

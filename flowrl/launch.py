@@ -1,79 +1,47 @@
 """From a composed configuration to a finished run: resume, checks, instantiation, fit, summary.
 
-The only module of the package that knows Hydra. User mistakes end in one line on standard error and exit status 1.
+With `flowrl.command` the only module of the package that knows Hydra.
 """
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
-import re
 import sys
 import warnings
-from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.algorithm import Algorithm
 from flowrl.batch_plan import BatchPlan
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord, write_whole
+from flowrl.command import CONFIG, one_line_errors
 from flowrl.data import PromptData
 from flowrl.evaluation import Evaluator
 from flowrl.losses.nft import NFT
 from flowrl.modules.forward import ForwardPolicy
-from flowrl.modules.gate import GateFailed
 from flowrl.modules.policy import Policy
 from flowrl.modules.reference import ReferenceModule
-from flowrl.modules.reward import RewardModule, TooManyMissingRewards
+from flowrl.modules.reward import RewardModule
 
 log = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
+DEFAULT_THREADS = torch.get_num_threads()
+"""PyTorch's own choice: OMP_NUM_THREADS, or the physical cores."""
+
 SOURCE = "source.yaml"
 """The configuration with its interpolations: a resumed run starts from it, so that overrides reach every use."""
-USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError, GateFailed, TooManyMissingRewards)
-
-
-def register_resolvers() -> None:
-    """`${run_folder:RESUME,RUN_DIR,NEW}`: the run to resume, the folder asked for, or a new one."""
-    OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
-
-
-def _run_folder(resume: str | None, run_dir: str | None, new: str) -> str:
-    if resume and not (Path(resume) / CONFIG).is_file():
-        raise ValueError(f"resume={resume}: no {CONFIG} there; give the folder of an earlier run")
-    # Resolved, since `outputs/latest` is a link that this very run will move.
-    return str(Path(resume).resolve()) if resume else run_dir or new
-
-
-def one_line_errors(main: Callable[[], Any]) -> int:
-    """Call `main`; 0, or 1 after printing a user's mistake as one line. Other exceptions keep their traceback."""
-    # Hydra then raises instead of printing its own multi-line report.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    try:
-        main()
-    except USER_ERRORS as error:
-        if os.environ.get("FLOWRL_TRACEBACK"):
-            raise
-        print(f"error: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
 
 
 def run_job(cfg: DictConfig) -> None:
@@ -81,44 +49,9 @@ def run_job(cfg: DictConfig) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         run(cfg)
     elif status := one_line_errors(partial(run, cfg)):
+        with suppress(OSError):  # a run refused before it wrote anything leaves no folder
+            Path(HydraConfig.get().runtime.output_dir).rmdir()
         sys.exit(status)
-
-
-def explain(error: BaseException) -> str:
-    """The innermost cause of an error, in one line, with a suggestion for a misspelt key or option."""
-    place = ""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        key = re.search(r"full_key: (\S+)", str(error))
-        place = f"{key[1]}: " if key and not isinstance(error.__cause__, ValueError) else ""
-        error = error.__cause__
-    text = place + (str(error).strip() or type(error).__name__)
-    if match := re.search(
-        r"Could not find '([^']+)'.*?Available options in '([^']+)':\n((?:\t\S+\n)*)", text, re.DOTALL
-    ):
-        group, option = match[1].rsplit("/", 1)
-        options = match[3].split()
-        return f"{group}={option}: no such option; choose one of {', '.join(options)}"
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python train.py --cfg job`"
-    if isinstance(error.__cause__, OSError):  # logging hides the file it could not open
-        error = error.__cause__
-    if isinstance(error, OSError) and error.filename:
-        remedy = "give a path that exists"
-        if not isinstance(error, FileNotFoundError):
-            remedy = "make it accessible, or choose another output folder with run_dir=PATH"
-        return f"{error.filename}: {error.strerror}; {remedy}"
-    if match := re.search(r"__init__\(\) (got an unexpected keyword argument|missing) (.*)", text):
-        return f"{match[1]} {match[2]}".replace("keyword argument", "configuration key")
-    text = text.removeprefix("ValueError raised while resolving interpolation: ")
-    return " ".join(text.split("\n    full_key")[0].split())
-
-
-def _suggest(key: str) -> str:
-    names: set[str] = set()
-    for path in (Path(__file__).parents[1] / "conf").rglob("*.yaml"):
-        names |= set(re.findall(r"^\s*([a-z_]+):", path.read_text(), re.MULTILINE))
-    close = difflib.get_close_matches(key.split(".")[-1], sorted(names), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def configure(cfg: DictConfig) -> DictConfig:
@@ -141,12 +74,17 @@ def configure(cfg: DictConfig) -> DictConfig:
             raise ValueError(f"{item}: a resumed run keeps its {key}; only single values can be overridden")
     merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides), {"run_dir": folder})
     assert isinstance(merged, DictConfig)
+    if merged.num_iterations != saved.num_iterations:
+        print(
+            f"num_iterations {saved.num_iterations} -> {merged.num_iterations}: schedules over the run, such as "
+            "learning_rate=cosine, now follow the new length, so the numbers differ from those of a run never stopped"
+        )
     return merged
 
 
 def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     """The policy, its training prompts and its evaluator; rules between components are checked before weights load."""
-    torch.set_num_threads(cfg.num_threads or os.cpu_count() or 1)
+    torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
     algorithm: Algorithm = instantiate(cfg.algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
     adapter, ema = instantiate(cfg.lora), instantiate(cfg.ema)
@@ -259,7 +197,7 @@ def _close(loggers: list[Logger], status: str) -> None:
 
 def quieten() -> None:
     """Silence advice about Lightning's defaults that does not concern this loop."""
-    advice = ("available:", "litlogger", "litmodels")
+    advice = ("available:", "litlogger", "litmodels", "`Trainer.fit` stopped")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).addFilter(lambda record: not any(word in record.getMessage() for word in advice))
     for message in (".*does not have many workers.*", ".*module\\(s\\) in eval mode.*", ".*LeafSpec.*"):

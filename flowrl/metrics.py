@@ -14,7 +14,9 @@ GLOSSARY: dict[str, str] = {
     "reward/mean": "Mean training reward of the iteration's valid samples, under stochastic sampling.",
     "reward/std": "Population standard deviation of the same rewards.",
     "reward/missing": "Share of samples whose reward failed; they are left out of all statistics.",
-    "reward/part/*": "Mean of a named part of the reward over the iteration's valid samples; never trained on.",
+    "reward/part/*": "Mean of a named part of the reward over the iteration's valid samples; never trained on. "
+    "With reward=shapes: soft (mean over the caption's atoms), strict (1 where all hold), off_palette (share of pixels "
+    "that no blend of background and one colour explains), clean_objects (share of found objects that fit a shape).",
     "advantage/largest": "Largest absolute advantage of the iteration: xi of the improvement bound.",
     "advantage/constant_groups": "Share of groups whose rewards are all equal: they teach nothing.",
     "advantage/dropped_groups": "Share of groups with fewer than two valid rewards: left out.",

@@ -16,6 +16,8 @@ INITIAL = -1
 """The `step` of the initial latents."""
 FORWARD = 1 << 16
 """The `step` of the first noise that a forward-process loss adds, far above any sampling step."""
+CHOICE = 1 << 48
+"""The `step` of the first draw that picks a sample's trained sigmas, far above any noise."""
 
 
 def gaussian_noise(

@@ -24,8 +24,9 @@ from hydra import compose, initialize_config_dir
 from lightning import Callback, Trainer
 
 from flowrl.callbacks.record import peak_memory_gib
+from flowrl.command import register_resolvers
 from flowrl.data import PromptBatch
-from flowrl.launch import build, quieten, register_resolvers
+from flowrl.launch import build, quieten
 from flowrl.modules.groups import Group
 from flowrl.modules.policy import Policy
 

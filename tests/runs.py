@@ -8,7 +8,8 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from lightning import Trainer
 
-from flowrl.launch import build, register_resolvers
+from flowrl.command import register_resolvers
+from flowrl.launch import build
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

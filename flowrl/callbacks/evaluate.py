@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -82,7 +81,7 @@ class Evaluate(Callback):
         grids.save(sheet, path)
         log_image(trainer, sheet, path, policy.num_iterations)
         numbers = ", ".join(f"{key} {value:.3f}" for key, value in headline.items() if isinstance(value, float))
-        rank_zero_info(f"evaluation {when} (iteration {policy.num_iterations}): {numbers}; {path}")
+        policy.print(f"evaluation {when} (iteration {policy.num_iterations}): {numbers}; {path}")
 
     def headline(self, result: EvaluationResult) -> dict[str, Any]:
         """The main set's scores at the top level, the other sets' under their names."""

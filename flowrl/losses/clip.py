@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.types import LossInputs
+
 
 def clipped_surrogate(
     advantage: Float[Tensor, "B"], *, log_ratio: Float[Tensor, "B"], clip_low: float, clip_high: float
@@ -28,12 +30,25 @@ def clipped_surrogate(
     return -advantage * ratio, metrics
 
 
-def require_form(name: str, *, expected: str, actual: str) -> None:
-    """Raise ValueError where a clip range meets another log-probability than the one it was calibrated to."""
-    if expected not in ("gaussian", "unnormalised"):
-        raise ValueError(f"{name}={expected!r} must be gaussian or unnormalised")
-    if expected != actual:
+def require_calibration(inputs: LossInputs, *, calibrated_for: str) -> None:
+    """Raise ValueError where a clip range meets other log-probabilities than those it was calibrated to.
+
+    `calibrated_for` is `gaussian` or `unnormalised`, mean-reduced as everything published, or `sum_` and one of them.
+    """
+    if calibrated_for.removeprefix("sum_") not in ("gaussian", "unnormalised"):
         raise ValueError(
-            f"{name}={expected}, but likelihood.form={actual}: a clip range calibrated for one form means another "
-            f"trust region with the other; set {name}={actual} together with a range that fits it"
+            f"loss.calibrated_for={calibrated_for!r} must be gaussian or unnormalised, or sum_ and one of them"
         )
+    actual = inputs.form if inputs.reduction == "mean" else f"sum_{inputs.form}"
+    if calibrated_for != actual:
+        raise ValueError(
+            f"loss.calibrated_for={calibrated_for}, but likelihood.form={inputs.form} and likelihood.reduction="
+            f"{inputs.reduction}: a clip range calibrated for one kind of log-probability means another trust region "
+            f"with the other; set loss.calibrated_for={actual} together with a range that fits it"
+        )
+
+
+def require_gaussian(inputs: LossInputs, *, loss: str) -> None:
+    """Raise ValueError where a loss that needs the Gaussian log-density gets another form."""
+    if inputs.form != "gaussian":
+        raise ValueError(f"loss={loss} needs likelihood.form=gaussian, not {inputs.form}")

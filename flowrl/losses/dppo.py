@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from flowrl.losses.clip import require_form
+from flowrl.losses.clip import require_gaussian
 from flowrl.types import LossInputs, LossOutput
 
 
@@ -27,15 +27,10 @@ class DPPO:
     final_delta: float | None
     kl_budget: float | None
     divergence: Literal["kl", "tv", "velocity"]
-    calibrated_for: Literal["kl", "tv", "velocity"]
+    calibrated_for: Literal["kl", "sum_kl", "tv", "velocity"]
     advantage_clip: float
 
     def __post_init__(self) -> None:
-        if self.calibrated_for != self.divergence:
-            raise ValueError(
-                f"loss.divergence={self.divergence}, but loss.delta is calibrated for "
-                f"loss.calibrated_for={self.calibrated_for}; set both, together with a delta that fits"
-            )
         if self.divergence not in ("kl", "tv", "velocity"):
             raise ValueError(f"loss.divergence={self.divergence!r} must be kl, tv or velocity")
         if self.delta == "auto":
@@ -64,7 +59,15 @@ class DPPO:
             self.current = min(max(wanted, self.kl_budget / 100), self.kl_budget * 100)
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        require_form("loss=dppo's likelihood form", expected="gaussian", actual=inputs.form)
+        require_gaussian(inputs, loss="dppo")
+        is_sum = self.divergence == "kl" and inputs.reduction == "sum"
+        needed = "sum_kl" if is_sum else self.divergence
+        if self.calibrated_for != needed:
+            raise ValueError(
+                f"loss.calibrated_for={self.calibrated_for}, but loss.divergence={self.divergence} with "
+                f"likelihood.reduction={inputs.reduction}; set loss.calibrated_for={needed}, together with a delta "
+                "that fits"
+            )
         output = dppo(inputs, delta=self.current, divergence=self.divergence, advantage_clip=self.advantage_clip)
         return LossOutput(output.loss, output.metrics | {"trust/delta": output.loss.new_tensor(self.current).detach()})
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from flowrl.losses.clip import clipped_surrogate, require_form
+from flowrl.losses.clip import clipped_surrogate, require_calibration
 from flowrl.types import LossInputs, LossOutput
 
 
@@ -14,16 +12,16 @@ def grpo(
     clip_low: float,
     clip_high: float,
     advantage_clip: float,
-    calibrated_for: Literal["gaussian", "unnormalised"],
+    calibrated_for: str,
 ) -> LossOutput:
     """Mean over samples of max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)).
 
     Paper: Flow-GRPO (Liu et al. 2025, arXiv 2505.05470), equation of its objective; r = exp(log_prob - old_log_prob)
     under the configured likelihood, A clipped to +-advantage_clip as in its reference code. Published ranges are
-    calibrated to mean-reduced log-probabilities, and to one form of them: `calibrated_for` must equal
-    `likelihood.form`, or ValueError is raised. Flow-CPS (arXiv 2509.05952) published the unnormalised form.
+    calibrated to mean-reduced log-probabilities, and to one form of them: `calibrated_for` must be that of the
+    configured likelihood, or ValueError is raised. Flow-CPS (arXiv 2509.05952) published the unnormalised form.
     """
-    require_form("loss.calibrated_for", expected=calibrated_for, actual=inputs.form)
+    require_calibration(inputs, calibrated_for=calibrated_for)
     advantage = inputs.advantage.clamp(-advantage_clip, advantage_clip)
     losses, metrics = clipped_surrogate(
         advantage, log_ratio=inputs.log_prob - inputs.old_log_prob, clip_low=clip_low, clip_high=clip_high

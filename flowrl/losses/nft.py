@@ -23,11 +23,10 @@ class NFT:
     r = A / (2 advantage_clip) + 1/2, clamped to [0, 1], the sample's optimality.
 
     Rollouts are deterministic and drawn by the old policy, which follows the current one: after an iteration it becomes
-    d old + (1 - d) current, with d = min(decay_rate max(n - decay_start, 0), decay_limit) after n optimizer steps. Of
-    the grid's sigmas the first `fraction` are trained, each on all samples.
+    d old + (1 - d) current, with d = min(decay_rate max(n - decay_start, 0), decay_limit) after n optimizer steps. Each
+    sample trains on a `fraction` of the grid's sigmas, at least one, picked at random.
 
-    Paper: Diffusion-NFT (Zheng et al. 2025, arXiv 2509.16117) and its code, which scales by advantage_clip. The code
-    leaves out sigmas at random, other ones for each sample; here it is the grid's last ones.
+    Paper: Diffusion-NFT (Zheng et al. 2025, arXiv 2509.16117) and its code, which scales by advantage_clip.
     """
 
     beta: float
@@ -58,7 +57,7 @@ class NFT:
         return min(self.decay_rate * max(num_optimizer_steps - self.decay_start, 0), self.decay_limit)
 
     def num_sigmas(self, num_steps: int) -> int:
-        """How many of the grid's sigmas are trained, at least one."""
+        """How many of the grid's sigmas a sample trains on, at least one."""
         return max(1, int(num_steps * self.fraction))
 
 

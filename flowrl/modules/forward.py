@@ -15,7 +15,7 @@ from flowrl.models import lora
 from flowrl.modules.groups import MicroBatch
 from flowrl.modules.measures import Record
 from flowrl.modules.policy import Policy
-from flowrl.noise import FORWARD, gaussian_noise
+from flowrl.noise import CHOICE, FORWARD, gaussian_noise
 from flowrl.types import ForwardInputs
 
 
@@ -34,11 +34,16 @@ class ForwardPolicy(Policy):
         return lora.swapped(self.transformer, self.old)
 
     def num_terms(self, part: MicroBatch) -> int:
-        """One backward pass for each trained sigma."""
-        return self.loss.num_sigmas(self.algorithm.num_steps)
+        """One backward pass for each sigma of the grid, of the samples that train on it."""
+        return self.algorithm.num_steps
 
     def term_loss(self, part: MicroBatch, index: int, record: Record) -> Tensor:
-        """The loss of a micro-batch noised to the grid's `index`-th sigma, plus the penalty."""
+        """Loss plus penalty of the micro-batch's samples that train on the grid's `index`-th sigma, noised to it.
+
+        Divided by the share of trained sigmas, so that the mean over the grid is one over trained terms.
+        """
+        num_steps = self.algorithm.num_steps
+        is_trained, share = self.is_trained(part)[:, index], self.loss.num_sigmas(num_steps) / num_steps
         sigma, x0 = self.algorithm.intervals[index].sigma, part.trajectory.x0
         x = torch.lerp(x0, self.forward_noise(part, index), sigma)
         field = part.group.field(self.velocity)
@@ -46,18 +51,26 @@ class ForwardPolicy(Policy):
             old_velocity = field(x, sigma, False)
         velocity = field(x, sigma, False)
         inputs = ForwardInputs(
-            x0, x, x0.new_full((len(x0),), sigma), velocity, old_velocity, part.advantage, part.is_used
+            x0, x, x0.new_full((len(x0),), sigma), velocity, old_velocity, part.advantage, part.is_used & is_trained
         )
         output = self.loss(inputs)
-        loss, penalty = output.loss, self.algorithm.penalty
+        loss, penalty = output.loss / share, self.algorithm.penalty
         record.add("loss/policy", loss)
         if penalty.beta:
-            distance = (velocity - part.group.field(self.reference.velocity)(x, sigma, False)).square().mean()
+            gap = velocity - part.group.field(self.reference.velocity)(x, sigma, False)
+            distance = torch.where(is_trained, gap.square().mean((1, 2, 3)), 0.0).mean() / share
             loss = loss + penalty.beta * distance
             record.add("loss/penalty", distance)
         for name, value in output.metrics.items():
             record.add(name, value)
         return loss
+
+    def is_trained(self, part: MicroBatch) -> Tensor:
+        """Which of the grid's sigmas each sample trains on, [B, K]: a choice at random, the same whatever the batch."""
+        members = [divmod(row, self.plan.group_size) for row in part.rows]
+        draw = partial(gaussian_noise, [self.algorithm.num_steps], seed=self.seed, iteration=part.iteration)
+        ranks = draw(samples=members, step=CHOICE + self.num_optimizer_steps).argsort(1).argsort(1)
+        return (ranks < self.loss.num_sigmas(self.algorithm.num_steps)).to(self.device)
 
     def forward_noise(self, part: MicroBatch, index: int) -> Tensor:
         """The noise that takes a micro-batch to its `index`-th sigma, the same whatever the batch."""

@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowrl.algorithm import Algorithm
 from flowrl.batch_plan import BatchPlan
+from flowrl.command import explain, register_resolvers
 from flowrl.data import PromptData
 from flowrl.ema import EMA
 from flowrl.evaluation import Evaluator
-from flowrl.launch import explain, register_resolvers
 from flowrl.models.lora import LoRA
 from flowrl.types import Prompt
 
@@ -169,18 +169,20 @@ def test_the_other_nodes_instantiate(base, tmp_path):
     [
         (("sampler=flow_sde", "rollout.num_steps=3"), ("steps may pick step 3", "rollout.num_steps=3")),
         (("sampler=dance_sde", "steps=window", "steps.high=9"), ("steps may pick step 6", "rollout.num_steps=6")),
-        (("steps.high=6",), ("step 5", "CPS", "zero-variance", "steps.high")),
-        (("sampler.noise_level=0",), ("sampler=CPS", "deterministic", "loss")),
+        (("steps.high=6",), ("step 5", "sampler=cps", "zero-variance", "steps.high")),
+        (("sampler.noise_level=0",), ("sampler=cps", "deterministic", "loss=nft")),
         (("rollout.num_steps=1", "steps=all_but_last"), ("rollout.num_steps=1",)),
         (("sampler=flow_sde", "sampler.noise_level=-1"), ("sampler.noise_level=-1",)),
         (("steps.count=9",), ("steps.count=9",)),
         (("likelihood.reduction=max",), ("reduction", "max")),
-        (("loss=nft",), ("loss=nft", "sampler=CPS", "sampler=ode")),
+        (("loss=nft",), ("loss=nft", "sampler=cps", "sampler=ode")),
         (("loss=nft", "sampler=ode", "penalty=kl"), ("loss=nft", "penalty.form=kl", "penalty=velocity")),
         (("loss=nft", "sampler=ode", "rollout.shared_initial_noise=true"), ("loss=nft", "shared_initial_noise")),
-        (("loss=cps", "sampler=flow_sde"), ("loss=cps", "sampler=cps", "FlowSDE")),
+        (("loss=cps", "sampler=flow_sde"), ("loss=cps", "sampler=cps", "flow_sde")),
         (("loss.divergence=tv",), ("loss.divergence=tv", "loss.calibrated_for=kl")),
-        (("loss=guard",), ("loss=guard", "sampler=flow_sde", "CPS")),
+        (("likelihood.reduction=sum",), ("loss.calibrated_for=kl", "likelihood.reduction=sum", "sum_kl")),
+        (("loss=grpo", "likelihood.reduction=sum"), ("loss.calibrated_for=gaussian", "likelihood.reduction=sum")),
+        (("loss=guard",), ("loss=guard", "sampler=flow_sde", "cps")),
         (("loss=grpo", "likelihood.form=unnormalised"), ("loss.calibrated_for=gaussian", "likelihood.form")),
         (("loss=guard", "sampler=flow_sde", "likelihood.reduction=sum"), ("loss=guard", "likelihood.reduction")),
     ],

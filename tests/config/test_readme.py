@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from runs import CONF, ROOT
 
-from flowrl.launch import register_resolvers
+from flowrl.command import register_resolvers
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(
@@ -30,6 +30,8 @@ def test_train_commands_compose(command):
     else:
         words = words[2:]
     overrides = [word for word in words if "=" in word and not word.startswith("resume=")]
+    if "-m" in words:  # a sweep's first job
+        overrides = [word.split(",")[0] for word in overrides]
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert compose("config", overrides=["name=test", *overrides]).num_iterations > 0

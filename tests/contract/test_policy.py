@@ -344,6 +344,30 @@ def test_forward_noise_does_not_depend_on_the_batch():
     assert not torch.equal(noises[0][0], noises[0][1])
 
 
+def test_each_sample_leaves_out_sigmas_of_its_own():
+    """int(0.99 x 6) of six, other ones for other samples and inner epochs, whatever the micro-batch; only they train.
+
+    Mutation: train the grid's first five, choose for a whole batch, or forget the choice in the penalty or the loss.
+    """
+    (whole, data, _), (parts, others, _) = nft("batch.max_micro_batch=4"), nft("batch.max_micro_batch=1")
+    with whole.behaviour():
+        batch = first_batch(whole, data)
+    with parts.behaviour():
+        singles = first_batch(parts, others)
+    chosen = torch.cat([whole.is_trained(part) for part in batch])
+    assert torch.equal(chosen, torch.cat([parts.is_trained(part) for part in singles]))
+    assert (chosen.sum(1) == 5).all() and not (chosen == chosen[:1]).all()
+    whole.num_optimizer_steps += 1
+    assert not torch.equal(chosen, torch.cat([whole.is_trained(part) for part in batch]))
+    part, own = singles[0], parts.is_trained(singles[0])[0]
+    part.advantage, part.is_used = torch.ones(1), torch.ones(1, dtype=torch.bool)
+    with torch.no_grad():
+        for parameter in lora.parameters(parts.transformer).values():
+            parameter.add_(0.05)
+    losses = [parts.term_loss(part, index, Record()).item() for index in range(6)]
+    assert [loss != 0 for loss in losses] == own.tolist()
+
+
 def test_the_learning_rate_follows_the_schedule():
     """Cosine over four iterations. Mutation: multiply the factors up, or count updates instead of iterations."""
     policy, data, _ = make("num_iterations=4", "optimizer.lr=1e-3")

@@ -10,12 +10,13 @@ from flowrl.models.loading import resolve
 
 CASES = {
     "unknown key": (["sampler.noise_levle=0.5"], ["sampler.noise_levle", "noise_level"]),
+    "unknown first word": (["los.delta=1e-5"], ["los.delta", "'loss.delta'"]),
     "unknown top key": (["num_iteration=5"], ["num_iteration", "num_iterations"]),
     "unknown option": (["sampler=cpss"], ["sampler=cpss", "cps", "flow_sde"]),
     "group of one": (["batch.group_size=1"], ["batch.group_size=1", "at least 2"]),
     "uneven updates": (["batch.updates_per_iteration=7"], ["batch.updates_per_iteration=7", "multiple of 7"]),
     "no stochastic step": (["steps.count=0"], ["steps.count=0", "at least 1"]),
-    "deterministic sampler": (["sampler=ode"], ["sampler", "ODE", "loss"]),
+    "deterministic sampler": (["sampler=ode"], ["sampler=ode", "loss=nft"]),
     "zero-variance step": (["steps.high=6"], ["step 5", "zero-variance"]),
     "step out of range": (["steps.high=9"], ["steps.high", "rollout.num_steps=6"]),
     "missing model": (["model.pretrained=/no/such/folder"], ["model.pretrained=/no/such/folder", "no such folder"]),
@@ -36,6 +37,7 @@ def test_one_line(case, tmp_path):
     assert result.returncode == 1
     assert len(errors) == 1 and errors[0].startswith("error: "), result.stderr
     assert all(text in errors[0] for text in expected), errors[0]
+    assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").glob("*/*"))
 
 
 def test_corrupt_weights_are_named(tmp_path):

@@ -2,9 +2,11 @@
 
 import csv
 import os
+import shutil
 import signal
 import time
 
+import pytest
 import torch
 from runs import SHORT, start, train
 from safetensors.torch import load_file
@@ -32,8 +34,6 @@ def test_resume_after_sigkill_is_bitwise(finished_run, tmp_path):
     process.communicate()
     newest = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
     if newest == 4:  # the machine outran the kill: step back to where it should have hit
-        import shutil
-
         shutil.rmtree(run / "checkpoints" / "000004")
     (run / "checkpoints" / "000009.partial").mkdir()
     (run / "checkpoints" / "000009.partial" / "state.json").write_text("{}")
@@ -73,8 +73,31 @@ def test_resume_through_latest_follows_overrides(tmp_path):
     run = (tmp_path / "outputs" / "latest").resolve()
     result = train("resume=outputs/latest", "num_iterations=2", "loss.delta=0.5", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert "num_iterations 1 -> 2" in result.stdout
     assert (tmp_path / "outputs" / "latest").resolve() == run
     assert [row["iteration"] for row in rows(run)] == ["1", "2"]
     assert (run / "config.yaml").read_text().count("delta: 0.5") == 2  # the loss, and the loss inside the algorithm
     again = train(f"run_dir={run}", "debug=smoke", cwd=tmp_path)
     assert again.returncode == 1 and "holds a run already" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", [("loss=nft", "sampler=ode"), ("loss.delta=auto", "loss.kl_budget=1e-7"), ("loss.final_delta=1e-7",)]
+)
+def test_methods_with_a_state_of_their_own_resume_bitwise(method, tmp_path):
+    """Diffusion-NFT's old weights, a threshold that holds a budget, and one that follows the run.
+
+    Mutation: leave the old weights or the threshold out of the checkpoint, or count a schedule from the resumption.
+    """
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert train(*SHORT, *method, "checkpoint.keep=9", f"run_dir={whole}", cwd=tmp_path).returncode == 0
+    shutil.copytree(whole, part)
+    for number in ("000003", "000004"):
+        shutil.rmtree(part / "checkpoints" / number)
+    result = train(f"resume={part}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert rows(part) == rows(whole)
+    for file in (whole / "checkpoints" / "000004").glob("*.safetensors"):
+        ours, theirs = load_file(part / "checkpoints" / "000004" / file.name), load_file(file)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)

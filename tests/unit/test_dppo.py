@@ -127,7 +127,6 @@ def test_controller_settles_where_the_mean_is_the_budget():
     ("change", "names"),
     [
         ({"divergence": "velocityy", "calibrated_for": "velocityy"}, "velocityy"),
-        ({"divergence": "tv"}, "loss.divergence=tv.*loss.calibrated_for=kl"),
         ({"delta": "auto"}, r"loss.delta=auto.*loss.kl_budget"),
         ({"delta": "some"}, "some"),
         ({"delta": -1.0}, r"loss.delta=-1"),
