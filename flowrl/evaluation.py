@@ -84,9 +84,8 @@ class Evaluator:
         with lora.swapped(policy.transformer, policy.ema.weights):
             for name, prompts in self.sets.items():
                 repeated = [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
-                images[name] = self._generate(policy, repeated)
-                scores[name] = policy.reward.score(images[name], repeated)
-                policy.reward.check(scores[name].is_valid)
+                images[name], scores[name] = self._generate(policy, repeated)
+                policy.reward.check(scores[name].is_valid, scores[name].info)
                 metrics |= self._score(name, repeated, images[name], scores[name])
                 metrics[f"eval/{name}/kl_ref"] = self._kl_to_reference(policy, repeated[: self.kl_samples])
         return EvaluationResult(metrics, images, scores)
@@ -98,9 +97,9 @@ class Evaluator:
         noise = gaussian_noise(shape, seed=self.seed, iteration=_NOISE_ITERATION, samples=samples, step=INITIAL)
         return noise.to(policy.device)
 
-    def _generate(self, policy: Policy, prompts: Sequence[Prompt]) -> Tensor:
+    def _generate(self, policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, RewardOutput]:
         noise = self.initial_noise(policy, len(prompts))
-        images = []
+        images, scores = [], []
         for start in range(0, len(prompts), self.batch_size):
             rows = slice(start, start + self.batch_size)
             conditioning = policy.embed(prompts[rows])
@@ -109,7 +108,8 @@ class Evaluator:
                 velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
                 x, history = self.solver.advance(x, velocity, interval, history)
             images.append(policy.model.decode(x))
-        return torch.cat(images)
+            scores.append(policy.reward.submit(images[-1], prompts[rows]))
+        return torch.cat(images), policy.reward.collect(scores)
 
     def _score(self, name: str, prompts: Sequence[Prompt], images: Tensor, output: RewardOutput) -> dict[str, float]:
         valid = output.is_valid

@@ -42,6 +42,9 @@ from flowrl.modules.reward import RewardModule, TooManyMissingRewards
 
 log = logging.getLogger(__name__)
 
+DEFAULT_THREADS = torch.get_num_threads()
+"""PyTorch's own choice: OMP_NUM_THREADS, or the physical cores."""
+
 CONFIG = "config.yaml"
 SOURCE = "source.yaml"
 """The configuration with its interpolations: a resumed run starts from it, so that overrides reach every use."""
@@ -146,7 +149,7 @@ def configure(cfg: DictConfig) -> DictConfig:
 
 def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     """The policy, its training prompts and its evaluator; rules between components are checked before weights load."""
-    torch.set_num_threads(cfg.num_threads or os.cpu_count() or 1)
+    torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
     algorithm: Algorithm = instantiate(cfg.algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
     adapter, ema = instantiate(cfg.lora), instantiate(cfg.ema)
@@ -209,6 +212,9 @@ def run(cfg: DictConfig) -> None:
             saver.export(policy)
     except SystemExit:  # how Lightning ends on an interrupt
         status = "stopped"
+    except TooManyMissingRewards as error:
+        remedy = f"{saver.newest()}; once the scorer works, continue with: python train.py resume={folder}"
+        raise TooManyMissingRewards(f"{error}; {remedy}") from error
     finally:
         if trainer.is_global_zero:
             record.write_summary(policy, status)
