@@ -21,8 +21,13 @@ from flowrl.types import Prompt
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted((path.parent.relative_to(CONF).as_posix(), path.stem) for path in CONF.glob("*/**/*.yaml"))
-FILLED = {"text": ("data.prompts.path=prompts.txt",)}
+FILLED = {
+    ("data", "text"): ("data.prompts.path=prompts.txt",),
+    ("reward", "remote"): ("reward.url=http://localhost:8000",),
+}
 """Values that an option leaves to the user."""
+PARTS = {"http": ("reward=remote", "reward.url=http://localhost:8000")}
+"""Groups below an option of another group."""
 NEEDED = {"guard": "flow_sde", "cps": "cps"}
 FORMS = {"cps": "unnormalised"}
 """The log-probability form that a loss's YAML brings along."""
@@ -39,8 +44,9 @@ def config(*overrides):
 
 
 def select(group, option):
-    # Groups without a default entry are added.
-    return config(f"{group}={option}", *FILLED.get(option, ()))
+    if group in PARTS:
+        return config(*PARTS[group], f"{group}@reward.client={option}")
+    return config(f"{group}={option}", *FILLED.get((group, option), ()))
 
 
 def targets(node, path=""):
