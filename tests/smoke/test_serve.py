@@ -88,7 +88,7 @@ def rows(run):
     return list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
 
 
-REMOTE = ("reward=remote", "checkpoint.every=100", "reward.client.backoff=0.2")
+REMOTE = ("reward=remote", "num_threads=1", "checkpoint.every=100", "reward.client.backoff=0.2")
 
 
 def wait_for(path, process):
@@ -106,7 +106,15 @@ def test_a_run_outlives_its_server_being_killed_and_restarted(tmp_path):
     """
     server = Process("reward=shapes")
     run = tmp_path / "run"
-    process = start(*SHORT, *REMOTE, "num_iterations=30", f"reward.url={server.url}", f"run_dir={run}", cwd=tmp_path)
+    process = start(
+        *SHORT,
+        *REMOTE,
+        "num_iterations=30",
+        "reward.client.retries=30",
+        f"reward.url={server.url}",
+        f"run_dir={run}",
+        cwd=tmp_path,
+    )
     wait_for(run / "metrics.csv", process)
     server.stop(signal.SIGKILL)
     time.sleep(1)
