@@ -36,7 +36,8 @@ class EvaluationResult:
 class Evaluator:
     """Evaluates a policy on named prompt sets, with `images_per_prompt` images for every prompt, drawn by `solver`.
 
-    `headline` names the reward part that is broken down by task family and reported in `summary.json`. `sampler`
+    Only the first `max_prompts` of a set are used. `headline` names the reward part that is broken down by task family
+    and written under the images; a name that is no part, such as `reward`, stands for the reward's value. `sampler`
     gives the Gaussian steps whose divergence from the reference's is measured, on the first `kl_samples` samples.
     """
 
@@ -47,6 +48,7 @@ class Evaluator:
         schedule: Schedule,
         num_steps: int,
         guidance_scale: float,
+        max_prompts: int | None,
         images_per_prompt: int,
         batch_size: int,
         headline: str,
@@ -60,7 +62,9 @@ class Evaluator:
                 raise ValueError(f"evaluation.{name}={value} must be at least 1")
         if not sets:
             raise ValueError("evaluation.sets must name at least one prompt set")
-        self.sets = {name: list(prompts) for name, prompts in sets.items()}
+        if max_prompts is not None and max_prompts < 1:
+            raise ValueError(f"evaluation.max_prompts={max_prompts} must be at least 1, or null for all")
+        self.sets = {name: list(prompts)[:max_prompts] for name, prompts in sets.items()}
         self.intervals = intervals(schedule, num_steps)
         self.guidance_scale = guidance_scale
         self.images_per_prompt, self.batch_size = images_per_prompt, batch_size
@@ -84,9 +88,8 @@ class Evaluator:
         with lora.swapped(policy.transformer, policy.ema.weights):
             for name, prompts in self.sets.items():
                 repeated = [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
-                images[name] = self._generate(policy, repeated)
-                scores[name] = policy.reward.score(images[name], repeated)
-                policy.reward.check(scores[name].is_valid)
+                images[name], scores[name] = self._generate(policy, repeated)
+                policy.reward.check(scores[name].is_valid, scores[name].info)
                 metrics |= self._score(name, repeated, images[name], scores[name])
                 metrics[f"eval/{name}/kl_ref"] = self._kl_to_reference(policy, repeated[: self.kl_samples])
         return EvaluationResult(metrics, images, scores)
@@ -98,9 +101,9 @@ class Evaluator:
         noise = gaussian_noise(shape, seed=self.seed, iteration=_NOISE_ITERATION, samples=samples, step=INITIAL)
         return noise.to(policy.device)
 
-    def _generate(self, policy: Policy, prompts: Sequence[Prompt]) -> Tensor:
+    def _generate(self, policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, RewardOutput]:
         noise = self.initial_noise(policy, len(prompts))
-        images = []
+        images, scores = [], []
         for start in range(0, len(prompts), self.batch_size):
             rows = slice(start, start + self.batch_size)
             conditioning = policy.embed(prompts[rows])
@@ -109,7 +112,8 @@ class Evaluator:
                 velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
                 x, history = self.solver.advance(x, velocity, interval, history)
             images.append(policy.model.decode(x))
-        return torch.cat(images)
+            scores.append(policy.reward.submit(images[-1], prompts[rows]))
+        return torch.cat(images), policy.reward.collect(scores)
 
     def _score(self, name: str, prompts: Sequence[Prompt], images: Tensor, output: RewardOutput) -> dict[str, float]:
         valid = output.is_valid
@@ -123,13 +127,12 @@ class Evaluator:
             usable = values[valid & values.isfinite()]
             if len(usable):
                 metrics[f"eval/{name}/part/{part}"] = float(usable.mean())
-        if self.headline in output.parts:
-            families = defaultdict(list)
-            for prompt, value, ok in zip(prompts, output.parts[self.headline].tolist(), valid.tolist(), strict=True):
-                if prompt.family and ok:
-                    families[prompt.family].append(value)
-            metrics |= {f"eval/{name}/family/{family}": sum(own) / len(own) for family, own in families.items()}
-        return metrics
+        families = defaultdict(list)
+        shown = output.parts.get(self.headline, output.values)
+        for prompt, value, ok in zip(prompts, shown.tolist(), (valid & shown.isfinite()).tolist(), strict=True):
+            if prompt.family and ok:
+                families[prompt.family].append(value)
+        return metrics | {f"eval/{name}/family/{family}": sum(own) / len(own) for family, own in families.items()}
 
     def _diversity(self, images: Tensor) -> float:
         groups = images.unflatten(0, (-1, self.images_per_prompt)).flatten(2)

@@ -16,7 +16,7 @@ MARGIN = 6
 INK, GOOD, BAD, PAPER = (40, 40, 40), (20, 120, 50), (180, 50, 40), (255, 255, 255)
 
 
-def to_pil(image: Float[Tensor, "3 S S"]) -> Image.Image:
+def to_pil(image: Float[Tensor, "3 H W"]) -> Image.Image:
     """One image in [0, 1] as 8-bit RGB."""
     pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels)

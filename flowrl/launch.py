@@ -33,7 +33,7 @@ from flowrl.losses.nft import NFT
 from flowrl.modules.forward import ForwardPolicy
 from flowrl.modules.policy import Policy
 from flowrl.modules.reference import ReferenceModule
-from flowrl.modules.reward import RewardModule
+from flowrl.modules.reward import RewardModule, TooManyMissingRewards
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,9 @@ def run(cfg: DictConfig) -> None:
             saver.export(policy)
     except SystemExit:  # how Lightning ends on an interrupt
         status = "stopped"
+    except TooManyMissingRewards as error:
+        remedy = f"{saver.newest()}; once the scorer works, continue with: python train.py resume={folder}"
+        raise TooManyMissingRewards(f"{error}; {remedy}") from error
     finally:
         if trainer.is_global_zero:
             record.write_summary(policy, status)

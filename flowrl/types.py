@@ -62,6 +62,8 @@ class Trajectory:
 class RewardOutput:
     """Scores of B samples. A failed sample is missing (`is_valid` False), never a number; its value is ignored.
 
+    `info` is empty or has one entry a sample; that of a missing one may say why under `missing`.
+
     A mixture of R rewards gives its `terms` and `weights` too, and their weighted sum as `values`.
     """
 

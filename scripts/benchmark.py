@@ -54,7 +54,9 @@ class BareParts:
         self.field, self.ref_field = group.field(policy.velocity), group.field(policy.reference.velocity)
         self.x = torch.randn(plan.micro_batch, *policy.model.latent_shape)
         # Real images: the verifier is slower on noise.
-        self.images = policy.sample(batch, range(plan.micro_batch)).images.repeat(self.num_micro_batches, 1, 1, 1)
+        part = policy.sample(batch, range(plan.micro_batch))
+        part.score.result()  # or it would go on beside what is timed next
+        self.images = part.images.repeat(self.num_micro_batches, 1, 1, 1)
 
     @torch.no_grad()
     def rollout(self) -> None:

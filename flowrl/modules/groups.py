@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.rollout import Velocity
-from flowrl.types import Conditioning, Prompt, Trajectory
+from flowrl.types import Conditioning, Prompt, RewardOutput, Trajectory
 
 Conditioned = Callable[[Float[Tensor, "B C H W"], float, Conditioning], Float[Tensor, "B C H W"]]
 """(x, sigma, conditioning) -> velocity."""
@@ -48,7 +49,7 @@ class Group:
 
 @dataclass(slots=True)
 class MicroBatch:
-    """The samples that one forward pass handles, in rollout and updates alike."""
+    """The samples that one forward pass handles, in rollout and updates alike; `score` may still be under way."""
 
     rows: range
     iteration: int
@@ -56,5 +57,6 @@ class MicroBatch:
     group: Group
     trajectory: Trajectory
     images: Tensor
+    score: Future[RewardOutput]
     advantage: Tensor
     is_used: Tensor

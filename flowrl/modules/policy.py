@@ -112,7 +112,7 @@ class Policy(LightningModule):
 
     @torch.no_grad()
     def sample(self, batch: PromptBatch, rows: range) -> MicroBatch:
-        """Roll out the samples numbered `rows` of this iteration and decode them."""
+        """Roll out the samples numbered `rows` of this iteration, decode them and start scoring them."""
         method, members = self.algorithm, [divmod(row, self.plan.group_size) for row in rows]
         prompts = [batch.prompts[prompt] for prompt, _ in members]
         noise = partial(gaussian_noise, self.model.latent_shape, seed=self.seed, iteration=batch.iteration)
@@ -129,8 +129,8 @@ class Policy(LightningModule):
             shares_start=method.shared_initial_noise,
         )
         images = self.model.decode(trajectory.x0)
-        advantage = torch.zeros(len(rows), device=self.device)
-        return MicroBatch(rows, batch.iteration, prompts, group, trajectory, images, advantage, advantage == 0)
+        score, advantage = self.reward.submit(images, prompts), torch.zeros(len(rows), device=self.device)
+        return MicroBatch(rows, batch.iteration, prompts, group, trajectory, images, score, advantage, advantage == 0)
 
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """The current policy's velocity, at the rollout's guidance scale."""
@@ -142,13 +142,12 @@ class Policy(LightningModule):
         return replay(field, part.trajectory, index, method.intervals, method.sampler)
 
     def assign_advantages(self, parts: list[MicroBatch], record: Record) -> None:
-        """Score all images and give every sample its advantage, from statistics over all processes."""
-        images = torch.cat([part.images for part in parts])
-        output = self.reward.score(images, [prompt for part in parts for prompt in part.prompts])
+        """Wait for all scores and give every sample its advantage, from statistics over all processes."""
+        output = self.reward.collect([part.score for part in parts])
         rows = torch.tensor([row for part in parts for row in part.rows])
         assert output.terms is not None
         terms, is_valid, order = self.gather(output.terms), self.gather(output.is_valid), self.gather(rows)
-        self.reward.check(is_valid)
+        self.reward.check(is_valid, output.info)
         weights = torch.tensor(output.weights)
         values, groups = terms @ weights, order // self.plan.group_size
         advantages = self.algorithm.advantage(terms, weights, groups, is_valid)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from flowrl import background
+from flowrl.rewards.outputs import REASON, concatenate, first_reason, missing
 from flowrl.rewards.protocol import Reward
 from flowrl.types import Prompt, RewardOutput
 
@@ -17,48 +21,78 @@ log = logging.getLogger(__name__)
 
 
 class TooManyMissingRewards(RuntimeError):
-    """More rewards failed than `reward.max_missing` allows."""
+    """More rewards failed than `max_missing` allows."""
 
 
 class RewardModule(LightningModule):
     """Scores images without gradients. A call that raises, or gives NaN or the wrong length, marks samples missing.
 
-    `check` raises TooManyMissingRewards where more than `max_missing` (a share) of an iteration's samples failed.
+    `submit` scores in the background while the next images are drawn; calls never overlap each other, so that a scorer
+    need not be thread-safe. `check` raises TooManyMissingRewards where more than `max_missing` (a share) of an
+    iteration's samples failed.
     """
 
     def __init__(self, *, reward: Reward, max_missing: float) -> None:
         super().__init__()
         if not 0 <= max_missing <= 1:
-            raise ValueError(f"reward.max_missing={max_missing} must be in [0, 1]")
+            raise ValueError(f"max_missing={max_missing} must be in [0, 1]")
         self.reward = reward
         self.max_missing = max_missing
+        self.newest: Future[RewardOutput] | None = None
         if isinstance(reward, nn.Module):
             reward.requires_grad_(False).eval()
 
+    def submit(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> Future[RewardOutput]:
+        """Score in a background thread, after everything submitted before; `collect` waits for it."""
+        earlier = self.newest
+
+        def work() -> RewardOutput:
+            if earlier is not None:
+                wait([earlier])
+            if images.is_cuda:
+                # The current device belongs to a thread, as does the stream: the default one, in the order of calls.
+                torch.cuda.set_device(images.device)
+            return self.score(images, prompts)
+
+        self.newest = background.start(work, "reward")
+        return self.newest
+
+    def collect(self, scores: Sequence[Future[RewardOutput]]) -> RewardOutput:
+        """What was submitted, in the given order, once all of it is there."""
+        return concatenate([score.result() for score in scores])
+
     @torch.no_grad()
-    def score(self, images: Float[Tensor, "B 3 S S"], prompts: Sequence[Prompt]) -> RewardOutput:
+    def score(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardOutput:
         try:
             output = self.reward(images, prompts)
             for name, values in {"values": output.values, "is_valid": output.is_valid, **output.parts}.items():
                 if values.shape != (len(prompts),):
                     raise ValueError(f"{len(prompts)} images, but {name} of shape {tuple(values.shape)}")
-        except Exception:  # any failure of a scorer, whoever wrote it, is a missing reward
+        except Exception as error:  # any failure of a scorer, whoever wrote it, is a missing reward
             log.exception("reward failed on %d images: all are marked missing", len(prompts))
-            weights = getattr(self.reward, "weights", (1.0,))
-            none = torch.zeros(len(prompts), len(weights))
-            return RewardOutput(none[:, 0], none[:, 0].bool(), terms=none, weights=weights)
+            reason = f"{type(error).__name__}: {error}"
+            output = missing(len(prompts), reason, getattr(self.reward, "weights", None))
         values = output.values.float().cpu()
         is_valid = output.is_valid.cpu() & values.isfinite()
         parts = {name: part.float().cpu() for name, part in output.parts.items()}
         terms = (values[:, None] if output.terms is None else output.terms).float().cpu()
         is_valid &= terms.isfinite().all(1)
         values, terms = torch.where(is_valid, values, 0.0), torch.where(is_valid[:, None], terms, 0.0)
-        return RewardOutput(values, is_valid, parts, output.info, terms, output.weights)
+        return RewardOutput(values, is_valid, parts, _with_reasons(output.info, is_valid), terms, output.weights)
 
-    def check(self, is_valid: Tensor) -> None:
-        missing = 1 - is_valid.float().mean().item()
-        if missing > self.max_missing:
+    def check(self, is_valid: Tensor, info: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Raise where too many are missing; the message tells the first reason found in `info`."""
+        share = 1 - is_valid.float().mean().item()
+        if share > self.max_missing:
+            reason = first_reason(info)
+            cause = f"the first: {reason}" if reason else "see the errors above"
             raise TooManyMissingRewards(
-                f"{missing:.0%} of the rewards are missing, more than max_missing={self.max_missing:.0%}; "
-                "see the errors above"
+                f"{share:.0%} of the rewards are missing, more than max_missing={self.max_missing:.0%}; {cause}"
             )
+
+
+def _with_reasons(info: Sequence[Mapping[str, Any]], is_valid: Tensor) -> list[Mapping[str, Any]]:
+    """One entry a sample; a missing one has a reason."""
+    entries = list(info) if len(info) == len(is_valid) else [{} for _ in is_valid]
+    unknown = {REASON: "the reward gave no number"}
+    return [entry if ok else unknown | dict(entry) for entry, ok in zip(entries, is_valid.tolist(), strict=True)]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.rewards.outputs import REASON
 from flowrl.shapes.grammar import parse
 from flowrl.shapes.verify import verify
 from flowrl.types import Prompt, RewardOutput
@@ -29,14 +30,13 @@ class ShapesReward:
         self.score = score
 
     def __call__(self, images: Float[Tensor, "B 3 S S"], prompts: Sequence[Prompt]) -> RewardOutput:
-        captions = []
-        is_valid = torch.ones(len(prompts), dtype=torch.bool)
+        captions, reasons = [], {}
         for i, prompt in enumerate(prompts):
             try:
                 captions.append(parse(prompt.text))
-            except ValueError:
+            except ValueError as error:
                 captions.append(parse("a circle"))
-                is_valid[i] = False
+                reasons[i] = str(error)
         verdicts = verify(images.float().permute(0, 2, 3, 1).cpu().numpy(), captions)
         cleanness = [[found.is_clean for found in verdict.objects] for verdict in verdicts]
         parts = {
@@ -50,9 +50,6 @@ class ShapesReward:
             values = tensors["clean_objects"].nan_to_num(0.0)
         else:
             values = torch.tensor([getattr(verdict, self.score) for verdict in verdicts])
-        return RewardOutput(
-            values,
-            is_valid,
-            tensors,
-            [dict(verdict.atoms) for verdict in verdicts],
-        )
+        is_valid = torch.tensor([i not in reasons for i in range(len(prompts))])
+        info = [{REASON: reasons[i]} if i in reasons else dict(verdict.atoms) for i, verdict in enumerate(verdicts)]
+        return RewardOutput(values, is_valid, tensors, info)

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,22 @@ from flowrl.types import Prompt
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted((path.parent.relative_to(CONF).as_posix(), path.stem) for path in CONF.glob("*/**/*.yaml"))
-FILLED = {"text": ("data.prompts.path=prompts.txt",)}
+FILE = "data.prompts.path=prompts.txt"
+FILLED = {
+    ("data", "text"): (FILE,),
+    ("data", "jsonl"): (FILE,),
+    ("data", "geneval"): (FILE,),
+    ("data", "geneval2"): (FILE,),
+    ("evaluation", "text"): ("data=text", FILE),
+    ("evaluation", "jsonl"): ("data=jsonl", FILE),
+    ("evaluation", "geneval2"): ("evaluation.sets.held_in.path=prompts.jsonl",),
+    ("reward", "remote"): ("reward.url=http://localhost:8000",),
+}
 """Values that an option leaves to the user."""
+PARTS = {"http": ("reward=remote", "reward.url=http://localhost:8000")}
+"""Groups below an option of another group."""
 NEEDED = {"guard": "flow_sde", "cps": "cps"}
+PATHS = (("data.prompts.path", "mine"), ("evaluation.sets.held_in.path", "others"))
 FORMS = {"cps": "unnormalised"}
 """The log-probability form that a loss's YAML brings along."""
 
@@ -39,8 +53,9 @@ def config(*overrides):
 
 
 def select(group, option):
-    # Groups without a default entry are added.
-    return config(f"{group}={option}", *FILLED.get(option, ()))
+    if group in PARTS:
+        return config(*PARTS[group], f"{group}@reward.client={option}")
+    return config(f"{group}={option}", *FILLED.get((group, option), ()))
 
 
 def targets(node, path=""):
@@ -153,12 +168,11 @@ def test_the_other_nodes_instantiate(base, tmp_path):
     data = instantiate(text.data)
     assert isinstance(data, PromptData)
     assert [prompt.text for prompt in data.prompts] == ["a cat", "a dog"]
-    for option in options("evaluation"):
-        evaluator = instantiate(select("evaluation", option).evaluation)
-        assert isinstance(evaluator, Evaluator)
-        for prompts in evaluator.sets.values():
-            assert {type(prompt) for prompt in prompts} == {Prompt}, "hydra turned prompts into DictConfigs"
-        assert len(evaluator.prompts) == sum(node["count"] for node in base.evaluation.sets.values())
+    evaluator = instantiate(base.evaluation)
+    assert isinstance(evaluator, Evaluator)
+    for prompts in evaluator.sets.values():
+        assert {type(prompt) for prompt in prompts} == {Prompt}, "hydra turned prompts into DictConfigs"
+    assert len(evaluator.prompts) == sum(node["count"] for node in base.evaluation.sets.values())
     seen = instantiate(base.data).prompts
     assert {type(prompt) for prompt in seen} == {Prompt}
     assert len(seen) == base.data.prompts["count"]
@@ -192,6 +206,31 @@ def test_rules_between_components_name_their_keys(overrides, names):
     with pytest.raises(Exception) as error:
         instantiate(config(*overrides).algorithm)
     assert all(name in explain(error.value) for name in names), explain(error.value)
+
+
+@pytest.mark.parametrize("data", ["text", "jsonl", "geneval", "geneval2", "compositions"])
+def test_prompts_of_another_kind_are_evaluated_on_their_own_kind(data, tmp_path):
+    """The training file unless told otherwise, at most `max_prompts`, with their metadata; or another file.
+
+    Mutation: leave the evaluation on captions of the shapes world, or let Hydra turn metadata into its own containers.
+    """
+    row = {"prompt": "a cow", "tag": "single", "include": [{"n": 1}], "atom_count": 1, "vqa_list": [["a?", "Yes"]]}
+    for name, count in (("mine", 400), ("others", 3)):
+        rows = (json.dumps(row | {"prompt": f"{name} {i}"}) for i in range(count))
+        (tmp_path / name).write_text("\n".join(rows))
+    mine, others = (f"{key}={tmp_path / name}" for key, name in PATHS)
+    given = () if data == "compositions" else (mine,)
+    evaluator = instantiate(config(f"data={data}", *given).evaluation)
+    assert list(evaluator.sets) == ["held_in"] and evaluator.headline == "reward"
+    assert len(evaluator.prompts) == (128 if data == "compositions" else 256)
+    prompt = evaluator.prompts[0]
+    assert type(prompt) is Prompt
+    if data in ("geneval2", "compositions"):
+        assert type(prompt.metadata["vqa_list"]) is list and prompt.family.startswith("atom_count_")
+    if given:
+        assert "mine 0" in prompt.text
+        assert len(instantiate(config(f"data={data}", *given, others).evaluation).prompts) == 3
+    assert list(instantiate(config(f"data={data}", *given, "evaluation=shapes").evaluation).sets)[1] == "held_out"
 
 
 def test_a_reward_may_set_the_headline():

@@ -1,4 +1,6 @@
 import math
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +63,56 @@ def test_too_many_missing_stop_the_run():
     module.check(torch.tensor([True, True, True, False]))
     with pytest.raises(TooManyMissingRewards, match=r"50%.*max_missing=25%"):
         module.check(torch.tensor([True, True, False, False]))
+
+
+def test_the_message_tells_the_first_reason():
+    """A scorer's own words for a sample, an exception's text, or that there was no number.
+
+    Mutation: drop the reasons on the way, so that the user learns only how many are missing.
+    """
+    good, bad = torch.tensor([True] * 3 + [False]), [{}, {}, {}, {"missing": "prompt 'x' is outside the grammar"}]
+    cases = {
+        "outside the grammar": RewardOutput(torch.ones(4), good, {}, bad),
+        "ConnectionError: no route to host": ConnectionError("no route to host"),
+        "the reward gave no number": output([0.5, math.nan, 0.5, 0.5]),
+    }
+    for words, result in cases.items():
+        module = RewardModule(reward=Fixed(result), max_missing=0.0)
+        got = module.score(IMAGES, PROMPTS)
+        with pytest.raises(TooManyMissingRewards, match=words):
+            module.check(got.is_valid, got.info)
+
+
+class Recording:
+    """Scores an image by its first pixel; slow for the first, fails where the pixel is 9, and notes who calls when."""
+
+    def __init__(self):
+        self.calls, self.now, self.most = [], 0, 0
+
+    def __call__(self, images, prompts):
+        self.now += 1
+        self.most = max(self.most, self.now)
+        self.calls.append((threading.current_thread(), [prompt.text for prompt in prompts]))
+        time.sleep(0.1 if len(self.calls) == 1 else 0.01)
+        self.now -= 1
+        if images[0, 0, 0, 0] == 9:
+            raise RuntimeError("out of memory")
+        return output(images[:, 0, 0, 0].tolist())
+
+
+def test_scores_come_in_the_order_asked_for_and_a_failed_call_costs_its_own_samples():
+    """In the background, one call at a time. Mutation: score in the caller, in parallel, or in the order of arrival."""
+    reward = Recording()
+    module = RewardModule(reward=reward, max_missing=1.0)
+    start = time.monotonic()
+    submitted = [module.submit(torch.full((2, 3, 2, 2), float(i)), [Prompt(f"{i}")] * 2) for i in (1, 9, 3)]
+    assert time.monotonic() - start < 0.09
+    got = module.collect([submitted[2], submitted[0], submitted[1]])
+    assert got.values.tolist() == [3, 3, 1, 1, 0, 0] and got.is_valid.tolist() == [True] * 4 + [False] * 2
+    assert got.terms.tolist() == [[3], [3], [1], [1], [0], [0]]
+    assert "out of memory" in got.info[5]["missing"]
+    assert reward.most == 1 and [texts[0] for _, texts in reward.calls] == ["1", "9", "3"]
+    assert all(thread is not threading.main_thread() and thread.daemon for thread, _ in reward.calls)
 
 
 def test_a_network_scorer_is_frozen():

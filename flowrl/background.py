@@ -1,0 +1,29 @@
+"""Work in a daemon thread: it runs beside the caller, and the interpreter's end does not wait for it.
+
+`concurrent.futures` joins its threads at exit, so that a scorer that hangs would keep Ctrl-C from ending a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Thread
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+def start(work: Callable[[], Result], name: str) -> Future[Result]:
+    """Run `work` in a thread called `name`; its result, or what it raised, waits in the future."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # raised where the result is asked for
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    Thread(target=run, name=name, daemon=True).start()
+    return future

@@ -1,0 +1,104 @@
+"""A vision-language judge behind an OpenAI-compatible server, such as `vllm serve MODEL` starts one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.rewards import wire
+from flowrl.rewards.client import Client, Unanswered, check_url
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A text about one image of a batch, by its number."""
+
+    image: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the judge said, and the probabilities of its likeliest first tokens."""
+
+    text: str
+    first_token: Mapping[str, float]
+
+
+class Judge:
+    """Asks `model` at `url` (the server's address without /v1), one request a question, decoding greedily.
+
+    A reply has at most `max_tokens` tokens; `top_logprobs` first tokens come with their probability (0: none; vLLM
+    gives at most 20 unless started with --max-logprobs).
+    """
+
+    def __init__(self, *, url: str, model: str, max_tokens: int, top_logprobs: int, client: Client) -> None:
+        for name, value, least in (("max_tokens", max_tokens, 1), ("top_logprobs", top_logprobs, 0)):
+            if value < least:
+                raise ValueError(f"judge.{name}={value} must be at least {least}")
+        self.url, self.model, self.client = check_url(url), model, client
+        self.max_tokens, self.top_logprobs = max_tokens, top_logprobs
+
+    def ask(self, images: Float[Tensor, "B 3 H W"], questions: Sequence[Question]) -> list[Reply | Unanswered]:
+        """The reply to each question, or why there is none (/v1/chat/completions)."""
+        options: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": 0}
+        if self.top_logprobs:
+            options |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        return self._post("/v1/chat/completions", images, questions, options, _reply)
+
+    def pool(self, images: Float[Tensor, "B 3 H W"], questions: Sequence[Question]) -> list[list[float] | Unanswered]:
+        """The outputs of a reward model's head for each question, or why there are none (/pooling)."""
+        return self._post("/pooling", images, questions, {"encoding_format": "float"}, _pooled)
+
+    def _post(
+        self,
+        path: str,
+        images: Tensor,
+        questions: Sequence[Question],
+        options: Mapping[str, Any],
+        read: Callable[[Any], Read],
+    ) -> list[Read | Unanswered]:
+        pictures = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{wire.png(i)}"}} for i in images]
+        requests = []
+        for question in questions:
+            content = [pictures[question.image], {"type": "text", "text": question.text}]
+            requests.append({"model": self.model, "messages": [{"role": "user", "content": content}], **options})
+        answers = self.client.post_all(self.url + path, requests)
+        return [self._read(answer, read) for answer in answers]
+
+    def _read(self, answer: bytes | Unanswered, read: Callable[[Any], Read]) -> Read | Unanswered:
+        if isinstance(answer, Unanswered):
+            return answer
+        try:
+            return read(json.loads(answer))
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            return Unanswered(f"{self.url}: unusable answer: {type(error).__name__}: {error}")
+
+
+def _reply(data: Any) -> Reply:
+    choice = data["choices"][0]
+    text = choice["message"]["content"]
+    if not isinstance(text, str):
+        raise ValueError(f"the message holds no text but {type(text).__name__}")
+    listed = choice.get("logprobs")
+    tops = listed["content"][0]["top_logprobs"] if listed else []
+    # By token text: two tokens of one text cannot be told apart here, and each probability counts once.
+    chances = {str(top["token"]): math.exp(min(float(top["logprob"]), 0.0)) for top in tops}
+    if not all(math.isfinite(chance) for chance in chances.values()):
+        raise ValueError("a log-probability is not a number")
+    return Reply(text, chances)
+
+
+def _pooled(data: Any) -> list[float]:
+    values = data["data"][0]["data"]
+    if isinstance(values[0], list):  # one row a token: the last one has seen everything
+        values = values[-1]
+    return [float(value) for value in values]

@@ -1,0 +1,48 @@
+"""Reward outputs put together, and the reasons that their missing samples carry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from flowrl.types import RewardOutput
+
+REASON = "missing"
+"""The key of a missing sample's `info` that says why."""
+
+
+def missing(count: int, reason: str, weights: tuple[float, ...] | None = None) -> RewardOutput:
+    """`count` samples without a score, all for the same reason; `weights` are those of a mixture, which has terms."""
+    none, info = torch.zeros(count), [{REASON: reason}] * count
+    if weights is None:
+        return RewardOutput(none, none.bool(), {}, info)
+    return RewardOutput(none, none.bool(), {}, info, torch.zeros(count, len(weights)), weights)
+
+
+def concatenate(outputs: Sequence[RewardOutput]) -> RewardOutput:
+    """The outputs of consecutive samples as one. A part that one of them lacks is NaN there."""
+    parts = {}
+    for name in dict.fromkeys(name for output in outputs for name in output.parts):
+        absent = [torch.full_like(output.values, torch.nan) for output in outputs]
+        own = [output.parts.get(name, none) for output, none in zip(outputs, absent, strict=True)]
+        parts[name] = torch.cat([values.float() for values in own])
+    info: list[Mapping[str, Any]] = []
+    for output in outputs:
+        info += output.info or [{}] * len(output.values)
+    terms = [output.terms for output in outputs if output.terms is not None]
+    assert len(terms) in (0, len(outputs))
+    return RewardOutput(
+        torch.cat([output.values for output in outputs]),
+        torch.cat([output.is_valid for output in outputs]),
+        parts,
+        info,
+        torch.cat(terms) if terms else None,
+        outputs[0].weights,
+    )
+
+
+def first_reason(info: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why the first missing sample is missing, where something says so."""
+    return next((str(entry[REASON]) for entry in info if REASON in entry), None)

@@ -1,0 +1,50 @@
+"""A scorer behind HTTP, such as `scripts/serve_reward.py` starts one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.rewards import wire
+from flowrl.rewards.client import Client, Unanswered, check_url
+from flowrl.rewards.outputs import concatenate, first_reason, missing
+from flowrl.types import Prompt, RewardOutput
+
+log = logging.getLogger(__name__)
+
+
+class Remote:
+    """Sends images to `url`/score in requests of `batch_size`; see `flowrl.rewards.wire` for what is said.
+
+    The samples of a request that gets no answer, or one of the wrong length or form, are missing, and so is a sample
+    whose value is no number. A mixture behind the server comes back as one value: to treat its rewards apart (`gdpo`),
+    mix remote rewards here instead.
+    """
+
+    def __init__(self, *, url: str, batch_size: int, client: Client) -> None:
+        if batch_size < 1:
+            raise ValueError(f"reward.batch_size={batch_size} must be at least 1")
+        self.url, self.batch_size, self.client = check_url(url), batch_size, client
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardOutput:
+        parts = [slice(start, start + self.batch_size) for start in range(0, len(prompts), self.batch_size)]
+        answers = self.client.post_all(
+            f"{self.url}/score", [wire.request(images[part], prompts[part]) for part in parts]
+        )
+        counts = [len(prompts[part]) for part in parts]
+        output = concatenate([self._read(answer, count) for answer, count in zip(answers, counts, strict=True)])
+        if num_missing := int((~output.is_valid).sum()):
+            reason = first_reason(output.info)
+            log.warning("%s: %d of %d samples are missing; the first: %s", self.url, num_missing, len(prompts), reason)
+        return output
+
+    def _read(self, answer: bytes | Unanswered, count: int) -> RewardOutput:
+        if isinstance(answer, Unanswered):
+            return missing(count, str(answer))
+        try:
+            return wire.read_answer(answer, count)
+        except ValueError as error:
+            return missing(count, f"{self.url}: unusable answer: {error}")

@@ -1,0 +1,145 @@
+"""What reward servers and their clients say to each other: JSON with images as base64 PNG, never pickle.
+
+A request is `{"images": [PNG, ...], "prompts": [{"text": ..., "family": ..., "metadata": {...}}, ...]}`, its images
+all of one size. The answer is `{"values": [...], "parts": {name: [...]}, "reasons": [...]}`, one entry a sample: a
+value is a number, or null where the sample is missing, and its reason then says why. Images are rounded to 8 bits on
+the way, as they are wherever images are saved.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL.PngImagePlugin import PngImageFile
+from torch import Tensor
+
+from flowrl.grids import to_pil
+from flowrl.rewards.outputs import REASON
+from flowrl.types import Prompt, RewardOutput
+
+
+class TooLarge(ValueError):
+    """A request over one of the server's limits."""
+
+
+def png(image: Float[Tensor, "3 H W"]) -> str:
+    """An image in [0, 1] as base64 PNG. Lightly compressed: the network is faster than zlib's higher levels."""
+    file = io.BytesIO()
+    to_pil(image).save(file, "PNG", compress_level=1)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def request(images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What a client sends."""
+    asked = [{"text": p.text, "family": p.family, "metadata": dict(p.metadata)} for p in prompts]
+    return {"images": [png(image) for image in images.cpu()], "prompts": asked}
+
+
+def read_request(body: bytes, *, max_pixels: int) -> tuple[Float[Tensor, "B 3 H W"], list[Prompt]]:
+    """Images in [0, 1] and prompts of a request's body.
+
+    The pixels of all images are counted from their headers, before any is decoded. Raises TooLarge where there are more
+    than `max_pixels`, and ValueError for a body that is no request.
+    """
+    data = _json(body)
+    images, prompts = data.get("images"), data.get("prompts")
+    if not isinstance(images, list) or not isinstance(prompts, list) or not images or len(images) != len(prompts):
+        raise ValueError("a request has `images` and `prompts`, lists of one length, at least 1")
+    files = [_open(image) for image in images]
+    num_pixels = sum(file.width * file.height for file in files)
+    if num_pixels > max_pixels:
+        raise TooLarge(f"{num_pixels} pixels in one request, more than max_pixels={max_pixels}; send fewer at a time")
+    if len({file.size for file in files}) > 1:
+        raise ValueError("the images of one request must have one size")
+    return torch.stack([_decode(file) for file in files]), [_prompt(prompt) for prompt in prompts]
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"a JSON object was expected, not {type(data).__name__}")
+    return data
+
+
+def _open(image: Any) -> PngImageFile:
+    """The image with its header read and its pixels not yet decoded."""
+    try:
+        return PngImageFile(io.BytesIO(base64.b64decode(image, validate=True)))
+    except Exception as error:  # whatever the parser makes of bytes that a stranger chose
+        raise ValueError(f"not a base64 PNG: {error}") from error
+
+
+def _decode(file: PngImageFile) -> Float[Tensor, "3 H W"]:
+    try:
+        pixels = np.array(file.convert("RGB"))
+    except Exception as error:  # as above
+        raise ValueError(f"damaged PNG: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def _prompt(data: Any) -> Prompt:
+    if not isinstance(data, dict) or not isinstance(data.get("text"), str):
+        raise ValueError("a prompt is an object with a `text`")
+    family, metadata = data.get("family", ""), data.get("metadata", {})
+    if not isinstance(family, str) or not isinstance(metadata, dict):
+        raise ValueError("a prompt's `family` is a text and its `metadata` an object")
+    return Prompt(data["text"], family, metadata)
+
+
+def answer(output: RewardOutput) -> dict[str, Any]:
+    """What a server sends back: null for what is missing or not a number."""
+    info = output.info or [{}] * len(output.values)
+    values = [v if ok else None for v, ok in zip(output.values.tolist(), output.is_valid.tolist(), strict=True)]
+    return {
+        "values": [_finite(value) for value in values],
+        "parts": {name: [_finite(value) for value in part.tolist()] for name, part in output.parts.items()},
+        "reasons": [entry.get(REASON) for entry in info],
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def read_answer(body: bytes, count: int) -> RewardOutput:
+    """The scores in an answer to `count` images. Raises ValueError, saying what is wrong, for anything else.
+
+    A value that is null, NaN or infinite makes its sample missing, with the server's reason where it gave one.
+    """
+    data = _json(body)
+    values = _numbers(data.get("values"), count, "values")
+    parts = data.get("parts", {})
+    if not isinstance(parts, dict) or any("/" in name for name in parts):
+        raise ValueError("`parts` must be an object of lists, its names without a slash")
+    reasons = data.get("reasons") or [None] * count
+    if not isinstance(reasons, list) or len(reasons) != count:
+        raise ValueError(f"`reasons` must be a list of {count}")
+    is_valid = values.isfinite()
+    info: list[Mapping[str, Any]] = []
+    for reason, ok in zip(reasons, is_valid.tolist(), strict=True):
+        info.append({} if ok else {REASON: str(reason or "the server gave no number")})
+    tensors = {str(name): _numbers(part, count, f"part {name}") for name, part in parts.items()}
+    return RewardOutput(values.nan_to_num(0.0, 0.0, 0.0), is_valid, tensors, info)
+
+
+def _numbers(data: Any, count: int, name: str) -> Float[Tensor, "B"]:
+    if not isinstance(data, list) or len(data) != count:
+        given = f"{len(data)} entries" if isinstance(data, list) else type(data).__name__
+        raise ValueError(f"{count} images, but {name}: {given}")
+    if odd := [value for value in data if isinstance(value, bool) or not isinstance(value, int | float | None)]:
+        raise ValueError(f"{name} must be numbers or null, not {odd[0]!r:.40}")
+    try:
+        return torch.tensor([math.nan if value is None else float(value) for value in data])
+    except OverflowError as error:
+        raise ValueError(f"{name}: {error}") from error

@@ -1,0 +1,1 @@
+"""A reward behind HTTP: what `scripts/serve_reward.py` starts and `flowrl.rewards.remote` asks."""

@@ -1,0 +1,128 @@
+"""The reward server's three pages: POST /score, GET /health, GET /metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from flowrl import background
+from flowrl.rewards import wire
+from flowrl.serving.batcher import Batcher, Busy
+from flowrl.serving.counters import Counters
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a request may ask for: bytes of its body, seconds until it has arrived, pixels of all its images."""
+
+    max_body: int
+    body_seconds: float
+    max_pixels: int
+
+    def __post_init__(self) -> None:
+        for name in ("max_body", "body_seconds", "max_pixels"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+
+
+class Refused(Exception):
+    """A request that gets a status and a reason instead of scores."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Pages:
+    """The pages over one batcher. `token`, where there is one, is asked of /score alone."""
+
+    def __init__(self, *, name: str, batcher: Batcher, counters: Counters, limits: Limits, token: str | None) -> None:
+        self.name, self.batcher, self.counters, self.limits, self.token = name, batcher, counters, limits, token
+
+    async def score(self, request: Request) -> Response:
+        start = time.perf_counter()
+        response: Response
+        try:
+            response = JSONResponse(await self._score(request))
+        except Refused as refusal:
+            headers = {"Retry-After": "1"} if refusal.status == 503 else None
+            response = JSONResponse({"error": str(refusal)}, refusal.status, headers)
+        except ClientDisconnect:
+            response = Response(status_code=499)  # nobody reads it; counted only
+        except Exception:
+            log.exception("a request failed")
+            response = JSONResponse({"error": "internal error"}, 500)
+        self.counters.requests[response.status_code] += 1
+        self.counters.request_seconds += time.perf_counter() - start
+        return response
+
+    async def _score(self, request: Request) -> dict[str, object]:
+        given = request.headers.get("authorization", "")
+        if self.token is not None and not hmac.compare_digest(given.encode(), f"Bearer {self.token}".encode()):
+            raise Refused(401, "wrong or missing bearer token")
+        body = await self._body(request)
+        read = partial(wire.read_request, body, max_pixels=self.limits.max_pixels)
+        try:
+            images, prompts = await asyncio.wrap_future(background.start(read, "reader"))
+            return wire.answer(await self.batcher.score(images, prompts))
+        except wire.TooLarge as error:
+            raise Refused(413, str(error)) from error
+        except ValueError as error:
+            raise Refused(422, str(error)) from error
+        except Busy as error:
+            raise Refused(503, str(error)) from error
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self.limits.max_body
+        too_large = Refused(413, f"a body of more than max_body={limit} bytes; send fewer images at a time")
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) > limit:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > limit:
+                        raise too_large
+        except TimeoutError:
+            raise Refused(408, f"the body took longer than body_seconds={self.limits.body_seconds}") from None
+        return bytes(body)
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok", "reward": self.name, "waiting": self.counters.waiting})
+
+    async def metrics(self, request: Request) -> Response:
+        return PlainTextResponse(self.counters.text(), media_type="text/plain; version=0.0.4")
+
+
+def build_app(pages: Pages) -> Starlette:
+    """The application; its batcher runs from start to shutdown."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(pages.batcher.run())
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    routes = [
+        Route("/score", pages.score, methods=["POST"]),
+        Route("/health", pages.health, methods=["GET"]),
+        Route("/metrics", pages.metrics, methods=["GET"]),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan)

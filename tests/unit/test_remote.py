@@ -1,0 +1,217 @@
+import json
+import logging
+import re
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+from servers import answering, brightness, client, cut, remote, reply, scorer
+
+from flowrl.rewards import wire
+from flowrl.rewards.client import Unanswered, check_url
+from flowrl.types import Prompt
+
+IMAGES = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 4, 4)
+PROMPTS = [Prompt(f"prompt {i}") for i in range(5)]
+LEVELS = [round(i * 255 / 4) / 255 for i in range(5)]
+
+
+def hang(handler, body):
+    time.sleep(2)
+
+
+def drip(handler, body):
+    """A byte now and then: no single read takes long."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100")
+    handler.end_headers()
+    for _ in range(30):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+FAULTS = {
+    "500": (lambda h, b: reply(h, b"out of memory", 500), "HTTP 500 out of memory"),
+    "401": (lambda h, b: reply(h, {"error": "wrong token"}, 401), "HTTP 401"),
+    "redirect": (lambda h, b: reply(h, b"", 302, [("Location", "http://127.0.0.1:9/")]), "HTTP 302"),
+    "garbage": (lambda h, b: reply(h, b"<html>hello</html>"), "not JSON"),
+    "too short": (lambda h, b: reply(h, {"values": [0.5]}), "2 images, but values: 1 entries"),
+    "too long": (lambda h, b: reply(h, {"values": [0.5] * 9}), "9 entries"),
+    "nan": (lambda h, b: reply(h, b'{"values": [NaN, NaN]}'), "no number"),
+    "text": (lambda h, b: reply(h, {"values": ["0.5", "0.5"]}), "numbers or null"),
+    "cut in mid-body": (cut, "peer closed|incomplete|disconnected"),
+    "silent": (hang, "no answer within 0.3 s"),
+    "dripping": (drip, "no answer within 0.3 s"),
+    "flood": (lambda h, b: reply(h, b" " * 5000), "max_answer=3000"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_costs_its_own_samples_and_nothing_else(fault, caplog):
+    """Requests of 2, 2 and 1 images; the middle one goes wrong, whatever it is tried. Its samples are missing, never 0.
+
+    Mutation: raise for the whole call, score a fault 0 as valid, wait for ever, or say nothing.
+    """
+    misbehave, words = FAULTS[fault]
+
+    def behave(handler, body):
+        _, prompts = wire.read_request(body, max_pixels=10**6)
+        (misbehave if prompts[0].text == "prompt 2" else scorer(brightness))(handler, body)
+
+    start = time.monotonic()
+    with answering(behave) as url, caplog.at_level(logging.WARNING):
+        output = remote(url, timeout=0.3, max_answer=3000)(IMAGES, PROMPTS)
+    assert time.monotonic() - start < 4
+    assert output.is_valid.tolist() == [True, True, False, False, True]
+    assert output.values.tolist() == pytest.approx([LEVELS[0], LEVELS[1], 0, 0, LEVELS[4]])
+    assert output.parts["twice"].isnan().tolist() == [False, False, True, True, False]
+    assert [bool(entry) for entry in output.info] == [False, False, True, True, False]
+    assert re.search(words, output.info[2]["missing"]), output.info[2]
+    assert len(caplog.records) == 1 and "2 of 5 samples are missing" in caplog.text
+
+
+def test_no_server_at_all_is_missing_not_an_error():
+    """Mutation: let the connection's error out."""
+    with answering(scorer(brightness)) as url:
+        pass
+    output = remote(url)(IMAGES, PROMPTS)
+    assert not output.is_valid.any() and "3 tries" in output.info[0]["missing"]
+
+
+def test_what_may_pass_is_tried_again():
+    """Two failures of different kinds, then an answer. Mutation: one retry less, or none after a cut."""
+    asked = []
+
+    def behave(handler, body):
+        asked.append(time.monotonic())
+        [lambda: reply(handler, b"", 503), lambda: cut(handler, body), lambda: scorer(brightness)(handler, body)][
+            len(asked) - 1
+        ]()
+
+    with answering(behave) as url:
+        output = remote(url, batch_size=5, backoff=0.1, max_backoff=1.0)(IMAGES, PROMPTS)
+    assert output.is_valid.all() and len(asked) == 3
+    pauses = [b - a for a, b in pairwise(asked)]
+    assert 0.05 <= pauses[0] < 0.4 and 0.1 <= pauses[1] < 0.6
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
+def test_a_refusal_is_final(status):
+    """Mutation: retry whatever is no success."""
+    asked = []
+
+    def behave(handler, body):
+        asked.append(1)
+        reply(handler, {"error": "no"}, status)
+
+    with answering(behave) as url:
+        assert not remote(url, batch_size=5)(IMAGES, PROMPTS).is_valid.any()
+    assert len(asked) == 1
+
+
+def test_the_circuit_opens_is_probed_and_closes():
+    """Two failed requests open it: the next cost nothing. After a while one try each, and an answer closes it.
+
+    Mutation: never open, never close, or retry while probing.
+    """
+    asked, is_up = [], [False]
+
+    def behave(handler, body):
+        asked.append(1)
+        reply(handler, {"values": [1.0]} if is_up[0] else b"", 200 if is_up[0] else 503)
+
+    with answering(behave) as url:
+        service = client(retries=1, open_after=2, open_seconds=0.3, concurrency=1)
+
+        def post(times=1):
+            asked.clear()
+            return [isinstance(answer, Unanswered) for answer in service.post_all(f"{url}/score", [{}] * times)]
+
+        assert post(5) == [True] * 5 and len(asked) == 4
+        assert post(5) == [True] * 5 and len(asked) == 0
+        time.sleep(0.35)
+        assert post(2) == [True] * 2 and len(asked) == 1
+        time.sleep(0.35)
+        is_up[0] = True
+        assert post(3) == [False] * 3 and len(asked) == 3
+        is_up[0] = False
+        assert post(1) == [True] and len(asked) == 2
+
+
+def test_requests_go_out_side_by_side_and_come_back_in_order():
+    """At most two at a time; the first is the slowest. Mutation: one after the other, or in the order of arrival."""
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def behave(handler, body):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        images, _ = wire.read_request(body, max_pixels=10**6)
+        time.sleep(0.3 if images.mean() == 0 else 0.05)
+        with lock:
+            now[0] -= 1
+        reply(handler, {"values": images.mean((1, 2, 3)).tolist()})
+
+    with answering(behave) as url:
+        output = remote(url, batch_size=1, concurrency=2)(IMAGES, PROMPTS)
+    assert output.values.tolist() == pytest.approx(LEVELS) and most[0] == 2
+
+
+def test_a_token_comes_from_the_environment_and_goes_nowhere_else(monkeypatch, caplog):
+    """Mutation: leave it out of the request, or put it into a message."""
+    monkeypatch.delenv("SCORER_TOKEN", raising=False)
+    with pytest.raises(ValueError, match="SCORER_TOKEN"):
+        client(token_env="SCORER_TOKEN")
+    monkeypatch.setenv("SCORER_TOKEN", "s3cret")
+    seen = []
+
+    def behave(handler, body):
+        seen.append(handler.headers["Authorization"])
+        reply(handler, {"error": "no"}, 401)
+
+    with answering(behave) as url, caplog.at_level(logging.DEBUG):
+        output = remote(url, batch_size=5, token_env="SCORER_TOKEN")(IMAGES, PROMPTS)
+    assert seen == ["Bearer s3cret"]
+    assert "s3cret" not in caplog.text + str(output.info)
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("localhost:8000", "http://"),
+        ("ftp://host", "http://"),
+        ("http://", "http://"),
+        ("http://host/score?x=1", "http://"),
+        ("http://user:pass@host", "token_env"),
+    ],
+)
+def test_addresses_are_checked(url, word):
+    """Mutation: leave it to the first request of the run; a password would be written to config.yaml."""
+    with pytest.raises(ValueError, match=word):
+        check_url(url)
+    assert check_url("https://host:1/scores/") == "https://host:1/scores"
+
+
+@pytest.mark.parametrize("change", [{"timeout": 0}, {"retries": -1}, {"concurrency": 0}, {"open_after": 0}])
+def test_settings_are_checked(change):
+    """Mutation: drop a check."""
+    with pytest.raises(ValueError, match=next(iter(change))):
+        client(**change)
+
+
+def test_nothing_but_json_is_sent():
+    """Mutation: pickle, or raw tensors."""
+    seen = []
+
+    def behave(handler, body):
+        seen.append((handler.path, handler.headers["Content-Type"], json.loads(body)))
+        scorer(brightness)(handler, body)
+
+    with answering(behave) as url:
+        remote(url, batch_size=5)(IMAGES, PROMPTS)
+    (path, kind, data), *others = seen
+    assert (path, kind, others) == ("/score", "application/json", [])
+    assert data["prompts"][3] == {"text": "prompt 3", "family": "", "metadata": {}} and len(data["images"]) == 5
