@@ -42,6 +42,9 @@ from flowrl.modules.reward import RewardModule, TooManyMissingRewards
 
 log = logging.getLogger(__name__)
 
+DEFAULT_THREADS = torch.get_num_threads()
+"""PyTorch's own choice: OMP_NUM_THREADS, or the physical cores."""
+
 CONFIG = "config.yaml"
 SOURCE = "source.yaml"
 """The configuration with its interpolations: a resumed run starts from it, so that overrides reach every use."""
@@ -49,8 +52,13 @@ USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError, Gate
 
 
 def register_resolvers() -> None:
-    """`${run_folder:RESUME,RUN_DIR,NEW}`: the run to resume, the folder asked for, or a new one."""
+    """The resolvers that YAML files use.
+
+    `${run_folder:RESUME,RUN_DIR,NEW}` is the run to resume, the folder asked for, or a new one;
+    `${image_tokens:RESOLUTION,PIXELS}` the length of a square image's sequence of tokens of PIXELS a side.
+    """
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+    OmegaConf.register_new_resolver("image_tokens", lambda side, pixels: (side // pixels) ** 2, replace=True)
 
 
 def _run_folder(resume: str | None, run_dir: str | None, new: str) -> str:
@@ -146,7 +154,7 @@ def configure(cfg: DictConfig) -> DictConfig:
 
 def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     """The policy, its training prompts and its evaluator; rules between components are checked before weights load."""
-    torch.set_num_threads(cfg.num_threads or os.cpu_count() or 1)
+    torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
     algorithm: Algorithm = instantiate(cfg.algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
     adapter, ema = instantiate(cfg.lora), instantiate(cfg.ema)
@@ -174,7 +182,8 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
         gate_tolerance=cfg.gate_tolerance,
         seed=cfg.seed,
     )
-    policy.embed_prompts(data.prompts + evaluator.prompts)
+    instantiate(cfg.backend).apply(model)
+    policy.embed = instantiate(cfg.embeddings)(model, data.prompts + evaluator.prompts)
     return policy, data, evaluator
 
 
