@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -193,6 +194,8 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Any]] = {
 
 def save(pipeline: Any, folder: Path, dtype: torch.dtype) -> None:
     """Write a pipeline, its networks in `dtype`."""
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.to(dtype)
