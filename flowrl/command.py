@@ -23,8 +23,13 @@ CONFIG = "config.yaml"
 
 
 def register_resolvers() -> None:
-    """`${run_folder:RESUME,RUN_DIR,NEW}`: the run to resume, the folder asked for, or a new one."""
+    """The resolvers that YAML files use.
+
+    `${run_folder:RESUME,RUN_DIR,NEW}` is the run to resume, the folder asked for, or a new one;
+    `${image_tokens:RESOLUTION,PIXELS}` the length of a square image's sequence of tokens of PIXELS a side.
+    """
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+    OmegaConf.register_new_resolver("image_tokens", lambda side, pixels: (side // pixels) ** 2, replace=True)
 
 
 def _run_folder(resume: str | None, run_dir: str | None, new: str) -> str:

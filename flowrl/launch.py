@@ -112,7 +112,8 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
         gate_tolerance=cfg.gate_tolerance,
         seed=cfg.seed,
     )
-    policy.embed_prompts(data.prompts + evaluator.prompts)
+    instantiate(cfg.backend).apply(model)
+    policy.embed = instantiate(cfg.embeddings)(model, data.prompts + evaluator.prompts)
     return policy, data, evaluator
 
 

@@ -3,6 +3,10 @@
     python scripts/benchmark.py                       # time: 10 iterations of the main job
     python scripts/benchmark.py --memory              # peak memory against steps and group size, one process each
     python scripts/benchmark.py sampler=flow_sde      # any override of train.py
+    python scripts/random_pipelines.py model=sd35_medium weights    # and, on a GPU, a real model's size:
+    python scripts/benchmark.py experiment=flow_dppo_sd35 model.pretrained=weights batch.prompts_per_iteration=2
+
+On a GPU it also gives the share of a large matrix product's speed that the networks reach.
 
 The bare parts are the same transformer forwards and backwards, decodes and reward calls, batched as the run batches
 them, in plain loops with nothing around them.
@@ -22,6 +26,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from lightning import Callback, Trainer
+from torch.utils.flop_counter import FlopCounterMode
 
 from flowrl.callbacks.record import peak_memory_gib
 from flowrl.command import register_resolvers
@@ -50,9 +55,10 @@ class BareParts:
         self.num_micro_batches = plan.num_samples // plan.micro_batch
         self.prompts = [batch.prompts[row // plan.group_size] for row in range(plan.num_samples)]
         starts = [row // plan.group_size if shares else row for row in range(plan.micro_batch)]
-        group = Group(policy.embed(self.prompts[: plan.micro_batch]), starts)
+        self.group = group = Group(policy.embed(self.prompts[: plan.micro_batch]), starts)
+        self.is_checkpointed = bool(policy.transformer.is_gradient_checkpointing)
         self.field, self.ref_field = group.field(policy.velocity), group.field(policy.reference.velocity)
-        self.x = torch.randn(plan.micro_batch, *policy.model.latent_shape)
+        self.x = torch.randn(plan.micro_batch, *policy.model.latent_shape, device=policy.device)
         # Real images: the verifier is slower on noise.
         part = policy.sample(batch, range(plan.micro_batch))
         part.score.result()  # or it would go on beside what is timed next
@@ -100,19 +106,80 @@ class Alternate(Callback):
         self.laps: list[dict[str, float]] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.batch = batch
         parts = BareParts(pl_module, batch)
         self.bare.append({name: seconds(part) for name, part in parts.parts().items()})
+        wait_for_gpu()
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        wait_for_gpu()
         self.whole.append(time.perf_counter() - self.start)
         self.laps.append(dict(pl_module.last_metrics))
 
 
-def seconds(part: Callable[[], None]) -> float:
+def seconds(part: Callable[[], object]) -> float:
+    wait_for_gpu()
     start = time.perf_counter()
     part()
+    wait_for_gpu()
     return time.perf_counter() - start
+
+
+def wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matmul_flops(dtype: torch.dtype) -> float:
+    """Floating-point operations per second of the best of ten large matrix products."""
+    n = 8192
+    a, b = (torch.randn(n, n, device="cuda", dtype=dtype) for _ in range(2))
+    return 2 * n**3 / min(seconds(lambda: a @ b) for _ in range(10))
+
+
+def model_flops(parts: BareParts) -> dict[str, float]:
+    """Floating-point operations of an iteration's rollout and update, recomputation in backward passes left out."""
+
+    def rows(is_shared: bool) -> int:
+        seen: list[int] = []
+
+        def count(x: torch.Tensor, sigma: float, conditioning: Any) -> torch.Tensor:
+            seen.append(len(x))
+            return x
+
+        parts.group.field(count)(parts.x, 0.5, is_shared)
+        return seen[0]
+
+    parts.policy.transformer.disable_gradient_checkpointing()
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        parts.field(parts.x, 0.5, False)
+    with FlopCounterMode(display=False) as both:
+        velocity = parts.field(parts.x, 0.5, False)
+        velocity.backward(torch.ones_like(velocity))
+    if parts.is_checkpointed:
+        parts.policy.transformer.enable_gradient_checkpointing()
+    for parameter in parts.policy.parameters():
+        parameter.grad = None
+    steps = {"rollout": parts.rollout_steps, "update": parts.trained_steps * parts.policy.plan.inner_epochs}
+    cost = {"rollout": forward.get_total_flops(), "update": both.get_total_flops()}
+    share = {is_shared: rows(is_shared) / len(parts.x) for is_shared in (False, True)}
+    return {
+        name: parts.num_micro_batches * cost[name] * sum(share[is_shared] for _, is_shared in steps[name])
+        for name in steps
+    }
+
+
+def report_gpu(policy: Policy, batch: PromptBatch, bare: dict[str, float], laps: list[dict[str, float]]) -> None:
+    """How much of a large matrix product's speed the networks reach, and images per second of the two phases."""
+    parts, best = BareParts(policy, batch), matmul_flops(policy.transformer.dtype)
+    print(f"a large matrix product            {best / 1e12:.0f} TFLOP/s")
+    for name, flops in model_flops(parts).items():
+        took = statistics.median(lap[f"perf/{name}_seconds"] for lap in laps)
+        print(
+            f"{name}: {policy.plan.num_samples / took:.2f} images/s, model FLOP utilisation "
+            f"{flops / bare[name] / best:.1%} bare, {flops / took / best:.1%} in the run"
+        )
 
 
 def fit(overrides: list[str], num_iterations: int, callbacks: list[Callback]) -> Policy:
@@ -158,6 +225,8 @@ def time_table(overrides: list[str], num_iterations: int) -> None:
     print(f"iteration over bare parts         {ratio:.3f}")
     print(f"rollout over its bare parts       {rollout:.3f}")
     print(f"peak memory                       {peak_memory_gib():.2f} GiB")
+    if torch.cuda.is_available():
+        report_gpu(policy, alternate.batch, median, laps)
 
 
 def memory_table(overrides: list[str]) -> None:

@@ -50,3 +50,12 @@ def loss_inputs():
         return LossInputs(log_prob, none, *as_double, std=0.5, dt=-0.1, form=form, reduction=reduction)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_pipelines(tmp_path_factory):
+    """Folders of small random pipelines of each family, with all their text encoders."""
+    from tiny import FAMILIES
+
+    place = tmp_path_factory.mktemp("pipelines")
+    return {name: family.save(place / name) for name, family in FAMILIES.items()}

@@ -1,49 +1,174 @@
-"""Prompt embeddings, computed once for all prompts of a run in a fixed order, then looked up."""
+"""Prompt embeddings, computed once for all prompts of a run, then looked up: in memory, or in a folder."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
+import uuid
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from flowrl.models.protocol import FlowModel
+from flowrl.models.protocol import TextModel
 from flowrl.types import Conditioning, Prompt
 
-CHUNK = 64
+log = logging.getLogger(__name__)
+
+
+class Store(Protocol):
+    """Rows of conditioning by text."""
+
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """Those of `texts` that are not there yet."""
+        ...
+
+    def add(self, texts: Sequence[str], rows: Conditioning) -> None:
+        """Take in one row a text."""
+        ...
+
+    def rows(self, texts: Sequence[str]) -> Conditioning:
+        """One row a text, all of which must be there."""
+        ...
+
+    def to(self, device: torch.device) -> None:
+        """Where rows are given."""
+        ...
 
 
 class PromptEmbeddings:
-    """Rows of conditioning by prompt text.
+    """Conditioning by prompt, with the model's negative prompt beside each row where it has one.
 
-    All texts are encoded up front, sorted and in chunks of one size, so that an embedding never depends on the batch
-    it is first asked for in, and a resumed run sees the same bits.
+    Texts are encoded up front, sorted and `chunk` at a time, the last chunk filled up, so that an embedding never
+    depends on the batch it is first asked for in, and a resumed run sees the same bits. With a `folder` the rows are
+    kept there, for later runs and for other processes of this one, and are read when asked for; otherwise they stay in
+    memory, on the model's device. The text encoders are dropped afterwards, and not loaded where nothing is missing.
     """
 
-    def __init__(self, model: FlowModel, prompts: Iterable[Prompt]) -> None:
-        texts = sorted({prompt.text for prompt in prompts})
-        self._row = {text: row for row, text in enumerate(texts)}
-        padded = texts + [texts[-1]] * (-len(texts) % CHUNK)
-        chunks = [model.encode_prompts(padded[i : i + CHUNK]) for i in range(0, len(padded), CHUNK)]
-        self._all = _concatenate(chunks)
+    def __init__(self, model: TextModel, prompts: Iterable[Prompt], *, folder: str | None, chunk: int) -> None:
+        if chunk < 1:
+            raise ValueError(f"embeddings.chunk={chunk} must be at least 1")
+        self.negative = model.negative_prompt
+        own = {prompt.text for prompt in prompts}
+        texts = sorted(own if self.negative is None else own | {self.negative})
+        self.store: Store = Memory() if folder is None else Folder(Path(folder).expanduser(), model.embedding_key)
+        chunks = [texts[i : i + chunk] for i in range(0, len(texts), chunk)]
+        # Every process begins elsewhere and asks anew before each chunk: together they encode each text about once.
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        start = len(chunks) * rank // size
+        if self.store.missing(texts):
+            for part in chunks if folder is None else chunks[start:] + chunks[:start]:
+                if self.store.missing(part):
+                    rows = model.encode_prompts(part + [part[-1]] * (chunk - len(part)))
+                    self.store.add(part, rows[: len(part)])
+        model.drop_text_encoders()
 
     def to(self, device: torch.device) -> None:
-        """Move all rows."""
-        self._all = _move(self._all, device)
+        """Where rows are given."""
+        self.store.to(device)
 
     def __call__(self, prompts: Sequence[Prompt]) -> Conditioning:
         """The rows of some prompts, all of which must have been given at construction."""
-        return self._all[torch.tensor([self._row[prompt.text] for prompt in prompts])]
+        rows = self.store.rows([prompt.text for prompt in prompts])
+        if self.negative is None:
+            return rows
+        one = self.store.rows([self.negative])
+        count = len(prompts)
+        return Conditioning(
+            rows.tokens, rows.pooled, Conditioning(one.tokens.expand(count, -1, -1), one.pooled.expand(count, -1))
+        )
 
 
-def _move(rows: Conditioning, device: torch.device) -> Conditioning:
-    negative = None if rows.negative is None else _move(rows.negative, device)
-    return Conditioning(rows.tokens.to(device), rows.pooled.to(device), negative)
+class Memory:
+    """All rows in two tensors."""
+
+    def __init__(self) -> None:
+        self._row: dict[str, int] = {}
+        self._parts: list[Conditioning] = []
+
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        return [text for text in texts if text not in self._row]
+
+    def add(self, texts: Sequence[str], rows: Conditioning) -> None:
+        self._row |= {text: len(self._row) + i for i, text in enumerate(texts)}
+        self._parts.append(rows)
+
+    def rows(self, texts: Sequence[str]) -> Conditioning:
+        if len(self._parts) > 1:
+            self._parts = [_concatenate(self._parts)]
+        return self._parts[0][torch.tensor([self._row[text] for text in texts])]
+
+    def to(self, device: torch.device) -> None:
+        self._parts = [Conditioning(part.tokens.to(device), part.pooled.to(device)) for part in self._parts]
 
 
-def _concatenate(chunks: Sequence[Conditioning]) -> Conditioning:
-    def join(name: str) -> Tensor:
-        return torch.cat([getattr(chunk, name) for chunk in chunks])
+class Folder:
+    """One safetensors file a text, under names made of the model's key and the text.
 
-    negatives = [chunk.negative for chunk in chunks if chunk.negative is not None]
-    return Conditioning(join("tokens"), join("pooled"), _concatenate(negatives) if negatives else None)
+    A file is written under another name and then renamed, so that it is whole or not there, whoever else writes it; a
+    file that cannot be read, or holds another text, counts as missing.
+    """
+
+    def __init__(self, root: Path, key: str) -> None:
+        self.folder, self.key = root / hashlib.sha256(key.encode()).hexdigest()[:16], key
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._device = torch.device("cpu")
+        self._known: set[str] = set()
+
+    def path(self, text: str) -> Path:
+        """The file of a text."""
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        absent = []
+        for text in texts:
+            if text in self._known:
+                continue
+            if self._holds(text):
+                self._known.add(text)
+            else:
+                absent.append(text)
+        return absent
+
+    def _holds(self, text: str) -> bool:
+        path = self.path(text)
+        if not path.is_file():
+            return False
+        try:
+            with safe_open(path, framework="pt") as file:
+                return (file.metadata() or {}) == self._label(text)
+        except (SafetensorError, OSError) as error:
+            log.warning("prompt embedding %s is damaged (%s): it is computed anew", path, error)
+            return False
+
+    def _label(self, text: str) -> dict[str, str]:
+        return {"model": self.key, "prompt": text}
+
+    def add(self, texts: Sequence[str], rows: Conditioning) -> None:
+        for i, text in enumerate(texts):
+            partial = self.path(text).with_suffix(f".{uuid.uuid4().hex}.partial")
+            tensors = {"tokens": rows.tokens[i].cpu().contiguous(), "pooled": rows.pooled[i].cpu().contiguous()}
+            save_file(tensors, partial, metadata=self._label(text))
+            partial.replace(self.path(text))
+
+    def rows(self, texts: Sequence[str]) -> Conditioning:
+        unique = list(dict.fromkeys(texts))
+        tokens, pooled = zip(*(self._read(text) for text in unique), strict=True)
+        rows = Conditioning(torch.stack(tokens).to(self._device), torch.stack(pooled).to(self._device))
+        return rows[torch.tensor([unique.index(text) for text in texts])]
+
+    def _read(self, text: str) -> tuple[Tensor, Tensor]:
+        with safe_open(self.path(text), framework="pt") as file:
+            return file.get_tensor("tokens"), file.get_tensor("pooled")
+
+    def to(self, device: torch.device) -> None:
+        self._device = device
+
+
+def _concatenate(parts: Sequence[Conditioning]) -> Conditioning:
+    return Conditioning(torch.cat([part.tokens for part in parts]), torch.cat([part.pooled for part in parts]))

@@ -1,9 +1,11 @@
-"""Loading a diffusers pipeline, with errors that name the path and the remedy."""
+"""Loading a diffusers pipeline, whole or in parts, with errors that name the path and the remedy."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,86 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError
+
+from flowrl.models.architectures import pipeline_on_meta
 
 EMBEDDED = "embedded:"
 """Prefix of `model.pretrained` for a pipeline shipped inside the package."""
 
+META = "meta:"
+"""Prefix of `model.pretrained` for a released model or a folder without its weights: for plans."""
+
+INDEX = "model_index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a pipeline comes from: its class in diffusers, a local folder or hub id, a revision, and one dtype.
+
+    A token for gated repositories is taken as the hub library takes it: from `hf auth login` or `HF_TOKEN`.
+    """
+
+    kind: type[Any]
+    pretrained: str
+    revision: str | None
+    dtype: str
+
+    def load(self, **parts: Any) -> Any:
+        """The pipeline; each of `parts` replaces a component, None leaves it out and unread.
+
+        Raises ValueError, in one line, for another kind of pipeline and for missing or unreadable weights.
+        """
+        if self.dtype not in DTYPES:
+            raise ValueError(f"model.dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+        if self.pretrained.startswith(META):
+            return pipeline_on_meta(self.kind, self.pretrained.removeprefix(META), DTYPES[self.dtype])
+        source = resolve(self.pretrained)
+        found = read_index(source, self.pretrained, self.revision).get("_class_name")
+        if found != self.kind.__name__:
+            raise ValueError(
+                f"model.pretrained={self.pretrained} holds a {found}, but model._target_ takes a "
+                f"{self.kind.__name__}; choose the `model` option of its family"
+            )
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            pipeline = self.kind.from_pretrained(
+                source, revision=self.revision, dtype=DTYPES[self.dtype], use_safetensors=True, **parts
+            )
+        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(
+                f"model.pretrained={self.pretrained}: cannot load {self.kind.__name__} "
+                f"({_culprit(source) or reason}); restore the folder or download it again"
+            ) from error
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def identity(self, parts: Sequence[str]) -> str:
+        """A text that changes with the weights of the components `parts`: for keys of what they computed."""
+        if self.pretrained.startswith(META):
+            return self.pretrained
+        source = resolve(self.pretrained)
+        if not os.path.isdir(source):
+            # The index lies in a folder named after the commit that the revision stands for.
+            commit = Path(_fetch_index(source, self.revision)).parent.name
+            return f"{source}@{commit} {self.dtype}"
+        paths = sorted(path for part in parts for path in Path(source, part).glob("*") if path.is_file())
+        stats = [f"{path.parent.name}/{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in paths]
+        return f"{source} {' '.join(stats)} {self.dtype}"
 
 
 def resolve(pretrained: str) -> str:
@@ -26,38 +102,42 @@ def resolve(pretrained: str) -> str:
     path = Path(pretrained).expanduser()
     looks_local = path.is_absolute() or pretrained.startswith((".", "~")) or pretrained.count("/") != 1
     if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise ValueError(f"model.pretrained={pretrained}: no model_index.json; give a folder in diffusers layout")
+        if not (path / INDEX).is_file():
+            raise ValueError(f"model.pretrained={pretrained}: no {INDEX}; give a folder in diffusers layout")
         return str(path)
     if looks_local:
         raise ValueError(f"model.pretrained={pretrained}: no such folder; give a diffusers folder or a hub id ORG/NAME")
     return pretrained
 
 
-def load_pipeline(
-    kind: type[Any], pretrained: str, *, revision: str | None, dtype: str, left_out: Sequence[str] = ()
-) -> Any:
-    """`kind.from_pretrained`, a pipeline class of diffusers, in one dtype, without the components `left_out`.
-
-    Raises ValueError, in one line, for missing or unreadable weights.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"model.dtype={dtype!r} must be one of {', '.join(DTYPES)}")
-    source = resolve(pretrained)
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+def read_index(source: str, pretrained: str, revision: str | None) -> dict[str, Any]:
+    """A pipeline's index, from a folder or the hub. Raises ValueError saying what stands in the way of a hub id."""
+    if os.path.isdir(source):
+        return dict(json.loads(Path(source, INDEX).read_text()))
     try:
-        pipeline = kind.from_pretrained(
-            source, revision=revision, dtype=DTYPES[dtype], use_safetensors=True, **dict.fromkeys(left_out)
+        return dict(json.loads(Path(_fetch_index(source, revision)).read_text()))
+    except GatedRepoError as error:
+        reason = (
+            f"gated, and your token does not open it: accept the licence at https://huggingface.co/{source}, then run "
+            "`hf auth login` or set HF_TOKEN"
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"model.pretrained={pretrained}: cannot load {kind.__name__} ({_culprit(source) or reason}); "
-            "restore the folder or download it again"
-        ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+        cause: Exception = error
+    except RepositoryNotFoundError as error:
+        reason, cause = "no such repository on the hub, or a private one: check the name, or set HF_TOKEN", error
+    except RevisionNotFoundError as error:
+        reason, cause = f"model.revision={revision} does not exist; give a branch, tag or commit", error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        reason = "not in the local hub cache, and the hub cannot be reached; download it first, or give a folder"
+        cause = error
+    except EntryNotFoundError as error:
+        reason, cause = f"no {INDEX} in the repository; give one in diffusers layout", error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason, cause = f"the hub refused ({str(error).strip().splitlines()[0]})", error
+    raise ValueError(f"model.pretrained={pretrained}: {reason}") from cause
+
+
+def _fetch_index(source: str, revision: str | None) -> str:
+    return str(hf_hub_download(source, INDEX, revision=revision))
 
 
 def _culprit(source: str) -> str | None:

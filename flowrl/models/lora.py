@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 ADAPTER = "policy"
@@ -48,6 +50,15 @@ def adapter_config(transformer: nn.Module) -> dict[str, Any]:
     """The adapter's peft configuration as plain data, with sets as sorted lists, for an exported file's metadata."""
     config = _peft(transformer).peft_config[ADAPTER].to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+
+def save(pipeline: Any, folder: Path) -> None:
+    """Write the adapter of a pipeline's transformer so that the stock pipeline's `load_lora_weights` takes it."""
+    pipeline.save_lora_weights(
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(pipeline.transformer, adapter_name=ADAPTER),
+        transformer_lora_adapter_metadata=adapter_config(pipeline.transformer),
+    )
 
 
 def parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:

@@ -14,24 +14,41 @@ from flowrl.types import Conditioning
 
 
 @runtime_checkable
-class FlowModel(Protocol):
+class TextModel(Protocol):
+    """What embedding prompts takes of a base model."""
+
+    negative_prompt: str | None
+    """What guidance steers away from, by a second pass; None where there never is one."""
+    embedding_key: str
+    """A text that differs wherever the same prompt would be embedded differently."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """One row a prompt, without negatives; loads the text encoders where they are not. Warns once where a prompt
+        is longer than an encoder takes."""
+        ...
+
+    def drop_text_encoders(self) -> None:
+        """Free the text encoders; a later `encode_prompts` loads them again."""
+        ...
+
+
+@runtime_checkable
+class FlowModel(TextModel, Protocol):
     """No loop and no loss lives here; `transformer` is the network that is trained."""
 
     transformer: nn.Module
+    vae: nn.Module
     latent_shape: tuple[int, int, int]
 
     def to(self, device: torch.device) -> object:
-        """Move every network."""
-        ...
-
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """One row a prompt, with the negative prompt's embeddings where guidance may be used."""
+        """Move every network but the text encoders, which have a place of their own."""
         ...
 
     def velocity(
         self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning, guidance_scale: float
     ) -> Float[Tensor, "B C H W"]:
-        """noise - data, float32; guidance_scale 1 means no guidance and one forward pass."""
+        """noise - data, float32. A guidance_scale of 1 is one pass without guidance; a distilled model takes any scale
+        as an input of its one pass."""
         ...
 
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:

@@ -9,12 +9,17 @@ from typing import Any
 import torch
 from diffusers import StableDiffusion3Pipeline
 from jaxtyping import Float
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
-from flowrl.models.loading import load_pipeline
-from flowrl.models.lora import ADAPTER, adapter_config
+from flowrl.models import lora
+from flowrl.models.guidance import classifier_free
+from flowrl.models.latents import latent_side, per_row, to_images, unscale
+from flowrl.models.loading import Source
+from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
+
+T5 = ("text_encoder_3", "tokenizer_3")
+TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", *T5)
 
 
 class SD3:
@@ -35,17 +40,19 @@ class SD3:
         has_guidance: bool,
         channels_last: bool,
     ) -> None:
-        left_out = () if max_sequence_length else ("text_encoder_3", "tokenizer_3")
-        self.pipeline: Any = load_pipeline(
-            StableDiffusion3Pipeline, pretrained, revision=revision, dtype=dtype, left_out=left_out
-        )
+        source = Source(StableDiffusion3Pipeline, pretrained, revision, dtype)
+        self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
-        self._vae = self.pipeline.vae.requires_grad_(False).eval()
+        self.vae = self.pipeline.vae.requires_grad_(False).eval()
+        kept = {name: self.pipeline.components[name] for name in ("transformer", "vae", "scheduler")}
+        left_out = {} if max_sequence_length else dict.fromkeys(T5)
+        self.text = TextEncoders(lambda: source.load(**kept, **left_out), TEXT)
         if channels_last:
-            self._vae.to(memory_format=torch.channels_last)
+            self.vae.to(memory_format=torch.channels_last)
         self.max_sequence_length = max_sequence_length
-        self.has_guidance = has_guidance
-        side = resolution // self.pipeline.vae_scale_factor
+        self.negative_prompt = "" if has_guidance else None
+        self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
+        side = latent_side(resolution, self.pipeline.vae_scale_factor, self.transformer.config.patch_size)
         self.latent_shape = (self.transformer.config.in_channels, side, side)
 
     def to(self, device: torch.device) -> None:
@@ -53,44 +60,44 @@ class SD3:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        tokens, negative_tokens, pooled, negative_pooled = self.pipeline.encode_prompt(
-            list(prompts),
-            None,
-            None,
-            device=self.transformer.device,
-            do_classifier_free_guidance=self.has_guidance,
-            max_sequence_length=self.max_sequence_length,
-        )
-        negative = Conditioning(negative_tokens, negative_pooled) if self.has_guidance else None
-        return Conditioning(tokens, pooled, negative)
+        pipeline = self.text.pipeline()
+        limit = pipeline.tokenizer_max_length
+        limits = {"tokenizer": limit, "tokenizer_2": limit}
+        if self.max_sequence_length:
+            limits["tokenizer_3"] = self.max_sequence_length
+        self.text.warn_of_truncation(prompts, limits)
+        with quiet():
+            tokens, _, pooled, _ = pipeline.encode_prompt(
+                list(prompts),
+                None,
+                None,
+                device=pipeline.text_encoder.device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.max_sequence_length,
+            )
+        return Conditioning(tokens, pooled)
+
+    def drop_text_encoders(self) -> None:
+        self.text.drop()
 
     def velocity(
         self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning, guidance_scale: float
     ) -> Float[Tensor, "B C H W"]:
-        if guidance_scale == 1:
-            return self._forward(x, sigma, conditioning.tokens, conditioning.pooled)
-        negative = conditioning.negative
-        if negative is None:
-            raise ValueError(f"guidance_scale={guidance_scale} needs model.has_guidance=true")
-        tokens = torch.cat([negative.tokens, conditioning.tokens])
-        pooled = torch.cat([negative.pooled, conditioning.pooled])
-        unconditional, conditional = self._forward(torch.cat([x, x]), sigma, tokens, pooled).chunk(2)
-        return unconditional + guidance_scale * (conditional - unconditional)
+        def forward(x: Tensor, conditioning: Conditioning) -> Tensor:
+            output = self.transformer(
+                x.to(self.transformer.dtype),
+                conditioning.tokens,
+                conditioning.pooled,
+                per_row(sigma * 1000, x),
+                return_dict=False,
+            )
+            return output[0].float()
 
-    def _forward(self, x: Tensor, sigma: float, tokens: Tensor, pooled: Tensor) -> Tensor:
-        dtype = self.transformer.dtype
-        timestep = torch.full((len(x),), sigma * 1000, dtype=torch.float32, device=x.device)
-        return self.transformer(x.to(dtype), tokens, pooled, timestep, return_dict=False)[0].float()
+        return classifier_free(forward, x, conditioning, guidance_scale)
 
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
-        config = self._vae.config
-        latents = (x0 / config.scaling_factor + config.shift_factor).to(self._vae.dtype)
-        return (self._vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        return to_images(unscale(x0, self.vae), self.vae)
 
     def save_lora(self, folder: Path) -> None:
-        self.pipeline.save_lora_weights(
-            folder,
-            transformer_lora_layers=get_peft_model_state_dict(self.transformer, adapter_name=ADAPTER),
-            transformer_lora_adapter_metadata=adapter_config(self.transformer),
-        )
+        lora.save(self.pipeline, folder)

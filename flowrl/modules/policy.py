@@ -31,7 +31,7 @@ from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.rollout import replay, rollout
-from flowrl.types import Conditioning, Prompt
+from flowrl.types import Conditioning
 
 
 class Policy(LightningModule):
@@ -74,7 +74,7 @@ class Policy(LightningModule):
         self.num_optimizer_steps = 0
         self.has_passed_gate = False
         self.last_metrics: dict[str, float] = {}
-        self.embed: PromptEmbeddings
+        self.embed: PromptEmbeddings  # of every prompt the run will use; must be set before training
         ema.start(lora.parameters(self.transformer))
 
     def configure_optimizers(self) -> Optimizer:
@@ -82,10 +82,6 @@ class Policy(LightningModule):
         optimizer = self.make_optimizer(list(lora.parameters(self.transformer).values()))
         self.rates = [group["lr"] for group in optimizer.param_groups]
         return optimizer
-
-    def embed_prompts(self, prompts: list[Prompt]) -> None:
-        """Encode every prompt the run will use; must be called before training."""
-        self.embed = PromptEmbeddings(self.model, prompts)
 
     def training_step(self, batch: PromptBatch, batch_index: int) -> None:
         """One iteration: rollouts under the current weights, rewards, advantages, updates."""

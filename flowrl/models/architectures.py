@@ -1,0 +1,116 @@
+"""The transformers of the released models by hub id: what they are made of, for tests and plans without weights.
+
+Arguments beyond the classes' defaults, as in the `transformer/config.json` of each repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+)
+from torch import nn
+
+SD35 = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "attention_head_dim": 64,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 2048,
+    "qk_norm": "rms_norm",
+}
+MEDIUM = {
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "caption_projection_dim": 1536,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+}
+LARGE = {
+    "num_layers": 38,
+    "num_attention_heads": 38,
+    "caption_projection_dim": 2432,
+    "pos_embed_max_size": 192,
+}
+KLEIN_4B = {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
+KLEIN_9B = {
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+    "guidance_embeds": False,
+}
+ARCHITECTURES: Mapping[str, tuple[type[Any], Mapping[str, Any]]] = {
+    "stabilityai/stable-diffusion-3.5-medium": (SD3Transformer2DModel, SD35 | MEDIUM),
+    "stabilityai/stable-diffusion-3.5-large": (SD3Transformer2DModel, SD35 | LARGE),
+    "black-forest-labs/FLUX.1-dev": (FluxTransformer2DModel, {"guidance_embeds": True}),
+    "black-forest-labs/FLUX.2-klein-base-4B": (Flux2Transformer2DModel, KLEIN_4B),
+    "black-forest-labs/FLUX.2-klein-4B": (Flux2Transformer2DModel, KLEIN_4B),
+    "black-forest-labs/FLUX.2-klein-base-9B": (Flux2Transformer2DModel, KLEIN_9B),
+    "black-forest-labs/FLUX.2-klein-9B": (Flux2Transformer2DModel, KLEIN_9B),
+    "black-forest-labs/FLUX.2-dev": (Flux2Transformer2DModel, {}),
+}
+
+AUTOENCODER = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+}
+"""The released autoencoders' size, in all families; they differ in their latent channels."""
+
+SCALING = {"scaling_factor": 1.5, "shift_factor": 0.06, "use_quant_conv": False, "use_post_quant_conv": False}
+"""SD3's and FLUX.1's autoencoders scale and shift their latents; the numbers matter to images alone."""
+
+
+def on_meta(pretrained: str, dtype: torch.dtype) -> nn.Module:
+    """The transformer of a released model or of a local folder, without its weights.
+
+    Raises ValueError for a hub id that is not listed.
+    """
+    folder = Path(pretrained, "transformer")
+    with torch.device("meta"):
+        if folder.is_dir():
+            kinds: tuple[type[Any], ...] = (SD3Transformer2DModel, FluxTransformer2DModel, Flux2Transformer2DModel)
+            config = SD3Transformer2DModel.load_config(folder)
+            kind = next(kind for kind in kinds if kind.__name__ == config["_class_name"])
+            return kind.from_config(config).to(dtype)
+        if pretrained not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise ValueError(f"{pretrained}: unknown architecture; give a local folder, or one of {known}")
+        kind, arguments = ARCHITECTURES[pretrained]
+        return kind(**arguments).to(dtype)
+
+
+def pipeline_on_meta(kind: type[Any], pretrained: str, dtype: torch.dtype) -> Any:
+    """A pipeline with neither weights nor text encoders, for plans: nothing in it computes a number."""
+    transformer: Any = on_meta(pretrained, dtype)
+    folder = Path(pretrained, "vae")
+    is_flux2 = isinstance(transformer, Flux2Transformer2DModel)
+    channels = transformer.config.in_channels // (1 if isinstance(transformer, SD3Transformer2DModel) else 4)
+    with torch.device("meta"):
+        coder: type[Any] = AutoencoderKLFlux2 if is_flux2 else AutoencoderKL
+        if folder.is_dir():
+            vae = coder.from_config(coder.load_config(folder))
+        else:
+            vae = coder(**AUTOENCODER, latent_channels=channels, **({} if is_flux2 else SCALING))
+    missing = dict.fromkeys(name for name in kind._get_signature_keys(kind)[0] if "text" in name or "token" in name)
+    return kind(transformer=transformer, vae=vae.to(dtype), scheduler=FlowMatchEulerDiscreteScheduler(), **missing)

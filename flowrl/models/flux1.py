@@ -1,0 +1,100 @@
+"""FLUX.1: an adapter over `FluxPipeline`. Latents of 16 channels, packed into tokens of 2x2 patches inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FluxPipeline
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.models import lora
+from flowrl.models.guidance import check_embedded
+from flowrl.models.latents import latent_side, pack, per_row, to_images, token_positions, unpack, unscale
+from flowrl.models.loading import Source
+from flowrl.models.text import TextEncoders, quiet
+from flowrl.types import Conditioning
+
+TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+AXES = 3
+"""Of a token's position: unused, row, column. Text tokens stand at 0."""
+
+
+class Flux1:
+    """FLUX.1-dev, which takes the guidance scale as an input (`has_guidance`), and FLUX.1-schnell, which does not.
+
+    `max_sequence_length` is the number of T5 tokens; CLIP gives the pooled embedding alone. `resolution` is the image
+    side in pixels.
+    """
+
+    negative_prompt = None
+
+    def __init__(
+        self,
+        *,
+        pretrained: str,
+        revision: str | None,
+        dtype: str,
+        resolution: int,
+        max_sequence_length: int,
+        has_guidance: bool,
+    ) -> None:
+        source = Source(FluxPipeline, pretrained, revision, dtype)
+        self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
+        self.transformer = self.pipeline.transformer.requires_grad_(False)
+        self.vae = self.pipeline.vae.requires_grad_(False).eval()
+        kept = {name: self.pipeline.components[name] for name in ("transformer", "vae", "scheduler")}
+        self.text = TextEncoders(lambda: source.load(**kept), TEXT)
+        check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.1")
+        self.has_guidance = has_guidance
+        self.max_sequence_length = max_sequence_length
+        self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
+        self.side = latent_side(resolution, self.pipeline.vae_scale_factor, 2)
+        self.latent_shape = (self.transformer.config.in_channels // 4, self.side, self.side)
+
+    def to(self, device: torch.device) -> None:
+        self.pipeline.to(device)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        pipeline = self.text.pipeline()
+        self.text.warn_of_truncation(
+            prompts, {"tokenizer": pipeline.tokenizer_max_length, "tokenizer_2": self.max_sequence_length}
+        )
+        with quiet():
+            tokens, pooled, _ = pipeline.encode_prompt(
+                list(prompts),
+                device=pipeline.text_encoder.device,
+                max_sequence_length=self.max_sequence_length,
+            )
+        return Conditioning(tokens, pooled)
+
+    def drop_text_encoders(self) -> None:
+        self.text.drop()
+
+    def velocity(
+        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning, guidance_scale: float
+    ) -> Float[Tensor, "B C H W"]:
+        if guidance_scale != 1 and not self.has_guidance:
+            raise ValueError(f"guidance_scale={guidance_scale} needs model.has_guidance=true")
+        output = self.transformer(
+            hidden_states=pack(x).to(self.transformer.dtype),
+            timestep=per_row(sigma, x),
+            guidance=per_row(guidance_scale, x) if self.has_guidance else None,
+            encoder_hidden_states=conditioning.tokens,
+            pooled_projections=conditioning.pooled,
+            img_ids=token_positions(self.side, AXES, x.device),
+            txt_ids=x.new_zeros(conditioning.tokens.shape[1], AXES),
+            return_dict=False,
+        )[0]
+        return unpack(output.float(), self.side)
+
+    @torch.no_grad()
+    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+        return to_images(unscale(x0, self.vae), self.vae)
+
+    def save_lora(self, folder: Path) -> None:
+        lora.save(self.pipeline, folder)

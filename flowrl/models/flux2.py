@@ -1,0 +1,192 @@
+"""FLUX.2: adapters over `Flux2KleinPipeline` (`Flux2Klein`) and `Flux2Pipeline` (`Flux2Dev`).
+
+The rest of FlowRL sees normalised latents of 32 channels at an eighth of the resolution. Packing into tokens of 2x2
+patches, and the autoencoder's batch-norm statistics over their 128 channels, stay in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import Flux2KleinPipeline, Flux2Pipeline
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from flowrl.models import lora
+from flowrl.models.guidance import check_embedded, classifier_free
+from flowrl.models.latents import latent_side, pack, per_row, to_images, token_positions, unpack
+from flowrl.models.loading import Source
+from flowrl.models.text import TextEncoders, quiet
+from flowrl.types import Conditioning
+
+TEXT = ("text_encoder", "tokenizer")
+AXES = 4
+"""Of a token's position: image number, row, column, place in the text."""
+
+
+class Flux2Klein:
+    """FLUX.2-klein: the base models use a true negative prompt (`has_guidance`), the distilled ones no guidance.
+
+    `max_sequence_length` is the number of text tokens, chat template included. `resolution` is the image side in
+    pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        pretrained: str,
+        revision: str | None,
+        dtype: str,
+        resolution: int,
+        max_sequence_length: int,
+        has_guidance: bool,
+    ) -> None:
+        source = Source(Flux2KleinPipeline, pretrained, revision, dtype)
+        self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
+        if has_guidance and self.pipeline.config.is_distilled:
+            raise ValueError(
+                f"model.has_guidance=true, but {pretrained} is distilled and ignores guidance: set it to false"
+            )
+        self.transformer = self.pipeline.transformer.requires_grad_(False)
+        self.vae = self.pipeline.vae.requires_grad_(False).eval()
+        self.text = TextEncoders(lambda: source.load(**_image_parts(self.pipeline)), TEXT)
+        self.negative_prompt = "" if has_guidance else None
+        self.max_sequence_length = max_sequence_length
+        self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
+        self.latent_shape = _latent_shape(self.pipeline, resolution)
+
+    def to(self, device: torch.device) -> None:
+        self.pipeline.to(device)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        def wrap(prompt: str) -> str:
+            messages = [{"role": "user", "content": prompt}]
+            template = self.text.pipeline().tokenizer.apply_chat_template
+            return str(template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+
+        self.text.warn_of_truncation(prompts, {"tokenizer": self.max_sequence_length}, wrap)
+        return _encode(self.text.pipeline(), prompts, self.max_sequence_length)
+
+    def drop_text_encoders(self) -> None:
+        self.text.drop()
+
+    def velocity(
+        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning, guidance_scale: float
+    ) -> Float[Tensor, "B C H W"]:
+        def forward(x: Tensor, conditioning: Conditioning) -> Tensor:
+            return _velocity(self.transformer, x, sigma, conditioning, None)
+
+        return classifier_free(forward, x, conditioning, guidance_scale)
+
+    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+        return _decode(x0, self.vae)
+
+    def save_lora(self, folder: Path) -> None:
+        lora.save(self.pipeline, folder)
+
+
+class Flux2Dev:
+    """FLUX.2-dev: guidance-distilled, so that the scale is an input and there is no negative prompt.
+
+    `max_sequence_length` is the number of text tokens, system message included. `resolution` is the image side in
+    pixels.
+    """
+
+    negative_prompt = None
+
+    def __init__(
+        self,
+        *,
+        pretrained: str,
+        revision: str | None,
+        dtype: str,
+        resolution: int,
+        max_sequence_length: int,
+        has_guidance: bool,
+    ) -> None:
+        source = Source(Flux2Pipeline, pretrained, revision, dtype)
+        self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
+        self.transformer = self.pipeline.transformer.requires_grad_(False)
+        self.vae = self.pipeline.vae.requires_grad_(False).eval()
+        self.text = TextEncoders(lambda: source.load(**_image_parts(self.pipeline)), TEXT)
+        check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.2")
+        self.max_sequence_length = max_sequence_length
+        self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
+        self.latent_shape = _latent_shape(self.pipeline, resolution)
+
+    def to(self, device: torch.device) -> None:
+        self.pipeline.to(device)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        def wrap(prompt: str) -> str:
+            pipeline = self.text.pipeline()
+            said = {"system": pipeline.system_message, "user": prompt.replace("[IMG]", "")}
+            messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said.items()]
+            return str(pipeline.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+
+        self.text.warn_of_truncation(prompts, {"tokenizer": self.max_sequence_length}, wrap)
+        return _encode(self.text.pipeline(), prompts, self.max_sequence_length)
+
+    def drop_text_encoders(self) -> None:
+        self.text.drop()
+
+    def velocity(
+        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning, guidance_scale: float
+    ) -> Float[Tensor, "B C H W"]:
+        return _velocity(self.transformer, x, sigma, conditioning, guidance_scale)
+
+    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+        return _decode(x0, self.vae)
+
+    def save_lora(self, folder: Path) -> None:
+        lora.save(self.pipeline, folder)
+
+
+def _image_parts(pipeline: Any) -> dict[str, Any]:
+    return {name: pipeline.components[name] for name in ("transformer", "vae", "scheduler")}
+
+
+def _latent_shape(pipeline: Any, resolution: int) -> tuple[int, int, int]:
+    side = latent_side(resolution, pipeline.vae_scale_factor, 2)
+    return (pipeline.transformer.config.in_channels // 4, side, side)
+
+
+@torch.no_grad()
+def _encode(pipeline: Any, prompts: Sequence[str], max_sequence_length: int) -> Conditioning:
+    with quiet():
+        device = pipeline.text_encoder.device
+        tokens, _ = pipeline.encode_prompt(list(prompts), device=device, max_sequence_length=max_sequence_length)
+    return Conditioning(tokens, tokens.new_zeros(len(tokens), 0))
+
+
+def _velocity(transformer: Any, x: Tensor, sigma: float, conditioning: Conditioning, guidance: float | None) -> Tensor:
+    """One pass; `guidance` is the scale that a distilled model takes as an input."""
+    num_text = conditioning.tokens.shape[1]
+    text_positions = torch.zeros(num_text, AXES, device=x.device)
+    text_positions[:, -1] = torch.arange(num_text, device=x.device)
+    output = transformer(
+        hidden_states=pack(x).to(transformer.dtype),
+        timestep=per_row(sigma, x),
+        guidance=None if guidance is None else per_row(guidance, x),
+        encoder_hidden_states=conditioning.tokens,
+        img_ids=token_positions(x.shape[-1], AXES, x.device),
+        txt_ids=text_positions,
+        return_dict=False,
+    )[0]
+    return unpack(output.float(), x.shape[-1])
+
+
+@torch.no_grad()
+def _decode(x0: Tensor, vae: Any) -> Tensor:
+    return to_images(denormalise(x0, vae), vae)
+
+
+def denormalise(x: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B C H W"]:
+    """The autoencoder's own latents: each of the 128 patch channels times its running std, plus its mean."""
+    std = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()
+    patches = functional.pixel_unshuffle(x, 2) * std[:, None, None] + vae.bn.running_mean.float()[:, None, None]
+    return functional.pixel_shuffle(patches, 2)

@@ -1,0 +1,43 @@
+"""Guidance: a second pass on the negative prompt, or a number that a distilled model takes as an input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.types import Conditioning
+
+Forward = Callable[[Float[Tensor, "B C H W"], Conditioning], Float[Tensor, "B C H W"]]
+"""(x, conditioning) -> velocity, one pass of the transformer."""
+
+
+def classifier_free(
+    forward: Forward, x: Float[Tensor, "B C H W"], conditioning: Conditioning, scale: float
+) -> Float[Tensor, "B C H W"]:
+    """v_negative + scale (v - v_negative), in one pass of twice the rows; scale 1 is one plain pass.
+
+    Raises ValueError where the conditioning holds no negative prompt.
+    """
+    if scale == 1:
+        return forward(x, conditioning)
+    negative = conditioning.negative
+    if negative is None:
+        raise ValueError(f"guidance_scale={scale} needs model.has_guidance=true")
+    both = Conditioning(
+        torch.cat([negative.tokens, conditioning.tokens]), torch.cat([negative.pooled, conditioning.pooled])
+    )
+    unconditional, conditional = forward(torch.cat([x, x]), both).chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def check_embedded(has_guidance: bool, is_embedded: bool, kind: str) -> None:
+    """A distilled model takes guidance as an input or not at all. Raises ValueError naming the key."""
+    if has_guidance != is_embedded:
+        takes = "takes a guidance scale as an input" if is_embedded else "takes no guidance scale"
+        raise ValueError(
+            f"model.has_guidance={str(has_guidance).lower()}, but this {kind} {takes}: set it to "
+            f"{str(is_embedded).lower()}"
+        )

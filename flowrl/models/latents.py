@@ -1,0 +1,58 @@
+"""Between latents as the rest of FlowRL sees them, (B, C, H, W), and what transformers and autoencoders take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+
+def latent_side(resolution: int, factor: int, patch: int) -> int:
+    """Height and width of the latents of a square image, `factor` pixels each, which patches of `patch` must tile.
+
+    Raises ValueError naming the nearest resolutions that work.
+    """
+    unit = factor * patch
+    if resolution < unit or resolution % unit:
+        below = max(resolution // unit, 1) * unit
+        raise ValueError(
+            f"model.resolution={resolution} must be a multiple of {unit} for this model, such as {below} or "
+            f"{below + unit}"
+        )
+    return resolution // factor
+
+
+def pack(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N Q"]:
+    """Tokens of 2x2 patches, row by row, channels first within a token, as FLUX.1 and FLUX.2 take them."""
+    return functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+
+
+def unpack(tokens: Float[Tensor, "B N Q"], side: int) -> Float[Tensor, "B C H W"]:
+    """Inverse of `pack` for square latents of `side`."""
+    return functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (side // 2, side // 2)), 2)
+
+
+def token_positions(side: int, num_axes: int, device: torch.device) -> Float[Tensor, "N A"]:
+    """Row and column of every packed token, as axes 1 and 2 of `num_axes`; the others are 0."""
+    positions = torch.zeros(side // 2, side // 2, num_axes, device=device)
+    steps = torch.arange(side // 2, device=device)
+    positions[..., 1], positions[..., 2] = steps[:, None], steps
+    return positions.flatten(0, 1)
+
+
+def per_row(value: float, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+    """One number for every row of x, in float32 whatever the network's dtype."""
+    return torch.full((len(x),), value, dtype=torch.float32, device=x.device)
+
+
+def unscale(x: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B C H W"]:
+    """Undo the scaling and shift of SD3's and FLUX.1's latents."""
+    return x / vae.config.scaling_factor + vae.config.shift_factor
+
+
+def to_images(latents: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B 3 S S"]:
+    """The autoencoder's images in [0, 1], float32."""
+    return (vae.decode(latents.to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)

@@ -1,0 +1,94 @@
+"""The text side of a pipeline: loaded at the first prompt, dropped when every prompt is embedded."""
+
+from __future__ import annotations
+
+import logging
+import os
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+log = logging.getLogger(__name__)
+
+Limits = Mapping[str, int]
+"""Names of a pipeline's tokenizers, and how many tokens each may give."""
+
+
+class TextEncoders:
+    """`load()` gives a pipeline with text encoders and tokenizers; it is kept from `pipeline()` to `drop()`.
+
+    Encoders run on a GPU where there is one, one process's on its own, whatever the transformer's place.
+    """
+
+    def __init__(self, load: Callable[[], Any], names: Sequence[str]) -> None:
+        self._load, self._names = load, names
+        self._pipeline: Any = None
+        self._has_warned = False
+
+    def pipeline(self) -> Any:
+        """The pipeline, its encoders frozen and in place."""
+        if self._pipeline is None:
+            self._pipeline = self._load()
+            for name in self._names:
+                encoder = getattr(self._pipeline, name, None)
+                if isinstance(encoder, torch.nn.Module):
+                    encoder.requires_grad_(False).eval().to(device())
+        return self._pipeline
+
+    def drop(self) -> None:
+        """Free the encoders; the next prompt would load them again."""
+        self._pipeline = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def warn_of_truncation(
+        self, prompts: Sequence[str], limits: Limits, wrap: Callable[[str], str] = lambda prompt: prompt
+    ) -> None:
+        """Warn, once in a run, of a tokenizer that cuts a prompt, with the prompt and the part that is lost.
+
+        `wrap` gives the text that the encoder sees of a prompt.
+        """
+        for name, limit in limits.items():
+            for prompt in () if self._has_warned else prompts:
+                lost = _beyond(getattr(self.pipeline(), name), wrap(prompt), limit)
+                if lost and not self._has_warned:
+                    self._has_warned = True
+                    log.warning(
+                        "prompts longer than the %d tokens of the model's %s are cut; the first is %r: it loses %r",
+                        *(limit, name, textwrap.shorten(prompt, 120), textwrap.shorten(lost, 240)),
+                    )
+
+
+def device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    has_gpu = torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if has_gpu else torch.device("cpu")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' own warnings of long prompts, which come for every batch."""
+    modules = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [module.get_verbosity() for module in modules]
+    for module in modules:
+        module.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for module, level in zip(modules, levels, strict=True):
+            module.set_verbosity(level)
+
+
+def _beyond(tokenizer: Any, text: str, limit: int) -> str:
+    """What of a text lies beyond `limit` tokens; where the tokenizer closes texts, the last of them is its mark."""
+    ids = tokenizer(text, verbose=False).input_ids
+    if len(ids) <= limit:
+        return ""
+    is_closed = ids[-1] in tokenizer.all_special_ids
+    kept = limit - 1 if is_closed else limit
+    return str(tokenizer.decode(ids[kept:], skip_special_tokens=True)).strip() or "its closing tokens"

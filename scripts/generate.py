@@ -1,0 +1,129 @@
+"""Draw prompts with a base model and a LoRA side by side, from the same noise.
+
+    python scripts/generate.py model=shapes --prompt "a red circle" --lora outputs/latest/lora --count 4
+    python scripts/generate.py model=sd35_medium --prompts prompts.txt --lora outputs/latest/lora --out pictures
+
+Steps, guidance, grid and seed are the evaluation's (`evaluation.num_steps=28` changes them). Every image is written as
+a PNG that carries its prompt, model, LoRA, seed and number; grid.png shows all, base beside LoRA.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+
+from flowrl.command import one_line_errors, register_resolvers
+from flowrl.evaluation import Evaluator
+from flowrl.grids import INK, PAPER, to_pil
+from flowrl.launch import check_guidance
+from flowrl.models import lora, lora_files
+from flowrl.models.embeddings import PromptEmbeddings
+from flowrl.models.protocol import FlowModel
+from flowrl.models.text import device
+from flowrl.noise import INITIAL, gaussian_noise
+from flowrl.prompts.text import text_prompts
+from flowrl.types import Prompt
+
+CONF = Path(__file__).parents[1] / "conf"
+ITERATION = 2**32 - 2
+"""The noise iteration of pictures, which neither training nor evaluation reaches."""
+
+MARGIN, LINE = 8, 16
+
+
+@torch.no_grad()
+def draw(
+    model: FlowModel, embed: PromptEmbeddings, evaluator: Evaluator, prompt: Prompt, number: int, count: int
+) -> Sequence[Image.Image]:
+    """`count` images of a prompt, which is the `number`-th; their noise depends on seed, number and place alone."""
+    samples = [(number, i) for i in range(count)]
+    x = gaussian_noise(model.latent_shape, seed=evaluator.seed, iteration=ITERATION, samples=samples, step=INITIAL)
+    x, history, conditioning = x.to(device()), None, embed([prompt] * count)
+    for interval in evaluator.intervals:
+        velocity = model.velocity(x, interval.sigma, conditioning, evaluator.guidance_scale)
+        x, history = evaluator.solver.advance(x, velocity, interval, history)
+    return [to_pil(image) for image in model.decode(x)]
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> Image.Image:
+    """One row a prompt: its text, and its images with their titles."""
+    width, height = rows[0][1][0][1].size
+    across = max(len(images) for _, images in rows) * (width + MARGIN) + MARGIN
+    tall = height + 2 * LINE + MARGIN
+    page = Image.new("RGB", (across, len(rows) * tall + MARGIN), PAPER)
+    pen = ImageDraw.Draw(page)
+    for i, (text, images) in enumerate(rows):
+        top = i * tall + MARGIN
+        pen.text((MARGIN, top), text, INK)
+        for j, (title, image) in enumerate(images):
+            left = j * (width + MARGIN) + MARGIN
+            page.paste(image, (left, top + LINE))
+            pen.text((left, top + LINE + height), title, INK)
+    return page
+
+
+def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt]) -> None:
+    check_guidance(cfg)
+    evaluator = instantiate(cfg.evaluation)
+    model: Any = instantiate(cfg.model)
+    variants = {"base": nullcontext()}
+    if args.lora is not None:
+        lora_files.attach(lora_files.read(args.lora), model.transformer, args.lora)
+        variants = {"base": lora.disabled(model.transformer), "lora": nullcontext()}
+    embed = instantiate(cfg.embeddings)(model, prompts)
+    instantiate(cfg.backend).apply(model)
+    model.to(device())
+    embed.to(device())
+    drawn = {}
+    for name, state in variants.items():
+        with state:
+            for i, prompt in enumerate(prompts):
+                drawn[i, name] = draw(model, embed, evaluator, prompt, i, args.count)
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        images = [(f"{name} {j}", drawn[i, name][j]) for j in range(args.count) for name in variants]
+        rows.append((prompt.text, images))
+        for title, image in images:
+            name, j = title.split()
+            facts = {"prompt": prompt.text, "model": cfg.model.pretrained, "seed": evaluator.seed, "number": j}
+            facts |= {"lora": args.lora} if name == "lora" else {}
+            notes = PngInfo()
+            for key, value in facts.items():
+                notes.add_text(key, str(value))
+            image.save(args.out / f"{i:03d}-{j}-{name}.png", pnginfo=notes)
+    sheet(rows).save(args.out / "grid.png")
+    print(f"{args.out}: {len(prompts) * args.count * len(variants)} images, grid.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="model=NAME, and configuration overrides as for train.py")
+    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    parser.add_argument("--prompts", help="a text file with one prompt a line")
+    parser.add_argument("--lora", type=Path)
+    parser.add_argument("--count", type=int, default=1, help="images a prompt")
+    parser.add_argument("--out", type=Path, default=Path("outputs/pictures"))
+    args = parser.parse_intermixed_args()
+    prompts = [Prompt(text) for text in args.prompt] + (text_prompts(path=args.prompts) if args.prompts else [])
+    if not prompts:
+        raise ValueError("--prompt or --prompts: nothing to draw; give at least one prompt")
+    if args.count < 1:
+        raise ValueError(f"--count={args.count} must be at least 1")
+    register_resolvers()
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        generate(compose("config", overrides=["name=pictures", *args.overrides]), args, prompts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(one_line_errors(main))

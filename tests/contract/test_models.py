@@ -1,0 +1,189 @@
+"""What every base model's adapter must keep, on small random pipelines: stock diffusers is the reference."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from runs import fit, make
+from tiny import FAMILIES
+
+from flowrl.models import lora
+from flowrl.models.embeddings import PromptEmbeddings
+from flowrl.models.flux2 import denormalise
+from flowrl.models.latents import unpack
+from flowrl.models.protocol import FlowModel
+from flowrl.modules.groups import Group
+from flowrl.noise import gaussian_noise
+from flowrl.samplers.cps import CPS
+from flowrl.samplers.sde import FlowSDE
+from flowrl.schedule import intervals
+from flowrl.types import Prompt, RewardOutput
+
+families = pytest.mark.parametrize("name", FAMILIES)
+PROMPTS = ["a red circle", "two blue squares", "a green triangle left of a red circle"]
+STEPS = 4
+BFLOAT16_GATE = 5e-7
+"""What conf/backend/large.yaml allows a replay of a bfloat16 model."""
+
+
+@pytest.fixture(scope="module")
+def policy_of(tiny_pipelines):
+    """Policy and data of a family's small pipeline, made once for each dtype."""
+    made = {}
+
+    def build(name, dtype):
+        if (name, dtype) not in made:
+            settings = FAMILIES[name].overrides(tiny_pipelines[name])
+            made[name, dtype] = make(*settings, f"model.dtype={dtype}")[:2]
+        return made[name, dtype]
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def stock_of(tiny_pipelines):
+    """The stock pipeline of a family, freshly loaded."""
+
+    def load(name):
+        pipe = FAMILIES[name].stock.from_pretrained(tiny_pipelines[name])
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return load
+
+
+def awake(policy):
+    """LoRA weights away from zero."""
+    with torch.no_grad():
+        for i, parameter in enumerate(lora.parameters(policy.transformer).values()):
+            parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(i))
+    return policy
+
+
+def asleep(policy):
+    """LoRA's B back at zero: the base model."""
+    with torch.no_grad():
+        for name, parameter in lora.parameters(policy.transformer).items():
+            if "lora_B" in name:
+                parameter.zero_()
+
+
+def noise_of(policy, count):
+    samples = [(i, 0) for i in range(count)]
+    return gaussian_noise(policy.model.latent_shape, seed=1, iteration=0, samples=samples, step=0)
+
+
+@torch.no_grad()
+def sample(policy, guidance, sampler):
+    """Latents of a rollout of PROMPTS through the run's own grid, and their images."""
+    x = noise_of(policy, len(PROMPTS))
+    embed = PromptEmbeddings(policy.model, [Prompt(text) for text in PROMPTS], folder=None, chunk=4)
+    group = Group(embed([Prompt(text) for text in PROMPTS]), PROMPTS)
+    field = group.field(lambda x, sigma, conditioning: policy.model.velocity(x, sigma, conditioning, guidance))
+    for interval in intervals(policy.algorithm.schedule, STEPS):
+        x = sampler.step(x, field(x, interval.sigma, False), interval).sample(torch.randn_like(x))
+    return x, policy.model.decode(x)
+
+
+def stock_sample(name, pipe, noise, guidance):
+    """The stock pipeline's latents, in FlowRL's shape, and its images."""
+    call = {"height": 32, "width": 32, "num_inference_steps": STEPS, "max_sequence_length": FAMILIES[name].length}
+    call |= {"guidance_scale": guidance, "latents": FAMILIES[name].stock_latents(noise)}
+    if name == "sd3":  # as FlowRL's linear_shift; the others' default grids are those of dynamic_shift
+        call["sigmas"] = [(STEPS - k) / STEPS for k in range(STEPS)]
+    latents = pipe(prompt=PROMPTS, output_type="latent", **call).images
+    if name in ("flux1", "flux2_dev"):
+        latents = unpack(latents, noise.shape[-1])
+    return latents, pipe(prompt=PROMPTS, output_type="pt", **call).images
+
+
+@families
+def test_noise_free_rollout_is_the_stock_pipelines(name, policy_of, stock_of):
+    """Same noise, grid and guidance: latents and images agree to a relative 1e-4, for both samplers and no guidance.
+
+    Mutation: swap rows and columns of token positions, forget the batch-norm statistics, scale the timestep, swap the
+    chunks of the guidance.
+    """
+    policy, _ = policy_of(name, "float32")
+    stock = stock_of(name)
+    for guidance in (1.0, FAMILIES[name].guidance):
+        latents, images = stock_sample(name, stock, noise_of(policy, 3), guidance)
+        for sampler in (FlowSDE(noise_level=0.0), CPS(noise_level=0.0)):
+            x0, ours = sample(policy, guidance, sampler)
+            if name == "flux2_klein":  # whose pipeline gives the autoencoder's own latents
+                x0 = denormalise(x0, policy.model.vae)
+            assert (x0 - latents).abs().max() <= 1e-4 * latents.abs().max()
+            assert (ours - images).abs().max() <= 1e-4
+
+
+def replays(policy, part):
+    """Per trained step: how far a replay's log-probability and mean are from the rollout's, and the mean's KL."""
+    likelihood = policy.algorithm.likelihood
+    for index in range(len(part.trajectory.steps)):
+        step = policy.replay(part, index)
+        assert step.mean.requires_grad
+        old_mean = part.trajectory.old_mean[:, index]
+        log_prob = likelihood.log_prob(step, part.trajectory.x_next[:, index])
+        drift = (log_prob - part.trajectory.old_log_prob[:, index]).abs().max()
+        yield drift, (step.mean - old_mean).abs().max(), likelihood.kl(step, old_mean).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@families
+def test_replay_of_a_fresh_rollout(name, dtype, policy_of):
+    """Ratio 1 bitwise in float32, and within the YAML's gate in bfloat16: guided or not, checkpointed or not, in any
+    micro-batch.
+
+    Mutation: replay without guidance, at sigma_next, or with LoRA weights in another dtype.
+    """
+    policy, data = policy_of(name, dtype)
+    bound = 0.0 if dtype == "float32" else BFLOAT16_GATE
+    for guidance, is_checkpointed in itertools.product((1.0, FAMILIES[name].guidance), (False, True)):
+        policy.algorithm = replace(policy.algorithm, guidance_scale=guidance)
+        network = awake(policy).transformer
+        network.enable_gradient_checkpointing() if is_checkpointed else network.disable_gradient_checkpointing()
+        for rows in (range(0, 8), range(5, 6)):
+            for drift, distance, kl in replays(policy, policy.sample(data.iterations[0], rows)):
+                assert max(drift, kl) <= bound
+                assert distance == 0 or dtype == "bfloat16"
+    asleep(policy)
+
+
+class Brightness:
+    """A reward that random images differ in."""
+
+    def __call__(self, images, prompts):
+        values = images.float().mean((1, 2, 3))
+        return RewardOutput(values, torch.ones(len(prompts), dtype=torch.bool))
+
+
+@families
+def test_training_moves_lora_alone_and_its_export_gives_the_same_image(name, tiny_pipelines, stock_of, tmp_path):
+    """Two iterations: LoRA in float32 moves, the base stays bitwise; the export does the same in stock diffusers.
+
+    Mutation: leave the base's requires_grad on, train in the base's dtype, drop alpha from the file's metadata.
+    """
+    settings = FAMILIES[name].overrides(tiny_pipelines[name])
+    policy, data, _ = make(*settings, "optimizer.lr=1e-2", "optimizer.eps=1e-15")
+    assert isinstance(policy.model, FlowModel)
+    policy.reward.reward = Brightness()
+    own = lora.parameters(policy.transformer)
+    before = {key: p.detach().clone() for key, p in policy.transformer.named_parameters()}
+    assert {key for key, p in policy.transformer.named_parameters() if p.requires_grad} == own.keys()
+    assert all(p.dtype == torch.float32 for p in own.values())
+    fit(policy, data)
+    after = dict(policy.transformer.named_parameters())
+    assert all(torch.equal(before[key], after[key]) for key in before if key not in own)
+    moved = {key for key in own if "lora_B" in key and not torch.equal(before[key], after[key])}
+    # SD3's last block discards the text stream's attention output, so its text query has no gradient.
+    assert len(moved) == len(own) // 2 - (name == "sd3")
+
+    policy.model.save_lora(tmp_path)
+    pipe, guidance = stock_of(name), FAMILIES[name].guidance
+    _, base = stock_sample(name, pipe, noise_of(policy, 3), guidance)
+    pipe.load_lora_weights(tmp_path)
+    _, theirs = stock_sample(name, pipe, noise_of(policy, 3), guidance)
+    _, ours = sample(policy, guidance, FlowSDE(noise_level=0.0))
+    assert (ours - theirs).abs().max() <= 1e-4
+    assert (base - theirs).abs().max() > 1e-3

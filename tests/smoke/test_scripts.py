@@ -1,0 +1,118 @@
+"""The scripts around base models, run in process on small random pipelines."""
+
+import sys
+
+import export_lora
+import generate
+import numpy as np
+import plan_memory
+import pytest
+import torch
+from PIL import Image
+from tiny import FAMILIES
+
+from flowrl.command import one_line_errors
+from flowrl.models.lora_files import LoRAFile, read, write
+
+LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2", "single_transformer_blocks.1.attn.to_v")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a script's `main` as its command line would; its status, output and errors."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+        status = one_line_errors(script.main)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A LoRA file for the small FLUX.1."""
+    torch.manual_seed(0)
+    a = {name: torch.randn(4, 128 if "ff" in name else 32) for name in LAYERS}
+    return write(LoRAFile(a, {name: torch.randn(32, 4) for name in a}, dict.fromkeys(a, 4.0)), tmp_path, "diffusers")
+
+
+def opened(path):
+    with Image.open(path) as image:
+        image.load()
+    return image
+
+
+def test_pictures_of_base_and_lora_from_the_same_noise(call, adapter, tiny_pipelines, tmp_path):
+    """Mutation: leave the LoRA on for the base, draw other noise for it, or lose the prompt in the file."""
+    own = FAMILIES["flux1"].overrides(tiny_pipelines["flux1"])
+    prompts = ("--prompt", "a red circle", "--prompt", "a blue square", "--count", 2)
+    for name, more in (("with", ("--lora", adapter)), ("without", ())):
+        status, _, err = call(generate, *own, "evaluation.num_steps=3", *prompts, "--out", tmp_path / name, *more)
+        assert status == 0, err
+    pictures = {path.name: opened(path) for path in (tmp_path / "with").glob("*.png")}
+    assert pictures.keys() == {f"00{i}-{j}-{name}.png" for i in (0, 1) for j in (0, 1) for name in ("base", "lora")} | {
+        "grid.png"
+    }
+    for i, text in enumerate(("a red circle", "a blue square")):
+        base, changed = pictures[f"00{i}-1-base.png"], pictures[f"00{i}-1-lora.png"]
+        assert base.info["prompt"] == changed.info["prompt"] == text
+        assert changed.info["lora"] == str(adapter) and "lora" not in base.info
+        alone = opened(tmp_path / "without" / f"00{i}-1-base.png")
+        assert np.array_equal(np.array(base), np.array(alone)) and not np.array_equal(np.array(base), np.array(changed))
+        assert not np.array_equal(np.array(base), np.array(pictures[f"00{i}-0-base.png"]))
+    assert pictures["grid.png"].width > 4 * 32
+
+
+def test_a_lora_of_another_model_draws_nothing(call, adapter, tiny_pipelines, tmp_path):
+    """Mutation: draw with the base model where no layer fits."""
+    own = FAMILIES["sd3"].overrides(tiny_pipelines["sd3"])
+    status, _, err = call(generate, *own, "--prompt", "a cat", "--lora", adapter, "--out", tmp_path / "out")
+    assert status == 1 and "another architecture" in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_converts_and_checks(call, adapter, tiny_pipelines, tmp_path):
+    """Mutation: convert without a look at the model that was named."""
+    status, out, err = call(export_lora, adapter, "--format", "comfy", "--out", tmp_path / "comfy")
+    assert status == 0 and "3 layers" in out, err
+    assert read(tmp_path / "comfy").alpha == read(adapter).alpha
+    flux, sd3 = (f"model.pretrained={tiny_pipelines[name]}" for name in ("flux1", "sd3"))
+    assert call(export_lora, adapter, "model=flux1_dev", flux, "--format", "peft", "--out", tmp_path / "peft")[0] == 0
+    status, _, err = call(export_lora, adapter, "model=sd35_medium", sd3, "--format", "peft", "--out", tmp_path / "no")
+    assert status == 1 and "another architecture" in err and not (tmp_path / "no").exists()
+
+
+def test_peak_counts_what_is_alive():
+    """1,000 floats of 4 bytes each: two at once, though four are made. Mutation: never subtract, or count views."""
+    with plan_memory.Peak() as counter:
+        x = torch.empty(1000, device="meta")
+        for _ in range(3):
+            x = (x * 2).view(10, 100).flatten()
+        assert counter.live == 4000
+    assert counter.peak == 8000
+
+
+def test_peak_counts_what_a_backward_pass_needs():
+    """sigmoid keeps its output: n layers keep n. Mutation: run the forward pass without gradients."""
+    weight = torch.empty(1000, device="meta", requires_grad=True)
+
+    def work(depth):
+        x = weight
+        for _ in range(depth):
+            x = x.sigmoid()
+        x.sum().backward()
+
+    assert plan_memory.peak_of(lambda: work(20)) - plan_memory.peak_of(lambda: work(10)) == 40_000
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux2_klein"])
+def test_a_plan_without_weights(name, call, tiny_pipelines):
+    """Mutation: propose a micro-batch that does not fit, or read the weights."""
+    own = FAMILIES[name].overrides(tiny_pipelines[name])
+    batch = ("batch.prompts_per_iteration=2", "batch.group_size=4", "batch.updates_per_iteration=1")
+    status, out, err = call(plan_memory, *own, *batch, "--gpu", 8)
+    assert status == 0, err
+    assert "batch.max_micro_batch=8" in out
+    status, out, err = call(plan_memory, *own, *batch, "--gpu", 1e-6)
+    assert status == 0 and "nothing fits" in out

@@ -1,0 +1,119 @@
+"""Small random pipelines of each family, saved in diffusers layout, and how the tests configure runs on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import Flux2KleinPipeline, Flux2Pipeline, FluxPipeline, StableDiffusion3Pipeline
+from random_pipelines import flux1, flux2_dev, flux2_klein, save, sd3
+from torch.nn import functional
+
+VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "block_out_channels": (8, 8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "mid_block_add_attention": False,
+}
+SMALL = {"num_attention_heads": 2, "attention_head_dim": 16}
+FLUX2 = SMALL | {
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "joint_attention_dim": 48,
+    "axes_dims_rope": (4, 4, 4, 4),
+    "timestep_guidance_channels": 16,
+}
+SIDE, TOKENS = 8, 16
+"""Of 32x32 images: latents, and tokens of 2x2 patches."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A `model` option, how to build its small pipeline, the stock class, and a guidance scale above 1."""
+
+    option: str
+    build: Any
+    transformer: dict[str, Any]
+    stock: type[Any]
+    guidance: float
+    length: int = 80  # of a text in tokens, which are characters
+
+    def save(self, folder: Path) -> Path:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            save(self.build(self.transformer, VAE), folder, torch.float32)
+        return folder
+
+    def overrides(self, folder: Path) -> list[str]:
+        """A run on the small pipeline, in float32, that keeps the model's own recipe otherwise."""
+        return [
+            f"model={self.option}",
+            f"model.pretrained={folder}",
+            "model.dtype=float32",
+            "model.resolution=32",
+            f"model.max_sequence_length={self.length}",
+            f"grid.tokens={TOKENS}",
+            "lora.rank=4",
+            "rollout.num_steps=4",
+            "rollout.trained={count: 2, low: 0, high: 3}",
+            "data.prompts.count=8",
+            "embeddings.folder=null",
+            "num_threads=1",
+            "gate_tolerance=0",
+        ]
+
+    def stock_latents(self, x: torch.Tensor) -> torch.Tensor:
+        """Initial noise as the stock pipeline takes it."""
+        if self.stock is StableDiffusion3Pipeline:
+            return x
+        patches = functional.pixel_unshuffle(x, 2)
+        return patches.flatten(2).transpose(1, 2) if self.stock is FluxPipeline else patches
+
+
+FAMILIES = {
+    "sd3": Family(
+        "sd35_medium",
+        sd3,
+        SMALL
+        | {
+            "sample_size": 8,
+            "patch_size": 2,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 3,
+            "joint_attention_dim": 32,
+            "caption_projection_dim": 32,
+            "pooled_projection_dim": 32,
+            "pos_embed_max_size": 16,
+            "qk_norm": "rms_norm",
+            "dual_attention_layers": (0,),
+        },
+        StableDiffusion3Pipeline,
+        4.5,
+    ),
+    "flux1": Family(
+        "flux1_dev",
+        flux1,
+        SMALL
+        | {
+            "in_channels": 16,
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "joint_attention_dim": 32,
+            "pooled_projection_dim": 16,
+            "axes_dims_rope": (4, 6, 6),
+            "guidance_embeds": True,
+        },
+        FluxPipeline,
+        3.5,
+    ),
+    "flux2_klein": Family(
+        "flux2_klein_base_4b", flux2_klein, FLUX2 | {"guidance_embeds": False}, Flux2KleinPipeline, 4.0
+    ),
+    "flux2_dev": Family("flux2_dev", flux2_dev, FLUX2 | {"guidance_embeds": True}, Flux2Pipeline, 2.5, 320),
+}

@@ -1,0 +1,129 @@
+"""The released architectures on the meta device: their size, and where each recipe's LoRA goes."""
+
+from functools import cache
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, instantiate
+from runs import CONF
+
+from flowrl.command import register_resolvers
+from flowrl.models import lora
+from flowrl.models.architectures import ARCHITECTURES, on_meta
+
+PARAMETERS = {
+    "sd35_medium": 2_243_171_520,
+    "sd35_large": 8_056_627_520,
+    "flux1_dev": 11_901_408_320,
+    "flux2_klein_4b": 3_875_544_576,
+    "flux2_klein_9b": 9_078_581_248,
+    "flux2_dev": 32_223_281_152,
+}
+SAME = {"flux2_klein_base_4b": "flux2_klein_4b", "flux2_klein_base_9b": "flux2_klein_9b"}
+OPTIONS = sorted(path.stem for path in CONF.glob("model/*.yaml") if path.stem != "shapes")
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+
+@cache
+def config(option):
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=["name=test", f"model={option}"])
+
+
+def expected(option):
+    """The linear layers that the published recipes train, spelt out."""
+    double, single = {
+        "sd35_medium": (24, 0),
+        "sd35_large": (38, 0),
+        "flux1_dev": (19, 38),
+        "flux2_klein_4b": (5, 20),
+        "flux2_klein_9b": (8, 24),
+        "flux2_dev": (8, 48),
+    }[option]
+    blocks = [f"transformer_blocks.{i}" for i in range(double)]
+    names = {f"{block}.attn.{part}" for block in blocks for part in ATTENTION}
+    if option.startswith("sd35"):
+        return names - {f"{blocks[-1]}.attn.to_add_out"}  # the last block's text stream ends in its attention
+    layers = ("net.0.proj", "net.2") if option == "flux1_dev" else ("linear_in", "linear_out")
+    names |= {f"{block}.{stream}.{part}" for block in blocks for stream in ("ff", "ff_context") for part in layers}
+    parts = ("to_q", "to_k", "to_v") if option == "flux1_dev" else ("to_qkv_mlp_proj", "to_out")
+    return names | {f"single_transformer_blocks.{i}.attn.{part}" for i in range(single) for part in parts}
+
+
+@pytest.mark.parametrize("option", PARAMETERS)
+def test_size_and_lora_of_each_model(option):
+    """Parameter counts of the released weights; LoRA on exactly the published layers, in float32 on a bfloat16 base.
+
+    Mutation: any argument of an architecture; a bare `to_out` suffix, or `to_out.0` alone, in FLUX.2's targets.
+    """
+    cfg = config(option)
+    transformer = on_meta(cfg.model.pretrained, torch.bfloat16)
+    assert sum(p.numel() for p in transformer.parameters()) == PARAMETERS[option]
+    with torch.device("meta"):
+        instantiate(cfg.lora).attach(transformer, seed=0)
+    own = lora.parameters(transformer)
+    found = {name.split(".lora_")[0] for name in own}
+    assert found == expected(option)
+    assert {p.dtype for p in own.values()} == {torch.float32}
+    rank = {value.shape[0] for name, value in own.items() if "lora_A" in name}
+    assert rank == {cfg.lora.rank}
+
+
+@pytest.mark.parametrize(("base", "distilled"), SAME.items())
+def test_base_and_distilled_models_are_made_alike(base, distilled):
+    """Mutation: give one of a pair another architecture or other LoRA targets."""
+    first, second = config(base), config(distilled)
+    assert ARCHITECTURES[first.model.pretrained] == ARCHITECTURES[second.model.pretrained]
+    assert first.lora == second.lora and first.model.has_guidance and not second.model.has_guidance
+
+
+@pytest.mark.parametrize(
+    ("option", "count"),
+    [
+        ("sd35_medium", 191),
+        ("sd35_large", 303),
+        ("flux1_dev", 342),
+        ("flux2_klein_4b", 100),
+        ("flux2_klein_9b", 144),
+        ("flux2_dev", 192),
+    ],
+)
+def test_number_of_lora_layers(option, count):
+    """By hand: 24 x 8 - 1, 38 x 8 - 1, 19 x 12 + 38 x 3, 5 x 12 + 20 x 2, 8 x 12 + 24 x 2, 8 x 12 + 48 x 2.
+
+    Mutation: lose a line of the list above.
+    """
+    assert len(expected(option)) == count
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_each_model_is_ready_to_run(option):
+    """The adapter's class, the grid at the published size, and steps that a ratio loss may train on.
+
+    Mutation: a step range that reaches a model's last step, FLUX.2 on FLUX.1's grid.
+    """
+    cfg = config(option)
+    assert cfg.model.pretrained in ARCHITECTURES and cfg.model.dtype == "bfloat16"
+    assert get_class(cfg.model["_target_"]).__module__.startswith("flowrl.models.")
+    assert cfg.grid.tokens == 1024
+    method = instantiate(cfg.algorithm)
+    rule = {"flux1_dev": "linear"}.get(option, "empirical")
+    assert getattr(method.schedule, "rule", None) == (None if option.startswith("sd35") else rule)
+    assert set(method.stochastic(0, 0)) <= set(range(cfg.rollout.num_steps - 1))
+    assert cfg.gate_tolerance <= cfg.trust.delta / 2
+
+
+def test_grid_tokens_follow_the_resolution():
+    """Mutation: a fixed number of tokens in the YAML."""
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=["name=test", "model=flux1_dev", "model.resolution=1024"])
+    assert cfg.schedule.tokens == 4096
+
+
+def test_an_unlisted_architecture_is_named():
+    """Mutation: a KeyError."""
+    with pytest.raises(ValueError, match=r"org/other: unknown architecture"):
+        on_meta("org/other", torch.float32)
