@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from flowrl.gaussian import Likelihood
 from flowrl.models import lora
 from flowrl.modules.policy import Policy
 from flowrl.noise import INITIAL, gaussian_noise
+from flowrl.panel import panel
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.schedule import Schedule, intervals
@@ -84,22 +86,24 @@ class Evaluator:
         with lora.swapped(policy.transformer, policy.ema.weights):
             for name, prompts in self.sets.items():
                 repeated = [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
-                images[name] = self._generate(policy, repeated)
+                images[name] = self.draw(policy, repeated)
                 scores[name] = policy.reward.score(images[name], repeated)
                 policy.reward.check(scores[name].is_valid)
                 metrics |= self._score(name, repeated, images[name], scores[name])
-                metrics[f"eval/{name}/kl_ref"] = self._kl_to_reference(policy, repeated[: self.kl_samples])
+                metrics[f"eval/{name}/kl_ref"] = self.kl_to_reference(policy, repeated)
         return EvaluationResult(metrics, images, scores)
 
-    def initial_noise(self, policy: Policy, num_samples: int) -> Tensor:
-        """The fixed initial noise of a set's first samples, the same in every evaluation of every run."""
-        samples = [divmod(row, self.images_per_prompt) for row in range(num_samples)]
+    def initial_noise(self, policy: Policy, num_samples: int, first: int = 0) -> Tensor:
+        """The fixed initial noise of a set's samples from row `first` on, the same in every evaluation of every run."""
+        samples = [divmod(row, self.images_per_prompt) for row in range(first, first + num_samples)]
         shape = policy.model.latent_shape
         noise = gaussian_noise(shape, seed=self.seed, iteration=_NOISE_ITERATION, samples=samples, step=INITIAL)
         return noise.to(policy.device)
 
-    def _generate(self, policy: Policy, prompts: Sequence[Prompt]) -> Tensor:
-        noise = self.initial_noise(policy, len(prompts))
+    @torch.no_grad()
+    def draw(self, policy: Policy, prompts: Sequence[Prompt], first: int = 0) -> Float[Tensor, "B 3 S S"]:
+        """Images of a set's samples from row `first` on, whose prompts are given, under the weights as they are."""
+        noise = self.initial_noise(policy, len(prompts), first)
         images = []
         for start in range(0, len(prompts), self.batch_size):
             rows = slice(start, start + self.batch_size)
@@ -112,21 +116,25 @@ class Evaluator:
         return torch.cat(images)
 
     def _score(self, name: str, prompts: Sequence[Prompt], images: Tensor, output: RewardOutput) -> dict[str, float]:
-        valid = output.is_valid
+        valid, has_value = output.is_valid, output.has_value
         metrics = {
             f"eval/{name}/missing": float(1 - valid.float().mean()),
             f"eval/{name}/diversity": self._diversity(images),
         }
-        if valid.any():
-            metrics[f"eval/{name}/reward"] = float(output.values[valid].mean())
+        looks = [panel(batch) for batch in images.split(self.batch_size)]
+        for stat in looks[0]:
+            metrics[f"eval/{name}/panel/{stat}"] = float(torch.cat([look[stat] for look in looks]).mean())
+        if has_value.any():
+            metrics[f"eval/{name}/reward"] = float(output.values[has_value].mean())
         for part, values in output.parts.items():
             usable = values[valid & values.isfinite()]
             if len(usable):
                 metrics[f"eval/{name}/part/{part}"] = float(usable.mean())
         if self.headline in output.parts:
             families = defaultdict(list)
-            for prompt, value, ok in zip(prompts, output.parts[self.headline].tolist(), valid.tolist(), strict=True):
-                if prompt.family and ok:
+            headline = torch.where(valid, output.parts[self.headline], torch.nan)
+            for prompt, value in zip(prompts, headline.tolist(), strict=True):
+                if prompt.family and math.isfinite(value):
                     families[prompt.family].append(value)
             metrics |= {f"eval/{name}/family/{family}": sum(own) / len(own) for family, own in families.items()}
         return metrics
@@ -136,7 +144,10 @@ class Evaluator:
         # The mean over pairs of |a - b|^2 is twice the unbiased variance within the group.
         return float((2 * groups.var(1, correction=1)).mean().sqrt()) if self.images_per_prompt > 1 else 0.0
 
-    def _kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float:
+    @torch.no_grad()
+    def kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float:
+        """Mean exact KL(current || reference) per step and dimension, over a set's first `kl_samples` samples."""
+        prompts = prompts[: self.kl_samples]
         conditioning = policy.embed(prompts)
         x = self.initial_noise(policy, len(prompts))
         divergences = []

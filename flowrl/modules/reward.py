@@ -10,7 +10,8 @@ from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from flowrl.rewards.protocol import Reward
+from flowrl.advantages import weighted_sum
+from flowrl.rewards.protocol import Images, Reward, checked
 from flowrl.types import Prompt, RewardOutput
 
 log = logging.getLogger(__name__)
@@ -36,24 +37,33 @@ class RewardModule(LightningModule):
             reward.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def score(self, images: Float[Tensor, "B 3 S S"], prompts: Sequence[Prompt]) -> RewardOutput:
+    def score(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+        """Checked scores on the CPU, with `terms` and `applies`; values and terms are NaN where no reward applies."""
         try:
-            output = self.reward(images, prompts)
-            for name, values in {"values": output.values, "is_valid": output.is_valid, **output.parts}.items():
-                if values.shape != (len(prompts),):
-                    raise ValueError(f"{len(prompts)} images, but {name} of shape {tuple(values.shape)}")
+            output = checked(self.reward(images, prompts), len(prompts))
         except Exception:  # any failure of a scorer, whoever wrote it, is a missing reward
             log.exception("reward failed on %d images: all are marked missing", len(prompts))
             weights = getattr(self.reward, "weights", (1.0,))
             none = torch.zeros(len(prompts), len(weights))
-            return RewardOutput(none[:, 0], none[:, 0].bool(), terms=none, weights=weights)
+            return RewardOutput(none[:, 0], none[:, 0].bool(), terms=none, weights=weights, applies=none == 0)
         values = output.values.float().cpu()
-        is_valid = output.is_valid.cpu() & values.isfinite()
         parts = {name: part.float().cpu() for name, part in output.parts.items()}
         terms = (values[:, None] if output.terms is None else output.terms).float().cpu()
-        is_valid &= terms.isfinite().all(1)
+        applies = torch.ones_like(terms, dtype=torch.bool) if output.applies is None else output.applies.cpu()
+        is_valid = output.is_valid.cpu() & (terms.isfinite() | ~applies).all(1)
+        is_valid &= values.isfinite() | ~applies.any(1)
         values, terms = torch.where(is_valid, values, 0.0), torch.where(is_valid[:, None], terms, 0.0)
-        return RewardOutput(values, is_valid, parts, output.info, terms, output.weights)
+        values, terms = values.masked_fill(~applies.any(1), torch.nan), terms.masked_fill(~applies, torch.nan)
+        return RewardOutput(values, is_valid, parts, output.info, terms, output.weights, applies)
+
+    def total(self, terms: Float[Tensor, "B R"], weights: Float[Tensor, "R"]) -> Float[Tensor, "B"]:
+        """The weighted sum of an iteration's terms. Raises ValueError where no reward applies to any of its prompts."""
+        if terms.isnan().all():
+            raise ValueError(
+                "reward applies to no prompt of this iteration, so nothing can be learned; choose data whose prompts "
+                "it can judge (reward=ocr needs text in quotes), or another reward"
+            )
+        return weighted_sum(terms, weights)
 
     def check(self, is_valid: Tensor) -> None:
         missing = 1 - is_valid.float().mean().item()
