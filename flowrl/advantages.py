@@ -3,7 +3,9 @@
 A sample has R rewards; most runs have one, of weight 1.
 Statistics are population statistics over the whole batch handed in. Samples whose reward is missing are left out of
 them and get 0; a group with fewer than two valid samples, or whose rewards are all equal, gets exactly 0 and is
-counted.
+counted. A reward that does not apply to a sample's prompt is NaN there: it adds nothing and is in none of its own
+statistics. Whether it applies is the same throughout a group, so nobody gains by it. A sample to which no reward
+applies is left out, as a missing one is.
 """
 
 from __future__ import annotations
@@ -41,22 +43,52 @@ class Advantages:
         }
 
 
+def weighted_sum(rewards: Float[Tensor, "B R"], weights: Float[Tensor, "R"]) -> Float[Tensor, "B"]:
+    """The sum over the rewards that apply to a sample, with nothing in place of the others; NaN where none applies."""
+    applies = ~rewards.isnan()
+    return torch.where(applies.any(1), torch.where(applies, rewards, 0.0) @ weights, torch.nan)
+
+
 def group(
     rewards: Float[Tensor, "B R"], weights: Float[Tensor, "R"], groups: Int[Tensor, "B"], is_valid: Bool[Tensor, "B"]
 ) -> Advantages:
     """(r - mean_g) / (std_g + 1e-4), with mean and std of each group; r is the weighted sum of the rewards."""
-    centred, std, counts, index = _centre(rewards @ weights, groups, is_valid)
-    return _finish(centred / (std[index] + STD_FLOOR), std, counts, index, is_valid)
+    total = weighted_sum(rewards, weights)
+    has_value = is_valid & ~total.isnan()
+    centred, std, counts, index = _centre(total, groups, has_value)
+    return _finish(centred / (std[index] + STD_FLOOR), std, counts, index, has_value)
 
 
 def global_std(
     rewards: Float[Tensor, "B R"], weights: Float[Tensor, "R"], groups: Int[Tensor, "B"], is_valid: Bool[Tensor, "B"]
 ) -> Advantages:
-    """(r - mean_g) / (std + 1e-4), with the mean of each group and one std over the batch (flow_grpo's default)."""
-    total = rewards @ weights
-    centred, std, counts, index = _centre(total, groups, is_valid)
-    overall = total[is_valid].std(correction=0) if is_valid.any() else total.new_zeros(())
-    return _finish(centred / (overall + STD_FLOOR), std, counts, index, is_valid)
+    """(r - mean_g) / (std + 1e-4), with the mean of each group and one std over the batch (flow_grpo's default).
+
+    Prompts that fewer rewards judge have other sums, which widens that std: with routed rewards prefer `zscore`.
+    """
+    total = weighted_sum(rewards, weights)
+    has_value = is_valid & ~total.isnan()
+    centred, std, counts, index = _centre(total, groups, has_value)
+    return _finish(centred / (_spread(total, has_value) + STD_FLOOR), std, counts, index, has_value)
+
+
+def zscore(
+    rewards: Float[Tensor, "B R"], weights: Float[Tensor, "R"], groups: Int[Tensor, "B"], is_valid: Bool[Tensor, "B"]
+) -> Advantages:
+    """The weighted sum of (r - mean_g) / (std_r + 1e-4), with each reward's own std over the samples it applies to.
+
+    So a reward's scale does not matter, and prompts on which a reward varies more count more; GDPO levels them. With
+    one reward this is `global_std`. A group is constant where all of its rewards are.
+    """
+    has_value = is_valid & ~rewards.isnan().all(1)
+    total, widest = torch.zeros_like(rewards[:, 0]), None
+    for column, weight in zip(rewards.unbind(1), weights, strict=True):
+        has_term = has_value & ~column.isnan()
+        centred, std, _, _ = _centre(column, groups, has_term)
+        total = total + weight * centred / (_spread(column, has_term) + STD_FLOOR)
+        widest = std if widest is None else torch.maximum(widest, std)
+    assert widest is not None
+    return _finish(total, widest, *_count(groups, has_value), has_value)
 
 
 def gdpo(
@@ -64,27 +96,39 @@ def gdpo(
 ) -> Advantages:
     """Each reward's z-score within the group, their weighted sum, normalised over the batch (Flow-Factory's `gdpo`).
 
-    So a reward's scale does not matter, only its weight. A group is constant where all of its rewards are.
+    So a reward's scale does not matter, only its weight. A group is constant where all of its rewards are. A reward
+    that does not apply adds nothing, so a prompt that fewer rewards judge moves less.
     """
-    columns = [_centre(column, groups, is_valid) for column in rewards.unbind(1)]
-    _, _, counts, index = columns[0]
+    has_value = is_valid & ~rewards.isnan().all(1)
+    counts, index = _count(groups, has_value)
+    columns = [_centre(column, groups, has_value & ~column.isnan()) for column in rewards.unbind(1)]
     scores = [centred / std[index].clamp(min=SCORE_FLOOR) for centred, std, _, _ in columns]
     total = torch.stack(scores, 1) @ weights
-    spread = torch.stack([std for _, std, _, _ in columns]).amax(0)
-    if is_valid.any():
-        total = (total - total[is_valid].mean()) / total[is_valid].std(correction=0).clamp(min=SCORE_FLOOR)
-    return _finish(total, spread, counts, index, is_valid)
+    widest = torch.stack([std for _, std, _, _ in columns]).amax(0)
+    if has_value.any():
+        total = (total - total[has_value].mean()) / _spread(total, has_value).clamp(min=SCORE_FLOOR)
+    return _finish(total, widest, counts, index, has_value)
+
+
+def _spread(rewards: Tensor, is_valid: Tensor) -> Tensor:
+    """The standard deviation over all valid samples, 0 where there is none."""
+    return rewards[is_valid].std(correction=0) if is_valid.any() else rewards.new_zeros(())
+
+
+def _count(groups: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Valid samples per group, and each sample's group index."""
+    _, index = groups.unique(return_inverse=True)
+    counts = is_valid.new_zeros(int(index.max()) + 1, dtype=torch.float32)
+    return counts.index_add_(0, index, is_valid.float()), index
 
 
 def _centre(rewards: Tensor, groups: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rewards minus their group's mean, std and number of valid samples per group, and each sample's group index."""
-    _, index = groups.unique(return_inverse=True)
+    counts, index = _count(groups, is_valid)
     rewards = torch.where(is_valid, rewards, 0.0)
-    num_groups = int(index.max()) + 1
-    counts = rewards.new_zeros(num_groups).index_add_(0, index, is_valid.to(rewards))
-    mean = rewards.new_zeros(num_groups).index_add_(0, index, rewards) / counts.clamp(min=1)
+    mean = rewards.new_zeros(len(counts)).index_add_(0, index, rewards) / counts.clamp(min=1)
     centred = torch.where(is_valid, rewards - mean[index], 0.0)
-    std = (rewards.new_zeros(num_groups).index_add_(0, index, centred.square()) / counts.clamp(min=1)).sqrt()
+    std = (rewards.new_zeros(len(counts)).index_add_(0, index, centred.square()) / counts.clamp(min=1)).sqrt()
     low = torch.full_like(mean, torch.inf).scatter_reduce(0, index[is_valid], rewards[is_valid], "amin")
     high = torch.full_like(mean, -torch.inf).scatter_reduce(0, index[is_valid], rewards[is_valid], "amax")
     # The mean of equal floats can differ from them in the last bit; equality of extremes cannot.

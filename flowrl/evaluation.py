@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from flowrl.gaussian import Likelihood
 from flowrl.models import lora
 from flowrl.modules.policy import Policy
 from flowrl.noise import INITIAL, gaussian_noise
+from flowrl.panel import panel
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.schedule import Schedule, intervals
@@ -88,22 +89,33 @@ class Evaluator:
         with lora.swapped(policy.transformer, policy.ema.weights):
             for name, prompts in self.sets.items():
                 repeated = [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
-                images[name], scores[name] = self._generate(policy, repeated)
+                images[name], scores[name] = self._draw_and_score(policy, repeated)
                 policy.reward.check(scores[name].is_valid, scores[name].info)
                 metrics |= self._score(name, repeated, images[name], scores[name])
-                metrics[f"eval/{name}/kl_ref"] = self._kl_to_reference(policy, repeated[: self.kl_samples])
+                metrics[f"eval/{name}/kl_ref"] = self.kl_to_reference(policy, repeated)
         return EvaluationResult(metrics, images, scores)
 
-    def initial_noise(self, policy: Policy, num_samples: int) -> Tensor:
-        """The fixed initial noise of a set's first samples, the same in every evaluation of every run."""
-        samples = [divmod(row, self.images_per_prompt) for row in range(num_samples)]
+    def initial_noise(self, policy: Policy, num_samples: int, first: int = 0) -> Tensor:
+        """The fixed initial noise of a set's samples from row `first` on, the same in every evaluation of every run."""
+        samples = [divmod(row, self.images_per_prompt) for row in range(first, first + num_samples)]
         shape = policy.model.latent_shape
         noise = gaussian_noise(shape, seed=self.seed, iteration=_NOISE_ITERATION, samples=samples, step=INITIAL)
         return noise.to(policy.device)
 
-    def _generate(self, policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, RewardOutput]:
-        noise = self.initial_noise(policy, len(prompts))
+    @torch.no_grad()
+    def draw(self, policy: Policy, prompts: Sequence[Prompt], first: int = 0) -> Float[Tensor, "B 3 S S"]:
+        """Images of a set's samples from row `first` on, whose prompts are given, under the weights as they are."""
+        return torch.cat([images for _, images in self._batches(policy, prompts, first)])
+
+    def _draw_and_score(self, policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, RewardOutput]:
         images, scores = [], []
+        for rows, batch in self._batches(policy, prompts, 0):
+            images.append(batch)
+            scores.append(policy.reward.submit(batch, prompts[rows]))
+        return torch.cat(images), policy.reward.collect(scores)
+
+    def _batches(self, policy: Policy, prompts: Sequence[Prompt], first: int) -> Iterator[tuple[slice, Tensor]]:
+        noise = self.initial_noise(policy, len(prompts), first)
         for start in range(0, len(prompts), self.batch_size):
             rows = slice(start, start + self.batch_size)
             conditioning = policy.embed(prompts[rows])
@@ -111,18 +123,19 @@ class Evaluator:
             for interval in self.intervals:
                 velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
                 x, history = self.solver.advance(x, velocity, interval, history)
-            images.append(policy.model.decode(x))
-            scores.append(policy.reward.submit(images[-1], prompts[rows]))
-        return torch.cat(images), policy.reward.collect(scores)
+            yield rows, policy.model.decode(x)
 
     def _score(self, name: str, prompts: Sequence[Prompt], images: Tensor, output: RewardOutput) -> dict[str, float]:
-        valid = output.is_valid
+        valid, has_value = output.is_valid, output.has_value
         metrics = {
             f"eval/{name}/missing": float(1 - valid.float().mean()),
             f"eval/{name}/diversity": self._diversity(images),
         }
-        if valid.any():
-            metrics[f"eval/{name}/reward"] = float(output.values[valid].mean())
+        looks = [panel(batch) for batch in images.split(self.batch_size)]
+        for stat in looks[0]:
+            metrics[f"eval/{name}/panel/{stat}"] = float(torch.cat([look[stat] for look in looks]).mean())
+        if has_value.any():
+            metrics[f"eval/{name}/reward"] = float(output.values[has_value].mean())
         for part, values in output.parts.items():
             usable = values[valid & values.isfinite()]
             if len(usable):
@@ -139,7 +152,10 @@ class Evaluator:
         # The mean over pairs of |a - b|^2 is twice the unbiased variance within the group.
         return float((2 * groups.var(1, correction=1)).mean().sqrt()) if self.images_per_prompt > 1 else 0.0
 
-    def _kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float:
+    @torch.no_grad()
+    def kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float:
+        """Mean exact KL(current || reference) per step and dimension, over a set's first `kl_samples` samples."""
+        prompts = prompts[: self.kl_samples]
         conditioning = policy.embed(prompts)
         x = self.initial_noise(policy, len(prompts))
         divergences = []

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 GLOSSARY: dict[str, str] = {
     "iteration": "Number of finished iterations (rollout, reward and updates): the x axis of every chart.",
     "samples": "Images generated for training so far, over all processes.",
-    "reward/mean": "Mean training reward of the iteration's valid samples, under stochastic sampling.",
+    "reward/mean": "Mean training reward of the iteration's valid samples, under stochastic sampling; samples whose "
+    "prompt no reward judges are left out.",
     "reward/std": "Population standard deviation of the same rewards.",
     "reward/missing": "Share of samples whose reward failed; they are left out of all statistics.",
     "reward/part/*": "Mean of a named part of the reward over the iteration's valid samples; never trained on. "
@@ -19,7 +20,7 @@ GLOSSARY: dict[str, str] = {
     "that no blend of background and one colour explains), clean_objects (share of found objects that fit a shape).",
     "advantage/largest": "Largest absolute advantage of the iteration: xi of the improvement bound.",
     "advantage/constant_groups": "Share of groups whose rewards are all equal: they teach nothing.",
-    "advantage/dropped_groups": "Share of groups with fewer than two valid rewards: left out.",
+    "advantage/dropped_groups": "Share of groups with fewer than two valid rewards, or that no reward judges.",
     "loss/policy": "The policy loss, without the reference penalty, averaged over the iteration's updates.",
     "loss/penalty": "The reference penalty before its weight beta; missing where beta is 0.",
     "trust/kl_old": "Exact KL(old || current) per step under the configured reduction, mean over updates' samples.",
@@ -56,6 +57,10 @@ GLOSSARY: dict[str, str] = {
     "eval/*/kl_ref": "Mean over samples and steps of the exact per-step KL(current || reference), mean-reduced, of the "
     "evaluation's Gaussian steps at the states that the ODE visits.",
     "eval/*/diversity": "Root mean square pixel distance between images of the same prompt: falls when modes collapse.",
+    "eval/*/panel/*": "The hacking panel (`flowrl/panel.py`), mean over the set's images: edge_density, "
+    "colour_entropy, brightness, high_frequency. It moves when a reward is cheated, whatever the reward says.",
+    "eval/*/alarms": "Gold metrics (`viewing.gold`) that fell since the start while the reward rose, both beyond "
+    "their 95 % intervals over prompts.",
     "eval/*/missing": "Share of the set's samples whose reward failed.",
 }
 

@@ -64,7 +64,9 @@ class RewardOutput:
 
     `info` is empty or has one entry a sample; that of a missing one may say why under `missing`.
 
-    A mixture of R rewards gives its `terms` and `weights` too, and their weighted sum as `values`.
+    A mixture of R rewards gives its `terms` and `weights` too, and their weighted sum as `values`. `applies` says which
+    rewards have anything to say about a sample's prompt, and must follow from the prompt alone; None means all of them.
+    Where none applies, the sample is neither missing nor zero: it has no value, and belongs to no statistic.
     """
 
     values: Float[Tensor, "B"]
@@ -73,6 +75,12 @@ class RewardOutput:
     info: Sequence[Mapping[str, Any]] = ()
     terms: Float[Tensor, "B R"] | None = None
     weights: tuple[float, ...] = (1.0,)
+    applies: Bool[Tensor, "B R"] | None = None
+
+    @property
+    def has_value(self) -> Bool[Tensor, "B"]:
+        """Valid samples to which at least one reward applies."""
+        return self.is_valid if self.applies is None else self.is_valid & self.applies.any(1)
 
 
 @dataclass(frozen=True, slots=True)

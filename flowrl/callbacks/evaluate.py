@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,27 @@ from flowrl import grids
 from flowrl.callbacks.record import RunRecord
 from flowrl.evaluation import EvaluationResult, Evaluator
 from flowrl.modules.policy import Policy
+from flowrl.statistics import fallen
+from flowrl.types import RewardOutput
+
+log = logging.getLogger(__name__)
 
 
 class Evaluate(Callback):
     """Runs the evaluator at the start, every `every` iterations, and at the end; keeps the first images to compare.
 
     Writes `images/<iteration>.png` with the samples before and now, from the same noise, for the first `num_shown`
-    prompts of the first set.
+    prompts of the first set. Warns when the reward has risen on that set since the start while one of `gold`, parts of
+    the reward that are not trained on, has fallen.
     """
 
-    def __init__(self, *, evaluator: Evaluator, record: RunRecord, folder: str, every: int, num_shown: int) -> None:
+    def __init__(
+        self, *, evaluator: Evaluator, record: RunRecord, folder: str, every: int, num_shown: int, gold: Sequence[str]
+    ) -> None:
         self.evaluator, self.record, self.folder = evaluator, record, Path(folder)
-        self.every, self.num_shown = every, num_shown
+        self.every, self.num_shown, self.gold = every, num_shown, tuple(gold)
         self.first: tuple[Tensor, Tensor] | None = None
+        self.watched: dict[str, Tensor] = {}
 
     @property
     def before_path(self) -> Path:
@@ -39,6 +49,7 @@ class Evaluate(Callback):
         if pl_module.num_iterations and self.before_path.is_file():
             kept = load_file(self.before_path)
             self.first = (kept["images"], kept["scores"])
+            self.watched = {name: kept[name] for name in ("reward", *self.gold) if name in kept}
         else:
             self.run(trainer, pl_module, "before")
 
@@ -54,10 +65,12 @@ class Evaluate(Callback):
         """Evaluate, log, draw."""
         assert isinstance(policy, Policy)
         result = self.evaluator.evaluate(policy)
-        policy.log_evaluation(result.metrics)
-        headline = self.headline(result)
-        self.record.add(when, dict(result.metrics), headline)
         main = next(iter(self.evaluator.sets))
+        watched = self.watch(result.scores[main])
+        metrics = dict(result.metrics) | {f"eval/{main}/alarms": float(len(self.alarms(watched)))}
+        policy.log_evaluation(metrics)
+        headline = self.headline(result)
+        self.record.add(when, metrics, headline)
         # Spread over the set, one image a prompt, so that every task family is seen.
         stride = self.evaluator.images_per_prompt
         shown = slice(0, self.num_shown * stride, stride)
@@ -70,7 +83,7 @@ class Evaluate(Callback):
             self.first = (images, values)
             self.before_path.parent.mkdir(parents=True, exist_ok=True)
             partial = self.before_path.with_suffix(".partial")
-            save_file({"images": images.contiguous(), "scores": values.contiguous()}, partial)
+            save_file({"images": images.contiguous(), "scores": values.contiguous(), **watched}, partial)
             partial.replace(self.before_path)
         captions = [prompt.text for prompt in self.evaluator.sets[main][: self.num_shown]]
         columns = [("before", self.first[0], self.first[1].tolist())]
@@ -83,15 +96,36 @@ class Evaluate(Callback):
         numbers = ", ".join(f"{key} {value:.3f}" for key, value in headline.items() if isinstance(value, float))
         policy.print(f"evaluation {when} (iteration {policy.num_iterations}): {numbers}; {path}")
 
+    def watch(self, output: RewardOutput) -> dict[str, Tensor]:
+        """The reward and the gold metrics of each sample, NaN where there is none; warns of one that is no part."""
+        if unknown := [name for name in self.gold if name not in output.parts]:
+            names = ", ".join(output.parts) or "none"
+            log.warning("viewing.gold=%s: no part of the reward, whose parts are: %s", ",".join(unknown), names)
+        found = [name for name in self.gold if name in output.parts]
+        values = {"reward": torch.where(output.has_value, output.values, torch.nan)}
+        return values | {name: torch.where(output.is_valid, output.parts[name], torch.nan) for name in found}
+
+    def alarms(self, watched: dict[str, Tensor]) -> list[str]:
+        """Gold metrics that fell while the reward rose; they are warned of."""
+        self.watched = self.watched or watched
+        prompts = torch.arange(len(watched["reward"])) // self.evaluator.images_per_prompt
+        both = [name for name in self.watched if name in watched]
+        fell = fallen({name: self.watched[name] for name in both}, {name: watched[name] for name in both}, prompts)
+        if fell:
+            names = ", ".join(fell)
+            log.warning("the reward rose and %s fell: the reward may be being cheated; look at images/", names)
+        return fell
+
     def headline(self, result: EvaluationResult) -> dict[str, Any]:
         """The main set's scores at the top level, the other sets' under their names."""
         scores: dict[str, Any] = {}
         for i, name in enumerate(self.evaluator.sets):
             prefix = f"eval/{name}/"
             own = {key.removeprefix(prefix): value for key, value in result.metrics.items() if key.startswith(prefix)}
-            plain = {key: value for key, value in own.items() if not key.startswith("family/")}
+            plain = {key: value for key, value in own.items() if not key.startswith(("family/", "panel/"))}
             flat: dict[str, Any] = {key.removeprefix("part/"): value for key, value in plain.items()}
             flat["families"] = {key.removeprefix("family/"): v for key, v in own.items() if key.startswith("family/")}
+            flat["panel"] = {key.removeprefix("panel/"): v for key, v in own.items() if key.startswith("panel/")}
             scores |= flat if i == 0 else {name: flat}
         return scores
 

@@ -102,6 +102,26 @@ def load(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
         parameter.copy_(weights[name])
 
 
+def load_folder(transformer: nn.Module, folder: Path) -> None:
+    """Replace the adapter by the one in a folder that stock pipelines take, whatever its rank and targets.
+
+    Raises ValueError where the folder holds none that fits this transformer.
+    """
+    if not list(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder}: no LoRA there; give a folder with pytorch_lora_weights.safetensors")
+    network = _peft(transformer)
+    network.delete_adapters(ADAPTER)
+    try:
+        network.load_lora_adapter(str(folder), adapter_name=ADAPTER, use_safetensors=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ValueError(f"{folder}: the LoRA does not fit this model ({str(error).splitlines()[0]})") from error
+    own = parameters(transformer)
+    if not own:
+        raise ValueError(f"{folder}: none of the LoRA's weights belongs to this model")
+    for parameter in own.values():
+        parameter.data = parameter.data.float()
+
+
 def _peft(transformer: nn.Module) -> Any:
     """diffusers adds peft's methods by a mixin that a type checker does not see through `nn.Module`."""
     return transformer

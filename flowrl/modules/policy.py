@@ -145,16 +145,16 @@ class Policy(LightningModule):
         terms, is_valid, order = self.gather(output.terms), self.gather(output.is_valid), self.gather(rows)
         self.reward.check(is_valid, output.info)
         weights = torch.tensor(output.weights)
-        values, groups = terms @ weights, order // self.plan.group_size
-        advantages = self.algorithm.advantage(terms, weights, groups, is_valid)
+        values = self.reward.total(terms, weights)
+        advantages = self.algorithm.advantage(terms, weights, order // self.plan.group_size, is_valid)
         by_row = torch.zeros(self.plan.num_samples).index_copy(0, order, advantages.values)
         is_used = torch.zeros(self.plan.num_samples, dtype=torch.bool).index_copy(0, order, advantages.is_used)
         for part in parts:
             part.advantage = by_row[list(part.rows)].to(self.device)
             part.is_used = is_used[list(part.rows)].to(self.device)
-        if is_valid.any():
-            record.add("reward/mean", values[is_valid].mean())
-            record.add("reward/std", values[is_valid].std(correction=0))
+        if (has_value := is_valid & values.isfinite()).any():
+            record.add("reward/mean", values[has_value].mean())
+            record.add("reward/std", values[has_value].std(correction=0))
         record.add("reward/missing", 1 - is_valid.float().mean())
         for name, value in advantages.metrics().items():
             record.add(name, value)

@@ -13,8 +13,9 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from flowrl import background
+from flowrl.advantages import weighted_sum
 from flowrl.rewards.outputs import REASON, concatenate, first_reason, missing
-from flowrl.rewards.protocol import Reward
+from flowrl.rewards.protocol import Images, Reward, checked
 from flowrl.types import Prompt, RewardOutput
 
 log = logging.getLogger(__name__)
@@ -62,23 +63,33 @@ class RewardModule(LightningModule):
         return concatenate([score.result() for score in scores])
 
     @torch.no_grad()
-    def score(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardOutput:
+    def score(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+        """Checked scores on the CPU, with `terms` and `applies`; values and terms are NaN where no reward applies."""
         try:
-            output = self.reward(images, prompts)
-            for name, values in {"values": output.values, "is_valid": output.is_valid, **output.parts}.items():
-                if values.shape != (len(prompts),):
-                    raise ValueError(f"{len(prompts)} images, but {name} of shape {tuple(values.shape)}")
+            output = checked(self.reward(images, prompts), len(prompts))
         except Exception as error:  # any failure of a scorer, whoever wrote it, is a missing reward
             log.exception("reward failed on %d images: all are marked missing", len(prompts))
             reason = f"{type(error).__name__}: {error}"
             output = missing(len(prompts), reason, getattr(self.reward, "weights", None))
         values = output.values.float().cpu()
-        is_valid = output.is_valid.cpu() & values.isfinite()
         parts = {name: part.float().cpu() for name, part in output.parts.items()}
         terms = (values[:, None] if output.terms is None else output.terms).float().cpu()
-        is_valid &= terms.isfinite().all(1)
+        applies = torch.ones_like(terms, dtype=torch.bool) if output.applies is None else output.applies.cpu()
+        is_valid = output.is_valid.cpu() & (terms.isfinite() | ~applies).all(1)
+        is_valid &= values.isfinite() | ~applies.any(1)
         values, terms = torch.where(is_valid, values, 0.0), torch.where(is_valid[:, None], terms, 0.0)
-        return RewardOutput(values, is_valid, parts, _with_reasons(output.info, is_valid), terms, output.weights)
+        values, terms = values.masked_fill(~applies.any(1), torch.nan), terms.masked_fill(~applies, torch.nan)
+        info = _with_reasons(output.info, is_valid)
+        return RewardOutput(values, is_valid, parts, info, terms, output.weights, applies)
+
+    def total(self, terms: Float[Tensor, "B R"], weights: Float[Tensor, "R"]) -> Float[Tensor, "B"]:
+        """The weighted sum of an iteration's terms. Raises ValueError where no reward applies to any of its prompts."""
+        if terms.isnan().all():
+            raise ValueError(
+                "reward applies to no prompt of this iteration, so nothing can be learned; choose data whose prompts "
+                "it can judge (reward=ocr needs text in quotes), or another reward"
+            )
+        return weighted_sum(terms, weights)
 
     def check(self, is_valid: Tensor, info: Sequence[Mapping[str, Any]] = ()) -> None:
         """Raise where too many are missing; the message tells the first reason found in `info`."""

@@ -6,24 +6,25 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from torch import nn
 
-from flowrl.rewards.protocol import Reward
+from flowrl.advantages import weighted_sum
+from flowrl.rewards.protocol import Images, Reward, checked
 from flowrl.types import Prompt, RewardOutput
 
 log = logging.getLogger(__name__)
 
 
-class Mixture:
-    """The weighted sum of named rewards, with each of them as a term for advantages that treat them apart (`gdpo`).
+class Mixture(nn.Module):
+    """The weighted sum of named rewards, with each of them as a term for advantages that treat them apart.
 
     Parts: the value of each reward under its name, and its own parts under `<name>_<part>`. A sample that one of them
-    could not score is missing. A reward of weight 0 only monitors: it is no term, and its failures are logged and
-    leave its parts out.
+    could not score is missing. A reward that does not apply to a prompt is no part of that prompt's sum. A reward of
+    weight 0 only monitors: it is no term, and its failures are logged and leave its parts out.
     """
 
     def __init__(self, *, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
+        super().__init__()
         if not rewards or rewards.keys() != weights.keys():
             raise ValueError(
                 f"reward.weights ({', '.join(weights)}) must name the rewards of reward.rewards ({', '.join(rewards)})"
@@ -33,17 +34,28 @@ class Mixture:
         if not self.terms:
             raise ValueError("reward.weights: at least one must differ from 0")
         self.weights = tuple(float(weights[name]) for name in self.terms)
+        # Registered, so that scorers with weights are moved and frozen with the mixture.
+        self.networks = nn.ModuleList(reward for reward in rewards.values() if isinstance(reward, nn.Module))
 
-    def __call__(self, images: Float[Tensor, "B 3 S S"], prompts: Sequence[Prompt]) -> RewardOutput:
-        outputs = {name: reward(images, prompts) for name, reward in self.terms.items()}
-        terms = torch.stack([output.values.float() for output in outputs.values()], 1)
-        is_valid = torch.stack([output.is_valid for output in outputs.values()]).all(0)
+    def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+        outputs = {name: checked(reward(images, prompts), len(prompts)) for name, reward in self.terms.items()}
+        applies = torch.stack([_applies(output) for output in outputs.values()], 1)
+        is_valid = torch.stack([output.is_valid.cpu() for output in outputs.values()], 1)
+        terms = torch.stack([output.values.float().cpu() for output in outputs.values()], 1)
         for name, reward in self.monitors.items():
             try:
-                outputs[name] = reward(images, prompts)
+                outputs[name] = checked(reward(images, prompts), len(prompts))
             except Exception:  # whatever fails in a reward that only monitors must not stop a run
                 log.exception("monitoring reward %s failed on %d images", name, len(prompts))
-        parts = {name: torch.where(output.is_valid, output.values, torch.nan) for name, output in outputs.items()}
+        parts = {}
         for name, output in outputs.items():
+            has_value = output.is_valid.cpu() & _applies(output)
+            parts[name] = torch.where(has_value, output.values.float().cpu(), torch.nan)
             parts |= {f"{name}_{part}": values for part, values in output.parts.items()}
-        return RewardOutput(terms @ terms.new_tensor(self.weights), is_valid, parts, (), terms, self.weights)
+        values = weighted_sum(terms.masked_fill(~applies, torch.nan), terms.new_tensor(self.weights))
+        return RewardOutput(values, (is_valid | ~applies).all(1), parts, (), terms, self.weights, applies)
+
+
+def _applies(output: RewardOutput) -> torch.Tensor:
+    """Whether a reward, which may be a mixture itself, applies to each sample."""
+    return torch.ones(len(output.values), dtype=torch.bool) if output.applies is None else output.applies.cpu().any(1)

@@ -26,13 +26,21 @@ def concatenate(outputs: Sequence[RewardOutput]) -> RewardOutput:
     parts = {}
     for name in dict.fromkeys(name for output in outputs for name in output.parts):
         absent = [torch.full_like(output.values, torch.nan) for output in outputs]
-        own = [output.parts.get(name, none) for output, none in zip(outputs, absent, strict=True)]
-        parts[name] = torch.cat([values.float() for values in own])
+        found = [output.parts.get(name, none) for output, none in zip(outputs, absent, strict=True)]
+        parts[name] = torch.cat([values.float() for values in found])
     info: list[Mapping[str, Any]] = []
     for output in outputs:
         info += output.info or [{}] * len(output.values)
     terms = [output.terms for output in outputs if output.terms is not None]
     assert len(terms) in (0, len(outputs))
+    applies = None
+    if any(output.applies is not None for output in outputs):
+        everywhere = [torch.ones(len(output.values), len(output.weights), dtype=torch.bool) for output in outputs]
+        own = [
+            every if output.applies is None else output.applies
+            for output, every in zip(outputs, everywhere, strict=True)
+        ]
+        applies = torch.cat(own)
     return RewardOutput(
         torch.cat([output.values for output in outputs]),
         torch.cat([output.is_valid for output in outputs]),
@@ -40,6 +48,7 @@ def concatenate(outputs: Sequence[RewardOutput]) -> RewardOutput:
         info,
         torch.cat(terms) if terms else None,
         outputs[0].weights,
+        applies,
     )
 
 

@@ -1,4 +1,4 @@
-"""The interface of a reward."""
+"""The interface of a reward, and the check of what it returns."""
 
 from __future__ import annotations
 
@@ -6,17 +6,35 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from flowrl.types import Prompt, RewardOutput
 
+Images = Float[Tensor, "B 3 S S"] | Sequence[Image.Image]
+"""Images in [0, 1], or 8-bit pictures; both give the same scores, see `flowrl.rewards.images`."""
+
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores images in [0, 1] against prompts, one each.
+    """Scores images against prompts, one each.
 
     Higher is better. A sample that cannot be scored is marked missing in the output; raising marks the whole call
-    missing. `parts` of the output are logged and evaluated under their names and never trained on.
+    missing. A prompt that the reward has nothing to say about is marked in `applies` of the output instead. `parts` of
+    the output are logged and evaluated under their names and never trained on. A scorer with weights of its own is a
+    `torch.nn.Module`, so that it is frozen and moved.
     """
 
-    def __call__(self, images: Float[Tensor, "B 3 S S"], prompts: Sequence[Prompt]) -> RewardOutput: ...
+    def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput: ...
+
+
+def checked(output: RewardOutput, count: int) -> RewardOutput:
+    """The output as it is. Raises ValueError unless it has `count` samples throughout."""
+    for name, values in {"values": output.values, "is_valid": output.is_valid, **output.parts}.items():
+        if values.shape != (count,):
+            raise ValueError(f"{count} images, but {name} of shape {tuple(values.shape)}")
+    shape = (count, len(output.weights))
+    for name, table in {"terms": output.terms, "applies": output.applies}.items():
+        if table is not None and table.shape != shape:
+            raise ValueError(f"{count} images and {shape[1]} weights, but {name} of shape {tuple(table.shape)}")
+    return output

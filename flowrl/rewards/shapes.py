@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.rewards.images import to_tensor
 from flowrl.rewards.outputs import REASON
+from flowrl.rewards.protocol import Images
 from flowrl.shapes.grammar import parse
 from flowrl.shapes.verify import verify
 from flowrl.types import Prompt, RewardOutput
@@ -29,7 +30,7 @@ class ShapesReward:
             raise ValueError(f"reward.score={score!r} must be soft, geometric, strict or clean")
         self.score = score
 
-    def __call__(self, images: Float[Tensor, "B 3 S S"], prompts: Sequence[Prompt]) -> RewardOutput:
+    def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         captions, reasons = [], {}
         for i, prompt in enumerate(prompts):
             try:
@@ -37,7 +38,8 @@ class ShapesReward:
             except ValueError as error:
                 captions.append(parse("a circle"))
                 reasons[i] = str(error)
-        verdicts = verify(images.float().permute(0, 2, 3, 1).cpu().numpy(), captions)
+        pixels = images if isinstance(images, Tensor) else to_tensor(images)
+        verdicts = verify(pixels.float().permute(0, 2, 3, 1).cpu().numpy(), captions)
         cleanness = [[found.is_clean for found in verdict.objects] for verdict in verdicts]
         parts = {
             "soft": [verdict.soft for verdict in verdicts],

@@ -1,9 +1,10 @@
 """What reward servers and their clients say to each other: JSON with images as base64 PNG, never pickle.
 
 A request is `{"images": [PNG, ...], "prompts": [{"text": ..., "family": ..., "metadata": {...}}, ...]}`, its images
-all of one size. The answer is `{"values": [...], "parts": {name: [...]}, "reasons": [...]}`, one entry a sample: a
-value is a number, or null where the sample is missing, and its reason then says why. Images are rounded to 8 bits on
-the way, as they are wherever images are saved.
+all of one size. The answer is `{"values": [...], "parts": {name: [...]}, "reasons": [...], "applies": [...]}`, one
+entry a sample: a value is a number, or null where the sample is missing, and its reason then says why; `applies` is
+false where the scorer has nothing to say about the prompt, and may be left out where it never is. Images are
+rounded to 8 bits on the way, as they are wherever images are saved.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
@@ -105,7 +106,12 @@ def answer(output: RewardOutput) -> dict[str, Any]:
         "values": [_finite(value) for value in values],
         "parts": {name: [_finite(value) for value in part.tolist()] for name, part in output.parts.items()},
         "reasons": [entry.get(REASON) for entry in info],
+        "applies": _applies(output).tolist(),
     }
+
+
+def _applies(output: RewardOutput) -> Bool[Tensor, "B"]:
+    return torch.ones(len(output.values), dtype=torch.bool) if output.applies is None else output.applies.any(1)
 
 
 def _finite(value: float | None) -> float | None:
@@ -125,12 +131,16 @@ def read_answer(body: bytes, count: int) -> RewardOutput:
     reasons = data.get("reasons") or [None] * count
     if not isinstance(reasons, list) or len(reasons) != count:
         raise ValueError(f"`reasons` must be a list of {count}")
-    is_valid = values.isfinite()
+    applies = data.get("applies", [True] * count)
+    if not isinstance(applies, list) or len(applies) != count or not all(isinstance(each, bool) for each in applies):
+        raise ValueError(f"`applies` must be a list of {count} booleans")
+    is_valid = values.isfinite() | ~torch.tensor(applies)
     info: list[Mapping[str, Any]] = []
     for reason, ok in zip(reasons, is_valid.tolist(), strict=True):
         info.append({} if ok else {REASON: str(reason or "the server gave no number")})
     tensors = {str(name): _numbers(part, count, f"part {name}") for name, part in parts.items()}
-    return RewardOutput(values.nan_to_num(0.0, 0.0, 0.0), is_valid, tensors, info)
+    values = values.nan_to_num(0.0, 0.0, 0.0)
+    return RewardOutput(values, is_valid, tensors, info, applies=torch.tensor(applies)[:, None])
 
 
 def _numbers(data: Any, count: int, name: str) -> Float[Tensor, "B"]:

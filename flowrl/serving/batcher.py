@@ -118,4 +118,6 @@ def rows(output: RewardOutput, part: slice) -> RewardOutput:
     """The samples of `part` alone."""
     parts = {name: values[part] for name, values in output.parts.items()}
     terms = None if output.terms is None else output.terms[part]
-    return RewardOutput(output.values[part], output.is_valid[part], parts, output.info[part], terms, output.weights)
+    applies = None if output.applies is None else output.applies[part]
+    info = output.info[part]
+    return RewardOutput(output.values[part], output.is_valid[part], parts, info, terms, output.weights, applies)

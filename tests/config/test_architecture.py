@@ -60,6 +60,8 @@ def importers(root, package):
         ("batch_plan.py", ()),
         ("ema.py", ()),
         ("metrics.py", ()),
+        ("panel.py", ()),
+        ("statistics.py", ()),
         ("shapes/*.py", ("flowrl.shapes", "numpy", "scipy")),
     ],
 )

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from flowrl.advantages import gdpo, global_std, group
+from flowrl.advantages import gdpo, global_std, group, weighted_sum, zscore
 
-ALL = pytest.mark.parametrize("function", [group, global_std, gdpo])
+ALL = pytest.mark.parametrize("function", [group, global_std, zscore, gdpo])
 
 
 def run(function, rewards, groups, is_valid=None, weights=(1.0,)):
@@ -120,3 +120,69 @@ def test_used_samples(function):
     """Valid ones with another valid one in their group, constant or not. Mutation: count constant groups as missing."""
     got = run(function, [1.0, 1.0, 3.0, 4.0, 5.0], [0, 0, 1, 1, 1], [True, True, True, False, False])
     assert got.is_used.tolist() == [True, True, False, False, False]
+
+
+def test_zscore_by_hand():
+    """Groups (0, 2), (10, 10) of a reward with std sqrt(20.75) over the batch, and (1, 1), (0, 4) of one with std 1.5:
+    with weights 1 and 3. Mutation: std within the group, or weights before the standardisation.
+    """
+    got = run(zscore, [[0.0, 1.0], [2.0, 1.0], [10.0, 0.0], [10.0, 4.0]], [0, 0, 1, 1], weights=(1.0, 3.0))
+    first, second = 1 / (math.sqrt(20.75) + 1e-4), 3 * 2 / (1.5 + 1e-4)
+    assert got.values.tolist() == pytest.approx([-first, first, -second, second], rel=1e-12)
+
+
+def test_zscore_of_one_reward_is_global_std(normal):
+    """Mutation: divide by the std of the centred rewards."""
+    rewards, groups = normal(24)[:, None], torch.arange(24) // 6
+    one, valid = torch.ones(1, dtype=torch.float64), torch.arange(24) % 5 != 0
+    ours, theirs = (function(rewards, one, groups, valid).values for function in (zscore, global_std))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+
+
+NAN = math.nan
+
+
+def test_a_sum_of_the_rewards_that_apply():
+    """Mutation: a NaN for the whole sum, a 0 where nothing applies, or the weights spread over the rest."""
+    terms = torch.tensor([[1.0, 10.0], [NAN, 10.0], [1.0, NAN], [NAN, NAN]])
+    assert weighted_sum(terms, torch.tensor([2.0, 0.5])).tolist()[:3] == [7, 5, 2]
+    assert weighted_sum(terms, torch.tensor([2.0, 0.5]))[3].isnan()
+
+
+@ALL
+def test_a_reward_that_does_not_apply_is_as_if_it_were_not_there(function):
+    """On prompts that only the first reward judges, the order is the first reward's; they are not missing.
+
+    Mutation: put 0 or NaN in its place and into its statistics, or drop the group.
+    """
+    both = [[1.0, 5.0], [2.0, 9.0], [4.0, 7.0]]
+    got = run(function, [*both, [3.0, NAN], [5.0, NAN], [4.0, NAN]], [0, 0, 0, 1, 1, 1], weights=(1.0, 1.0))
+    assert got.is_used.all() and (got.constant_groups, got.dropped_groups) == (0, 0)
+    assert got.values.isfinite().all()
+    low, high, middle = got.values[3:].tolist()
+    assert low < middle < high and low + high == pytest.approx(2 * middle, abs=1e-9)
+
+
+@ALL
+def test_samples_that_no_reward_judges_change_nothing(function):
+    """Mutation: count them as zeros, or as valid in the group or batch statistics."""
+    some = [[1.0, 5.0], [2.0, 9.0], [4.0, NAN], [3.0, NAN]]
+    alone = run(function, some, [0, 0, 1, 1], weights=(1.0, 2.0))
+    got = run(function, [*some, [NAN, NAN], [NAN, NAN]], [0, 0, 1, 1, 2, 2], weights=(1.0, 2.0))
+    torch.testing.assert_close(got.values[:4], alone.values, rtol=1e-12, atol=0)
+    assert got.values[4:].tolist() == [0, 0] and got.is_used.tolist() == [True] * 4 + [False] * 2
+    assert got.dropped_groups == pytest.approx(1 / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("function", [zscore, gdpo])
+def test_statistics_of_a_reward_are_its_own(function):
+    """Scaling a reward by 100 changes nothing, though it applies to one group only.
+
+    Mutation: take its spread over samples that it does not judge.
+    """
+    terms = [[1.0, NAN], [2.0, NAN], [1.0, 5.0], [3.0, 9.0], [2.0, 6.0]]
+    groups = [0, 0, 1, 1, 1]
+    plain = run(function, terms, groups, weights=(1.0, 1.0)).values
+    scaled = run(function, [[a, 1000 * b] for a, b in terms], groups, weights=(1.0, 1.0)).values
+    torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-3)
+    assert plain[3] > plain[4] > plain[2]

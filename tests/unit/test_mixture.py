@@ -48,10 +48,17 @@ def test_a_monitoring_reward_can_never_stop_a_run():
     def broken(images, prompts):
         raise ConnectionError("no answer")
 
-    rewards = {"x": fixed([1.0, 2.0]), "y": broken, "z": fixed([5.0, 6.0], (False, True))}
-    output = Mixture(rewards=rewards, weights={"x": 2.0, "y": 0.0, "z": 0.0})(IMAGES, PROMPTS)
+    rewards = {
+        "x": fixed([1.0, 2.0]),
+        "y": broken,
+        "z": fixed([5.0, 6.0], (False, True)),
+        "short": fixed([1.0], [True]),
+    }
+    weights = {"x": 2.0, "y": 0.0, "z": 0.0, "short": 0.0}
+    output = RewardModule(reward=Mixture(rewards=rewards, weights=weights), max_missing=0.0).score(IMAGES, PROMPTS)
     assert output.values.tolist() == [2, 4] and output.is_valid.all() and output.terms.shape == (2, 1)
     assert "y" not in output.parts and output.parts["z"][0].isnan() and output.parts["z"][1] == 6
+    assert "short" not in output.parts
 
 
 def test_a_failing_mixture_keeps_its_shape():
@@ -63,3 +70,43 @@ def test_a_failing_mixture_keeps_its_shape():
     mixture = Mixture(rewards={"x": broken, "y": fixed([0.0, 0.0])}, weights={"x": 1.0, "y": 3.0})
     output = RewardModule(reward=mixture, max_missing=1.0).score(IMAGES, PROMPTS)
     assert output.terms.shape == (2, 2) and output.weights == (1.0, 3.0) and not output.is_valid.any()
+
+
+def only(row, value):
+    """A reward that applies to one prompt, and says `value` of it."""
+    applies = torch.tensor([i == row for i in range(2)])
+    return lambda images, prompts: RewardOutput(torch.full((2,), value), ~applies | applies, applies=applies[:, None])
+
+
+def test_a_reward_that_does_not_apply_is_neither_missing_nor_zero():
+    """Mutation: count it as missing, or add its value all the same."""
+    mixture = Mixture(rewards={"x": fixed([1.0, 2.0]), "y": only(1, 10.0)}, weights={"x": 1.0, "y": 3.0})
+    output = RewardModule(reward=mixture, max_missing=0.0).score(IMAGES, PROMPTS)
+    assert output.values.tolist() == [1, 32] and output.is_valid.all() and output.has_value.all()
+    assert output.terms[0, 1].isnan() and output.terms[1].tolist() == [2, 10]
+    assert output.parts["y"][0].isnan() and output.parts["y"][1] == 10
+
+
+def test_where_nothing_applies_there_is_no_value():
+    """Mutation: a value of 0, or a missing sample."""
+    mixture = Mixture(rewards={"x": only(1, 2.0), "y": only(1, 10.0)}, weights={"x": 1.0, "y": 1.0})
+    output = RewardModule(reward=mixture, max_missing=0.0).score(IMAGES, PROMPTS)
+    assert output.values[0].isnan() and output.values[1] == 12
+    assert output.is_valid.all() and output.has_value.tolist() == [False, True]
+
+
+def test_scorers_with_weights_are_frozen_and_moved_with_the_mixture():
+    """Mutation: keep them in a plain dict."""
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def forward(self, images, prompts):
+            return RewardOutput(torch.zeros(2), torch.ones(2, dtype=torch.bool))
+
+    network = Network()
+    module = RewardModule(reward=Mixture(rewards={"x": network}, weights={"x": 1.0}), max_missing=0.0)
+    assert not network.layer.weight.requires_grad and not network.training
+    assert module.to(torch.float64) and network.layer.weight.dtype == torch.float64

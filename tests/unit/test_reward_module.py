@@ -128,3 +128,20 @@ def test_max_missing_is_a_share(share):
     """Mutation: drop the check."""
     with pytest.raises(ValueError, match=f"max_missing={share}"):
         RewardModule(reward=Fixed(None), max_missing=share)
+
+
+def test_nothing_to_judge_is_told_from_nothing_known():
+    """A NaN is missing where the reward applies, and expected where it does not. Mutation: treat both alike."""
+    applies = torch.tensor([[True], [False], [True], [False]])
+    got = score(RewardOutput(torch.tensor([0.5, math.nan, math.nan, 7.0]), torch.ones(4).bool(), applies=applies))
+    assert got.is_valid.tolist() == [True, True, False, True]
+    assert got.has_value.tolist() == [True, False, False, False]
+    assert got.values[[0, 2]].tolist() == [0.5, 0] and got.values[[1, 3]].isnan().all()
+
+
+def test_a_reward_that_never_applies_stops_the_run():
+    """Mutation: train on nothing, in silence."""
+    module, one = RewardModule(reward=Fixed(None), max_missing=0.0), torch.ones(1)
+    assert module.total(torch.tensor([[math.nan], [2.0]]), one)[1] == 2
+    with pytest.raises(ValueError, match="applies to no prompt"):
+        module.total(torch.full((2, 1), math.nan), one)

@@ -151,3 +151,11 @@ def test_outputs_are_put_together_in_order():
     assert whole.parts["p"].isnan().tolist() == [True, False, False, True]
     assert [entry.get("missing") for entry in whole.info] == ["late", None, None, "lost"]
     assert first_reason(whole.info) == "late" and first_reason([{}, {}]) is None
+
+
+def test_a_prompt_that_the_scorer_has_nothing_to_say_about_is_not_missing():
+    """Neither missing nor zero on the other side. Mutation: leave `applies` out of the answer."""
+    applies = torch.tensor([[True], [False]])
+    output = RewardOutput(torch.tensor([0.5, torch.nan]), torch.tensor([True, True]), applies=applies)
+    read = wire.read_answer(json.dumps(wire.answer(output)).encode(), 2)
+    assert read.is_valid.all() and torch.equal(read.applies, applies) and read.values[0] == 0.5

@@ -1,0 +1,49 @@
+"""The LAION aesthetic predictor: a linear probe, written as layers, on CLIP's image features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from flowrl.rewards.clip import CLIP
+from flowrl.rewards.loading import load_weights
+from flowrl.rewards.protocol import Images
+from flowrl.types import Prompt, RewardOutput
+
+WIDTHS = (1024, 128, 64, 16, 1)
+"""Outputs of the predictor's linear layers (christophschuhmann/improved-aesthetic-predictor)."""
+
+
+class Aesthetic(CLIP):
+    """The predictor's raw score, about 1 to 10, of the unit image features; the prompt does not matter.
+
+    CLIP is OpenAI's ViT-L/14, the predictor `sac+logos+ava1-l14-linearMSE.pth`: five linear layers without
+    activations between them. `weights` is its file, a local path or ORG/NAME/FILE on the hub.
+    """
+
+    def __init__(self, *, pretrained: str, processor: str, dtype: str, batch_size: int, weights: str) -> None:
+        super().__init__(pretrained=pretrained, processor=processor, dtype=dtype, batch_size=batch_size)
+        state = load_weights(weights, "weights")
+        sizes = (self.model.config.projection_dim, *WIDTHS)
+        # The published file numbers its layers with three dropouts among them, which do nothing at inference.
+        self.layers = nn.ModuleDict(
+            {
+                str(number): nn.Linear(width, width_next)
+                for number, width, width_next in zip((0, 2, 4, 6, 7), sizes, WIDTHS, strict=False)
+            }
+        )
+        try:
+            self.layers.load_state_dict({name.removeprefix("layers."): value for name, value in state.items()})
+        except RuntimeError as error:
+            raise ValueError(
+                f"reward.weights={weights}: not the aesthetic predictor for features of {sizes[0]} dimensions; "
+                "give sac+logos+ava1-l14-linearMSE.pth with CLIP ViT-L/14"
+            ) from error
+
+    def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+        features = self.image_features(images)
+        for layer in self.layers.values():
+            features = layer(features)
+        return RewardOutput(features[:, 0].cpu(), torch.ones(len(prompts), dtype=torch.bool))

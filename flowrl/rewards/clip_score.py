@@ -1,0 +1,33 @@
+"""CLIP score and PickScore: the scaled cosine between image and prompt, in two sets of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from flowrl.rewards.clip import CLIP
+from flowrl.rewards.protocol import Images
+from flowrl.types import Prompt, RewardOutput
+
+
+class CLIPScore(CLIP):
+    """exp(logit_scale) cos(image, text) / `divisor`, each image against its own prompt.
+
+    CLIP score (flow_grpo): OpenAI's ViT-L/14 and divisor 30. PickScore (arXiv 2305.01569, flow_grpo): the weights
+    `yuvalkirstain/PickScore_v1`, a fine-tuned ViT-H/14, and divisor 26. The divisor only matters in a mixture.
+    Part: cosine.
+    """
+
+    def __init__(self, *, pretrained: str, processor: str, dtype: str, batch_size: int, divisor: float) -> None:
+        super().__init__(pretrained=pretrained, processor=processor, dtype=dtype, batch_size=batch_size)
+        if divisor <= 0:
+            raise ValueError(f"reward.divisor={divisor} must be above 0")
+        self.divisor = divisor
+
+    def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+        texts = self.text_features([prompt.text for prompt in prompts])
+        cosine = (self.image_features(images) * texts).sum(-1)
+        values = self.scale * cosine / self.divisor
+        everywhere = torch.ones(len(prompts), dtype=torch.bool)
+        return RewardOutput(values.cpu(), everywhere, {"cosine": cosine.cpu()})

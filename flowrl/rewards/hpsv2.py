@@ -1,0 +1,58 @@
+"""Human Preference Score v2.1 (arXiv 2306.09341): the cosine of a fine-tuned open_clip ViT-H/14."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from flowrl.rewards.images import to_pictures
+from flowrl.rewards.loading import dtype_of, load_weights
+from flowrl.rewards.protocol import Images
+from flowrl.types import Prompt, RewardOutput
+
+
+class HPSv2(nn.Module):
+    """cos(image, text), about 0.2 to 0.4, each image against its own prompt.
+
+    `weights` is the checkpoint, a local path or ORG/NAME/FILE on the hub, for open_clip's `architecture`. As in the
+    hpsv2 package, an image's longer side is resized and the rest padded, where CLIP crops. That package computes under
+    autocast to float16; in float32 the score differs by its rounding. Needs the extra `clip`.
+    """
+
+    def __init__(self, *, architecture: str, weights: str, dtype: str, batch_size: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"reward.batch_size={batch_size} must be at least 1")
+        import open_clip  # seconds to import, so only where it is used
+
+        if architecture not in open_clip.list_models():
+            raise ValueError(
+                f"reward.architecture={architecture!r}: no architecture of open_clip; the published is ViT-H-14"
+            )
+        state = load_weights(weights, "weights")
+        self.model = open_clip.create_model(architecture, pretrained=None)
+        try:
+            self.model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"reward.weights={weights}: not the weights of reward.architecture={architecture}"
+            ) from error
+        self.model.to(dtype_of(dtype))
+        self.tokenize = open_clip.get_tokenizer(architecture)
+        self.preprocess = open_clip.image_transform(self.model.visual.image_size, is_train=False, resize_mode="longest")
+        self.batch_size = batch_size
+
+    def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+        unique = sorted({prompt.text for prompt in prompts})
+        row = {text: i for i, text in enumerate(unique)}
+        first = next(self.model.parameters())
+        texts = self.model.encode_text(self.tokenize(unique).to(first.device), normalize=True).float()
+        pictures, cosines = to_pictures(images), []
+        for start in range(0, len(pictures), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            pixels = torch.stack([self.preprocess(picture) for picture in pictures[rows]]).to(first)
+            features = self.model.encode_image(pixels, normalize=True).float()
+            cosines.append((features * texts[[row[prompt.text] for prompt in prompts[rows]]]).sum(-1))
+        return RewardOutput(torch.cat(cosines).cpu(), torch.ones(len(prompts), dtype=torch.bool))

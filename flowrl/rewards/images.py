@@ -1,0 +1,26 @@
+"""One view of images for all scorers: 8-bit RGB pictures, so that tensors and pictures give the same number."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from flowrl.rewards.protocol import Images
+
+
+def to_pictures(images: Images) -> list[Image.Image]:
+    """RGB pictures; tensors are clamped to [0, 1] and rounded to 8 bits. Raises ValueError for NaN."""
+    if not isinstance(images, Tensor):
+        return [image.convert("RGB") for image in images]
+    if images.isnan().any():
+        raise ValueError("images hold NaN")
+    pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(each) for each in pixels]
+
+
+def to_tensor(images: Images) -> Float[Tensor, "B 3 S S"]:
+    """Float images in [0, 1] on the CPU, all of one size; tensors are rounded to 8 bits as pictures are."""
+    return torch.stack([pil_to_tensor(picture) for picture in to_pictures(images)]).float() / 255

@@ -1,0 +1,75 @@
+"""Optional packages and weights of scorers, with errors that name the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def require(module: str, extra: str) -> Any:
+    """Import an optional package. Raises ValueError naming the extra that brings it."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"this reward needs the package {error.name!r}; install it with: pip install 'flowrl[{extra}]'"
+        ) from error
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """A dtype by its name. Raises ValueError for others than float32, bfloat16 and float16."""
+    if name not in DTYPES:
+        raise ValueError(f"reward.dtype={name!r} must be one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def load_pretrained(kind: Any, source: str, key: str, **options: Any) -> Any:
+    """`kind.from_pretrained` of a local folder or hub id. Raises ValueError naming the configuration key `key`."""
+    path = Path(source).expanduser()
+    try:
+        return kind.from_pretrained(str(path) if path.is_dir() else source, **options)
+    except Exception as error:  # a dozen types, by what is wrong with the folder, the hub or the network
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"reward.{key}={source}: cannot load {kind.__name__} ({reason}); give a local folder or a hub id ORG/NAME"
+        ) from error
+
+
+def load_weights(source: str, key: str) -> Mapping[str, Tensor]:
+    """The state dict in a file: a local path, or ORG/NAME/FILE on the hub. Raises ValueError naming `key`.
+
+    Nothing but tensors is unpickled. A dict below `state_dict`, where training scripts put it, is taken out.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        path = Path(_download(source, key))
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle, safetensors and value errors alike mean a file that is no weights
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"reward.{key}={source}: no readable weights ({reason}); download the file again") from error
+    return state.get("state_dict", state)
+
+
+def _download(source: str, key: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    parts = source.split("/")
+    if source.startswith((".", "/", "~")) or len(parts) < 3:
+        raise ValueError(f"reward.{key}={source}: no such file; give a path, or ORG/NAME/FILE on the hub")
+    try:
+        return hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]))
+    except Exception as error:  # no network, no such repository, no such file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"reward.{key}={source}: cannot download it ({reason}); give a local path") from error

@@ -1,0 +1,207 @@
+"""Examine a configured reward on images rendered on the spot: does it order, does it repeat, how long does it take?
+
+    python scripts/reward_doctor.py reward=ocr
+    python scripts/reward_doctor.py reward=pickscore reward.pretrained=/models/PickScore_v1 --max-seconds 0.5
+    python scripts/reward_doctor.py reward=my_own --pairs content text
+
+Each reward of a mixture is examined by itself. Exit status 1 if a check fails. The checks: good images score above bad
+ones (of the kinds of pairs that the reward is about, or those of --pairs); scores are finite, differ, and lie in the
+reward's range; a second call gives the same; an image alone gives what it gives in a batch; tensors give what pictures
+give; an image takes no longer than --max-seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+
+from flowrl.launch import one_line_errors, quieten, register_resolvers
+from flowrl.modules.reward import RewardModule
+from flowrl.rewards.images import to_tensor
+from flowrl.rewards.mixture import Mixture
+from flowrl.rewards.protocol import Reward
+from flowrl.rewards.routed import Routed
+from flowrl.rewards.specimens import Pair, pairs
+
+CONF = Path(__file__).parents[1] / "conf"
+TOLERANCE = 1e-4
+"""Difference that two scores of one image may have, in units of the scores' spread over all images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """The kinds of pairs that a reward must order, and the range of its scores."""
+
+    kinds: tuple[str, ...]
+    low: float = -math.inf
+    high: float = math.inf
+
+
+EXPECTED = {
+    "ShapesReward": Expectation(("shapes",), 0, 1),
+    "OCR": Expectation(("text",), 0, 1),
+    "JPEG": Expectation(("size",)),
+    "BRISQUE": Expectation(("sharpness",), -2, 1),
+    "CLIPScore": Expectation(("content",), -5, 5),
+    "HPSv2": Expectation(("content",), -1, 1),
+    "ImageReward": Expectation(("content",), -5, 5),
+    "Aesthetic": Expectation((), -5, 15),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One row of the table; `passed` None means that there was nothing to check."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+class Patient:
+    """A reward, and its scores of the good and the bad image of every pair."""
+
+    def __init__(self, reward: Reward, chosen: Sequence[Pair]) -> None:
+        self.module = RewardModule(reward=reward, max_missing=1.0)
+        self.module.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.pairs = chosen
+        self.pictures = [picture for pair in chosen for picture in (pair.good, pair.bad)]
+        self.prompts = [pair.prompt for pair in chosen for _ in range(2)]
+        start = time.perf_counter()
+        self.scores, self.is_valid, self.applies = self.score(range(len(self.pictures)))
+        self.first_seconds = time.perf_counter() - start
+        self.spread = max(float(self.scores[self.usable].std()) if self.usable.sum() > 1 else 0.0, 1e-12)
+
+    @property
+    def usable(self) -> torch.Tensor:
+        return self.is_valid & self.applies
+
+    def score(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        output = self.module.score([self.pictures[row] for row in rows], [self.prompts[row] for row in rows])
+        assert output.applies is not None
+        return output.values, output.is_valid, output.applies.any(1)
+
+    def difference(self, other: torch.Tensor) -> float:
+        """Largest difference from the first scores, in units of their spread."""
+        return float((self.scores - other)[self.usable].abs().max()) / self.spread if self.usable.any() else math.nan
+
+
+def examine(reward: Reward, kinds: Sequence[str] | None, max_seconds: float) -> list[Check]:
+    """All checks of one reward."""
+    expected = EXPECTED.get(type(reward).__name__, Expectation(()))
+    wanted = tuple(kinds) if kinds else expected.kinds
+    every = pairs()
+    if unknown := set(wanted) - {pair.kind for pair in every}:
+        raise ValueError(f"--pairs {' '.join(sorted(unknown))}: choose of {', '.join({pair.kind for pair in every})}")
+    patient = Patient(reward, [pair for pair in every if pair.kind in wanted] or every)
+    start = time.perf_counter()
+    again, _, _ = patient.score(range(len(patient.pictures)))
+    seconds = (time.perf_counter() - start) / len(patient.pictures)
+    alone = torch.cat([patient.score([row])[0] for row in range(len(patient.pictures))])
+    usable = patient.usable
+    values = patient.scores[usable]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (math.nan, math.nan)
+    is_in_range = low >= expected.low and high <= expected.high and low < high
+    return [
+        Check("scored", bool(usable.any()), _census(patient)),
+        _ordering(patient, wanted, math.copysign(1.0, getattr(reward, "scale", -1.0)) if wanted == ("size",) else -1.0),
+        Check("range", is_in_range, f"{low:.4g} to {high:.4g}, allowed {expected.low:g} to {expected.high:g}"),
+        _same("determinism", patient, again, 0.0),
+        _same("batch of one", patient, alone, TOLERANCE),
+        _same("tensor input", patient, _of_tensors(patient), TOLERANCE),
+        Check(
+            "latency",
+            seconds <= max_seconds,
+            f"{1000 * seconds:.1f} ms an image (first batch {patient.first_seconds:.1f} s), "
+            f"allowed {1000 * max_seconds:.0f} ms",
+        ),
+    ]
+
+
+def _census(patient: Patient) -> str:
+    missing, outside = (~patient.is_valid).sum(), (~patient.applies).sum()
+    return f"{len(patient.pictures)} images, {missing} missing, {outside} not judged"
+
+
+def _ordering(patient: Patient, wanted: Sequence[str], sign: float) -> Check:
+    """`sign` is -1 as a rule: an incompressibility reward likes the "bad" image of a size pair better."""
+    if not wanted:
+        return Check("ordering", None, "no expectation for this reward; say --pairs")
+    good, bad = patient.scores[::2], patient.scores[1::2]
+    is_right = (-sign * (good - bad) > 0) & patient.usable[::2] & patient.usable[1::2]
+    wrong = [
+        f"{pair.prompt.text} ({g:.4g}, {b:.4g})"
+        for pair, g, b, right in zip(patient.pairs, good.tolist(), bad.tolist(), is_right.tolist(), strict=True)
+        if not right
+    ]
+    detail = f"{int(is_right.sum())} of {len(is_right)} pairs of {', '.join(wanted)}"
+    return Check("ordering", bool(is_right.all()), detail + "".join(f"; wrong: {each}" for each in wrong))
+
+
+def _same(name: str, patient: Patient, other: torch.Tensor, tolerance: float) -> Check:
+    difference = patient.difference(other)
+    return Check(name, difference <= tolerance, f"differs by {difference:.1e} of the spread, allowed {tolerance:.0e}")
+
+
+def _of_tensors(patient: Patient) -> torch.Tensor:
+    """Scores of the same images as tensors, one call a size."""
+    scores = torch.zeros(len(patient.pictures))
+    sizes: dict[tuple[int, int], list[int]] = {}
+    for row, picture in enumerate(patient.pictures):
+        sizes.setdefault(picture.size, []).append(row)
+    for rows in sizes.values():
+        images: list[Image.Image] = [patient.pictures[row] for row in rows]
+        output = patient.module.score(to_tensor(images), [patient.prompts[row] for row in rows])
+        scores[rows] = output.values
+    return scores
+
+
+def members(name: str, reward: Reward) -> dict[str, Reward]:
+    """The single rewards inside mixtures and routes, by name."""
+    if isinstance(reward, Routed):
+        return members(name, reward.reward)
+    if isinstance(reward, Mixture):
+        inner = {**reward.terms, **reward.monitors}
+        return {key: each for part, own in inner.items() for key, each in members(part, own).items()}
+    return {name: reward}
+
+
+def run(overrides: Sequence[str], kinds: Sequence[str] | None, max_seconds: float) -> None:
+    register_resolvers()
+    quieten()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=["name=doctor", *overrides])
+    name = next((item.split("=")[1] for item in overrides if item.startswith("reward=")), "shapes")
+    failed = 0
+    print(f"{'reward':<16} {'check':<13} {'':<5} detail")
+    for own, reward in members(name, instantiate(cfg.reward)).items():
+        for check in examine(reward, kinds, max_seconds):
+            verdict = {True: "ok", False: "FAIL", None: "-"}[check.passed]
+            failed += check.passed is False
+            print(f"{own:<16} {check.name:<13} {verdict:<5} {check.detail}", flush=True)
+    if failed:
+        raise ValueError(f"{failed} checks failed")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="reward=NAME and any reward.KEY=VALUE")
+    parser.add_argument("--pairs", nargs="+", help="kinds of pairs to order: shapes text size sharpness content")
+    parser.add_argument("--max-seconds", type=float, default=5.0, help="longest time for one image")
+    args = parser.parse_intermixed_args()
+    return one_line_errors(partial(run, args.overrides, args.pairs, args.max_seconds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

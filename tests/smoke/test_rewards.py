@@ -1,0 +1,120 @@
+"""Runs with the rewards that need no weights: a rule-based one, one from an extra, mixtures, and one that dies."""
+
+import csv
+import importlib.util
+import sys
+
+import pytest
+import torch
+from runs import ROOT, fit, make, train
+
+from flowrl.models import lora
+from flowrl.modules.reward import RewardModule
+from flowrl.rewards.mixture import Mixture
+from flowrl.types import RewardOutput
+
+TINY = ("data.prompts.count=7", "evaluation.sets.held_in.count=1", "evaluation.sets.held_out.count=1")
+SIGNS = 'a sign "A"\na red circle "GO"\na blue square "NO"\ntwo crosses "UP"\n'
+
+
+def rows(run):
+    return list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+
+
+@pytest.mark.parametrize("advantage", ["gdpo", "group", "zscore"])
+def test_a_mixture_trains(advantage):
+    """Shapes and JPEG. Mutation: hand the sum to GDPO, or lose a part's name."""
+    policy, data, _ = make("num_threads=1", *TINY, "reward=shapes_jpeg", f"advantage={advantage}")
+    before = {name: value.clone() for name, value in lora.parameters(policy.transformer).items()}
+    fit(policy, data)
+    last = policy.last_metrics
+    total = last["reward/part/shapes"] + 0.2 * last["reward/part/jpeg"]
+    assert last["reward/mean"] == pytest.approx(total, rel=1e-4)
+    assert last["reward/missing"] == 0 and last["advantage/largest"] > 0.1
+    assert any(not torch.equal(before[name], value) for name, value in lora.parameters(policy.transformer).items())
+
+
+def test_an_ocr_run(tmp_path):
+    """A scorer of an extra, on prompts that quote text; the evaluation's prompts have none, so they have no reward.
+
+    Mutation: score prompts without a target, or count them as missing.
+    """
+    pytest.importorskip("rapidocr")
+    (tmp_path / "signs.txt").write_text(SIGNS)
+    overrides = ("reward=ocr", "reward.side=64", "data=text", "data.prompts.path=signs.txt", "viewing.every=0")
+    result = train("debug=smoke", "num_threads=1", *overrides, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    last = rows(tmp_path / "outputs" / "latest")[-1]
+    assert 0 <= float(last["reward/mean"]) <= 1 and float(last["reward/missing"]) == 0
+    assert float(last["eval/held_in/missing"]) == 0 and "eval/held_in/reward" not in last
+
+
+def test_a_reward_that_judges_no_prompt_is_refused():
+    """OCR on captions without quotes. Mutation: train on nothing."""
+    pytest.importorskip("rapidocr")
+    policy, data, _ = make("num_threads=1", *TINY, "reward=ocr", "reward.side=64")
+    with pytest.raises(ValueError, match="text in quotes"):
+        fit(policy, data)
+
+
+def test_a_monitor_that_dies_changes_nothing():
+    """The weights after two iterations, bitwise. Mutation: count its failures as missing, or let it draw from a shared
+    random stream.
+    """
+
+    class Dying:
+        calls = 0
+
+        def __call__(self, images, prompts):
+            Dying.calls += 1
+            if Dying.calls > 1:
+                raise ConnectionError("gone")
+            return shapes(images, prompts)
+
+    weights = []
+    for monitors in ({}, {"monitor": Dying()}):
+        policy, data, _ = make("num_threads=1", *TINY)
+        shapes = policy.reward.reward
+        rest = dict.fromkeys(monitors, 0.0)
+        mixture = Mixture(rewards={"shapes": shapes, **monitors}, weights={"shapes": 1.0, **rest})
+        policy.__dict__["reward"] = RewardModule(reward=mixture, max_missing=0.0)
+        fit(policy, data)
+        assert policy.last_metrics["reward/missing"] == 0
+        weights.append({name: value.clone() for name, value in lora.parameters(policy.transformer).items()})
+    assert Dying.calls == 2
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.fixture(scope="module")
+def doctor():
+    spec = importlib.util.spec_from_file_location("reward_doctor", ROOT / "scripts" / "reward_doctor.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_doctor_finds_a_healthy_mixture(doctor, capsys):
+    """Mutation: a check that fails on a sound reward."""
+    doctor.run(["reward=shapes_jpeg"], None, 60.0)
+    table = capsys.readouterr().out
+    assert table.count("ordering      ok") == 2 and "FAIL" not in table
+
+
+def test_the_doctor_finds_a_sick_reward(doctor, capsys):
+    """JPEG size cannot tell a red circle from a blue square. Mutation: report success all the same."""
+    with pytest.raises(ValueError, match="checks failed"):
+        doctor.run(["reward=jpeg_compressibility"], ["content"], 0.0)
+    table = capsys.readouterr().out
+    assert "ordering      FAIL" in table and "latency       FAIL" in table
+
+
+def test_the_doctor_notices_a_scorer_that_does_not_repeat(doctor):
+    """Mutation: compare the first call with itself."""
+
+    class Random:
+        def __call__(self, images, prompts):
+            return RewardOutput(torch.rand(len(prompts)), torch.ones(len(prompts), dtype=torch.bool))
+
+    checks = {check.name: check.passed for check in doctor.examine(Random(), ["size"], 60.0)}
+    assert not checks["determinism"] and not checks["batch of one"] and checks["range"]
