@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowrl.gaussian import Likelihood
 from flowrl.models import lora
+from flowrl.modules.measures import gather, is_distributed
 from flowrl.modules.policy import Policy
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.samplers.ode import ODE
@@ -84,8 +85,7 @@ class Evaluator:
         with lora.swapped(policy.transformer, policy.ema.weights):
             for name, prompts in self.sets.items():
                 repeated = [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
-                images[name] = self._generate(policy, repeated)
-                scores[name] = policy.reward.score(images[name], repeated)
+                images[name], scores[name] = self._draw_and_score(policy, repeated)
                 policy.reward.check(scores[name].is_valid)
                 metrics |= self._score(name, repeated, images[name], scores[name])
                 metrics[f"eval/{name}/kl_ref"] = self._kl_to_reference(policy, repeated[: self.kl_samples])
@@ -98,13 +98,27 @@ class Evaluator:
         noise = gaussian_noise(shape, seed=self.seed, iteration=_NOISE_ITERATION, samples=samples, step=INITIAL)
         return noise.to(policy.device)
 
-    def _generate(self, policy: Policy, prompts: Sequence[Prompt]) -> Tensor:
+    def _draw_and_score(self, policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, RewardOutput]:
+        """Every process draws and scores its share of the batches: whole ones, so that the share changes no image."""
+        starts = range(0, len(prompts), self.batch_size)
+        shares = [starts[rank :: policy.plan.num_processes] for rank in range(policy.plan.num_processes)]
+        rows = [row for start in shares[policy.global_rank] for row in range(len(prompts))[start:][: self.batch_size]]
+        if not is_distributed():
+            images = self._generate(policy, prompts, rows)
+            return images, policy.reward.score(images, prompts)
+        own = None
+        if rows:
+            images = self._generate(policy, prompts, rows).cpu()
+            own = rows, images, policy.reward.score(images, [prompts[row] for row in rows])
+        return _merge([part for part in gather(own) if part is not None])
+
+    def _generate(self, policy: Policy, prompts: Sequence[Prompt], rows: Sequence[int]) -> Tensor:
         noise = self.initial_noise(policy, len(prompts))
         images = []
-        for start in range(0, len(prompts), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            conditioning = policy.embed(prompts[rows])
-            x, history = noise[rows], None
+        for start in range(0, len(rows), self.batch_size):
+            batch = rows[start : start + self.batch_size]
+            conditioning = policy.embed([prompts[row] for row in batch])
+            x, history = noise[list(batch)], None
             for interval in self.intervals:
                 velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
                 x, history = self.solver.advance(x, velocity, interval, history)
@@ -150,3 +164,25 @@ class Evaluator:
                 divergences.append(_MEAN_KL.kl(step, ref_step.mean).mean())
             x = ODE().step(x, velocity, interval).mean
         return float(torch.stack(divergences).mean()) if divergences else 0.0
+
+
+def _merge(parts: Sequence[tuple[Sequence[int], Tensor, RewardOutput]]) -> tuple[Tensor, RewardOutput]:
+    """Images and scores of all processes in the order of the rows; a part that one of them lacks is NaN there."""
+    order = torch.tensor([row for rows, _, _ in parts for row in rows]).argsort()
+    outputs = [output for _, _, output in parts]
+    names = dict.fromkeys(name for output in outputs for name in output.parts)
+
+    def ordered(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(values))[order]
+
+    return ordered([images for _, images, _ in parts]), replace(
+        outputs[0],
+        values=ordered([output.values for output in outputs]),
+        is_valid=ordered([output.is_valid for output in outputs]),
+        parts={
+            name: ordered([output.parts.get(name, torch.full_like(output.values, torch.nan)) for output in outputs])
+            for name in names
+        },
+        info=(),
+        terms=ordered([output.terms for output in outputs if output.terms is not None]),
+    )
