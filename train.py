@@ -11,11 +11,11 @@ register_resolvers()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> None:
-    """Run a composed configuration."""
+def main(cfg: DictConfig) -> float | None:
+    """Run a composed configuration; a job of a search returns its objective."""
     from flowrl.launch import run_job  # only now, so that a misspelt key is answered before PyTorch loads
 
-    run_job(cfg)
+    return run_job(cfg)
 
 
 if __name__ == "__main__":

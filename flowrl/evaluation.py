@@ -12,9 +12,11 @@ from torch import Tensor
 
 from flowrl.gaussian import Likelihood
 from flowrl.models import lora
+from flowrl.modules.measures import gather, is_distributed
 from flowrl.modules.policy import Policy
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.panel import panel
+from flowrl.rewards.outputs import concatenate, reorder
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.schedule import Schedule, intervals
@@ -105,18 +107,30 @@ class Evaluator:
     @torch.no_grad()
     def draw(self, policy: Policy, prompts: Sequence[Prompt], first: int = 0) -> Float[Tensor, "B 3 S S"]:
         """Images of a set's samples from row `first` on, whose prompts are given, under the weights as they are."""
-        return torch.cat([images for _, images in self._batches(policy, prompts, first)])
+        return torch.cat([images for _, images in self._batches(policy, prompts, first, self._starts(prompts))])
+
+    def _starts(self, prompts: Sequence[Prompt]) -> range:
+        return range(0, len(prompts), self.batch_size)
 
     def _draw_and_score(self, policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, RewardOutput]:
-        images, scores = [], []
-        for rows, batch in self._batches(policy, prompts, 0):
+        """Every process draws and scores its share of the batches: whole ones, so that the share changes no image."""
+        numbers, images, scores = [], [], []
+        starts = self._starts(prompts)[policy.global_rank :: policy.plan.num_processes]
+        for rows, batch in self._batches(policy, prompts, 0, starts):
+            numbers += range(len(prompts))[rows]
             images.append(batch)
             scores.append(policy.reward.submit(batch, prompts[rows]))
-        return torch.cat(images), policy.reward.collect(scores)
+        if not is_distributed():
+            return torch.cat(images), policy.reward.collect(scores)
+        own = (numbers, torch.cat(images).cpu(), policy.reward.collect(scores)) if images else None
+        return _merge([part for part in gather(own) if part is not None])
 
-    def _batches(self, policy: Policy, prompts: Sequence[Prompt], first: int) -> Iterator[tuple[slice, Tensor]]:
+    def _batches(
+        self, policy: Policy, prompts: Sequence[Prompt], first: int, starts: Sequence[int]
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The rows and images of the batches that begin at `starts`."""
         noise = self.initial_noise(policy, len(prompts), first)
-        for start in range(0, len(prompts), self.batch_size):
+        for start in starts:
             rows = slice(start, start + self.batch_size)
             conditioning = policy.embed(prompts[rows])
             x, history = noise[rows], None
@@ -169,3 +183,10 @@ class Evaluator:
                 divergences.append(_MEAN_KL.kl(step, ref_step.mean).mean())
             x = ODE().step(x, velocity, interval).mean
         return float(torch.stack(divergences).mean()) if divergences else 0.0
+
+
+def _merge(parts: Sequence[tuple[Sequence[int], Tensor, RewardOutput]]) -> tuple[Tensor, RewardOutput]:
+    """Images and scores of all processes in the order of the rows."""
+    order = torch.tensor([row for rows, _, _ in parts for row in rows]).argsort()
+    images = torch.cat([images for _, images, _ in parts])
+    return images[order], reorder(concatenate([output for _, _, output in parts]), order)

@@ -26,14 +26,19 @@ from flowrl.batch_plan import BatchPlan
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord, write_whole
+from flowrl.callbacks.stop import Stop
 from flowrl.command import CONFIG, one_line_errors
 from flowrl.data import PromptData
 from flowrl.evaluation import Evaluator
 from flowrl.losses.nft import NFT
 from flowrl.modules.forward import ForwardPolicy
+from flowrl.modules.parallel import is_later_rank
 from flowrl.modules.policy import Policy
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule, TooManyMissingRewards
+from flowrl.sweep.job import Job
+from flowrl.sweep.ranks import run_to_end
+from flowrl.trackers import default_tags
 
 log = logging.getLogger(__name__)
 
@@ -44,25 +49,31 @@ SOURCE = "source.yaml"
 """The configuration with its interpolations: a resumed run starts from it, so that overrides reach every use."""
 
 
-def run_job(cfg: DictConfig) -> None:
-    """The task of train.py: in a sweep a failure is left to Hydra, alone it ends the process with one line."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        run(cfg)
-    elif status := one_line_errors(partial(run, cfg)):
+def run_job(cfg: DictConfig) -> float | None:
+    """The task of train.py: a job of a sweep is a process of its own; alone, a failure ends in one line."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:  # under another launcher than our own, which calls train.py itself
+        job = Job.of(hydra.job.num, hydra.overrides.task, hydra.runtime.output_dir, cfg)
+        return run_to_end(job, cfg.num_threads, cfg.objective)
+    if status := one_line_errors(partial(run, cfg)):
         with suppress(OSError):  # a run refused before it wrote anything leaves no folder
-            Path(HydraConfig.get().runtime.output_dir).rmdir()
+            Path(hydra.runtime.output_dir).rmdir()
         sys.exit(status)
+    return None
 
 
 def configure(cfg: DictConfig) -> DictConfig:
     """The configuration to run: the given one, or the resumed run's own with value overrides applied."""
     folder = HydraConfig.get().runtime.output_dir
     if not cfg.resume:
-        if (Path(folder) / CONFIG).exists():
+        if torch.distributed.is_torchelastic_launched() and not cfg.run_dir:
+            raise ValueError("run_dir=PATH is needed under torchrun: its processes must write to one folder")
+        if (Path(folder) / CONFIG).exists() and not is_later_rank():
             raise ValueError(
                 f"run_dir={folder} holds a run already; choose another, or continue it with resume={folder}"
             )
         cfg.run_dir, cfg.name = folder, str(cfg.name)
+        cfg.tags = cfg.tags or default_tags(HydraConfig.get().runtime.choices, cfg.loss.get("delta"))
         return cfg
     saved = OmegaConf.load(Path(cfg.resume) / SOURCE)
     assert isinstance(saved, DictConfig)
@@ -124,19 +135,20 @@ def run(cfg: DictConfig) -> None:
     folder = Path(cfg.run_dir)
     record = RunRecord(folder=str(folder))
     policy, data, evaluator = build(cfg)
-    saver = Checkpoint(record=record, folder=str(folder), **cfg.checkpoint)
+    stop = Stop()
+    saver = Checkpoint(record=record, stop=stop, folder=str(folder), **cfg.checkpoint)
     data.start_iteration = saver.resume_from(policy)
     if data.start_iteration > len(data.iterations):
         raise ValueError(f"num_iterations={len(data.iterations)}: the run has finished {data.start_iteration} already")
-    for name, is_resolved in ((CONFIG, True), (SOURCE, False)):
-        write_whole(folder / name, OmegaConf.to_yaml(cfg, resolve=is_resolved))
-    point_latest_at(folder)
+    if not is_later_rank():
+        write_config(cfg, folder)
+        point_latest_at(folder)
     viewer = Evaluate(evaluator=evaluator, record=record, folder=str(folder), **cfg.viewing)
     print(f"run directory: {folder}\nbatch plan:\n{policy.describe_plan()}")
     if data.start_iteration:
         print(f"  resuming after iteration       {data.start_iteration}")
     loggers: list[Logger] = [instantiate(logger) for logger in (cfg.logger or {}).values()]
-    callbacks = [*map(instantiate, (cfg.callbacks or {}).values()), viewer, record, saver]
+    callbacks = [stop, *map(instantiate, (cfg.callbacks or {}).values()), viewer, record, saver]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     for logger in loggers:
         _prepare_logger(logger, cfg)
@@ -159,6 +171,12 @@ def run(cfg: DictConfig) -> None:
         print(f"\nstopped; {saver.newest()}. Continue with: python train.py resume={folder}")
         raise KeyboardInterrupt
     print(f"finished: {folder}/summary.json, images/, lora/")
+
+
+def write_config(cfg: DictConfig, folder: Path) -> None:
+    """Write the configuration as it is, then resolved: by the second a run's folder is known."""
+    for name, is_resolved in ((SOURCE, False), (CONFIG, True)):
+        write_whole(folder / name, OmegaConf.to_yaml(cfg, resolve=is_resolved))
 
 
 def check_guidance(cfg: DictConfig) -> None:
@@ -200,7 +218,9 @@ def _close(loggers: list[Logger], status: str) -> None:
 
 
 def quieten() -> None:
-    """Silence advice about Lightning's defaults that does not concern this loop."""
+    """Silence advice about Lightning's defaults that does not concern this loop, and later ranks' standard output."""
+    if is_later_rank():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     advice = ("available:", "litlogger", "litmodels", "`Trainer.fit` stopped")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).addFilter(lambda record: not any(word in record.getMessage() for word in advice))

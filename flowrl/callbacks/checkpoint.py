@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flowrl import checkpoint
 from flowrl.callbacks.record import RunRecord
+from flowrl.callbacks.stop import Stop
 from flowrl.models import lora
 from flowrl.modules.policy import Policy
 from flowrl.modules.reward import TooManyMissingRewards
@@ -19,13 +21,14 @@ from flowrl.modules.reward import TooManyMissingRewards
 class Checkpoint(Callback):
     """Writes `checkpoints/<iteration>` every `every` iterations and keeps the newest `keep`.
 
+    When a stop is asked for, it writes one after the running iteration and ends the run.
     `export` writes the EMA weights to `lora/`, in the format of the stock pipeline's `load_lora_weights`.
     """
 
-    def __init__(self, *, record: RunRecord, folder: str, every: int, keep: int) -> None:
+    def __init__(self, *, record: RunRecord, stop: Stop, folder: str, every: int, keep: int) -> None:
         if every < 1 or keep < 1:
             raise ValueError(f"checkpoint.every={every} and checkpoint.keep={keep} must be at least 1")
-        self.record, self.folder, self.every, self.keep = record, Path(folder), every, keep
+        self.record, self.stop, self.folder, self.every, self.keep = record, stop, Path(folder), every, keep
         self.restored: Path | None = None
 
     def resume_from(self, policy: Policy) -> int:
@@ -53,8 +56,11 @@ class Checkpoint(Callback):
     ) -> None:
         assert isinstance(pl_module, Policy)
         is_last = pl_module.num_iterations == len(trainer.datamodule.iterations)  # type: ignore[attr-defined]
-        if is_last or pl_module.num_iterations % self.every == 0:
+        must_stop = self.stop.is_asked_for()
+        if is_last or must_stop or pl_module.num_iterations % self.every == 0:
             self.save(trainer, pl_module)
+        if must_stop and not is_last:
+            raise SIGTERMException
 
     def save(self, trainer: Trainer, policy: Policy) -> None:
         if trainer.is_global_zero:

@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from flowrl.modules.policy import Policy
+from flowrl.trackers import alert
 
 _STATUS, _CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -81,6 +83,11 @@ class RunRecord(Callback):
             with self.csv_path.open("a", newline="") as file:
                 csv.DictWriter(file, list(self.rows[0])).writerow(row)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Exception):  # not the user's interrupt
+            alert(trainer.loggers, type(exception).__name__, str(exception))
+
+    @rank_zero_only
     def _write_csv(self) -> None:
         if not self.rows:
             return

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+
+Shared = TypeVar("Shared")
 
 
 class Clock:
@@ -27,18 +31,41 @@ class Clock:
 
 
 class Record:
-    """Metrics of one iteration: means of what is added, maxima of names that end in `_max`."""
+    """Metrics of one iteration: means of what is added, maxima of names that end in `_max`, over all processes."""
 
     def __init__(self) -> None:
-        self.values: dict[str, list[Tensor]] = defaultdict(list)
+        self.values: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
-    def add(self, name: str, value: Tensor | float) -> None:
-        """Take in one value of a metric."""
-        self.values[name].append(torch.as_tensor(value).detach().float().cpu())
+    def add(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
+        """Take in one value of a metric; `weight` is the number of samples behind it where that varies."""
+        self.values[name].append((float(torch.as_tensor(value).detach()), weight))
 
     def means(self) -> dict[str, float]:
-        """One number per metric."""
-        return {
-            name: float(torch.stack(values).max() if name.endswith("_max") else torch.stack(values).mean())
-            for name, values in self.values.items()
-        }
+        """One number per metric, the same in every process."""
+        pooled: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for part in gather(dict(self.values)):
+            for name, values in part.items():
+                pooled[name] += values
+        return {name: _pool(values, name.endswith("_max")) for name, values in pooled.items()}
+
+
+def gather(own: Shared) -> list[Shared]:
+    """What all processes have, in rank order; by itself without others."""
+    if not is_distributed():
+        return [own]
+    parts: list[Shared] = [own] * distributed.get_world_size()
+    distributed.all_gather_object(parts, own)
+    return parts
+
+
+def is_distributed() -> bool:
+    """Whether this process is one of several."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _pool(values: Sequence[tuple[float, float]], is_max: bool) -> float:
+    numbers, weights = torch.tensor(values, dtype=torch.float32).T.contiguous()
+    if is_max:
+        return float(numbers.max())
+    is_even = bool((weights == weights[0]).all())
+    return float(numbers.mean() if is_even else (numbers * weights).sum() / weights.sum())

@@ -161,7 +161,7 @@ class Policy(LightningModule):
         for name, values in output.parts.items():
             usable = values[output.is_valid & values.isfinite()]
             if len(usable):
-                record.add(f"reward/part/{name}", usable.mean())
+                record.add(f"reward/part/{name}", usable.mean(), len(usable))
 
     def gather(self, values: Tensor) -> Tensor:
         """The values of all processes, in rank order, on the CPU."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from flowrl.types import RewardOutput
 
@@ -49,6 +51,19 @@ def concatenate(outputs: Sequence[RewardOutput]) -> RewardOutput:
         torch.cat(terms) if terms else None,
         outputs[0].weights,
         applies,
+    )
+
+
+def reorder(output: RewardOutput, rows: Int[Tensor, "N"]) -> RewardOutput:
+    """The samples with these numbers, in this order."""
+    return RewardOutput(
+        output.values[rows],
+        output.is_valid[rows],
+        {name: values[rows] for name, values in output.parts.items()},
+        [output.info[row] for row in rows.tolist()] if output.info else (),
+        None if output.terms is None else output.terms[rows],
+        output.weights,
+        None if output.applies is None else output.applies[rows],
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowrl import background
-from flowrl.rewards.outputs import concatenate
+from flowrl.rewards.outputs import concatenate, reorder
 from flowrl.serving.counters import Counters
 from flowrl.types import Prompt, RewardOutput
 
@@ -92,7 +92,7 @@ class Batcher:
         whole = await self._in_background(images, [prompt for job in jobs for prompt in job.prompts])
         start = 0
         for job in jobs:
-            own = rows(whole, slice(start, start + len(job.prompts)))
+            own = reorder(whole, torch.arange(start, start + len(job.prompts)))
             start += len(job.prompts)
             if len(jobs) > 1 and not own.is_valid.any():
                 own = await self._in_background(job.images, job.prompts)
@@ -112,12 +112,3 @@ class Batcher:
             self.counters.batches += 1
             self.counters.scoring_seconds += time.perf_counter() - begin
         return concatenate(outputs)
-
-
-def rows(output: RewardOutput, part: slice) -> RewardOutput:
-    """The samples of `part` alone."""
-    parts = {name: values[part] for name, values in output.parts.items()}
-    terms = None if output.terms is None else output.terms[part]
-    applies = None if output.applies is None else output.applies[part]
-    info = output.info[part]
-    return RewardOutput(output.values[part], output.is_valid[part], parts, info, terms, output.weights, applies)

@@ -29,12 +29,13 @@ def test_train_commands_compose(command):
         words = shlex.split(words[-1].removeprefix("ARGS=")) if "ARGS" in command else []
     else:
         words = words[2:]
-    overrides = [word for word in words if "=" in word and not word.startswith("resume=")]
-    if "-m" in words:  # a sweep's first job
-        overrides = [word.split(",")[0] for word in overrides]
+    pairs = [word.split("=", 1) for word in words if "=" in word and not word.startswith("resume=")]
+    values = [value.split(",") if "-m" in words else [value] for _, value in pairs]
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert compose("config", overrides=["name=test", *overrides]).num_iterations > 0
+        for i in range(max(map(len, values), default=1)):
+            overrides = [f"{key}={own[i % len(own)]}" for (key, _), own in zip(pairs, values, strict=True)]
+            assert compose("config", overrides=["name=test", *overrides]).num_iterations > 0
 
 
 def test_documented_make_targets_and_scripts_exist():

@@ -1,0 +1,129 @@
+"""Reading run folders: config.yaml, metrics.csv, summary.json and images/, and nothing else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG = "config.yaml"
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: `config` maps dotted keys to texts, `rows` are those of metrics.csv, `images` its grids in order."""
+
+    label: str
+    config: Mapping[str, str]
+    rows: Sequence[Mapping[str, float]]
+    summary: Mapping[str, Any]
+    images: Sequence[Path]
+
+    @property
+    def seed(self) -> str:
+        """The run's seed, as text."""
+        return self.config.get("seed", "?")
+
+    @property
+    def status(self) -> str:
+        """That of summary.json; without one the run is still going or was killed."""
+        return str(self.summary.get("status", "unfinished"))
+
+    def curve(self, metric: str) -> list[tuple[float, float]]:
+        """(iteration, value) wherever the metric was logged.
+
+        The evaluation before training is logged with iteration 1 and belongs to iteration 0, unless every iteration is
+        evaluated.
+        """
+        points = [(row["iteration"], row[metric]) for row in self.rows if metric in row]
+        is_start = metric.startswith("eval/") and points and points[0][0] == 1
+        if is_start and self.config.get("viewing.every") != "1":
+            points[0] = (0.0, points[0][1])
+        return points
+
+    def final(self, metric: str) -> float:
+        """The last value of a metric, NaN without one; the evaluation before training is none."""
+        points = self.curve(metric)
+        return points[-1][1] if points and points[-1][0] > 0 else math.nan
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of all logged metrics, in the order of metrics.csv."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+
+def find(places: Iterable[Path]) -> list[Run]:
+    """All runs in or below the given folders, by path. Raises ValueError where there is none."""
+    folders: list[Path] = []
+    for place in places:
+        # A run's own subfolders (trackers, checkpoints) hold no runs.
+        found = sorted({path.parent for path in place.rglob(CONFIG)}, key=_natural)
+        found = [folder for folder in found if not any(parent in found for parent in folder.parents)]
+        if not found:
+            raise ValueError(f"{place}: no run there; give folders of runs, which hold a {CONFIG}, or of sweeps")
+        folders += [folder for folder in found if folder not in folders]
+    names = _labels(folders)
+    return [read(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def read(folder: Path, label: str) -> Run:
+    """Read one run; what is missing or was cut short by a kill is left out."""
+    try:
+        config = dict(flatten(yaml.safe_load((folder / CONFIG).read_text()) or {}))
+        summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").is_file() else {}
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}: {CONFIG} or summary.json is damaged ({' '.join(str(error).split())})") from error
+    rows = []
+    if (folder / "metrics.csv").is_file():
+        with (folder / "metrics.csv").open(newline="") as file:
+            for line in csv.DictReader(file):
+                row = {name: float(text) for name, text in line.items() if name and _is_number(text)}
+                if "iteration" in row:
+                    rows.append(row)
+    images = sorted(path for path in (folder / "images").glob("*.png") if path.stem.isdigit())
+    return Run(label, config, rows, summary, images)
+
+
+def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every leaf of a configuration; a list is one leaf."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value_text(node)
+
+
+def value_text(value: Any) -> str:
+    """A value as users write it: 1e-5, true, null."""
+    if isinstance(value, str) and not ("e" in value and _NUMBER.fullmatch(value)):  # YAML 1.1 reads 1e-5 as text
+        return value
+    if isinstance(value, str | float):
+        number = float(value)
+        return format(Decimal(repr(number)).normalize(), "e") if 0 < abs(number) < 1e-3 else repr(number)
+    return json.dumps(value)
+
+
+def _is_number(text: Any) -> bool:
+    return isinstance(text, str) and _NUMBER.fullmatch(text) is not None
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part or 0), word) for word, part in re.findall(r"(\D*)(\d*)", str(path))]
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The shortest tails of the paths that tell them apart."""
+    parts = [folder.absolute().parts for folder in folders]
+    length = next(
+        (n for n in range(1, max(map(len, parts), default=1)) if len({part[-n:] for part in parts}) == len(parts)), 1
+    )
+    return ["/".join(part[-length:]) for part in parts]

@@ -1,0 +1,121 @@
+"""One job of a sweep: its folder and status file, and how `train.py` is called for it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCRIPT = Path(__file__).parents[2] / "train.py"
+STATUS, LOG = "job.json", "job.log"
+STARTED, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.csv"
+FOREIGN = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SLURM_TASK = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+WANDB_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_SWEEP_ID")
+
+
+class JobsFailed(ChildProcessError):
+    """Some jobs of a sweep did not finish."""
+
+
+@dataclass
+class Job:
+    """A run of `train.py` with `overrides` in `folder`, as `num_processes` ranks.
+
+    `state` is waiting, running, finished, failed or stopped; `devices` are the slots it has or had.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    folder: Path
+    num_processes: int
+    num_iterations: int
+    state: str = "waiting"
+    devices: tuple[str, ...] = ()
+    seconds: float = 0.0
+    problem: str = ""
+
+    @classmethod
+    def of(cls, number: int, overrides: Iterable[str], folder: str | Path, cfg: Any) -> Job:
+        """The job of a composed configuration."""
+        return cls(
+            number, tuple(overrides), Path(folder).absolute(), num_ranks(cfg.trainer.devices), cfg.num_iterations
+        )
+
+    def write(self) -> None:
+        """Write the status file, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        status = {
+            "number": self.number,
+            "overrides": self.overrides,
+            "state": self.state,
+            "devices": self.devices,
+            "seconds": round(self.seconds, 1),
+            "problem": self.problem,
+            "written": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        partial = self.folder / f"{STATUS}.partial"
+        partial.write_text(json.dumps(status, indent=2) + "\n")
+        partial.replace(self.folder / STATUS)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run itself says so: it writes its summary last."""
+        summary = self.folder / SUMMARY
+        return summary.is_file() and json.loads(summary.read_text())["status"] == "finished"
+
+    def progress(self) -> tuple[int, str]:
+        """Finished iterations, and the last one's mean reward as text."""
+        try:
+            rows = list(csv.DictReader((self.folder / METRICS).read_text().splitlines()))
+            return int(rows[-1]["iteration"]), f"{float(rows[-1]['reward/mean']):.3f}"
+        except (OSError, IndexError, KeyError, ValueError, TypeError):  # not begun, or a line half written
+            return 0, ""
+
+    def arguments(self, num_threads: int | None) -> list[str]:
+        """Single-run overrides: a new run in the folder, or the continuation of the one that it holds."""
+        threads = (
+            [] if num_threads is None or has_key(self.overrides, "num_threads") else [f"num_threads={num_threads}"]
+        )
+        if (self.folder / STARTED).is_file():
+            return [f"resume={self.folder}", *threads]
+        return [*self.overrides, *threads, f"run_dir={self.folder}"]
+
+
+def has_key(overrides: Iterable[str], key: str) -> bool:
+    """Whether one of the overrides sets `key`."""
+    return any(override.lstrip("+").startswith(f"{key}=") for override in overrides)
+
+
+def environment(group: str) -> dict[str, str]:
+    """This process's environment without what would make a job think it is part of it; its W&B group is the sweep."""
+    left_out = (*FOREIGN, *SLURM_TASK, *WANDB_RUN)
+    kept = {key: value for key, value in os.environ.items() if key not in left_out and "TORCHELASTIC" not in key}
+    return kept | {"WANDB_RUN_GROUP": group}
+
+
+def command(arguments: Sequence[str], script: Path) -> list[str]:
+    """How a rank is started."""
+    return [sys.executable, str(script), *arguments]
+
+
+def num_ranks(devices: int | str | Sequence[int]) -> int:
+    """How many processes `trainer.devices` makes, a number or a list; `auto` is 1."""
+    if isinstance(devices, str):
+        return int(devices) if devices.isdigit() else 1
+    return devices if isinstance(devices, int) else len(devices)
+
+
+def objective(folder: Path, name: str) -> float:
+    """What a sweeper optimises: a score of the evaluation after training. Raises ValueError for an unknown one."""
+    scores = json.loads((folder / SUMMARY).read_text())["eval"]["after"]
+    if not isinstance(scores.get(name), float | int):
+        known = ", ".join(key for key, value in scores.items() if isinstance(value, float | int))
+        raise ValueError(f"objective={name}: no such score; choose one of {known}")
+    return float(scores[name])

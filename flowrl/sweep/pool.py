@@ -1,0 +1,134 @@
+"""A pool of device slots, and the loop that keeps them busy with jobs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from flowrl.sweep.job import LOG, SCRIPT, Job, command, environment
+from flowrl.sweep.ranks import POLL_SECONDS, Ranks, StillRunning
+from flowrl.sweep.table import LiveTable
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Names of the devices; `threads` per process where they are CPU slots, None where they are GPUs."""
+
+    names: tuple[str, ...]
+    threads: int | None
+
+    def variables(self, devices: Sequence[str]) -> dict[str, str]:
+        """What a job on `devices` finds in its environment."""
+        if self.threads is None:
+            return {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
+        return {"OMP_NUM_THREADS": str(self.threads)}
+
+
+def find_slots(count: int | None, num_gpus: int, wanted: int) -> Slots:
+    """One slot a GPU, or, where there is none, as many CPU slots as there are cores or `wanted` processes.
+
+    `count` says otherwise: the first `count` GPUs, or `count` CPU slots. Cores are divided among CPU slots.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"hydra.launcher.slots={count} must be at least 1, or null for all devices")
+    if num_gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(i) for i in range(num_gpus)]
+        if count is not None and count > len(names):
+            raise ValueError(f"hydra.launcher.slots={count}: there are {len(names)} GPUs; CPU slots need none visible")
+        return Slots(tuple(names[:count]), None)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    number = count or min(cores, wanted)
+    return Slots(tuple(f"cpu{i}" for i in range(number)), max(1, cores // number))
+
+
+class Pool:
+    """Runs jobs as slots become free, each on as many as it has processes.
+
+    `is_fail_fast` stops everything when a job fails; otherwise the others go on. A job that does not end when asked is
+    killed after `grace` seconds. On SIGINT or SIGTERM all jobs are asked to end, which lets them save their state, and
+    KeyboardInterrupt is raised; a second signal kills them.
+    """
+
+    def __init__(
+        self, slots: Slots, *, is_fail_fast: bool, grace: float, refresh: float, group: str, script: Path = SCRIPT
+    ) -> None:
+        self.slots, self.is_fail_fast, self.grace, self.refresh = slots, is_fail_fast, grace, refresh
+        self.group, self.script = group, script
+        self.free = list(slots.names)
+        self.running: dict[int, tuple[Job, Ranks]] = {}
+        self.is_stopping = False
+        self.num_signals = 0
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run all waiting jobs; their states tell how each ended. Raises ValueError for one that can never fit."""
+        for job in jobs:
+            if job.num_processes > len(self.slots.names):
+                raise ValueError(
+                    f"job {job.number} needs trainer.devices={job.num_processes}, but there are "
+                    f"{len(self.slots.names)} slots; lower it or raise hydra.launcher.slots"
+                )
+        table = LiveTable(jobs, self.refresh)
+        before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while self._advance(jobs):
+                table.show()
+                time.sleep(POLL_SECONDS)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            table.show(is_last=True)
+        if self.num_signals:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.num_signals += 1
+        self._stop_all(is_kill=self.num_signals > 1)
+
+    def _stop_all(self, is_kill: bool = False) -> None:
+        self.is_stopping = True
+        for _, ranks in self.running.values():
+            ranks.kill() if is_kill else ranks.stop()
+
+    def _advance(self, jobs: Sequence[Job]) -> bool:
+        """Start what fits and collect what has ended; whether anything is left to do."""
+        for job in jobs:
+            if job.state == "waiting" and not self.is_stopping and job.num_processes <= len(self.free):
+                self._start(job)
+        for job, ranks in list(self.running.values()):
+            if ranks.poll():
+                self._collect(job, ranks)
+        return bool(self.running) or (not self.is_stopping and any(job.state == "waiting" for job in jobs))
+
+    def _start(self, job: Job) -> None:
+        job.devices = tuple(self.free[: job.num_processes])
+        job.state, job.problem = "running", ""
+        job.write()
+        variables = environment(self.group) | self.slots.variables(job.devices)
+        line = command(job.arguments(self.slots.threads), self.script)
+        try:
+            ranks = Ranks(line, job.num_processes, job.folder / LOG, variables, self.grace)
+        except StillRunning as error:
+            job.state, job.problem = "failed", str(error)
+            if self.is_fail_fast:
+                self._stop_all()
+            return
+        del self.free[: job.num_processes]
+        self.running[job.number] = job, ranks
+
+    def _collect(self, job: Job, ranks: Ranks) -> None:
+        del self.running[job.number]
+        self.free += job.devices
+        job.seconds += ranks.seconds
+        if not ranks.problem:
+            job.state = "finished"
+        else:
+            job.state, job.problem = "stopped" if self.is_stopping else "failed", ranks.problem
+        job.write()
+        if job.state == "failed" and self.is_fail_fast:
+            self._stop_all()

@@ -1,0 +1,141 @@
+"""The processes of one job: k ranks in one process group, which end together."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flowrl.sweep.job import LOG, SCRIPT, Job, JobsFailed, command, environment, objective
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 30.0
+"""For a job to save its state when another launcher stops it."""
+
+
+class StillRunning(RuntimeError):
+    """Another process writes to the log: the job is alive from an earlier start."""
+
+
+class Ranks:
+    """Starts `command` `count` times as the ranks of one job, which find each other by Lightning's variables.
+
+    All share a process group of their own, so a Ctrl-C at the terminal does not reach them, and a log. When a rank
+    fails, or the first has ended well and others have not within `grace` seconds, the rest get SIGTERM, and SIGKILL
+    after another `grace` seconds.
+    """
+
+    def __init__(
+        self, command: Sequence[str], count: int, log: Path, environment: Mapping[str, str], grace: float
+    ) -> None:
+        self.grace = grace
+        self.deadline: float | None = None
+        self.problem = ""
+        self.is_ending = False
+        self.start = time.monotonic()
+        self.ranks: list[subprocess.Popen[bytes]] = []
+        with log.open("ab") as file:
+            try:
+                # The ranks inherit the lock with the file, so it is held as long as any of them lives.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise StillRunning(f"{log.parent}: a process of an earlier start still runs there") from error
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())} if count > 1 else {}
+            for rank in range(count):
+                place = {**meeting, "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if count > 1 else {}
+                self.ranks.append(
+                    subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        env={**environment, **place},
+                        process_group=self.ranks[0].pid if self.ranks else 0,
+                    )
+                )
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the start."""
+        return time.monotonic() - self.start
+
+    def poll(self) -> bool:
+        """Whether all ranks have ended; ends those that outlive a failure. `problem` tells what went wrong, if any."""
+        codes = [rank.poll() for rank in self.ranks]
+        for number, code in enumerate(codes):
+            if code and not self.problem:
+                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+                self.problem = how if len(codes) == 1 else f"rank {number}: {how}"
+                self.stop()
+        is_alive = [code is None for code in codes]
+        if not any(is_alive):
+            self._signal(signal.SIGKILL)  # what the ranks themselves have left behind
+            return True
+        if not all(is_alive) and self.deadline is None:
+            self.deadline = time.monotonic() + self.grace
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            if not self.is_ending:
+                self.problem = f"rank {is_alive.index(True)} went on after another had ended"
+                self.stop()
+            else:
+                self._signal(signal.SIGKILL)
+        return False
+
+    def stop(self) -> None:
+        """Ask all ranks to end; `poll` kills those that do not."""
+        self.is_ending = True
+        self.deadline = time.monotonic() + self.grace
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End all ranks at once."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.ranks[0].pid, number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_to_end(job: Job, num_threads: int | None, score: str) -> float:
+    """Run one job on this process's devices, unless it has finished, and return its objective.
+
+    For launchers that call a function for each job: it is still processes of its own. Raises JobsFailed. An interrupt
+    is passed on to it; so is SIGTERM, which lets it save its state.
+    """
+    if not job.is_finished:
+        job.state = "running"
+        job.write()
+        line = command(job.arguments(num_threads), SCRIPT)
+        ranks = Ranks(line, job.num_processes, job.folder / LOG, environment(job.folder.parent.name), GRACE_SECONDS)
+        before = signal.signal(signal.SIGTERM, lambda *_: ranks.stop())
+        try:
+            _wait(ranks)
+        except BaseException:
+            ranks.stop()
+            _wait(ranks)
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            job.seconds, job.problem = ranks.seconds, ranks.problem
+            job.state = "failed" if ranks.problem else "finished"
+            job.write()
+        if ranks.problem:
+            raise JobsFailed(f"{' '.join(job.overrides)}: {ranks.problem}; see {job.folder / LOG}")
+    return objective(job.folder, score)
+
+
+def _wait(ranks: Ranks) -> None:
+    while not ranks.poll():
+        time.sleep(POLL_SECONDS)

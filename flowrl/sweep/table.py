@@ -1,0 +1,54 @@
+"""The live table of a sweep: one line a job, redrawn on a terminal; elsewhere a line whenever a job's state changes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from flowrl.sweep.job import Job
+
+
+class LiveTable:
+    """Shows jobs at most every `refresh` seconds."""
+
+    def __init__(self, jobs: Sequence[Job], refresh: float) -> None:
+        self.jobs, self.refresh = jobs, refresh
+        self.next, self.num_lines = 0.0, 0
+        self.start = time.monotonic()
+        self.shown: dict[int, str] = {job.number: job.state for job in jobs}
+
+    def show(self, is_last: bool = False) -> None:
+        """Draw what is new."""
+        if not sys.stdout.isatty():
+            self._log()
+        elif is_last or time.monotonic() >= self.next:
+            self._draw()
+            self.next = time.monotonic() + self.refresh
+
+    def _log(self) -> None:
+        for job in self.jobs:
+            if job.state != self.shown[job.number]:
+                self.shown[job.number] = job.state
+                print(line(job), flush=True)
+
+    def _draw(self) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        lines = [line(job) for job in self.jobs]
+        counts = Counter(job.state for job in self.jobs)
+        summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+        lines.append(f"{summary}; {time.monotonic() - self.start:.0f} s")
+        up = f"\033[{self.num_lines}F" if self.num_lines else ""
+        print(up + "\n".join(f"\033[K{text[:width]}" for text in lines), flush=True)
+        self.num_lines = len(lines)
+
+
+def line(job: Job) -> str:
+    """Number, state, progress, last reward, devices, seconds and overrides of a job."""
+    done, reward = job.progress()
+    where = ",".join(job.devices)
+    progress = f"{done}/{job.num_iterations}"
+    text = f"  {job.number:>3} {job.state:<9} {progress:>9} {reward:>6}  {where:<10} {' '.join(job.overrides)}"
+    return f"{text}  ({job.problem})" if job.problem else text

@@ -1,0 +1,1 @@
+"""Hydra's door to `flowrl.sweep`; Hydra finds launchers only below `hydra_plugins`."""

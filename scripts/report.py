@@ -1,0 +1,88 @@
+"""Compare runs on one offline page: python scripts/report.py outputs/2026-01-01/12-00-00-sweep
+
+Reads config.yaml, metrics.csv, summary.json and images/ of every run in or below the given folders. Writes report.html,
+report.md and the tables as CSV.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from flowrl.report.compare import Condition, conditions
+from flowrl.report.page import render
+from flowrl.report.runs import Run, find
+from flowrl.report.tables import (
+    ablation_table,
+    config_table,
+    difference_table,
+    effect_table,
+    frontier_table,
+    run_table,
+)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("places", nargs="+", type=Path, help="run folders, or folders above them such as a sweep's")
+    parser.add_argument("--out", type=Path, help="where to write; default: report/ in the first folder")
+    parser.add_argument("--baseline", help="the condition to compare with, by its label; default: the first")
+    parser.add_argument("--metrics", nargs="+", help="what the tables compare; default: the evaluation's headlines")
+    parser.add_argument(
+        "--smooth", type=int, help="iterations in a running mean; default: a fortieth of the longest run"
+    )
+    parser.add_argument("--title", help="head of the page; default: the first folder's name")
+    return parser.parse_args()
+
+
+def headlines(runs: list[Run]) -> list[str]:
+    """Reward and headline part of each evaluation set, then drift and diversity of the first."""
+    logged = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    sets = list(dict.fromkeys(name.split("/")[1] for name in logged if name.startswith("eval/")))
+    parts = list(dict.fromkeys(run.config.get("evaluation.headline", "") for run in runs))
+    names = [f"eval/{own}/{what}" for own in sets for what in ("reward", *(f"part/{part}" for part in parts))]
+    names += [f"eval/{own}/{what}" for own in sets[:1] for what in ("kl_ref", "diversity")]
+    return [name for name in names if name in logged] or [name for name in ("reward/mean",) if name in logged]
+
+
+def pick(groups: list[Condition], label: str | None) -> Condition:
+    if label is None:
+        return groups[0]
+    for group in groups:
+        if group.label == label:
+            return group
+    raise ValueError(f"--baseline={label}: no such condition; choose one of {', '.join(repr(g.label) for g in groups)}")
+
+
+def main() -> None:
+    args = arguments()
+    runs = find(args.places)
+    groups = conditions(runs)
+    metrics = args.metrics or headlines(runs)
+    for name in metrics:
+        if not any(name in run.metrics for run in runs):
+            raise ValueError(f"--metrics {name}: no run has it; see the head of a metrics.csv")
+    kls = [name for name in metrics if name.endswith("/kl_ref")]
+    frontiers = [(kl, m) for kl in kls for m in metrics if m.split("/")[:2] == kl.split("/")[:2] and m not in kls][:2]
+    tables = [ablation_table(groups, metrics)]
+    if len(groups) > 1:
+        tables += [difference_table(groups, pick(groups, args.baseline), metrics), effect_table(groups, metrics)]
+    tables += [frontier_table(groups, *pair) for pair in frontiers[:1]]
+    tables += [config_table(runs), run_table(runs, groups, metrics)]
+    window = args.smooth or max(1, max(len(run.rows) for run in runs) // 40)
+    title = args.title or args.places[0].resolve().name
+    out = args.out or args.places[0] / "report"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.html").write_text(render(title, groups, tables, metrics=metrics, frontiers=frontiers, window=window))
+    (out / "report.md").write_text(f"# {title}\n\n" + "\n".join(table.markdown() for table in tables))
+    for table in tables:
+        (out / f"{table.stem}.csv").write_text(table.csv())
+    print(
+        f"{len(runs)} runs in {len(groups)} conditions: {out / 'report.html'}, report.md, {len(tables)} tables as CSV"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,62 @@
+"""One job gives the same numbers whatever the number of processes and the size of micro-batches."""
+
+import numpy as np
+import pytest
+from parallel import run
+
+PER_MICRO_BATCH = ("trust/ratio_std", "trust/log_ratio_noise")
+"""Roots of means over one micro-batch, averaged: they depend on its size."""
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return run(1)[0]
+
+
+def union(seen, name):
+    return {key: value for own in seen for key, value in getattr(own, name).items()}
+
+
+def assert_equal_runs(seen, alone):
+    assert union(seen, "prompts") == alone.prompts
+    assert union(seen, "noise") == alone.noise
+    for name, tolerance in (("rewards", 1e-6), ("advantages", 1e-4)):
+        ours, theirs = union(seen, name), getattr(alone, name)
+        assert ours.keys() == theirs.keys()
+        assert max(abs(ours[key] - theirs[key]) for key in theirs) < tolerance, name
+    for own in seen:
+        gaps = [np.abs(own.parameters[name] - value).max() for name, value in alone.parameters.items()]
+        assert max(gaps) < 1e-5
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_change_nothing(alone, count):
+    """Prompts and noise are equal, rewards, advantages, weights and metrics up to rounding; one all-reduce a step.
+
+    Mutation: seed noise by rank, take advantages per process, or reduce gradients in every backward pass.
+    """
+    seen = run(count)
+    assert_equal_runs(seen, alone)
+    assert {own.num_reduces for own in seen} == {alone.num_optimizer_steps} == {6}
+    assert all(own.metrics == seen[0].metrics for own in seen)
+    assert all(own.evaluation == seen[0].evaluation for own in seen)
+    for ours, theirs in zip(seen[0].metrics, alone.metrics, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            if name not in PER_MICRO_BATCH:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
+    assert seen[0].evaluation == pytest.approx(alone.evaluation, rel=1e-3, abs=1e-5)
+
+
+def test_micro_batches_change_nothing(alone):
+    """Mutation: divide the loss by the number of samples of a micro-batch instead of averaging over terms."""
+    assert_equal_runs(run(1, "batch.max_micro_batch=2"), alone)
+
+
+def test_processes_hold_one_threshold():
+    """A threshold that holds a KL budget follows the mean over all processes.
+
+    Mutation: let each process observe its own KL.
+    """
+    one, two = run(2, "loss.delta=auto", "loss.kl_budget=1e-5", "num_iterations=2")
+    assert one.delta == two.delta != 0

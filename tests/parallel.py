@@ -1,0 +1,121 @@
+"""Runs of a few iterations in 1, 2 or 4 processes of this machine, and what each process saw."""
+
+import hashlib
+import multiprocessing
+import os
+import socket
+from dataclasses import dataclass, field
+
+import torch
+from runs import make
+from torch import Tensor
+
+SMALL = ("num_iterations=3", "batch={prompts_per_iteration: 4, group_size: 4}", "num_threads=1", "optimizer.lr=1e-4")
+
+
+@dataclass
+class Seen:
+    """By iteration and row: prompt, hash of the initial noise, reward, advantage; and what is the same everywhere."""
+
+    rank: int
+    prompts: dict = field(default_factory=dict)
+    noise: dict = field(default_factory=dict)
+    rewards: dict = field(default_factory=dict)
+    advantages: dict = field(default_factory=dict)
+    metrics: list = field(default_factory=list)
+    parameters: dict = field(default_factory=dict)
+    num_reduces: int = 0
+    num_optimizer_steps: int = 0
+    evaluation: dict = field(default_factory=dict)
+    delta: float = 0.0
+
+
+def run(count, *overrides):
+    """`count` processes run the same job; what they saw, by rank."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["runs"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    queue = context.Queue()
+    workers = [context.Process(target=_work, args=(rank, count, port, overrides, queue)) for rank in range(count)]
+    for worker in workers:
+        worker.start()
+    seen = sorted((queue.get(timeout=200) for _ in workers), key=lambda own: own.rank)
+    for worker in workers:
+        worker.join()
+    return seen
+
+
+def _work(rank, count, port, overrides, queue):  # noqa: C901, one closure for each thing watched
+    place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()} if count > 1 else {})
+    torch.set_num_threads(1)
+    from lightning import Callback, Trainer
+
+    from flowrl.models import lora
+    from flowrl.modules import policy as module
+    from flowrl.modules.parallel import replicas
+
+    policy, data, evaluator = make(*SMALL, f"trainer.devices={count}", *overrides)
+    own = Seen(rank)
+    draw, score, assign, report = module.gaussian_noise, policy.reward.score, policy.assign_advantages, policy.report
+    scores: list[Tensor] = []
+
+    def drawn(shape, *, seed, iteration, samples, step):
+        noise = draw(shape, seed=seed, iteration=iteration, samples=samples, step=step)
+        if step == module.INITIAL:
+            for sample, values in zip(samples, noise, strict=True):
+                own.noise[iteration, sample] = hashlib.sha256(values.numpy().tobytes()).hexdigest()
+        return noise
+
+    def scored(images, prompts):
+        scores.append((output := score(images, prompts)).values)
+        return output
+
+    def assigned(parts, record):
+        assign(parts, record)
+        rows = [(part.iteration, row) for part in parts for row in part.rows]
+        own.rewards.update(zip(rows, scores[-1].tolist(), strict=True))
+        own.advantages.update(zip(rows, torch.cat([part.advantage for part in parts]).tolist(), strict=True))
+        own.prompts.update(zip(rows, [prompt.text for part in parts for prompt in part.prompts], strict=True))
+
+    def reported(values):
+        own.metrics.append({name: value for name, value in values.items() if not name.startswith("perf/")})
+        report(values)
+
+    class Count(Callback):
+        """Counts the all-reduces of gradients: DDP calls its hook once for each."""
+
+        def on_train_start(self, trainer, pl_module):
+            if count > 1:
+                trainer.strategy.model.register_comm_hook(None, self.reduce)
+
+        @staticmethod
+        def reduce(state, bucket):
+            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+            own.num_reduces += 1
+            return allreduce_hook(None, bucket)
+
+        def on_train_end(self, trainer, pl_module):
+            own.evaluation = dict(evaluator.evaluate(policy).metrics)
+
+    module.gaussian_noise, policy.reward.score = drawn, scored
+    policy.assign_advantages, policy.report = assigned, reported
+    Trainer(
+        accelerator="cpu",
+        devices=count,
+        strategy=replicas(timeout_minutes=2, bucket_megabytes=1024) if count > 1 else "auto",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[Count()],
+    ).fit(policy, datamodule=data)
+    own.parameters = {name: value.detach().numpy() for name, value in lora.parameters(policy.transformer).items()}
+    own.num_optimizer_steps = policy.num_optimizer_steps
+    own.delta = getattr(policy.algorithm.loss, "current", 0.0)
+    queue.put(own)

@@ -1,0 +1,211 @@
+"""The pool runs a stand-in for train.py that takes its orders from its overrides; so a sweep takes a second."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from flowrl.sweep.job import JobsFailed, environment
+from flowrl.sweep.plan import find_sweep, match, write_sweep
+from flowrl.sweep.pool import Pool, Slots, find_slots
+from flowrl.sweep.table import line
+
+STAND_IN = """
+    import json, os, pathlib, signal, sys, time
+    given = dict(word.split("=", 1) for word in sys.argv[1:])
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    folder = pathlib.Path(given.get("resume") or given["run_dir"])
+    if "resume" in given:
+        given = json.loads((folder / "config.yaml").read_text()) | {"do": "end"}
+    (folder / "config.yaml").write_text(json.dumps(given))
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LOCAL_RANK", "SLURM_NTASKS")
+    seen = {name: os.environ.get(name) for name in names}
+    (folder / f"seen{rank}.json").write_text(json.dumps(seen | {"arguments": sys.argv[1:], "group": os.getpgid(0)}))
+    do = given.get("do", "end").split("@")
+    while "after" in given and not (folder.parent / given["after"]).exists(): time.sleep(0.01)
+    if len(do) == 1 or int(do[1]) == rank:
+        if do[0] == "fail": sys.exit(3)
+        if do[0] == "die": os.kill(os.getpid(), signal.SIGKILL)
+        if do[0] == "ignore": signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if do[0] in ("wait", "ignore"): (folder / f"waits{rank}").touch(); time.sleep(100)
+    if do[0] == "fail" or do[0] == "die": time.sleep(100)  # as a rank does in a collective that its peer left
+    if rank == 0: (folder / "metrics.csv").write_text("iteration,reward/mean\\n1,0.5\\n2,0.625\\n")
+    if rank == 0: (folder / "summary.json").write_text(json.dumps({"status": "finished"}))
+"""
+
+TWO = Slots(("cpu0", "cpu1"), threads=3)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Runs jobs, given as overrides and numbers of ranks, in one folder."""
+    script = tmp_path / "stand_in.py"
+    script.write_text(textwrap.dedent(STAND_IN))
+
+    def run(*wanted, slots=TWO, is_fail_fast=False, grace=0.5):
+        jobs = match(tmp_path / "sweep", [job for job, _ in wanted], [(count, 2) for _, count in wanted])
+        write_sweep(tmp_path / "sweep", [job for job, _ in wanted], is_new=True)
+        pool = Pool(slots, is_fail_fast=is_fail_fast, grace=grace, refresh=0.1, group="sweep", script=script)
+        pool.run(jobs)
+        return jobs
+
+    return run
+
+
+def seen(job, rank=0):
+    return json.loads((job.folder / f"seen{rank}.json").read_text())
+
+
+def test_jobs_have_their_own_folder_devices_threads_and_status(sweep, monkeypatch):
+    """Mutation: hand out all devices, leave the threads to the job, or let it think it is a Slurm task."""
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    jobs = sweep((("seed=0",), 1), (("seed=1",), 1), (("seed=2", "num_threads=7"), 1))
+    assert [job.state for job in jobs] == ["finished"] * 3
+    assert {job.devices for job in jobs[:2]} == {("cpu0",), ("cpu1",)}
+    assert seen(jobs[0]) == {
+        **{"CUDA_VISIBLE_DEVICES": None, "OMP_NUM_THREADS": "3", "LOCAL_RANK": None, "SLURM_NTASKS": None},
+        **{"arguments": ["seed=0", "num_threads=3", f"run_dir={jobs[0].folder}"], "group": seen(jobs[0])["group"]},
+    }
+    assert seen(jobs[2])["arguments"] == ["seed=2", "num_threads=7", f"run_dir={jobs[2].folder}"]
+    assert len({job.folder for job in jobs} | {seen(job)["group"] for job in jobs}) == 6
+    status = json.loads((jobs[1].folder / "job.json").read_text())
+    assert (status["overrides"], status["state"]) == (["seed=1"], "finished")
+    assert "finished        2/2  0.625  cpu" in line(jobs[1]) and "seed=1" in line(jobs[1])
+
+
+def test_a_job_on_two_gpus_is_two_ranks_of_one_process_group(sweep):
+    """Mutation: start ranks in groups of their own, or show each only its own device."""
+    gpus = Slots(("4", "5", "6"), threads=None)
+    (job,) = sweep((("seed=0",), 2), slots=gpus)
+    assert [seen(job, rank)["LOCAL_RANK"] for rank in (0, 1)] == ["0", "1"]
+    assert seen(job, 0)["CUDA_VISIBLE_DEVICES"] == seen(job, 1)["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert seen(job, 0)["group"] == seen(job, 1)["group"] != os.getpgid(0)
+    assert seen(job)["arguments"] == ["seed=0", f"run_dir={job.folder}"]
+
+
+def test_a_failure_ends_all_ranks_and_no_other_job_and_only_what_is_missing_runs_again(sweep):
+    """One rank exits, one is killed, one job ends well; the second start resumes two and adds a third.
+
+    Mutation: wait for the peers of a dead rank, run finished jobs again, or start failed ones from nothing.
+    """
+    wanted = [(("do=fail@1",), 2), (("do=die@0",), 2), (("seed=2",), 1)]
+    start = time.monotonic()
+    jobs = sweep(*wanted)
+    assert time.monotonic() - start < 20
+    assert [job.state for job in jobs] == ["failed", "failed", "finished"]
+    assert [job.problem for job in jobs] == ["rank 1: exit status 3", "rank 0: killed by SIGKILL", ""]
+    before = seen(jobs[2])
+    again = sweep(*wanted, (("seed=3",), 1))
+    assert [(job.number, job.state) for job in again] == [(n, "finished") for n in range(4)]
+    assert seen(again[0])["arguments"] == [f"resume={again[0].folder}", "num_threads=3"]
+    assert seen(again[2]) == before
+
+
+def test_fail_fast_stops_the_others(sweep):
+    """Mutation: go on with waiting jobs, or call the stopped ones failed."""
+    jobs = sweep((("do=wait",), 1), (("do=fail", "after=0/waits0"), 1), (("seed=2",), 1), is_fail_fast=True)
+    assert [job.state for job in jobs] == ["stopped", "failed", "waiting"]
+
+
+def test_what_does_not_end_when_asked_is_killed(sweep):
+    """Mutation: send SIGTERM once and wait."""
+    jobs = sweep((("do=ignore",), 1), (("do=fail", "after=0/waits0"), 1), is_fail_fast=True)
+    assert [job.problem for job in jobs] == ["killed by SIGKILL", "exit status 3"]
+
+
+def test_a_rank_that_outlives_the_others_is_ended(sweep):
+    """Mutation: wait for all ranks of a job whose first has finished."""
+    (job,) = sweep((("do=wait@1",), 2))
+    assert (job.state, job.problem) == ("failed", "rank 1 went on after another had ended")
+
+
+def test_an_interrupt_stops_the_jobs_and_is_passed_on(sweep, tmp_path):
+    """Mutation: leave the jobs running, or swallow the interrupt."""
+    stopper = (
+        "import os, pathlib, signal, sys, time\n"
+        "while len(list(pathlib.Path(sys.argv[1]).glob('*/waits0'))) < 2: time.sleep(0.1)\n"
+        f"os.kill({os.getpid()}, signal.SIGINT)"
+    )
+    with subprocess.Popen([sys.executable, "-c", stopper, tmp_path / "sweep"]), pytest.raises(KeyboardInterrupt):
+        sweep((("do=wait",), 1), (("do=wait", "seed=1"), 1), (("seed=2",), 1))
+    for number in (0, 1):
+        folder = tmp_path / "sweep" / str(number)
+        assert json.loads((folder / "job.json").read_text())["state"] == "stopped"
+        with pytest.raises(ProcessLookupError):
+            os.killpg(json.loads((folder / "seen0.json").read_text())["group"], 0)
+    assert not (tmp_path / "sweep" / "2").exists()
+
+
+def test_a_job_that_still_runs_is_not_started_again(sweep, tmp_path):
+    """Its log is locked by whoever runs it. Mutation: open the log without the lock."""
+    folder = tmp_path / "sweep" / "0"
+    folder.mkdir(parents=True)
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'ab'); fcntl.flock(f, 2); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, folder / "job.log"], stdout=subprocess.PIPE) as earlier:
+        earlier.stdout.readline()
+        (job,) = sweep((("seed=0",), 1))
+        earlier.kill()
+    assert job.state == "failed" and "earlier start" in job.problem
+
+
+def test_a_job_larger_than_the_pool_is_refused(sweep):
+    """Mutation: wait forever for a third slot."""
+    with pytest.raises(ValueError, match=r"trainer.devices=3.*2 slots"):
+        sweep((("seed=0",), 3))
+
+
+def test_slots(monkeypatch):
+    """Mutation: number the GPUs from 0 whatever is visible, or divide threads by jobs instead of slots."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert find_slots(None, 0, wanted=3) == Slots(("cpu0", "cpu1", "cpu2"), 5)
+    assert find_slots(2, 0, wanted=9) == Slots(("cpu0", "cpu1"), 8)
+    assert find_slots(None, 0, wanted=99).threads == 1
+    assert find_slots(None, 2, wanted=1) == Slots(("0", "1"), None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert find_slots(1, 2, wanted=9) == Slots(("3",), None)
+    with pytest.raises(ValueError, match="there are 2 GPUs"):
+        find_slots(3, 2, wanted=9)
+    with pytest.raises(ValueError, match="at least 1"):
+        find_slots(0, 2, wanted=9)
+
+
+def test_jobs_are_known_by_their_overrides(tmp_path):
+    """Mutation: match by job number, so that another order of the values resumes the wrong run."""
+    first = match(tmp_path, [("a=1", "seed=0"), ("a=1", "seed=1")], [(1, 2)] * 2)
+    for job in first:
+        job.write()
+    second = match(tmp_path, [("seed=1", "a=1"), ("a=2", "seed=0"), ("a=1", "seed=0")], [(1, 2)] * 3)
+    assert [job.number for job in second] == [1, 2, 0]
+
+
+def test_a_sweep_is_continued_by_its_folder(tmp_path):
+    """Mutation: hand resume= to every job, or drop the jobs of an earlier batch."""
+    write_sweep(tmp_path, [("seed=0",), ("seed=1",)], is_new=True)
+    write_sweep(tmp_path, [("seed=2",)], is_new=False)
+    assert find_sweep([(f"resume={tmp_path}",)]) == (tmp_path, [("seed=0",), ("seed=1",), ("seed=2",)])
+    assert find_sweep([("seed=0",)]) is None
+    with pytest.raises(ValueError, match="stands alone"):
+        find_sweep([(f"resume={tmp_path}", "seed=0")])
+    with pytest.raises(ValueError, match=r"no sweep\.json"):
+        find_sweep([(f"resume={tmp_path}/x",)])
+
+
+def test_the_failure_of_a_sweep_is_one_line():
+    """It is an error of our own, which train.py answers in one line. Mutation: a bare Exception."""
+    from flowrl.command import explain, is_users
+
+    error = JobsFailed("1 of 2 jobs did not finish")
+    assert is_users(error) and explain(error) == "1 of 2 jobs did not finish"
+
+
+def test_the_group_of_a_sweep_is_its_trackers_group(monkeypatch):
+    """Mutation: inherit the W&B run of the process that starts the sweep."""
+    monkeypatch.setenv("WANDB_RUN_ID", "abc")
+    assert environment("12-00-00-sweep")["WANDB_RUN_GROUP"] == "12-00-00-sweep"
+    assert "WANDB_RUN_ID" not in environment("x")
