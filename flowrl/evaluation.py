@@ -114,7 +114,8 @@ class Evaluator:
 
     def _draw_and_score(self, policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, RewardOutput]:
         """Every process draws and scores its share of the batches: whole ones, so that the share changes no image."""
-        numbers, images, scores = [], [], []
+        numbers: list[int] = []
+        images, scores = [], []
         starts = self._starts(prompts)[policy.global_rank :: policy.plan.num_processes]
         for rows, batch in self._batches(policy, prompts, 0, starts):
             numbers += range(len(prompts))[rows]

@@ -104,6 +104,7 @@ def test_a_missing_score_is_null_on_the_way_and_missing_behind_it():
         "values": [0.25, None, 0.5],
         "parts": {"part": [1.0, None, 2.0]},
         "reasons": [None, "no text found", None],
+        "applies": [True, True, True],
     }
     got = wire.read_answer(json.dumps(sent).encode(), 3)
     assert got.values.tolist() == [0.25, 0, 0.5] and got.is_valid.tolist() == [True, False, True]
