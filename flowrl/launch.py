@@ -98,7 +98,7 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
     algorithm: Algorithm = instantiate(cfg.algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
-    adapter, ema = instantiate(cfg.lora), instantiate(cfg.ema)
+    adapter, ema = instantiate(cfg.tuning), instantiate(cfg.ema)
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
     reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)

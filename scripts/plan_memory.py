@@ -33,6 +33,7 @@ from flowrl.batch_plan import BatchPlan
 from flowrl.command import one_line_errors, register_resolvers
 from flowrl.launch import check_guidance
 from flowrl.models import lora
+from flowrl.models.full import start_of
 from flowrl.models.loading import EMBEDDED, META, resolve
 from flowrl.types import Conditioning
 
@@ -139,7 +140,7 @@ class Plan:
         known = resolve(name) if name.startswith(EMBEDDED) else str(Path(name).expanduser())
         self.model: Any = instantiate(cfg.model, pretrained=META + known)
         with torch.device("meta"):
-            instantiate(cfg.lora).attach(self.model.transformer, seed=0)
+            instantiate(cfg.tuning).attach(self.model.transformer, seed=0)
         instantiate(cfg.backend).apply(self.model)
         self.ref_scale = self.method.penalty.guidance_scale if self.method.penalty.beta else None
         self.num_terms = len(self.method.stochastic(0, 0))
@@ -156,11 +157,12 @@ class Plan:
 
     def weights(self) -> dict[str, int]:
         own = sum(value.nbytes for value in lora.parameters(self.model.transformer).values())
+        is_full = start_of(self.model.transformer) is not None
         return {
-            "transformer": size(self.model.transformer) - own,
+            "frozen transformer": size(self.model.transformer) - (0 if is_full else own),
             "autoencoder": size(self.model.vae),
-            "LoRA": own,
-            "LoRA gradients": own,
+            "trained weights": own,
+            "their gradients": own,
             "optimizer": 2 * own,
             "EMA": own,
         }

@@ -1,4 +1,7 @@
-"""LoRA on a diffusers transformer: attach, switch off, read and write. One adapter named `policy`."""
+"""LoRA on a diffusers transformer: attach, switch off, read and write. One adapter named `policy`.
+
+Where `flowrl.models.full` was attached instead, the trained weights are all weights, and off means the start's.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
+
+from flowrl.models.full import at_start, start_of
 
 ADAPTER = "policy"
 
@@ -53,7 +58,13 @@ def adapter_config(transformer: nn.Module) -> dict[str, Any]:
 
 
 def save(pipeline: Any, folder: Path) -> None:
-    """Write the adapter of a pipeline's transformer so that the stock pipeline's `load_lora_weights` takes it."""
+    """Write the adapter of a pipeline's transformer so that the stock pipeline's `load_lora_weights` takes it.
+
+    After full fine-tuning, the whole transformer, for its class's `from_pretrained`.
+    """
+    if start_of(pipeline.transformer) is not None:
+        pipeline.transformer.save_pretrained(folder)
+        return
     pipeline.save_lora_weights(
         folder,
         transformer_lora_layers=get_peft_model_state_dict(pipeline.transformer, adapter_name=ADAPTER),
@@ -62,13 +73,20 @@ def save(pipeline: Any, folder: Path) -> None:
 
 
 def parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by name, in a fixed order."""
+    """The trained parameters by name, in a fixed order: the adapter's, or all of them."""
+    if start_of(transformer) is not None:
+        return dict(transformer.named_parameters())
     return {name: parameter for name, parameter in transformer.named_parameters() if f".{ADAPTER}." in name}
 
 
 @contextmanager
 def disabled(transformer: nn.Module) -> Iterator[None]:
-    """The reference policy: the base model without its adapter."""
+    """The reference policy: the base model without its adapter, or as it was before training."""
+    start = start_of(transformer)
+    if start is not None:
+        with at_start(transformer, start):
+            yield
+        return
     _peft(transformer).disable_adapters()
     try:
         yield

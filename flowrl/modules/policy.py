@@ -23,6 +23,7 @@ from flowrl.gaussian import GaussianStep
 from flowrl.losses.nft import NFT
 from flowrl.models import lora
 from flowrl.models.embeddings import PromptEmbeddings
+from flowrl.models.full import Full
 from flowrl.models.protocol import FlowModel
 from flowrl.modules.gate import check_replay
 from flowrl.modules.groups import Group, MicroBatch
@@ -48,7 +49,7 @@ class Policy(LightningModule):
         self,
         *,
         model: FlowModel,
-        adapter: lora.LoRA,
+        adapter: lora.LoRA | Full,
         reward: RewardModule,
         reference: ReferenceModule,
         algorithm: Algorithm,

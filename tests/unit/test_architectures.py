@@ -9,6 +9,7 @@ from hydra.utils import get_class, instantiate
 from runs import CONF
 
 from flowrl.command import register_resolvers
+from flowrl.launch import check_guidance
 from flowrl.models import lora
 from flowrl.models.architectures import ARCHITECTURES, on_meta
 
@@ -113,6 +114,35 @@ def test_each_model_is_ready_to_run(option):
     assert getattr(method.schedule, "rule", None) == (None if option.startswith("sd35") else rule)
     assert set(method.stochastic(0, 0)) <= set(range(cfg.rollout.num_steps - 1))
     assert cfg.gate_tolerance <= cfg.trust.delta / 2
+
+
+RECIPES = {
+    "flow_dppo_sd35": ("CPS", 0.7, 1e-6, 3, 1024),
+    "flow_dppo_flux2": ("FlowSDE", 0.7, 1e-6, 3, 1536),
+    "flow_dppo_flux1": ("CPS", 0.8, 1e-5, 3, 1152),
+    "flow_grpo_sd35": ("FlowSDE", 0.7, None, 9, 1152),
+    "flow_grpo_flux1": ("FlowSDE", 0.9, None, 5, 1152),
+    "flow_grpo_flux2": ("FlowSDE", 0.5, None, 1, 768),
+    "grpo_guard_sd35": ("FlowSDE", 0.7, None, 9, 1152),
+    "diffusion_nft_sd35": ("DPM2", None, None, 0, 1152),
+}
+"""Sampler, noise level, threshold, trained steps and images an iteration, as the authors have them."""
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_carry_the_authors_numbers(name):
+    """Mutation: any of these numbers in its YAML, or a method that its own rules refuse."""
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=["name=test", f"experiment={name}"])
+    check_guidance(cfg)
+    method, plan = instantiate(cfg.algorithm), instantiate(cfg.batch)
+    found = (type(method.sampler).__name__, getattr(method.sampler, "noise_level", None))
+    found += (getattr(method.loss, "delta", None), len(method.stochastic(0, 0)), plan.num_samples)
+    assert found == RECIPES[name]
+    assert not method.shared_initial_noise
+    assert cfg.optimizer.lr == (1e-4 if name == "grpo_guard_sd35" else 3e-4)
+    assert (list(cfg.optimizer.betas), cfg.optimizer.eps) == ([0.9, 0.999], 1e-8)
 
 
 def test_grid_tokens_follow_the_resolution():

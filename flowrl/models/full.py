@@ -1,0 +1,45 @@
+"""Full fine-tuning: every weight of the transformer is trained, and a frozen copy of the start is the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+_START = "_flowrl_start"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Full:
+    """Stands where a LoRA would: `attach` makes all weights trainable, in float32."""
+
+    def attach(self, transformer: nn.Module, seed: int) -> None:
+        """Nothing is drawn, so `seed` has no effect. Keeps a copy of every weight."""
+        transformer.float().requires_grad_(True)
+        start = {name: value.detach().clone() for name, value in transformer.named_parameters()}
+        transformer.__dict__[_START] = start  # a plain attribute: no part of the module's state
+
+
+def start_of(transformer: nn.Module) -> dict[str, Tensor] | None:
+    """The weights before training by name; None where the transformer is not fully trained."""
+    start: dict[str, Tensor] | None = transformer.__dict__.get(_START)
+    return start
+
+
+@contextmanager
+def at_start(transformer: nn.Module, start: dict[str, Tensor]) -> Iterator[None]:
+    """Run with the weights from before training. Both sets stay in place: only what parameters point at changes.
+
+    Nothing may be backpropagated meanwhile; graphs built before or after are unaffected.
+    """
+    own = {name: value.data for name, value in transformer.named_parameters()}
+    for name, parameter in transformer.named_parameters():
+        start[name] = start[name].to(parameter.device)  # once: afterwards it is there
+        parameter.data = start[name]
+    try:
+        yield
+    finally:
+        for name, parameter in transformer.named_parameters():
+            parameter.data = own[name]
