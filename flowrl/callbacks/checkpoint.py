@@ -79,6 +79,8 @@ class Checkpoint(Callback):
         assert isinstance(pl_module, Policy)
         # Rewards are checked before the first update of an iteration, so the state is that of the last one's end.
         if isinstance(exception, TooManyMissingRewards) and pl_module.num_iterations:
+            if len(self.record.rows) < pl_module.num_iterations:  # an evaluation stopped it, before the row was written
+                self.record.on_train_batch_end(trainer, pl_module, None, None, 0)
             self.save(trainer, pl_module)
 
     def newest(self) -> str:

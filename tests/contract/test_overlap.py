@@ -6,9 +6,12 @@ from concurrent.futures import Future
 
 import pytest
 import torch
+from lightning import Trainer
 from runs import fit, make
 from servers import answering, remote, scorer
 
+from flowrl.callbacks.checkpoint import Checkpoint
+from flowrl.callbacks.record import RunRecord
 from flowrl.models import lora
 from flowrl.modules.reward import TooManyMissingRewards
 from flowrl.rewards.mixture import Mixture
@@ -168,3 +171,24 @@ def test_a_mixture_scores_its_remote_terms_beside_its_own():
     assert row["reward/missing"] == 0 and "reward/part/gone" not in row
     assert row["reward/mean"] == pytest.approx(row["reward/part/correct"] + row["reward/part/clean"], abs=1e-5)
     assert row["reward/part/clean"] == pytest.approx(row["reward/part/correct_clean_objects"], abs=0.05)
+
+
+def test_a_prompt_that_the_scorer_cannot_read_is_named(tmp_path):
+    """Before training, by the evaluation of its own prompts. Mutation: evaluate other captions instead."""
+    (tmp_path / "prompts.txt").write_text("a photo of a cow\n")
+    policy, _, evaluator = make("data=text", f"data.prompts.path={tmp_path}/prompts.txt", "num_threads=1")
+    with pytest.raises(TooManyMissingRewards, match=r"100%.*'a photo of a cow' is outside the shapes grammar"):
+        evaluator.evaluate(policy)
+
+
+def test_a_run_that_an_evaluation_stops_keeps_its_last_iteration(tmp_path):
+    """The checkpoint and the row of the iteration that had been trained. Mutation: save without the row."""
+    policy, _, _ = make("num_threads=1")
+    record = RunRecord(folder=str(tmp_path))
+    saver = Checkpoint(record=record, folder=str(tmp_path), every=100, keep=1)
+    policy.num_iterations, policy.last_metrics = 1, {"iteration": 1, "reward/mean": 0.5}
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.optimizers = [policy.configure_optimizers()]
+    saver.on_exception(trainer, policy, TooManyMissingRewards("the server is gone"))
+    assert (tmp_path / "checkpoints" / "000001" / "state.json").is_file()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["iteration,reward/mean", "1,0.5"]
