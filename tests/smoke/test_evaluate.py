@@ -1,0 +1,82 @@
+"""scripts/evaluate.py on a finished run: the run's own numbers, resumable, on one page."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+from PIL import Image
+from runs import ROOT
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def evaluate(script):
+    return lambda *words: script.run(script.parser().parse_intermixed_args([*map(str, words), "num_threads=1"]))
+
+
+@pytest.fixture(scope="module")
+def evaluated(evaluate, finished_run, tmp_path_factory):
+    """Base model, run and exported LoRA, evaluated in one go."""
+    out = tmp_path_factory.mktemp("evaluation") / "out"
+    evaluate("base", f"run={finished_run}", f"exported={finished_run}/lora", "--out", out, "--shown", 3)
+    return out
+
+
+def test_the_runs_own_numbers(evaluated, finished_run):
+    """Base and trained policy score what the run measured before and after. Mutation: forget the LoRA, take the weights
+    for the averaged ones, or draw other noise in later batches.
+    """
+    results = json.loads((evaluated / "results.json").read_text())
+    summary = json.loads((finished_run / "summary.json").read_text())["eval"]
+    for label, when in (("base", "before"), ("run", "after"), ("exported", "after")):
+        for name, known in (("held_in", summary[when]), ("held_out", summary[when]["held_out"])):
+            found = results[name][label]
+            assert found["metrics"]["strict"]["mean"] == pytest.approx(known["strict"], abs=1e-6)
+            assert found["metrics"]["reward"]["mean"] == pytest.approx(known["reward"], abs=1e-5)
+            assert found["kl_ref"] == pytest.approx(known["kl_ref"], rel=1e-3, abs=1e-9)
+            assert found["diversity"]["mean"] == pytest.approx(known["diversity"], rel=1e-4)
+            assert found["metrics"]["panel/brightness"]["mean"] == pytest.approx(known["panel"]["brightness"], abs=1e-4)
+    assert results["held_in"]["run"]["kl_ref"] > results["held_in"]["base"]["kl_ref"] == 0
+    assert results["held_in"]["run"]["distances"]["features"] == "random-conv-128"
+    assert "changes" in results["held_in"]["run"] and results["held_in"]["base"]["changes"] == {}
+
+
+def test_samples_and_page(evaluated):
+    """Mutation: a link to a file in place of a picture, or a record without its image."""
+    lines = [json.loads(line) for line in (evaluated / "run" / "held_in" / "samples.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == list(range(14))
+    assert Image.open(evaluated / "run" / "held_in" / lines[13]["file"]).size == (32, 32)
+    page = (evaluated / "page.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 * 3 * 3
+    assert "http" not in page and "src='images" not in page
+    assert "random-conv-128" in page and "Hacking panel" in page and lines[0]["prompt"] in page
+
+
+def test_a_stopped_evaluation_goes_on(evaluate, evaluated, finished_run):
+    """Mutation: start again, keep a half-written line, or draw other images the second time."""
+    path = evaluated / "run" / "held_in" / "samples.jsonl"
+    whole, base = path.read_text(), evaluated / "base" / "held_in" / "images" / "000000.png"
+    path.write_text("".join(whole.splitlines(keepends=True)[:5])[:-9])
+    stamp = base.stat().st_mtime_ns
+    evaluate("base", f"run={finished_run}", f"exported={finished_run}/lora", "--out", evaluated, "--shown", 3)
+    assert path.read_text() == whole
+    assert base.stat().st_mtime_ns == stamp
+
+
+def test_mistakes_are_named(evaluate, evaluated, finished_run, tmp_path):
+    """Mutation: mix samples of two evaluations, or take a wrong folder for a base model."""
+    with pytest.raises(ValueError, match="other settings"):
+        evaluate("base", f"run={finished_run}", "--out", evaluated, "evaluation.seed=1")
+    with pytest.raises(ValueError, match="no such folder"):
+        evaluate("/no/such/run", "--out", tmp_path)
+    with pytest.raises(ValueError, match=r"no LoRA there|neither a LoRA"):
+        evaluate(tmp_path, "--out", tmp_path / "out", "evaluation.sets.held_in.count=1")
