@@ -107,8 +107,9 @@ def value_text(value: Any) -> str:
     if isinstance(value, str) and not ("e" in value and _NUMBER.fullmatch(value)):  # YAML 1.1 reads 1e-5 as text
         return value
     if isinstance(value, str | float):
-        number = float(value)
-        return format(Decimal(repr(number)).normalize(), "e") if 0 < abs(number) < 1e-3 else repr(number)
+        plain = repr(float(value))
+        scientific = format(Decimal(plain).normalize(), "e")
+        return scientific if len(scientific) < len(plain) and abs(float(value)) < 1 else plain
     return json.dumps(value)
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from flowrl.sweep.job import LOG, SCRIPT, Job, JobsFailed, command, environment, objective
 
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 30.0
-"""For a job to save its state when another launcher stops it."""
+FAILURE_SECONDS = 10.0
+"""For the ranks of a job to end after one of them has; a rank that waits for it in a collective never would."""
+GRACE_SECONDS = 300.0
+"""For a job to finish its iteration and save its state when another launcher stops it."""
 
 
 class StillRunning(RuntimeError):
@@ -27,8 +29,8 @@ class Ranks:
     """Starts `command` `count` times as the ranks of one job, which find each other by Lightning's variables.
 
     All share a process group of their own, so a Ctrl-C at the terminal does not reach them, and a log. When a rank
-    fails, or the first has ended well and others have not within `grace` seconds, the rest get SIGTERM, and SIGKILL
-    after another `grace` seconds.
+    fails, the rest get SIGTERM, and SIGKILL after FAILURE_SECONDS; likewise when one has ended well and others have not
+    within `grace` seconds. Where `stop` asks them to end, they have `grace` seconds to save their state.
     """
 
     def __init__(
@@ -72,25 +74,28 @@ class Ranks:
             if code and not self.problem:
                 how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
                 self.problem = how if len(codes) == 1 else f"rank {number}: {how}"
-                self.stop()
+                self._end(FAILURE_SECONDS)
         is_alive = [code is None for code in codes]
         if not any(is_alive):
             self._signal(signal.SIGKILL)  # what the ranks themselves have left behind
             return True
         if not all(is_alive) and self.deadline is None:
-            self.deadline = time.monotonic() + self.grace
+            self.deadline = time.monotonic() + self.grace  # the first rank has files and trackers to close
         if self.deadline is not None and time.monotonic() > self.deadline:
             if not self.is_ending:
                 self.problem = f"rank {is_alive.index(True)} went on after another had ended"
-                self.stop()
+                self._end(FAILURE_SECONDS)
             else:
                 self._signal(signal.SIGKILL)
         return False
 
     def stop(self) -> None:
-        """Ask all ranks to end; `poll` kills those that do not."""
+        """Ask all ranks to save their state and end; `poll` kills those that do not."""
+        self._end(self.grace)
+
+    def _end(self, seconds: float) -> None:
         self.is_ending = True
-        self.deadline = time.monotonic() + self.grace
+        self.deadline = time.monotonic() + seconds
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -108,7 +113,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_to_end(job: Job, num_threads: int | None, score: str) -> float:
+def run_to_end(job: Job, num_threads: int | None, score: str) -> float | None:
     """Run one job on this process's devices, unless it has finished, and return its objective.
 
     For launchers that call a function for each job: it is still processes of its own. Raises JobsFailed. An interrupt

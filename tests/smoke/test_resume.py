@@ -101,3 +101,26 @@ def test_methods_with_a_state_of_their_own_resume_bitwise(method, tmp_path):
     for file in (whole / "checkpoints" / "000004").glob("*.safetensors"):
         ours, theirs = load_file(part / "checkpoints" / "000004" / file.name), load_file(file)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_sigterm_saves_and_resumes_to_the_same_numbers(finished_run, tmp_path):
+    """As Slurm sends it before the time limit: the running iteration is finished and saved, no periodic checkpoint is.
+
+    Mutation: end at once, or save without the iteration that was running.
+    """
+    run = tmp_path / "asked"
+    process = start(*SHORT, "checkpoint.every=100", f"run_dir={run}", cwd=tmp_path)
+    deadline = time.time() + 200
+    while not (run / "images" / "before.safetensors").exists():
+        assert process.poll() is None and time.time() < deadline, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    (saved,) = (int(path.name) for path in (run / "checkpoints").iterdir())
+    assert saved < 4 and f"the newest checkpoint is after iteration {saved}" in out
+    result = train(f"resume={run}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert rows(run) == rows(finished_run)
+    ours, theirs = (load_file(place / "checkpoints" / "000004" / "lora.safetensors") for place in (run, finished_run))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -78,8 +78,8 @@ def test_differences_merge_copies_and_leave_folders_out(sweep):
 
 def test_values_read_as_users_write_them():
     """YAML 1.1 reads 2e-05 as text. Mutation: compare the texts 2e-05 and 2.0e-5."""
-    assert [value_text(value) for value in (2e-5, "2e-05", 1e-4, 0.05, 2.0, None, True, [1, 2])] == [
-        *("2e-5", "2e-5", "1e-4", "0.05", "2.0", "null", "true", "[1, 2]")
+    assert [value_text(value) for value in (2e-5, "2e-05", 1e-3, 0.05, 0.8, 0.0, 2.0, None, True, [1, 2])] == [
+        *("2e-5", "2e-5", "1e-3", "0.05", "0.8", "0.0", "2.0", "null", "true", "[1, 2]")
     ]
     assert [short(f"flowrl.samplers.{name}") for name in ("sde.FlowSDE", "dpm2.DPM2", "steps.AllButLast")] == [
         *("flow_sde", "dpm2", "all_but_last")

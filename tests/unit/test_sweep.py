@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from flowrl.sweep.job import JobsFailed, environment
+from flowrl.sweep import ranks
+from flowrl.sweep.job import JobsFailed, environment, num_ranks, objective
 from flowrl.sweep.plan import find_sweep, match, write_sweep
 from flowrl.sweep.pool import Pool, Slots, find_slots
 from flowrl.sweep.table import line
@@ -19,9 +20,9 @@ STAND_IN = """
     given = dict(word.split("=", 1) for word in sys.argv[1:])
     rank = int(os.environ.get("LOCAL_RANK", 0))
     folder = pathlib.Path(given.get("resume") or given["run_dir"])
-    if "resume" in given:
-        given = json.loads((folder / "config.yaml").read_text()) | {"do": "end"}
-    (folder / "config.yaml").write_text(json.dumps(given))
+    if "resume" in given: given = json.loads((folder / "config.yaml").read_text()) | {"do": "end"}
+    elif rank == 0: (folder / "config.yaml").write_text(json.dumps(given))
+    while not (folder / "config.yaml").exists(): time.sleep(0.01)
     names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LOCAL_RANK", "SLURM_NTASKS")
     seen = {name: os.environ.get(name) for name in names}
     (folder / f"seen{rank}.json").write_text(json.dumps(seen | {"arguments": sys.argv[1:], "group": os.getpgid(0)}))
@@ -41,10 +42,11 @@ TWO = Slots(("cpu0", "cpu1"), threads=3)
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(tmp_path, monkeypatch):
     """Runs jobs, given as overrides and numbers of ranks, in one folder."""
     script = tmp_path / "stand_in.py"
     script.write_text(textwrap.dedent(STAND_IN))
+    monkeypatch.setattr(ranks, "FAILURE_SECONDS", 0.5)
 
     def run(*wanted, slots=TWO, is_fail_fast=False, grace=0.5):
         jobs = match(tmp_path / "sweep", [job for job, _ in wanted], [(count, 2) for _, count in wanted])
@@ -209,3 +211,11 @@ def test_the_group_of_a_sweep_is_its_trackers_group(monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
     assert environment("12-00-00-sweep")["WANDB_RUN_GROUP"] == "12-00-00-sweep"
     assert "WANDB_RUN_ID" not in environment("x")
+
+
+def test_what_a_search_maximises(tmp_path):
+    """Mutation: take the evaluation before training, or make a missing score 0."""
+    (tmp_path / "summary.json").write_text(json.dumps({"eval": {"before": {"strict": 1}, "after": {"strict": 0.75}}}))
+    assert objective(tmp_path, "strict") == 0.75
+    assert objective(tmp_path, "soft") is None
+    assert [num_ranks(devices) for devices in (2, "2", "auto", [0, 3])] == [2, 2, 1, 2]

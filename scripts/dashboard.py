@@ -1,0 +1,100 @@
+"""Build the project's W&B workspace and report from code: python scripts/dashboard.py --entity me --project flowrl
+
+Needs wandb-workspaces (pip install '.[dashboard]'). With --dry-run nothing is sent: both are written as JSON.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from flowrl.metrics import is_known
+
+SETS = ("held_in", "held_out")
+STEPS = r"trust/kl_old/\d+"
+
+
+def curves(wr):
+    """Section title -> panels over the iteration, seeds of one method averaged."""
+
+    def line(*names, title=None, regex=None, **options):
+        unknown = [name for name in names if not is_known(name)]
+        assert not unknown, unknown
+        shared = {"x": "iteration", "groupby": wr.Config("name"), "groupby_rangefunc": "minmax"}
+        return wr.LinePlot(title=title or names[0], y=list(names), metric_regex=regex, **shared, **options)
+
+    return {
+        "Reward": [line("reward/mean"), *(line(f"eval/{own}/reward") for own in SETS), line("reward/missing")],
+        "Trust region": [
+            line("trust/kl_old", log_y=True),
+            line("trust/masked_fraction"),
+            line("trust/delta", log_y=True),
+            line("trust/tv_old_max"),
+            line(title="KL to the old policy, by step of the grid", regex=STEPS, log_y=True),
+        ],
+        "Drift": [line("eval/held_in/kl_ref"), line("eval/held_in/diversity"), line("update/grad_norm")],
+        "Speed": [line("perf/images_per_second")],
+    }
+
+
+def comparisons(wr):
+    """What runs end at: reward against KL to the reference, and the ablation of delta."""
+    reward, kl = (wr.SummaryMetric(f"eval/held_in/{name}") for name in ("reward", "kl_ref"))
+    delta = wr.Config("loss.delta")
+    return [
+        wr.ScatterPlot(title="Reward against KL to the reference", x=kl, y=reward),
+        wr.ScatterPlot(title="Delta ablation: reward", x=delta, y=reward, log_x=True),
+        wr.ScatterPlot(title="Delta ablation: KL to the reference", x=delta, y=kl, log_x=True),
+    ]
+
+
+def build(entity, project, group, is_dry):
+    """The workspace and the report; `group` narrows the report to one sweep."""
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    samples = wr.MediaBrowser(title="Samples, before and now", media_keys=["images"], num_columns=2)
+    sections = [ws.Section(name="Comparison", panels=comparisons(wr), is_open=True)]
+    sections += [ws.Section(name=name, panels=panels, is_open=True) for name, panels in curves(wr).items()]
+    sections.append(ws.Section(name="Samples", panels=[samples], is_open=True))
+    workspace = ws.Workspace(entity=entity, project=project, name="FlowRL", sections=sections)
+
+    def runs():
+        filters = f"Group = '{group}'" if group else ""
+        # A run set that names its project looks it up on the server.
+        place = {} if is_dry else {"entity": entity, "project": project}
+        return [wr.Runset(name=group or "all runs", filters=filters, **place)]
+
+    blocks = [wr.TableOfContents(), wr.H1("Comparison"), wr.PanelGrid(runsets=runs(), panels=comparisons(wr))]
+    for name, panels in curves(wr).items():
+        blocks += [wr.H1(name), wr.PanelGrid(runsets=runs(), panels=panels)]
+    blocks += [wr.H1("Samples"), wr.PanelGrid(runsets=runs(), panels=[samples])]
+    title = f"FlowRL: {group}" if group else "FlowRL"
+    return workspace, wr.Report(entity=entity, project=project, title=title, blocks=blocks, width="fluid")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entity", required=True, help="W&B user or team")
+    parser.add_argument("--project", default="flowrl")
+    parser.add_argument("--group", help="a sweep's folder name: the report shows its runs alone")
+    parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write workspace.json and report.json there")
+    args = parser.parse_args()
+    try:
+        workspace, report = build(args.entity, args.project, args.group, bool(args.dry_run))
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error.name} is not installed: pip install '.[dashboard]'")
+    if args.dry_run:
+        args.dry_run.mkdir(parents=True, exist_ok=True)
+        for name, part in (("workspace", workspace), ("report", report)):
+            content = part._to_model().model_dump(by_alias=True, mode="json")
+            (args.dry_run / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+        print(f"{args.dry_run}/workspace.json and report.json; nothing was sent")
+        return
+    for part in (workspace, report):
+        part.save()
+        print(part.url)
+
+
+if __name__ == "__main__":
+    main()
