@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from flowrl.advantages import weighted_sum
+from flowrl.rewards.outputs import REASON
 from flowrl.rewards.protocol import Images, Reward, checked
 from flowrl.types import Prompt, RewardOutput
 
@@ -53,7 +54,18 @@ class Mixture(nn.Module):
             parts[name] = torch.where(has_value, output.values.float().cpu(), torch.nan)
             parts |= {f"{name}_{part}": values for part, values in output.parts.items()}
         values = weighted_sum(terms.masked_fill(~applies, torch.nan), terms.new_tensor(self.weights))
-        return RewardOutput(values, (is_valid | ~applies).all(1), parts, (), terms, self.weights, applies)
+        info = _reasons({name: outputs[name] for name in self.terms}, len(prompts))
+        return RewardOutput(values, (is_valid | ~applies).all(1), parts, info, terms, self.weights, applies)
+
+
+def _reasons(outputs: Mapping[str, RewardOutput], count: int) -> list[dict[str, str]]:
+    """For each sample why the first of its rewards that failed did so, where that one says it."""
+    info: list[dict[str, str]] = [{} for _ in range(count)]
+    for name, output in outputs.items():
+        for entry, own in zip(info, output.info, strict=False):  # the info of a reward may be empty
+            if REASON in own:
+                entry.setdefault(REASON, f"{name}: {own[REASON]}")
+    return info
 
 
 def _applies(output: RewardOutput) -> torch.Tensor:

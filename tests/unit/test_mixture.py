@@ -110,3 +110,14 @@ def test_scorers_with_weights_are_frozen_and_moved_with_the_mixture():
     module = RewardModule(reward=Mixture(rewards={"x": network}, weights={"x": 1.0}), max_missing=0.0)
     assert not network.layer.weight.requires_grad and not network.training
     assert module.to(torch.float64) and network.layer.weight.dtype == torch.float64
+
+
+def test_a_missing_sample_says_which_reward_failed_and_why():
+    """Mutation: leave the terms' reasons out."""
+
+    def failing(images, prompts):
+        return RewardOutput(torch.zeros(2), torch.tensor([True, False]), {}, [{"atom": True}, {"missing": "no text"}])
+
+    mixture = Mixture(rewards={"x": fixed([1.0, 2.0]), "ocr": failing}, weights={"x": 1, "ocr": 1})
+    info = RewardModule(reward=mixture, max_missing=1.0).score(IMAGES, PROMPTS).info
+    assert info == [{}, {"missing": "ocr: no text"}]
