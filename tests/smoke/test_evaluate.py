@@ -54,7 +54,8 @@ def test_samples_and_page(evaluated):
     """Mutation: a link to a file in place of a picture, or a record without its image."""
     lines = [json.loads(line) for line in (evaluated / "run" / "held_in" / "samples.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines] == list(range(14))
-    assert Image.open(evaluated / "run" / "held_in" / lines[13]["file"]).size == (32, 32)
+    with Image.open(evaluated / "run" / "held_in" / lines[13]["file"]) as picture:
+        assert picture.size == (32, 32)
     page = (evaluated / "page.html").read_text()
     assert page.count("data:image/png;base64,") == 2 * 3 * 3
     assert "http" not in page and "src='images" not in page
