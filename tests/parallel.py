@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import socket
+import traceback
 from dataclasses import dataclass, field
 
 import torch
@@ -41,13 +42,26 @@ def run(count, *overrides):
     workers = [context.Process(target=_work, args=(rank, count, port, overrides, queue)) for rank in range(count)]
     for worker in workers:
         worker.start()
-    seen = sorted((queue.get(timeout=200) for _ in workers), key=lambda own: own.rank)
+    answers = []
+    for _ in workers:
+        answers.append(queue.get(timeout=200))
+        if isinstance(answers[-1], str):  # the traceback of a process that failed: the others may wait for it
+            for worker in workers:
+                worker.kill()
+            raise AssertionError(answers[-1])
     for worker in workers:
         worker.join()
-    return seen
+    return sorted(answers, key=lambda own: own.rank)
 
 
-def _work(rank, count, port, overrides, queue):  # noqa: C901, one closure for each thing watched
+def _work(rank, count, port, overrides, queue):
+    try:
+        queue.put(_watch(rank, count, port, overrides))
+    except Exception:
+        queue.put(traceback.format_exc())
+
+
+def _watch(rank, count, port, overrides):  # noqa: C901, one closure for each thing watched
     place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()} if count > 1 else {})
     torch.set_num_threads(1)
@@ -59,7 +73,12 @@ def _work(rank, count, port, overrides, queue):  # noqa: C901, one closure for e
 
     policy, data, evaluator = make(*SMALL, f"trainer.devices={count}", *overrides)
     own = Seen(rank)
-    draw, score, assign, report = module.gaussian_noise, policy.reward.score, policy.assign_advantages, policy.report
+    draw, collect, assign, report = (
+        module.gaussian_noise,
+        policy.reward.collect,
+        policy.assign_advantages,
+        policy.report,
+    )
     scores: list[Tensor] = []
 
     def drawn(shape, *, seed, iteration, samples, step):
@@ -69,8 +88,8 @@ def _work(rank, count, port, overrides, queue):  # noqa: C901, one closure for e
                 own.noise[iteration, sample] = hashlib.sha256(values.numpy().tobytes()).hexdigest()
         return noise
 
-    def scored(images, prompts):
-        scores.append((output := score(images, prompts)).values)
+    def collected(futures):
+        scores.append((output := collect(futures)).values)
         return output
 
     def assigned(parts, record):
@@ -101,7 +120,7 @@ def _work(rank, count, port, overrides, queue):  # noqa: C901, one closure for e
         def on_train_end(self, trainer, pl_module):
             own.evaluation = dict(evaluator.evaluate(policy).metrics)
 
-    module.gaussian_noise, policy.reward.score = drawn, scored
+    module.gaussian_noise, policy.reward.collect = drawn, collected
     policy.assign_advantages, policy.report = assigned, reported
     Trainer(
         accelerator="cpu",
@@ -118,4 +137,4 @@ def _work(rank, count, port, overrides, queue):  # noqa: C901, one closure for e
     own.parameters = {name: value.detach().numpy() for name, value in lora.parameters(policy.transformer).items()}
     own.num_optimizer_steps = policy.num_optimizer_steps
     own.delta = getattr(policy.algorithm.loss, "current", 0.0)
-    queue.put(own)
+    return own
