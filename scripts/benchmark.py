@@ -62,7 +62,7 @@ class BareParts:
         # Real images: the verifier is slower on noise.
         part = policy.sample(batch, range(plan.micro_batch))
         part.score.result()  # or it would go on beside what is timed next
-        self.images = part.images.repeat(self.num_micro_batches, 1, 1, 1)
+        self.images = policy.model.decode(part.trajectory.x0).repeat(self.num_micro_batches, 1, 1, 1)
 
     @torch.no_grad()
     def rollout(self) -> None:

@@ -201,8 +201,8 @@ class Plan:
         samples = self.plan.num_samples // self.plan.num_processes
         latent = 4 * torch.Size(self.model.latent_shape).numel()
         prompt = (given.tokens.nbytes + given.pooled.nbytes) // len(given.tokens)
-        # Images twice: as drawn, and put together for the reward.
-        return samples * ((3 * self.num_terms + 1) * latent + 2 * 12 * self.pixels + prompt)
+        # Images until they are scored, at worst all of them.
+        return samples * ((3 * self.num_terms + 1) * latent + 12 * self.pixels + prompt)
 
     def text_encoders(self) -> int | None:
         kind, width = type(self.model).__name__, self.model.transformer.config.joint_attention_dim

@@ -75,7 +75,9 @@ class Evaluate(Callback):
         stride = self.evaluator.images_per_prompt
         shown = slice(0, self.num_shown * stride, stride)
         scores = result.scores[main]
-        images, values = result.images[main][shown], scores.parts.get(self.evaluator.headline, scores.values)[shown]
+        # A copy on the CPU: a view would keep the whole set on the device for the rest of the run.
+        images = result.images[main][shown].cpu().clone()
+        values = scores.parts.get(self.evaluator.headline, scores.values)[shown]
         values = torch.where(scores.is_valid[shown], values, torch.nan)
         if not trainer.is_global_zero:
             return

@@ -115,7 +115,9 @@ class RunRecord(Callback):
             "git_revision": git_revision(),
             "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else platform.processor() or "cpu",
         }
-        write_whole(self.folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        # What is no number is null: JSON knows neither NaN nor infinity.
+        clean = json.loads(json.dumps(summary), parse_constant=lambda name: None)
+        write_whole(self.folder / "summary.json", json.dumps(clean, indent=2) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -21,7 +21,7 @@ def clipped_surrogate(
     is_clipped = high | low
     # The maximum picks the constant bound exactly where `high` or `low` holds. Masking before the exponential keeps an
     # overflowing ratio out of the backward pass, where 0 times inf would be NaN.
-    ratio = torch.where(is_clipped, bound, torch.where(is_clipped, 0.0, log_ratio).exp())
+    ratio = torch.where(is_clipped, bound, torch.where(is_clipped | (advantage == 0), 0.0, log_ratio).exp())
     metrics = {
         "trust/masked_fraction": is_clipped.float().mean(),
         "trust/masked_positive": high.float().mean(),

@@ -95,7 +95,7 @@ def dppo(
         negative = is_far & (advantage < 0) & (ratio < 1)
         is_dropped = positive | negative
     # Masking before the exponential, too: behind `where` alone an infinite ratio still gives 0 times inf backwards.
-    surrogate = advantage * torch.where(is_dropped, 0.0, log_ratio).exp()
+    surrogate = advantage * torch.where(is_dropped | (advantage == 0), 0.0, log_ratio).exp()
     loss = torch.where(is_dropped, 0.0, -surrogate).mean()
     metrics = {
         "trust/masked_fraction": is_dropped.float().mean(),

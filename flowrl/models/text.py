@@ -86,6 +86,7 @@ def quiet() -> Iterator[None]:
 
 def _beyond(tokenizer: Any, text: str, limit: int) -> str:
     """What of a text lies beyond `limit` tokens; where the tokenizer closes texts, the last of them is its mark."""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # FLUX.2-dev's is a processor
     ids = tokenizer(text, verbose=False).input_ids
     if len(ids) <= limit:
         return ""

@@ -33,16 +33,17 @@ class Group:
         self.conditioning = conditioning
         self._firsts = torch.tensor(list(first.values()), device=device)
         self._number = torch.tensor([numbers[start] for start in starts], device=device)
-        self._shared = conditioning[self._firsts]
+        self._is_whole = len(first) == len(starts)
 
     def field(self, velocity: Conditioned) -> Velocity:
         """`velocity` bound to this conditioning."""
 
         def bound(x: Tensor, sigma: float, is_shared: bool) -> Tensor:
-            if not is_shared:
+            if not is_shared or self._is_whole:
                 return velocity(x, sigma, self.conditioning)
-            # index_select, not indexing: its backward adds in a fixed order, so seeds and resumes stay bitwise.
-            return velocity(x[self._firsts], sigma, self._shared).index_select(0, self._number)
+            # index_select, not indexing: its backward adds in a fixed order on the CPU, so that seeds and resumes stay
+            # bitwise there.
+            return velocity(x[self._firsts], sigma, self.conditioning[self._firsts]).index_select(0, self._number)
 
         return bound
 
@@ -56,7 +57,6 @@ class MicroBatch:
     prompts: list[Prompt]
     group: Group
     trajectory: Trajectory
-    images: Tensor
     score: Future[RewardOutput]
     advantage: Tensor
     is_used: Tensor

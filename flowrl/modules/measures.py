@@ -13,6 +13,10 @@ from torch import Tensor, distributed
 Shared = TypeVar("Shared")
 
 
+class NotFinite(RuntimeError):
+    """A gradient is infinite or NaN: one more step would make all weights so."""
+
+
 class Clock:
     """Wall times of the phases of one iteration."""
 

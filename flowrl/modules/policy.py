@@ -27,7 +27,7 @@ from flowrl.models.full import Full
 from flowrl.models.protocol import FlowModel
 from flowrl.modules.gate import check_replay
 from flowrl.modules.groups import Group, MicroBatch
-from flowrl.modules.measures import Clock, Record
+from flowrl.modules.measures import Clock, NotFinite, Record
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule
 from flowrl.noise import INITIAL, gaussian_noise
@@ -125,9 +125,9 @@ class Policy(LightningModule):
             likelihood=method.likelihood,
             shares_start=method.shared_initial_noise,
         )
-        images = self.model.decode(trajectory.x0)
-        score, advantage = self.reward.submit(images, prompts), torch.zeros(len(rows), device=self.device)
-        return MicroBatch(rows, batch.iteration, prompts, group, trajectory, images, score, advantage, advantage == 0)
+        score = self.reward.submit(self.model.decode(trajectory.x0), prompts)
+        advantage = torch.zeros(len(rows), device=self.device)
+        return MicroBatch(rows, batch.iteration, prompts, group, trajectory, score, advantage, advantage == 0)
 
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """The current policy's velocity, at the rollout's guidance scale."""
@@ -191,6 +191,10 @@ class Policy(LightningModule):
                 self.manual_backward(self.term_loss(part, index, record) / len(terms))
         parameters = list(lora.parameters(self.transformer).values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if not norm.isfinite():
+            raise NotFinite(
+                f"gradient norm {float(norm)} before optimizer step {self.num_optimizer_steps + 1}: stopped"
+            )
         size = sum(parameter.numel() for parameter in parameters)
         record.add("update/grad_norm", norm)
         record.add("update/grad_rms_over_eps", norm / size**0.5 / optimizer.param_groups[0]["eps"])

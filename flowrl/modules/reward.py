@@ -20,6 +20,9 @@ from flowrl.types import Prompt, RewardOutput
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 5
+"""Iterations in a row without a prompt that the reward judges, after which a run stops. One may come by chance."""
+
 
 class TooManyMissingRewards(RuntimeError):
     """More rewards failed than `max_missing` allows."""
@@ -39,6 +42,7 @@ class RewardModule(LightningModule):
             raise ValueError(f"max_missing={max_missing} must be in [0, 1]")
         self.reward = reward
         self.max_missing = max_missing
+        self.num_idle = 0
         self.newest: Future[RewardOutput] | None = None
         if isinstance(reward, nn.Module):
             reward.requires_grad_(False).eval()
@@ -83,11 +87,15 @@ class RewardModule(LightningModule):
         return RewardOutput(values, is_valid, parts, info, terms, output.weights, applies)
 
     def total(self, terms: Float[Tensor, "B R"], weights: Float[Tensor, "R"]) -> Float[Tensor, "B"]:
-        """The weighted sum of an iteration's terms. Raises ValueError where no reward applies to any of its prompts."""
-        if terms.isnan().all():
+        """The weighted sum of an iteration's terms.
+
+        Raises ValueError where no reward applied to any prompt of `PATIENCE` iterations in a row.
+        """
+        self.num_idle = self.num_idle + 1 if terms.isnan().all() else 0
+        if self.num_idle == PATIENCE:
             raise ValueError(
-                "reward applies to no prompt of this iteration, so nothing can be learned; choose data whose prompts "
-                "it can judge (reward=ocr needs text in quotes), or another reward"
+                f"reward applied to no prompt of {PATIENCE} iterations in a row, so nothing can be learned; choose "
+                "data whose prompts it can judge (reward=ocr needs text in quotes), or another reward"
             )
         return weighted_sum(terms, weights)
 

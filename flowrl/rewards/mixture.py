@@ -41,8 +41,9 @@ class Mixture(nn.Module):
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         outputs = {name: checked(reward(images, prompts), len(prompts)) for name, reward in self.terms.items()}
         applies = torch.stack([_applies(output) for output in outputs.values()], 1)
-        is_valid = torch.stack([output.is_valid.cpu() for output in outputs.values()], 1)
         terms = torch.stack([output.values.float().cpu() for output in outputs.values()], 1)
+        # NaN stands for a reward that does not apply, so a term that is no number must be marked here.
+        is_valid = torch.stack([output.is_valid.cpu() for output in outputs.values()], 1) & terms.isfinite()
         for name, reward in self.monitors.items():
             try:
                 outputs[name] = checked(reward(images, prompts), len(prompts))
@@ -52,7 +53,8 @@ class Mixture(nn.Module):
         for name, output in outputs.items():
             has_value = output.is_valid.cpu() & _applies(output)
             parts[name] = torch.where(has_value, output.values.float().cpu(), torch.nan)
-            parts |= {f"{name}_{part}": values for part, values in output.parts.items()}
+            for part, values in output.parts.items():
+                parts[f"{name}_{part}"] = torch.where(has_value, values.float().cpu(), torch.nan)
         values = weighted_sum(terms.masked_fill(~applies, torch.nan), terms.new_tensor(self.weights))
         info = _reasons({name: outputs[name] for name in self.terms}, len(prompts))
         return RewardOutput(values, (is_valid | ~applies).all(1), parts, info, terms, self.weights, applies)

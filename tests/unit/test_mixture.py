@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -121,3 +123,15 @@ def test_a_missing_sample_says_which_reward_failed_and_why():
     mixture = Mixture(rewards={"x": fixed([1.0, 2.0]), "ocr": failing}, weights={"x": 1, "ocr": 1})
     info = RewardModule(reward=mixture, max_missing=1.0).score(IMAGES, PROMPTS).info
     assert info == [{}, {"missing": "ocr: no text"}]
+
+
+def test_a_term_that_is_no_number_is_missing_in_a_mixture_of_mixtures():
+    """NaN under a valid mark is a failure there too, and monitors' parts of missing samples are no numbers.
+
+    Mutation: take NaN for a reward that does not apply, or pass parts of missing samples on.
+    """
+    inner = Mixture(rewards={"x": fixed([math.nan, 2.0]), "y": fixed([1.0, 1.0])}, weights={"x": 1, "y": 1})
+    outer = Mixture(rewards={"both": inner, "watch": fixed([3.0, 4.0], (False, True))}, weights={"both": 1, "watch": 0})
+    output = outer(IMAGES, PROMPTS)
+    assert output.is_valid.tolist() == [False, True]
+    assert output.parts["watch_part"].isnan().tolist() == [True, False]
