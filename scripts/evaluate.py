@@ -35,9 +35,10 @@ from safetensors.torch import load_file
 
 from flowrl import checkpoint
 from flowrl.assessment import Assessment, read_images
+from flowrl.command import CONFIG, one_line_errors, register_resolvers
 from flowrl.distances import Features, Inception, RandomConv, all_features, frechet, kernel
 from flowrl.evaluation import Evaluator
-from flowrl.launch import CONFIG, SOURCE, build, one_line_errors, quieten, register_resolvers
+from flowrl.launch import SOURCE, build, quieten
 from flowrl.models import lora
 from flowrl.modules.policy import Policy
 from flowrl.page import page

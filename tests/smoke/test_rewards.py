@@ -52,7 +52,7 @@ def test_an_ocr_run(tmp_path):
 def test_a_reward_that_judges_no_prompt_is_refused():
     """OCR on captions without quotes. Mutation: train on nothing."""
     pytest.importorskip("rapidocr")
-    policy, data, _ = make("num_threads=1", *TINY, "reward=ocr", "reward.side=64")
+    policy, data, _ = make("num_threads=1", *TINY, "num_iterations=5", "reward=ocr", "reward.side=64")
     with pytest.raises(ValueError, match="text in quotes"):
         fit(policy, data)
 
