@@ -26,7 +26,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
-from flowrl.launch import one_line_errors, quieten, register_resolvers
+from flowrl.command import one_line_errors, register_resolvers
+from flowrl.launch import quieten
 from flowrl.modules.reward import RewardModule
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.mixture import Mixture
