@@ -24,6 +24,7 @@ from flowrl.types import Prompt, RewardOutput
 
 Sample = dict[str, Any]
 SAMPLES, SETTINGS, DRIFT = "samples.jsonl", "settings.json", "drift.json"
+PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 CHUNK = 64
 """Images that features are taken of at once."""
 
@@ -93,13 +94,13 @@ class Assessment:
         looks, count = panel(images), self.evaluator.images_per_prompt
         # The mean over pairs of |a - b|^2 is twice the unbiased variance within the prompt.
         groups = images.unflatten(0, (-1, count)).flatten(2)
-        spread = (2 * groups.var(1, correction=1)).mean(1) if count > 1 else torch.zeros(len(groups))
+        spread = (2 * groups.var(1, correction=1)).mean(1) if count > 1 else torch.full((len(groups),), math.nan)
         lines = []
         for i, prompt in enumerate(prompts):
             file = f"images/{first + i:06d}.png"
             to_pil(images[i]).save(self.folder / name / file)
             sample = {"row": first + i, "prompt": prompt.text, "family": prompt.family, "file": file}
-            sample |= _scores(output, i) | {"spread": float(spread[i // count])}
+            sample |= _scores(output, i) | {"spread": _number(spread[i // count])}
             sample["panel"] = {key: float(values[i]) for key, values in looks.items()}
             lines.append(json.dumps(sample) + "\n")
         with (self.folder / name / SAMPLES).open("a") as records:
@@ -111,7 +112,7 @@ class Assessment:
 
     def features(self, name: str, features: Features) -> Float[Tensor, "N D"]:
         """The features of a set's stored images."""
-        return all_features(features, list(self.images(name)))
+        return all_features(features, self.images(name))
 
     def prompt_means(self, name: str) -> dict[str, Float[Tensor, "P"]]:
         """Every metric of a set as one mean a prompt: reward, its parts, the panel and the squared spread."""
@@ -163,11 +164,38 @@ def _root(found: Estimate | None) -> dict[str, float] | None:
     return plain and plain | {key: plain[key] ** 0.5 for key in ("mean", "low", "high")}
 
 
-def read_images(paths: Sequence[Path]) -> Iterator[Float[Tensor, "B 3 S S"]]:
-    """Pictures as tensors in [0, 1], in batches; all of a batch must have one size."""
-    for start in range(0, len(paths), CHUNK):
-        pictures = [np.array(Image.open(path).convert("RGB")) for path in paths[start : start + CHUNK]]
-        yield torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+def folder_features(folder: str, features: Features) -> Float[Tensor, "N D"]:
+    """The features of the pictures in a folder, of whatever sizes. Raises ValueError below two, or on a damaged one."""
+    paths = [path for path in Path(folder).expanduser().rglob("*") if path.suffix.lower() in PICTURES]
+    if len(paths) < 2:
+        raise ValueError(f"--reference {folder}: {len(paths)} pictures there; distances need at least 2")
+    try:
+        return all_features(features, read_images(sorted(paths, key=lambda path: (_size(path), path))))
+    except OSError as error:
+        raise ValueError(f"--reference {folder}: a picture is damaged ({error})") from error
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def read_images(paths: Sequence[Path]) -> Iterator[Float[Tensor, "B 3 H W"]]:
+    """Pictures as tensors in [0, 1], in order and in batches; where the size changes, a new batch begins."""
+    batch: list[np.ndarray] = []
+    for path in paths:
+        with Image.open(path) as opened:
+            picture = np.array(opened.convert("RGB"))
+        if batch and (len(batch) == CHUNK or picture.shape != batch[0].shape):
+            yield _stack(batch)
+            batch = []
+        batch.append(picture)
+    if batch:
+        yield _stack(batch)
+
+
+def _stack(pictures: Sequence[np.ndarray]) -> Float[Tensor, "B 3 H W"]:
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
 def _write(path: Path, text: str) -> None:

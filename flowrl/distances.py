@@ -7,7 +7,7 @@ runs that are compared with each other, and must not be compared with published 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-Features = Callable[[Float[Tensor, "B 3 S S"]], Float[Tensor, "B D"]]
+Features = Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B D"]]
 
 SIDE, CHANNELS, SEED = 64, (32, 64, 64), 0
 """Of `random-conv-128`: side that images are resized to, channels of its three layers, seed of its weights."""
@@ -40,7 +40,7 @@ class RandomConv(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """128 features an image, float64."""
         size = (SIDE, SIDE)
         small = interpolate(images.float() * 2 - 1, size, mode="bilinear", antialias=True, align_corners=False)
@@ -67,7 +67,7 @@ class Inception:
         )
 
     @torch.no_grad()
-    def __call__(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Of images rounded to 8 bits, which it resizes itself, as published scores are taken."""
         return self.network((images.clamp(0, 1) * 255).round().byte())[0].double()
 
@@ -86,16 +86,27 @@ def _root(covariance: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
-def kernel(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
-    """Unbiased squared MMD with the kernel (x.y / D + 1)^3, mean over random subsets; may fall below 0."""
+def kernel(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], *, is_paired: bool) -> float:
+    """Unbiased squared MMD with the kernel (x.y / D + 1)^3, mean over random subsets; may fall below 0.
+
+    Where row i of both sets is the same prompt drawn from the same noise, `is_paired` leaves pairs (i, i) out of the
+    cross term: they are alike beyond what the two distributions are. Raises ValueError below two images.
+    """
     size = min(SUBSET_SIZE, len(a), len(b))
+    if size < 2:
+        raise ValueError(f"the kernel distance of {len(a)} and {len(b)} images: it needs at least 2 of each")
+    if is_paired and len(a) != len(b):
+        raise ValueError(f"the kernel distance of pairs: {len(a)} and {len(b)} images are no pairs")
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(SUBSETS if size < max(len(a), len(b)) else 1):
-        x, y = (each[torch.randperm(len(each), generator=generator)[:size]].double() for each in (a, b))
+        rows = torch.randperm(len(a), generator=generator)[:size]
+        others = rows if is_paired else torch.randperm(len(b), generator=generator)[:size]
+        x, y = a[rows].double(), b[others].double()
         xx, yy, xy = (_cubic(*pair) for pair in ((x, x), (y, y), (x, y)))
         within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
-        found.append(within - 2 * xy.mean())
+        cross = (xy.sum() - xy.trace()) / (size * (size - 1)) if is_paired else xy.mean()
+        found.append(within - 2 * cross)
     return float(torch.stack(found).mean())
 
 
@@ -103,6 +114,6 @@ def _cubic(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def all_features(features: Features, batches: Sequence[Float[Tensor, "B 3 S S"]]) -> Float[Tensor, "N D"]:
+def all_features(features: Features, batches: Iterable[Float[Tensor, "B 3 H W"]]) -> Float[Tensor, "N D"]:
     """The features of many images, batch by batch."""
     return torch.cat([features(batch) for batch in batches])

@@ -142,10 +142,9 @@ class Evaluator:
 
     def _score(self, name: str, prompts: Sequence[Prompt], images: Tensor, output: RewardOutput) -> dict[str, float]:
         valid, has_value = output.is_valid, output.has_value
-        metrics = {
-            f"eval/{name}/missing": float(1 - valid.float().mean()),
-            f"eval/{name}/diversity": self._diversity(images),
-        }
+        metrics = {f"eval/{name}/missing": float(1 - valid.float().mean())}
+        if self.images_per_prompt > 1:  # a 0 would read as collapse
+            metrics[f"eval/{name}/diversity"] = self._diversity(images)
         looks = [panel(batch) for batch in images.split(self.batch_size)]
         for stat in looks[0]:
             metrics[f"eval/{name}/panel/{stat}"] = float(torch.cat([look[stat] for look in looks]).mean())
@@ -165,7 +164,7 @@ class Evaluator:
     def _diversity(self, images: Tensor) -> float:
         groups = images.unflatten(0, (-1, self.images_per_prompt)).flatten(2)
         # The mean over pairs of |a - b|^2 is twice the unbiased variance within the group.
-        return float((2 * groups.var(1, correction=1)).mean().sqrt()) if self.images_per_prompt > 1 else 0.0
+        return float((2 * groups.var(1, correction=1)).mean().sqrt())
 
     @torch.no_grad()
     def kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float:

@@ -56,7 +56,8 @@ GLOSSARY: dict[str, str] = {
     "eval/*/family/*": "Mean of the headline part (`evaluation.headline`) within one task family of that set.",
     "eval/*/kl_ref": "Mean over samples and steps of the exact per-step KL(current || reference), mean-reduced, of the "
     "evaluation's Gaussian steps at the states that the ODE visits.",
-    "eval/*/diversity": "Root mean square pixel distance between images of the same prompt: falls when modes collapse.",
+    "eval/*/diversity": "Root mean square pixel distance between images of the same prompt, where it has several: "
+    "falls when modes collapse.",
     "eval/*/panel/*": "The hacking panel (`flowrl/panel.py`), mean over the set's images: edge_density, "
     "colour_entropy, brightness, high_frequency. It moves when a reward is cheated, whatever the reward says.",
     "eval/*/alarms": "Gold metrics (`viewing.gold`) that fell since the start while the reward rose, both beyond "

@@ -7,8 +7,8 @@
 A subject is `base` (the configured base model), the folder of a run (its model, its exported LoRA or else its newest
 checkpoint's average), or a folder with LoRA weights for the configured base model; `NAME=SUBJECT` gives it a name.
 Words with `=` after the subjects are overrides of train.py. Where they choose no reward, model or evaluation, those of
-the first run are taken. All subjects draw the same prompts from the same noise. An evaluation that was stopped goes on
-with the same command.
+the first run are taken. All subjects draw the same prompts from the same noise, each on the sigma grid that its run was
+trained with. An evaluation that was stopped goes on with the same command.
 
 Below --out: SUBJECT/SET/images/*.png and samples.jsonl, results.json, and page.html, one file without links.
 """
@@ -31,12 +31,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file
 
 from flowrl import checkpoint
-from flowrl.assessment import Assessment, read_images
+from flowrl.assessment import Assessment, folder_features
 from flowrl.command import CONFIG, one_line_errors, register_resolvers
-from flowrl.distances import Features, Inception, RandomConv, all_features, frechet, kernel
+from flowrl.distances import Inception, RandomConv, frechet, kernel
 from flowrl.evaluation import Evaluator
 from flowrl.launch import SOURCE, build, quieten
 from flowrl.models import lora
@@ -44,7 +43,12 @@ from flowrl.modules.policy import Policy
 from flowrl.page import page
 
 CONF = Path(__file__).parents[1] / "conf"
-PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+FULL = "diffusion_pytorch_model"
+"""How the files of a whole transformer begin."""
+TRAINED = ("model", "lora", "grid", "tuning")
+"""Of the configuration: what a run's weights belong to."""
+OWN = (*TRAINED, "schedule", "backend", "embeddings")
+"""What each run is drawn with; overrides of the last three reach all subjects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,27 +73,32 @@ class Subject:
         parts = [part for part in folder.parts if part not in ("lora", "outputs", "/")]
         return cls(name or "-".join(parts[-2:] if folder.name == "lora" else parts[-1:]), folder)
 
-    def weights(self) -> Path | None:
-        """The file that decides what is evaluated."""
+    def weights(self) -> list[Path]:
+        """The files that decide what is evaluated; none for a base model."""
         if self.folder is None:
-            return None
+            return []
         for folder in (self.folder / "lora", self.folder):
-            if files := sorted(folder.glob("*.safetensors")):
-                return files[0]
+            if files := sorted(folder.glob(f"{FULL}*.safetensors")) or sorted(folder.glob("*.safetensors"))[:1]:
+                return files
         complete = checkpoint.list_complete(self.folder / "checkpoints")
         if not complete:
             raise ValueError(f"{self.folder}: neither a LoRA nor a checkpoint there")
-        return complete[-1] / "ema.safetensors"
+        return [complete[-1] / "ema.safetensors"]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its files hold the whole transformer, as full fine-tuning exports it."""
+        return any(path.name.startswith(FULL) for path in self.weights())
 
     def load_into(self, policy: Policy) -> None:
-        """Put this subject's weights into the policy's adapter."""
-        path = self.weights()
-        if path is None:
+        """Put this subject's weights into the policy's adapter, or in place of all of the transformer's."""
+        files = self.weights()
+        if not files:
             return
-        if path.name == "ema.safetensors":
-            lora.load(policy.transformer, load_file(path))
+        if self.is_full or files[0].name == "ema.safetensors":
+            lora.load_files(policy.transformer, files)
         else:
-            lora.load_folder(policy.transformer, path.parent)
+            lora.load_folder(policy.transformer, files[0].parent)
 
 
 def configure(subjects: Sequence[Subject], overrides: Sequence[str], prompts: str | None) -> DictConfig:
@@ -99,17 +108,37 @@ def configure(subjects: Sequence[Subject], overrides: Sequence[str], prompts: st
     first = next((subject for subject in subjects if subject.is_run), None)
     OmegaConf.set_struct(cfg, False)
     if first is not None:
-        saved, chosen = run_config(first), {item.split("=")[0] for item in overrides}
-        kept = [key for key in ("model", "lora", "grid", "reward", "evaluation") if key not in chosen]
-        for key in kept:
-            cfg[key] = saved[key]
-        values = [item.lstrip("+") for item in overrides if item.lstrip("+").split(".")[0] in kept]
-        cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(values))
-        assert isinstance(cfg, DictConfig)
+        chosen = groups(overrides)
+        kept = [key for key in ("reward", "evaluation", "data") if key not in chosen]
+        # Another base model comes with its own grid, layers and backend.
+        kept += [key for key in OWN if key not in chosen] if "model" not in chosen else []
+        cfg = taken(cfg, run_config(first), kept, overrides)
     if prompts is not None:
         cfg.evaluation.sets = {Path(prompts).stem: {"_target_": "flowrl.prompts.text.text_prompts", "path": prompts}}
-    cfg.data.prompts = []  # nothing is trained, so no training prompt needs to be encoded
     return cfg
+
+
+def groups(overrides: Sequence[str]) -> set[str]:
+    """The groups that overrides choose, and what comes with them."""
+    chosen = {item.split("=")[0] for item in overrides}
+    return chosen | ({"embeddings"} if "backend" in chosen else set())
+
+
+def taken(cfg: DictConfig, saved: DictConfig, keys: Sequence[str], overrides: Sequence[str]) -> DictConfig:
+    """The configuration with a run's own `keys`, and the values below them that overrides give."""
+    keys = [key for key in keys if key in saved]
+    for key in keys:
+        cfg[key] = saved[key]
+    if "evaluation" in keys:
+        # What it takes from other parts of the run, such as rollout.guidance_scale; its grid stays each subject's.
+        for key in [key for key in saved.evaluation if OmegaConf.is_interpolation(saved.evaluation, key)]:
+            if key != "schedule":
+                cfg.evaluation[key] = saved.evaluation[key]
+    values = [item.lstrip("+") for item in overrides]
+    values = [item for item in values if item.split("=")[0].partition(".")[0] in keys and "." in item.split("=")[0]]
+    merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(values))
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def run_config(subject: Subject) -> DictConfig:
@@ -120,20 +149,24 @@ def run_config(subject: Subject) -> DictConfig:
     return saved
 
 
-def own_config(subject: Subject, common: DictConfig) -> DictConfig:
-    """The common configuration on the subject's own model."""
+def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The common configuration on the subject's own model and sigma grid, without training prompts."""
     cfg = common.copy()
     if subject.is_run:
-        saved = run_config(subject)
-        for key in ("model", "lora", "grid"):
-            cfg[key] = saved[key]
+        keys = [key for key in OWN if key in TRAINED or key not in groups(overrides)]
+        cfg = taken(cfg, run_config(subject), keys, overrides)
+    else:
+        cfg.tuning = {"_target_": "flowrl.models.full.Full"} if subject.is_full else "${lora}"
+    # Resolved first: its prompts may be said to be the training prompts.
+    cfg.evaluation = OmegaConf.to_container(cfg.evaluation, resolve=True)
+    cfg.data.prompts = []  # nothing is trained, so no training prompt needs to be encoded
     return cfg
 
 
 def settings(subject: Subject, cfg: DictConfig) -> dict[str, Any]:
     """What decides the subject's samples and scores."""
-    path = subject.weights()
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path else None
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in subject.weights()]
+    digest = " ".join(digests) or None
     keys = ("model", "reward", "evaluation")
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
@@ -152,39 +185,33 @@ def loaded(subject: Subject, cfg: DictConfig) -> Iterator[Policy]:
     yield policy
 
 
-def reference_features(folder: str, features: Features) -> torch.Tensor:
-    paths = sorted(path for path in Path(folder).expanduser().rglob("*") if path.suffix.lower() in PICTURES)
-    if not paths:
-        raise ValueError(f"--reference {folder}: no pictures there")
-    return all_features(features, list(read_images(paths)))
-
-
-def distances(ours: torch.Tensor, theirs: torch.Tensor, features: Any, against: str) -> dict[str, Any]:
+def distances(ours: torch.Tensor, theirs: torch.Tensor, features: Any, against: str, is_paired: bool) -> dict[str, Any]:
     return {
         "frechet": frechet(ours, theirs),
-        "kernel": kernel(ours, theirs),
+        "kernel": kernel(ours, theirs, is_paired=is_paired),
         "features": features.name,
         "is_published": isinstance(features, Inception),
         "against": against,
     }
 
 
-def summarise(assessments: dict[str, Assessment], evaluator: Evaluator, args: argparse.Namespace) -> dict[str, Any]:
-    """Set by set, the summary of each subject."""
-    features: Any = Inception(args.inception) if args.inception else RandomConv()
+def summarise(
+    assessments: dict[str, Assessment], features: Any, reference: torch.Tensor | None, folder: str | None
+) -> dict[str, Any]:
+    """Set by set, the summary of each subject; distances only of sets with two images or more."""
     labels = list(assessments)
     base = assessments[labels[0]]
     results: dict[str, Any] = {}
-    for name in evaluator.sets:
+    for name in base.evaluator.sets:
         found = {label: each.summary(name, base if label != labels[0] else None) for label, each in assessments.items()}
-        ours = {label: each.features(name, features) for label, each in assessments.items()}
-        if args.reference:
-            theirs, against = reference_features(args.reference, features), args.reference
-        else:
-            theirs, against = ours[labels[0]], f"the images of {labels[0]}"
-        for label in labels[0 if args.reference else 1 :]:
-            found[label]["distances"] = distances(ours[label], theirs, features, against)
         results[name] = found
+        if len(base.rows(name)) < 2:
+            continue
+        is_paired = reference is None
+        ours = {label: each.features(name, features) for label, each in assessments.items()}
+        theirs, against = (ours[labels[0]], f"the images of {labels[0]}") if reference is None else (reference, folder)
+        for label in labels[1 if is_paired else 0 :]:
+            found[label]["distances"] = distances(ours[label], theirs, features, str(against), is_paired)
     return results
 
 
@@ -216,19 +243,25 @@ def run(args: argparse.Namespace) -> None:
     if len({subject.label for subject in subjects}) < len(subjects):
         raise ValueError("two subjects have one name; name them as in before=base after=outputs/latest")
     common = configure(subjects, overrides, args.prompts)
-    evaluator: Evaluator = instantiate(common.evaluation)
+    configs = {subject.label: own_config(subject, common, overrides) for subject in subjects}
+    evaluators: dict[str, Evaluator] = {label: instantiate(cfg.evaluation) for label, cfg in configs.items()}
+    evaluator = evaluators[subjects[0].label]
+    features: Any = Inception(args.inception) if args.inception else RandomConv()
+    reference = folder_features(args.reference, features) if args.reference else None
     out, assessments = Path(args.out), {}
     for subject in subjects:
-        cfg = own_config(subject, common)
-        assessments[subject.label] = each = Assessment(out / subject.label, evaluator, settings(subject, cfg))
+        label, cfg = subject.label, configs[subject.label]
+        assessments[label] = each = Assessment(out / label, evaluators[label], settings(subject, cfg))
         if not each.is_complete:
             with loaded(subject, cfg) as policy:
                 each.run(policy)
-    results = summarise(assessments, evaluator, args)
+    results = summarise(assessments, features, reference, args.reference)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    has_one_grid = all(each.intervals == evaluator.intervals for each in evaluators.values())
     subtitle = (
         f"{evaluator.images_per_prompt} images a prompt, {len(evaluator.intervals)} steps of "
-        f"{type(evaluator.solver).__name__}, guidance {evaluator.guidance_scale:g}, the same noise for all."
+        f"{type(evaluator.solver).__name__}, guidance {evaluator.guidance_scale:g}, the same noise for all"
+        f"{'.' if has_one_grid else ', each on its own sigma grid.'}"
     )
     galleries = {name: gallery(assessments, evaluator, name, args.shown) for name in evaluator.sets}
     (out / "page.html").write_text(page(" and ".join(assessments), subtitle, results, galleries))

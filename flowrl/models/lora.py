@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowrl.models.full import at_start, start_of
@@ -118,6 +119,13 @@ def load(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
         )
     for name, parameter in own.items():
         parameter.copy_(weights[name])
+
+
+def load_files(transformer: nn.Module, paths: Sequence[Path]) -> None:
+    """`load` what some files hold together: a checkpoint's average, or a whole transformer as `save` exports it."""
+    constants = dict(transformer.named_buffers())  # exported with the weights, and never trained
+    given = {name: value for path in paths for name, value in load_file(path).items() if name not in constants}
+    load(transformer, given)
 
 
 def load_folder(transformer: nn.Module, folder: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from PIL import Image
-from runs import ROOT
+from runs import ROOT, make
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +73,24 @@ def test_a_stopped_evaluation_goes_on(evaluate, evaluated, finished_run):
     assert base.stat().st_mtime_ns == stamp
 
 
+def test_one_image_a_prompt_has_no_diversity(evaluate, tmp_path):
+    """In training and on the page; a single image has no distances either. Mutation: a diversity of 0."""
+    words = [f"evaluation.{word}=1" for word in ("images_per_prompt", "max_prompts", "kl_samples")]
+    evaluate("base", "again=base", "--out", tmp_path, *words)
+    found = json.loads((tmp_path / "results.json").read_text())["held_in"]["again"]
+    assert found["num_images"] == 1 and found["diversity"] is None and "distances" not in found
+    policy, _, evaluator = make(*words)
+    metrics = evaluator.evaluate(policy).metrics
+    assert "eval/held_in/reward" in metrics and "eval/held_in/diversity" not in metrics
+
+
 def test_mistakes_are_named(evaluate, evaluated, finished_run, tmp_path):
     """Mutation: mix samples of two evaluations, or take a wrong folder for a base model."""
     with pytest.raises(ValueError, match="other settings"):
         evaluate("base", f"run={finished_run}", "--out", evaluated, "evaluation.seed=1")
+    with pytest.raises(ValueError, match=r"--reference .* 0 pictures there"):
+        evaluate("base", "--out", tmp_path / "none", "--reference", tmp_path)
+    assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="no such folder"):
         evaluate("/no/such/run", "--out", tmp_path)
     with pytest.raises(ValueError, match=r"no LoRA there|neither a LoRA"):

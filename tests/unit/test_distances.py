@@ -26,12 +26,30 @@ def test_frechet_distance_of_a_shift(normal):
 def test_kernel_distance_by_hand():
     """{1, 2} and {3, 4} in one dimension: 3^3 + 13^3 - 2 (4^3 + 5^3 + 7^3 + 9^3) / 4. Mutation: keep the diagonal."""
     a, b = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0]])
-    assert kernel(a, b) == pytest.approx(27 + 2197 - 2 * 315.25, rel=1e-12)
+    assert kernel(a, b, is_paired=False) == pytest.approx(27 + 2197 - 2 * 315.25, rel=1e-12)
+
+
+def test_kernel_distance_of_pairs_by_hand(normal):
+    """3^3 + 13^3 - (5^3 + 7^3) of {1, 2} and {3, 4}; 0 of a set and itself, of subsets too.
+
+    Mutation: keep the pairs in the cross term, or draw the two subsets apart.
+    """
+    a, b = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0]])
+    assert kernel(a, b, is_paired=True) == pytest.approx(27 + 2197 - (125 + 343), rel=1e-12)
+    many = normal(1100, 4)
+    assert kernel(many, many, is_paired=True) == pytest.approx(0, abs=1e-9)
+
+
+def test_kernel_distance_needs_two_images():
+    """Mutation: divide by size - 1 = 0."""
+    one = torch.ones(1, 4)
+    with pytest.raises(ValueError, match="1 and 1 images: it needs at least 2"):
+        kernel(one, one, is_paired=True)
 
 
 def test_kernel_distance_of_equals_is_about_0(normal):
     """Mutation: a biased estimate, which is above 0."""
-    found = [kernel(normal(50, 8), normal(50, 8)) for _ in range(20)]
+    found = [kernel(normal(50, 8), normal(50, 8), is_paired=False) for _ in range(20)]
     assert min(found) < 0 < max(found) and abs(np.mean(found)) < 0.05
 
 
