@@ -1,5 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
+# One thread for each of the test processes: two that each take all cores would wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 BIN := $(VENV)/bin
 ARGS ?=
 
@@ -22,10 +24,10 @@ train: setup ## Run the main job on the embedded model; ARGS="sampler=flow_sde l
 	$(BIN)/python train.py $(ARGS)
 
 test: setup ## Run the tests (about ten minutes on two cores)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: setup ## Run all tests, the slow learning tests too
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: setup ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -41,7 +41,7 @@ def test_two_iterations_of_each_family(name, tiny_pipelines, tmp_path):
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
     weights = load_file(run / "lora" / "pytorch_lora_weights.safetensors")
     assert all(key.startswith("transformer.") for key in weights)
-    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 19 + (name in ("sd3", "flux2_klein"))
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 22 + (name in ("sd3", "flux2_klein"))
 
 
 def test_a_pipeline_of_another_family_is_named(tiny_pipelines):

@@ -35,7 +35,7 @@ def test_a_mixture_trains(advantage):
 
 
 def test_an_ocr_run(tmp_path):
-    """A scorer of an extra, on prompts that quote text; the evaluation's prompts have none, so they have no reward.
+    """A scorer of an extra, on prompts that quote text, which are evaluated too.
 
     Mutation: score prompts without a target, or count them as missing.
     """
@@ -46,7 +46,7 @@ def test_an_ocr_run(tmp_path):
     assert result.returncode == 0, result.stderr
     last = rows(tmp_path / "outputs" / "latest")[-1]
     assert 0 <= float(last["reward/mean"]) <= 1 and float(last["reward/missing"]) == 0
-    assert float(last["eval/held_in/missing"]) == 0 and "eval/held_in/reward" not in last
+    assert float(last["eval/held_in/missing"]) == 0 and 0 <= float(last["eval/held_in/reward"]) <= 1
 
 
 def test_a_reward_that_judges_no_prompt_is_refused():
@@ -81,7 +81,7 @@ def test_a_monitor_that_dies_changes_nothing():
         fit(policy, data)
         assert policy.last_metrics["reward/missing"] == 0
         weights.append({name: value.clone() for name, value in lora.parameters(policy.transformer).items()})
-    assert Dying.calls == 2
+    assert Dying.calls == 4  # micro-batches of two iterations
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
