@@ -14,10 +14,15 @@ Result = TypeVar("Result")
 
 
 def start(work: Callable[[], Result], name: str) -> Future[Result]:
-    """Run `work` in a thread called `name`; its result, or what it raised, waits in the future."""
+    """Run `work` in a thread called `name`; its result, or what it raised, waits in the future.
+
+    A future that is cancelled before the thread has begun is not worked on; after that it cannot be cancelled.
+    """
     future: Future[Result] = Future()
 
     def run() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
             result = work()
         except BaseException as error:  # raised where the result is asked for

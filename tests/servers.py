@@ -95,8 +95,8 @@ def scorer(reward):
     """Answers as the real server would, without its process."""
 
     def behave(handler, body):
-        images, prompts = wire.read_request(body, max_pixels=1 << 24)
-        reply(handler, wire.answer(reward(images, prompts)))
+        asked = wire.read_request(body, max_images=1000, max_pixels=1 << 24)
+        reply(handler, wire.answer(reward(asked.images(), asked.prompts)))
 
     return behave
 

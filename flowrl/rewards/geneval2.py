@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from flowrl.rewards.client import Unanswered
 from flowrl.rewards.judge import Judge, Question, Reply
 from flowrl.rewards.outputs import REASON
+from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -51,7 +50,7 @@ class GenEval2:
             raise ValueError(f"judge.top_logprobs={judge.top_logprobs} must be at least 1 for geneval2")
         self.mean, self.judge = mean, judge
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardOutput:
+    def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         asked = [list(prompt.metadata.get("vqa_list", ())) for prompt in prompts]
         questions = [Question(i, f"{pair[0]} Answer in one word.") for i, pairs in enumerate(asked) for pair in pairs]
         replies = iter(self.judge.ask(images, questions))

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from flowrl.rewards.client import Unanswered
 from flowrl.rewards.judge import Judge, Question
 from flowrl.rewards.outputs import REASON
+from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 
 
@@ -27,7 +26,7 @@ class HPSv3:
             raise ValueError(f"reward.scale={scale} must be above 0")
         self.scale, self.judge = scale, judge
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardOutput:
+    def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         heads = self.judge.pool(images, [Question(i, prompt.text) for i, prompt in enumerate(prompts)])
         info: list[Mapping[str, object]] = [{REASON: str(h)} if isinstance(h, Unanswered) else {} for h in heads]
         scores = torch.tensor([math.nan if isinstance(head, Unanswered) else head[0] for head in heads]) / self.scale

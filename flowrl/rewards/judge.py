@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from flowrl.rewards import wire
 from flowrl.rewards.client import Client, Unanswered, check_url
+from flowrl.rewards.images import to_pictures
+from flowrl.rewards.protocol import Images
 
 Read = TypeVar("Read")
 
@@ -47,26 +46,27 @@ class Judge:
         self.url, self.model, self.client = check_url(url), model, client
         self.max_tokens, self.top_logprobs = max_tokens, top_logprobs
 
-    def ask(self, images: Float[Tensor, "B 3 H W"], questions: Sequence[Question]) -> list[Reply | Unanswered]:
+    def ask(self, images: Images, questions: Sequence[Question]) -> list[Reply | Unanswered]:
         """The reply to each question, or why there is none (/v1/chat/completions)."""
         options: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": 0}
         if self.top_logprobs:
             options |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         return self._post("/v1/chat/completions", images, questions, options, _reply)
 
-    def pool(self, images: Float[Tensor, "B 3 H W"], questions: Sequence[Question]) -> list[list[float] | Unanswered]:
+    def pool(self, images: Images, questions: Sequence[Question]) -> list[list[float] | Unanswered]:
         """The outputs of a reward model's head for each question, or why there are none (/pooling)."""
         return self._post("/pooling", images, questions, {"encoding_format": "float"}, _pooled)
 
     def _post(
         self,
         path: str,
-        images: Tensor,
+        images: Images,
         questions: Sequence[Question],
         options: Mapping[str, Any],
         read: Callable[[Any], Read],
     ) -> list[Read | Unanswered]:
-        pictures = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{wire.png(i)}"}} for i in images]
+        urls = [f"data:image/png;base64,{wire.png(picture)}" for picture in to_pictures(images)]
+        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         requests = []
         for question in questions:
             content = [pictures[question.image], {"type": "text", "text": question.text}]

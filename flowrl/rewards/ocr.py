@@ -15,7 +15,7 @@ from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 
 TARGET = "target"
-"""The key of a prompt's metadata that holds the text to be drawn; without it, the text in double quotes is meant."""
+"""The key of a prompt's metadata with the text to be drawn; where absent or null, text in double quotes is meant."""
 
 _QUOTED = re.compile(r'"([^"]+)"|\u201c([^\u201d]+)\u201d')
 
@@ -75,7 +75,7 @@ class OCR:
 
 def target_of(prompt: Prompt) -> str:
     """The text that a prompt wants drawn; empty where there is none."""
-    if TARGET in prompt.metadata:
+    if prompt.metadata.get(TARGET) is not None:
         return str(prompt.metadata[TARGET])
     return " ".join(straight or curly for straight, curly in _QUOTED.findall(prompt.text))
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from jaxtyping import Float
-from torch import Tensor
-
 from flowrl.rewards import wire
 from flowrl.rewards.client import Client, Unanswered, check_url
 from flowrl.rewards.outputs import concatenate, first_reason, missing
+from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 
 log = logging.getLogger(__name__)
@@ -29,7 +27,7 @@ class Remote:
             raise ValueError(f"reward.batch_size={batch_size} must be at least 1")
         self.url, self.batch_size, self.client = check_url(url), batch_size, client
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardOutput:
+    def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         parts = [slice(start, start + self.batch_size) for start in range(0, len(prompts), self.batch_size)]
         answers = self.client.post_all(
             f"{self.url}/score", [wire.request(images[part], prompts[part]) for part in parts]

@@ -16,13 +16,15 @@ class Routed(nn.Module):
 
     `key` is `family`, the prompt's task family, or a key of its metadata. Where the reward does not apply, a sample is
     neither missing nor zero: a mixture sums the rewards that do, and advantages compare within a prompt anyway.
+    Values are compared as text, so 3 is "3"; booleans are JSON's words true and false. A key that is absent or null
+    has no value.
     """
 
-    def __init__(self, *, reward: Reward, key: str, values: Sequence[str]) -> None:
+    def __init__(self, *, reward: Reward, key: str, values: Sequence[str | float]) -> None:
         super().__init__()
         if isinstance(values, str) or not values:
             raise ValueError(f"reward.values={values!r} must be a list of the values of {key!r} that the reward is for")
-        self.reward, self.key, self.values = reward, key, frozenset(values)
+        self.reward, self.key, self.values = reward, key, frozenset(map(_text, values))
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         rows = [i for i, prompt in enumerate(prompts) if self._is_for(prompt)]
@@ -48,4 +50,9 @@ class Routed(nn.Module):
         )
 
     def _is_for(self, prompt: Prompt) -> bool:
-        return str(prompt.family if self.key == "family" else prompt.metadata.get(self.key)) in self.values
+        value = prompt.family if self.key == "family" else prompt.metadata.get(self.key)
+        return value is not None and _text(value) in self.values
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from flowrl.rewards.client import Unanswered
 from flowrl.rewards.judge import Judge, Question
 from flowrl.rewards.outputs import REASON
+from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 
 QUESTION = (
@@ -23,27 +22,32 @@ QUESTION = (
     "to 5 after 'Final Score:'.\nYour task is provided as follows:\nText Caption: [{caption}]"
 )
 """The words that the model was trained on; others move its scores."""
-SCORE = re.compile(r"Final Score:\s*\**\s*([1-5](?:\.\d+)?)")
+SCORE = re.compile(r"Final Score:\s*\**\s*(\d+(?:\.\d+)?)")
 
 
 class UnifiedReward:
-    """The number after "Final Score:", over 5, as flow_grpo has it. A reply without one is missing (there: 0)."""
+    """The number after "Final Score:", over 5, as flow_grpo has it. Without one from 1 to 5, missing (there: 0)."""
 
     def __init__(self, *, judge: Judge) -> None:
         self.judge = judge
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardOutput:
+    def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         # Not str.format: a caption may hold braces.
         questions = [Question(i, QUESTION.replace("{caption}", prompt.text)) for i, prompt in enumerate(prompts)]
         values: list[float] = []
         info: list[Mapping[str, object]] = []
         for reply in self.judge.ask(images, questions):
             found = None if isinstance(reply, Unanswered) else SCORE.search(reply.text)
+            found = found if found and 1 <= float(found[1]) <= 5 else None
             values.append(float(found[1]) / 5 if found else torch.nan)
             if found:
                 info.append({})
             else:
-                said = str(reply) if isinstance(reply, Unanswered) else f"no 'Final Score:' in {reply.text[-200:]!r}"
+                said = (
+                    str(reply)
+                    if isinstance(reply, Unanswered)
+                    else f"no 'Final Score:' from 1 to 5 in {reply.text[-200:]!r}"
+                )
                 info.append({REASON: said})
         scores = torch.tensor(values)
         return RewardOutput(scores.nan_to_num(0.0), scores.isfinite(), {}, info)

@@ -14,16 +14,19 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
-from flowrl.grids import to_pil
+from flowrl.rewards.images import to_pictures
 from flowrl.rewards.outputs import REASON
+from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 
 
@@ -31,36 +34,50 @@ class TooLarge(ValueError):
     """A request over one of the server's limits."""
 
 
-def png(image: Float[Tensor, "3 H W"]) -> str:
-    """An image in [0, 1] as base64 PNG. Lightly compressed: the network is faster than zlib's higher levels."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request: its images, of which only the headers are read, and their prompts."""
+
+    files: list[PngImageFile]
+    prompts: list[Prompt]
+
+    def images(self) -> Float[Tensor, "B 3 H W"]:
+        """The images in [0, 1]. Raises ValueError for one that is damaged. To be called once: files are read away."""
+        return torch.stack([_decode(file) for file in self.files]).float().div_(255)
+
+
+def png(picture: Image.Image) -> str:
+    """A picture as base64 PNG. Lightly compressed: the network is faster than zlib's higher levels."""
     file = io.BytesIO()
-    to_pil(image).save(file, "PNG", compress_level=1)
+    picture.save(file, "PNG", compress_level=1)
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def request(images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> dict[str, Any]:
+def request(images: Images, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What a client sends."""
     asked = [{"text": p.text, "family": p.family, "metadata": dict(p.metadata)} for p in prompts]
-    return {"images": [png(image) for image in images.cpu()], "prompts": asked}
+    return {"images": [png(picture) for picture in to_pictures(images)], "prompts": asked}
 
 
-def read_request(body: bytes, *, max_pixels: int) -> tuple[Float[Tensor, "B 3 H W"], list[Prompt]]:
-    """Images in [0, 1] and prompts of a request's body.
+def read_request(body: bytes, *, max_images: int, max_pixels: int) -> Asked:
+    """What a request's body asks for.
 
     The pixels of all images are counted from their headers, before any is decoded. Raises TooLarge where there are more
-    than `max_pixels`, and ValueError for a body that is no request.
+    than `max_pixels`, or more images than `max_images`, and ValueError for a body that is no request.
     """
     data = _json(body)
     images, prompts = data.get("images"), data.get("prompts")
     if not isinstance(images, list) or not isinstance(prompts, list) or not images or len(images) != len(prompts):
         raise ValueError("a request has `images` and `prompts`, lists of one length, at least 1")
+    if len(images) > max_images:
+        raise TooLarge(f"{len(images)} images in one request, more than max_images={max_images}; send fewer at a time")
     files = [_open(image) for image in images]
     num_pixels = sum(file.width * file.height for file in files)
     if num_pixels > max_pixels:
         raise TooLarge(f"{num_pixels} pixels in one request, more than max_pixels={max_pixels}; send fewer at a time")
     if len({file.size for file in files}) > 1:
         raise ValueError("the images of one request must have one size")
-    return torch.stack([_decode(file) for file in files]), [_prompt(prompt) for prompt in prompts]
+    return Asked(files, [_prompt(prompt) for prompt in prompts])
 
 
 def _json(body: bytes) -> dict[str, Any]:
@@ -81,12 +98,12 @@ def _open(image: Any) -> PngImageFile:
         raise ValueError(f"not a base64 PNG: {error}") from error
 
 
-def _decode(file: PngImageFile) -> Float[Tensor, "3 H W"]:
+def _decode(file: PngImageFile) -> UInt8[Tensor, "3 H W"]:
     try:
         pixels = np.array(file.convert("RGB"))
     except Exception as error:  # as above
         raise ValueError(f"damaged PNG: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _prompt(data: Any) -> Prompt:

@@ -6,10 +6,11 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -22,18 +23,24 @@ from flowrl.serving.batcher import Batcher, Busy
 from flowrl.serving.counters import Counters
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a request may ask for: bytes of its body, seconds until it has arrived, pixels of all its images."""
+    """What a request may ask for: bytes of its body, seconds until it has arrived, images, and pixels of them all.
+
+    `max_reading` requests are read and decoded at a time.
+    """
 
     max_body: int
     body_seconds: float
+    max_images: int
     max_pixels: int
+    max_reading: int
 
     def __post_init__(self) -> None:
-        for name in ("max_body", "body_seconds", "max_pixels"):
+        for name in ("max_body", "body_seconds", "max_images", "max_pixels", "max_reading"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
 
@@ -51,6 +58,7 @@ class Pages:
 
     def __init__(self, *, name: str, batcher: Batcher, counters: Counters, limits: Limits, token: str | None) -> None:
         self.name, self.batcher, self.counters, self.limits, self.token = name, batcher, counters, limits, token
+        self.reading = asyncio.Semaphore(limits.max_reading)
 
     async def score(self, request: Request) -> Response:
         start = time.perf_counter()
@@ -73,17 +81,30 @@ class Pages:
         given = request.headers.get("authorization", "")
         if self.token is not None and not hmac.compare_digest(given.encode(), f"Bearer {self.token}".encode()):
             raise Refused(401, "wrong or missing bearer token")
-        body = await self._body(request)
-        read = partial(wire.read_request, body, max_pixels=self.limits.max_pixels)
         try:
-            images, prompts = await asyncio.wrap_future(background.start(read, "reader"))
-            return wire.answer(await self.batcher.score(images, prompts))
+            return await _while_listening(request, self._answer(await self._body(request)))
         except wire.TooLarge as error:
             raise Refused(413, str(error)) from error
         except ValueError as error:
             raise Refused(422, str(error)) from error
         except Busy as error:
             raise Refused(503, str(error)) from error
+
+    async def _answer(self, body: bytes) -> dict[str, object]:
+        bounds = {"max_images": self.limits.max_images, "max_pixels": self.limits.max_pixels}
+        asked = await self._read(partial(wire.read_request, body, **bounds))
+        prompts = asked.prompts
+        with self.batcher.place(len(prompts)):
+            images = await self._read(asked.images)
+            del body, asked  # what waits holds its pixels once
+            return wire.answer(await self.batcher.score(images, prompts))
+
+    async def _read(self, work: Callable[[], Result]) -> Result:
+        """The result of `work`, done in a thread that keeps its turn to the end even where nobody waits for it."""
+        await self.reading.acquire()
+        future = asyncio.wrap_future(background.start(work, "reader"))
+        future.add_done_callback(lambda _: self.reading.release())
+        return await asyncio.shield(future)
 
     async def _body(self, request: Request) -> bytes:
         limit = self.limits.max_body
@@ -107,6 +128,24 @@ class Pages:
 
     async def metrics(self, request: Request) -> Response:
         return PlainTextResponse(self.counters.text(), media_type="text/plain; version=0.0.4")
+
+
+async def _while_listening(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, which is cancelled when the client leaves. Raises ClientDisconnect then."""
+    task, departure = asyncio.create_task(work), asyncio.create_task(_departure(request))
+    try:
+        await asyncio.wait((task, departure), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        departure.cancel()
+
+
+async def _departure(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def build_app(pages: Pages) -> Starlette:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +26,7 @@ class Busy(Exception):
     """More images wait than the server holds."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """One request, and where its scores will be."""
 
@@ -38,7 +39,7 @@ class Batcher:
     """Collects requests for up to `max_wait` seconds or `max_batch` images, and scores them together by image size.
 
     A request that fails as a whole in a shared batch is scored once more alone, so that another one's bad image cannot
-    take it along. At most `max_waiting` images wait; a request beyond that raises Busy.
+    take it along. A request that is cancelled before its turn is not scored.
     """
 
     def __init__(self, score: Score, *, max_batch: int, max_wait: float, max_waiting: int, counters: Counters) -> None:
@@ -46,17 +47,25 @@ class Batcher:
         self.counters = counters
         self.jobs: asyncio.Queue[Job] = asyncio.Queue()
 
-    async def score(self, images: Tensor, prompts: list[Prompt]) -> RewardOutput:
-        """The scores of one request, once its turn has come."""
-        if self.counters.waiting and self.counters.waiting + len(prompts) > self.max_waiting:
+    @contextmanager
+    def place(self, count: int) -> Iterator[None]:
+        """Room for `count` images, to be taken before they are decoded. Raises Busy beyond `max_waiting` images."""
+        if self.counters.waiting + count > self.max_waiting:
             raise Busy(f"{self.counters.waiting} images are waiting already; try again later")
+        self.counters.waiting += count
+        try:
+            yield
+        finally:
+            self.counters.waiting -= count
+
+    async def score(self, images: Tensor, prompts: list[Prompt]) -> RewardOutput:
+        """The scores of one request that has its `place`, once its turn has come."""
         job = Job(images, prompts, asyncio.get_running_loop().create_future())
-        self.counters.waiting += len(prompts)
         try:
             self.jobs.put_nowait(job)
             return await job.output
         finally:
-            self.counters.waiting -= len(prompts)
+            job.images = torch.empty(0)  # a cancelled job stays in the queue, its pixels need not
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -68,7 +77,7 @@ class Batcher:
                     by_size[job.images.shape[1:]].append(job)
             for group in by_size.values():
                 try:
-                    await self._answer(group)
+                    await self._answer([job for job in group if not job.output.done()])
                 except Exception as error:  # a fault of ours must not end the loop
                     for job in group:
                         if not job.output.done():
@@ -77,7 +86,7 @@ class Batcher:
     async def _collect(self) -> list[Job]:
         jobs = [await self.jobs.get()]
         deadline = time.monotonic() + self.max_wait
-        while sum(len(job.prompts) for job in jobs) < self.max_batch:
+        while sum(len(job.prompts) for job in jobs if not job.output.done()) < self.max_batch:
             rest = deadline - time.monotonic()
             if self.jobs.empty() and rest <= 0:
                 break
@@ -88,13 +97,15 @@ class Batcher:
         return jobs
 
     async def _answer(self, jobs: list[Job]) -> None:
+        if not jobs:
+            return
         images = torch.cat([job.images for job in jobs])
         whole = await self._in_background(images, [prompt for job in jobs for prompt in job.prompts])
         start = 0
         for job in jobs:
             own = reorder(whole, torch.arange(start, start + len(job.prompts)))
             start += len(job.prompts)
-            if len(jobs) > 1 and not own.is_valid.any():
+            if len(jobs) > 1 and not own.is_valid.any() and not job.output.done():
                 own = await self._in_background(job.images, job.prompts)
             self.counters.images += len(job.prompts)
             self.counters.missing += int((~own.is_valid).sum())

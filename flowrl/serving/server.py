@@ -40,6 +40,8 @@ def serve(
     for name, value in {"max_batch": max_batch, "max_waiting": max_waiting, "max_connections": max_connections}.items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+    if limits.max_images > max_waiting:
+        raise ValueError(f"limits.max_images={limits.max_images} must be at most max_waiting={max_waiting}; lower it")
     token = os.environ.get(token_env) if token_env else None
     if token_env and not token:
         raise ValueError(f"token_env={token_env}: set the environment variable {token_env} to the token")

@@ -108,7 +108,7 @@ class Pool:
     def _start(self, job: Job) -> None:
         job.devices = tuple(self.free[: job.num_processes])
         job.state, job.problem = "running", ""
-        job.write()
+        job.folder.mkdir(parents=True, exist_ok=True)
         variables = environment(self.group) | self.slots.variables(job.devices)
         line = command(job.arguments(self.slots.threads), self.script)
         try:
@@ -120,6 +120,9 @@ class Pool:
             return
         del self.free[: job.num_processes]
         self.running[job.number] = job, ranks
+        if self.is_stopping:  # a signal came while they started, and missed them
+            ranks.kill() if self.num_signals > 1 else ranks.stop()
+        job.write()  # not before the log is locked: another process may own the folder
 
     def _collect(self, job: Job, ranks: Ranks) -> None:
         del self.running[job.number]

@@ -121,11 +121,12 @@ def run_to_end(job: Job, num_threads: int | None, score: str) -> float | None:
     """
     if not job.is_finished:
         job.state = "running"
-        job.write()
+        job.folder.mkdir(parents=True, exist_ok=True)
         line = command(job.arguments(num_threads), SCRIPT)
         ranks = Ranks(line, job.num_processes, job.folder / LOG, environment(job.folder.parent.name), GRACE_SECONDS)
         before = signal.signal(signal.SIGTERM, lambda *_: ranks.stop())
         try:
+            job.write()  # not before the log is locked: another process may own the folder
             _wait(ranks)
         except BaseException:
             ranks.stop()

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from servers import answering, client, reply
 
 from flowrl.rewards.geneval2 import GenEval2, variants
@@ -12,6 +13,7 @@ from flowrl.rewards.unified_reward import UnifiedReward
 from flowrl.types import Prompt
 
 IMAGES = torch.zeros(3, 3, 4, 4)
+PICTURES = [Image.new("RGB", (4, 4))] * 5
 
 
 def judge(url, top_logprobs=20):
@@ -128,17 +130,20 @@ def test_what_no_judge_says_is_missing(answer):
 
 
 def test_unified_reward_reads_the_final_score():
-    """Of five; a reply without one is missing, not 0. Mutation: scale to 4, or take the first number."""
+    """Of five; without one from 1 to 5, missing, not 0. Mutation: scale to 4, or take the first number or digit."""
     replies = {
         "good": "1. Alignment: 2\n2. Quality: fine\nFinal Score: 4.5",
         "bold": "Final Score: **3**",
         "{odd}": "I cannot say.",
+        "ten": "Final Score: 10",
+        "none": "Final Score: 0.5",
     }
     seen = []
     with openai(lambda path, text: chat(replies[text.rsplit("[", 1)[1][:-1]]), seen) as url:
-        output = UnifiedReward(judge=judge(url, 0))(IMAGES, [Prompt(text) for text in replies])
-    assert output.is_valid.tolist() == [True, True, False]
-    assert output.values.tolist() == pytest.approx([0.9, 0.6, 0])
+        output = UnifiedReward(judge=judge(url, 0))(PICTURES, [Prompt(text) for text in replies])
+    assert output.is_valid.tolist() == [True, True, False, False, False]
+    assert output.values.tolist() == pytest.approx([0.9, 0.6, 0, 0, 0])
+    assert "Score: 10" in output.info[3]["missing"]
     assert "I cannot say" in output.info[2]["missing"]
     assert "logprobs" not in seen[0]
 

@@ -88,6 +88,7 @@ def test_tensors_give_the_same_number(ocr):
         (Prompt("curly \u201cquotes\u201d count"), "quotes"),
         (Prompt("it's John's"), ""),
         (Prompt('"from the prompt"', metadata={"target": "from metadata"}), "from metadata"),
+        (Prompt('"from the prompt"', metadata={"target": None}), "from the prompt"),
     ],
 )
 def test_the_wanted_text(prompt, target):

@@ -43,6 +43,26 @@ def test_routing_by_metadata_and_of_pictures():
     assert reward.seen == [["c"]]
 
 
+@pytest.mark.parametrize(
+    ("value", "values", "expected"),
+    [
+        (3, [3, 4], True),
+        (3, ["3"], True),
+        ("3", [3], True),
+        (5, [3, 4], False),
+        (True, [True], True),
+        (True, ["true"], True),
+        (False, [True], False),
+        (1, [True], False),
+        (None, ["None"], False),
+    ],
+)
+def test_values_are_compared_as_text(value, values, expected):
+    """Booleans as JSON's words, null never. Mutation: as text on one side only, or True as 1."""
+    output = Routed(reward=Brightness(), key="k", values=values)(IMAGES[:1], [Prompt("a", metadata={"k": value})])
+    assert output.applies.item() is expected
+
+
 def test_no_prompt_of_its_own_is_no_call():
     """Mutation: call a scorer with nothing."""
     output = Routed(reward=Brightness(), key="family", values=["colour"])(IMAGES, PROMPTS)

@@ -31,11 +31,19 @@ def batcher(score, counters=None, max_batch=4, max_wait=0.05, max_waiting=100):
 
 
 @contextmanager
-def running(score=brightness, token=None, **limits):
+def running(score=brightness, token=None, max_waiting=100, **limits):
     """The application in a thread. Gives its address and its counters."""
     counters = Counters()
-    bounds = Limits(**{"max_body": 20_000, "body_seconds": 0.5, "max_pixels": 200} | limits)
-    pages = Pages(name="Test", batcher=batcher(score, counters), counters=counters, limits=bounds, token=token)
+    bounds = Limits(
+        **{"max_body": 20_000, "body_seconds": 0.5, "max_images": 6, "max_pixels": 200, "max_reading": 1} | limits
+    )
+    pages = Pages(
+        name="Test",
+        batcher=batcher(score, counters, max_waiting=max_waiting),
+        counters=counters,
+        limits=bounds,
+        token=token,
+    )
     config = uvicorn.Config(build_app(pages), port=0, log_level="error", access_log=False)
     place = config.bind_socket()
     server = uvicorn.Server(config)
@@ -129,10 +137,14 @@ def together(score, requests, **settings):
         sizes.append(tuple(images.shape[::3]))
         return score(images, prompts)
 
+    async def ask(own, images, prompts):
+        with own.place(len(prompts)):
+            return await own.score(images, prompts)
+
     async def run():
         own = batcher(noting, **settings)
         task = asyncio.create_task(own.run())
-        outputs = await asyncio.gather(*(own.score(*request) for request in requests), return_exceptions=True)
+        outputs = await asyncio.gather(*(ask(own, *request) for request in requests), return_exceptions=True)
         task.cancel()
         return outputs
 
@@ -165,13 +177,86 @@ def test_a_bad_image_does_not_take_other_requests_along():
 
 
 def test_a_full_server_says_so():
-    """The first request is always taken. Mutation: let memory grow without bound."""
+    """Also to the first request. Mutation: let memory grow without bound."""
     outputs, _ = together(brightness, [(IMAGES, PROMPTS), (IMAGES, PROMPTS)], max_waiting=7)
     assert outputs[0].is_valid.all() and isinstance(outputs[1], Busy)
+    outputs, _ = together(brightness, [(IMAGES, PROMPTS)], max_waiting=5)
+    assert isinstance(outputs[0], Busy)
 
 
-@pytest.mark.parametrize("name", ["max_body", "body_seconds", "max_pixels"])
+def test_requests_whose_clients_have_left_are_not_scored():
+    """The first is being scored, two more wait; their clients leave, and there is room again.
+
+    Mutation: hear no disconnect, or score what nobody waits for.
+    """
+    begun, release, seen = threading.Event(), threading.Event(), []
+
+    def slow(images, prompts):
+        seen.append([prompt.text for prompt in prompts])
+        begun.set()
+        release.wait(5)
+        return brightness(images, prompts)
+
+    data = [json.dumps(wire.request(IMAGES[i : i + 2], PROMPTS[i : i + 2])).encode() for i in (0, 2, 4)]
+    with running(slow, max_waiting=4) as (url, counters):
+
+        def until(waiting):
+            deadline = time.monotonic() + 3
+            while counters.waiting != waiting and time.monotonic() < deadline:
+                time.sleep(0.005)
+            assert counters.waiting == waiting
+
+        def connect(body):
+            connection = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+            head = f"POST /score HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            return connection
+
+        first = connect(data[0])
+        assert begun.wait(3)
+        second = connect(data[1])
+        until(4)
+        assert post(url, data[2]).status_code == 503
+        first.close()
+        second.close()
+        until(0)
+        threading.Timer(0.1, release.set).start()
+        assert post(url, data[2]).json()["values"] == pytest.approx(LEVELS[4:])
+        assert seen == [["prompt 0", "prompt 1"], ["prompt 4", "prompt 5"]]
+        assert counters.requests == {499: 2, 503: 1, 200: 1}
+
+
+def test_as_many_requests_are_read_at_a_time_as_is_allowed(monkeypatch):
+    """Also where a client leaves meanwhile. Mutation: no bound, or a turn that ends with its client."""
+    lock, now, most = threading.Lock(), 0, 0
+    original = wire.read_request
+
+    def slow(*args, **bounds):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05)
+        with lock:
+            now -= 1
+        return original(*args, **bounds)
+
+    monkeypatch.setattr(wire, "read_request", slow)
+    data = json.dumps(wire.request(IMAGES[:1], PROMPTS[:1])).encode()
+    with running(max_reading=2) as (url, counters):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/score", content=data, timeout=0.02, trust_env=False)
+        threads = [threading.Thread(target=post, args=(url, data)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert counters.requests == {499: 1, 200: 6}
+    assert most == 2
+
+
+@pytest.mark.parametrize("name", ["max_body", "body_seconds", "max_images", "max_pixels", "max_reading"])
 def test_limits_are_checked(name):
     """Mutation: drop the check."""
     with pytest.raises(ValueError, match=f"{name}=0"):
-        Limits(**{"max_body": 1, "body_seconds": 1.0, "max_pixels": 1} | {name: 0})
+        Limits(**{"max_body": 1, "body_seconds": 1.0, "max_images": 1, "max_pixels": 1, "max_reading": 1} | {name: 0})

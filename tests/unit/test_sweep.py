@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from flowrl.sweep import ranks
+from flowrl.sweep import pool, ranks
 from flowrl.sweep.job import JobsFailed, environment, num_ranks, objective
 from flowrl.sweep.plan import find_sweep, match, write_sweep
 from flowrl.sweep.pool import Pool, Slots, find_slots
@@ -51,8 +52,7 @@ def sweep(tmp_path, monkeypatch):
     def run(*wanted, slots=TWO, is_fail_fast=False, grace=0.5):
         jobs = match(tmp_path / "sweep", [job for job, _ in wanted], [(count, 2) for _, count in wanted])
         write_sweep(tmp_path / "sweep", [job for job, _ in wanted], is_new=True)
-        pool = Pool(slots, is_fail_fast=is_fail_fast, grace=grace, refresh=0.1, group="sweep", script=script)
-        pool.run(jobs)
+        Pool(slots, is_fail_fast=is_fail_fast, grace=grace, refresh=0.1, group="sweep", script=script).run(jobs)
         return jobs
 
     return run
@@ -144,7 +144,7 @@ def test_an_interrupt_stops_the_jobs_and_is_passed_on(sweep, tmp_path):
 
 
 def test_a_job_that_still_runs_is_not_started_again(sweep, tmp_path):
-    """Its log is locked by whoever runs it. Mutation: open the log without the lock."""
+    """Its log is locked by whoever runs it, and its status is theirs. Mutation: open the log, or write, unlocked."""
     folder = tmp_path / "sweep" / "0"
     folder.mkdir(parents=True)
     code = "import fcntl, sys, time; f = open(sys.argv[1], 'ab'); fcntl.flock(f, 2); print(flush=True); time.sleep(60)"
@@ -153,6 +153,22 @@ def test_a_job_that_still_runs_is_not_started_again(sweep, tmp_path):
         (job,) = sweep((("seed=0",), 1))
         earlier.kill()
     assert job.state == "failed" and "earlier start" in job.problem
+    assert not (folder / "job.json").exists()
+
+
+def test_a_signal_while_a_job_starts_reaches_it(sweep, monkeypatch):
+    """Mutation: ask only the jobs that are listed already."""
+
+    class Interrupted(ranks.Ranks):
+        def __init__(self, *args):
+            super().__init__(*args)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(pool, "Ranks", Interrupted)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        sweep((("do=wait",), 1))
+    assert time.monotonic() - start < 20
 
 
 def test_a_job_larger_than_the_pool_is_refused(sweep):

@@ -32,13 +32,14 @@ def body(images, prompts=None):
     return json.dumps({"images": images, "prompts": prompts or [{"text": "a"} for _ in images]}).encode()
 
 
-def read(data, max_pixels=1000):
-    return wire.read_request(data, max_pixels=max_pixels)
+def read(data, max_images=11, max_pixels=1000):
+    asked = wire.read_request(data, max_images=max_images, max_pixels=max_pixels)
+    return asked.images(), asked.prompts
 
 
 def test_images_and_prompts_arrive():
     """Eight-bit levels come through exactly, others rounded; metadata as JSON. Mutation: swap axes, or truncate."""
-    levels = torch.randint(0, 256, (3, 3, 5, 4), generator=torch.Generator().manual_seed(0)) / 255
+    levels = torch.randint(0, 256, (3, 3, 5, 5), generator=torch.Generator().manual_seed(0)) / 255
     prompts = [Prompt("a", "single", {"n": [1, "x"]}), Prompt("Ω", "", {}), Prompt("c", "d", {"e": None})]
     images, read_prompts = read(json.dumps(wire.request(levels, prompts)).encode())
     assert torch.equal(images, levels.float()) and read_prompts == prompts
@@ -62,6 +63,19 @@ def test_an_image_bomb_is_refused_before_it_is_decoded():
         read(body([encode((10, 10))] * 11))
 
 
+def test_pictures_are_sent_as_tensors_are():
+    """A list of pictures in another mode is one request too. Mutation: ask a picture for its device."""
+    tensor = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    pictures = [Image.new("L", (4, 4), 0), Image.new("RGBA", (4, 4), "white")]
+    assert wire.request(pictures, [Prompt("a")] * 2) == wire.request(tensor, [Prompt("a")] * 2)
+
+
+def test_the_images_of_a_request_are_counted_before_they_are_looked_at():
+    """Mutation: open them first."""
+    with pytest.raises(wire.TooLarge, match=r"3 images.*max_images=2"):
+        read(body(["?"] * 3), max_images=2)
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -73,7 +87,7 @@ def test_an_image_bomb_is_refused_before_it_is_decoded():
         (body([encode(form="BMP")]), "not a base64 PNG"),
         (body(["?"]), "not a base64 PNG"),
         (body([7]), "not a base64 PNG"),
-        (body([wire.png(torch.rand(3, 16, 16))[:400]]), "damaged PNG"),
+        (body([wire.png(Image.effect_noise((16, 16), 50).convert("RGB"))[:400]]), "damaged PNG"),
         (body([encode(), encode((5, 5))]), "one size"),
         (body([encode()], [{"family": "x"}]), "a `text`"),
         (body([encode()], [{"text": "a", "metadata": [1]}]), "`metadata`"),
