@@ -12,6 +12,7 @@ from servers import answering, remote, scorer
 
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.record import RunRecord
+from flowrl.callbacks.stop import Stop
 from flowrl.models import lora
 from flowrl.modules.reward import TooManyMissingRewards
 from flowrl.rewards.mixture import Mixture
@@ -185,7 +186,7 @@ def test_a_run_that_an_evaluation_stops_keeps_its_last_iteration(tmp_path):
     """The checkpoint and the row of the iteration that had been trained. Mutation: save without the row."""
     policy, _, _ = make("num_threads=1")
     record = RunRecord(folder=str(tmp_path))
-    saver = Checkpoint(record=record, folder=str(tmp_path), every=100, keep=1)
+    saver = Checkpoint(record=record, stop=Stop(), folder=str(tmp_path), every=100, keep=1)
     policy.num_iterations, policy.last_metrics = 1, {"iteration": 1, "reward/mean": 0.5}
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.strategy.optimizers = [policy.configure_optimizers()]
