@@ -58,27 +58,31 @@ def test_replay_of_a_fresh_rollout_is_bitwise(sampler, guidance, is_checkpointed
             assert torch.equal(step.mean, part.trajectory.old_mean[:, index])
 
 
+@pytest.mark.parametrize("micro_batch", [1, 4])
 @pytest.mark.parametrize("is_checkpointed", [False, True])
 @pytest.mark.parametrize("guidance", [(), GUIDED], ids=["plain", "guided"])
 @pytest.mark.parametrize(("sampler", "loss", "form"), LEGAL)
-def test_the_first_gradient_is_the_policy_gradient(sampler, loss, form, guidance, is_checkpointed):
+def test_the_first_gradient_is_the_policy_gradient(sampler, loss, form, guidance, is_checkpointed, micro_batch):
     """At the rollout's weights every ratio loss has the gradient of -mean(A log_prob); guard's is std / -dt of it.
 
     Mutation: weight the loss, let the clip or the mask bite at ratio 1, or lose the gradient under checkpointing.
     """
-    policy, data, _ = make(f"sampler={sampler}", f"loss={loss}", *guidance)
+    policy, data, _ = make(f"sampler={sampler}", f"loss={loss}", f"batch.max_micro_batch={micro_batch}", *guidance)
     if is_checkpointed:
         policy.transformer.enable_gradient_checkpointing()
-    part = first_batch(awake(policy), data)[0]
-    part.advantage = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    parts = first_batch(awake(policy), data)[: 4 // micro_batch]
     assert policy.algorithm.likelihood.form == form
-    parameters = list(lora.parameters(policy.transformer).values())
-    got = torch.autograd.grad(policy.term_loss(part, 0, Record()), parameters, allow_unused=True)
-    step = policy.replay(part, 0)
-    log_prob = policy.algorithm.likelihood.log_prob(step, part.trajectory.x_next[:, 0])
+    losses, log_probs, advantages = [], [], torch.tensor([1.0, -2.0, 0.5, 3.0])
+    for part, advantage in zip(parts, advantages.split(micro_batch), strict=True):
+        part.advantage = advantage
+        losses.append(policy.term_loss(part, 0, Record()))
+        step = policy.replay(part, 0)
+        log_probs.append(policy.algorithm.likelihood.log_prob(step, part.trajectory.x_next[:, 0]))
     interval = policy.algorithm.intervals[part.trajectory.steps[0]]
     weight = step.std / -interval.dt if loss == "guard" else 1.0
-    expected = torch.autograd.grad(-weight * (part.advantage * log_prob).mean(), parameters, allow_unused=True)
+    parameters = list(lora.parameters(policy.transformer).values())
+    got = torch.autograd.grad(torch.stack(losses).mean(), parameters, allow_unused=True)
+    expected = torch.autograd.grad(-weight * (advantages * torch.cat(log_probs)).mean(), parameters, allow_unused=True)
     size = max(theirs.abs().max().item() for theirs in expected if theirs is not None)
     for ours, theirs in zip(got, expected, strict=True):
         assert (ours is None) == (theirs is None)
