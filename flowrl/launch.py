@@ -9,9 +9,11 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -103,6 +105,7 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     evaluator: Evaluator = instantiate(cfg.evaluation)
     reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)
     check_guidance(cfg)
+    check_deadlines(cfg)
     if algorithm.state() and plan.updates_per_iteration * plan.inner_epochs < 2:
         raise ValueError(
             "loss.delta=auto needs batch.updates_per_iteration or batch.inner_epochs above 1: the first update of an "
@@ -189,6 +192,34 @@ def check_guidance(cfg: DictConfig) -> None:
     for name, scale in scales.items():
         if scale != 1 and not cfg.model.has_guidance:
             raise ValueError(f"{name}={scale} needs model.has_guidance=true; 1.0 means no guidance")
+
+
+def check_deadlines(cfg: DictConfig) -> None:
+    """Other processes wait in a collective for the one whose scores are late. Raises ValueError naming both keys.
+
+    Until its circuit opens, a service that hangs may cost `open_after` calls, each up to its deadline.
+    """
+    strategy = cfg.trainer.get("strategy")
+    minutes = strategy.get("timeout_minutes") if OmegaConf.is_dict(strategy) else None
+    if minutes is None:
+        return
+    limit = 60 * minutes
+    for name, client in _clients(OmegaConf.to_container(cfg.reward, resolve=True), "reward"):
+        if client["open_after"] * client["deadline"] >= limit:
+            raise ValueError(
+                f"{name}.deadline={client['deadline']:g} seconds, {name}.open_after={client['open_after']} times in a "
+                f"row, must stay below trainer.strategy.timeout_minutes={minutes:g} ({limit:g} seconds), after which "
+                "the other processes give up: lower the former, or raise the latter"
+            )
+
+
+def _clients(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The settings below `node` of what asks a service, with their keys."""
+    if isinstance(node, dict):
+        if "deadline" in node:
+            yield name, node
+        for key, child in node.items():
+            yield from _clients(child, f"{name}.{key}")
 
 
 def point_latest_at(folder: Path) -> None:

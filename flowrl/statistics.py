@@ -1,4 +1,4 @@
-"""Means over prompts with bootstrap intervals.
+"""Means with bootstrap intervals, over prompts within an evaluation and over seeds between runs. Needs NumPy alone.
 
 The images of one prompt are not independent, so prompts are resampled, not images: an image more for the same prompts
 must not shrink an interval as a prompt more does.
@@ -6,60 +6,91 @@ must not shrink an interval as a prompt more does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from jaxtyping import Float, Int
-from torch import Tensor
 
-RESAMPLES = 2000
-LEVEL = 0.95
-"""Share of resamples that an interval holds."""
+RESAMPLES, BLOCK = 10_000, 500
+"""Resamples, and how many are drawn at once, which bounds memory."""
+ENDS = (2.5, 97.5)
+"""The interval's, in percent of the resamples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over prompts of means over their images, its 95 % bootstrap interval, and the number of prompts."""
+    """A mean over `count` prompts or seeds, and the bounds of its 95 % interval: NaN from fewer than two."""
 
     mean: float
     low: float
     high: float
-    num_prompts: int
+    count: int
+    is_paired: bool = False
+
+    def text(self, sign: bool = False) -> str:
+        """For reading: mean and interval, `-` for nothing."""
+        if math.isnan(self.mean):
+            return "-"
+        form = "+.3g" if sign else ".3g"
+        mean = format(self.mean, form)
+        return mean if math.isnan(self.low) else f"{mean} [{self.low:{form}}, {self.high:{form}}]"
 
 
-def by_prompt(values: Float[Tensor, "B"], prompts: Int[Tensor, "B"]) -> Float[Tensor, "P"]:
-    """The mean of each prompt's finite values, NaN where it has none; `prompts` counts from 0."""
-    num_prompts = int(prompts.max()) + 1 if len(prompts) else 0
-    usable = values.isfinite()
-    none = torch.zeros(num_prompts, dtype=torch.float64)
-    total = none.index_add(0, prompts[usable], values[usable].double())
-    return total / none.index_add(0, prompts[usable], usable[usable].double())
-
-
-def estimate(means: Float[Tensor, "P"]) -> Estimate | None:
-    """The mean of prompts' means and its percentile interval; None where no prompt has a value.
+def mean(values: Sequence[float] | Float[np.ndarray, "N"]) -> Estimate:
+    """The mean of one value a prompt or seed, NaN left out, with its percentile bootstrap interval.
 
     Resampling is seeded, so equal values give equal intervals.
     """
-    usable = means[means.isfinite()].double()
-    if not len(usable):
-        return None
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(len(usable), (RESAMPLES, len(usable)), generator=generator)
-    resampled = usable[picks].mean(1)
-    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = torch.quantile(resampled, ends).tolist()
-    return Estimate(float(usable.mean()), low, high, len(usable))
+    known = np.asarray(values, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    if len(known) < 2:
+        return Estimate(float(known[0]) if len(known) else math.nan, math.nan, math.nan, len(known))
+    return _estimate(_resampled(known, 0), float(known.mean()), len(known))
 
 
-def difference(means: Float[Tensor, "P"], other: Float[Tensor, "P"]) -> Estimate | None:
-    """Of two evaluations of the same prompts: the mean of `means - other`, prompt by prompt."""
-    return estimate(means - other)
+def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
+    """`values` minus `baseline`, both by seed: over shared seeds as pairs, if there are two or more.
+
+    Otherwise the two means are resampled apart; with a single seed on either side there is no interval.
+    """
+    shared = [seed for seed in values if seed in baseline]
+    if len(shared) > 1 or len(values) == len(baseline) == len(shared) == 1:
+        paired = mean([values[seed] - baseline[seed] for seed in shared])
+        return Estimate(paired.mean, paired.low, paired.high, paired.count, is_paired=True)
+    ours, theirs = np.array(list(values.values())), np.array(list(baseline.values()))
+    if not len(ours) or not len(theirs):
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    gap, count = float(ours.mean() - theirs.mean()), min(len(ours), len(theirs))
+    if count < 2:
+        return Estimate(gap, math.nan, math.nan, count)
+    return _estimate(_resampled(ours, 0) - _resampled(theirs, 1), gap, count)
+
+
+def _resampled(values: np.ndarray, stream: int) -> np.ndarray:
+    rng, size = np.random.default_rng(stream), (BLOCK, len(values))
+    return np.concatenate([values[rng.integers(len(values), size=size)].mean(1) for _ in range(RESAMPLES // BLOCK)])
+
+
+def _estimate(means: np.ndarray, centre: float, count: int) -> Estimate:
+    low, high = np.percentile(means, ENDS)
+    return Estimate(centre, float(low), float(high), count)
+
+
+def by_prompt(values: Float[np.ndarray, "B"], prompts: Int[np.ndarray, "B"]) -> Float[np.ndarray, "P"]:
+    """The mean of each prompt's finite values, NaN where it has none; `prompts` counts from 0."""
+    num_prompts = int(prompts.max()) + 1 if len(prompts) else 0
+    usable = np.isfinite(values)
+    total = np.bincount(prompts[usable], values[usable], num_prompts)
+    count = np.bincount(prompts[usable], minlength=num_prompts)
+    return np.divide(total, count, out=np.full(num_prompts, math.nan), where=count > 0)
 
 
 def fallen(
-    before: Mapping[str, Float[Tensor, "B"]], now: Mapping[str, Float[Tensor, "B"]], prompts: Int[Tensor, "B"]
+    before: Mapping[str, Float[np.ndarray, "B"]],
+    now: Mapping[str, Float[np.ndarray, "B"]],
+    prompts: Int[np.ndarray, "B"],
 ) -> list[str]:
     """Metrics that fell while the first one rose, both beyond what their prompts' spread explains.
 
@@ -67,10 +98,7 @@ def fallen(
     fall while it rises are the mark of a reward that is being cheated.
     """
     changes = {
-        name: difference(by_prompt(now[name], prompts), by_prompt(values, prompts)) for name, values in before.items()
+        name: mean(by_prompt(now[name], prompts) - by_prompt(values, prompts)) for name, values in before.items()
     }
     proxy, *gold = changes
-    rise = changes[proxy]
-    if rise is None or rise.low <= 0:
-        return []
-    return [name for name in gold if (change := changes[name]) is not None and change.high < 0]
+    return [name for name in gold if changes[name].high < 0] if changes[proxy].low > 0 else []

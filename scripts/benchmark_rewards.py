@@ -10,6 +10,7 @@ verifier in process; every other iteration scores only after all rollouts, as if
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import statistics
 import subprocess
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=288)
     parser.add_argument("--size", type=int, default=0, help="pixels of an image's side; 0: the shapes world's own")
     args = parser.parse_args()
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores before the start")
     if not args.overlap:
         throughput(args.images, args.size, args.rounds)
         return

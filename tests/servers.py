@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 def client(**changes):
     settings = {
         "timeout": 5.0,
+        "deadline": 60.0,
         "retries": 2,
         "backoff": 0.01,
         "max_backoff": 0.02,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
@@ -110,9 +111,10 @@ class Evaluate(Callback):
     def alarms(self, watched: dict[str, Tensor]) -> list[str]:
         """Gold metrics that fell while the reward rose; they are warned of."""
         self.watched = self.watched or watched
-        prompts = torch.arange(len(watched["reward"])) // self.evaluator.images_per_prompt
+        prompts = np.arange(len(watched["reward"])) // self.evaluator.images_per_prompt
         both = [name for name in self.watched if name in watched]
-        fell = fallen({name: self.watched[name] for name in both}, {name: watched[name] for name in both}, prompts)
+        before, now = ({name: values[name].numpy() for name in both} for values in (self.watched, watched))
+        fell = fallen(before, now, prompts)
         if fell:
             names = ", ".join(fell)
             log.warning("the reward rose and %s fell: the reward may be being cheated; look at images/", names)

@@ -7,6 +7,7 @@ grammar and a vocabulary of our own, in its format: an atom is an object, an att
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections.abc import Sequence
@@ -32,6 +33,12 @@ COUNTS = ("one", "two", "three", "four", "five", "six", "seven")
 MAX_OBJECTS = 3
 MAX_ATOMS = 4 * MAX_OBJECTS - 1
 """Every object with an attribute and a count, and a position between each two."""
+RESERVED = 8
+"""One composition in this many belongs to the split `test`."""
+Asked = frozenset[tuple[str, str]]
+"""Questions with their answers, in lower case."""
+PATIENCE = 10_000
+"""Draws without a new prompt after which a set is taken to be exhausted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +136,17 @@ def sample_composition(num_atoms: int, rng: random.Random) -> Composition:
     return Composition(tuple(phrases), tuple(rng.choice(RELATIONS) if 2 * k + i in said else "" for i in range(k - 1)))
 
 
-def composition_prompts(*, count: int, seed: int, min_atoms: int, max_atoms: int, exclude: str | None) -> list[Prompt]:
-    """`count` different prompts in equal shares of `min_atoms` to `max_atoms` atoms.
+def composition_prompts(
+    *, split: str, count: int, seed: int, min_atoms: int, max_atoms: int, exclude: str | None
+) -> list[Prompt]:
+    """`count` different prompts of a split, in equal shares of `min_atoms` to `max_atoms` atoms.
 
-    `exclude` is a GenEval2 file that they must not overlap with: neither a text, apart from case, spaces and
-    punctuation, nor a set of questions and answers may be the same.
+    What a composition asks decides its split, so that sets of both never overlap, whatever their seeds and sizes:
+    neither a text nor a set of questions and answers is in both. Nor is one, apart from case, spaces and punctuation,
+    in `exclude`, a GenEval2 file.
     """
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r} must be train or test")
     if count < 1:
         raise ValueError(f"count={count} must be at least 1")
     if not 1 <= min_atoms <= max_atoms <= MAX_ATOMS:
@@ -145,23 +157,31 @@ def composition_prompts(*, count: int, seed: int, min_atoms: int, max_atoms: int
             raise ValueError(f"prompts exclude={exclude}: no such file; give GenEval2's jsonl file, or null")
         for prompt in jsonl_prompts(path=exclude, text="prompt", family=None, required=["vqa_list"]):
             taken |= set(_marks(prompt.text, prompt.metadata["vqa_list"]))
-    rng = random.Random(f"compositions {seed}")
+    rng = random.Random(f"compositions {split} {seed}")
     prompts: list[Prompt] = []
-    num_tries = 0
+    num_misses = 0
     while len(prompts) < count:
-        num_tries += 1
-        if num_tries > 20 * count + 1000:
-            raise ValueError(f"count={count}: there are only {len(prompts)} different prompts to be found")
         num_atoms = min_atoms + len(prompts) % (max_atoms - min_atoms + 1)
         prompt = sample_composition(num_atoms, rng).prompt
-        marks = set(_marks(prompt.text, prompt.metadata["vqa_list"]))
-        if not marks & taken:
-            taken |= marks
-            prompts.append(prompt)
+        words, asked = _marks(prompt.text, prompt.metadata["vqa_list"])
+        if words in taken or asked in taken or _split(asked) != split:
+            num_misses += 1
+            if num_misses > PATIENCE:
+                raise ValueError(f"count={count}: there are only {len(prompts)} different prompts to be found")
+            continue
+        num_misses = 0
+        taken |= {words, asked}
+        prompts.append(prompt)
     return prompts
 
 
-def _marks(text: str, questions: Sequence[Sequence[str]]) -> tuple[object, object]:
+def _marks(text: str, questions: Sequence[Sequence[str]]) -> tuple[str, Asked]:
     """What makes two prompts the same: their words, or their questions with the answers."""
     asked = frozenset((pair[0].lower(), pair[1].lower()) for pair in questions)
     return " ".join(re.findall(r"\w+", text.lower())), asked
+
+
+def _split(asked: Asked) -> str:
+    """By a digest, which no seed and no run of Python changes."""
+    digest = hashlib.sha256(repr(sorted(asked)).encode()).digest()
+    return "test" if digest[0] % RESERVED == 0 else "train"

@@ -13,6 +13,15 @@ from typing import Any
 
 from flowrl.types import Prompt
 
+FAMILIES = ("family", "tag", "atom_count")
+"""Keys of the task family: our own, GenEval's and GenEval2's."""
+
+
+def family_key(path: str) -> str | None:
+    """Which of `FAMILIES` the objects of a file have, by its first line; None for none of them."""
+    first = jsonl_prompts(path=path, text="prompt", family=None, required=[])[0]
+    return next((key for key in FAMILIES if key in first.metadata), None)
+
 
 def jsonl_prompts(*, path: str, text: str, family: str | None, required: Sequence[str]) -> list[Prompt]:
     """`text` names the key of the prompt, `family` that of the task family, which a number names as KEY_NUMBER.

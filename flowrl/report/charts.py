@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from flowrl.page import COLOURS
 from flowrl.report.compare import Condition
 from flowrl.report.runs import Run
 from flowrl.report.tables import frontier
@@ -16,7 +17,6 @@ Point = tuple[float, float]
 
 WIDTH, HEIGHT = 460, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 436, 10, 226
-COLOURS = 8
 MOST_POINTS = 120
 
 

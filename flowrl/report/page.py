@@ -1,19 +1,17 @@
-"""One HTML page that works offline: style, script, charts and pictures are inside it."""
+"""The report as one page: tables, curves, reward against KL, and each condition's last pictures."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from flowrl.metrics import GLOSSARY
+from flowrl.page import document, embedded, paragraph, section
 from flowrl.report.charts import curve_chart, curves, frontier_chart, style
 from flowrl.report.compare import Condition
-from flowrl.report.runs import Run
 from flowrl.report.tables import Table
 
-HERE = Path(__file__).parent
 FEW_SEEDS = 5
 HEADLINES = (
     "reward/mean",
@@ -44,35 +42,26 @@ def render(
     logged = list(dict.fromkeys(name for run in runs for name in run.metrics))
     first = [name for name in (*metrics, *HEADLINES) if name in logged]
     rest = [name for name in logged if name not in (*first, "iteration", "samples")]
-    shown = {table.stem: _section(table.title, table.note, table.html()) for table in tables if table.rows}
+    shown = {table.stem: section(table.title, table.note, table.html()) for table in tables if table.rows}
     shown.pop("frontier", "")
-    frontier = "".join(f"<p class=note>{escape(t.note)}</p>{t.html()}" for t in tables if t.stem == "frontier")
+    frontier = "".join(paragraph(t.note) + t.html() for t in tables if t.stem == "frontier")
     pareto = "".join(_figure(reward, f"over {kl}", frontier_chart(groups, kl, reward)) for kl, reward in frontiers)
     smoothing = f", running means over {window} iterations" if window > 1 else ""
     note = f"Mean over each condition's runs; the band spans its smallest and largest run{smoothing}."
     parts = [
-        f"<header><h1>{escape(title)}</h1>{_legend(groups)}</header><main>",
-        f"<p class=note>{len(runs)} runs in {len(groups)} conditions. {_caution(groups)}</p>",
+        paragraph(f"{len(runs)} runs in {len(groups)} conditions. {_caution(groups)}"),
         *(shown.pop(stem, "") for stem in ("ablation", "differences", "effects")),
     ]
     if pareto:
-        parts.append(_section("Reward against KL", FRONTIER, f"<div class=charts>{pareto}</div>{frontier}"))
-    parts.append(_section("Curves", note, f"<div class=charts>{_charts(groups, first, window)}</div>"))
+        parts.append(section("Reward against KL", FRONTIER, f"<div class=charts>{pareto}</div>{frontier}"))
+    parts.append(section("Curves", note, f"<div class=charts>{_charts(groups, first, window)}</div>"))
     if others := _charts(groups, rest, window):
         parts.append(f"<details><summary>All other metrics</summary><div class=charts>{others}</div></details>")
     if grids := _grids(groups):
-        parts.append(_section("Samples", SAMPLES, f"<div class=grids>{grids}</div>"))
+        parts.append(section("Samples", SAMPLES, f"<div class=grids>{grids}</div>"))
     parts += shown.values()
-    css, js = (HERE / "page.css").read_text(), (HERE / "page.js").read_text()
-    return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{escape(title)}</title>"
-        f"<meta name=viewport content='width=device-width'><style>{css}</style></head><body>"
-        f"{''.join(parts)}</main><script>{js}</script></body></html>\n"
-    )
-
-
-def _section(title: str, note: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2><p class=note>{escape(note)}</p>{content}</section>"
+    script = Path(__file__).with_suffix(".js").read_text()
+    return document(title, _legend(groups), "".join(parts), script)
 
 
 def _figure(title: str, meaning: str, content: str) -> str:
@@ -112,12 +101,9 @@ def _grids(groups: Sequence[Condition]) -> str:
         run = next((run for run in group.runs if run.seed in shared), group.runs[0])
         if run.images:
             caption = f"{run.label}, seed {run.seed}, {run.images[-1].name}"
-            figures.append(_figure(group.label, caption, f'<img alt="{escape(caption)}" src="{_embed(run)}">'))
+            picture = embedded(run.images[-1].read_bytes())
+            figures.append(_figure(group.label, caption, f'<img alt="{escape(caption)}" src="{picture}">'))
     return "".join(figures)
-
-
-def _embed(run: Run) -> str:
-    return "data:image/png;base64," + base64.b64encode(run.images[-1].read_bytes()).decode()
 
 
 def meaning(metric: str) -> str:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from flowrl.page import table
 from flowrl.report.compare import Condition, differences, short
 from flowrl.report.runs import Run
-from flowrl.report.statistics import Estimate, difference, mean
+from flowrl.statistics import Estimate, difference, mean
 
 Cell = str | int | float | Estimate
 
@@ -39,8 +40,8 @@ class Table:
     def csv(self) -> str:
         """With a header; numbers in full, nothing where there is none."""
         is_estimate = [any(isinstance(row[i], Estimate) for row in self.rows) for i in range(len(self.columns))]
-        table = io.StringIO(newline="")
-        writer = csv.writer(table, lineterminator="\n")
+        file = io.StringIO(newline="")
+        writer = csv.writer(file, lineterminator="\n")
         heads = zip(self.columns, is_estimate, strict=True)
         writer.writerow(itertools.chain(*([n, f"{n} low", f"{n} high"] if wide else [n] for n, wide in heads)))
         for row in self.rows:
@@ -48,7 +49,7 @@ class Table:
             for cell in row:
                 line += [cell.mean, cell.low, cell.high] if isinstance(cell, Estimate) else [cell]
             writer.writerow("" if isinstance(cell, float) and math.isnan(cell) else cell for cell in line)
-        return table.getvalue()
+        return file.getvalue()
 
     def markdown(self) -> str:
         """A heading, the note and a pipe table."""
@@ -58,16 +59,11 @@ class Table:
 
     def html(self) -> str:
         """A table with numbers to the right."""
-        head = "".join(f"<th>{escape(name)}</th>" for name in self.columns)
-        body = "".join(
-            "<tr>"
-            + "".join(
-                f"<td{'' if isinstance(cell, str) else ' class=number'}>{escape(self.text(cell))}</td>" for cell in row
-            )
-            + "</tr>"
-            for row in self.rows
-        )
-        return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+        def cell(value: Cell) -> str:
+            return f"<td{'' if isinstance(value, str) else ' class=number'}>{escape(self.text(value))}</td>"
+
+        return table([escape(name) for name in self.columns], ("".join(map(cell, row)) for row in self.rows))
 
 
 def run_table(runs: Sequence[Run], groups: Sequence[Condition], metrics: Sequence[str]) -> Table:

@@ -1,7 +1,8 @@
-"""BRISQUE: how unnatural an image's local statistics are, without a reference (Mittal et al. 2012, LIVE's release).
+"""BRISQUE: how unnatural an image's local statistics are, without a reference (Mittal et al. 2012; LIVE's C++ release).
 
-Two packages were looked at and left: `piq` and `pyiqa` download their weights, and `brisque` compiles a C library and
-fits one image at a time. Its model file, LIVE's own, ships here as safetensors (see `assets/brisque.txt`).
+Three packages were looked at and left: `piq` and `pyiqa` download their weights, and `brisque` compiles a C library and
+fits one image at a time. Its model file ships here as safetensors; where it comes from, and LIVE's notice, are in
+`assets/brisque.txt`.
 """
 
 from __future__ import annotations

@@ -29,9 +29,10 @@ class Unavailable(Exception):
 class Client:
     """POSTs JSON to a service, `concurrency` requests at a time. What gets no answer is reported, never raised.
 
-    A request, its answer included, takes at most `timeout` seconds. What may pass is tried again up to `retries` times,
-    after pauses of `backoff` seconds, doubling up to `max_backoff`, each shortened by up to half at random. After
-    `open_after` requests in a row that failed with all their retries the circuit is open: requests fail at once for
+    A try, its answer included, takes at most `timeout` seconds. What may pass is tried again up to `retries` times,
+    after pauses of `backoff` seconds, doubling up to `max_backoff`, each shortened by up to half at random. `deadline`
+    seconds after a call began, all its requests that have no answer are given up, however many wait for their turn.
+    After `open_after` requests in a row that failed in either way the circuit is open: requests fail at once for
     `open_seconds`, then get one try each until one succeeds. An answer has at most `max_answer` bytes.
     `token_env` names the environment variable that holds a bearer token; its value stands in no file and no message.
     """
@@ -40,6 +41,7 @@ class Client:
         self,
         *,
         timeout: float,
+        deadline: float,
         retries: int,
         backoff: float,
         max_backoff: float,
@@ -49,14 +51,16 @@ class Client:
         max_answer: int,
         token_env: str | None,
     ) -> None:
-        least = {"timeout": (timeout, 1e-3), "concurrency": (concurrency, 1), "open_after": (open_after, 1)}
-        least |= {"retries": (retries, 0), "backoff": (backoff, 0), "max_answer": (max_answer, 1)}
+        least = {"timeout": (timeout, 1e-3), "deadline": (deadline, timeout), "retries": (retries, 0)}
+        least |= {"concurrency": (concurrency, 1), "open_after": (open_after, 1)}
+        least |= {"backoff": (backoff, 0), "max_answer": (max_answer, 1)}
         for name, (value, bound) in least.items():
             if value < bound:
                 raise ValueError(f"client.{name}={value} must be at least {bound}")
         if token_env is not None and not os.environ.get(token_env):
             raise ValueError(f"client.token_env={token_env}: set the environment variable {token_env} to the token")
-        self.timeout, self.retries, self.concurrency, self.max_answer = timeout, retries, concurrency, max_answer
+        self.timeout, self.deadline, self.retries = timeout, deadline, retries
+        self.concurrency, self.max_answer = concurrency, max_answer
         self.backoff, self.max_backoff = backoff, max_backoff
         self.open_after, self.open_seconds = open_after, open_seconds
         self.token_env = token_env
@@ -74,37 +78,41 @@ class Client:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self.token_env is not None:
             headers["Authorization"] = f"Bearer {os.environ[self.token_env]}"
-        places = asyncio.Semaphore(self.concurrency)
+        places, until = asyncio.Semaphore(self.concurrency), asyncio.get_running_loop().time() + self.deadline
         # A proxy never serves this machine's own ports.
         is_local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
         async with httpx.AsyncClient(headers=headers, timeout=None, trust_env=not is_local) as http:
-            return await asyncio.gather(*(self._post(http, places, url, request) for request in requests))
+            return await asyncio.gather(*(self._post(http, places, until, url, request) for request in requests))
 
     async def _post(
-        self, http: httpx.AsyncClient, places: asyncio.Semaphore, url: str, request: Mapping[str, Any]
+        self, http: httpx.AsyncClient, places: asyncio.Semaphore, until: float, url: str, request: Mapping[str, Any]
     ) -> bytes | Unanswered:
-        async with places:
-            num_tries = self._tries()
-            last = "the circuit is open after repeated failures"
-            for attempt in range(num_tries):
-                if attempt:
-                    await asyncio.sleep(self._pause(attempt))
-                try:
-                    async with asyncio.timeout(self.timeout):
-                        answer = await self._send(http, url, json.dumps(request).encode())
-                except TimeoutError:
-                    last = f"no answer within {self.timeout} s"
-                except (Unavailable, httpx.TransportError) as error:
-                    last = str(error) or type(error).__name__
-                except Unanswered as refusal:
-                    self.failures_in_a_row = 0
-                    return refusal
-                else:
-                    self.failures_in_a_row = 0
-                    return answer
-            if num_tries:
-                self._note_failure()
-            return Unanswered(f"{url}: {last}" + (f" ({num_tries} tries)" if num_tries > 1 else ""))
+        body, last, attempt = json.dumps(request).encode(), "no answer", 0
+        try:
+            async with asyncio.timeout_at(until), places:
+                if not (num_tries := self._tries()):
+                    return Unanswered(f"{url}: the circuit is open after repeated failures")
+                for attempt in range(1, num_tries + 1):
+                    if attempt > 1:
+                        await asyncio.sleep(self._pause(attempt - 1))
+                    try:
+                        async with asyncio.timeout(self.timeout):
+                            answer = await self._send(http, url, body)
+                    except TimeoutError:
+                        last = f"no answer within {self.timeout} s"
+                    except (Unavailable, httpx.TransportError) as error:
+                        last = str(error) or type(error).__name__
+                    else:
+                        self.failures_in_a_row = 0
+                        return answer
+        except TimeoutError:
+            last += f"; given up client.deadline={self.deadline} s after the call began"
+        except Unanswered as refusal:
+            self.failures_in_a_row = 0
+            return refusal
+        if attempt:  # one that only waited for its turn tells nothing about the service
+            self._note_failure()
+        return Unanswered(f"{url}: {last}" + (f" ({attempt} tries)" if attempt > 1 else ""))
 
     async def _send(self, http: httpx.AsyncClient, url: str, body: bytes) -> bytes:
         answer = bytearray()

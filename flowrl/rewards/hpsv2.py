@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flowrl.rewards.images import to_pictures
-from flowrl.rewards.loading import dtype_of, load_weights
+from flowrl.rewards.loading import dtype_of, load_weights, require
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 
@@ -25,8 +25,7 @@ class HPSv2(nn.Module):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"reward.batch_size={batch_size} must be at least 1")
-        import open_clip  # seconds to import, so only where it is used
-
+        open_clip = require("open_clip", "clip")
         if architecture not in open_clip.list_models():
             raise ValueError(
                 f"reward.architecture={architecture!r}: no architecture of open_clip; the published is ViT-H-14"

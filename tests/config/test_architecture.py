@@ -61,7 +61,9 @@ def importers(root, package):
         ("ema.py", ()),
         ("metrics.py", ()),
         ("panel.py", ()),
-        ("statistics.py", ()),
+        ("statistics.py", ("numpy",)),
+        ("page.py", ()),
+        ("report/*.py", ("flowrl.report", "flowrl.page", "flowrl.statistics", "flowrl.metrics", "numpy", "yaml")),
         ("shapes/*.py", ("flowrl.shapes", "numpy", "scipy")),
     ],
 )

@@ -17,6 +17,7 @@ from flowrl.command import explain, register_resolvers
 from flowrl.data import PromptData
 from flowrl.ema import EMA
 from flowrl.evaluation import Evaluator
+from flowrl.launch import check_deadlines
 from flowrl.models.lora import LoRA
 from flowrl.types import Prompt
 
@@ -233,7 +234,39 @@ def test_prompts_of_another_kind_are_evaluated_on_their_own_kind(data, tmp_path)
     assert list(instantiate(config(f"data={data}", *given, "evaluation=shapes").evaluation).sets)[1] == "held_out"
 
 
+def test_compositions_are_evaluated_on_what_training_never_draws():
+    """The first 3,000 of training and all 128 of the evaluation, by words and by questions.
+
+    Mutation: one split for both, whatever their seeds.
+    """
+    cfg = config("data=compositions", "data.prompts.count=3000", "data.prompts.seed=2")
+
+    def marks(prompts):
+        asked = {frozenset(map(tuple, prompt.metadata["vqa_list"])) for prompt in prompts}
+        return {prompt.text.replace(",", "") for prompt in prompts}, asked
+
+    train, test = marks(instantiate(cfg.data).prompts), marks(instantiate(cfg.evaluation).prompts)
+    assert (len(train[0]), len(test[0])) == (3000, 128)
+    assert not train[0] & test[0] and not train[1] & test[1]
+
+
 def test_a_reward_may_set_the_headline():
     """Mutation: compose the evaluation after the reward, which then loses its headline."""
     assert config("reward=shapes_mixture").evaluation.headline == "correct_strict"
     assert config().evaluation.headline == "strict"
+
+
+def test_scores_are_given_up_before_other_processes_are():
+    """The collective's 20 minutes are 1200 s: three times 300 s is less, three times 400 s is not. One process waits.
+
+    Mutation: compare a single deadline, or look at the reward's own client only, not at a mixture's.
+    """
+    remote = ("reward=remote", "reward.url=http://localhost:8000")
+    check_deadlines(config("trainer=ddp", *remote))
+    check_deadlines(config(*remote, "reward.client.deadline=4000"))
+    with pytest.raises(ValueError, match=r"reward\.client\.deadline=400 .* trainer\.strategy\.timeout_minutes=20"):
+        check_deadlines(config("trainer=ddp", *remote, "reward.client.deadline=400"))
+    cfg = config("trainer=ddp", "reward=shapes_jpeg", "+http@reward.rewards.judge.client=default")
+    cfg.trainer.strategy.timeout_minutes = 15
+    with pytest.raises(ValueError, match=r"reward\.rewards\.judge\.client\.deadline=300"):
+        check_deadlines(cfg)

@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from PIL import Image
 from runs import CONF, ROOT, make
 
-from flowrl.assessment import folder_features
+from flowrl.assessment.pictures import folder_features
+from flowrl.assessment.subjects import Subject
 from flowrl.command import register_resolvers
 from flowrl.launch import write_config
 from flowrl.models import lora
@@ -35,7 +36,7 @@ def saved(script, tmp_path):
             cfg = compose("config", overrides=["name=x", "run_dir=x", "tags=[]", "logger=none", *overrides])
         (tmp_path / label).mkdir()
         write_config(cfg, tmp_path / label)
-        return script.Subject(label, tmp_path / label)
+        return Subject(label, tmp_path / label)
 
     return build
 
@@ -48,7 +49,7 @@ def test_each_run_on_its_own_grid(script, saved):
     assert first.evaluation.schedule == {"_target_": "flowrl.schedule.DiffusersDefault", "shift": 2.0}
     assert second.evaluation.schedule == {"_target_": "flowrl.schedule.LinearShift", "shift": 3.0}
     assert instantiate(first.evaluation).intervals != instantiate(second.evaluation).intervals
-    base = script.own_config(script.Subject("base", None), common, [])
+    base = script.own_config(Subject("base", None), common, [])
     assert base.evaluation.schedule == first.evaluation.schedule and base.tuning == base.lora
 
 
@@ -80,6 +81,28 @@ def test_the_training_prompts_as_evaluation(script, saved, tmp_path, data, line)
     assert cfg.data.prompts == []
 
 
+@pytest.mark.parametrize(
+    ("line", "family"),
+    [
+        ('{"prompt": "a cat", "tag": "single_object", "include": []}', "single_object"),
+        ('{"prompt": "a cat", "atom_count": 3, "vqa_list": []}', "atom_count_3"),
+        ('{"prompt": "a cat", "atom_count": 3, "family": "cats"}', "cats"),
+        ('{"prompt": "a cat"}', ""),
+    ],
+)
+def test_a_file_of_prompts_with_metadata(script, tmp_path, line, family):
+    """GenEval's, GenEval2's, our own and plain ones. Mutation: read the file as text, or lose the family."""
+    path = tmp_path / "others.jsonl"
+    path.write_text(line + "\n")
+    cfg = script.own_config(Subject("base", None), script.configure([], [], str(path)), [])
+    evaluator = instantiate(cfg.evaluation)
+    (prompt,) = evaluator.sets["others"]
+    assert (prompt.text, prompt.family) == ("a cat", family) and "prompt" not in prompt.metadata
+    path.write_text("a cat\n")
+    with pytest.raises(ValueError, match=r"others\.jsonl line 1: not JSON"):
+        script.configure([], [], str(path))
+
+
 def test_full_fine_tuning_is_loaded_whole(script, saved):
     """What a run of tuning=full exports, in its folder or alone, gives its weights again. Mutation: take it for a LoRA,
     or load constants as weights.
@@ -91,8 +114,8 @@ def test_full_fine_tuning_is_loaded_whole(script, saved):
             parameter.add_(0.5)
     policy.model.save_lora(run.folder / "lora")
     common = script.configure([run], [], None)
-    alone = script.Subject("alone", run.folder / "lora")
-    base = script.Subject("base", None)
+    alone = Subject("alone", run.folder / "lora")
+    base = Subject("base", None)
     targets = [script.own_config(subject, common, []).tuning._target_ for subject in (run, alone, base)]
     assert targets == ["flowrl.models.full.Full", "flowrl.models.full.Full", "flowrl.models.lora.LoRA"]
     fresh, _, _ = make("tuning=full")

@@ -84,6 +84,19 @@ def test_one_image_a_prompt_has_no_diversity(evaluate, tmp_path):
     assert "eval/held_in/reward" in metrics and "eval/held_in/diversity" not in metrics
 
 
+def test_prompts_with_families_from_a_file(evaluate, tmp_path):
+    """Captions under GenEval's key. Mutation: lose the family on the way to results and page."""
+    rows = [("a red circle", "one"), ("two blue squares", "two"), ("a green cross", "one")]
+    lines = [json.dumps({"prompt": text, "tag": family}) for text, family in rows]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    settings = ("evaluation.images_per_prompt=1", "evaluation.kl_samples=1", "reward=shapes", "evaluation.num_steps=2")
+    evaluate("base", "--out", tmp_path / "out", "--prompts", tmp_path / "mine.jsonl", *settings)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["mine"]["base"]
+    assert found["headline"] == "strict"
+    assert {name: each["num_prompts"] for name, each in found["families"].items()} == {"one": 2, "two": 1}
+    assert "Task families" in (tmp_path / "out" / "page.html").read_text()
+
+
 def test_mistakes_are_named(evaluate, evaluated, finished_run, tmp_path):
     """Mutation: mix samples of two evaluations, or take a wrong folder for a base model."""
     with pytest.raises(ValueError, match="other settings"):

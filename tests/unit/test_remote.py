@@ -81,6 +81,22 @@ def test_no_server_at_all_is_missing_not_an_error():
     assert not output.is_valid.any() and "3 tries" in output.info[0]["missing"]
 
 
+def test_a_call_ends_at_its_deadline_however_many_requests_hang():
+    """Five requests, one at a time, each of which would be tried twice for 0.2 s: given up after 0.5 s.
+
+    The two that were being asked count as failures of the service, those that waited for their turn do not.
+    Mutation: a deadline for each request, or none between its tries, or one that opens the circuit for what waited.
+    """
+    with answering(hang) as url:
+        reward = remote(url, batch_size=1, timeout=0.2, deadline=0.5, retries=1, concurrency=1, open_after=3)
+        start = time.monotonic()
+        output = reward(IMAGES, PROMPTS)
+        assert 0.45 < time.monotonic() - start < 1.5
+        assert not output.is_valid.any() and reward.client.failures_in_a_row == 2
+    assert "no answer within 0.2 s (2 tries)" in output.info[0]["missing"]
+    assert "deadline=0.5 s" in output.info[1]["missing"] and "deadline=0.5 s" in output.info[4]["missing"]
+
+
 def test_what_may_pass_is_tried_again():
     """Two failures of different kinds, then an answer. Mutation: one retry less, or none after a cut."""
     asked = []
@@ -195,11 +211,11 @@ def test_addresses_are_checked(url, word):
     assert check_url("https://host:1/scores/") == "https://host:1/scores"
 
 
-@pytest.mark.parametrize("change", [{"timeout": 0}, {"retries": -1}, {"concurrency": 0}, {"open_after": 0}])
-def test_settings_are_checked(change):
-    """Mutation: drop a check."""
-    with pytest.raises(ValueError, match=next(iter(change))):
-        client(**change)
+@pytest.mark.parametrize("name", ["timeout", "deadline", "retries", "concurrency", "open_after", "max_answer"])
+def test_settings_are_checked(name):
+    """A deadline is at least the time-out, retries may be none. Mutation: drop a check."""
+    with pytest.raises(ValueError, match=f"client.{name}=-1 must be at least"):
+        client(**{name: -1})
 
 
 def test_nothing_but_json_is_sent():

@@ -14,8 +14,8 @@ from PIL import Image
 from flowrl.report.charts import Axis, curve_chart, curves
 from flowrl.report.compare import conditions, differences, short
 from flowrl.report.runs import find, value_text
-from flowrl.report.statistics import difference, mean
 from flowrl.report.tables import ablation_table, difference_table, effect_table, frontier, frontier_table, run_table
+from flowrl.statistics import difference, mean
 
 REWARD, KL = "eval/held_in/reward", "eval/held_in/kl_ref"
 TARGETS = {"grpo": "flowrl.losses.grpo.grpo", "dppo": "flowrl.losses.dppo.DPPO"}

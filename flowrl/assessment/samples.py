@@ -1,32 +1,27 @@
-"""One policy evaluated into a folder: every image as a PNG and a line of JSON, resumable, then summed up."""
+"""One policy evaluated into a folder: every image as a PNG and a line of JSON, resumable."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
-from flowrl.distances import Features, all_features
 from flowrl.evaluation import Evaluator
 from flowrl.grids import to_pil
 from flowrl.modules.policy import Policy
 from flowrl.panel import panel
-from flowrl.statistics import Estimate, by_prompt, difference, estimate
+from flowrl.statistics import by_prompt
 from flowrl.types import Prompt, RewardOutput
 
 Sample = dict[str, Any]
 SAMPLES, SETTINGS, DRIFT = "samples.jsonl", "settings.json", "drift.json"
-PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
-CHUNK = 64
-"""Images that features are taken of at once."""
 
 
 class Assessment:
@@ -106,39 +101,21 @@ class Assessment:
         with (self.folder / name / SAMPLES).open("a") as records:
             records.writelines(lines)
 
-    def images(self, name: str) -> Iterator[Float[Tensor, "B 3 S S"]]:
-        """The stored images of a set, in batches."""
-        return read_images([self.folder / name / sample["file"] for sample in self.samples(name)])
+    def files(self, name: str) -> list[Path]:
+        """The stored images of a set, in order."""
+        return [self.folder / name / sample["file"] for sample in self.samples(name)]
 
-    def features(self, name: str, features: Features) -> Float[Tensor, "N D"]:
-        """The features of a set's stored images."""
-        return all_features(features, self.images(name))
-
-    def prompt_means(self, name: str) -> dict[str, Float[Tensor, "P"]]:
+    def prompt_means(self, name: str) -> dict[str, Float[np.ndarray, "P"]]:
         """Every metric of a set as one mean a prompt: reward, its parts, the panel and the squared spread."""
         samples = self.samples(name)
-        prompts = torch.arange(len(samples)) // self.evaluator.images_per_prompt
-        columns: dict[str, list[float]] = {}
+        prompts = np.arange(len(samples)) // self.evaluator.images_per_prompt
+        columns: dict[str, np.ndarray] = {}
         for i, sample in enumerate(samples):
             values = {"reward": sample["reward"], "spread": sample["spread"]} | sample["parts"]
             values |= {f"panel/{key}": value for key, value in sample["panel"].items()}
             for key, value in values.items():
-                columns.setdefault(key, [math.nan] * len(samples))[i] = math.nan if value is None else value
-        return {key: by_prompt(torch.tensor(values), prompts) for key, values in columns.items()}
-
-    def summary(self, name: str, base: Assessment | None) -> dict[str, Any]:
-        """Estimates of all metrics of a set, and of their differences from the base model's, prompt by prompt."""
-        means, samples = self.prompt_means(name), self.samples(name)
-        others = base.prompt_means(name) if base else {}
-        missing = sum(not sample["is_valid"] for sample in samples) / max(len(samples), 1)
-        return {
-            "num_images": len(samples),
-            "missing": missing,
-            "kl_ref": self.drift(name).get("kl_ref"),
-            "diversity": _root(estimate(means.pop("spread"))),
-            "metrics": {key: _plain(estimate(values)) for key, values in means.items()},
-            "changes": {key: _plain(difference(values, others[key])) for key, values in means.items() if key in others},
-        }
+                columns.setdefault(key, np.full(len(samples), math.nan))[i] = math.nan if value is None else value
+        return {key: by_prompt(values, prompts) for key, values in columns.items()}
 
 
 def _scores(output: RewardOutput, i: int) -> Sample:
@@ -150,52 +127,6 @@ def _scores(output: RewardOutput, i: int) -> Sample:
 
 def _number(value: Tensor) -> float | None:
     return float(value) if value.isfinite() else None
-
-
-def _plain(found: Estimate | None) -> dict[str, float] | None:
-    if found is None:
-        return None
-    return {"mean": found.mean, "low": found.low, "high": found.high, "num_prompts": found.num_prompts}
-
-
-def _root(found: Estimate | None) -> dict[str, float] | None:
-    """The root of a mean square, and of its interval."""
-    plain = _plain(found)
-    return plain and plain | {key: plain[key] ** 0.5 for key in ("mean", "low", "high")}
-
-
-def folder_features(folder: str, features: Features) -> Float[Tensor, "N D"]:
-    """The features of the pictures in a folder, of whatever sizes. Raises ValueError below two, or on a damaged one."""
-    paths = [path for path in Path(folder).expanduser().rglob("*") if path.suffix.lower() in PICTURES]
-    if len(paths) < 2:
-        raise ValueError(f"--reference {folder}: {len(paths)} pictures there; distances need at least 2")
-    try:
-        return all_features(features, read_images(sorted(paths, key=lambda path: (_size(path), path))))
-    except OSError as error:
-        raise ValueError(f"--reference {folder}: a picture is damaged ({error})") from error
-
-
-def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        return picture.size
-
-
-def read_images(paths: Sequence[Path]) -> Iterator[Float[Tensor, "B 3 H W"]]:
-    """Pictures as tensors in [0, 1], in order and in batches; where the size changes, a new batch begins."""
-    batch: list[np.ndarray] = []
-    for path in paths:
-        with Image.open(path) as opened:
-            picture = np.array(opened.convert("RGB"))
-        if batch and (len(batch) == CHUNK or picture.shape != batch[0].shape):
-            yield _stack(batch)
-            batch = []
-        batch.append(picture)
-    if batch:
-        yield _stack(batch)
-
-
-def _stack(pictures: Sequence[np.ndarray]) -> Float[Tensor, "B 3 H W"]:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
 def _write(path: Path, text: str) -> None:

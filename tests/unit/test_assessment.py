@@ -1,0 +1,82 @@
+"""The numbers that evaluate.py sums up, from samples written by hand, and where its page shows them."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowrl.assessment.page import render
+from flowrl.assessment.samples import Assessment
+from flowrl.assessment.summary import gallery, numbers
+from flowrl.types import Prompt
+
+FAMILIES = ("atom_count_10", "atom_count_9", "", "atom_count_9")
+
+
+class Drawn(Assessment):
+    """Four prompts, one value each of the headline `strict` and of the reward; a NaN is missing."""
+
+    def __init__(self, folder, strict, reward):
+        prompts = [Prompt(f"prompt <{i}>", family) for i, family in enumerate(FAMILIES)]
+        self.evaluator = SimpleNamespace(headline="strict", sets={"own": prompts}, images_per_prompt=1)
+        self.columns = {"strict": np.array(strict), "reward": np.array(reward), "spread": np.full(4, 4.0)}
+        self.folder = folder
+        (folder / "own").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "own" / "a.png")
+
+    def prompt_means(self, name):
+        return dict(self.columns)
+
+    def samples(self, name):
+        values = zip(self.columns["strict"], self.columns["reward"], strict=True)
+        known = [{"strict": None if math.isnan(s) else s} for s, _ in values]
+        return [
+            {"is_valid": parts["strict"] is not None, "parts": parts, "reward": 0.5, "file": "a.png"} for parts in known
+        ]
+
+    def drift(self, name):
+        return {"kl_ref": 0.25}
+
+
+@pytest.fixture
+def both(tmp_path):
+    before = Drawn(tmp_path / "a", [0.0, 0.5, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0])
+    return {"base": before, "run": Drawn(tmp_path / "b", [1.0, 1.0, math.nan, 1.0], [0.5, 0.5, 0.5, 0.5])}
+
+
+def test_numbers_by_family(both):
+    """Of the headline, prompt by prompt; 9 atoms before 10. Mutation: of the reward, or in the order of the names."""
+    found = numbers(both["run"], "own", both["base"])
+    assert found["headline"] == "strict" and list(found["families"]) == ["atom_count_9", "atom_count_10"]
+    nine, ten = found["families"].values()
+    assert (nine["mean"], nine["num_prompts"], nine["low"], nine["high"]) == (1, 2, 1, 1)
+    assert ten == {"mean": 1, "low": None, "high": None, "num_prompts": 1}
+    gain = found["family_changes"]["atom_count_9"]
+    assert (gain["low"], gain["mean"], gain["high"]) == (0.5, 0.75, 1)
+    assert numbers(both["base"], "own", None)["family_changes"] == {}
+
+
+def test_numbers_of_the_whole_set(both):
+    """Three prompts of four have a value; a spread of 4 is a distance of 2.
+
+    Mutation: count the missing prompt as 0, or the mean square as the distance.
+    """
+    found = numbers(both["run"], "own", both["base"])
+    assert found["metrics"]["strict"]["num_prompts"] == 3 and found["metrics"]["strict"]["mean"] == 1
+    assert found["changes"]["strict"]["mean"] == pytest.approx((1 + 0.5 + 1) / 3)
+    assert found["diversity"] == {"mean": 2, "low": 2, "high": 2, "num_prompts": 4}
+    assert (found["missing"], found["kl_ref"], found["num_images"]) == (0.25, 0.25, 4)
+
+
+def test_the_page_shows_families_and_pictures(both):
+    """Mutation: a metric of the panel among the rewards, a family without its change, or a prompt as markup."""
+    results = {label: numbers(each, "own", both["base"] if label == "run" else None) for label, each in both.items()}
+    page = render("base and run", "4 images", {"own": results}, {"own": gallery(both, "own", 9)})
+    row = page[page.index("atom count 9") :].split("</tr>")[0]
+    assert "2 prompts" in row and "<span class='up'>+0.75</span>" in row and "<svg" in row
+    assert page.count("data:image/png;base64,") == 8 and "prompt <" not in page and "prompt &lt;" in page
+    assert page.count("no score") == 1
+    plain = [each | {"families": {}} for each in results.values()]
+    assert "Task families" not in render("a", "b", {"own": dict(zip("ab", plain, strict=True))}, {})
