@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from flowrl.gaussian import Likelihood
 from flowrl.models import lora
-from flowrl.modules.measures import gather, is_distributed
+from flowrl.modules.measures import gather
 from flowrl.modules.policy import Policy
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.panel import panel
@@ -29,11 +30,22 @@ _NOISE_ITERATION = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Metrics as in the glossary, and the images of each set, prompt by prompt."""
+    """Metrics as in the glossary and scores, the same in every process, and of each set the images by row number that
+    this process drew, on the CPU: all of them where it is alone."""
 
     metrics: Mapping[str, float]
-    images: Mapping[str, Float[Tensor, "B 3 S S"]]
+    images: Mapping[str, Mapping[int, Float[Tensor, "3 S S"]]]
     scores: Mapping[str, RewardOutput]
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What some rows of a set, given by number, say of it without their images."""
+
+    rows: list[int]
+    scores: RewardOutput
+    looks: Mapping[str, Float[Tensor, "B"]]
+    spread: Float[Tensor, "B"]
 
 
 class Evaluator:
@@ -86,14 +98,15 @@ class Evaluator:
         Raises TooManyMissingRewards as training does.
         """
         metrics: dict[str, float] = {}
-        images: dict[str, Tensor] = {}
+        images: dict[str, dict[int, Tensor]] = {}
         scores: dict[str, RewardOutput] = {}
         with lora.swapped(policy.transformer, policy.ema.weights):
             for name, prompts in self.sets.items():
                 repeated = [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
-                images[name], scores[name] = self._draw_and_score(policy, repeated)
+                images[name], share = self._draw_and_score(policy, repeated)
+                scores[name] = share.scores
                 policy.reward.check(scores[name].is_valid, scores[name].info)
-                metrics |= self._score(name, repeated, images[name], scores[name])
+                metrics |= self._score(name, repeated, share)
                 metrics[f"eval/{name}/kl_ref"] = self.kl_to_reference(policy, repeated)
         return EvaluationResult(metrics, images, scores)
 
@@ -112,19 +125,24 @@ class Evaluator:
     def _starts(self, prompts: Sequence[Prompt]) -> range:
         return range(0, len(prompts), self.batch_size)
 
-    def _draw_and_score(self, policy: Policy, prompts: Sequence[Prompt]) -> tuple[Tensor, RewardOutput]:
-        """Every process draws and scores its share of the batches: whole ones, so that the share changes no image."""
-        numbers: list[int] = []
-        images, scores = [], []
-        starts = self._starts(prompts)[policy.global_rank :: policy.plan.num_processes]
+    def _draw_and_score(self, policy: Policy, prompts: Sequence[Prompt]) -> tuple[dict[int, Tensor], _Share]:
+        """Every process draws and scores its share of the batches: whole ones, so that the share changes no image, and
+        whole prompts, so that no image has to leave its process. Returns its own images, and what all rows say."""
+        images: dict[int, Tensor] = {}
+        scores, looks = [], []
+        # The least number of batches that ends where a prompt ends.
+        block = math.lcm(self.batch_size, self.images_per_prompt) // self.batch_size
+        size = policy.plan.num_processes
+        starts = [start for i, start in enumerate(self._starts(prompts)) if i // block % size == policy.global_rank]
         for rows, batch in self._batches(policy, prompts, 0, starts):
-            numbers += range(len(prompts))[rows]
-            images.append(batch)
             scores.append(policy.reward.submit(batch, prompts[rows]))
-        if not is_distributed():
-            return torch.cat(images), policy.reward.collect(scores)
-        own = (numbers, torch.cat(images).cpu(), policy.reward.collect(scores)) if images else None
-        return _merge([part for part in gather(own) if part is not None])
+            looks.append(panel(batch))
+            images |= zip(range(len(prompts))[rows], batch.cpu(), strict=True)
+        own: _Share | None = None
+        if images:  # there may be fewer batches than processes
+            values = {stat: torch.cat([look[stat].cpu() for look in looks]) for stat in looks[0]}
+            own = _Share(list(images), policy.reward.collect(scores), values, self._spread(list(images.values())))
+        return images, _merge([part for part in gather(own) if part is not None])
 
     def _batches(
         self, policy: Policy, prompts: Sequence[Prompt], first: int, starts: Sequence[int]
@@ -140,14 +158,14 @@ class Evaluator:
                 x, history = self.solver.advance(x, velocity, interval, history)
             yield rows, policy.model.decode(x)
 
-    def _score(self, name: str, prompts: Sequence[Prompt], images: Tensor, output: RewardOutput) -> dict[str, float]:
+    def _score(self, name: str, prompts: Sequence[Prompt], share: _Share) -> dict[str, float]:
+        output = share.scores
         valid, has_value = output.is_valid, output.has_value
         metrics = {f"eval/{name}/missing": float(1 - valid.float().mean())}
         if self.images_per_prompt > 1:  # a 0 would read as collapse
-            metrics[f"eval/{name}/diversity"] = self._diversity(images)
-        looks = [panel(batch) for batch in images.split(self.batch_size)]
-        for stat in looks[0]:
-            metrics[f"eval/{name}/panel/{stat}"] = float(torch.cat([look[stat] for look in looks]).mean())
+            metrics[f"eval/{name}/diversity"] = float(share.spread.mean().sqrt())
+        for stat, values in share.looks.items():
+            metrics[f"eval/{name}/panel/{stat}"] = float(values.mean())
         if has_value.any():
             metrics[f"eval/{name}/reward"] = float(output.values[has_value].mean())
         for part, values in output.parts.items():
@@ -161,10 +179,15 @@ class Evaluator:
                 families[prompt.family].append(value)
         return metrics | {f"eval/{name}/family/{family}": sum(own) / len(own) for family, own in families.items()}
 
-    def _diversity(self, images: Tensor) -> float:
-        groups = images.unflatten(0, (-1, self.images_per_prompt)).flatten(2)
+    def _spread(self, images: Sequence[Tensor]) -> Float[Tensor, "B"]:
+        """For each image, the mean square distance, per pixel, of its prompt's images; NaN for a single one."""
+        count = self.images_per_prompt
+        if count == 1:
+            return torch.full((len(images),), math.nan)
+        groups = [torch.stack(list(images[i : i + count])) for i in range(0, len(images), count)]
         # The mean over pairs of |a - b|^2 is twice the unbiased variance within the group.
-        return float((2 * groups.var(1, correction=1)).mean().sqrt())
+        spread = [2 * group.var(0, correction=1).mean() for group in groups]
+        return torch.stack(spread).repeat_interleave(count)
 
     @torch.no_grad()
     def kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float:
@@ -185,8 +208,10 @@ class Evaluator:
         return float(torch.stack(divergences).mean()) if divergences else 0.0
 
 
-def _merge(parts: Sequence[tuple[Sequence[int], Tensor, RewardOutput]]) -> tuple[Tensor, RewardOutput]:
-    """Images and scores of all processes in the order of the rows."""
-    order = torch.tensor([row for rows, _, _ in parts for row in rows]).argsort()
-    images = torch.cat([images for _, images, _ in parts])
-    return images[order], reorder(concatenate([output for _, _, output in parts]), order)
+def _merge(parts: Sequence[_Share]) -> _Share:
+    """What all processes have, in the order of the rows."""
+    order = torch.tensor([row for part in parts for row in part.rows]).argsort()
+    looks = {stat: torch.cat([part.looks[stat] for part in parts])[order] for stat in parts[0].looks}
+    spread = torch.cat([part.spread for part in parts])[order]
+    scores = reorder(concatenate([part.scores for part in parts]), order)
+    return _Share(sorted(row for part in parts for row in part.rows), scores, looks, spread)

@@ -33,6 +33,7 @@ from flowrl.command import CONFIG, one_line_errors
 from flowrl.data import PromptData
 from flowrl.evaluation import Evaluator
 from flowrl.losses.nft import NFT
+from flowrl.models import lora
 from flowrl.modules.forward import ForwardPolicy
 from flowrl.modules.parallel import is_later_rank
 from flowrl.modules.policy import Policy
@@ -173,7 +174,7 @@ def run(cfg: DictConfig) -> None:
     if status == "stopped":
         print(f"\nstopped; {saver.newest()}. Continue with: python train.py resume={folder}")
         raise KeyboardInterrupt
-    print(f"finished: {folder}/summary.json, images/, lora/")
+    print(f"finished: {folder}/summary.json, images/, {lora.folder_name(policy.transformer)}/")
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:

@@ -3,10 +3,11 @@
     python scripts/benchmark.py                       # time: 10 iterations of the main job
     python scripts/benchmark.py --memory              # peak memory against steps and group size, one process each
     python scripts/benchmark.py sampler=flow_sde      # any override of train.py
-    python scripts/random_pipelines.py model=sd35_medium weights    # and, on a GPU, a real model's size:
-    python scripts/benchmark.py experiment=flow_dppo_sd35 model.pretrained=weights batch.prompts_per_iteration=2
+    python scripts/random_pipelines.py model=sd35_medium weights    # on a GPU, SD3.5 Medium's size: 2 prompts x 16
+    python scripts/benchmark.py experiment=flow_dppo_sd35 model.pretrained=weights batch.prompts_per_iteration=2 \
+        data.prompts.count=32 reward=jpeg_compressibility batch.max_micro_batch=8 --iterations 5
 
-On a GPU it also gives the share of a large matrix product's speed that the networks reach.
+The share of a large matrix product's speed that the networks reach is given too: bare, and over the run's phases.
 
 The bare parts are the same transformer forwards and backwards, decodes and reward calls, batched as the run batches
 them, in plain loops with nothing around them.
@@ -55,7 +56,7 @@ class BareParts:
         self.num_micro_batches = plan.num_samples // plan.micro_batch
         self.prompts = [batch.prompts[row // plan.group_size] for row in range(plan.num_samples)]
         starts = [row // plan.group_size if shares else row for row in range(plan.micro_batch)]
-        self.group = group = Group(policy.embed(self.prompts[: plan.micro_batch]), starts)
+        self.group = group = Group(*policy.embed.shared(self.prompts[: plan.micro_batch]), starts)
         self.is_checkpointed = bool(policy.transformer.is_gradient_checkpointing)
         self.field, self.ref_field = group.field(policy.velocity), group.field(policy.reference.velocity)
         self.x = torch.randn(plan.micro_batch, *policy.model.latent_shape, device=policy.device)
@@ -117,6 +118,12 @@ class Alternate(Callback):
         self.whole.append(time.perf_counter() - self.start)
         self.laps.append(dict(pl_module.last_metrics))
 
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        # Now, since Lightning moves the network to the CPU when training ends.
+        self.peak = peak_memory_gib()
+        self.flops = model_flops(BareParts(pl_module, self.batch))
+        self.best = matmul_flops(pl_module.transformer.dtype, pl_module.device)
+
 
 def seconds(part: Callable[[], object]) -> float:
     wait_for_gpu()
@@ -131,15 +138,37 @@ def wait_for_gpu() -> None:
         torch.cuda.synchronize()
 
 
-def matmul_flops(dtype: torch.dtype) -> float:
+def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     """Floating-point operations per second of the best of ten large matrix products."""
-    n = 8192
-    a, b = (torch.randn(n, n, device="cuda", dtype=dtype) for _ in range(2))
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2 * n**3 / min(seconds(lambda: a @ b) for _ in range(10))
 
 
+@torch.compiler.set_stance("force_eager")  # compiled blocks cannot be counted
+def flops_per_row(parts: BareParts) -> dict[str, int]:
+    """Floating-point operations on one sample, of one velocity and of decoding; recomputation is left out."""
+    policy, x, one = parts.policy, parts.x[:1], parts.group.conditioning[:1]
+    policy.transformer.disable_gradient_checkpointing()
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        policy.velocity(x, 0.5, one)
+    with FlopCounterMode(display=False) as both:
+        velocity = policy.velocity(x, 0.5, one)
+        velocity.backward(torch.ones_like(velocity))
+    with FlopCounterMode(display=False) as reference:
+        policy.reference.velocity(x, 0.5, one)
+    with FlopCounterMode(display=False) as decode:
+        policy.model.decode(x)
+    if parts.is_checkpointed:
+        policy.transformer.enable_gradient_checkpointing()
+    for parameter in policy.parameters():
+        parameter.grad = None
+    counts = {"rollout": forward, "update": both, "reference": reference, "decode": decode}
+    return {name: count.get_total_flops() for name, count in counts.items()}
+
+
 def model_flops(parts: BareParts) -> dict[str, float]:
-    """Floating-point operations of an iteration's rollout and update, recomputation in backward passes left out."""
+    """Floating-point operations of each bare part of an iteration that runs a network."""
 
     def rows(is_shared: bool) -> int:
         seen: list[int] = []
@@ -151,34 +180,31 @@ def model_flops(parts: BareParts) -> dict[str, float]:
         parts.group.field(count)(parts.x, 0.5, is_shared)
         return seen[0]
 
-    parts.policy.transformer.disable_gradient_checkpointing()
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        parts.field(parts.x, 0.5, False)
-    with FlopCounterMode(display=False) as both:
-        velocity = parts.field(parts.x, 0.5, False)
-        velocity.backward(torch.ones_like(velocity))
-    if parts.is_checkpointed:
-        parts.policy.transformer.enable_gradient_checkpointing()
-    for parameter in parts.policy.parameters():
-        parameter.grad = None
-    steps = {"rollout": parts.rollout_steps, "update": parts.trained_steps * parts.policy.plan.inner_epochs}
-    cost = {"rollout": forward.get_total_flops(), "update": both.get_total_flops()}
-    share = {is_shared: rows(is_shared) / len(parts.x) for is_shared in (False, True)}
-    return {
-        name: parts.num_micro_batches * cost[name] * sum(share[is_shared] for _, is_shared in steps[name])
-        for name in steps
-    }
+    trained = parts.trained_steps * parts.policy.plan.inner_epochs
+    has_reference = parts.policy.algorithm.penalty.beta != 0
+    steps = {"rollout": parts.rollout_steps, "update": trained, "reference": trained if has_reference else []}
+    count = {is_shared: rows(is_shared) for is_shared in (False, True)}
+    num_rows = {name: sum(count[is_shared] for _, is_shared in own) for name, own in steps.items()}
+    num_rows["decode"] = len(parts.x)
+    cost = flops_per_row(parts)
+    return {name: float(parts.num_micro_batches * cost[name] * num_rows[name]) for name in cost}
 
 
-def report_gpu(policy: Policy, batch: PromptBatch, bare: dict[str, float], laps: list[dict[str, float]]) -> None:
-    """How much of a large matrix product's speed the networks reach, and images per second of the two phases."""
-    parts, best = BareParts(policy, batch), matmul_flops(policy.transformer.dtype)
-    print(f"a large matrix product            {best / 1e12:.0f} TFLOP/s")
-    for name, flops in model_flops(parts).items():
-        took = statistics.median(lap[f"perf/{name}_seconds"] for lap in laps)
+def report_utilisation(alternate: Alternate, num_samples: int, bare: dict[str, float]) -> None:
+    """How much of a large matrix product's speed the networks reach, and images per second of the two phases.
+
+    A phase of the run is all it does: rollouts decode and wait for the last rewards, updates ask the reference.
+    """
+    flops, best = alternate.flops, alternate.best
+    print(f"a large matrix product            {best / 1e12:.3g} TFLOP/s")
+    laps_of = {"rollout": ("rollout", "reward"), "update": ("update",)}
+    parts_of = {"rollout": ("rollout", "decode"), "update": ("update", "reference")}
+    for name in laps_of:
+        took = statistics.median(sum(lap[f"perf/{own}_seconds"] for own in laps_of[name]) for lap in alternate.laps[1:])
+        whole = sum(flops[part] for part in parts_of[name])
         print(
-            f"{name}: {policy.plan.num_samples / took:.2f} images/s, model FLOP utilisation "
-            f"{flops / bare[name] / best:.1%} bare, {flops / took / best:.1%} in the run"
+            f"{name}: {num_samples / took:.2f} images/s, model FLOP utilisation "
+            f"{flops[name] / bare[name] / best:.1%} bare, {whole / took / best:.1%} in the run"
         )
 
 
@@ -187,6 +213,7 @@ def fit(overrides: list[str], num_iterations: int, callbacks: list[Callback]) ->
     quieten()
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         settings = ["name=benchmark", "logger=none", f"num_iterations={num_iterations}"]
+        settings += ["evaluation.max_prompts=1", "embeddings.folder=null"]  # nothing is evaluated, nothing kept
         cfg = compose("config", overrides=[*settings, *overrides])
     policy, data, _ = build(cfg)
     trainer = Trainer(
@@ -226,9 +253,8 @@ def time_table(overrides: list[str], num_iterations: int) -> None:
     print(f"images per second                 {policy.plan.num_samples / total:.1f}")
     print(f"iteration over bare parts         {ratio:.3f}")
     print(f"rollout with scoring over bare    {rollout:.3f}")
-    print(f"peak memory                       {peak_memory_gib():.2f} GiB")
-    if torch.cuda.is_available():
-        report_gpu(policy, alternate.batch, median, laps)
+    print(f"peak memory                       {alternate.peak:.2f} GiB")
+    report_utilisation(alternate, policy.plan.num_samples, median)
 
 
 def memory_table(overrides: list[str]) -> None:
@@ -246,7 +272,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--one-memory-case", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.one_memory_case:
         fit(args.overrides, 2, [])
         print(peak_memory_gib())

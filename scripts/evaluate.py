@@ -5,8 +5,9 @@
     python scripts/evaluate.py base outputs/latest --prompts prompts.txt reward=clip_score
     python scripts/evaluate.py base outputs/latest --prompts geneval2_data.jsonl reward=geneval2
 
-A subject is `base` (the configured base model), the folder of a run (its model, its exported LoRA or else its newest
-checkpoint's average), or a folder with LoRA weights for the configured base model; `NAME=SUBJECT` gives it a name.
+A subject is `base` (the configured base model), the folder of a run (its model, what it exported or else its newest
+checkpoint's average), or a folder with a LoRA or a whole transformer for the configured base model; `NAME=SUBJECT`
+gives it a name.
 Words with `=` after the subjects are overrides of train.py. Where they choose no reward, model or evaluation, those of
 the first run are taken. A .jsonl file of --prompts holds objects with a `prompt`, its metadata, and its task family
 under `family`, GenEval's `tag` or GenEval2's `atom_count`. All subjects draw the same prompts from the same noise, each
@@ -112,7 +113,8 @@ def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -
         keys = [key for key in OWN if key in TRAINED or key not in groups(overrides)]
         cfg = taken(cfg, run_config(subject), keys, overrides)
     else:
-        cfg.tuning = {"_target_": "flowrl.models.full.Full"} if subject.is_full else "${lora}"
+        cfg.tuning = {"_target_": "flowrl.models.full.Full", "dtype": "float32"} if subject.is_full else "${lora}"
+        cfg.model.dtype = "float32" if subject.is_full else cfg.model.dtype
     # Resolved first: its prompts may be said to be the training prompts.
     cfg.evaluation = OmegaConf.to_container(cfg.evaluation, resolve=True)
     cfg.data.prompts = []  # nothing is trained, so no training prompt needs to be encoded

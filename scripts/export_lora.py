@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from flowrl.command import one_line_errors, register_resolvers
-from flowrl.models import lora_files
+from flowrl.models import lora, lora_files
 from flowrl.models.architectures import on_meta
 from flowrl.models.loading import resolve
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--format", choices=get_args(lora_files.Format), required=True)
     parser.add_argument("--out", type=Path)
     args = parser.parse_intermixed_args()
-    source = args.source / "lora" if (args.source / "lora").is_dir() else args.source
+    source = args.source / lora.FOLDER if (args.source / lora.FOLDER).is_dir() else args.source
     given = lora_files.read(source)
     if args.overrides:
         register_resolvers()

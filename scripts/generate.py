@@ -1,10 +1,11 @@
-"""Draw prompts with a base model and a LoRA side by side, from the same noise.
+"""Draw prompts with a base model and a LoRA, or a fully trained transformer, side by side, from the same noise.
 
     python scripts/generate.py model=shapes --prompt "a red circle" --lora outputs/latest/lora --count 4
     python scripts/generate.py model=sd35_medium --prompts prompts.txt --lora outputs/latest/lora --out pictures
+    python scripts/generate.py model=shapes --prompt "a red circle" --transformer outputs/latest/transformer
 
 Steps, guidance, grid and seed are the evaluation's (`evaluation.num_steps=28` changes them). Every image is written as
-a PNG that carries its prompt, model, LoRA, seed and number; grid.png shows all, base beside LoRA.
+a PNG that carries its prompt, model, LoRA, seed and number; grid.png shows all, base beside trained.
 """
 
 from __future__ import annotations
@@ -72,14 +73,24 @@ def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> Imag
     return page
 
 
+def attach(args: argparse.Namespace, transformer: Any) -> str | None:
+    """Attach the LoRA or take the whole transformer that was asked for, if any; what it is called."""
+    if args.lora is not None:
+        lora_files.attach(lora_files.read(args.lora), transformer, args.lora)
+        return "lora"
+    if args.transformer is not None:
+        lora.attach_whole(transformer, args.transformer)
+        return "transformer"
+    return None
+
+
 def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt]) -> None:
     check_guidance(cfg)
     evaluator = instantiate(cfg.evaluation)
     model: Any = instantiate(cfg.model)
-    variants = {"base": nullcontext()}
-    if args.lora is not None:
-        lora_files.attach(lora_files.read(args.lora), model.transformer, args.lora)
-        variants = {"base": lora.disabled(model.transformer), "lora": nullcontext()}
+    variants: dict[str, Any] = {"base": nullcontext()}
+    if trained := attach(args, model.transformer):
+        variants = {"base": lora.disabled(model.transformer), trained: nullcontext()}
     embed = instantiate(cfg.embeddings)(model, prompts)
     instantiate(cfg.backend).apply(model)
     model.to(device())
@@ -97,7 +108,7 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
         for title, image in images:
             name, j = title.split()
             facts = {"prompt": prompt.text, "model": cfg.model.pretrained, "seed": evaluator.seed, "number": j}
-            facts |= {"lora": args.lora} if name == "lora" else {}
+            facts |= {name: getattr(args, name)} if name != "base" else {}
             notes = PngInfo()
             for key, value in facts.items():
                 notes.add_text(key, str(value))
@@ -111,7 +122,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="model=NAME, and configuration overrides as for train.py")
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--prompts", help="a text file with one prompt a line")
-    parser.add_argument("--lora", type=Path)
+    trained = parser.add_mutually_exclusive_group()
+    trained.add_argument("--lora", type=Path, help="a LoRA file, or a folder with one")
+    trained.add_argument("--transformer", type=Path, help="a folder that full fine-tuning exported")
     parser.add_argument("--count", type=int, default=1, help="images a prompt")
     parser.add_argument("--out", type=Path, default=Path("outputs/pictures"))
     args = parser.parse_intermixed_args()

@@ -141,7 +141,8 @@ class Plan:
         self.model: Any = instantiate(cfg.model, pretrained=META + known)
         with torch.device("meta"):
             instantiate(cfg.tuning).attach(self.model.transformer, seed=0)
-        instantiate(cfg.backend).apply(self.model)
+        # Compiled, or with another attention, nothing could be counted.
+        instantiate(cfg.backend, compile=False, attention=None).apply(self.model)
         self.ref_scale = self.method.penalty.guidance_scale if self.method.penalty.beta else None
         self.num_terms = len(self.method.stochastic(0, 0))
         self.slices = cfg.backend.slice_decoding
@@ -171,6 +172,8 @@ class Plan:
         x = torch.empty(rows, *self.model.latent_shape, device="meta")
         images = torch.empty(1 if self.slices else rows, *self.model.latent_shape, device="meta")
         given, scale = self.conditioning(rows), self.method.guidance_scale
+        # A group's tokens are copied for its members while a velocity field is at work, and so is the negative prompt.
+        prompts = rows * self.prompt(given) * (1 if given.negative is None else 2)
         for parameter in lora.parameters(self.model.transformer).values():
             parameter.grad = torch.empty_like(parameter)  # counted among what is there all along
 
@@ -187,9 +190,9 @@ class Plan:
         return Costs(
             sum(self.weights().values()),
             self.iteration(given),
-            passes[0],
+            passes[0] + prompts,
             peak_of(lambda: self.model.decode(images)) + 4 * 3 * rows * self.pixels,
-            max(peak_of(update), *passes),
+            max(peak_of(update), *passes) + prompts,
         )
 
     @property
@@ -197,12 +200,18 @@ class Plan:
         return (self.model.latent_shape[-1] * self.model.pipeline.vae_scale_factor) ** 2
 
     def iteration(self, given: Conditioning) -> int:
-        """What a process holds of all its samples: states, next states and means of trained steps, images, prompts."""
+        """What a process holds of all its samples: states, next states and means of trained steps, images, and its
+        prompts once, for micro-batches that divide a group or hold whole ones."""
         samples = self.plan.num_samples // self.plan.num_processes
         latent = 4 * torch.Size(self.model.latent_shape).numel()
-        prompt = (given.tokens.nbytes + given.pooled.nbytes) // len(given.tokens)
+        num_prompts = -(-samples // self.plan.group_size)
         # Images until they are scored, at worst all of them.
-        return samples * ((3 * self.num_terms + 1) * latent + 12 * self.pixels + prompt)
+        held = samples * ((3 * self.num_terms + 1) * latent + 12 * self.pixels)
+        return held + num_prompts * self.prompt(given)
+
+    def prompt(self, given: Conditioning) -> int:
+        """One prompt's tokens and pooled embedding."""
+        return (given.tokens.nbytes + given.pooled.nbytes) // len(given.tokens)
 
     def text_encoders(self) -> int | None:
         kind, width = type(self.model).__name__, self.model.transformer.config.joint_attention_dim

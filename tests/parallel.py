@@ -12,6 +12,7 @@ from runs import make
 from torch import Tensor
 
 SMALL = ("num_iterations=3", "batch={prompts_per_iteration: 4, group_size: 4}", "num_threads=1", "optimizer.lr=1e-4")
+SMALL += ("evaluation.batch_size=3",)  # which splits the two images of a prompt
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Seen:
     num_reduces: int = 0
     num_optimizer_steps: int = 0
     evaluation: dict = field(default_factory=dict)
+    drawn: dict = field(default_factory=dict)
     delta: float = 0.0
 
 
@@ -118,7 +120,9 @@ def _watch(rank, count, port, overrides):  # noqa: C901, one closure for each th
             return allreduce_hook(None, bucket)
 
         def on_train_end(self, trainer, pl_module):
-            own.evaluation = dict(evaluator.evaluate(policy).metrics)
+            result = evaluator.evaluate(policy)
+            own.evaluation = dict(result.metrics)
+            own.drawn = {name: list(images) for name, images in result.images.items()}
 
     module.gaussian_noise, policy.reward.collect = drawn, collected
     policy.assign_advantages, policy.report = assigned, reported

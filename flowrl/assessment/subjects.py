@@ -1,4 +1,4 @@
-"""What is evaluated: a base model, a run, or a folder with LoRA weights."""
+"""What is evaluated: a base model, a run, or a folder with a LoRA or a whole transformer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from flowrl.models import lora
 from flowrl.modules.policy import Policy
 from flowrl.report.runs import CONFIG
 
-FULL = "diffusion_pytorch_model"
-"""How the files of a whole transformer begin."""
+EXPORTS = (lora.FOLDER, lora.WHOLE_FOLDER)
+"""Where a run's folder holds what it exported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Subject:
             return cls(name or "base", None)
         folder = Path(place).expanduser().resolve()
         if not folder.is_dir():
-            raise ValueError(f"{place}: no such folder; give `base`, a run's folder or a folder with LoRA weights")
-        parts = [part for part in folder.parts if part not in ("lora", "outputs", "/")]
-        return cls(name or "-".join(parts[-2:] if folder.name == "lora" else parts[-1:]), folder)
+            raise ValueError(f"{place}: no such folder; give `base`, a run's folder or a folder with its weights")
+        parts = [part for part in folder.parts if part not in (*EXPORTS, "outputs", "/")]
+        return cls(name or "-".join(parts[-2:] if folder.name in EXPORTS else parts[-1:]), folder)
 
     @property
     def is_run(self) -> bool:
@@ -45,8 +45,8 @@ class Subject:
         """The files that decide what is evaluated; none for a base model. Raises ValueError for a folder without."""
         if self.folder is None:
             return []
-        for folder in (self.folder / "lora", self.folder):
-            if files := sorted(folder.glob(f"{FULL}*.safetensors")) or sorted(folder.glob("*.safetensors"))[:1]:
+        for folder in (*(self.folder / name for name in EXPORTS), self.folder):
+            if files := lora.whole_files(folder) or sorted(folder.glob("*.safetensors"))[:1]:
                 return files
         complete = checkpoint.list_complete(self.folder / "checkpoints")
         if not complete:
@@ -56,7 +56,7 @@ class Subject:
     @property
     def is_full(self) -> bool:
         """Whether its files hold the whole transformer, as full fine-tuning exports it."""
-        return any(path.name.startswith(FULL) for path in self.weights())
+        return any(path.name.startswith(lora.WHOLE) for path in self.weights())
 
     def load_into(self, policy: Policy) -> None:
         """Put this subject's weights into the policy's adapter, or in place of all of the transformer's."""

@@ -22,7 +22,8 @@ class Checkpoint(Callback):
     """Writes `checkpoints/<iteration>` every `every` iterations and keeps the newest `keep`.
 
     When a stop is asked for, it writes one after the running iteration and ends the run.
-    `export` writes the EMA weights to `lora/`, in the format of the stock pipeline's `load_lora_weights`.
+    `export` writes the EMA weights to `lora/`, in the format of the stock pipeline's `load_lora_weights`, or after full
+    fine-tuning to `transformer/`, in that of the network's `from_pretrained`.
     """
 
     def __init__(self, *, record: RunRecord, stop: Stop, folder: str, every: int, keep: int) -> None:
@@ -89,8 +90,9 @@ class Checkpoint(Callback):
         return f"the newest checkpoint is after iteration {int(complete[-1].name)}" if complete else "no checkpoint yet"
 
     def export(self, policy: Policy) -> None:
-        """Write the EMA's LoRA to `lora/`, whole or not at all."""
-        partial, target = self.folder / "lora.partial", self.folder / "lora"
+        """Write the EMA's weights, whole or not at all."""
+        target = self.folder / lora.folder_name(policy.transformer)
+        partial = target.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         with lora.swapped(policy.transformer, policy.ema.weights):
             policy.model.save_lora(partial)

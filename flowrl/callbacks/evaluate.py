@@ -18,6 +18,7 @@ from torch import Tensor
 from flowrl import grids
 from flowrl.callbacks.record import RunRecord
 from flowrl.evaluation import EvaluationResult, Evaluator
+from flowrl.modules.measures import gather
 from flowrl.modules.policy import Policy
 from flowrl.statistics import fallen
 from flowrl.types import RewardOutput
@@ -74,10 +75,12 @@ class Evaluate(Callback):
         self.record.add(when, metrics, headline)
         # Spread over the set, one image a prompt, so that every task family is seen.
         stride = self.evaluator.images_per_prompt
-        shown = slice(0, self.num_shown * stride, stride)
-        scores = result.scores[main]
-        # A copy on the CPU: a view would keep the whole set on the device for the rest of the run.
-        images = result.images[main][shown].cpu().clone()
+        scores, drawn = result.scores[main], result.images[main]
+        shown = list(range(len(scores.values))[::stride][: self.num_shown])
+        # Of all processes; copies, since a view would keep its whole batch for the rest of the run.
+        parts = gather({row: drawn[row].clone() for row in shown if row in drawn})
+        found = {row: image for part in parts for row, image in part.items()}
+        images = torch.stack([found[row] for row in shown])
         values = scores.parts.get(self.evaluator.headline, scores.values)[shown]
         values = torch.where(scores.is_valid[shown], values, torch.nan)
         if not trainer.is_global_zero:

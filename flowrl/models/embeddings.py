@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,7 +34,7 @@ class Store(Protocol):
         ...
 
     def rows(self, texts: Sequence[str]) -> Conditioning:
-        """One row a text, all of which must be there."""
+        """One row for each of different texts, all of which must be there."""
         ...
 
     def to(self, device: torch.device) -> None:
@@ -67,18 +68,36 @@ class PromptEmbeddings:
                     rows = model.encode_prompts(part + [part[-1]] * (chunk - len(part)))
                     self.store.add(part, rows[: len(part)])
         model.drop_text_encoders()
+        self._last: tuple[list[str], Conditioning] | None = None
 
     def to(self, device: torch.device) -> None:
         """Where rows are given."""
         self.store.to(device)
+        self._last = None
 
     def __call__(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """The rows of some prompts, all of which must have been given at construction."""
-        rows = self.store.rows([prompt.text for prompt in prompts])
+        """A row for each of some prompts, all of which must have been given at construction."""
+        rows, numbers = self.shared(prompts)
+        return rows[numbers]
+
+    def shared(self, prompts: Sequence[Prompt]) -> tuple[Conditioning, Int[Tensor, "B"]]:
+        """The rows of the different prompts among these, and which of them each one takes.
+
+        Asked for the same ones as before, as for the micro-batches of one group, it gives the same tensors.
+        """
+        texts = [prompt.text for prompt in prompts]
+        unique = list(dict.fromkeys(texts))
+        if self._last is None or self._last[0] != unique:
+            self._last = unique, self._rows(unique)
+        rows = self._last[1]
+        number = {text: i for i, text in enumerate(unique)}
+        return rows, torch.tensor([number[text] for text in texts], device=rows.pooled.device)
+
+    def _rows(self, texts: Sequence[str]) -> Conditioning:
+        rows = self.store.rows(texts)
         if self.negative is None:
             return rows
-        one = self.store.rows([self.negative])
-        count = len(prompts)
+        one, count = self.store.rows([self.negative]), len(texts)
         return Conditioning(
             rows.tokens, rows.pooled, Conditioning(one.tokens.expand(count, -1, -1), one.pooled.expand(count, -1))
         )
@@ -157,10 +176,8 @@ class Folder:
             partial.replace(self.path(text))
 
     def rows(self, texts: Sequence[str]) -> Conditioning:
-        unique = list(dict.fromkeys(texts))
-        tokens, pooled = zip(*(self._read(text) for text in unique), strict=True)
-        rows = Conditioning(torch.stack(tokens).to(self._device), torch.stack(pooled).to(self._device))
-        return rows[torch.tensor([unique.index(text) for text in texts])]
+        tokens, pooled = zip(*(self._read(text) for text in texts), strict=True)
+        return Conditioning(torch.stack(tokens).to(self._device), torch.stack(pooled).to(self._device))
 
     def _read(self, text: str) -> tuple[Tensor, Tensor]:
         with safe_open(self.path(text), framework="pt") as file:

@@ -13,13 +13,26 @@ _START = "_flowrl_start"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Full:
-    """Stands where a LoRA would: `attach` makes all weights trainable, in float32."""
+    """Stands where a LoRA would: `attach` makes all weights trainable. `dtype` is the model's, and must be float32."""
+
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if self.dtype != "float32":
+            raise ValueError(
+                f"model.dtype={self.dtype} with tuning=full: an optimizer's small steps are lost in the rounding of "
+                f"{self.dtype} weights; set model.dtype=float32"
+            )
 
     def attach(self, transformer: nn.Module, seed: int) -> None:
         """Nothing is drawn, so `seed` has no effect. Keeps a copy of every weight."""
-        transformer.float().requires_grad_(True)
-        start = {name: value.detach().clone() for name, value in transformer.named_parameters()}
-        transformer.__dict__[_START] = start  # a plain attribute: no part of the module's state
+        keep_start(transformer.requires_grad_(True))
+
+
+def keep_start(transformer: nn.Module) -> None:
+    """Remember every weight as it is: from now on all of them count as trained, and these as the base."""
+    start = {name: value.detach().clone() for name, value in transformer.named_parameters()}
+    transformer.__dict__[_START] = start  # a plain attribute: no part of the module's state
 
 
 def start_of(transformer: nn.Module) -> dict[str, Tensor] | None:

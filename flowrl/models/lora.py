@@ -14,12 +14,18 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flowrl.models.full import at_start, start_of
+from flowrl.models.full import at_start, keep_start, start_of
 
 ADAPTER = "policy"
+FOLDER, WHOLE_FOLDER = "lora", "transformer"
+"""Where a run exports to: its LoRA, or the whole transformer that full fine-tuning trains."""
+
+WHOLE = "diffusion_pytorch_model"
+"""How the files of a whole transformer begin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +79,11 @@ def save(pipeline: Any, folder: Path) -> None:
     )
 
 
+def folder_name(transformer: nn.Module) -> str:
+    """What the folder that `save` writes is called."""
+    return FOLDER if start_of(transformer) is None else WHOLE_FOLDER
+
+
 def parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
     """The trained parameters by name, in a fixed order: the adapter's, or all of them."""
     if start_of(transformer) is not None:
@@ -115,7 +126,7 @@ def load(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
     if shapes != given:
         odd = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
         raise ValueError(
-            f"{len(odd)} LoRA weights do not fit, the first {odd[0]!r}: another lora.rank or lora.targets?"
+            f"{len(odd)} weights do not fit, the first {odd[0]!r}: another lora.rank, lora.targets or model?"
         )
     for name, parameter in own.items():
         parameter.copy_(weights[name])
@@ -128,22 +139,47 @@ def load_files(transformer: nn.Module, paths: Sequence[Path]) -> None:
     load(transformer, given)
 
 
+def whole_files(folder: Path) -> list[Path]:
+    """The files of a whole transformer in a folder, if that is what it holds."""
+    return sorted(folder.glob(f"{WHOLE}*.safetensors"))
+
+
+def attach_whole(transformer: nn.Module, folder: Path) -> None:
+    """Take the weights that full fine-tuning exported, in the transformer's dtype; `disabled` gives the base again.
+
+    Raises ValueError where there are none, and where they are damaged or another architecture's.
+    """
+    files = whole_files(folder)
+    if not files:
+        raise ValueError(f"{folder}: no transformer there; give the {WHOLE_FOLDER}/ folder of a run with tuning=full")
+    keep_start(transformer)
+    try:
+        load_files(transformer, files)
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder}: the weights do not fit this {type(transformer).__name__} ({error})") from error
+
+
 def load_folder(transformer: nn.Module, folder: Path) -> None:
     """Replace the adapter by the one in a folder that stock pipelines take, whatever its rank and targets.
 
-    Raises ValueError where the folder holds none that fits this transformer.
+    Raises ValueError where the folder holds none that fits this transformer, with all its layers.
     """
-    if not list(folder.glob("*.safetensors")):
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         raise ValueError(f"{folder}: no LoRA there; give a folder with pytorch_lora_weights.safetensors")
     network = _peft(transformer)
-    network.delete_adapters(ADAPTER)
     try:
+        with safe_open(files[0], framework="pt") as file:
+            num_given = sum(".lora_" in key for key in file.keys())  # noqa: SIM118
+        network.delete_adapters(ADAPTER)
         network.load_lora_adapter(str(folder), adapter_name=ADAPTER, use_safetensors=True)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"{folder}: the LoRA does not fit this model ({str(error).splitlines()[0]})") from error
     own = parameters(transformer)
-    if not own:
-        raise ValueError(f"{folder}: none of the LoRA's weights belongs to this model")
+    if len(own) != num_given:  # layers that are not there are left out with a warning
+        raise ValueError(
+            f"{folder}: {len(own)} of the LoRA's {num_given} weights fit; it is one of another architecture"
+        )
     for parameter in own.values():
         parameter.data = parameter.data.float()
 

@@ -80,6 +80,8 @@ def _find(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise ValueError(f"{path}: no such file; give a LoRA file, or the lora/ folder of a run")
+    if lora.whole_files(path) or lora.whole_files(path / lora.WHOLE_FOLDER):
+        raise ValueError(f"{path} holds a whole transformer, as full fine-tuning trains it, and no LoRA")
     found = [path / name for name in NAMES.values() if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
     if len(found) != 1:
         raise ValueError(f"{path}: {len(found)} LoRA files in this folder; give one by name")

@@ -56,5 +56,6 @@ class FlowModel(TextModel, Protocol):
         ...
 
     def save_lora(self, folder: Path) -> None:
-        """Write the adapter so that the stock pipeline's `load_lora_weights(folder)` takes it."""
+        """Write the adapter so that the stock pipeline's `load_lora_weights(folder)` takes it, or all weights where
+        all are trained."""
         ...

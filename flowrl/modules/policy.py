@@ -114,7 +114,7 @@ class Policy(LightningModule):
         prompts = [batch.prompts[prompt] for prompt, _ in members]
         noise = partial(gaussian_noise, self.model.latent_shape, seed=self.seed, iteration=batch.iteration)
         starts = [(prompt, 0) for prompt, _ in members] if method.shared_initial_noise else members
-        group = Group(self.embed(prompts), starts)
+        group = Group(*self.embed.shared(prompts), starts)
         trajectory = rollout(
             group.field(self.velocity),
             noise(samples=starts, step=INITIAL).to(self.device),

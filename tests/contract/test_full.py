@@ -1,10 +1,30 @@
 """Full fine-tuning: every weight moves, and the reference stays what the model was."""
 
+import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from runs import fit, make
+from safetensors.torch import save_file
 
-from flowrl.models import lora
+from flowrl.callbacks.checkpoint import Checkpoint
+from flowrl.callbacks.record import RunRecord
+from flowrl.callbacks.stop import Stop
+from flowrl.command import explain
+from flowrl.models import lora, lora_files
+from flowrl.models.sd3 import SD3
+
+
+def shapes_model():
+    """The embedded model without an adapter."""
+    return SD3(
+        pretrained="embedded:pipeline",
+        revision=None,
+        dtype="float32",
+        resolution=32,
+        max_sequence_length=0,
+        has_guidance=False,
+        channels_last=True,
+    )
 
 
 def test_all_weights_move_and_the_reference_stays(tmp_path):
@@ -29,6 +49,38 @@ def test_all_weights_move_and_the_reference_stays(tmp_path):
     assert torch.equal(policy.reference.velocity(x, 0.5, conditioning), base)
     assert not torch.equal(policy.velocity(x, 0.5, conditioning), base)
     assert all(torch.equal(after[name], value) for name, value in policy.transformer.named_parameters())
-    policy.model.save_lora(tmp_path)
-    again = SD3Transformer2DModel.from_pretrained(tmp_path)
-    assert all(torch.equal(after[name], value) for name, value in again.named_parameters())
+    saver = Checkpoint(record=RunRecord(folder=str(tmp_path)), stop=Stop(), folder=str(tmp_path), every=1, keep=1)
+    saver.export(policy)
+    assert [path.name for path in tmp_path.iterdir()] == ["transformer"]
+    again = SD3Transformer2DModel.from_pretrained(tmp_path / "transformer")
+    assert all(torch.equal(policy.ema.weights[name], value) for name, value in again.named_parameters())
+
+    fresh = shapes_model()
+    lora.attach_whole(fresh.transformer, tmp_path / "transformer")
+    with lora.swapped(policy.transformer, policy.ema.weights):
+        trained = policy.velocity(x, 0.5, conditioning)
+    with torch.no_grad():
+        assert torch.equal(fresh.velocity(x, 0.5, conditioning, 1.0), trained)
+        with lora.disabled(fresh.transformer):
+            assert torch.equal(fresh.velocity(x, 0.5, conditioning, 1.0), base)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_of_half_the_bits_are_refused(dtype):
+    """Mutation: train them, or let the first product of two dtypes end in a traceback."""
+    with pytest.raises(Exception) as error:
+        make("tuning=full", f"model.dtype={dtype}")
+    text = explain(error.value)
+    assert text.startswith(f"model.dtype={dtype} with tuning=full") and "model.dtype=float32" in text
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    """Mutation: take what fits, or go on with the base where there is nothing."""
+    transformer = shapes_model().transformer
+    with pytest.raises(ValueError, match="no transformer there"):
+        lora.attach_whole(transformer, tmp_path)
+    save_file({"proj_out.bias": torch.zeros(3)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ValueError, match="do not fit this SD3Transformer2DModel"):
+        lora.attach_whole(transformer, tmp_path)
+    with pytest.raises(ValueError, match=r"holds a whole transformer.*no LoRA"):
+        lora_files.read(tmp_path)

@@ -83,7 +83,7 @@ def sample(policy, guidance, sampler):
     """Latents of a rollout of PROMPTS through the run's own grid, and their images."""
     x = noise_of(policy, len(PROMPTS))
     embed = PromptEmbeddings(policy.model, [Prompt(text) for text in PROMPTS], folder=None, chunk=4)
-    group = Group(embed([Prompt(text) for text in PROMPTS]), PROMPTS)
+    group = Group(*embed.shared([Prompt(text) for text in PROMPTS]), PROMPTS)
     field = group.field(lambda x, sigma, conditioning: policy.model.velocity(x, sigma, conditioning, guidance))
     for interval in intervals(policy.algorithm.schedule, STEPS):
         x = sampler.step(x, field(x, interval.sigma, False), interval).sample(torch.randn_like(x))

@@ -176,6 +176,17 @@ def test_micro_batches_do_not_change_the_result(overrides):
     assert one[0].last_metrics["reward/mean"] == pytest.approx(two[0].last_metrics["reward/mean"], abs=1e-5)
 
 
+def test_micro_batches_of_a_group_hold_its_prompt_once():
+    """Four samples a prompt in micro-batches of two: one row of tokens for both. Mutation: a row a sample."""
+    policy, data, _ = make("batch.max_micro_batch=2")
+    parts = first_batch(policy, data)
+    tokens = [part.group.prompts.tokens for part in parts]
+    assert [len(rows) for rows in tokens] == [1] * 4 and len(parts) == 4
+    assert tokens[0] is tokens[1] and tokens[2] is tokens[3] and not torch.equal(tokens[0], tokens[2])
+    for part in parts:
+        assert torch.equal(part.group.conditioning.tokens, policy.embed(part.prompts).tokens)
+
+
 @pytest.mark.parametrize("micro_batch", [2, 4])
 def test_equal_rows_are_evaluated_once_with_the_same_result(micro_batch):
     """A group that shares its start gives the same samples and gradient as one evaluation per row.

@@ -33,7 +33,8 @@ def assert_equal_runs(seen, alone):
 def test_processes_change_nothing(alone, count):
     """Prompts and noise are equal, rewards, advantages, weights and metrics up to rounding; one all-reduce a step.
 
-    Mutation: seed noise by rank, take advantages per process, or reduce gradients in every backward pass.
+    Of an evaluation each process keeps the images it drew, two of a prompt together. Mutation: seed noise by rank, take
+    advantages per process, reduce gradients in every backward pass, or deal out batches that split a prompt.
     """
     seen = run(count)
     assert_equal_runs(seen, alone)
@@ -46,6 +47,9 @@ def test_processes_change_nothing(alone, count):
             if name not in PER_MICRO_BATCH:
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
     assert seen[0].evaluation == pytest.approx(alone.evaluation, rel=1e-3, abs=1e-5)
+    for name, rows in alone.drawn.items():
+        assert sorted(row for own in seen for row in own.drawn[name]) == rows
+        assert all({row ^ 1 for row in own.drawn[name]} == set(own.drawn[name]) for own in seen), "prompts stay whole"
 
 
 def test_micro_batches_change_nothing(alone):

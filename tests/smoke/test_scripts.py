@@ -8,10 +8,13 @@ import numpy as np
 import plan_memory
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
+from hydra import compose, initialize_config_dir
 from PIL import Image
+from runs import CONF
 from tiny import FAMILIES
 
-from flowrl.command import one_line_errors
+from flowrl.command import one_line_errors, register_resolvers
 from flowrl.models.lora_files import LoRAFile, read, write
 
 LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2", "single_transformer_blocks.1.attn.to_v")
@@ -62,6 +65,24 @@ def test_pictures_of_base_and_lora_from_the_same_noise(call, adapter, tiny_pipel
         assert np.array_equal(np.array(base), np.array(alone)) and not np.array_equal(np.array(base), np.array(changed))
         assert not np.array_equal(np.array(base), np.array(pictures[f"00{i}-0-base.png"]))
     assert pictures["grid.png"].width > 4 * 32
+
+
+def test_pictures_of_a_fully_trained_transformer(call, tiny_pipelines, tmp_path):
+    """Beside the base, and named by its option. Mutation: draw both with the trained weights, or with the base's."""
+    own = FAMILIES["flux1"].overrides(tiny_pipelines["flux1"])
+    network = FluxTransformer2DModel.from_pretrained(tiny_pipelines["flux1"], subfolder="transformer")
+    with torch.no_grad():
+        network.proj_out.bias += 0.5
+    network.save_pretrained(tmp_path / "transformer")
+    words = (*own, "evaluation.num_steps=3", "--prompt", "a cat", "--out", tmp_path / "out")
+    status, _, err = call(generate, *words, "--transformer", tmp_path / "transformer")
+    assert status == 0, err
+    status, _, err = call(generate, *words[:-1], tmp_path / "base")
+    assert status == 0, err
+    base, changed = (opened(tmp_path / "out" / f"000-0-{name}.png") for name in ("base", "transformer"))
+    assert changed.info["transformer"] == str(tmp_path / "transformer")
+    assert np.array_equal(np.array(base), np.array(opened(tmp_path / "base" / "000-0-base.png")))
+    assert not np.array_equal(np.array(base), np.array(changed))
 
 
 def test_a_lora_of_another_model_draws_nothing(call, adapter, tiny_pipelines, tmp_path):
@@ -116,3 +137,21 @@ def test_a_plan_without_weights(name, call, tiny_pipelines):
     assert "batch.max_micro_batch=8" in out
     status, out, err = call(plan_memory, *own, *batch, "--gpu", 1e-6)
     assert status == 0 and "nothing fits" in out
+
+
+def test_a_plan_holds_each_prompt_once(tiny_pipelines):
+    """Eight samples of two prompts instead of one: 80 + 77 tokens of 32 numbers and 32 pooled ones more, 4 bytes each.
+
+    Mutation: count a prompt for every sample.
+    """
+    own = FAMILIES["sd3"].overrides(tiny_pipelines["sd3"])
+    held = []
+    register_resolvers()
+    for num_prompts in (1, 2):
+        batch = (f"batch.prompts_per_iteration={num_prompts}", f"batch.group_size={8 // num_prompts}")
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            plan = plan_memory.Plan(
+                compose("config", overrides=["name=plan", *own, *batch, "batch.updates_per_iteration=1"])
+            )
+        held.append(plan.iteration(plan.conditioning(1)))
+    assert held[1] - held[0] == 4 * ((80 + 77) * 32 + 32)

@@ -55,7 +55,8 @@ def test_exported_lora_gives_the_evaluation_images_in_stock_diffusers(finished_r
     checkpoint = finished_run / "checkpoints" / "000004"
     lora.load(policy.transformer, load_file(checkpoint / "lora.safetensors"))
     policy.ema.weights = load_file(checkpoint / "ema.safetensors")
-    ours = evaluator.evaluate(policy).images["held_in"][:8]
+    drawn = evaluator.evaluate(policy).images["held_in"]
+    ours = torch.stack([drawn[row] for row in range(8)])
 
     pipe = StableDiffusion3Pipeline.from_pretrained(resolve("embedded:pipeline"), text_encoder_3=None, tokenizer_3=None)
     pipe.load_lora_weights(finished_run / "lora")

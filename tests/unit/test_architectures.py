@@ -142,6 +142,8 @@ def test_recipes_carry_the_authors_numbers(name):
     assert found == RECIPES[name]
     assert not method.shared_initial_noise
     assert cfg.optimizer.lr == (1e-4 if name == "grpo_guard_sd35" else 3e-4)
+    has_own_std = name in ("flow_dppo_flux1", "flow_grpo_flux2", "grpo_guard_sd35")
+    assert method.advantage.func.__name__ == ("group" if has_own_std else "global_std")
     assert (list(cfg.optimizer.betas), cfg.optimizer.eps) == ([0.9, 0.999], 1e-8)
 
 

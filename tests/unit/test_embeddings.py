@@ -47,6 +47,23 @@ def test_memory_and_folder_give_the_same_rows(negative, tmp_path):
             assert rows.negative.pooled.tolist() == [[0, 32]] * 3 and rows.negative.tokens.shape == (3, 3, 2)
 
 
+@pytest.mark.parametrize("negative", [None, ""])
+def test_a_prompt_is_held_once_however_often_it_is_asked_for(negative, tmp_path):
+    """One row a prompt, and the same tensors for the next micro-batch of a group; not for another's.
+
+    Mutation: a row for each sample, or the last group's rows for the next one.
+    """
+    for folder in (None, tmp_path):
+        embeddings = embed(Encoder(negative), TEXTS, folder)
+        rows, numbers = embeddings.shared(ASKED)
+        assert rows.pooled.tolist() == [[4, ord("b")], [5, ord("a")]] and numbers.tolist() == [0, 1, 0]
+        again, later = embeddings.shared([ASKED[0], *ASKED])
+        assert again.tokens is rows.tokens and later.tolist() == [0, 0, 1, 0]
+        other, _ = embeddings.shared([Prompt("cats")])
+        assert other.pooled.tolist() == [[4, ord("c")]]
+        assert embeddings.shared(ASKED[1:])[0].pooled.tolist() == [[5, ord("a")], [4, ord("b")]]
+
+
 def test_a_folder_is_filled_once(tmp_path):
     """Mutation: encode what is there already, or load encoders for nothing."""
     first, second = Encoder(), Encoder()

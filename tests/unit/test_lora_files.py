@@ -110,6 +110,23 @@ def test_another_architectures_lora_is_refused(layers, width, words, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("layers", "width", "words"),
+    [
+        (("blocks.0.attn.q",), 32, "does not fit this model|another architecture"),
+        ((*LAYERS, "transformer_blocks.7.attn.to_q"), 32, "4 of the LoRA's 6 weights fit"),
+        (LAYERS, 48, "does not fit this model"),
+    ],
+)
+def test_another_architectures_lora_does_not_replace_the_policys(layers, width, words, tmp_path):
+    """As evaluations load it. Mutation: go on where diffusers leaves layers out, or draws with the base alone."""
+    transformer = network()
+    lora.LoRA(rank=4, alpha=4, targets=["to_q"], init="gaussian").attach(transformer, seed=0)
+    write(given(layers, width=width), tmp_path, "diffusers")
+    with pytest.raises(ValueError, match=words):
+        lora.load_folder(transformer, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("tensors", "words"),
     [
         ({}, "no LoRA weights"),
