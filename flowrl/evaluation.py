@@ -21,6 +21,7 @@ from flowrl.rewards.outputs import concatenate, reorder
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.schedule import Schedule, intervals
+from flowrl.sharding import is_divided
 from flowrl.types import Prompt, RewardOutput
 
 _MEAN_KL = Likelihood(reduction="mean", form="gaussian")
@@ -133,8 +134,15 @@ class Evaluator:
         # The least number of batches that ends where a prompt ends.
         block = math.lcm(self.batch_size, self.images_per_prompt) // self.batch_size
         size = policy.plan.num_processes
-        starts = [start for i, start in enumerate(self._starts(prompts)) if i // block % size == policy.global_rank]
-        for rows, batch in self._batches(policy, prompts, 0, starts):
+        shares: list[list[int]] = [[] for _ in range(size)]
+        for i, start in enumerate(self._starts(prompts)):
+            shares[i // block % size].append(start)
+        starts = shares[policy.global_rank]
+        # Divided weights are gathered in every pass, so all processes make equally many, some for nothing.
+        idle = max(map(len, shares)) - len(starts) if is_divided(policy.transformer) else 0
+        for number, (rows, batch) in enumerate(self._batches(policy, prompts, 0, [*starts, *[0] * idle])):
+            if number >= len(starts):
+                continue
             scores.append(policy.reward.submit(batch, prompts[rows]))
             looks.append(panel(batch))
             images |= zip(range(len(prompts))[rows], batch.cpu(), strict=True)

@@ -107,6 +107,7 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)
     check_guidance(cfg)
     check_deadlines(cfg)
+    check_trainer(cfg)
     if algorithm.state() and plan.updates_per_iteration * plan.inner_epochs < 2:
         raise ValueError(
             "loss.delta=auto needs batch.updates_per_iteration or batch.inner_epochs above 1: the first update of an "
@@ -160,8 +161,8 @@ def run(cfg: DictConfig) -> None:
     try:
         trainer.fit(policy, datamodule=data)
         status = "finished" if policy.num_iterations == len(data.iterations) else "stopped"
-        if status == "finished" and trainer.is_global_zero:
-            saver.export(policy)
+        if status == "finished":
+            saver.export(trainer, policy)
     except SystemExit:  # how Lightning ends on an interrupt
         status = "stopped"
     except TooManyMissingRewards as error:
@@ -221,6 +222,20 @@ def _clients(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, node
         for key, child in node.items():
             yield from _clients(child, f"{name}.{key}")
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """How a run may be spread and rounded. Raises ValueError naming both keys."""
+    if "mixed" in str(cfg.trainer.get("precision")):
+        raise ValueError(
+            f"trainer.precision={cfg.trainer.precision} keeps its casts of the weights through an iteration, so that "
+            "later updates would not see earlier ones; take model.dtype=bfloat16, whose LoRA stays float32"
+        )
+    if OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.modules.parallel.parts":
+        if cfg.tuning._target_ != "flowrl.models.full.Full":
+            raise ValueError("trainer=fsdp is for tuning=full, whose weights it divides; for LoRA take trainer=ddp")
+        if cfg.backend.compile:
+            raise ValueError("trainer=fsdp does not go with backend.compile=true; set it to false")
 
 
 def point_latest_at(folder: Path) -> None:

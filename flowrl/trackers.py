@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
@@ -59,8 +60,8 @@ def default_tags(choices: Mapping[str, str], delta: object) -> list[str]:
     return own if delta is None else [*own, f"delta={delta}"]
 
 
-def alert(loggers: Sequence[Logger], title: str, text: str) -> None:
+def alert(loggers: Sequence[Logger], title: str, text: str, *, level: Literal["WARN", "ERROR"]) -> None:
     """Send a W&B alert, as mail or in Slack, by its user's settings; other trackers have none."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.alert(title=title, text=text, level="ERROR")
+            logger.experiment.alert(title=title, text=text, level=level)

@@ -1,4 +1,4 @@
-"""Runs of a few iterations in 1, 2 or 4 processes of this machine, and what each process saw."""
+"""Work in 1, 2 or 4 processes of this machine: runs of a few iterations, and what each process saw."""
 
 import hashlib
 import multiprocessing
@@ -26,6 +26,7 @@ class Seen:
     advantages: dict = field(default_factory=dict)
     metrics: list = field(default_factory=list)
     parameters: dict = field(default_factory=dict)
+    start: dict = field(default_factory=dict)
     num_reduces: int = 0
     num_optimizer_steps: int = 0
     evaluation: dict = field(default_factory=dict)
@@ -35,13 +36,18 @@ class Seen:
 
 def run(count, *overrides):
     """`count` processes run the same job; what they saw, by rank."""
+    return sorted(spawn(_watch, count, overrides), key=lambda own: own.rank)
+
+
+def spawn(work, count, *arguments):
+    """What `count` processes return that call work(rank, count, *arguments) and find each other by the environment."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["runs"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     queue = context.Queue()
-    workers = [context.Process(target=_work, args=(rank, count, port, overrides, queue)) for rank in range(count)]
+    workers = [context.Process(target=_work, args=(work, rank, count, port, arguments, queue)) for rank in range(count)]
     for worker in workers:
         worker.start()
     answers = []
@@ -53,26 +59,28 @@ def run(count, *overrides):
             raise AssertionError(answers[-1])
     for worker in workers:
         worker.join()
-    return sorted(answers, key=lambda own: own.rank)
+    return answers
 
 
-def _work(rank, count, port, overrides, queue):
+def _work(work, rank, count, port, arguments, queue):
+    place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()} if count > 1 else {})
+    torch.set_num_threads(1)
     try:
-        queue.put(_watch(rank, count, port, overrides))
+        queue.put(work(rank, count, *arguments))
     except Exception:
         queue.put(traceback.format_exc())
 
 
-def _watch(rank, count, port, overrides):  # noqa: C901, one closure for each thing watched
-    place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()} if count > 1 else {})
-    torch.set_num_threads(1)
+def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing watched
     from lightning import Callback, Trainer
 
     from flowrl.models import lora
     from flowrl.modules import policy as module
-    from flowrl.modules.parallel import replicas
+    from flowrl.modules.parallel import parts, replicas
+    from flowrl.sharding import gathered
 
+    is_divided = "trainer=fsdp" in overrides
     policy, data, evaluator = make(*SMALL, f"trainer.devices={count}", *overrides)
     own = Seen(rank)
     draw, collect, assign, report = (
@@ -105,11 +113,16 @@ def _watch(rank, count, port, overrides):  # noqa: C901, one closure for each th
         own.metrics.append({name: value for name, value in values.items() if not name.startswith("perf/")})
         report(values)
 
+    def weights():
+        whole = gathered(lora.parameters(policy.transformer), is_kept=True)
+        return {name: value.detach().numpy().copy() for name, value in whole.items()}
+
     class Count(Callback):
         """Counts the all-reduces of gradients: DDP calls its hook once for each."""
 
         def on_train_start(self, trainer, pl_module):
-            if count > 1:
+            own.start = weights()
+            if count > 1 and not is_divided:
                 trainer.strategy.model.register_comm_hook(None, self.reduce)
 
         @staticmethod
@@ -126,10 +139,15 @@ def _watch(rank, count, port, overrides):  # noqa: C901, one closure for each th
 
     module.gaussian_noise, policy.reward.collect = drawn, collected
     policy.assign_advantages, policy.report = assigned, reported
+    strategies = {
+        "alone": "auto",
+        "whole": replicas(timeout_minutes=2, bucket_megabytes=1024),
+        "parts": parts(num_processes=count, timeout_minutes=2),
+    }
     Trainer(
         accelerator="cpu",
         devices=count,
-        strategy=replicas(timeout_minutes=2, bucket_megabytes=1024) if count > 1 else "auto",
+        strategy=strategies["alone" if count == 1 else "parts" if is_divided else "whole"],
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,
@@ -138,7 +156,7 @@ def _watch(rank, count, port, overrides):  # noqa: C901, one closure for each th
         use_distributed_sampler=False,
         callbacks=[Count()],
     ).fit(policy, datamodule=data)
-    own.parameters = {name: value.detach().numpy() for name, value in lora.parameters(policy.transformer).items()}
+    own.parameters = weights()
     own.num_optimizer_steps = policy.num_optimizer_steps
     own.delta = getattr(policy.algorithm.loss, "current", 0.0)
     return own

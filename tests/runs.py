@@ -28,10 +28,10 @@ def _heed_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def train(*overrides, cwd):
+def train(*overrides, cwd, seconds=300):
     """Run train.py to its end."""
     process = start(*overrides, cwd=cwd)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=seconds)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

@@ -16,6 +16,7 @@ from flowrl.callbacks.stop import Stop
 from flowrl.models import lora
 from flowrl.modules.policy import Policy
 from flowrl.modules.reward import TooManyMissingRewards
+from flowrl.sharding import gathered, is_divided
 
 
 class Checkpoint(Callback):
@@ -64,17 +65,15 @@ class Checkpoint(Callback):
             raise SIGTERMException
 
     def save(self, trainer: Trainer, policy: Policy) -> None:
+        tensors = {
+            **policy.weights(),
+            "optimizer": checkpoint.optimizer_tensors(trainer.optimizers[0]),
+            "rng": {"state": torch.get_rng_state()},
+        }
+        weights = {stem: gathered(own, is_kept=trainer.is_global_zero) for stem, own in tensors.items()}
         if trainer.is_global_zero:
-            checkpoint.save(
-                self.folder / "checkpoints",
-                keep=self.keep,
-                weights={
-                    **policy.weights(),
-                    "optimizer": checkpoint.optimizer_tensors(trainer.optimizers[0]),
-                    "rng": {"state": torch.get_rng_state()},
-                },
-                state=policy.state() | {"record": self.record.state()},
-            )
+            state = policy.state() | {"record": self.record.state()}
+            checkpoint.save(self.folder / "checkpoints", keep=self.keep, weights=weights, state=state)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, Policy)
@@ -89,12 +88,15 @@ class Checkpoint(Callback):
         complete = checkpoint.list_complete(self.folder / "checkpoints")
         return f"the newest checkpoint is after iteration {int(complete[-1].name)}" if complete else "no checkpoint yet"
 
-    def export(self, policy: Policy) -> None:
-        """Write the EMA's weights, whole or not at all."""
+    def export(self, trainer: Trainer, policy: Policy) -> None:
+        """Write the EMA's weights, whole or not at all. All processes call it: divided weights are gathered."""
         target = self.folder / lora.folder_name(policy.transformer)
         partial = target.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        with lora.swapped(policy.transformer, policy.ema.weights):
-            policy.model.save_lora(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        if trainer.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+        if trainer.is_global_zero or is_divided(policy.transformer):
+            with lora.swapped(policy.transformer, policy.ema.weights):
+                policy.model.save_lora(partial)
+        if trainer.is_global_zero:
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,6 +21,7 @@ from flowrl.evaluation import EvaluationResult, Evaluator
 from flowrl.modules.measures import gather
 from flowrl.modules.policy import Policy
 from flowrl.statistics import fallen
+from flowrl.trackers import alert
 from flowrl.types import RewardOutput
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Evaluate(Callback):
         result = self.evaluator.evaluate(policy)
         main = next(iter(self.evaluator.sets))
         watched = self.watch(result.scores[main])
-        metrics = dict(result.metrics) | {f"eval/{main}/alarms": float(len(self.alarms(watched)))}
+        metrics = dict(result.metrics) | {f"eval/{main}/alarms": float(len(self.alarms(watched, trainer.loggers)))}
         policy.log_evaluation(metrics)
         headline = self.headline(result)
         self.record.add(when, metrics, headline)
@@ -111,16 +112,17 @@ class Evaluate(Callback):
         values = {"reward": torch.where(output.has_value, output.values, torch.nan)}
         return values | {name: torch.where(output.is_valid, output.parts[name], torch.nan) for name in found}
 
-    def alarms(self, watched: dict[str, Tensor]) -> list[str]:
-        """Gold metrics that fell while the reward rose; they are warned of."""
+    def alarms(self, watched: dict[str, Tensor], loggers: Sequence[Logger]) -> list[str]:
+        """Gold metrics that fell while the reward rose; they are warned of, and trackers send an alert."""
         self.watched = self.watched or watched
         prompts = np.arange(len(watched["reward"])) // self.evaluator.images_per_prompt
         both = [name for name in self.watched if name in watched]
         before, now = ({name: values[name].numpy() for name in both} for values in (self.watched, watched))
         fell = fallen(before, now, prompts)
         if fell:
-            names = ", ".join(fell)
-            log.warning("the reward rose and %s fell: the reward may be being cheated; look at images/", names)
+            text = f"the reward rose and {', '.join(fell)} fell: the reward may be being cheated; look at images/"
+            log.warning(text)
+            alert(loggers, "Reward up, gold down", text, level="WARN")
         return fell
 
     def headline(self, result: EvaluationResult) -> dict[str, Any]:

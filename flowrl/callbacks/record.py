@@ -85,7 +85,7 @@ class RunRecord(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Exception):  # not the user's interrupt
-            alert(trainer.loggers, type(exception).__name__, str(exception))
+            alert(trainer.loggers, type(exception).__name__, str(exception), level="ERROR")
 
     @rank_zero_only
     def _write_csv(self) -> None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flowrl import sharding
 from flowrl.models.full import at_start, keep_start, start_of
 
 ADAPTER = "policy"
@@ -70,7 +71,10 @@ def save(pipeline: Any, folder: Path) -> None:
     After full fine-tuning, the whole transformer, for its class's `from_pretrained`.
     """
     if start_of(pipeline.transformer) is not None:
-        pipeline.transformer.save_pretrained(folder)
+        if sharding.is_divided(pipeline.transformer):
+            sharding.save(pipeline.transformer, folder)
+        else:
+            pipeline.transformer.save_pretrained(folder)
         return
     pipeline.save_lora_weights(
         folder,
@@ -96,7 +100,8 @@ def disabled(transformer: nn.Module) -> Iterator[None]:
     """The reference policy: the base model without its adapter, or as it was before training."""
     start = start_of(transformer)
     if start is not None:
-        with at_start(transformer, start):
+        # Passes of divided weights read them from where they are, not from what parameters point at.
+        with (swapped if sharding.is_divided(transformer) else at_start)(transformer, start):
             yield
         return
     _peft(transformer).disable_adapters()

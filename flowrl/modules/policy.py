@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -28,10 +27,12 @@ from flowrl.models.protocol import FlowModel
 from flowrl.modules.gate import check_replay
 from flowrl.modules.groups import Group, MicroBatch
 from flowrl.modules.measures import Clock, NotFinite, Record
+from flowrl.modules.parallel import clip, shard, synchronised
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.rollout import replay, rollout
+from flowrl.sharding import part_of
 from flowrl.types import Conditioning
 
 
@@ -77,6 +78,13 @@ class Policy(LightningModule):
         self.last_metrics: dict[str, float] = {}
         self.embed: PromptEmbeddings  # of every prompt the run will use; must be set before training
         ema.start(lora.parameters(self.transformer))
+
+    def configure_model(self) -> None:
+        """Where the strategy divides the weights, divide their copies alike; called before the optimizer is made."""
+        if shard(self, self.transformer):
+            own = lora.parameters(self.transformer)
+            copies = self.weights().items()
+            self.load_weights({kind: {name: part_of(v, own[name]) for name, v in ws.items()} for kind, ws in copies})
 
     def configure_optimizers(self) -> Optimizer:
         """The configured optimizer over the LoRA weights alone."""
@@ -187,10 +195,10 @@ class Policy(LightningModule):
         optimizer.zero_grad()
         terms = [(part, index) for part in parts for index in range(self.num_terms(part))]
         for i, (part, index) in enumerate(terms):
-            with self.synchronised(i == len(terms) - 1):
+            with synchronised(self, is_last=i == len(terms) - 1):
                 self.manual_backward(self.term_loss(part, index, record) / len(terms))
         parameters = list(lora.parameters(self.transformer).values())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        norm = clip(parameters, self.max_grad_norm)
         if not norm.isfinite():
             raise NotFinite(
                 f"gradient norm {float(norm)} before optimizer step {self.num_optimizer_steps + 1}: stopped"
@@ -201,14 +209,6 @@ class Policy(LightningModule):
         optimizer.step()
         self.num_optimizer_steps += 1
         self.ema.update(lora.parameters(self.transformer), self.num_optimizer_steps)
-
-    def synchronised(self, is_last: bool) -> AbstractContextManager[None]:
-        """Gradients are reduced over processes once per optimizer step, in the backward pass of its last term."""
-        if is_last or self.plan.num_processes == 1:
-            return nullcontext()
-        strategy = self.trainer.strategy
-        assert isinstance(strategy, DDPStrategy)
-        return strategy.block_backward_sync()
 
     def behaviour(self) -> AbstractContextManager[None]:
         """Under which weights rollouts are drawn: the current ones."""

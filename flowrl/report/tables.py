@@ -58,12 +58,15 @@ class Table:
         return f"## {self.title}\n\n{self.note}\n\n{body}\n"
 
     def html(self) -> str:
-        """A table with numbers to the right."""
+        """A table with numbers to the right; names of metrics may break after a slash."""
 
         def cell(value: Cell) -> str:
             return f"<td{'' if isinstance(value, str) else ' class=number'}>{escape(self.text(value))}</td>"
 
-        return table([escape(name) for name in self.columns], ("".join(map(cell, row)) for row in self.rows))
+        return table(
+            [escape(name).replace("/", "/<wbr>") for name in self.columns],
+            ("".join(map(cell, row)) for row in self.rows),
+        )
 
 
 def run_table(runs: Sequence[Run], groups: Sequence[Condition], metrics: Sequence[str]) -> Table:

@@ -17,7 +17,7 @@ from flowrl.command import explain, register_resolvers
 from flowrl.data import PromptData
 from flowrl.ema import EMA
 from flowrl.evaluation import Evaluator
-from flowrl.launch import check_deadlines
+from flowrl.launch import check_deadlines, check_trainer
 from flowrl.models.lora import LoRA
 from flowrl.types import Prompt
 
@@ -207,6 +207,22 @@ def test_rules_between_components_name_their_keys(overrides, names):
     with pytest.raises(Exception) as error:
         instantiate(config(*overrides).algorithm)
     assert all(name in explain(error.value) for name in names), explain(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (("trainer=fsdp",), ("trainer=fsdp", "tuning=full", "trainer=ddp")),
+        (("trainer=fsdp", "tuning=full", "backend.compile=true"), ("trainer=fsdp", "backend.compile=true")),
+        (("+trainer.precision=bf16-mixed",), ("trainer.precision=bf16-mixed", "model.dtype=bfloat16")),
+    ],
+)
+def test_ways_to_spread_a_run_that_would_go_wrong_are_refused(overrides, names):
+    """Mutation: divide weights that are not trained, or let autocast keep old ones."""
+    check_trainer(config("trainer=fsdp", "tuning=full"))
+    with pytest.raises(ValueError) as error:
+        check_trainer(config(*overrides))
+    assert all(name in str(error.value) for name in names)
 
 
 @pytest.mark.parametrize("data", ["text", "jsonl", "geneval", "geneval2", "compositions"])

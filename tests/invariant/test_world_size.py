@@ -29,14 +29,18 @@ def assert_equal_runs(seen, alone):
         assert max(gaps) < 1e-5
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_change_nothing(alone, count):
+@pytest.mark.parametrize(
+    ("count", "micro_batch"),
+    [(2, 96), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(4, 96, marks=pytest.mark.slow)],
+)
+def test_processes_change_nothing(alone, count, micro_batch):
     """Prompts and noise are equal, rewards, advantages, weights and metrics up to rounding; one all-reduce a step.
 
+    An update has 2 backward passes of a process, or 8 where a micro-batch is one sample. Four processes split groups.
     Of an evaluation each process keeps the images it drew, two of a prompt together. Mutation: seed noise by rank, take
     advantages per process, reduce gradients in every backward pass, or deal out batches that split a prompt.
     """
-    seen = run(count)
+    seen = run(count, f"batch.max_micro_batch={micro_batch}")
     assert_equal_runs(seen, alone)
     assert {own.num_reduces for own in seen} == {alone.num_optimizer_steps} == {6}
     assert all(own.metrics == seen[0].metrics for own in seen)

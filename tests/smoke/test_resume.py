@@ -83,12 +83,20 @@ def test_resume_through_latest_follows_overrides(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", [("loss=nft", "sampler=ode"), ("loss.delta=auto", "loss.kl_budget=1e-7"), ("loss.final_delta=1e-7",)]
+    "method",
+    [
+        ("loss=nft", "sampler=ode"),
+        ("loss.delta=auto", "loss.kl_budget=1e-7"),
+        ("loss.final_delta=1e-7",),
+        ("tuning=full", "trainer=fsdp", "trainer.accelerator=cpu", "num_threads=1"),
+        ("tuning=full", "trainer=fsdp", "trainer.accelerator=cpu", "num_threads=1", "loss=nft", "sampler=ode"),
+    ],
 )
 def test_methods_with_a_state_of_their_own_resume_bitwise(method, tmp_path):
-    """Diffusion-NFT's old weights, a threshold that holds a budget, and one that follows the run.
+    """Diffusion-NFT's old weights, a threshold that holds a budget, one that follows the run, divided weights.
 
-    Mutation: leave the old weights or the threshold out of the checkpoint, or count a schedule from the resumption.
+    Mutation: leave the old weights or the threshold out of the checkpoint, count a schedule from the resumption, or
+    save or export the first process's parts for the whole.
     """
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert train(*SHORT, *method, "checkpoint.keep=9", f"run_dir={whole}", cwd=tmp_path).returncode == 0
@@ -98,9 +106,14 @@ def test_methods_with_a_state_of_their_own_resume_bitwise(method, tmp_path):
     result = train(f"resume={part}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert rows(part) == rows(whole)
-    for file in (whole / "checkpoints" / "000004").glob("*.safetensors"):
-        ours, theirs = load_file(part / "checkpoints" / "000004" / file.name), load_file(file)
+    files = [*(whole / "checkpoints" / "000004").glob("*.safetensors"), *(whole / "lora").glob("*.safetensors")]
+    assert len(files) > 4
+    for file in files:
+        ours, theirs = load_file(part / file.relative_to(whole)), load_file(file)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    if "tuning=full" in method:
+        exported, averaged = load_file(files[-1]), load_file(whole / "checkpoints" / "000004" / "ema.safetensors")
+        assert all(torch.equal(exported[name], value) for name, value in averaged.items())
 
 
 def test_sigterm_saves_and_resumes_to_the_same_numbers(finished_run, tmp_path):

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import time
 
+import offline
 import pytest
-from runs import train
+from runs import ROOT, train
 
 JOBS = ("debug=smoke", "num_iterations=1", "viewing.every=0", "num_threads=1", "steps.high=4,6")
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
@@ -30,3 +32,38 @@ def test_a_sweep_of_jobs_on_two_processes(tmp_path):
     assert (sweep / "0" / "job.log").read_text().count("batch plan:") == 1
     assert "2 x 2 of 2 samples" in (sweep / "0" / "job.log").read_text()
     assert "zero-variance" in (sweep / "1" / "job.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_crash_and_a_killed_rank_leave_the_other_jobs_alone(tmp_path, monkeypatch):
+    """Four jobs on two processes: one raises in a rank, one rank of another is killed. The second start runs those two.
+
+    Folders and W&B runs are separate; each has a picture before training and one an iteration, over both starts.
+    Mutation: let jobs share a W&B run, wait for the peers of a killed rank, or start failed jobs from nothing.
+    """
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    fault = "+callbacks.fault={_target_: faults.Fault, crash: 1, kill: 2}"
+    settings = ("debug=smoke", "num_iterations=3", "viewing.every=1", "logger=wandb", "num_threads=1", "seed=0,1,2,3")
+    command = ("-m", *settings, *TWO, fault, "hydra.launcher.slots=2", "hydra.sweep.dir=sweep")
+    start = time.monotonic()
+    result = train(*command, cwd=tmp_path, seconds=900)
+    assert result.returncode == 1 and "2 of 4 jobs did not finish" in result.stderr, result.stderr
+    jobs = [tmp_path / "sweep" / str(number) for number in range(4)]
+    states = [json.loads((job / "job.json").read_text()) for job in jobs]
+    assert [state["state"] for state in states] == ["finished", "failed", "failed", "finished"]
+    assert "exit status 1" in states[1]["problem"] and "SIGKILL" in states[2]["problem"]
+    assert max(state["seconds"] for state in states) < time.monotonic() - start < 900
+    kept = {job: (job / "metrics.csv").stat().st_mtime for job in (jobs[0], jobs[3])}
+    again = train("-m", "resume=sweep", "hydra.launcher.slots=2", cwd=tmp_path, seconds=900)
+    assert again.returncode == 0, again.stderr
+    assert "2 of 4 jobs to run" in again.stdout and "all 4 jobs finished" in again.stdout
+    assert kept == {job: (job / "metrics.csv").stat().st_mtime for job in kept}
+    assert [len(offline.segments(job)) for job in jobs] == [1, 2, 2, 1]
+    starts = [offline.of_kind(part, "run")[0] for job in jobs for part in offline.segments(job)]
+    assert len({start.run_id for start in starts}) == 4
+    assert {start.run_group for start in starts} == {"sweep"}
+    assert not any(set("[]=,") & set(start.display_name) for start in starts)
+    for job in jobs:
+        assert json.loads((job / "summary.json").read_text())["status"] == "finished"
+        assert [row["iteration"] for row in csv.DictReader((job / "metrics.csv").open())] == ["1", "2", "3"]
+        assert offline.images(job) == 4
