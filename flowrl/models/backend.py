@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from flowrl.models.protocol import FlowModel
 
 
@@ -14,8 +16,8 @@ class Backend:
 
     `gradient_checkpointing` recomputes the transformer's blocks in backward passes; without gradients, in rollouts, it
     is off by itself. `attention` is one of diffusers' attention backends, null PyTorch's own choice. `compile` compiles
-    the transformer's repeated blocks. `slice_decoding` decodes images one at a time, `tile_decoding` in pieces, whose
-    seams are blended.
+    each of the transformer's blocks in place, so that no weight changes its name. `slice_decoding` decodes images one
+    at a time, `tile_decoding` in pieces, whose seams are blended.
     """
 
     gradient_checkpointing: bool
@@ -33,13 +35,18 @@ class Backend:
         if self.attention is not None:
             self._set_attention(transformer, self.attention)
         if self.compile:
-            transformer.compile_repeated_blocks()
+            _compile_blocks(transformer)
         if self.slice_decoding:
             vae.enable_slicing()
         if self.tile_decoding:
             vae.enable_tiling()
 
     def _set_attention(self, transformer: Any, attention: str) -> None:
+        if "sage" in attention:
+            raise ValueError(
+                f"backend.attention={attention}: SageAttention has no backward pass, so nothing before an attention "
+                "would be trained; choose another, or null"
+            )
         processors = transformer.attn_processors.values()
         if not any(hasattr(processor, "_attention_backend") for processor in processors):
             raise ValueError(
@@ -50,3 +57,15 @@ class Backend:
             transformer.set_attention_backend(attention)
         except (ValueError, RuntimeError, ImportError) as error:
             raise ValueError(f"backend.attention={attention} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _compile_blocks(transformer: nn.Module) -> None:
+    """diffusers' own `compile_repeated_blocks` does not know SD3's; all families keep their blocks in module lists."""
+    from torch import _dynamo  # slow to import
+
+    # With and without gradients, LoRA on and off, and a few batch sizes, times the kinds of block: beyond PyTorch's 8
+    # programs for one piece of code it would go on uncompiled, with a warning alone.
+    _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, 64)
+    for part in transformer.children():
+        for block in part if isinstance(part, nn.ModuleList) else ():
+            block.compile()

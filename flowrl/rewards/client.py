@@ -78,20 +78,22 @@ class Client:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self.token_env is not None:
             headers["Authorization"] = f"Bearer {os.environ[self.token_env]}"
-        places, until = asyncio.Semaphore(self.concurrency), asyncio.get_running_loop().time() + self.deadline
+        places = asyncio.Semaphore(self.concurrency)
         # A proxy never serves this machine's own ports.
         is_local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
         async with httpx.AsyncClient(headers=headers, timeout=None, trust_env=not is_local) as http:
+            until = asyncio.get_running_loop().time() + self.deadline
             return await asyncio.gather(*(self._post(http, places, until, url, request) for request in requests))
 
     async def _post(
         self, http: httpx.AsyncClient, places: asyncio.Semaphore, until: float, url: str, request: Mapping[str, Any]
     ) -> bytes | Unanswered:
-        body, last, attempt = json.dumps(request).encode(), "no answer", 0
+        last, attempt = "no answer", 0
         try:
             async with asyncio.timeout_at(until), places:
                 if not (num_tries := self._tries()):
                     return Unanswered(f"{url}: the circuit is open after repeated failures")
+                body = json.dumps(request).encode()  # only now: many requests may wait
                 for attempt in range(1, num_tries + 1):
                     if attempt > 1:
                         await asyncio.sleep(self._pause(attempt - 1))
