@@ -160,6 +160,13 @@ def test_evaluation_leaves_training_state_untouched():
     assert first.metrics == evaluator.evaluate(policy).metrics
 
 
+def test_a_later_part_of_a_set_has_the_noise_of_its_rows():
+    """So an evaluation that was stopped goes on with the same images. Mutation: number every part's rows from 0."""
+    policy, _, evaluator = make()
+    whole, part = evaluator.initial_noise(policy, 6), evaluator.initial_noise(policy, 4, first=2)
+    assert torch.equal(whole[2:], part) and not torch.equal(whole[:4], part)
+
+
 @pytest.mark.parametrize("overrides", [("batch.max_micro_batch=1",), ("batch.max_micro_batch=2",)])
 def test_micro_batches_do_not_change_the_result(overrides):
     """Batch times accumulation is one trajectory: the same weights after two iterations, up to rounding.
