@@ -74,10 +74,11 @@ def test_order_and_names_of_groups_do_not_matter(function, normal):
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     names = torch.tensor([40, 7, 1000, 3])
     one = torch.ones(1, dtype=torch.float64)
-    direct = function(rewards[:, None], one, groups, valid).values
-    shuffled = function(rewards[order, None], one, names[groups][order], valid[order]).values
-    torch.testing.assert_close(shuffled, direct[order], rtol=1e-12, atol=1e-15)
-    assert direct[valid].abs().min() > 0
+    direct = function(rewards[:, None], one, groups, valid)
+    shuffled = function(rewards[order, None], one, names[groups][order], valid[order])
+    torch.testing.assert_close(shuffled.values, direct.values[order], rtol=1e-12, atol=1e-15)
+    assert direct.values[valid].abs().min() > 0
+    assert shuffled.dropped_groups == direct.dropped_groups == 0
 
 
 def test_gdpo_by_hand():
