@@ -1,0 +1,80 @@
+"""A small open_clip model of the shapes world: a learned reward that is only nearly right, for studies of hacking."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flowrl.rewards.images import to_tensor
+from flowrl.rewards.protocol import Images
+from flowrl.shapes.grammar import WORDS
+from flowrl.types import Prompt, RewardOutput
+
+EMBEDDED = "embedded:"
+CONFIG, WEIGHTS = "shapes_proxy.json", "shapes_proxy.safetensors"
+TOKENS = {word: number for number, word in enumerate(dict.fromkeys(WORDS), start=1)}
+"""Of each word of the grammar; 0 fills up."""
+END = len(TOKENS) + 1
+"""The highest token, where open_clip's text tower is read out."""
+
+
+class ShapesProxy(nn.Module):
+    """exp(logit_scale) cos(image, text) / `divisor`, each image against its own prompt, as CLIPScore does it.
+
+    `pretrained` is a folder with the model's open_clip configuration and weights, as `scripts/train_proxy.py` writes
+    it, or `embedded:` for the shipped one. Words outside the grammar are left out. Part: cosine.
+    """
+
+    def __init__(self, *, pretrained: str, divisor: float) -> None:
+        super().__init__()
+        if divisor <= 0:
+            raise ValueError(f"reward.divisor={divisor} must be above 0")
+        package = Path(str(files("flowrl.rewards").joinpath("assets")))
+        folder = package if pretrained == EMBEDDED else Path(pretrained).expanduser()
+        try:
+            self.model: Any = build(json.loads((folder / CONFIG).read_text()))
+            weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+            self.model.load_state_dict(weights)
+        except (OSError, json.JSONDecodeError, SafetensorError, RuntimeError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"reward.pretrained={pretrained}: no proxy there ({reason}); give {EMBEDDED!r}, or the folder that "
+                "scripts/train_proxy.py wrote"
+            ) from error
+        self.divisor = divisor
+
+    def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+        pixels = to_tensor(images).to(self.model.logit_scale.device)
+        tokens = tokenize([prompt.text for prompt in prompts], self.model.context_length).to(pixels.device)
+        features = self.model.encode_image(normalised(pixels), normalize=True)
+        cosine = (features * self.model.encode_text(tokens, normalize=True)).sum(-1).cpu()
+        everywhere = torch.ones(len(prompts), dtype=torch.bool)
+        scale = self.model.logit_scale.exp().cpu()
+        return RewardOutput(scale * cosine / self.divisor, everywhere, {"cosine": cosine})
+
+
+def build(config: dict[str, Any]) -> nn.Module:
+    """open_clip's own CLIP of a configuration, with random weights."""
+    from open_clip.model import CLIP  # seconds to import, so only where it is used
+
+    return CLIP(**config).eval()
+
+
+def tokenize(texts: Sequence[str], length: int) -> Int[Tensor, "B L"]:
+    """Word by word, with the end token, cut and filled up to `length`."""
+    known = ([TOKENS[word] for word in text.split() if word in TOKENS][: length - 1] for text in texts)
+    return torch.tensor([[*words, END, *[0] * (length - len(words) - 1)] for words in known])
+
+
+def normalised(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+    """From [0, 1] to [-1, 1]."""
+    return images * 2 - 1
