@@ -4,11 +4,12 @@ VENV := .venv
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 BIN := $(VENV)/bin
 ARGS ?=
+STUDY ?= methods
 
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
 
 # The stamp follows pyproject.toml, so a changed dependency is installed by the next target.
 $(VENV)/.installed: pyproject.toml
@@ -44,10 +45,16 @@ benchmark: setup ## Time an iteration against its bare parts
 mutation: setup ## Break the numerics in known ways and report what no test notices
 	$(BIN)/python scripts/mutation.py $(ARGS)
 
+reproduce: setup ## Run a study from nothing, below outputs/reproduce: make reproduce STUDY=methods
+	$(BIN)/python scripts/study.py reproduce $(STUDY)
+
+reproduce-quick: setup ## A reduced version of all studies, below outputs/quick (half an hour on two cores)
+	$(BIN)/python scripts/study.py reproduce --quick
+
 docs: setup ## Generate docs/metrics.md from the glossary
 	$(BIN)/python scripts/metrics_page.py
 
 clean: ## Remove caches and the virtual environment, not the outputs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup train test test-all lint format benchmark mutation docs clean
+.PHONY: help setup train test test-all lint format benchmark mutation reproduce reproduce-quick docs clean

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from flowrl.modules.policy import Policy
 from flowrl.trackers import alert
 
-_STATUS, _CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS, _CLEAR_PEAK, _CPU = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/cpuinfo")
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "hydra-core", "numpy")
 
@@ -113,7 +113,7 @@ class RunRecord(Callback):
             "peak_memory_gib": round(peak_memory_gib(), 3),
             "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "git_revision": git_revision(),
-            "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else platform.processor() or "cpu",
+            "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else processor_name(),
         }
         # What is no number is null: JSON knows neither NaN nor infinity.
         clean = json.loads(json.dumps(summary), parse_constant=lambda name: None)
@@ -143,6 +143,12 @@ def peak_memory_gib() -> float:
         return int(match[1]) / 2**20
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes / (2**30 if platform.system() == "Darwin" else 2**20)
+
+
+def processor_name() -> str:
+    """The CPU's model where the system tells it, or its architecture."""
+    found = re.search(r"model name\s*:\s*(.+)", _CPU.read_text()) if _CPU.is_file() else None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def git_revision() -> str | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Literal
 
 from flowrl.shapes.grammar import FAMILIES, sample_caption
 from flowrl.types import Prompt
 
 
-def shapes_prompts(*, split: Literal["held_in", "held_out"], count: int, seed: int) -> list[Prompt]:
-    """`count` captions in equal shares of the task families, drawn with replacement.
+def shapes_prompts(
+    *, split: Literal["held_in", "held_out"], count: int, seed: int, families: Sequence[str] | None = None
+) -> list[Prompt]:
+    """`count` captions in equal shares of the task families, drawn with replacement; of `families` alone where given.
 
     `held_in` never contains a reserved combination (`Caption.is_held_out`); `held_out` only such captions, from the
     families that have any.
@@ -19,10 +22,14 @@ def shapes_prompts(*, split: Literal["held_in", "held_out"], count: int, seed: i
         raise ValueError(f"split={split!r} must be held_in or held_out")
     if count < 1:
         raise ValueError(f"count={count} must be at least 1")
-    rng = random.Random(f"prompts {split} {seed}")
     wants_held_out = split == "held_out"
     # Without a colour and without a relation nothing can be held out.
-    families = [name for name in FAMILIES if not wants_held_out or name not in ("single", "counting", "two_objects")]
+    possible = [name for name in FAMILIES if not wants_held_out or name not in ("single", "counting", "two_objects")]
+    if families is not None and (not families or (unknown := set(families) - set(possible))):
+        named = ", ".join(sorted(unknown)) if families else "none"
+        raise ValueError(f"families: {named} not among those of split={split}: {', '.join(possible)}; null takes all")
+    families = possible if families is None else [name for name in possible if name in families]
+    rng = random.Random(f"prompts {split} {seed}")
     prompts: list[Prompt] = []
     while len(prompts) < count:
         caption = sample_caption(families[len(prompts) % len(families)], rng)

@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 
 CONFIG = "config.yaml"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The safe loader in C, where it was built: ten times faster, which counts for hundreds of runs."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -78,7 +80,7 @@ def find(places: Iterable[Path]) -> list[Run]:
 def read(folder: Path, label: str) -> Run:
     """Read one run; what is missing or was cut short by a kill is left out."""
     try:
-        config = dict(flatten(yaml.safe_load((folder / CONFIG).read_text()) or {}))
+        config = dict(flatten(yaml.load((folder / CONFIG).read_text(), LOADER) or {}))
         summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").is_file() else {}
     except (yaml.YAMLError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder}: {CONFIG} or summary.json is damaged ({' '.join(str(error).split())})") from error

@@ -55,6 +55,25 @@ def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Es
     return _estimate(_resampled(np.asarray(ours), 0) - _resampled(np.asarray(theirs), 1), gap, count)
 
 
+def ratio(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
+    """The mean of `values` over that of `baseline`, on shared seeds, which are resampled as pairs.
+
+    NaN where a mean of the baseline is not positive: a ratio would mean nothing.
+    """
+    shared = [seed for seed in values if seed in baseline]
+    if not shared or (below := float(np.mean([baseline[seed] for seed in shared]))) <= 0:
+        return Estimate(math.nan, math.nan, math.nan, len(shared))
+    ours, theirs = (np.asarray([own[seed] for seed in shared]) for own in (values, baseline))
+    centre = float(ours.mean()) / below
+    if len(shared) < 2:
+        return Estimate(centre, math.nan, math.nan, 1)
+    below_resampled = _resampled(theirs, 0)
+    if below_resampled.min() <= 0:
+        return Estimate(centre, math.nan, math.nan, len(shared), is_paired=True)
+    found = _estimate(_resampled(ours, 0) / below_resampled, centre, len(shared))
+    return Estimate(found.mean, found.low, found.high, found.count, is_paired=True)
+
+
 def _resampled(values: np.ndarray, stream: int) -> np.ndarray:
     rows = np.random.default_rng(stream).integers(len(values), size=(RESAMPLES, len(values)))
     return values[rows].mean(1)

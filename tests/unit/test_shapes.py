@@ -232,3 +232,12 @@ def test_reward_reads_images_channels_first_and_marks_foreign_prompts():
     empty = ShapesReward(score="soft")(torch.full((1, 3, 32, 32), 0.93), prompts[:1])
     assert math.isnan(empty.parts["clean_objects"].item())
     assert empty.values.item() == 0
+
+
+def test_a_prompt_set_of_some_families():
+    """Mutation: ignore the families, or accept one that the split cannot have."""
+    prompts = shapes_prompts(split="held_in", count=20, seed=1, families=["position", "counting"])
+    assert [prompt.family for prompt in prompts[:4]] == ["counting", "position"] * 2
+    for split, families in (("held_in", ["countin"]), ("held_in", []), ("held_out", ["counting"])):
+        with pytest.raises(ValueError, match="families"):
+            shapes_prompts(split=split, count=1, seed=1, families=families)

@@ -1,0 +1,89 @@
+"""READMEs whose numbers come from records: `<!-- begin STUDY/PIECE -->...<!-- end -->` is filled, the rest is prose.
+
+A piece is a whole table (`methods/main`) or one cell of one (`methods/main/flow_dppo/KL`), which a sentence may quote.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from flowrl.report.tables import Table
+from flowrl.studies import ratio_noise_tables
+from flowrl.studies.figures import figure_names
+from flowrl.studies.plan import Study
+from flowrl.studies.tables import cells, status, tables
+
+BLOCK = re.compile(r"<!-- begin ([^>]+?) -->.*?<!-- end -->", re.DOTALL)
+NOTHING = "not run yet"
+
+
+def fill(text: str, pieces: Mapping[str, Mapping[str, str]]) -> str:
+    """The text with every block of the given studies filled; `pieces` maps studies to theirs.
+
+    Raises ValueError for a piece that a study with results does not have.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        name = match[1]
+        study = name.split("/", 1)[0]
+        if study not in pieces:
+            return match[0]
+        own = pieces[study]
+        if name not in own and len(own) > 1:
+            raise ValueError(f"{name}: study {study} has no such piece; it has {', '.join(sorted(own))}")
+        body = own.get(name, f"_{NOTHING}_")
+        is_block = name.count("/") == 1
+        return f"<!-- begin {name} -->" + (f"\n{body}\n" if is_block else body) + "<!-- end -->"
+
+    return BLOCK.sub(replaced, text)
+
+
+def pieces(study: Study, results: Mapping[str, Any]) -> dict[str, str]:
+    """Everything that a README can show of a study: of one without results, its status alone."""
+    found = {f"{study.name}/status": status(study, results)}
+    if not results["runs"] and not results.get("simulation"):
+        return found
+    for table in all_tables(study, results):
+        found[f"{study.name}/{table.stem}"] = body(table)
+        found |= cells(study.name, table)
+    found[f"{study.name}/figures"] = "\n\n".join(
+        f"![{name}](figures/{name}.svg)" for name in figure_names(study, results)
+    )
+    return found
+
+
+def all_tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
+    """Of the runs, and of what was computed without any."""
+    own = ratio_noise_tables.tables(results) if results.get("simulation") else []
+    return own + (tables(study, results) if results["runs"] else [])
+
+
+def body(table: Table) -> str:
+    """A table with its note above, without a heading."""
+    return table.markdown().split("\n\n", 1)[1].strip()
+
+
+def page(study: Study, results: Mapping[str, Any]) -> str:
+    """All pieces of a study on one page, for runs that are not its record."""
+    parts = [f"# {study.name}", status(study, results)]
+    if results["runs"] or results.get("simulation"):
+        parts += [table.markdown() for table in all_tables(study, results)]
+        parts.append(pieces(study, results)[f"{study.name}/figures"])
+    return "\n\n".join(parts) + "\n"
+
+
+def samples_page(study: str, names: list[str], seed: int) -> str:
+    """The page of samples: one grid a condition, by rule."""
+    rule = (
+        "The first prompts of the held-in evaluation set from its fixed noise, before and after training; of each "
+        f"condition the run of seed {seed}. Nothing is picked. The number is the prompt's headline score."
+    )
+    grids = "\n\n".join(f"## {name}\n\n![{name}](samples/{slug(name)}.png)" for name in names)
+    return f"# Samples: {study}\n\n{rule}\n\n{grids}\n"
+
+
+def slug(name: str) -> str:
+    """A condition as a file name."""
+    return re.sub(r"[^\w.+-]+", "_", name)

@@ -1,0 +1,162 @@
+"""A study's figures as PNG and SVG, in the colours of the report's charts. Only here is matplotlib imported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowrl.report.statistics import mean
+from flowrl.studies.analysis import Runs, by_seed, conditions, course
+from flowrl.studies.plan import Study
+from flowrl.studies.record import mean_of
+
+COLOURS = ("#2f6db3", "#d9742b", "#2a9469", "#b8477f", "#7a5cc0", "#a08412", "#2a93a8", "#8c5a3c")
+DASHES = ("-", "--", ":")
+STYLE: Any = {
+    "axes.facecolor": "#f6f7f8",
+    "axes.edgecolor": "#dfe3e7",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelcolor": "#5c6670",
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#dfe3e7",
+    "text.color": "#1d2126",
+    "xtick.color": "#5c6670",
+    "ytick.color": "#5c6670",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "svg.hashsalt": "flowrl",  # so that the same record gives the same file
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+}
+WIDTH, HEIGHT = 6.4, 4.0
+
+
+def figure_names(study: Study, results: Mapping[str, Any]) -> list[str]:
+    """The figures that a record can give."""
+    drawn = study.report.get("figures", {})
+    return [name for name, spec in drawn.items() if results["runs"] or spec["kind"] in SIMULATED]
+
+
+def draw(study: Study, results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write every figure of a study; returns the paths."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    paths: list[Path] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        for name in figure_names(study, results):
+            spec = study.report["figures"][name]
+            figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+            if spec["kind"] in SIMULATED:
+                SIMULATED[spec["kind"]](figure.subplots(), results["simulation"])
+            else:
+                groups = conditions(results["runs"], study.report["stages"])
+                KINDS[spec["kind"]](figure, groups, study.report["metrics"], spec)
+            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                paths.append(folder / f"{name}.{suffix}")
+                figure.savefig(paths[-1], dpi=150, metadata=metadata)
+    return paths
+
+
+def style(number: int) -> dict[str, Any]:
+    """A colour, and a dash where the colours begin anew."""
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
+
+
+def paths_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]) -> None:
+    """Each run's way from the base model to its end, thin, and the conditions' means, large."""
+    axes = figure.subplots()
+    for number, (label, runs) in enumerate(groups.items()):
+        ends = []
+        for run in runs:
+            points = course(run, metrics[spec["x"]], metrics[spec["y"]])
+            axes.plot(*zip(*points, strict=True), **style(number), linewidth=0.8, alpha=0.5)
+            if run["status"] == "finished" and points:
+                ends.append(points[-1])
+        if ends:
+            centre = [sum(values) / len(values) for values in zip(*ends, strict=True)]
+            axes.plot(*centre, "o", color=style(number)["color"], markersize=7, label=label)
+    axes.set_xlabel(spec["x"])
+    axes.set_ylabel(spec["y"])
+    _legend(axes)
+
+
+def curves_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]) -> None:
+    """A score over images drawn for training: the mean over runs, and the band from the smallest to the largest."""
+    axes = figure.subplots()
+    for number, (label, runs) in enumerate(groups.items()):
+        columns: dict[float, list[float]] = {}
+        for run in runs:
+            for row in run["evaluations"]:
+                images = row["iteration"] * run["images"] / max(run["iterations"], 1)
+                value = mean_of(row, metrics[spec["y"]])
+                columns.setdefault(images, []).append(value)
+        full = {x: own for x, own in sorted(columns.items()) if len(own) == len(runs) and not math.isnan(sum(own))}
+        axes.fill_between(
+            list(full), [min(own) for own in full.values()], [max(own) for own in full.values()],
+            color=style(number)["color"], alpha=0.15, linewidth=0,
+        )  # fmt: skip
+        axes.plot(list(full), [sum(own) / len(own) for own in full.values()], **style(number), label=label)
+    axes.set_xlabel("images")
+    axes.set_ylabel(spec["y"])
+    _legend(axes)
+
+
+def dots_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+    """One panel a metric: each condition's mean over seeds with its 95 % interval, and its runs as faint dots."""
+    names: Sequence[str] = spec["metrics"]
+    figure.set_size_inches(WIDTH + 1.2 * len(names), max(HEIGHT / 2, 0.28 * len(groups) + 1))
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        for number, runs in enumerate(groups.values()):
+            values = list(by_seed(runs, metrics[name]).values())
+            found = mean(values)
+            colour = style(number)["color"]
+            axes.plot(values, [number] * len(values), "o", color=colour, markersize=3, alpha=0.35)
+            if not math.isnan(found.low):
+                axes.plot([found.low, found.high], [number, number], color=colour, linewidth=2)
+            if values:
+                axes.plot([found.mean], [number], "o", color=colour, markersize=6)
+        axes.set_xlabel(name)
+    panels[0].set_yticks(range(len(groups)), list(groups))
+    panels[0].invert_yaxis()
+
+
+def noise_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
+    """Noise and signal of the log-ratio at the threshold over the number of latent dimensions."""
+    rows = simulation["at_threshold"]
+    dimensions = [row["dimensions"] for row in rows]
+    axes.loglog(dimensions, [row["noise"] for row in rows], "o-", color=COLOURS[1], label="noise, one sample")
+    axes.loglog(dimensions, [row["signal"] for row in rows], "o-", color=COLOURS[0], label="signal, the exact KL")
+    axes.set_xlabel("latent dimensions")
+    axes.set_ylabel("log-ratio, mean-reduced")
+    _legend(axes)
+
+
+def contradictions_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
+    """Share of decisions that the exact divergence contradicts, each estimator with its best clip range."""
+    for number, (label, rows) in enumerate(simulation["estimators"].items()):
+        shares = [100 * row["contradicted"] for row in rows]
+        axes.semilogx([row["dimensions"] for row in rows], shares, "o", **style(number), label=label)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("latent dimensions")
+    axes.set_ylabel("contradicted decisions, % of terms that move away")
+    _legend(axes)
+
+
+def _legend(axes: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+KINDS = {"paths": paths_figure, "curves": curves_figure, "dots": dots_figure}
+SIMULATED = {"noise": noise_figure, "contradictions": contradictions_figure}

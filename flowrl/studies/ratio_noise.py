@@ -1,0 +1,199 @@
+"""Noise and signal of the log-ratio, and how often a clip decides otherwise than the exact divergence, without a model.
+
+A step N(mean, std^2 I) in D dimensions whose velocity moved by a given amount, of root mean square u per dimension,
+has d = gain u and, mean-reduced, KL kappa = d^2 / (2 std^2). Its log-ratio is
+
+    log r = sqrt(2 kappa / D) z - kappa,    z standard normal
+
+(Flow-DPPO, arXiv 2606.11025, its section on ratio clipping): noise that shrinks with D over a signal that does not.
+What is clipped is c log r, or c (log r + kappa) where it is centred: c = 1 for Flow-GRPO, 2 std^2 for Flow-CPS's
+unnormalised log-probability, std and centred for GRPO-Guard. All of it is a question of normal tails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.special import ndtr
+
+from flowrl.diagnostics import Diagnostics
+from flowrl.gaussian import GaussianStep, Likelihood
+from flowrl.samplers.cps import CPS
+from flowrl.samplers.protocol import Sampler
+from flowrl.samplers.sde import FlowSDE
+from flowrl.schedule import Interval, LinearShift, intervals
+from flowrl.types import LossInputs
+
+GROSS = 4.0
+"""A contradicted decision is gross where the divergence is that many times below or above the threshold."""
+CHUNK = 2**22
+"""Numbers drawn at a time."""
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A clip's view of a step; `form` is that of the log-probability it is taken from."""
+
+    label: str
+    sampler: Sampler
+    form: str
+    is_centred: bool
+
+    def scale(self, interval: Interval) -> float:
+        """c, by which the log-ratio is multiplied before the clip."""
+        std = self.sampler.std(interval)
+        return 2 * std**2 if self.form == "unnormalised" else std if self.is_centred else 1.0
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Shares of the terms that move away from the old policy: dropped against the mask's word, kept against it."""
+
+    false_alarms: float
+    misses: float
+    gross: float
+
+    @property
+    def contradicted(self) -> float:
+        """Both."""
+        return self.false_alarms + self.misses
+
+
+def estimators(noise_levels: Mapping[str, float]) -> list[Estimator]:
+    """Flow-GRPO, GRPO-Guard, and CPS steps with the Gaussian and the published log-probability."""
+    sde, cps = FlowSDE(noise_level=noise_levels["flow_sde"]), CPS(noise_level=noise_levels["cps"])
+    return [
+        Estimator("Flow-SDE, ratio (Flow-GRPO)", sde, "gaussian", False),
+        Estimator("Flow-SDE, centred ratio (GRPO-Guard)", sde, "gaussian", True),
+        Estimator("CPS, ratio", cps, "gaussian", False),
+        Estimator("CPS, unnormalised ratio (Flow-CPS)", cps, "unnormalised", False),
+    ]
+
+
+def noise(kl: Tensor, dimensions: int) -> Tensor:
+    """Standard deviation of the mean-reduced log-ratio of a step with the mean-reduced KL `kl`."""
+    return (2 * kl / dimensions).sqrt()
+
+
+def step_kls(sampler: Sampler, steps: Sequence[Interval], velocity: Tensor) -> Tensor:
+    """The KL of each step (rows) where the velocity moved by each rms (columns)."""
+    sensitivity = torch.tensor([(sampler.gain(own) / sampler.std(own)) ** 2 / 2 for own in steps], dtype=velocity.dtype)
+    return sensitivity[:, None] * velocity.square()
+
+
+def population(sampler: Sampler, steps: Sequence[Interval], delta: float, spread: float, count: int) -> Tensor:
+    """Root mean squares of velocity differences at `count` even quantiles, log-normal and the same at every step.
+
+    The KL's logarithm has standard deviation `spread`, and its mean over quantiles and steps is that of `delta`.
+    """
+    one = step_kls(sampler, steps, torch.ones(1, dtype=torch.float64)).log().mean()
+    quantiles = torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)
+    return ((math.log(delta) - one + spread * quantiles) / 2).exp()
+
+
+def decide(kl: Tensor, scales: Tensor, *, dimensions: int, clip: float, delta: float, is_centred: bool) -> Decisions:
+    """Closed form, over terms with the given KLs (steps, quantiles) and either sign of the advantage.
+
+    The mask drops z above a (A > 0), or below it (A < 0), where KL >= delta; the clip above, or below, bounds of its
+    own. Both are tails of one normal variable, so they differ by a difference of tails.
+    """
+    std = noise(kl, dimensions)
+    shift = torch.zeros_like(kl) if is_centred else kl
+    away = kl / std
+    is_far = kl >= delta
+    false_alarms, misses, gross = [], [], []
+    for sign, bound in ((1.0, math.log1p(clip)), (-1.0, math.log1p(-clip))):
+        clipped = ndtr(-sign * (bound / scales + shift) / std)
+        masked = torch.where(is_far, ndtr(-sign * away), 0.0)
+        wrong = clipped - masked
+        false_alarms.append(wrong.clamp(min=0))
+        misses.append((-wrong).clamp(min=0))
+        is_gross = (kl < delta / GROSS) | (kl > delta * GROSS)
+        gross.append(torch.where(is_gross, wrong.abs(), 0.0))
+    # The signs are equally likely, and together they move away with probability 1: sums are shares of such terms.
+    return Decisions(*(float(sum(parts).mean()) for parts in (false_alarms, misses, gross)))  # type: ignore[union-attr]
+
+
+def best_clip(kl: Tensor, scales: Tensor, *, dimensions: int, delta: float, is_centred: bool) -> float:
+    """The clip range that contradicts the mask least, on a logarithmic grid: a fair comparison takes this one."""
+    middle = float(noise(torch.tensor(delta), dimensions) * scales.log().mean().exp())
+    grid = [min(middle * 10 ** (n / 50), 0.9) for n in range(-150, 151)]
+    options = {"dimensions": dimensions, "delta": delta, "is_centred": is_centred}
+    return min(grid, key=lambda clip: decide(kl, scales, clip=clip, **options).contradicted)  # type: ignore[arg-type]
+
+
+def sampled(
+    estimator: Estimator, steps: Sequence[Interval], velocity: Tensor, *, dimensions: int, clip: float, delta: float,
+    samples: int, seed: int,
+) -> float:  # fmt: skip
+    """The share of contradicted decisions again, drawn: real steps, log-probabilities and diagnostics of training."""
+    generator = torch.Generator().manual_seed(seed)
+    likelihood, diagnose = Likelihood(reduction="mean", form=estimator.form), Diagnostics(clip=clip, delta=delta)  # type: ignore[arg-type]
+    wrong, total = 0.0, 0
+    rows = max(1, CHUNK // dimensions)
+    for interval in steps:
+        for start in range(0, samples, rows):
+            count = min(rows, samples - start)
+            moved = velocity[torch.randint(len(velocity), (count,), generator=generator)]
+            nowhere = torch.zeros(count, dimensions, 1, 1, dtype=torch.float64)
+            old = GaussianStep(nowhere, estimator.sampler.std(interval))
+            x_next = old.sample(torch.randn(old.mean.shape, generator=generator, dtype=torch.float64))
+            # Noise is the same in all directions, so one direction of the difference stands for all.
+            new = GaussianStep(old.mean + moved.view(-1, 1, 1, 1) * estimator.sampler.gain(interval), old.std)
+            none = torch.zeros(count, dtype=torch.float64)
+            advantage = torch.randint(2, (count,), generator=generator).double() * 2 - 1
+            inputs = LossInputs(
+                log_prob=likelihood.log_prob(new, x_next),
+                old_log_prob=likelihood.log_prob(old, x_next),
+                advantage=advantage,
+                kl=likelihood.kl(new, old.mean),
+                tv=none,
+                velocity=none,
+                std=old.std,
+                dt=interval.dt,
+                form=estimator.form,
+                reduction="mean",
+            )
+            found = diagnose(inputs, 0)
+            wrong += float(found["trust/clip_false_alarms"] + found["trust/clip_misses"]) * count
+            total += count
+    return 2 * wrong / total  # about half of all terms move away
+
+
+def simulate(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What the study computes without a model; `spec` is the `simulation` of its sweep.yaml."""
+    steps = intervals(LinearShift(shift=spec["shift"]), spec["num_steps"])[:-1]
+    delta, threshold = spec["delta"], torch.tensor(spec["delta"], dtype=torch.float64)
+    at_threshold = [
+        {"dimensions": own, "noise": float(noise(threshold, own)), "signal": delta} for own in spec["dimensions"]
+    ]
+    found: dict[str, list[dict[str, Any]]] = {}
+    by_step: dict[str, list[dict[str, float]]] = {}
+    for estimator in estimators(spec["noise_levels"]):
+        velocity = population(estimator.sampler, steps, delta, spec["spread"], spec["quantiles"])
+        kl = step_kls(estimator.sampler, steps, velocity)
+        scales = torch.tensor([estimator.scale(own) for own in steps], dtype=torch.float64)[:, None]
+        options: dict[str, Any] = {"delta": delta, "is_centred": estimator.is_centred}
+        first = best_clip(kl, scales, dimensions=spec["dimensions"][0], **options)
+        rows = found[estimator.label] = []
+        for dimensions in spec["dimensions"]:
+            clip = best_clip(kl, scales, dimensions=dimensions, **options)
+            own = decide(kl, scales, dimensions=dimensions, clip=clip, **options)
+            carried = decide(kl, scales, dimensions=dimensions, clip=first, **options)
+            row = {"dimensions": dimensions, "clip": clip, "contradicted": own.contradicted, "gross": own.gross}
+            row |= {"false_alarms": own.false_alarms, "misses": own.misses, "carried": carried.contradicted}
+            if dimensions in spec["sampled_dimensions"] and not estimator.is_centred:
+                drawn = {"samples": spec["samples"], "seed": spec["seed"], "clip": clip, "delta": delta}
+                row["sampled"] = sampled(estimator, steps, velocity, dimensions=dimensions, **drawn)
+            rows.append(row)
+        middle = velocity.log().mean().exp()[None]
+        by_step[estimator.label] = [
+            {"sigma": own.sigma, "std": estimator.sampler.std(own), "kl": float(each), "scale": estimator.scale(own)}
+            for own, each in zip(steps, step_kls(estimator.sampler, steps, middle)[:, 0], strict=True)
+        ]
+    return {"setting": dict(spec), "at_threshold": at_threshold, "estimators": found, "steps": by_step}

@@ -1,0 +1,95 @@
+"""Tables of what the study of the ratio's noise computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from flowrl.report.statistics import mean
+from flowrl.report.tables import Cell, Table
+from flowrl.studies.analysis import Runs, conditions
+
+
+def tables(results: Mapping[str, Any]) -> list[Table]:
+    """At the threshold, by estimator, by step, and measured in real runs."""
+    simulation = results["simulation"]
+    found = [threshold_table(simulation), estimator_table(simulation), step_table(simulation)]
+    groups = conditions(results["runs"], ["run"])
+    return [*found, measured_table(groups, simulation["setting"]["run_dimensions"])] if groups else found
+
+
+def threshold_table(simulation: Mapping[str, Any]) -> Table:
+    """Noise against signal where the KL is the threshold."""
+    rows: list[list[Cell]] = [
+        [f"{row['dimensions']:,}", row["noise"], row["signal"], row["noise"] / row["signal"]]
+        for row in simulation["at_threshold"]
+    ]
+    note = (
+        f"A step whose exact KL is delta = {simulation['setting']['delta']:g}, mean-reduced: sqrt(2 delta / D) against "
+        "delta. Neither sampler nor sigma enters."
+    )
+    return Table("threshold", "Noise and signal", note, ("dimensions", "noise", "signal", "noise over signal"), rows)
+
+
+def estimator_table(simulation: Mapping[str, Any]) -> Table:
+    """How often each clip, at its best range, decides otherwise than the mask."""
+    rows: list[list[Cell]] = []
+    for label, own in simulation["estimators"].items():
+        for row in own:
+            shares = [_percent(row[key]) for key in ("contradicted", "false_alarms", "misses", "gross")]
+            drawn = _percent(row["sampled"]) if "sampled" in row else "-"
+            name = f"{label}, D={row['dimensions']:,}"
+            rows.append([name, row["clip"], *shares, drawn, _percent(row["carried"])])
+    heads = ("contradicted", "false alarms", "misses", "gross", "contradicted, drawn", "with the first D's range")
+    note = (
+        "Shares of the terms that move away from the old policy, in closed form, each clip at the range that "
+        "contradicts the exact divergence least. Gross: the KL is a factor of four or more from delta."
+    )
+    return Table("estimators", "Contradicted decisions", note, ("clip", "best range", *heads), rows)
+
+
+def step_table(simulation: Mapping[str, Any]) -> Table:
+    """What one difference of velocities means at each step."""
+    rows: list[list[Cell]] = []
+    for label, own in simulation["steps"].items():
+        for number, row in enumerate(own):
+            relative = row["kl"] / simulation["setting"]["delta"]
+            rows.append([f"{label}, step {number}", row["sigma"], row["std"], relative, row["scale"]])
+    note = "The median difference of velocities, the same at every step; scale is what the clip multiplies log r by."
+    return Table("steps", "By step", note, ("clip", "sigma", "std", "KL over delta", "scale"), rows)
+
+
+def measured_table(groups: Mapping[str, Runs], dimensions: int) -> Table:
+    """Real runs: the logged noise and signal, and the noise that the signal predicts.
+
+    Of an iteration's two updates the first starts at the rollout's weights, where both are 0. With noise sqrt(2 kl / D)
+    in the second, the mean of the two is sqrt(kl / D) of the mean kl.
+    """
+    rows: list[list[Cell]] = []
+    for label, runs in groups.items():
+        kl, seen, alarms, misses = (
+            [_average(run["training"][f"trust/{name}"]) for run in runs]
+            for name in ("log_ratio_signal", "log_ratio_noise", "clip_false_alarms", "clip_misses")
+        )
+        predicted = [
+            _average([math.sqrt(value / dimensions) for value in run["training"]["trust/log_ratio_signal"]])
+            for run in runs
+        ]
+        quotient = [a / b for a, b in zip(seen, predicted, strict=True)]
+        values = (kl, seen, predicted, quotient, alarms, misses)
+        rows.append([label, len(runs), *(mean(own) for own in values)])
+    columns = ("signal", "noise", "noise predicted", "measured over predicted", "false alarms", "misses")
+    note = (
+        f"Means over iterations of short real runs, {dimensions} latent dimensions, and over seeds. False alarms and "
+        "misses: shares of all terms, at trust.clip and trust.delta as they ship."
+    )
+    return Table("measured", "In training", note, ("condition", "seeds", *columns), rows)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _average(values: list[float]) -> float:
+    return sum(values) / len(values)

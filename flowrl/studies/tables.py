@@ -1,0 +1,140 @@
+"""The tables of a study's README, from its record alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flowrl.report.statistics import difference, mean
+from flowrl.report.tables import Cell, Table
+from flowrl.studies.analysis import Runs, by_seed, compare, conditions
+from flowrl.studies.plan import Study
+from flowrl.studies.record import evaluated
+
+BASE = "base model"
+
+
+def tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
+    """What the record has to say: conditions, comparisons, and what was tuned."""
+    runs, report = results["runs"], study.report
+    groups = conditions(runs, report["stages"])
+    found = [main_table(groups, report["metrics"])] if groups else []
+    if pairs := [pair for pair in report.get("compare", ()) if all(name in groups for name in pair)]:
+        found.append(comparison_table(groups, pairs, report))
+    if results.get("tuned"):
+        found += [chosen_table(results["tuned"], study), tuning_table(study, results)]
+    return found
+
+
+def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
+    """One row a condition: means of the evaluation after training; the first row is that before."""
+    first = next(iter(groups.values()))[0]
+    rows: list[list[Cell]] = [[BASE, "", *(evaluated(first, metric, 0) for metric in metrics.values()), "", ""]]
+    for label, runs in groups.items():
+        failed = sum(run["status"] == "failed" for run in runs)
+        seeds = f"{len(runs)}" + (f", {failed} failed" if failed else "")
+        images, seconds = (_average([run[key] for run in runs]) for key in ("images", "seconds"))
+        values = (mean(list(by_seed(runs, metric).values())) for metric in metrics.values())
+        rows.append([label, seeds, *values, f"{images:,.0f}", f"{seconds:.0f}"])
+    note = "Means over seeds with 95 % bootstrap intervals, after training; the base model's values are from before."
+    columns = ("condition", "seeds", *metrics, "images", "seconds")
+    return Table("main", "After training", note, columns, rows)
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def comparison_table(groups: Mapping[str, Runs], pairs: Sequence[Sequence[str]], report: Mapping[str, Any]) -> Table:
+    """One row a claim: a condition against another."""
+    reward, kl = (report["metrics"][report[key]] for key in ("reward", "kl"))
+    others = report.get("differences", ())
+    rows: list[list[Cell]] = []
+    for ours, theirs in pairs:
+        found = compare(groups[ours], groups[theirs], reward, kl)
+        gap = found.pop("difference")
+        at_equal = found["KL ratio at equal reward"].count
+        cells = [estimate.text() for estimate in found.values()]
+        scores = [[by_seed(groups[own], report["metrics"][name]) for own in (ours, theirs)] for name in others]
+        gaps = [difference(*pair).text(sign=True) for pair in scores]
+        rows.append([f"{ours} against {theirs}", str(gap.count), gap.text(sign=True), *cells, str(at_equal), *gaps])
+    name = report["reward"]
+    columns = [f"{name}, difference", f"{name}, ratio", f"{name}, ratio of gains", "KL ratio at equal reward"]
+    columns += ["pairs with one", *(f"{name}, difference" for name in others)]
+    note = (
+        f"By {name}, over shared seeds as pairs. The KL ratio is taken at the highest reward that both runs of a pair "
+        "reached, its evaluations joined by straight lines; below 1 the first of the two drifts less."
+    )
+    return Table("comparisons", "Comparisons", note, ("comparison", "seeds", *columns), rows)
+
+
+def chosen_table(tuned: Mapping[str, Mapping[str, Any]], study: Study) -> Table:
+    """What the tuning stage chose for each method."""
+    stage = next(stage for stage in study.stages if stage.chooses)
+    rows: list[list[Cell]] = [
+        [method, own["variant"], own["score"], edges(own["variant"], list(stage.variants[method]))]
+        for method, own in tuned.items()
+    ]
+    note = f"By mean {stage.chooses} after training, over seeds {', '.join(map(str, stage.seeds))}, unused elsewhere."
+    columns = ("method", "chosen", "score", "at the edge of its grid")
+    return Table("chosen", "Tuned", note, columns, rows)
+
+
+def edges(variant: str, variants: Sequence[str]) -> str:
+    """The keys of a variant whose value is the first or last of several in the grid: a wider one might do better."""
+    found = []
+    for word in variant.split():
+        key = word.split("=", 1)[0]
+        values = list(dict.fromkeys(own for other in variants for own in other.split() if own.startswith(f"{key}=")))
+        if len(values) > 1 and word in (values[0], values[-1]):
+            found.append(key)
+    return ", ".join(found) or "no"
+
+
+def tuning_table(study: Study, results: Mapping[str, Any]) -> Table:
+    """Every variant that was tried."""
+    stage = next(stage for stage in study.stages if stage.chooses)
+    groups = conditions(results["runs"], [stage.name])
+    rows: list[list[Cell]] = []
+    for method, variants in stage.variants.items():
+        for variant in variants:
+            runs = groups.get(f"{method} {variant}".strip(), [])
+            scores = [evaluated(run, stage.chooses, -1) for run in runs]
+            score = _average(scores) if scores else math.nan
+            is_chosen = results["tuned"][method]["variant"] == variant
+            rows.append([method, variant, len(runs), score, "yes" if is_chosen else ""])
+    columns = ("method", "variant", "seeds", stage.chooses, "chosen")
+    return Table("tuning", "Tuning", "Mean over the tuning seeds; `-` where a run failed.", columns, rows)
+
+
+def status(study: Study, results: Mapping[str, Any]) -> str:
+    """How much of the study has been run, with what and where."""
+    runs = results["runs"]
+    if not runs and not results.get("simulation"):
+        parts = ", ".join(f"{stage.name} {stage.num_runs}" for stage in study.stages)
+        return f"**Not run yet.** Planned: {study.num_runs} runs ({parts}), about {study.hours:.1f} hours on two cores."
+    failed = sum(run["status"] == "failed" for run in runs)
+    lines = [f"{len(runs)} of {study.num_runs} runs, {failed} of them failed; {_hours(runs)} hours of single runs."]
+    if len(runs) < study.num_runs:
+        lines.insert(0, "**Incomplete:** what follows is of the runs that are there.")
+    for name, key in (("Commit", "commit"), ("Device", "device")):
+        counts = Counter(str(run[key])[:60] for run in runs)
+        lines.append(f"{name}: {', '.join(f'{value} ({count})' for value, count in counts.most_common())}.")
+    packages = Counter(", ".join(f"{name} {own}" for name, own in (run["versions"] or {}).items()) for run in runs)
+    lines += [f"Packages: {value} ({count})." for value, count in packages.most_common()]
+    return "  \n".join(lines)
+
+
+def _hours(runs: Runs) -> str:
+    return f"{sum(run['seconds'] or 0 for run in runs) / 3600:.2f}"
+
+
+def cells(study: str, table: Table) -> dict[str, str]:
+    """Each cell by `<study>/<table>/<row>/<column>`, so that a sentence can quote it."""
+    return {
+        f"{study}/{table.stem}/{row[0]}/{column}": table.text(cell)
+        for row in table.rows
+        for column, cell in zip(table.columns[1:], row[1:], strict=True)
+    }

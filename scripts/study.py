@@ -1,0 +1,166 @@
+"""Run, collect and write up a study: python scripts/study.py run methods
+
+    plan       what there is to run, what of it is over
+    run        start or continue the study's runs, below outputs/studies/<study>/runs
+    collect    take what is over into experiments/<study>/results.json, and its sample grids
+    render     fill the READMEs' tables and draw the figures, from results.json alone
+    reproduce  all of it from nothing, below outputs/reproduce, beside the record; --quick: reduced, below outputs/quick
+
+Ctrl-C or SIGTERM stops the runs after their iteration; the same command goes on. A run in results.json is over for
+good, so a study may take many sittings: collect and commit after each.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowrl.command import one_line_errors
+from flowrl.studies.analysis import conditions
+from flowrl.studies.choice import choose
+from flowrl.studies.document import fill, page, pieces, samples_page, slug
+from flowrl.studies.figures import draw
+from flowrl.studies.place import TUNED, Place
+from flowrl.studies.plan import ORDER, Planned, Study
+from flowrl.studies.record import load, write
+from flowrl.sweep.job import JobsFailed, has_key
+from flowrl.sweep.plan import match, write_sweep
+from flowrl.sweep.pool import Pool, find_slots
+
+ROOT = Path(__file__).parents[1]
+PLANS = ROOT / "experiments"
+GRACE, REFRESH = 60.0, 2.0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("plan", "run", "collect", "render", "reproduce"))
+    parser.add_argument("studies", nargs="*", help=f"default: all, in this order: {', '.join(ORDER)}")
+    parser.add_argument("--quick", action="store_true", help="the reduced version, below outputs/quick")
+    parser.add_argument("--retry", action="store_true", help="run failed runs again, which are results otherwise")
+    parser.add_argument("--slots", type=int, help="runs at a time; default: one for each core")
+    return parser.parse_args()
+
+
+def place(action: str, is_quick: bool) -> Place:
+    outputs = ROOT / "outputs"
+    if is_quick:
+        return Place(PLANS, outputs / "quick", outputs / "quick", is_quick=True)
+    if action == "reproduce":
+        return Place(PLANS, outputs / "reproduce", outputs / "reproduce")
+    return Place(PLANS, outputs / "studies", PLANS)
+
+
+def show_plan(where: Place, study: Study) -> None:
+    planned = where.planned(study)
+    found = where.find(study.name, planned)
+    print(f"{study.name}: {study.num_runs} runs, about {study.hours:.1f} hours on two cores; {len(found)} are over")
+    for stage in study.stages:
+        own = [run for run in planned if run.stage == stage.name]
+        over = sum(run in found for run in own)
+        waits = "" if own else f", waits for the tuning of {stage.tuned}"
+        print(f"  {stage.name}: {over} of {stage.num_runs} over, {stage.seconds:.0f} s each{waits}")
+
+
+def run(where: Place, study: Study, slots: int | None, is_retry: bool) -> None:
+    """Every stage to its end; the next one begins when the one before is over."""
+    for stage in study.stages:
+        runs = stage.runs(where.chosen(stage.tuned) if stage.tuned else {})
+        sweep(where, study, runs, slots, is_retry)
+        if stage.chooses:
+            chosen = choose(stage, runs, where.find(study.name, runs))
+            path = where.root / study.name / TUNED
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(chosen, indent=2) + "\n")
+            print(f"{study.name}: tuned, see {path}")
+
+
+def sweep(where: Place, study: Study, runs: Sequence[Planned], slots: int | None, is_retry: bool) -> None:
+    """Run what is not over. Raises JobsFailed where something has ended without a result."""
+    found = where.find(study.name, runs)
+    missing = [own for own in runs if own not in found or (is_retry and found[own]["status"] == "failed")]
+    if not missing:
+        return
+    folder = where.runs(study.name)
+    jobs = match(folder, [own.overrides for own in missing], [(1, length(own)) for own in missing])
+    write_sweep(folder, [own.overrides for own in missing], is_new=False)
+    devices = find_slots(slots, 0, len(jobs))
+    print(
+        f"{study.name}, {runs[0].stage}: {len(missing)} of {len(runs)} runs, {len(devices.names)} at a time, {folder}"
+    )
+    Pool(devices, is_fail_fast=False, grace=GRACE, refresh=REFRESH, group=study.name).run(jobs)
+    if lost := len(missing) - len(where.find(study.name, missing)):
+        raise JobsFailed(f"{lost} runs ended without a result; see job.log in the folders below {folder}")
+
+
+def length(planned: Planned) -> int:
+    key = "num_iterations"
+    return next((int(own.split("=", 1)[1]) for own in planned.overrides if has_key([own], key)), 0)
+
+
+def collect(where: Place, study: Study) -> None:
+    """Write results.json from what is over, and copy the sample grids of the first seed."""
+    found = where.find(study.name, where.planned(study))
+    results = {"study": study.name, "tuned": where.tuned(study)}
+    if study.simulation:
+        from flowrl.studies.ratio_noise import simulate  # PyTorch
+
+        results["simulation"] = simulate(study.simulation)
+    write(where.results(study.name), results | {"runs": list(found.values())})
+    folders, samples = where.folders(study.name), where.results(study.name).parent / "samples"
+    for planned in found:
+        folder = folders.get(frozenset(planned.overrides))
+        is_shown = planned.stage in study.report["stages"] and planned.seed == first_seed(study)
+        if is_shown and folder and (grids := sorted((folder / "images").glob("[0-9]*.png"))):
+            samples.mkdir(exist_ok=True)
+            shutil.copyfile(grids[-1], samples / f"{slug(planned.condition)}.png")
+    print(f"{study.name}: {len(found)} of {study.num_runs} runs in {where.results(study.name)}")
+
+
+def first_seed(study: Study) -> int:
+    return next(stage.seeds[0] for stage in study.stages if stage.name in study.report["stages"])
+
+
+def render(where: Place, names: Sequence[str]) -> None:
+    """Fill the READMEs below experiments/ and the front page; elsewhere write one page a study."""
+    studies = {name: where.study(name) for name in names}
+    filled = {name: pieces(study, load(where.results(name))) for name, study in studies.items()}
+    for name, study in studies.items():
+        results, folder = load(where.results(name)), where.results(name).parent
+        if results["runs"] or results.get("simulation"):
+            draw(study, results, folder / "figures")
+            own = conditions(results["runs"], study.report["stages"])
+            shown = [label for label in own if (folder / "samples" / f"{slug(label)}.png").is_file()]
+            if shown:
+                (folder / "samples.md").write_text(samples_page(name, shown, first_seed(study)))
+        if folder.parent != PLANS and folder.is_dir():
+            (folder / "results.md").write_text(page(study, results))
+            print(f"{name}: {folder / 'results.md'}")
+    if where.records == PLANS:
+        for path in (ROOT / "README.md", *(PLANS / name / "README.md" for name in names)):
+            path.write_text(fill(path.read_text(), filled))
+
+
+def main() -> None:
+    args = arguments()
+    start, where = time.monotonic(), place(args.action, args.quick)
+    names = args.studies or list(ORDER)
+    for name in names:
+        study = where.study(name)
+        if args.action == "plan":
+            show_plan(where, study)
+        if args.action in ("run", "reproduce"):
+            run(where, study, args.slots, args.retry)
+        if args.action in ("collect", "reproduce"):
+            collect(where, study)
+    if args.action in ("render", "reproduce"):
+        render(where, names)
+    if args.action in ("run", "reproduce"):
+        print(f"{', '.join(names)}: {(time.monotonic() - start) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    sys.exit(one_line_errors(main))

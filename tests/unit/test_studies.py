@@ -1,0 +1,350 @@
+"""Studies read records; these are written by hand, so that every number that comes out is known."""
+
+import json
+import math
+import re
+import shutil
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import pytest
+import study as script
+import yaml
+from PIL import Image
+
+from flowrl.studies.analysis import compare, conditions, cost_at, equal_reward_ratio
+from flowrl.studies.choice import choose
+from flowrl.studies.document import BLOCK, fill, page, pieces
+from flowrl.studies.figures import draw
+from flowrl.studies.place import Place
+from flowrl.studies.plan import ORDER, Planned, merge, read
+from flowrl.studies.record import from_folder, load, thinned, write
+from flowrl.studies.tables import edges
+from flowrl.sweep.pool import Pool
+
+ROOT = Path(__file__).parents[2]
+REWARD, KL = "eval/held_in/part/soft", "eval/held_in/kl_ref"
+SWEEP = {
+    "common": ["num_iterations=40", "logger=none"],
+    "stages": {
+        "tune": {
+            "chooses": REWARD,
+            "seeds": [100, 101],
+            "seconds": 30,
+            "methods": {"grpo": ["loss=grpo"], "dppo": ["loss=dppo"]},
+            "grid": {"grpo": {"lr": [1, 2], "clip": [5]}, "dppo": {"lr": [1, 2, 3]}},
+        },
+        "test": {
+            "tuned": "mine",
+            "seeds": [0, 1],
+            "seconds": 60,
+            "methods": {"grpo": ["loss=grpo"], "dppo": ["loss=dppo"]},
+        },
+    },
+    "report": {
+        "stages": ["test"],
+        "reward": "soft",
+        "kl": "KL",
+        "metrics": {"soft": REWARD, "KL": KL, "both": [REWARD, KL]},
+        "compare": [["dppo", "grpo"]],
+        "differences": ["KL"],
+        "figures": {
+            "frontier": {"kind": "paths", "x": "KL", "y": "soft"},
+            "learning": {"kind": "curves", "y": "soft"},
+            "means": {"kind": "dots", "metrics": ["soft", "KL"]},
+        },
+    },
+    "quick": {
+        "common": ["num_iterations=4"],
+        "stages": {"tune": {"seeds": [100], "grid": {"grpo": {"lr": [1]}, "dppo": {"lr": [1]}}}},
+    },
+}
+SEED_GAIN = {0: 0.125, 1: 0.25, 100: 0.0, 101: 0.0}
+
+
+def outcome(planned):
+    """Soft rises from 0.5; at the end dppo is 0.125 ahead of grpo at half the KL. In tuning a rate of 2 is best."""
+    rate = next((int(own.split("=")[1]) for own in planned.overrides if own.startswith("lr=")), 0)
+    gain = SEED_GAIN[planned.seed] + (0.125 if planned.method == "dppo" else 0.0) + (0.0625 if rate == 2 else 0.0)
+    kl = 0.25 if planned.method == "dppo" else 0.5
+    return [(0, 0.5, 0.0), (20, 0.5 + gain / 2, kl / 4), (40, 0.5 + gain, kl)]
+
+
+def write_run(folder, planned, status="finished"):
+    """A run's folder as train.py and the sweep leave it."""
+    (folder / "images").mkdir(parents=True)
+    config = {"seed": planned.seed, "viewing": {"every": 20}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = {max(iteration, 1): f"{soft},{kl}" for iteration, soft, kl in outcome(planned)}
+    lines = [f"{i},{i / 40},{rows.get(i, ',')}" for i in range(1, 41)]
+    (folder / "metrics.csv").write_text("\n".join([f"iteration,reward/mean,{REWARD},{KL}", *lines, ""]))
+    versions = {"torch": "2.8.0"}
+    summary = {"status": status, "iterations": 40, "images": 11520, "seconds": 60.0, "versions": versions}
+    (folder / "summary.json").write_text(json.dumps(summary | {"git_revision": "abc", "device": "a processor"}))
+    (folder / "job.json").write_text(json.dumps({"overrides": planned.overrides, "number": 0, "seconds": 1.0}))
+    Image.new("RGB", (4, 4)).save(folder / "images" / "000040.png")
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "experiments" / "mine").mkdir(parents=True)
+    (tmp_path / "experiments" / "mine" / "sweep.yaml").write_text(yaml.safe_dump(SWEEP, sort_keys=False))
+    return Place(tmp_path / "experiments", tmp_path / "outputs", tmp_path / "experiments")
+
+
+def run_stage(place, number):
+    """Pretend that the stage was run; returns its runs."""
+    study = place.study("mine")
+    stage = study.stages[number]
+    runs = stage.runs(place.chosen(stage.tuned) if stage.tuned else {})
+    for i, planned in enumerate(runs):
+        write_run(place.runs("mine") / f"{number}{i}", planned)
+    return runs
+
+
+def finish(place):
+    """Both stages, the choice between them, and the record of all."""
+    study = place.study("mine")
+    runs = run_stage(place, 0)
+    chosen = choose(study.stages[0], runs, place.find("mine", runs))
+    (place.root / "mine" / "tuned.json").write_text(json.dumps(chosen))
+    run_stage(place, 1)
+    found = place.find("mine", place.planned(study))
+    write(place.results("mine"), {"study": "mine", "tuned": place.tuned(study), "runs": list(found.values())})
+    return load(place.results("mine"))
+
+
+def test_of_overrides_with_one_key_the_last_stays():
+    """Mutation: keep the first, so that a variant cannot change a tuned value."""
+    assert merge(["a=1", "b=2"], ["a=3"], ["c=x=y"]) == ("a=3", "b=2", "c=x=y")
+
+
+def test_a_plan_by_hand(place):
+    """Seeds outermost, grids as products, the quick section instead of what it names.
+
+    Mutation: let a method take the other's grid, put seeds inside, or forget the common overrides in quick.
+    """
+    study = place.study("mine")
+    assert [stage.num_runs for stage in study.stages] == [10, 4] and study.num_runs == 14
+    assert study.hours == pytest.approx((10 * 30 + 4 * 60) / 7200)
+    runs = study.stages[0].runs({})
+    assert [(run.seed, run.condition) for run in runs[:5]] == [
+        *((100, "grpo lr=1 clip=5"), (100, "grpo lr=2 clip=5")),
+        *((100, "dppo lr=1"), (100, "dppo lr=2"), (100, "dppo lr=3")),
+    ]
+    assert runs[1].overrides == ("num_iterations=40", "logger=none", "loss=grpo", "lr=2", "clip=5", "seed=100")
+    quick = read("mine", place.plans, is_quick=True)
+    assert [stage.num_runs for stage in quick.stages] == [2, 4]
+    assert quick.stages[0].runs({})[0].overrides[0] == "num_iterations=4"
+    with pytest.raises(ValueError, match="STUDY=mein"):
+        place.study("mein")
+
+
+def test_a_stage_waits_for_what_it_is_tuned_by(place):
+    """Mutation: run untuned methods."""
+    assert [run.stage for run in place.planned(place.study("mine"))] == ["tune"] * 10
+    with pytest.raises(ValueError, match="has tuned no grpo, dppo"):
+        place.study("mine").stages[1].runs({})
+
+
+def test_tuning_takes_the_best_mean_and_no_failed_variant(place):
+    """Mutation: take the smallest score, a failed run's score, or choose from half of the runs."""
+    study = place.study("mine")
+    stage, runs = study.stages[0], run_stage(place, 0)
+    records = place.find("mine", runs)
+    chosen = choose(stage, runs, records)
+    assert {method: own["variant"] for method, own in chosen.items()} == {"grpo": "lr=2 clip=5", "dppo": "lr=2"}
+    assert chosen["dppo"]["score"] == 0.6875 and chosen["dppo"]["overrides"] == ["lr=2"]
+    failed = next(run for run in runs if run.condition == "dppo lr=2")
+    records[failed] = records[failed] | {"status": "failed"}
+    assert choose(stage, runs, records)["dppo"]["variant"] == "lr=1"  # of two equals the first
+    del records[failed]
+    with pytest.raises(ValueError, match="not over"):
+        choose(stage, runs, records)
+
+
+def test_a_recorded_run_is_known_without_its_folder(place):
+    """So a study goes on after a sitting whose outputs are gone. Mutation: look at folders alone."""
+    finish(place)
+    shutil.rmtree(place.root)
+    study = place.study("mine")
+    assert place.chosen("mine") == {"grpo": ("lr=2", "clip=5"), "dppo": ("lr=2",)}
+    planned = place.planned(study)
+    assert len(planned) == 14 and len(place.find("mine", planned)) == 14
+    elsewhere = Planned("other", "x", "", 0, tuple(reversed(planned[-1].overrides)))
+    assert place.find("other", [elsewhere])[elsewhere]["stage"] == "other"
+    fresh = Place(place.plans, place.root, place.root)
+    assert fresh.find("mine", planned) == {}
+
+
+def test_a_run_that_goes_on_has_no_record(place, tmp_path):
+    """A stopped one neither; a failed one has, without a score. Mutation: take whatever has a folder."""
+    planned = place.study("mine").stages[0].runs({})[0]
+    write_run(tmp_path / "a", planned, status="stopped")
+    write_run(tmp_path / "b", planned, status="failed")
+    assert from_folder(planned, tmp_path / "a") is None
+    kept = from_folder(planned, tmp_path / "b")
+    assert kept["status"] == "failed" and kept["evaluations"][1] == {"iteration": 20, REWARD: 0.5, KL: 0.125}
+    assert (kept["commit"], kept["device"], kept["seed"]) == ("abc", "a processor", 100)
+    (tmp_path / "a" / "summary.json").unlink()
+    assert from_folder(planned, tmp_path / "a") is None
+
+
+def test_curves_are_thinned_to_means():
+    """Mutation: take every n-th value."""
+    assert thinned([1.0, 3.0] * 20) == [2.0] * 20
+    assert thinned([0.5, 0.25]) == [0.5, 0.25] and thinned([]) == []
+
+
+def test_cost_at_a_reward_by_hand():
+    """Halfway between 0.5 and 0.75 the cost is halfway from 1 to 3; a dip after the first crossing changes nothing.
+
+    Mutation: take the last crossing, or the evaluation after it.
+    """
+    points = [(0.0, 0.25), (1.0, 0.5), (3.0, 0.75), (4.0, 0.5), (9.0, 0.75)]
+    assert cost_at(points, 0.625) == 2.0
+    assert cost_at(points, 0.75) == 3.0
+    assert math.isnan(cost_at(points, 0.8)) and math.isnan(cost_at(points, 0.25))
+
+
+def run(seed, *points, method="x"):
+    rows = [{"iteration": i, REWARD: soft, KL: kl} for i, (kl, soft) in enumerate(points)]
+    own = {"stage": "test", "method": method, "variant": "", "seed": seed, "status": "finished", "evaluations": rows}
+    return own | {"images": 288, "iterations": 1}
+
+
+def test_kl_at_equal_reward_by_hand():
+    """Seed 0: both reach 0.75, at KL 1 and 4: a quarter. Seed 1: theirs ends at 0.625 and KL 1, ours is there at 1.
+
+    Their geometric mean is 1/2. Seed 2 never rose, so it is out.
+
+    Mutation: compare at the ends, or average the ratios.
+    """
+    ours = [run(0, (0, 0.5), (1, 0.75), (2, 1.0)), run(1, (0, 0.5), (2, 0.75)), run(2, (0, 0.5), (1, 0.75))]
+    theirs = [run(0, (0, 0.5), (4, 0.75)), run(1, (0, 0.5), (1, 0.625)), run(2, (0, 0.5), (1, 0.25))]
+    found = equal_reward_ratio(ours, theirs, REWARD, KL)
+    assert (found.mean, found.low, found.high, found.count) == (0.5, 0.25, 1.0, 2)
+    nothing = equal_reward_ratio(ours[2:], theirs[2:], REWARD, KL)
+    assert nothing.count == 0 and math.isnan(nothing.mean)
+
+
+def test_comparisons_by_hand():
+    """Ours ends at 0.75 and 1.0, theirs at 0.625 and 0.75; seed 7 is not shared.
+
+    Mutation: divide means over unshared seeds, or lose the base.
+    """
+    ours = [run(0, (0, 0.5), (1, 0.75)), run(1, (0, 0.5), (1, 1.0)), run(7, (0, 0.5), (1, 9.0))]
+    theirs = [run(0, (0, 0.5), (1, 0.625)), run(1, (0, 0.5), (1, 0.75))]
+    found = compare(ours, theirs, REWARD, KL)
+    assert (found["difference"].low, found["difference"].mean, found["difference"].high) == (0.125, 0.1875, 0.25)
+    assert found["ratio"].mean == pytest.approx(0.875 / 0.6875)
+    assert (found["ratio"].low, found["ratio"].high) == pytest.approx((1.2, 4 / 3))
+    assert found["ratio of gains"].mean == pytest.approx(2.0) and found["ratio of gains"].count == 2
+
+
+def test_the_edge_of_a_grid():
+    """Mutation: call a single value an edge."""
+    grid = ["lr=1 clip=5", "lr=2 clip=5", "lr=3 clip=5"]
+    assert [edges(variant, grid) for variant in grid] == ["lr", "no", "lr"]
+
+
+def test_every_number_comes_from_the_record(place):
+    """Tables by hand; a changed record changes them. Mutation: keep what a block held, or mix conditions up."""
+    results, study = finish(place), place.study("mine")
+    found = pieces(study, results)
+    assert found["mine/main/base model/soft"] == "0.5"
+    assert found["mine/main/grpo/soft"] == "0.75 [0.688, 0.812]"  # 0.5 + 0.0625 for its tuned rate + its seed's gain
+    assert found["mine/main/dppo/both"] == "0.562 [0.531, 0.594]"
+    row = "mine/comparisons/dppo against grpo"
+    assert found[f"{row}/soft, difference"] == "+0.125 [+0.125, +0.125]"
+    assert found[f"{row}/KL, difference"] == "-0.25 [-0.25, -0.25]"
+    assert found["mine/chosen/dppo/chosen"] == "lr=2" and found["mine/chosen/dppo/at the edge of its grid"] == "no"
+    assert "14 of 14 runs, 0 of them failed" in found["mine/status"]
+    text = "Gain <!-- begin mine/main/dppo/soft -->9.9<!-- end -->.\n<!-- begin mine/main -->\nold\n<!-- end -->\n"
+    filled = fill(text, {"mine": found})
+    assert "Gain <!-- begin mine/main/dppo/soft -->0.875 [0.812, 0.938]<!-- end -->." in filled and "old" not in filled
+    assert fill(filled, {"mine": found}) == filled
+    results["runs"][-1]["evaluations"][-1][REWARD] = 0.0
+    assert fill(filled, {"mine": pieces(study, results)}) != filled
+    with pytest.raises(ValueError, match="mine/main/dpo/soft"):
+        fill("<!-- begin mine/main/dpo/soft --><!-- end -->", {"mine": found})
+
+
+def test_without_a_record_nothing_is_claimed(place):
+    """Mutation: leave an old number standing."""
+    found = pieces(place.study("mine"), load(place.results("mine")))
+    text = fill(
+        "<!-- begin mine/main/dppo/soft -->0.9<!-- end --> <!-- begin mine/status --><!-- end -->", {"mine": found}
+    )
+    assert "0.9" not in text and "_not run yet_" in text and "**Not run yet.** Planned: 14 runs" in text
+
+
+def test_figures_are_the_same_bytes_from_the_same_record(place, tmp_path):
+    """Mutation: let the date or random ids into the files, or leave a figure out."""
+    results, study = finish(place), place.study("mine")
+    first = [path.read_bytes() for path in draw(study, results, tmp_path / "a")]
+    assert [path.read_bytes() for path in draw(study, results, tmp_path / "b")] == first
+    assert len(first) == 6 and len(set(first)) == 6
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_every_document_is_what_its_record_says(name):
+    """Rendering again changes nothing. Mutation: edit a number in a README, or results.json without rendering."""
+    place = Place(ROOT / "experiments", ROOT / "outputs" / "none", ROOT / "experiments")
+    study, results = place.study(name), load(place.results(name))
+    for path in (ROOT / "README.md", ROOT / "experiments" / name / "README.md"):
+        assert fill(path.read_text(), {name: pieces(study, results)}) == path.read_text(), path
+    assert page(study, results)
+
+
+def test_verdicts_quote_no_number_of_their_own():
+    """A decimal or a percentage in a verdict stands in a block. Mutation: type one in."""
+    for name in ORDER:
+        text = (ROOT / "experiments" / name / "README.md").read_text()
+        verdict = BLOCK.sub("", text[text.index("## Verdict") :])
+        assert not re.search(r"\d\.\d|\d+ ?%", verdict), name
+
+
+STAND_IN = """
+    import json, pathlib, sys
+    given = dict(word.split("=", 1) for word in sys.argv[1:])
+    folder, ahead = pathlib.Path(given["run_dir"]), 0.125 if given["loss"] == "dppo" else 0.0
+    (folder / "config.yaml").write_text("seed: " + given["seed"])
+    (folder / "metrics.csv").write_text(f"iteration,{REWARD},{KL}\\n1,0.5,0.0\\n40,{0.625 + ahead},{0.5 - ahead}\\n")
+    summary = {"status": "finished", "iterations": 40, "images": 9, "seconds": 1.0, "versions": {}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+"""
+
+
+def test_the_script_runs_a_study_from_nothing(tmp_path, monkeypatch, capsys):
+    """Both stages with a stand-in for train.py, beside the record; the second time nothing is left to run.
+
+    Mutation: skip the second stage, write into experiments/, or run what is over.
+    """
+    stand_in = tmp_path / "stand_in.py"
+    stand_in.write_text(textwrap.dedent(STAND_IN).replace("{REWARD}", REWARD).replace("{KL}", KL))
+    (tmp_path / "experiments" / "mine").mkdir(parents=True)
+    plan = tmp_path / "experiments" / "mine" / "sweep.yaml"
+    plan.write_text(yaml.safe_dump(SWEEP | {"common": ["num_threads=1"]}, sort_keys=False))
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr(script, "PLANS", tmp_path / "experiments")
+    monkeypatch.setattr(script, "Pool", partial(Pool, script=stand_in))
+    monkeypatch.setattr(sys, "argv", ["study.py", "reproduce", "mine"])
+    script.main()
+    out = tmp_path / "outputs" / "reproduce" / "mine"
+    assert "10 of 10 runs" in capsys.readouterr().out
+    assert len(load(out / "results.json")["runs"]) == 14
+    assert "+0.125 [+0.125, +0.125]" in (out / "results.md").read_text()
+    assert (out / "figures" / "frontier.svg").is_file()
+    assert [path.name for path in plan.parent.iterdir()] == ["sweep.yaml"]
+    script.main()
+    assert "at a time" not in capsys.readouterr().out
+
+
+def test_conditions_keep_the_order_of_the_plan():
+    """Mutation: sort them by name, or take every stage."""
+    runs = [run(0, method="b"), run(0, method="a"), run(1, method="b") | {"stage": "tune"}]
+    assert {label: len(own) for label, own in conditions(runs, ["test"]).items()} == {"b": 1, "a": 1}
+    assert list(conditions(runs, ["test"])) == ["b", "a"]
