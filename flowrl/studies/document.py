@@ -48,9 +48,10 @@ def pieces(study: Study, results: Mapping[str, Any]) -> dict[str, str]:
     for table in all_tables(study, results):
         found[f"{study.name}/{table.stem}"] = body(table)
         found |= cells(study.name, table)
-    found[f"{study.name}/figures"] = "\n\n".join(
-        f"![{name}](figures/{name}.svg)" for name in figure_names(study, results)
-    )
+    names = figure_names(study, results)
+    found[f"{study.name}/figures"] = "\n\n".join(f"![{name}](figures/{name}.svg)" for name in names)
+    # The first one by its path from the front page.
+    found[f"{study.name}/front"] = f"![{names[0]}](experiments/{study.name}/figures/{names[0]}.svg)" if names else ""
     return found
 
 

@@ -303,7 +303,7 @@ def test_verdicts_quote_no_number_of_their_own():
     """A decimal or a percentage in a verdict stands in a block. Mutation: type one in."""
     for name in ORDER:
         text = (ROOT / "experiments" / name / "README.md").read_text()
-        verdict = BLOCK.sub("", text[text.index("## Verdict") :])
+        verdict = BLOCK.sub("", text[text.index("## Verdict") :]).replace("SD3.5", "")
         assert not re.search(r"\d\.\d|\d+ ?%", verdict), name
 
 
