@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from flowrl.report.tables import Table
@@ -19,10 +20,18 @@ BLOCK = re.compile(r"<!-- begin ([^>]+?) -->.*?<!-- end -->", re.DOTALL)
 NOTHING = "not run yet"
 
 
-def fill(text: str, pieces: Mapping[str, Mapping[str, str]]) -> str:
+@dataclass(frozen=True)
+class Pieces:
+    """What a README can show of a study, by name; one that is not complete may yet get others."""
+
+    texts: Mapping[str, str]
+    is_complete: bool
+
+
+def fill(text: str, pieces: Mapping[str, Pieces]) -> str:
     """The text with every block of the given studies filled; `pieces` maps studies to theirs.
 
-    Raises ValueError for a piece that a study with results does not have.
+    Raises ValueError for a piece that a complete study does not have.
     """
 
     def replaced(match: re.Match[str]) -> str:
@@ -31,20 +40,20 @@ def fill(text: str, pieces: Mapping[str, Mapping[str, str]]) -> str:
         if study not in pieces:
             return match[0]
         own = pieces[study]
-        if name not in own and len(own) > 1:
-            raise ValueError(f"{name}: study {study} has no such piece; it has {', '.join(sorted(own))}")
-        body = own.get(name, f"_{NOTHING}_")
+        if name not in own.texts and own.is_complete:
+            raise ValueError(f"{name}: study {study} has no such piece; it has {', '.join(sorted(own.texts))}")
+        body = own.texts.get(name, f"_{NOTHING}_")
         is_block = name.count("/") == 1
         return f"<!-- begin {name} -->" + (f"\n{body}\n" if is_block else body) + "<!-- end -->"
 
     return BLOCK.sub(replaced, text)
 
 
-def pieces(study: Study, results: Mapping[str, Any]) -> dict[str, str]:
+def pieces(study: Study, results: Mapping[str, Any]) -> Pieces:
     """Everything that a README can show of a study: of one without results, its status alone."""
     found = {f"{study.name}/status": status(study, results)}
     if not results["runs"] and not results.get("simulation"):
-        return found
+        return Pieces(found, is_complete=False)
     for table in all_tables(study, results):
         found[f"{study.name}/{table.stem}"] = body(table)
         found |= cells(study.name, table)
@@ -52,7 +61,7 @@ def pieces(study: Study, results: Mapping[str, Any]) -> dict[str, str]:
     found[f"{study.name}/figures"] = "\n\n".join(f"![{name}](figures/{name}.svg)" for name in names)
     # The first one by its path from the front page.
     found[f"{study.name}/front"] = f"![{names[0]}](experiments/{study.name}/figures/{names[0]}.svg)" if names else ""
-    return found
+    return Pieces(found, is_complete=len(results["runs"]) >= study.num_runs)
 
 
 def all_tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
@@ -71,7 +80,7 @@ def page(study: Study, results: Mapping[str, Any]) -> str:
     parts = [f"# {study.name}", status(study, results)]
     if results["runs"] or results.get("simulation"):
         parts += [table.markdown() for table in all_tables(study, results)]
-        parts.append(pieces(study, results)[f"{study.name}/figures"])
+        parts.append(pieces(study, results).texts[f"{study.name}/figures"])
     return "\n\n".join(parts) + "\n"
 
 

@@ -128,7 +128,7 @@ def dots_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, A
                 axes.plot([found.mean], [number], "o", color=colour, markersize=6)
         axes.set_xlabel(name)
     panels[0].set_yticks(range(len(groups)), list(groups))
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(groups) - 0.5, -0.5)
 
 
 def noise_figure(axes: Any, simulation: Mapping[str, Any]) -> None:

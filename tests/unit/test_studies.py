@@ -253,7 +253,8 @@ def test_the_edge_of_a_grid():
 def test_every_number_comes_from_the_record(place):
     """Tables by hand; a changed record changes them. Mutation: keep what a block held, or mix conditions up."""
     results, study = finish(place), place.study("mine")
-    found = pieces(study, results)
+    own = pieces(study, results)
+    found = own.texts
     assert found["mine/main/base model/soft"] == "0.5"
     assert found["mine/main/grpo/soft"] == "0.75 [0.688, 0.812]"  # 0.5 + 0.0625 for its tuned rate + its seed's gain
     assert found["mine/main/dppo/both"] == "0.562 [0.531, 0.594]"
@@ -263,13 +264,16 @@ def test_every_number_comes_from_the_record(place):
     assert found["mine/chosen/dppo/chosen"] == "lr=2" and found["mine/chosen/dppo/at the edge of its grid"] == "no"
     assert "14 of 14 runs, 0 of them failed" in found["mine/status"]
     text = "Gain <!-- begin mine/main/dppo/soft -->9.9<!-- end -->.\n<!-- begin mine/main -->\nold\n<!-- end -->\n"
-    filled = fill(text, {"mine": found})
+    filled = fill(text, {"mine": own})
     assert "Gain <!-- begin mine/main/dppo/soft -->0.875 [0.812, 0.938]<!-- end -->." in filled and "old" not in filled
-    assert fill(filled, {"mine": found}) == filled
+    assert fill(filled, {"mine": own}) == filled
     results["runs"][-1]["evaluations"][-1][REWARD] = 0.0
     assert fill(filled, {"mine": pieces(study, results)}) != filled
     with pytest.raises(ValueError, match="mine/main/dpo/soft"):
-        fill("<!-- begin mine/main/dpo/soft --><!-- end -->", {"mine": found})
+        fill("<!-- begin mine/main/dpo/soft --><!-- end -->", {"mine": own})
+    del results["runs"][-1]
+    partly = fill("<!-- begin mine/main/dpo/soft --><!-- end -->", {"mine": pieces(study, results)})
+    assert "_not run yet_" in partly and "**Incomplete:**" in pieces(study, results).texts["mine/status"]
 
 
 def test_without_a_record_nothing_is_claimed(place):
