@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flowrl.command import one_line_errors
 from flowrl.studies.analysis import conditions
@@ -106,9 +107,7 @@ def collect(where: Place, study: Study) -> None:
     found = where.find(study.name, where.planned(study))
     results = {"study": study.name, "tuned": where.tuned(study)}
     if study.simulation:
-        from flowrl.studies.ratio_noise import simulate  # PyTorch
-
-        results["simulation"] = simulate(study.simulation)
+        results["simulation"] = simulated(study, load(where.results(study.name)).get("simulation"))
     write(where.results(study.name), results | {"runs": list(found.values())})
     folders, samples = where.folders(study.name), where.results(study.name).parent / "samples"
     for planned in found:
@@ -118,6 +117,15 @@ def collect(where: Place, study: Study) -> None:
             samples.mkdir(exist_ok=True)
             shutil.copyfile(grids[-1], samples / f"{slug(planned.condition)}.png")
     print(f"{study.name}: {len(found)} of {study.num_runs} runs in {where.results(study.name)}")
+
+
+def simulated(study: Study, earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """What is computed without runs: kept while its setting is; delete results.json to compute it anew."""
+    if earlier and earlier["setting"] == study.simulation:
+        return earlier
+    from flowrl.studies.ratio_noise import simulate  # PyTorch
+
+    return simulate(study.simulation)
 
 
 def first_seed(study: Study) -> int:

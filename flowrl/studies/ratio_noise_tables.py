@@ -9,6 +9,7 @@ from typing import Any
 from flowrl.report.statistics import mean
 from flowrl.report.tables import Cell, Table
 from flowrl.studies.analysis import Runs, conditions
+from flowrl.studies.record import STEP_KL
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
@@ -61,30 +62,34 @@ def step_table(simulation: Mapping[str, Any]) -> Table:
 
 
 def measured_table(groups: Mapping[str, Runs], dimensions: int) -> Table:
-    """Real runs: the logged noise and signal, and the noise that the signal predicts.
+    """Real runs: the logged noise, and the noise that the logged KL of each step predicts.
 
     Of an iteration's two updates the first starts at the rollout's weights, where both are 0. With noise sqrt(2 kl / D)
-    in the second, the mean of the two is sqrt(kl / D) of the mean kl.
+    in the second, the mean of the two is sqrt(kl / D) of the mean kl. Noise is averaged over steps; so must that be.
     """
     rows: list[list[Cell]] = []
     for label, runs in groups.items():
-        kl, seen, alarms, misses = (
-            [_average(run["training"][f"trust/{name}"]) for run in runs]
-            for name in ("log_ratio_signal", "log_ratio_noise", "clip_false_alarms", "clip_misses")
-        )
-        predicted = [
-            _average([math.sqrt(value / dimensions) for value in run["training"]["trust/log_ratio_signal"]])
-            for run in runs
-        ]
+        first, last, seen, predicted, alarms, misses = zip(*(measured(run, dimensions) for run in runs), strict=True)
         quotient = [a / b for a, b in zip(seen, predicted, strict=True)]
-        values = (kl, seen, predicted, quotient, alarms, misses)
-        rows.append([label, len(runs), *(mean(own) for own in values)])
-    columns = ("signal", "noise", "noise predicted", "measured over predicted", "false alarms", "misses")
+        values = (first, last, seen, predicted, quotient, alarms, misses)
+        rows.append([label, len(runs), *(mean(list(own)) for own in values)])
+    steps = ("KL, first step", "KL, last step")
+    columns = (*steps, "noise", "noise predicted", "measured over predicted", "false alarms", "misses")
     note = (
         f"Means over iterations of short real runs, {dimensions} latent dimensions, and over seeds. False alarms and "
         "misses: shares of all terms, at trust.clip and trust.delta as they ship."
     )
     return Table("measured", "In training", note, ("condition", "seeds", *columns), rows)
+
+
+def measured(run: Mapping[str, Any], dimensions: int) -> tuple[float, ...]:
+    """KL at the first and last trained step, noise logged and predicted, false alarms and misses: means over a run."""
+    logged = run["training"]
+    steps = [logged[name] for name in sorted(logged) if name.startswith(STEP_KL)]
+    predicted = _average([_average([math.sqrt(kl / dimensions) for kl in step]) for step in steps])
+    names = ("log_ratio_noise", "clip_false_alarms", "clip_misses")
+    seen, alarms, misses = (_average(logged[f"trust/{name}"]) for name in names)
+    return _average(steps[0]), _average(steps[-1]), seen, predicted, alarms, misses
 
 
 def _percent(share: float) -> str:

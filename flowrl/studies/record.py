@@ -28,7 +28,8 @@ TRAINING = (
     "trust/log_ratio_noise",
     "trust/log_ratio_signal",
 )
-"""Kept of training, besides evaluations."""
+STEP_KL = "trust/kl_old/"
+"""Kept of training, besides evaluations; and the KL of each step, whose metrics begin with the latter."""
 POINTS = 20
 """So many values of each at most: means over equal stretches of the run."""
 DIGITS = 6
@@ -64,7 +65,11 @@ def record(planned: Planned, run: Run) -> Record:
         "device": run.summary.get("device"),
         "versions": run.summary.get("versions"),
         "evaluations": evaluations,
-        "training": {name: thinned([row[name] for row in run.rows if name in row]) for name in TRAINING},
+        "training": {
+            name: thinned([row[name] for row in run.rows if name in row])
+            for name in run.metrics
+            if name in TRAINING or name.startswith(STEP_KL)
+        },
     }
 
 

@@ -18,6 +18,7 @@ from flowrl.studies.ratio_noise import (
     simulate,
     step_kls,
 )
+from flowrl.studies.ratio_noise_tables import measured
 
 STEPS = intervals(LinearShift(shift=3.0), 10)[:-1]
 LEVELS = {"flow_sde": 0.7, "cps": 0.8}
@@ -113,6 +114,16 @@ def test_the_best_range_is_no_worse_than_its_neighbours():
         for factor in (0.5, 1.0, 2.0)
     ]
     assert min(shares) == shares[1]
+
+
+def test_the_noise_that_a_run_should_have():
+    """KL 4e-4 and 1e-4 in 100 dimensions, halved by the first update: (2e-3 + 1e-3) / 2.
+
+    Mutation: average the KLs first.
+    """
+    logged = {"trust/kl_old/0": [4e-4], "trust/kl_old/3": [1e-4], "trust/log_ratio_noise": [2e-3, 1e-3]}
+    run = {"training": logged | {"trust/clip_false_alarms": [0.25], "trust/clip_misses": [0.5]}}
+    assert measured(run, 100) == pytest.approx((4e-4, 1e-4, 1.5e-3, 1.5e-3, 0.25, 0.5))
 
 
 def test_simulation_fills_its_tables():
