@@ -28,7 +28,7 @@ def wandb_logger(
         id_file.write_text(uuid.uuid4().hex[:8])
     os.environ.setdefault("WANDB_SILENT", "true")
     is_disabled = os.environ.get("WANDB_MODE") == "disabled"
-    return WandbLogger(
+    logger = WandbLogger(
         project=project,
         name=name,
         group=group,
@@ -40,6 +40,8 @@ def wandb_logger(
         offline=not has_wandb_key() and not is_disabled,
         log_model=False,
     )
+    logger._wandb_init.pop("anonymous", None)  # Lightning hands it on though W&B no longer takes it, and warns
+    return logger
 
 
 def has_wandb_key() -> bool:

@@ -181,6 +181,9 @@ def test_micro_batches_do_not_change_the_result(overrides):
         # Adam turns rounding of a vanishing gradient into a visible step of single weights, never of the mean.
         assert difference.max() < 2e-4 and difference.mean() < 2e-6
     assert one[0].last_metrics["reward/mean"] == pytest.approx(two[0].last_metrics["reward/mean"], abs=1e-5)
+    # Adam would hide another scale.
+    norms = [policy.last_metrics["update/grad_norm"] for policy, _ in (one, two)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3) != 0
 
 
 def test_micro_batches_of_a_group_hold_its_prompt_once():
