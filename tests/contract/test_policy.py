@@ -8,6 +8,7 @@ import torch
 from runs import fit, make
 
 from flowrl.models import lora
+from flowrl.modules.groups import Group
 from flowrl.modules.measures import Record
 from flowrl.modules.reward import TooManyMissingRewards
 
@@ -229,6 +230,16 @@ def test_equal_rows_are_evaluated_once_with_the_same_result(micro_batch):
         )
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_of_two_prompts_keep_their_own_velocity():
+    """Mutation: give all rows that of the first prompt."""
+    policy, data, _ = make()
+    group = Group(policy.embed(data.iterations[0].prompts[:2]), torch.tensor([0, 0, 1, 1]), [0, 0, 1, 1])
+    x = torch.randn(2, *policy.model.latent_shape, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 0)
+    once, each = (group.field(policy.velocity)(x, 0.8, is_shared) for is_shared in (True, False))
+    torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-5)
+    assert (each[0] - each[2]).abs().max() > 0.1
 
 
 def test_penalty_adds_its_gradient():

@@ -60,7 +60,7 @@ def parts(rank, count, folder):
 
     distributed.init_process_group("gloo", rank=rank, world_size=count)
     network = transformer()
-    Full().attach(network, 0)
+    Full(dtype="float32").attach(network, 0)
     start = network.__dict__["_flowrl_start"]
     sharding.divide(network, init_device_mesh("cpu", (count,)))
     for name, weight in network.named_parameters():
@@ -87,7 +87,7 @@ def test_a_step_of_divided_weights_is_that_of_whole_ones(tmp_path):
     then sees trained ones), or write the class that dividing made.
     """
     whole = transformer()
-    Full().attach(whole, 0)
+    Full(dtype="float32").attach(whole, 0)
     before, own = ({name: value.detach() for name, value in net.named_parameters()} for net in (transformer(), whole))
     optimizer = torch.optim.AdamW(whole.parameters(), lr=0.01, eps=1e-2)
     references = [step(whole, optimizer, torch.arange(4))]
