@@ -29,7 +29,7 @@ VERDICT = re.compile(r"^(\S+?::\w+)(?:\[.*\])? (PASSED|FAILED)", re.MULTILINE)
 
 def run_tests(folder: Path, tests: list[str]) -> tuple[subprocess.CompletedProcess[str], set[str], set[str]]:
     """The test process, and the names, without parameters, of the tests that ran and of those that failed."""
-    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-vv", "--tb=short", "-p", "no:cacheprovider", *tests]
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=alone)
     verdicts = VERDICT.findall(process.stdout)
