@@ -23,7 +23,8 @@ from pathlib import Path
 from queue import SimpleQueue
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("flowrl", "tests", "conf", "scripts", "train.py", "pyproject.toml", "README.md", "CONTRIBUTING.md")
+COPIED = ("flowrl", "tests", "conf", "experiments", "scripts", "train.py")
+COPIED += ("pyproject.toml", "README.md", "CONTRIBUTING.md")
 VERDICT = re.compile(r"^(\S+?::\w+)(?:\[.*\])? (PASSED|FAILED)", re.MULTILINE)
 
 
