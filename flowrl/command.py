@@ -84,8 +84,12 @@ def explain(error: BaseException) -> str:
         if not isinstance(error, FileNotFoundError):
             remedy = "make it accessible, or choose another output folder with run_dir=PATH"
         return f"{error.filename}: {error.strerror}; {remedy}"
-    if match := re.search(r"__init__\(\) (got an unexpected keyword argument|missing) (.*)", text):
-        return f"{match[1]} {match[2]}".replace("keyword argument", "configuration key")
+    if match := re.search(r"\w+\(\) (got an unexpected) keyword argument (.*)", text):
+        return f"{place}{match[1]} configuration key {match[2]}"
+    if match := re.search(r"missing (?:a|\d+) required (?:keyword-only )?arguments?: (.*)", text):
+        first = re.findall(r"'(\w+)'", match[1])[0]
+        remedy = f"give what another version's run lacks, as in ++{place.replace(': ', '.')}{first}=VALUE"
+        return f"{place}missing configuration key {match[1]}; {remedy}"
     text = text.removeprefix("ValueError raised while resolving interpolation: ")
     return " ".join(text.split("\n    full_key")[0].split())
 

@@ -80,14 +80,16 @@ def configure(cfg: DictConfig) -> DictConfig:
         return cfg
     saved = OmegaConf.load(Path(cfg.resume) / SOURCE)
     assert isinstance(saved, DictConfig)
-    OmegaConf.set_struct(saved, True)
-    overrides = [item for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
+    # Hydra has checked their names. `++` is for keys that the run has and the defaults lack, or the other way round.
+    task = [item.lstrip("+") for item in HydraConfig.get().overrides.task]
+    overrides = [item for item in task if not item.startswith("resume=")]
     for item in overrides:
         key = item.split("=", 1)[0]
         if OmegaConf.is_dict(OmegaConf.select(saved, key)):
             raise ValueError(f"{item}: a resumed run keeps its {key}; only single values can be overridden")
     merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides), {"run_dir": folder})
     assert isinstance(merged, DictConfig)
+    OmegaConf.set_struct(merged, True)  # a key it lacks is an error, not None
     if merged.num_iterations != saved.num_iterations:
         print(
             f"num_iterations {saved.num_iterations} -> {merged.num_iterations}: schedules over the run, such as "
@@ -199,20 +201,23 @@ def check_guidance(cfg: DictConfig) -> None:
 def check_deadlines(cfg: DictConfig) -> None:
     """Other processes wait in a collective for the one whose scores are late. Raises ValueError naming both keys.
 
-    Until its circuit opens, a service that hangs may cost `open_after` calls, each up to its deadline.
+    Until its circuit opens, a service that hangs may cost `open_after` calls, each up to its deadline; those of a
+    mixture are asked one after the other.
     """
     strategy = cfg.trainer.get("strategy")
     minutes = strategy.get("timeout_minutes") if OmegaConf.is_dict(strategy) else None
     if minutes is None:
         return
     limit = 60 * minutes
-    for name, client in _clients(OmegaConf.to_container(cfg.reward, resolve=True), "reward"):
-        if client["open_after"] * client["deadline"] >= limit:
-            raise ValueError(
-                f"{name}.deadline={client['deadline']:g} seconds, {name}.open_after={client['open_after']} times in a "
-                f"row, must stay below trainer.strategy.timeout_minutes={minutes:g} ({limit:g} seconds), after which "
-                "the other processes give up: lower the former, or raise the latter"
-            )
+    clients = dict(_clients(OmegaConf.to_container(cfg.reward, resolve=True), "reward"))
+    if sum(client["open_after"] * client["deadline"] for client in clients.values()) >= limit:
+        each = [
+            f"{name}.deadline={c['deadline']:g} seconds x open_after={c['open_after']}" for name, c in clients.items()
+        ]
+        raise ValueError(
+            f"{' + '.join(each)} must stay below trainer.strategy.timeout_minutes={minutes:g} ({limit:g} seconds), "
+            "after which the other processes give up: lower the former, or raise the latter"
+        )
 
 
 def _clients(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -234,6 +239,11 @@ def check_trainer(cfg: DictConfig) -> None:
     if OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.modules.parallel.parts":
         if cfg.tuning._target_ != "flowrl.models.full.Full":
             raise ValueError("trainer=fsdp is for tuning=full, whose weights it divides; for LoRA take trainer=ddp")
+        if cfg.trainer.devices * cfg.trainer.num_nodes != cfg.batch.num_processes:
+            raise ValueError(
+                f"trainer.devices={cfg.trainer.devices} and trainer.num_nodes={cfg.trainer.num_nodes} with trainer=fsdp"
+                f" need batch.num_processes={cfg.trainer.devices * cfg.trainer.num_nodes}"
+            )
         if cfg.backend.compile:
             raise ValueError("trainer=fsdp does not go with backend.compile=true; set it to false")
 

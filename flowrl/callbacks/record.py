@@ -37,7 +37,13 @@ class RunRecord(Callback):
         self.pending: dict[str, float] = {}
         self.seconds_before = 0.0
         self.start = time.perf_counter()
+        self.device: str | None = None
         reset_peak_memory()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Now, since Lightning takes the policy off its device at the end.
+        on_gpu = pl_module.device.type == "cuda"
+        self.device = torch.cuda.get_device_name(pl_module.device) if on_gpu else processor_name()
 
     @property
     def csv_path(self) -> Path:
@@ -113,7 +119,7 @@ class RunRecord(Callback):
             "peak_memory_gib": round(peak_memory_gib(), 3),
             "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "git_revision": git_revision(),
-            "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else processor_name(),
+            "device": self.device,
         }
         # What is no number is null: JSON knows neither NaN nor infinity.
         clean = json.loads(json.dumps(summary), parse_constant=lambda name: None)

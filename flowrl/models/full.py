@@ -25,7 +25,12 @@ class Full:
             )
 
     def attach(self, transformer: nn.Module, seed: int) -> None:
-        """Nothing is drawn, so `seed` has no effect. Keeps a copy of every weight."""
+        """Nothing is drawn, so `seed` has no effect. Keeps a copy of every weight.
+
+        Raises ValueError for weights that are not float32, whatever the configuration says they are.
+        """
+        if odd := {str(weight.dtype) for weight in transformer.parameters()} - {"torch.float32"}:
+            raise ValueError(f"tuning=full with weights in {', '.join(sorted(odd))}; set model.dtype=float32")
         keep_start(transformer.requires_grad_(True))
 
 

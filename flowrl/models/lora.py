@@ -175,12 +175,12 @@ def load_folder(transformer: nn.Module, folder: Path) -> None:
     network = _peft(transformer)
     try:
         with safe_open(files[0], framework="pt") as file:
-            num_given = sum(".lora_" in key for key in file.keys())  # noqa: SIM118
+            keys = [key for key in file.keys() if not key.startswith("text_encoder")]  # noqa: SIM118
         network.delete_adapters(ADAPTER)
         network.load_lora_adapter(str(folder), adapter_name=ADAPTER, use_safetensors=True)
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"{folder}: the LoRA does not fit this model ({str(error).splitlines()[0]})") from error
-    own = parameters(transformer)
+    own, num_given = parameters(transformer), sum(".lora_" in key for key in keys)
     if len(own) != num_given:  # layers that are not there are left out with a warning
         raise ValueError(
             f"{folder}: {len(own)} of the LoRA's {num_given} weights fit; it is one of another architecture"

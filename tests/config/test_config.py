@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -113,6 +113,21 @@ def test_an_unknown_key_fails_and_is_named(override):
     assert override.split("=")[0] in explain(error.value)
 
 
+@pytest.mark.parametrize(
+    ("group", "key"), [("data.prompts", "split"), ("reward.client", "deadline"), ("tuning", "dtype")]
+)
+def test_a_key_that_another_versions_run_lacks_is_named_with_the_remedy(group, key):
+    """Mutation: print the call that failed instead of where its argument belongs."""
+    remote = ("reward=remote", "reward.url=http://localhost:8000")
+    cfg = config("data=compositions", "tuning=full", *remote)
+    OmegaConf.set_struct(cfg, False)
+    del OmegaConf.select(cfg, group)[key]
+    with pytest.raises(InstantiationException) as error:
+        instantiate(cfg[group.split(".")[0]])
+    assert f"missing configuration key '{key}'" in explain(error.value)
+    assert f"++{group.split('.')[-1]}.{key}=VALUE" in explain(error.value).replace("data.", "").replace("reward.", "")
+
+
 def combine(base, **chosen):
     """`base` with other options of some groups, without composing anew."""
     cfg = base.copy()
@@ -214,12 +229,14 @@ def test_rules_between_components_name_their_keys(overrides, names):
     [
         (("trainer=fsdp",), ("trainer=fsdp", "tuning=full", "trainer=ddp")),
         (("trainer=fsdp", "tuning=full", "backend.compile=true"), ("trainer=fsdp", "backend.compile=true")),
+        (("trainer=fsdp", "tuning=full", "trainer.num_nodes=2"), ("trainer.num_nodes=2", "batch.num_processes=4")),
         (("+trainer.precision=bf16-mixed",), ("trainer.precision=bf16-mixed", "model.dtype=bfloat16")),
     ],
 )
 def test_ways_to_spread_a_run_that_would_go_wrong_are_refused(overrides, names):
-    """Mutation: divide weights that are not trained, or let autocast keep old ones."""
+    """Mutation: divide weights that are not trained, count one node's processes only, or let autocast keep old ones."""
     check_trainer(config("trainer=fsdp", "tuning=full"))
+    check_trainer(config("trainer=fsdp", "tuning=full", "trainer.num_nodes=2", "batch.num_processes=4"))
     with pytest.raises(ValueError) as error:
         check_trainer(config(*overrides))
     assert all(name in str(error.value) for name in names)
@@ -273,9 +290,10 @@ def test_a_reward_may_set_the_headline():
 
 
 def test_scores_are_given_up_before_other_processes_are():
-    """The collective's 20 minutes are 1200 s: three times 300 s is less, three times 400 s is not. One process waits.
+    """The collective's 20 minutes are 1200 s: 3 x 300 s is less, 3 x 400 s is not, nor is 3 x 300 s for two services.
 
-    Mutation: compare a single deadline, or look at the reward's own client only, not at a mixture's.
+    One process waits for nobody.
+    Mutation: compare a single deadline, look at the reward's own client only, or at each of a mixture's alone.
     """
     remote = ("reward=remote", "reward.url=http://localhost:8000")
     check_deadlines(config("trainer=ddp", *remote))
@@ -285,4 +303,10 @@ def test_scores_are_given_up_before_other_processes_are():
     cfg = config("trainer=ddp", "reward=shapes_jpeg", "+http@reward.rewards.judge.client=default")
     cfg.trainer.strategy.timeout_minutes = 15
     with pytest.raises(ValueError, match=r"reward\.rewards\.judge\.client\.deadline=300"):
+        check_deadlines(cfg)
+    cfg.trainer.strategy.timeout_minutes = 20
+    check_deadlines(cfg)
+    OmegaConf.set_struct(cfg, False)
+    cfg.reward.rewards.second = cfg.reward.rewards.judge
+    with pytest.raises(ValueError, match=r"judge\.client.* \+ reward\.rewards\.second\.client\.deadline=300"):
         check_deadlines(cfg)

@@ -12,6 +12,7 @@ from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
 from flowrl.command import explain
 from flowrl.models import lora, lora_files
+from flowrl.models.full import Full
 from flowrl.models.sd3 import SD3
 
 
@@ -73,6 +74,12 @@ def test_weights_of_half_the_bits_are_refused(dtype):
         make("tuning=full", f"model.dtype={dtype}")
     text = explain(error.value)
     assert text.startswith(f"model.dtype={dtype} with tuning=full") and "model.dtype=float32" in text
+
+
+def test_weights_that_are_not_what_the_configuration_says_are_refused():
+    """Mutation: trust the configuration."""
+    with pytest.raises(ValueError, match=r"weights in torch\.bfloat16; set model\.dtype=float32"):
+        Full(dtype="float32").attach(shapes_model().transformer.bfloat16(), 0)
 
 
 def test_weights_of_another_network_are_named(tmp_path):

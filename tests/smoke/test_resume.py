@@ -67,12 +67,19 @@ def test_interrupt_says_how_to_go_on(tmp_path):
 def test_resume_through_latest_follows_overrides(tmp_path):
     """`resume=outputs/latest` continues the run behind the link; `num_iterations` and `loss.delta` reach every use.
 
-    Mutation: resume from the resolved configuration, or link `latest` to itself.
+    So does a key that the run's version did not have.
+    Mutation: resume from the resolved configuration, link `latest` to itself, or know the run's own keys only.
     """
     assert train("debug=smoke", "num_iterations=1", "viewing.every=0", cwd=tmp_path).returncode == 0
     run = (tmp_path / "outputs" / "latest").resolve()
-    result = train("resume=outputs/latest", "num_iterations=2", "loss.delta=0.5", cwd=tmp_path)
+    text = (run / "source.yaml").read_text()
+    (run / "source.yaml").write_text(text.replace("max_missing: 0.2\n", ""))
+    overrides = ("resume=outputs/latest", "num_iterations=2", "loss.delta=0.5")
+    refused = train(*overrides, cwd=tmp_path)
+    assert refused.returncode == 1 and "max_missing" in refused.stderr and len(refused.stderr.splitlines()) == 1
+    result = train(*overrides, "++max_missing=0.1", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert "max_missing: 0.1" in (run / "config.yaml").read_text()
     assert "num_iterations 1 -> 2" in result.stdout
     assert (tmp_path / "outputs" / "latest").resolve() == run
     assert [row["iteration"] for row in rows(run)] == ["1", "2"]

@@ -126,6 +126,16 @@ def test_another_architectures_lora_does_not_replace_the_policys(layers, width, 
         lora.load_folder(transformer, tmp_path)
 
 
+def test_a_text_encoders_part_of_a_lora_is_left_alone(tmp_path):
+    """As others publish them. Mutation: count it with the transformer's, and refuse the file."""
+    transformer = network()
+    lora.LoRA(rank=4, alpha=4, targets=["to_q"], init="gaussian").attach(transformer, seed=0)
+    file = write(given(), tmp_path, "diffusers")
+    save_file(load_file(file) | {"text_encoder.q.lora_A.weight": torch.ones(4, 8)}, file, {"format": "pt"})
+    lora.load_folder(transformer, tmp_path)
+    assert {tuple(weight.shape) for weight in lora.parameters(transformer).values()} == {(4, 32), (32, 4)}
+
+
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
