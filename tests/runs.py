@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from hydra import compose, initialize_config_dir
 from lightning import Trainer
 
 from flowrl.command import register_resolvers
 from flowrl.launch import build
+from flowrl.models import lora
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -40,6 +42,19 @@ def make(*overrides, config=CONF, base=("name=test", "debug=smoke")):
     register_resolvers()
     with initialize_config_dir(str(config), version_base="1.3"):
         return build(compose("config", overrides=[*base, *overrides]))
+
+
+def awake(policy):
+    """The policy with LoRA weights away from zero."""
+    with torch.no_grad():
+        for i, parameter in enumerate(lora.parameters(policy.transformer).values()):
+            parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(i))
+    return policy
+
+
+def first_batch(policy, data):
+    """The first iteration's rollout, a part for each micro-batch."""
+    return [policy.sample(data.iterations[0], rows) for update in policy.plan.updates(0) for rows in update]
 
 
 def fit(policy, data):
