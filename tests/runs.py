@@ -1,5 +1,6 @@
-"""How tests start train.py, build policies in process, and where the project's folders are."""
+"""How tests start train.py, load scripts, build policies in process, and where the project's folders are."""
 
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -35,6 +36,15 @@ def train(*overrides, cwd, seconds=300):
     process = start(*overrides, cwd=cwd)
     out, err = process.communicate(timeout=seconds)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def load_script(name):
+    """scripts/`name`.py as a module of its own, loaded anew with each call; its `main` does not run."""
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def make(*overrides, config=CONF, base=("name=test", "debug=smoke")):
