@@ -1,15 +1,18 @@
-"""How tests start train.py, build policies in process, and where the project's folders are."""
+"""How tests start train.py, load scripts, build policies in process, and where the project's folders are."""
 
+import importlib.util
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from hydra import compose, initialize_config_dir
 from lightning import Trainer
 
 from flowrl.command import register_resolvers
 from flowrl.launch import build
+from flowrl.models import lora
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -35,11 +38,33 @@ def train(*overrides, cwd, seconds=300):
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def load_script(name):
+    """scripts/`name`.py as a module of its own, loaded anew with each call; its `main` does not run."""
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
 def make(*overrides, config=CONF, base=("name=test", "debug=smoke")):
     """Policy, data and evaluator of a composed configuration."""
     register_resolvers()
     with initialize_config_dir(str(config), version_base="1.3"):
         return build(compose("config", overrides=[*base, *overrides]))
+
+
+def awake(policy):
+    """The policy with LoRA weights away from zero."""
+    with torch.no_grad():
+        for i, parameter in enumerate(lora.parameters(policy.transformer).values()):
+            parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(i))
+    return policy
+
+
+def first_batch(policy, data):
+    """The first iteration's rollout, a part for each micro-batch."""
+    return [policy.sample(data.iterations[0], rows) for update in policy.plan.updates(0) for rows in update]
 
 
 def fit(policy, data):

@@ -1,14 +1,11 @@
 """What scripts/evaluate.py takes from a run's configuration."""
 
-import importlib.util
-import sys
-
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
-from runs import CONF, ROOT, make
+from runs import CONF, load_script, make
 
 from flowrl.assessment.pictures import folder_features
 from flowrl.assessment.subjects import Subject
@@ -19,11 +16,7 @@ from flowrl.models import lora
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("evaluate_config_script", ROOT / "scripts" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    return load_script("evaluate")
 
 
 @pytest.fixture

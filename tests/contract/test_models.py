@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import fit, make
+from runs import awake, fit, make
 from tiny import FAMILIES
 
 from flowrl.models import lora
@@ -55,14 +55,6 @@ def stock_of(tiny_pipelines):
         return pipe
 
     return load
-
-
-def awake(policy):
-    """LoRA weights away from zero."""
-    with torch.no_grad():
-        for i, parameter in enumerate(lora.parameters(policy.transformer).values()):
-            parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(i))
-    return policy
 
 
 def asleep(policy):

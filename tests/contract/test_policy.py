@@ -1,21 +1,15 @@
 """What the loop promises on the embedded model: ratio 1, gradients to LoRA only, a reference that is the base."""
 
 import copy
-import math
 
 import pytest
 import torch
-from runs import fit, make
+from runs import awake, first_batch, fit, make
 
 from flowrl.models import lora
 from flowrl.modules.groups import Group
 from flowrl.modules.measures import Record
 from flowrl.modules.reward import TooManyMissingRewards
-
-
-def first_batch(policy, data):
-    return [policy.sample(data.iterations[0], rows) for update in policy.plan.updates(0) for rows in update]
-
 
 GUIDED = ("model.has_guidance=true", "rollout.guidance_scale=3")
 LEGAL = [
@@ -28,14 +22,6 @@ LEGAL = [
     ("dance_sde", "dppo", "gaussian"),
     ("dance_sde", "grpo", "gaussian"),
 ]
-
-
-def awake(policy):
-    """LoRA weights away from zero."""
-    with torch.no_grad():
-        for i, parameter in enumerate(lora.parameters(policy.transformer).values()):
-            parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(i))
-    return policy
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4])
@@ -250,10 +236,7 @@ def test_penalty_adds_its_gradient():
     totals, penalty = [], None
     for beta in (0.0, 2.0):
         policy, data, _ = make("penalty=kl", f"penalty.beta={beta}")
-        with torch.no_grad():
-            for i, parameter in enumerate(lora.parameters(policy.transformer).values()):
-                parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(i))
-        part = first_batch(policy, data)[0]
+        part = first_batch(awake(policy), data)[0]
         part.advantage = torch.tensor([1.0, -1.0, 0.5, -0.5])
         totals.append(policy.term_loss(part, 1, Record()))
         if beta:
@@ -298,116 +281,3 @@ def test_the_guard_gradient_is_that_of_its_centred_ratio():
     for ours, theirs in zip(got, expected, strict=True):
         if theirs is not None:
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * size.item())
-
-
-def test_a_threshold_that_holds_a_budget_moves_in_the_loop_and_is_kept():
-    """Mutation: never hand the mean KL on, or leave the threshold out of the state."""
-    policy, data, _ = make("loss.delta=auto", "loss.kl_budget=1e-9", "num_iterations=2")
-    start = policy.algorithm.loss.current
-    fit(policy, data)
-    other, _, _ = make("loss.delta=auto", "loss.kl_budget=1e-9")
-    other.load_state(policy.state())
-    assert policy.algorithm.loss.current != start == 1e-9
-    assert other.algorithm.loss.current == policy.algorithm.loss.current
-    with pytest.raises(Exception, match=r"loss.delta=auto.*updates_per_iteration"):
-        make("loss.delta=auto", "loss.kl_budget=1e-9", "batch.updates_per_iteration=1")
-
-
-def test_a_scheduled_threshold_follows_the_run():
-    """Mutation: never begin an iteration with its progress."""
-    policy, data, _ = make("loss.delta=1e-4", "loss.final_delta=1e-6", "num_iterations=2")
-    thresholds = []
-    policy.report = lambda values: thresholds.append(values["trust/delta"])
-    fit(policy, data)
-    assert thresholds == pytest.approx([1e-4, 1e-5])
-
-
-def nft(*overrides):
-    return make("loss=nft", "sampler=ode", "penalty=velocity", *overrides)
-
-
-def test_nft_draws_and_contrasts_with_the_old_policy():
-    """Rollouts are the old weights', bitwise; the contrast is measured against them.
-
-    Mutation: sample under the current weights, or evaluate the old velocity under them.
-    """
-    policy, data, _ = nft()
-    with policy.behaviour():
-        before = first_batch(policy, data)
-    with torch.no_grad():
-        for parameter in lora.parameters(policy.transformer).values():
-            parameter.add_(0.05)
-    with policy.behaviour():
-        after = first_batch(policy, data)
-    assert all(torch.equal(a.trajectory.x0, b.trajectory.x0) for a, b in zip(before, after, strict=True))
-    record = Record()
-    policy.term_loss(before[0], 1, record)
-    assert record.means()["trust/velocity_old"] > 1e-4
-    policy.follow()
-    policy.old = {name: value.clone() for name, value in lora.parameters(policy.transformer).items()}
-    policy.term_loss(before[0], 1, again := Record())
-    assert again.means()["trust/velocity_old"] == 0
-
-
-def test_the_old_policy_follows_and_is_kept(tmp_path):
-    """After n optimizer steps it keeps min(n / 1000, 1/2) of itself, and a checkpoint restores it bitwise.
-
-    Mutation: swap the two weights of the average, or leave `old` out of the checkpoint.
-    """
-    policy, _, _ = nft()
-    start = {name: value.clone() for name, value in policy.old.items()}
-    with torch.no_grad():
-        for parameter in lora.parameters(policy.transformer).values():
-            parameter.add_(1.0)
-    policy.num_optimizer_steps = 250
-    policy.follow()
-    for name, value in policy.old.items():
-        torch.testing.assert_close(value, start[name] + 0.75, rtol=0, atol=1e-6)
-    other, _, _ = nft("seed=1")
-    other.load_weights({stem: dict(tensors) for stem, tensors in policy.weights().items()})
-    assert all(torch.equal(other.old[name], policy.old[name]) for name in policy.old)
-
-
-def test_forward_noise_does_not_depend_on_the_batch():
-    """Mutation: draw it from the global generator, or the same for every sigma."""
-    whole, parts = nft("batch.max_micro_batch=4"), nft("batch.max_micro_batch=1")
-    noises = []
-    for policy, data, _ in (whole, parts):
-        with policy.behaviour():
-            batch = first_batch(policy, data)
-        noises.append([torch.cat([policy.forward_noise(part, index) for part in batch]) for index in (0, 1)])
-    assert torch.equal(noises[0][0], noises[1][0]) and torch.equal(noises[0][1], noises[1][1])
-    assert not torch.equal(noises[0][0], noises[0][1])
-
-
-def test_each_sample_leaves_out_sigmas_of_its_own():
-    """int(0.99 x 6) of six, other ones for other samples and inner epochs, whatever the micro-batch; only they train.
-
-    Mutation: train the grid's first five, choose for a whole batch, or forget the choice in the penalty or the loss.
-    """
-    (whole, data, _), (parts, others, _) = nft("batch.max_micro_batch=4"), nft("batch.max_micro_batch=1")
-    with whole.behaviour():
-        batch = first_batch(whole, data)
-    with parts.behaviour():
-        singles = first_batch(parts, others)
-    chosen = torch.cat([whole.is_trained(part) for part in batch])
-    assert torch.equal(chosen, torch.cat([parts.is_trained(part) for part in singles]))
-    assert (chosen.sum(1) == 5).all() and not (chosen == chosen[:1]).all()
-    whole.num_optimizer_steps += 1
-    assert not torch.equal(chosen, torch.cat([whole.is_trained(part) for part in batch]))
-    part, own = singles[0], parts.is_trained(singles[0])[0]
-    part.advantage, part.is_used = torch.ones(1), torch.ones(1, dtype=torch.bool)
-    with torch.no_grad():
-        for parameter in lora.parameters(parts.transformer).values():
-            parameter.add_(0.05)
-    losses = [parts.term_loss(part, index, Record()).item() for index in range(6)]
-    assert [loss != 0 for loss in losses] == own.tolist()
-
-
-def test_the_learning_rate_follows_the_schedule():
-    """Cosine over four iterations. Mutation: multiply the factors up, or count updates instead of iterations."""
-    policy, data, _ = make("num_iterations=4", "optimizer.lr=1e-3")
-    rates = []
-    policy.report = lambda values: rates.append(values["update/learning_rate"])
-    fit(policy, data)
-    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)], rel=1e-6)

@@ -1,21 +1,15 @@
 """scripts/evaluate.py on a finished run: the run's own numbers, resumable, on one page."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 from PIL import Image
-from runs import ROOT, make
+from runs import load_script, make
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    return load_script("evaluate")
 
 
 @pytest.fixture(scope="module")

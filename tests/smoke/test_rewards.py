@@ -1,12 +1,10 @@
 """Runs with the rewards that need no weights: a rule-based one, one from an extra, mixtures, and one that dies."""
 
 import csv
-import importlib.util
-import sys
 
 import pytest
 import torch
-from runs import ROOT, fit, make, train
+from runs import fit, load_script, make, train
 
 from flowrl.models import lora
 from flowrl.modules.reward import RewardModule
@@ -87,11 +85,7 @@ def test_a_monitor_that_dies_changes_nothing():
 
 @pytest.fixture(scope="module")
 def doctor():
-    spec = importlib.util.spec_from_file_location("reward_doctor", ROOT / "scripts" / "reward_doctor.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    return load_script("reward_doctor")
 
 
 def test_the_doctor_finds_a_healthy_mixture(doctor, capsys):

@@ -4,21 +4,18 @@ import json
 import sys
 
 import pytest
-from runs import ROOT
+from runs import load_script
 
 pytest.importorskip("wandb_workspaces")
 
 
 def test_the_dry_run_writes_both(tmp_path, monkeypatch):
     """Mutation: name a metric that the glossary lacks, or look the project up on the server."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(
         sys, "argv", ["dashboard.py", "--entity", "me", "--group", "a-sweep", "--dry-run", str(tmp_path)]
     )
-    import dashboard
-
-    dashboard.main()
+    load_script("dashboard").main()
     workspace, report = (
         json.dumps(json.loads((tmp_path / f"{name}.json").read_text())) for name in ("workspace", "report")
     )
