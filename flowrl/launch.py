@@ -39,7 +39,7 @@ from flowrl.modules.parallel import is_later_rank
 from flowrl.modules.policy import Policy
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule, TooManyMissingRewards
-from flowrl.sweep.job import Job
+from flowrl.sweep.job import SUMMARY, Job
 from flowrl.sweep.ranks import run_to_end
 from flowrl.trackers import default_tags
 
@@ -106,7 +106,6 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     adapter, ema = instantiate(cfg.tuning), instantiate(cfg.ema)
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
-    reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)
     check_guidance(cfg)
     check_deadlines(cfg)
     check_trainer(cfg)
@@ -115,6 +114,7 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
             "loss.delta=auto needs batch.updates_per_iteration or batch.inner_epochs above 1: the first update of an "
             "iteration has a KL of 0"
         )
+    reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)
     model = instantiate(cfg.model)
     policy = (ForwardPolicy if isinstance(algorithm.loss, NFT) else Policy)(
         model=model,
@@ -162,9 +162,10 @@ def run(cfg: DictConfig) -> None:
     status = "failed"
     try:
         trainer.fit(policy, datamodule=data)
-        status = "finished" if policy.num_iterations == len(data.iterations) else "stopped"
-        if status == "finished":
+        is_whole = policy.num_iterations == len(data.iterations)
+        if is_whole:
             saver.export(trainer, policy)
+        status = "finished" if is_whole else "stopped"
     except SystemExit:  # how Lightning ends on an interrupt
         status = "stopped"
     except TooManyMissingRewards as error:
@@ -181,7 +182,11 @@ def run(cfg: DictConfig) -> None:
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:
-    """Write the configuration as it is, then resolved: by the second a run's folder is known."""
+    """Write the configuration as it is, then resolved: by the second a run's folder is known.
+
+    An earlier end is forgotten first, so that a killed resumption is not taken for finished.
+    """
+    (folder / SUMMARY).unlink(missing_ok=True)
     for name, is_resolved in ((SOURCE, False), (CONFIG, True)):
         write_whole(folder / name, OmegaConf.to_yaml(cfg, resolve=is_resolved))
 
@@ -231,10 +236,10 @@ def _clients(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def check_trainer(cfg: DictConfig) -> None:
     """How a run may be spread and rounded. Raises ValueError naming both keys."""
-    if "mixed" in str(cfg.trainer.get("precision")):
+    if str(cfg.trainer.get("precision")) not in ("None", "32", "32-true"):
         raise ValueError(
-            f"trainer.precision={cfg.trainer.precision} keeps its casts of the weights through an iteration, so that "
-            "later updates would not see earlier ones; take model.dtype=bfloat16, whose LoRA stays float32"
+            f"trainer.precision={cfg.trainer.precision} rounds the trained weights, or keeps casts of them that later "
+            "updates of an iteration do not see; take model.dtype=bfloat16, whose LoRA stays float32"
         )
     if OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.modules.parallel.parts":
         if cfg.tuning._target_ != "flowrl.models.full.Full":
@@ -281,5 +286,10 @@ def quieten() -> None:
     advice = ("available:", "litlogger", "litmodels", "`Trainer.fit` stopped")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).addFilter(lambda record: not any(word in record.getMessage() for word in advice))
-    for message in (".*does not have many workers.*", ".*module\\(s\\) in eval mode.*", ".*LeafSpec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*module\\(s\\) in eval mode.*",
+        ".*LeafSpec.*",
+        ".*ranks is zero.*",
+    ):
         warnings.filterwarnings("ignore", message)

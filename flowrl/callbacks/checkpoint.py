@@ -32,6 +32,7 @@ class Checkpoint(Callback):
             raise ValueError(f"checkpoint.every={every} and checkpoint.keep={keep} must be at least 1")
         self.record, self.stop, self.folder, self.every, self.keep = record, stop, Path(folder), every, keep
         self.restored: Path | None = None
+        self.is_whole = False
 
     def resume_from(self, policy: Policy) -> int:
         """Load the newest complete checkpoint's weights and counters, 0 iterations if there is none."""
@@ -52,6 +53,7 @@ class Checkpoint(Callback):
             weights, _ = checkpoint.load(self.restored)
             checkpoint.load_optimizer_tensors(trainer.optimizers[0], weights["optimizer"])
             torch.set_rng_state(weights["rng"]["state"])
+        self.is_whole = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -78,7 +80,8 @@ class Checkpoint(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, Policy)
         # Rewards are checked before the first update of an iteration, so the state is that of the last one's end.
-        if isinstance(exception, TooManyMissingRewards) and pl_module.num_iterations:
+        # Before the optimizer has its state back, there is nothing to save that the checkpoint does not hold.
+        if isinstance(exception, TooManyMissingRewards) and pl_module.num_iterations and self.is_whole:
             if len(self.record.rows) < pl_module.num_iterations:  # an evaluation stopped it, before the row was written
                 self.record.on_train_batch_end(trainer, pl_module, None, None, 0)
             self.save(trainer, pl_module)

@@ -49,12 +49,19 @@ class Evaluate(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Policy)
-        if pl_module.num_iterations and self.before_path.is_file():
-            kept = load_file(self.before_path)
-            self.first = (kept["images"], kept["scores"])
-            self.watched = {name: kept[name] for name in ("reward", *self.gold) if name in kept}
+        if pl_module.num_iterations:
+            self.restore()
         else:
             self.run(trainer, pl_module, "before")
+
+    def restore(self) -> None:
+        """Take back what was drawn before training; without it, later pictures and alarms have nothing beside them."""
+        if not self.before_path.is_file():
+            log.warning("%s is gone: no pictures from before training will be shown, no alarms given", self.before_path)
+            return
+        kept = load_file(self.before_path)
+        self.first = (kept["images"], kept["scores"])
+        self.watched = {name: kept[name] for name in ("reward", *self.gold) if name in kept}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -64,12 +71,22 @@ class Evaluate(Callback):
         if is_last or (self.every and pl_module.num_iterations % self.every == 0):
             self.run(trainer, pl_module, "after" if is_last else "during")
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run resumed with no iteration left, such as one whose last evaluation failed, is evaluated now."""
+        assert isinstance(pl_module, Policy)
+        is_last = pl_module.num_iterations == len(trainer.datamodule.iterations)  # type: ignore[attr-defined]
+        if is_last and "after" not in self.record.evaluations:
+            self.restore()
+            self.run(trainer, pl_module, "after")
+
     def run(self, trainer: Trainer, policy: LightningModule, when: str) -> None:
         """Evaluate, log, draw."""
         assert isinstance(policy, Policy)
         result = self.evaluator.evaluate(policy)
         main = next(iter(self.evaluator.sets))
         watched = self.watch(result.scores[main])
+        if not policy.num_iterations:
+            self.watched = watched
         metrics = dict(result.metrics) | {f"eval/{main}/alarms": float(len(self.alarms(watched, trainer.loggers)))}
         policy.log_evaluation(metrics)
         headline = self.headline(result)
@@ -86,14 +103,14 @@ class Evaluate(Callback):
         values = torch.where(scores.is_valid[shown], values, torch.nan)
         if not trainer.is_global_zero:
             return
-        if self.first is None:
+        if not policy.num_iterations:
             self.first = (images, values)
             self.before_path.parent.mkdir(parents=True, exist_ok=True)
             partial = self.before_path.with_suffix(".partial")
             save_file({"images": images.contiguous(), "scores": values.contiguous(), **watched}, partial)
             partial.replace(self.before_path)
         captions = [prompt.text for prompt in self.evaluator.sets[main][: self.num_shown]]
-        columns = [("before", self.first[0], self.first[1].tolist())]
+        columns = [] if self.first is None else [("before", self.first[0], self.first[1].tolist())]
         if policy.num_iterations:
             columns.append((f"iteration {policy.num_iterations}", images, values.tolist()))
         sheet = grids.comparison(captions, columns, per_row=4)
@@ -114,8 +131,9 @@ class Evaluate(Callback):
 
     def alarms(self, watched: dict[str, Tensor], loggers: Sequence[Logger]) -> list[str]:
         """Gold metrics that fell while the reward rose; they are warned of, and trackers send an alert."""
-        self.watched = self.watched or watched
         prompts = np.arange(len(watched["reward"])) // self.evaluator.images_per_prompt
+        if not self.watched:
+            return []
         both = [name for name in self.watched if name in watched]
         before, now = ({name: values[name].numpy() for name in both} for values in (self.watched, watched))
         fell = fallen(before, now, prompts)

@@ -41,6 +41,9 @@ class RunRecord(Callback):
         reset_peak_memory()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.evaluations.pop("after", None)  # of an end that was none
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Now, since Lightning takes the policy off its device at the end.
         on_gpu = pl_module.device.type == "cuda"
         self.device = torch.cuda.get_device_name(pl_module.device) if on_gpu else processor_name()
@@ -88,6 +91,12 @@ class RunRecord(Callback):
         else:
             with self.csv_path.open("a", newline="") as file:
                 csv.DictWriter(file, list(self.rows[0])).writerow(row)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.pending and self.rows:  # evaluated after the last iteration's row was written
+            self.rows[-1] |= self.pending
+            self.pending = {}
+            self._write_csv()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Exception):  # not the user's interrupt

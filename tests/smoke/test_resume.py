@@ -1,6 +1,7 @@
 """A run that is killed and resumed gives the same numbers, bitwise, as one that was never stopped."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,8 @@ import pytest
 import torch
 from runs import SHORT, start, train
 from safetensors.torch import load_file
+
+from flowrl import checkpoint
 
 TIMES = ("perf/images_per_second", "perf/rollout_seconds", "perf/reward_seconds", "perf/update_seconds")
 
@@ -86,6 +89,27 @@ def test_resume_through_latest_follows_overrides(tmp_path):
     assert (run / "config.yaml").read_text().count("delta: 0.5") == 2  # the loss, and the loss inside the algorithm
     again = train(f"run_dir={run}", "debug=smoke", cwd=tmp_path)
     assert again.returncode == 1 and "holds a run already" in again.stderr
+
+
+def test_a_last_evaluation_that_failed_is_made_up_for(tmp_path):
+    """A checkpoint without it, as a scorer that dies in it leaves one, and without the pictures from before.
+
+    Mutation: call the run finished without evaluating it, or evaluate the trained policy as the one before.
+    """
+    assert train("debug=smoke", "num_iterations=2", "run_dir=run", cwd=tmp_path).returncode == 0
+    run, whole = tmp_path / "run", json.loads((tmp_path / "run" / "summary.json").read_text())
+    path = run / "checkpoints" / "000002" / checkpoint.STATE
+    state = json.loads(path.read_text())
+    del state["record"]["evaluations"]["after"]
+    path.write_text(json.dumps(state))
+    (run / "images" / "before.safetensors").unlink()
+    result = train("resume=run", cwd=tmp_path)
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    assert "before.safetensors is gone" in result.stdout
+    again = json.loads((run / "summary.json").read_text())
+    assert again["eval"] == whole["eval"] and again["device"] == whole["device"]
+    assert [row["iteration"] for row in rows(run)] == ["1", "2"] and rows(run)[1]["eval/held_in/reward"]
+    assert not (run / "images" / "before.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -49,7 +49,8 @@ def test_a_gold_part_that_falls_while_the_reward_rises_is_warned_of(callback, ca
         return RewardOutput(values, is_valid, parts)
 
     with caplog.at_level(logging.WARNING):
-        assert callback.alarms(callback.watch(output(0.5, 0.9, 0.5)), []) == []
+        assert callback.alarms(callback.watch(output(0.9, 0.6, 0.7)), []) == []  # with nothing before it
+        callback.watched = callback.watch(output(0.5, 0.9, 0.5))
         assert "viewing.gold=x: no part of the reward, whose parts are: clean, sharp" in caplog.text
         assert callback.alarms(callback.watch(output(0.9, 0.6, 0.7)), []) == ["clean"]
         assert callback.alarms(callback.watch(output(0.8, 0.7, 0.6)), []) == ["clean"]

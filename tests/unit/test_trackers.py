@@ -44,7 +44,8 @@ def test_reward_up_and_gold_down_is_an_alert(tmp_path):
         evaluator=evaluator, record=record, folder=str(tmp_path), every=1, num_shown=1, gold=["clean_objects"]
     )
     alerts, values = Alerts(), torch.linspace(0, 1, 50)
-    assert viewer.alarms({"reward": values, "clean_objects": values}, [alerts]) == []
+    viewer.watched = {"reward": values, "clean_objects": values}
+    assert viewer.alarms(viewer.watched, [alerts]) == []
     assert alerts.sent == []
     assert viewer.alarms({"reward": values + 1, "clean_objects": values - 1}, [alerts]) == ["clean_objects"]
     (alert,) = alerts.sent
