@@ -104,6 +104,7 @@ def _suggest(key: str) -> str:
         found = ".".join(filter(None, (*close, rest))) if close else _nearest_anywhere(key)
     else:
         found = _nearest_anywhere(rest)
+        found = found and f"{key.rpartition('.')[0]}.{found}"
     return f" (did you mean {found!r}?)" if found else ""
 
 

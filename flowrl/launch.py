@@ -39,6 +39,7 @@ from flowrl.modules.parallel import is_later_rank
 from flowrl.modules.policy import Policy
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule, TooManyMissingRewards
+from flowrl.run_folder import claim, point_latest_at
 from flowrl.sweep.job import SUMMARY, Job
 from flowrl.sweep.ranks import run_to_end
 from flowrl.trackers import default_tags
@@ -68,6 +69,8 @@ def run_job(cfg: DictConfig) -> float | None:
 def configure(cfg: DictConfig) -> DictConfig:
     """The configuration to run: the given one, or the resumed run's own with value overrides applied."""
     folder = HydraConfig.get().runtime.output_dir
+    if not is_later_rank():
+        claim(folder)
     if not cfg.resume:
         if torch.distributed.is_torchelastic_launched() and not cfg.run_dir:
             raise ValueError("run_dir=PATH is needed under torchrun: its processes must write to one folder")
@@ -253,16 +256,6 @@ def check_trainer(cfg: DictConfig) -> None:
             raise ValueError("trainer=fsdp does not go with backend.compile=true; set it to false")
 
 
-def point_latest_at(folder: Path) -> None:
-    """Make `outputs/latest`, beside the runs' folders, a link to this run."""
-    root = next((parent for parent in folder.absolute().parents if parent.name == "outputs"), None)
-    if root is None:
-        return
-    link, fresh = root / "latest", root / f".latest.{os.getpid()}"
-    fresh.symlink_to(folder.resolve(), target_is_directory=True)
-    fresh.replace(link)
-
-
 def _prepare_logger(logger: Logger, cfg: DictConfig) -> None:
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
@@ -283,7 +276,7 @@ def quieten() -> None:
     """Silence advice about Lightning's defaults that does not concern this loop, and later ranks' standard output."""
     if is_later_rank():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    advice = ("available:", "litlogger", "litmodels", "`Trainer.fit` stopped")
+    advice = ("available:", "litlogger", "litmodels", "`Trainer.fit` stopped", "Detected Keyb")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).addFilter(lambda record: not any(word in record.getMessage() for word in advice))
     for message in (

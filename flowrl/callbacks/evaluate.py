@@ -52,6 +52,7 @@ class Evaluate(Callback):
         if pl_module.num_iterations:
             self.restore()
         else:
+            pl_module.print("evaluating the model as it is")
             self.run(trainer, pl_module, "before")
 
     def restore(self) -> None:
@@ -117,7 +118,7 @@ class Evaluate(Callback):
         path = self.folder / "images" / f"{policy.num_iterations:06d}.png"
         grids.save(sheet, path)
         log_image(trainer, sheet, path, policy.num_iterations)
-        numbers = ", ".join(f"{key} {value:.3f}" for key, value in headline.items() if isinstance(value, float))
+        numbers = ", ".join(f"{key} {value:.3g}" for key, value in headline.items() if isinstance(value, float))
         policy.print(f"evaluation {when} (iteration {policy.num_iterations}): {numbers}; {path}")
 
     def watch(self, output: RewardOutput) -> dict[str, Tensor]:

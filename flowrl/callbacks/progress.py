@@ -1,4 +1,4 @@
-"""The progress bar, without the tracker's run id among the numbers."""
+"""The progress bar: iterations, time, and this loop's numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar with this loop's metrics alone."""
+    """Lightning's bar with this loop's metrics alone, without the tracker's run id; it fits 80 columns."""
+
+    BAR_FORMAT = "{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule

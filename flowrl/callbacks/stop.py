@@ -1,21 +1,26 @@
-"""Stopping on SIGTERM, as Slurm sends it before a time limit: after the running iteration, in all processes."""
+"""Stopping after the running iteration, in all processes: on Ctrl-C, and on SIGTERM, as before Slurm's time limit."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
 from flowrl.modules.measures import gather
 
+NOTICE = b"\nstopping after this iteration, with a checkpoint; Ctrl-C again stops at once\n"
+
 
 class Stop(Callback):
-    """Remembers that SIGTERM came. Must stand before callbacks that work long in `on_train_start`.
+    """Remembers that SIGTERM came, or a first Ctrl-C once iterations have begun; a second one stops at once.
 
-    It replaces Lightning's own answer, which broadcasts from within the signal handler: one process may do so while
-    another waits in a different collective, and both hang.
+    Must stand before callbacks that work long in `on_train_start`. It replaces Lightning's own answer, which
+    broadcasts from within the signal handler: one process may do so while another waits in a different collective, and
+    both hang.
     """
 
     def __init__(self) -> None:
@@ -25,8 +30,15 @@ class Stop(Callback):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._remember)  # Lightning restores the one before at the end
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not batch_idx and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._remember)
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.has_signal = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.write(2, NOTICE)  # printing is not safe within a handler
 
     def is_asked_for(self) -> bool:
         """Whether any process has had the signal: to be called by all of them at the same point."""

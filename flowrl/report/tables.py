@@ -147,13 +147,13 @@ def _effect(pairs: Sequence[tuple[Condition, Condition]], metric: str) -> Estima
 
 
 def frontier_table(groups: Sequence[Condition], kl: str, reward: str) -> Table:
-    """Reward against distance to the reference; on the frontier, no other condition has more for less."""
+    """Reward against distance to the reference; on the frontier, no other condition has as much for less."""
     points = [
         (group, mean(list(group.by_seed(kl).values())), mean(list(group.by_seed(reward).values()))) for group in groups
     ]
     optimal = frontier([(x.mean, y.mean) for _, x, y in points])
     rows = [[group.label, x, y, "yes" if i in optimal else "no"] for i, (group, x, y) in enumerate(points)]
-    note = f"{reward} against {kl}: on the frontier, no other condition has more reward at less KL."
+    note = f"{reward} against {kl}: on the frontier, no other condition has as much reward at less KL."
     return Table("frontier", "Reward against KL", note, ("condition", kl, reward, "on the frontier"), rows)
 
 

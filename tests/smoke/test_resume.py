@@ -53,16 +53,22 @@ def test_resume_after_sigkill_is_bitwise(finished_run, tmp_path):
 
 
 def test_interrupt_says_how_to_go_on(tmp_path):
-    """Mutation: report an interrupted run as finished, or exit with status 0."""
+    """The running iteration is finished and saved. Meanwhile no other process writes to the folder.
+
+    Mutation: report an interrupted run as finished, exit with status 0, stop without a checkpoint, or share the folder.
+    """
     run = tmp_path / "interrupted"
-    process = start(*SHORT, "num_iterations=400", f"run_dir={run}", cwd=tmp_path)
+    process = start(*SHORT, "num_iterations=400", "checkpoint.every=1000", f"run_dir={run}", cwd=tmp_path)
     deadline = time.time() + 200
-    while not (run / "checkpoints" / "000001" / "state.json").exists():
+    while not (run / "metrics.csv").exists():
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.05)
+    other = train(*SHORT, f"run_dir={run}", cwd=tmp_path)
+    assert other.returncode == 1 and "written to by another process" in other.stderr
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
-    assert process.returncode == 130
+    assert process.returncode == 130 and "stopping after this iteration" in err
+    assert len(list((run / "checkpoints").glob("*/state.json"))) == 1 and "the newest checkpoint is after" in out
     assert f"Continue with: python train.py resume={run}" in out
     assert "Traceback" not in err
 
