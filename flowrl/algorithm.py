@@ -79,7 +79,7 @@ class Algorithm:
     def _check_ratio_loss(self, loss: PolicyLoss) -> None:
         zero, how = torch.zeros(1), self.likelihood
         # The loss checks its options now, not late.
-        loss(LossInputs(zero, zero, zero, zero, zero, zero, 1.0, -1.0, form=how.form, reduction=how.reduction))
+        loss(LossInputs(zero, zero, zero, zero, zero, zero, 1.0, -1.0, how.form, how.reduction, dimensions=1))
         if how.form == "unnormalised" and not isinstance(self.sampler, CPS):
             raise ValueError(
                 f"likelihood.form=unnormalised (loss=cps) needs sampler=cps, not {option(self.sampler)}: it "
@@ -170,6 +170,7 @@ class Algorithm:
             dt=interval.dt,
             form=self.likelihood.form,
             reduction=self.likelihood.reduction,
+            dimensions=old_mean[0].numel(),
         )
 
     @property

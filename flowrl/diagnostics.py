@@ -11,6 +11,11 @@ from torch import Tensor
 
 from flowrl.types import LossInputs
 
+SQUARED = "_squared"
+"""Ends the name of a mean square, whose root is taken over all samples of a step and update, whatever the batches."""
+LARGEST_LOG_RATIO = 60.0
+"""Above it the bound's ratio is cut off, so that sums of it stay finite in float32, which ends at exp(88)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnostics:
@@ -40,13 +45,22 @@ class Diagnostics:
             "trust/tv_old_max": inputs.tv.max(),
             f"trust/kl_old/{step}": inputs.kl.mean(),
             f"trust/tv_old/{step}": inputs.tv.mean(),
-            "trust/ratio_std": (ratio - 1).square().mean().sqrt(),
-            "bound/surrogate": (ratio * advantage - advantage).mean(),
+            f"trust/ratio_std{SQUARED}": (ratio - 1).square().mean(),
+            "bound/surrogate": (advantage * full_log_ratio(inputs).clamp(max=LARGEST_LOG_RATIO).expm1()).mean(),
         }
         if inputs.form == "gaussian":
-            metrics["trust/log_ratio_noise"] = (log_ratio + inputs.kl).square().mean().sqrt()
+            metrics[f"trust/log_ratio_noise{SQUARED}"] = (log_ratio + inputs.kl).square().mean()
             metrics["trust/log_ratio_signal"] = inputs.kl.mean()
         return metrics
+
+
+def full_log_ratio(inputs: LossInputs) -> Float[Tensor, "B"]:
+    """log N(x_next; mean, std^2 I) - log N(x_next; old_mean, std^2 I), summed over dimensions, in whichever form and
+    reduction the log-probabilities were taken. Of means in float32 it keeps their rounding, near 1e-7, D times."""
+    log_ratio = inputs.log_prob - inputs.old_log_prob
+    if inputs.reduction == "mean":
+        log_ratio = log_ratio * inputs.dimensions
+    return log_ratio if inputs.form == "gaussian" else log_ratio / (2 * inputs.std**2)
 
 
 def bound(metrics: Mapping[str, float], num_stochastic: int) -> dict[str, float]:
@@ -54,7 +68,8 @@ def bound(metrics: Mapping[str, float], num_stochastic: int) -> dict[str, float]
 
     Flow-DPPO (arXiv 2606.11025): J(new) - J(old) >= surrogate - 2 xi (K - 1)(K - 2) (max TV)^2, with xi the largest
     absolute return. Of its K sampling steps K - 1 are stochastic, so with n = `num_stochastic` the factor is n (n - 1),
-    and the surrogate is the sum over steps. Returns are advantages here, on both sides.
+    and the surrogate is the sum over steps of the mean A (r - 1). Returns are advantages here, on both sides, and r and
+    TV are those of the full Gaussian, whatever the likelihood's reduction and form.
     """
     if "trust/tv_old_max" not in metrics:
         return {}

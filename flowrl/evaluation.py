@@ -54,7 +54,8 @@ class Evaluator:
 
     Only the first `max_prompts` of a set are used. `headline` names the reward part that is broken down by task family
     and written under the images; a name that is no part, such as `reward`, stands for the reward's value. `sampler`
-    gives the Gaussian steps whose divergence from the reference's is measured, on the first `kl_samples` samples.
+    gives the Gaussian steps whose divergence from the reference's is measured, on the first `kl_samples` samples, where
+    these are not 0.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class Evaluator:
         for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"evaluation.{name}={value} must be at least 1")
+        if kl_samples < 0:
+            raise ValueError(f"evaluation.kl_samples={kl_samples} must be at least 0; 0 leaves kl_ref out")
         if not sets:
             raise ValueError("evaluation.sets must name at least one prompt set")
         if max_prompts is not None and max_prompts < 1:
@@ -108,7 +111,8 @@ class Evaluator:
                 scores[name] = share.scores
                 policy.reward.check(scores[name].is_valid, scores[name].info)
                 metrics |= self._score(name, repeated, share)
-                metrics[f"eval/{name}/kl_ref"] = self.kl_to_reference(policy, repeated)
+                if (kl := self.kl_to_reference(policy, repeated)) is not None:
+                    metrics[f"eval/{name}/kl_ref"] = kl
         return EvaluationResult(metrics, images, scores)
 
     def initial_noise(self, policy: Policy, num_samples: int, first: int = 0) -> Tensor:
@@ -198,11 +202,24 @@ class Evaluator:
         return torch.stack(spread).repeat_interleave(count)
 
     @torch.no_grad()
-    def kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float:
-        """Mean exact KL(current || reference) per step and dimension, over a set's first `kl_samples` samples."""
+    def kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float | None:
+        """Mean exact KL(current || reference) per step and dimension, over a set's first `kl_samples` samples.
+
+        None where nothing is measured: without samples, or without a stochastic step.
+        """
         prompts = prompts[: self.kl_samples]
+        if not prompts or not any(self.sampler.std(interval) > 0 for interval in self.intervals):
+            return None
+        noise = self.initial_noise(policy, len(prompts))
+        batches = [
+            self._divergences(policy, prompts[start : start + self.batch_size], noise[start : start + self.batch_size])
+            for start in self._starts(prompts)
+        ]
+        return float(torch.stack([torch.cat(parts).mean() for parts in zip(*batches, strict=True)]).mean())
+
+    def _divergences(self, policy: Policy, prompts: Sequence[Prompt], x: Tensor) -> list[Float[Tensor, "B"]]:
+        """For each stochastic step, the samples' KL between the current policy's Gaussian and the reference's."""
         conditioning = policy.embed(prompts)
-        x = self.initial_noise(policy, len(prompts))
         divergences = []
         for interval in self.intervals:
             velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
@@ -211,9 +228,9 @@ class Evaluator:
                 with lora.disabled(policy.transformer):
                     ref_velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
                 ref_step = self.sampler.step(x, ref_velocity, interval)
-                divergences.append(_MEAN_KL.kl(step, ref_step.mean).mean())
+                divergences.append(_MEAN_KL.kl(step, ref_step.mean))
             x = ODE().step(x, velocity, interval).mean
-        return float(torch.stack(divergences).mean()) if divergences else 0.0
+        return divergences
 
 
 def _merge(parts: Sequence[_Share]) -> _Share:

@@ -31,7 +31,8 @@ GLOSSARY: dict[str, str] = {
     "trust/tv_old/*": "The same total variation at one step of the grid, by its number.",
     "trust/velocity_old": "Mean (v - old_v)^2 at noised samples (Diffusion-NFT only).",
     "trust/tv_old_max": "The largest such total variation of the iteration.",
-    "trust/ratio_std": "Standard deviation of the probability ratio around 1.",
+    "trust/ratio_std": "Root mean square of the probability ratio minus 1 over all samples of a step and update, "
+    "mean over those.",
     "trust/masked_fraction": "Share of (sample, step) terms that the clip or the mask removes from the gradient.",
     "trust/masked_positive": "The share masked on the side of positive advantages.",
     "trust/masked_negative": "The share masked on the side of negative advantages.",
@@ -39,11 +40,12 @@ GLOSSARY: dict[str, str] = {
     "divergence, at `trust.delta`, would keep.",
     "trust/clip_misses": "Share of terms that the exact divergence would drop and ratio clipping would keep.",
     "trust/log_ratio_noise": "Root mean square of the log-ratio's noise part, eps (mean - old_mean) / std, reduced as "
-    "the log-probability is (Gaussian form only).",
+    "the log-probability is, over all samples of a step and update, mean over those (Gaussian form only).",
     "trust/log_ratio_signal": "Mean of the log-ratio's other part, which is the KL (Gaussian form only).",
-    "bound/surrogate": "Mean of A (r - 1), summed over the stochastic steps: the gain that the surrogate claims.",
+    "bound/surrogate": "Mean of A (r - 1), summed over the stochastic steps: the gain that the surrogate claims. r is "
+    "the full Gaussian's ratio (full dimension, as in trust/tv_old), whatever the likelihood; cut off at exp(60).",
     "bound/penalty": "What the policy-improvement bound subtracts: 2 xi n (n-1) (max TV)^2 over n stochastic steps, "
-    "with xi the largest absolute advantage.",
+    "with xi the largest absolute advantage and TV of the full Gaussian.",
     "update/learning_rate": "The learning rate of the iteration's updates.",
     "update/grad_norm": "Global norm of the LoRA gradient before clipping, mean over updates.",
     "update/grad_rms_over_eps": "Root mean square gradient over Adam's epsilon: below 1, epsilon damps every step.",
@@ -55,7 +57,8 @@ GLOSSARY: dict[str, str] = {
     "eval/*/part/*": "Mean of a reward part on that set.",
     "eval/*/family/*": "Mean of the headline part (`evaluation.headline`) within one task family of that set.",
     "eval/*/kl_ref": "Mean over samples and steps of the exact per-step KL(current || reference), mean-reduced, of the "
-    "evaluation's Gaussian steps at the states that the ODE visits.",
+    "evaluation's Gaussian steps at the states that the ODE visits; missing where `evaluation.kl_samples` is 0 or "
+    "`evaluation.sampler` has no stochastic step.",
     "eval/*/diversity": "Root mean square pixel distance between images of the same prompt, where it has several: "
     "falls when modes collapse.",
     "eval/*/panel/*": "The hacking panel (`flowrl/panel.py`), mean over the set's images: edge_density, "

@@ -89,7 +89,8 @@ class LossInputs:
 
     `kl` and `tv` are the exact divergences KL(old || current) and TV(old, current) of the step. `kl` follows the
     configured reduction, `tv` is that of the full Gaussian, `velocity` is mean (v - old_v)^2. `std` and `dt` are those
-    of the step; `form` and `reduction` say how the log-probabilities were taken (see `flowrl.gaussian.Likelihood`).
+    of the step; `form` and `reduction` say how the log-probabilities were taken (see `flowrl.gaussian.Likelihood`),
+    over D = `dimensions`.
     """
 
     log_prob: Float[Tensor, "B"]
@@ -102,6 +103,7 @@ class LossInputs:
     dt: float
     form: str
     reduction: str
+    dimensions: int
 
 
 @dataclass(frozen=True, slots=True)

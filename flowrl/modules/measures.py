@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,7 +11,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
+from flowrl.diagnostics import SQUARED
+
 Shared = TypeVar("Shared")
+Term = tuple[int, int]
+"""The numbers of an update and of a trained step."""
 
 
 class NotFinite(RuntimeError):
@@ -35,22 +40,31 @@ class Clock:
 
 
 class Record:
-    """Metrics of one iteration: means of what is added, maxima of names that end in `_max`, over all processes."""
+    """Metrics of one iteration: means of what is added, maxima of names that end in `_max`, over all processes.
+
+    Names that end in `_squared` are mean squares. Each term's root is taken once its micro-batches of all processes are
+    together, since a mean of their roots would depend on how many there are; the mean of the roots loses the ending.
+    """
 
     def __init__(self) -> None:
-        self.values: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self.values: dict[tuple[str, Term | None], list[tuple[float, float]]] = defaultdict(list)
 
-    def add(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
+    def add(self, name: str, value: Tensor | float, weight: float = 1.0, term: Term | None = None) -> None:
         """Take in one value of a metric; `weight` is the number of samples behind it where that varies."""
-        self.values[name].append((float(torch.as_tensor(value).detach()), weight))
+        key = (name, term if name.endswith(SQUARED) else None)
+        self.values[key].append((float(torch.as_tensor(value).detach()), weight))
 
     def means(self) -> dict[str, float]:
         """One number per metric, the same in every process."""
-        pooled: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        pooled: dict[tuple[str, Term | None], list[tuple[float, float]]] = defaultdict(list)
         for part in gather(dict(self.values)):
-            for name, values in part.items():
-                pooled[name] += values
-        return {name: _pool(values, name.endswith("_max")) for name, values in pooled.items()}
+            for key, values in part.items():
+                pooled[key] += values
+        found: dict[str, list[float]] = defaultdict(list)
+        for (name, _), values in pooled.items():
+            value = _pool(values, name.endswith("_max"))
+            found[name.removesuffix(SQUARED)].append(math.sqrt(value) if name.endswith(SQUARED) else value)
+        return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def gather(own: Shared) -> list[Shared]:

@@ -237,7 +237,7 @@ class Policy(LightningModule):
             loss = loss + method.penalty.beta * penalty
             record.add("loss/penalty", penalty)
         for name, value in (output.metrics | method.diagnose(inputs, trajectory.steps[index])).items():
-            record.add(name, value)
+            record.add(name, value, term=(self.num_optimizer_steps, index))
         return loss
 
     def check_gate(self, part: MicroBatch) -> None:

@@ -158,6 +158,7 @@ def sampled(
                 dt=interval.dt,
                 form=estimator.form,
                 reduction="mean",
+                dimensions=dimensions,
             )
             found = diagnose(inputs, 0)
             wrong += float(found["trust/clip_false_alarms"] + found["trust/clip_misses"]) * count

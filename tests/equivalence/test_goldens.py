@@ -68,7 +68,7 @@ class Steps:
         log_prob, old = self.log_prob(self.steps, form), self.log_prob(self.old, form)
         kl, distance = self.kl(self.old).detach(), self.tv().detach()
         none = torch.zeros_like(kl)
-        how = {"form": form, "reduction": "mean"}
+        how = {"form": form, "reduction": "mean", "dimensions": 1}
         return function(LossInputs(log_prob, old, GOLDENS["advantage"].double(), kl, distance, none, 1.0, -0.1, **how))
 
 
@@ -123,8 +123,9 @@ def test_guard_losses(eps):
     none, advantage = torch.zeros_like(kl), GOLDENS["advantage"].double()
     columns = [values.split(1) for values in (log_prob, old, advantage, kl, none, none)]
     function = partial(guard, clip_low=bound, clip_high=bound, advantage_clip=5.0)
+    how = {"form": "gaussian", "reduction": "mean", "dimensions": 1}
     losses = [
-        function(LossInputs(*row, step.std, interval.dt, form="gaussian", reduction="mean")).loss
+        function(LossInputs(*row, step.std, interval.dt, **how)).loss
         for step, interval, *row in zip(s.steps, s.intervals, *columns, strict=True)
     ]
     loss = torch.stack(losses).mean()

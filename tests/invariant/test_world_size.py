@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from parallel import run
 
-PER_MICRO_BATCH = ("trust/ratio_std", "trust/log_ratio_noise")
-"""Roots of means over one micro-batch, averaged: they depend on its size."""
+ROUNDING = {"bound/surrogate": 256e-6}
+"""A ratio over 256 dimensions has their mean's rounding so many times; other metrics 1e-6."""
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,7 @@ def test_processes_change_nothing(alone, count, micro_batch):
     for ours, theirs in zip(seen[0].metrics, alone.metrics, strict=True):
         assert ours.keys() == theirs.keys()
         for name in theirs:
-            if name not in PER_MICRO_BATCH:
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=ROUNDING.get(name, 1e-6)), name
     assert seen[0].evaluation == pytest.approx(alone.evaluation, rel=1e-3, abs=1e-5)
     for name, rows in alone.drawn.items():
         assert sorted(row for own in seen for row in own.drawn[name]) == rows

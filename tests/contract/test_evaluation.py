@@ -1,0 +1,46 @@
+"""The measure of drift in evaluations: what it costs, and where there is none."""
+
+import pytest
+from hydra.errors import InstantiationException
+from runs import awake, make
+
+from flowrl.samplers.ode import ODE
+from flowrl.samplers.sde import FlowSDE
+
+
+def test_drift_is_measured_in_batches():
+    """Four samples in batches of three and one: no pass is larger, and the mean is that over samples.
+
+    Mutation: all samples at once, whatever evaluation.batch_size; or the mean of the batches' means.
+    """
+    policy, _, evaluator = make("evaluation.num_steps=4")
+    awake(policy)
+    prompts, sizes, velocity = evaluator.prompts[:6], [], policy.model.velocity
+
+    def counted(x, *rest):
+        sizes.append(len(x))
+        return velocity(x, *rest)
+
+    policy.model.velocity = counted
+    whole = evaluator.kl_to_reference(policy, prompts)
+    assert set(sizes) == {evaluator.kl_samples} == {4}
+    sizes.clear()
+    evaluator.batch_size = 3
+    assert evaluator.kl_to_reference(policy, prompts) == pytest.approx(whole, rel=1e-4) != 0
+    assert sorted(set(sizes)) == [1, 3]
+
+
+@pytest.mark.parametrize("change", [{"kl_samples": 0}, {"sampler": ODE()}, {"sampler": FlowSDE(noise_level=0.0)}])
+def test_drift_that_is_not_measured_is_left_out(change):
+    """Without samples, or without a stochastic step. Mutation: log 0, which reads as the reference itself."""
+    policy, _, evaluator = make("evaluation.num_steps=2", "evaluation.max_prompts=1")
+    for name, value in change.items():
+        setattr(evaluator, name, value)
+    metrics = evaluator.evaluate(awake(policy)).metrics
+    assert "eval/held_in/reward" in metrics and not [name for name in metrics if "kl_ref" in name]
+
+
+def test_a_negative_number_of_samples_is_refused():
+    """Mutation: let Python count from the set's end."""
+    with pytest.raises(InstantiationException, match=r"evaluation\.kl_samples=-1 must be at least 0"):
+        make("evaluation.kl_samples=-1")

@@ -1,0 +1,42 @@
+"""What an iteration's record makes of its metrics."""
+
+import pytest
+
+from flowrl.diagnostics import Diagnostics
+from flowrl.modules.measures import Record
+
+LOG_RATIOS = {(0, 0): [0.0, 0.1, -0.2, 0.4], (0, 1): [0.3, 0.0, 0.0, 0.1], (1, 0): [-0.3, -0.1, 0.2, 0.2]}
+"""Of four samples at each term: number of the update, and of the step."""
+
+
+def recorded(loss_inputs, size):
+    """The metrics of the terms, in micro-batches of `size`."""
+    record, diagnose = Record(), Diagnostics(clip=0.1, delta=0.1)
+    for start in range(0, 4, size):
+        for term, values in LOG_RATIOS.items():
+            own = values[start : start + size]
+            inputs = loss_inputs(own, [1] * size, kl=[0.05] * size)
+            for name, value in diagnose(inputs, term[1]).items():
+                record.add(name, value, term=term)
+    return record.means()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_no_metric_depends_on_the_micro_batch(loss_inputs, size):
+    """Mutation: take roots of each micro-batch, and average them."""
+    assert recorded(loss_inputs, size) == pytest.approx(recorded(loss_inputs, 4), rel=1e-6)
+
+
+def test_roots_are_of_each_term():
+    """Squares 9 and 16 + 9, halved, of two terms: (3 + sqrt(12.5)) / 2; other metrics are means over all.
+
+    Mutation: one root over all terms, or keep the name of the square.
+    """
+    record = Record()
+    for term, squares in (((0, 0), [9.0]), ((1, 0), [16.0, 9.0])):
+        for value in squares:
+            record.add("trust/ratio_std_squared", value, term=term)
+            record.add("trust/kl_old", value, term=term)
+            record.add("trust/kl_old_max", value, term=term)
+    expected = {"trust/ratio_std": (3 + 12.5**0.5) / 2, "trust/kl_old": 34 / 3, "trust/kl_old_max": 16}
+    assert record.means() == pytest.approx(expected)
