@@ -3,9 +3,9 @@
 A sample has R rewards; most runs have one, of weight 1.
 Statistics are population statistics over the whole batch handed in. Samples whose reward is missing are left out of
 them and get 0; a group with fewer than two valid samples, or whose rewards are all equal, gets exactly 0 and is
-counted. A reward that does not apply to a sample's prompt is NaN there: it adds nothing and is in none of its own
-statistics. Whether it applies is the same throughout a group, so nobody gains by it. A sample to which no reward
-applies is left out, as a missing one is.
+counted. The former is dropped: its lone sample is in no statistic of the batch. A reward that does not apply to a
+sample's prompt is NaN there: it adds nothing and is in none of its own statistics. Whether it applies is the same
+throughout a group, so nobody gains by it. A sample to which no reward applies is left out, as a missing one is.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def global_std(
     Prompts that fewer rewards judge have other sums, which widens that std: with routed rewards prefer `zscore`.
     """
     total = weighted_sum(rewards, weights)
-    has_value = is_valid & ~total.isnan()
+    has_value = _in_company(groups, is_valid & ~total.isnan())
     centred, std, counts, index = _centre(total, groups, has_value)
     return _finish(centred / (_spread(total, has_value) + STD_FLOOR), std, counts, index, has_value)
 
@@ -80,7 +80,7 @@ def zscore(
     So a reward's scale does not matter, and prompts on which a reward varies more count more; GDPO levels them. With
     one reward this is `global_std`. A group is constant where all of its rewards are.
     """
-    has_value = is_valid & ~rewards.isnan().all(1)
+    has_value = _in_company(groups, is_valid & ~rewards.isnan().all(1))
     total, widest = torch.zeros_like(rewards[:, 0]), None
     for column, weight in zip(rewards.unbind(1), weights, strict=True):
         has_term = has_value & ~column.isnan()
@@ -99,7 +99,7 @@ def gdpo(
     So a reward's scale does not matter, only its weight. A group is constant where all of its rewards are. A reward
     that does not apply adds nothing, so a prompt that fewer rewards judge moves less.
     """
-    has_value = is_valid & ~rewards.isnan().all(1)
+    has_value = _in_company(groups, is_valid & ~rewards.isnan().all(1))
     counts, index = _count(groups, has_value)
     columns = [_centre(column, groups, has_value & ~column.isnan()) for column in rewards.unbind(1)]
     scores = [centred / std[index].clamp(min=SCORE_FLOOR) for centred, std, _, _ in columns]
@@ -120,6 +120,12 @@ def _count(groups: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
     _, index = groups.unique(return_inverse=True)
     counts = is_valid.new_zeros(int(index.max()) + 1, dtype=torch.float32)
     return counts.index_add_(0, index, is_valid.float()), index
+
+
+def _in_company(groups: Tensor, is_valid: Tensor) -> Tensor:
+    """Valid samples in whose group another one is valid; a lone one must not set the spread of the batch."""
+    counts, index = _count(groups, is_valid)
+    return is_valid & (counts > 1)[index]
 
 
 def _centre(rewards: Tensor, groups: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

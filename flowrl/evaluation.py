@@ -109,7 +109,8 @@ class Evaluator:
                 repeated = [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
                 images[name], share = self._draw_and_score(policy, repeated)
                 scores[name] = share.scores
-                policy.reward.check(scores[name].is_valid, scores[name].info)
+                assert share.scores.terms is not None
+                policy.reward.check(share.scores.is_valid, share.scores.terms, share.scores.info)
                 metrics |= self._score(name, repeated, share)
                 if (kl := self.kl_to_reference(policy, repeated)) is not None:
                     metrics[f"eval/{name}/kl_ref"] = kl

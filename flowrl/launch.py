@@ -35,7 +35,7 @@ from flowrl.evaluation import Evaluator
 from flowrl.losses.nft import NFT
 from flowrl.models import lora
 from flowrl.modules.forward import ForwardPolicy
-from flowrl.modules.parallel import is_later_rank
+from flowrl.modules.parallel import is_later_rank, norm_limit
 from flowrl.modules.policy import Policy
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule, TooManyMissingRewards
@@ -112,6 +112,7 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     check_guidance(cfg)
     check_deadlines(cfg)
     check_trainer(cfg)
+    max_grad_norm = norm_limit(cfg.max_grad_norm)
     if algorithm.state() and plan.updates_per_iteration * plan.inner_epochs < 2:
         raise ValueError(
             "loss.delta=auto needs batch.updates_per_iteration or batch.inner_epochs above 1: the first update of an "
@@ -129,7 +130,7 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
         optimizer=instantiate(cfg.optimizer),
         learning_rate=instantiate(cfg.learning_rate),
         ema=ema,
-        max_grad_norm=cfg.max_grad_norm,
+        max_grad_norm=max_grad_norm,
         gate_tolerance=cfg.gate_tolerance,
         seed=cfg.seed,
     )

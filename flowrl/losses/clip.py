@@ -30,6 +30,19 @@ def clipped_surrogate(
     return -advantage * ratio, metrics
 
 
+def require_positive(*, advantage_clip: float) -> None:
+    """Raise ValueError unless advantages keep their sign; infinity leaves them unclipped."""
+    if not advantage_clip > 0:
+        raise ValueError(f"loss.advantage_clip={advantage_clip} must be above 0; set it to .inf for no bound")
+
+
+def require_range(*, clip_low: float, clip_high: float) -> None:
+    """Raise ValueError unless the ratio 1 of unchanged weights lies inside the clip range."""
+    for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
+        if not value >= 0:
+            raise ValueError(f"loss.{name}={value} must not be negative: the range would leave out ratio 1")
+
+
 def require_calibration(inputs: LossInputs, *, calibrated_for: str) -> None:
     """Raise ValueError where a clip range meets other log-probabilities than those it was calibrated to.
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from flowrl.losses.clip import require_gaussian
+from flowrl.losses.clip import require_gaussian, require_positive
 from flowrl.types import LossInputs, LossOutput
 
 
@@ -31,6 +31,7 @@ class DPPO:
     advantage_clip: float
 
     def __post_init__(self) -> None:
+        require_positive(advantage_clip=self.advantage_clip)
         if self.divergence not in ("kl", "tv", "velocity"):
             raise ValueError(f"loss.divergence={self.divergence!r} must be kl, tv or velocity")
         if self.delta == "auto":

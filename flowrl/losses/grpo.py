@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowrl.losses.clip import clipped_surrogate, require_calibration
+from flowrl.losses.clip import clipped_surrogate, require_calibration, require_positive, require_range
 from flowrl.types import LossInputs, LossOutput
 
 
@@ -21,6 +21,8 @@ def grpo(
     calibrated to mean-reduced log-probabilities, and to one form of them: `calibrated_for` must be that of the
     configured likelihood, or ValueError is raised. Flow-CPS (arXiv 2509.05952) published the unnormalised form.
     """
+    require_positive(advantage_clip=advantage_clip)
+    require_range(clip_low=clip_low, clip_high=clip_high)
     require_calibration(inputs, calibrated_for=calibrated_for)
     advantage = inputs.advantage.clamp(-advantage_clip, advantage_clip)
     losses, metrics = clipped_surrogate(

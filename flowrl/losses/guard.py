@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowrl.losses.clip import clipped_surrogate, require_gaussian
+from flowrl.losses.clip import clipped_surrogate, require_gaussian, require_positive, require_range
 from flowrl.types import LossInputs, LossOutput
 
 
@@ -14,6 +14,8 @@ def guard(inputs: LossInputs, *, clip_low: float, clip_high: float, advantage_cl
     of the log-ratio is gone. Differs from the published script, which averages the bias over the batch by accident:
     here it is each sample's own.
     """
+    require_positive(advantage_clip=advantage_clip)
+    require_range(clip_low=clip_low, clip_high=clip_high)
     require_gaussian(inputs, loss="guard")
     if inputs.reduction != "mean":
         raise ValueError(f"loss=guard needs likelihood.reduction=mean, not {inputs.reduction}: its bias is a mean KL")

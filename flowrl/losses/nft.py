@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,11 @@ class NFT:
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"loss.beta={self.beta} must be positive")
+        if not 0 < self.advantage_clip < math.inf:  # it scales the loss, so infinity is no way to leave it out
+            raise ValueError(f"loss.advantage_clip={self.advantage_clip} must be above 0 and finite")
+        for name in ("decay_rate", "decay_start"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"loss.{name}={getattr(self, name)} must not be negative")
         for name in ("fraction", "decay_limit"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"loss.{name}={getattr(self, name)} must be in [0, 1]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
@@ -57,6 +58,17 @@ def synchronised(module: LightningModule, is_last: bool) -> AbstractContextManag
     if is_last or not isinstance(strategy, DDPStrategy):
         return nullcontext()
     return strategy.block_backward_sync()
+
+
+def norm_limit(max_grad_norm: float | str | None) -> float:
+    """The setting as a number. Infinity is no clipping; YAML spells it `.inf`, Hydra's command line `inf`.
+
+    Raises ValueError unless it is above 0: at 0 every gradient would be 0, below 0 its sign would flip.
+    """
+    limit = math.inf if max_grad_norm in ("inf", ".inf") else max_grad_norm
+    if not (isinstance(limit, int | float) and limit > 0):
+        raise ValueError(f"max_grad_norm={max_grad_norm} must be above 0; for no clipping set it to .inf")
+    return limit
 
 
 def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:

@@ -152,7 +152,7 @@ class Policy(LightningModule):
         rows = torch.tensor([row for part in parts for row in part.rows])
         assert output.terms is not None
         terms, is_valid, order = self.gather(output.terms), self.gather(output.is_valid), self.gather(rows)
-        self.reward.check(is_valid, output.info)
+        self.reward.check(is_valid, terms, output.info)
         weights = torch.tensor(output.weights)
         values = self.reward.total(terms, weights)
         advantages = self.algorithm.advantage(terms, weights, order // self.plan.group_size, is_valid)

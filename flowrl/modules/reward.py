@@ -8,7 +8,7 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from lightning import LightningModule
 from torch import Tensor, nn
 
@@ -32,8 +32,8 @@ class RewardModule(LightningModule):
     """Scores images without gradients. A call that raises, or gives NaN or the wrong length, marks samples missing.
 
     `submit` scores in the background while the next images are drawn; calls never overlap each other, so that a scorer
-    need not be thread-safe. `check` raises TooManyMissingRewards where more than `max_missing` (a share) of an
-    iteration's samples failed.
+    need not be thread-safe. `check` raises TooManyMissingRewards where more than `max_missing` (a share) of the
+    samples that a reward judges failed.
     """
 
     def __init__(self, *, reward: Reward, max_missing: float) -> None:
@@ -99,14 +99,23 @@ class RewardModule(LightningModule):
             )
         return weighted_sum(terms, weights)
 
-    def check(self, is_valid: Tensor, info: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Raise where too many are missing; the message tells the first reason found in `info`."""
-        share = 1 - is_valid.float().mean().item()
+    def check(
+        self, is_valid: Bool[Tensor, "B"], terms: Float[Tensor, "B R"], info: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Raise where too many are missing; the message tells the first reason found in `info`.
+
+        The share is that of the samples with a term that is not NaN: where no reward applies, none can fail.
+        """
+        is_judged = ~terms.isnan().all(1)
+        num_missing, num_judged = int((~is_valid & is_judged).sum()), int(is_judged.sum())
+        # A quotient of counts rounds to the very float that the same share in YAML does, so that it is not above it.
+        share = num_missing / max(num_judged, 1)
         if share > self.max_missing:
             reason = first_reason(info)
             cause = f"the first: {reason}" if reason else "see the errors above"
             raise TooManyMissingRewards(
-                f"{share:.0%} of the rewards are missing, more than max_missing={self.max_missing:.0%}; {cause}"
+                f"{share:.0%} of the rewards are missing ({num_missing} of {num_judged}), more than "
+                f"max_missing={self.max_missing:.0%}; {cause}"
             )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from flowrl.rewards.outputs import missing
 from flowrl.rewards.protocol import Images, Reward, checked
 from flowrl.types import Prompt, RewardOutput
+
+log = logging.getLogger(__name__)
 
 
 class Routed(nn.Module):
@@ -17,7 +21,7 @@ class Routed(nn.Module):
     `key` is `family`, the prompt's task family, or a key of its metadata. Where the reward does not apply, a sample is
     neither missing nor zero: a mixture sums the rewards that do, and advantages compare within a prompt anyway.
     Values are compared as text, so 3 is "3"; booleans are JSON's words true and false. A key that is absent or null
-    has no value.
+    has no value. Where the reward raises, or gives the wrong length, its own prompts are missing, and no others.
     """
 
     def __init__(self, *, reward: Reward, key: str, values: Sequence[str | float]) -> None:
@@ -33,7 +37,11 @@ class Routed(nn.Module):
         if not rows:
             return RewardOutput(none, ~applies, applies=applies[:, None])
         some = images[rows] if isinstance(images, Tensor) else [images[row] for row in rows]
-        output = checked(self.reward(some, [prompts[row] for row in rows]), len(rows))
+        try:
+            output = checked(self.reward(some, [prompts[row] for row in rows]), len(rows))
+        except Exception as error:  # any failure of a scorer, whoever wrote it, costs the prompts that it judges alone
+            log.exception("reward for %s in %s failed on %d images", self.key, sorted(self.values), len(rows))
+            output = missing(len(rows), f"{type(error).__name__}: {error}")
         inside = torch.ones(len(rows), dtype=torch.bool) if output.applies is None else output.applies.cpu().any(1)
         index = torch.tensor(rows)
 

@@ -49,6 +49,10 @@ class Window:
             raise ValueError(
                 f"steps.size={self.size} must be at least 1 and fit into [steps.low={self.low}, steps.high={self.high})"
             )
+        if self.advance_every is not None and self.advance_every < 1:
+            raise ValueError(
+                f"steps.advance_every={self.advance_every} must be at least 1 iteration, or null to draw the window"
+            )
 
     def candidates(self, num_steps: int) -> tuple[int, ...]:
         return tuple(range(self.low, max(self._starts()) + self.size))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import get_object, instantiate
@@ -17,8 +18,9 @@ from flowrl.command import explain, register_resolvers
 from flowrl.data import PromptData
 from flowrl.ema import EMA
 from flowrl.evaluation import Evaluator
-from flowrl.launch import check_deadlines, check_trainer
+from flowrl.launch import build, check_deadlines, check_trainer
 from flowrl.models.lora import LoRA
+from flowrl.modules.parallel import clip, norm_limit
 from flowrl.types import Prompt
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -213,6 +215,10 @@ def test_the_other_nodes_instantiate(base, tmp_path):
         (("likelihood.reduction=sum",), ("loss.calibrated_for=kl", "likelihood.reduction=sum", "sum_kl")),
         (("loss=grpo", "likelihood.reduction=sum"), ("loss.calibrated_for=gaussian", "likelihood.reduction=sum")),
         (("loss=guard",), ("loss=guard", "sampler=flow_sde", "cps")),
+        (("loss=grpo", "trust.clip=-1"), ("loss.clip_low=-1",)),
+        (("loss=cps", "sampler=cps", "loss.clip_high=-1"), ("loss.clip_high=-1",)),
+        (("loss=guard", "sampler=flow_sde", "loss.advantage_clip=0"), ("loss.advantage_clip=0",)),
+        (("loss.advantage_clip=-5",), ("loss.advantage_clip=-5",)),
         (("loss=grpo", "likelihood.form=unnormalised"), ("loss.calibrated_for=gaussian", "likelihood.form")),
         (("loss=guard", "sampler=flow_sde", "likelihood.reduction=sum"), ("loss=guard", "likelihood.reduction")),
     ],
@@ -311,3 +317,27 @@ def test_scores_are_given_up_before_other_processes_are():
     cfg.reward.rewards.second = cfg.reward.rewards.judge
     with pytest.raises(ValueError, match=r"judge\.client.* \+ reward\.rewards\.second\.client\.deadline=300"):
         check_deadlines(cfg)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "null", "none"])
+def test_a_norm_that_would_break_gradients_is_refused(value):
+    """Lightning's 0 and null for no clipping are not ours; the remedy is told. Mutation: accept 0, -1 or a word."""
+    with pytest.raises(ValueError, match=r"max_grad_norm=.* must be above 0; for no clipping set it to \.inf"):
+        norm_limit(config(f"max_grad_norm={value}").max_grad_norm)
+
+
+@pytest.mark.parametrize("value", ["inf", ".inf"])
+def test_gradients_need_not_be_clipped(value):
+    """As Hydra and as YAML spell it, also where a resumed run takes an override. Mutation: know one spelling only."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    for cfg in (config(f"max_grad_norm={value}"), OmegaConf.from_dotlist([f"max_grad_norm={value}"])):
+        weight.grad = torch.tensor([3e9, 4e9])
+        assert clip([weight], norm_limit(cfg.max_grad_norm)) == 5e9
+        assert weight.grad.tolist() == [3e9, 4e9]
+    assert norm_limit(config().max_grad_norm) == 1
+
+
+def test_a_run_refuses_a_bad_norm_before_weights_load():
+    """Mutation: read the norm unchecked."""
+    with pytest.raises(ValueError, match="max_grad_norm=0 must"):
+        build(config("max_grad_norm=0", "model.pretrained=/nowhere"))

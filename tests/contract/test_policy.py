@@ -10,6 +10,7 @@ from flowrl.models import lora
 from flowrl.modules.groups import Group
 from flowrl.modules.measures import Record
 from flowrl.modules.reward import TooManyMissingRewards
+from flowrl.types import RewardOutput
 
 GUIDED = ("model.has_guidance=true", "rollout.guidance_scale=3")
 LEGAL = [
@@ -260,6 +261,20 @@ def test_an_evaluation_with_too_many_missing_rewards_stops():
     policy.reward.reward = Broken()
     with pytest.raises(TooManyMissingRewards, match="100%"):
         evaluator.evaluate(policy)
+
+
+@pytest.mark.parametrize("is_evaluation", [True, False], ids=["evaluation", "training"])
+def test_too_many_missing_of_what_is_judged_stop_both(is_evaluation):
+    """One image of each call is judged, and that fails. Mutation: count the others as scored, in either caller."""
+
+    def broken(images, prompts):
+        applies = torch.arange(len(prompts)) == 0
+        return RewardOutput(torch.zeros(len(prompts)), ~applies, applies=applies[:, None])
+
+    policy, data, evaluator = make("max_missing=0.9", "num_iterations=1")
+    policy.reward.reward = broken
+    with pytest.raises(TooManyMissingRewards, match="100%"):
+        evaluator.evaluate(policy) if is_evaluation else fit(policy, data)
 
 
 def test_the_guard_gradient_is_that_of_its_centred_ratio():

@@ -187,3 +187,19 @@ def test_statistics_of_a_reward_are_its_own(function):
     scaled = run(function, [[a, 1000 * b] for a, b in terms], groups, weights=(1.0, 1.0)).values
     torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-3)
     assert plain[3] > plain[4] > plain[2]
+
+
+@ALL
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0)], ids=["one reward", "two"])
+def test_a_dropped_sample_sets_no_spread(function, weights):
+    """The lone valid sample of a group, far from all others, changes nobody's advantage.
+
+    Mutation: take the spread of the batch over it too.
+    """
+    some = [[1.0, 5.0], [2.0, 9.0], [4.0, 8.0], [3.0, 6.0]]
+    rewards = [row[: len(weights)] for row in [*some, [1000.0, -1000.0], [0.0, 0.0]]]
+    alone = run(function, rewards[:4], [0, 0, 1, 1], weights=weights).values
+    got = run(function, rewards, [0, 0, 1, 1, 2, 2], [True] * 5 + [False], weights)
+    torch.testing.assert_close(got.values[:4], alone, rtol=1e-12, atol=0)
+    assert got.values[4:].tolist() == [0, 0] and not got.is_used[4:].any()
+    assert got.dropped_groups == pytest.approx(1 / 3, rel=1e-6)

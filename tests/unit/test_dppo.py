@@ -152,3 +152,11 @@ def test_a_sample_without_advantage_has_no_gradient_however_far_it_is(loss_input
     ):
         (gradient,) = torch.autograd.grad(loss, inputs.log_prob)
         assert loss.item() == 0 and gradient.item() == 0
+
+
+@pytest.mark.parametrize("value", [0.0, -5.0, math.nan])
+def test_advantages_keep_their_sign(value):
+    """A bound of -5 would make every advantage -5, and 0 every one 0. Mutation: drop the check."""
+    DPPO(**FIXED | {"advantage_clip": math.inf})
+    with pytest.raises(ValueError, match=f"loss.advantage_clip={value} must be above 0"):
+        DPPO(**FIXED | {"advantage_clip": value})

@@ -66,3 +66,20 @@ def test_a_range_for_the_other_form_is_refused(loss_inputs, calibrated_for, form
     inputs = loss_inputs([0.0], [1], form=form)
     with pytest.raises(ValueError, match=f"loss.calibrated_for={calibrated_for}, but likelihood.form={form}"):
         grpo(inputs, clip_low=0.1, clip_high=0.1, advantage_clip=5.0, calibrated_for=calibrated_for)
+
+
+@pytest.mark.parametrize("value", [-1e-4, math.nan])
+@pytest.mark.parametrize("name", ["clip_low", "clip_high"])
+def test_a_range_without_ratio_1_is_refused(loss_inputs, name, value):
+    """Mutation: check one end only; a negative one clips everything, in silence."""
+    bounds = {"clip_low": 0.0, "clip_high": math.inf}
+    grpo(loss_inputs([0.0], [1]), **bounds, advantage_clip=math.inf)
+    with pytest.raises(ValueError, match=f"loss.{name}={value} must not be negative"):
+        grpo(loss_inputs([0.0], [1]), **bounds | {name: value}, advantage_clip=5.0)
+
+
+@pytest.mark.parametrize("value", [0.0, -5.0, math.nan])
+def test_advantages_keep_their_sign(loss_inputs, value):
+    """A bound of -5 would make every advantage -5, and 0 every one 0. Mutation: drop the check."""
+    with pytest.raises(ValueError, match=f"loss.advantage_clip={value} must be above 0"):
+        grpo(loss_inputs([0.0], [1]), clip_low=0.1, clip_high=0.1, advantage_clip=value)

@@ -52,3 +52,20 @@ def test_it_needs_mean_gaussian_log_probabilities(loss_inputs, key, value):
     """Mutation: drop a check."""
     with pytest.raises(ValueError, match=value):
         wide(loss_inputs([0.0], [1], **{key: value}))
+
+
+@pytest.mark.parametrize("value", [-1e-4, math.nan])
+@pytest.mark.parametrize("name", ["clip_low", "clip_high"])
+def test_a_range_without_ratio_1_is_refused(loss_inputs, name, value):
+    """Mutation: check one end only; a negative one clips everything, in silence."""
+    bounds = {"clip_low": 0.0, "clip_high": math.inf}
+    guard(loss_inputs([0.0], [1]), **bounds, advantage_clip=math.inf)
+    with pytest.raises(ValueError, match=f"loss.{name}={value} must not be negative"):
+        guard(loss_inputs([0.0], [1]), **bounds | {name: value}, advantage_clip=5.0)
+
+
+@pytest.mark.parametrize("value", [0.0, -5.0, math.nan])
+def test_advantages_keep_their_sign(loss_inputs, value):
+    """A bound of -5 would make every advantage -5, and 0 every one 0. Mutation: drop the check."""
+    with pytest.raises(ValueError, match=f"loss.advantage_clip={value} must be above 0"):
+        guard(loss_inputs([0.0], [1]), clip_low=0.1, clip_high=0.1, advantage_clip=value)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -47,10 +49,21 @@ def test_sigmas_that_are_trained():
     assert [loss.num_sigmas(k) for k in (1, 6, 10)] == [1, 5, 9]
 
 
-@pytest.mark.parametrize("change", [{"beta": 0.0}, {"fraction": 1.5}, {"decay_limit": -0.1}])
+WRONG = {
+    "beta": (0.0,),
+    "fraction": (1.5,),
+    "decay_limit": (-0.1,),
+    "advantage_clip": (0.0, -5.0, math.inf, math.nan),
+    "decay_rate": (-0.001, math.nan),
+    "decay_start": (-1,),
+}
+
+
+@pytest.mark.parametrize("change", [{name: value} for name, values in WRONG.items() for value in values], ids=str)
 def test_wrong_values_are_named(change):
     """Mutation: drop a check."""
-    with pytest.raises(ValueError, match=f"loss.{next(iter(change))}="):
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=f"loss.{name}={value} must"):
         NFT(**{"beta": 1.0} | DEFAULTS | change)
 
 

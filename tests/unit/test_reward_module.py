@@ -59,10 +59,34 @@ def test_parts_of_the_wrong_length_never_get_through(parts):
 
 def test_too_many_missing_stop_the_run():
     """A quarter may fail, more may not. Mutation: >= for >, or compare the valid share."""
-    module = RewardModule(reward=Fixed(None), max_missing=0.25)
-    module.check(torch.tensor([True, True, True, False]))
-    with pytest.raises(TooManyMissingRewards, match=r"50%.*max_missing=25%"):
-        module.check(torch.tensor([True, True, False, False]))
+    module, terms = RewardModule(reward=Fixed(None), max_missing=0.25), torch.zeros(4, 1)
+    module.check(torch.tensor([True, True, True, False]), terms)
+    with pytest.raises(TooManyMissingRewards, match=r"50%.*2 of 4.*max_missing=25%"):
+        module.check(torch.tensor([True, True, False, False]), terms)
+
+
+@pytest.mark.parametrize(("count", "limit"), [(10, 0.1), (100, 0.29), (30, 0.1), (100, 0.07), (3, 1 / 3), (4, 0.0)])
+def test_exactly_max_missing_is_allowed(count, limit):
+    """1 - 0.9 in float32 is above 0.1, and 0.29 times 100 is below 29. Mutation: compare either of these."""
+    module, terms = RewardModule(reward=Fixed(None), max_missing=limit), torch.zeros(count, 1)
+    most = round(limit * count)
+    module.check(torch.arange(count) >= most, terms)
+    with pytest.raises(TooManyMissingRewards, match=f"{most + 1} of {count}"):
+        module.check(torch.arange(count) > most, terms)
+
+
+def test_samples_that_no_reward_judges_do_not_dilute_the_share():
+    """Both judged ones of eight failed, the first by one of two rewards. With nothing judged, nothing is missing.
+
+    Mutation: divide by all samples, or by those that every reward judges.
+    """
+    module = RewardModule(reward=Fixed(None), max_missing=0.5)
+    terms = torch.full((8, 2), math.nan)
+    module.check(torch.ones(8).bool(), terms)
+    terms[0], terms[1, 0] = 0.0, 0.0
+    module.check(torch.arange(8) > 0, terms)
+    with pytest.raises(TooManyMissingRewards, match=r"100%.*2 of 2"):
+        module.check(torch.arange(8) > 1, terms)
 
 
 def test_the_message_tells_the_first_reason():
@@ -80,7 +104,7 @@ def test_the_message_tells_the_first_reason():
         module = RewardModule(reward=Fixed(result), max_missing=0.0)
         got = module.score(IMAGES, PROMPTS)
         with pytest.raises(TooManyMissingRewards, match=words):
-            module.check(got.is_valid, got.info)
+            module.check(got.is_valid, got.terms, got.info)
 
 
 class Recording:

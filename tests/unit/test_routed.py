@@ -82,3 +82,38 @@ def test_values_are_a_list(values):
     """Mutation: take a string as its letters."""
     with pytest.raises(ValueError, match=r"reward\.values"):
         Routed(reward=Brightness(), key="family", values=values)
+
+
+@pytest.mark.parametrize(
+    "result", [ConnectionError("no route to host"), RewardOutput(torch.ones(1), torch.ones(1) > 0)]
+)
+def test_a_failing_reward_costs_its_own_prompts_alone(result, caplog):
+    """It raises, or gives too few values: its two prompts are missing and say why, the others do not apply.
+
+    Mutation: let the failure through, which marks all four, or score the failed ones 0.
+    """
+
+    def failing(images, prompts):
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    output = Routed(reward=failing, key="family", values=["ocr"])(IMAGES, PROMPTS)
+    assert output.applies[:, 0].tolist() == [True, False, False, True]
+    assert output.is_valid.tolist() == [False, True, True, False]
+    assert output.values[[1, 2]].isnan().all() and not output.has_value.any()
+    assert ["Error: " in info.get("missing", "") for info in output.info] == [True, False, False, True]
+    assert "reward for family in ['ocr'] failed on 2 images" in caplog.text
+
+
+def test_a_failing_route_leaves_the_rest_of_a_mixture():
+    """Mutation: raise, so that the mixture loses the prompts that only its other reward judges."""
+
+    def failing(images, prompts):
+        raise RuntimeError("out of memory")
+
+    rewards = {"ocr": Routed(reward=failing, key="family", values=["ocr"]), "all": Brightness()}
+    output = Mixture(rewards=rewards, weights={"ocr": 10.0, "all": 1.0})(IMAGES, PROMPTS)
+    assert output.is_valid.tolist() == [False, True, True, False]
+    assert output.values.tolist()[1:3] == [0.25, 0.5]
+    assert output.info[0] == {"missing": "ocr: RuntimeError: out of memory"}

@@ -58,6 +58,8 @@ def test_candidates_are_what_is_drawn(steps):
     [
         (lambda: Window(size=0, low=0, high=4, advance_every=None), "steps.size=0"),
         (lambda: Window(size=3, low=2, high=4, advance_every=None), "steps.size=3"),
+        (lambda: Window(size=1, low=0, high=4, advance_every=0), "steps.advance_every=0"),
+        (lambda: Window(size=1, low=0, high=4, advance_every=-2), "steps.advance_every=-2"),
         (lambda: Subset(count=5, low=0, high=4), "steps.count=5"),
         (lambda: Subset(count=1, low=-1, high=4), "steps.low=-1"),
     ],
