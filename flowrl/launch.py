@@ -10,7 +10,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,8 @@ from flowrl.modules.parallel import is_later_rank, norm_limit
 from flowrl.modules.policy import Policy
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule, TooManyMissingRewards
-from flowrl.run_folder import claim, point_latest_at
-from flowrl.sweep.job import SUMMARY, Job
+from flowrl.run_folder import claim, discard_if_empty, point_latest_at
+from flowrl.sweep.job import Job, num_ranks
 from flowrl.sweep.ranks import run_to_end
 from flowrl.trackers import default_tags
 
@@ -60,8 +59,7 @@ def run_job(cfg: DictConfig) -> float | None:
         job = Job.of(hydra.job.num, hydra.overrides.task, hydra.runtime.output_dir, cfg)
         return run_to_end(job, cfg.num_threads, cfg.objective)
     if status := one_line_errors(partial(run, cfg)):
-        with suppress(OSError):  # a run refused before it wrote anything leaves no folder
-            Path(hydra.runtime.output_dir).rmdir()
+        discard_if_empty(hydra.runtime.output_dir)  # of a run refused before it wrote anything
         sys.exit(status)
     return None
 
@@ -83,14 +81,18 @@ def configure(cfg: DictConfig) -> DictConfig:
         return cfg
     saved = OmegaConf.load(Path(cfg.resume) / SOURCE)
     assert isinstance(saved, DictConfig)
-    # Hydra has checked their names. `++` is for keys that the run has and the defaults lack, or the other way round.
-    task = [item.lstrip("+") for item in HydraConfig.get().overrides.task]
-    overrides = [item for item in task if not item.startswith("resume=")]
+    OmegaConf.set_struct(saved, True)
+    task = [item for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
+    overrides = [item.lstrip("+") for item in task]
     for item in overrides:
         key = item.split("=", 1)[0]
         if OmegaConf.is_dict(OmegaConf.select(saved, key)):
             raise ValueError(f"{item}: a resumed run keeps its {key}; only single values can be overridden")
-    merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides), {"run_dir": folder})
+    known = [item for item in task if not item.startswith("+")]
+    merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(known), {"run_dir": folder})
+    # `++` is for keys that the run has and the defaults lack, or the other way round.
+    OmegaConf.set_struct(merged, False)
+    merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([item for item in overrides if item not in known]))
     assert isinstance(merged, DictConfig)
     OmegaConf.set_struct(merged, True)  # a key it lacks is an error, not None
     if merged.num_iterations != saved.num_iterations:
@@ -161,8 +163,7 @@ def run(cfg: DictConfig) -> None:
     loggers: list[Logger] = [instantiate(logger) for logger in (cfg.logger or {}).values()]
     callbacks = [stop, *map(instantiate, (cfg.callbacks or {}).values()), viewer, record, saver]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
-    for logger in loggers:
-        _prepare_logger(logger, cfg)
+    _prepare(loggers, cfg)
     status = "failed"
     try:
         trainer.fit(policy, datamodule=data)
@@ -179,18 +180,15 @@ def run(cfg: DictConfig) -> None:
         if trainer.is_global_zero:
             record.write_summary(policy, status)
         _close(loggers, status)
-    if status == "stopped":
+    if status == "finished":
+        print(f"finished: {folder}/summary.json, images/, {lora.folder_name(policy.transformer)}/")
+    elif not is_later_rank():  # whose failure would have Lightning kill the first one, which may still be writing
         print(f"\nstopped; {saver.newest()}. Continue with: python train.py resume={folder}")
         raise KeyboardInterrupt
-    print(f"finished: {folder}/summary.json, images/, {lora.folder_name(policy.transformer)}/")
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:
-    """Write the configuration as it is, then resolved: by the second a run's folder is known.
-
-    An earlier end is forgotten first, so that a killed resumption is not taken for finished.
-    """
-    (folder / SUMMARY).unlink(missing_ok=True)
+    """Write the configuration as it is, then resolved: by the second a run's folder is known."""
     for name, is_resolved in ((SOURCE, False), (CONFIG, True)):
         write_whole(folder / name, OmegaConf.to_yaml(cfg, resolve=is_resolved))
 
@@ -248,22 +246,25 @@ def check_trainer(cfg: DictConfig) -> None:
     if OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.modules.parallel.parts":
         if cfg.tuning._target_ != "flowrl.models.full.Full":
             raise ValueError("trainer=fsdp is for tuning=full, whose weights it divides; for LoRA take trainer=ddp")
-        if cfg.trainer.devices * cfg.trainer.num_nodes != cfg.batch.num_processes:
+        devices, num_nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+        # How many `auto` and -1 are is known later.
+        if devices not in ("auto", -1) and num_ranks(devices) * num_nodes != cfg.batch.num_processes:
             raise ValueError(
-                f"trainer.devices={cfg.trainer.devices} and trainer.num_nodes={cfg.trainer.num_nodes} with trainer=fsdp"
-                f" need batch.num_processes={cfg.trainer.devices * cfg.trainer.num_nodes}"
+                f"trainer.devices={devices} and trainer.num_nodes={num_nodes} with trainer=fsdp need "
+                f"batch.num_processes={num_ranks(devices) * num_nodes}"
             )
         if cfg.backend.compile:
             raise ValueError("trainer=fsdp does not go with backend.compile=true; set it to false")
 
 
-def _prepare_logger(logger: Logger, cfg: DictConfig) -> None:
+def _prepare(loggers: list[Logger], cfg: DictConfig) -> None:
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
-    logger.log_hyperparams({str(key): value for key, value in resolved.items()})
-    if isinstance(logger, WandbLogger):
-        # Our own axis: W&B's step would drop values logged out of order.
-        logger.experiment.define_metric("*", step_metric="iteration")
+    for logger in loggers:
+        logger.log_hyperparams({str(key): value for key, value in resolved.items()})
+        if isinstance(logger, WandbLogger):
+            # Our own axis: W&B's step would drop values logged out of order.
+            logger.experiment.define_metric("*", step_metric="iteration")
 
 
 def _close(loggers: list[Logger], status: str) -> None:

@@ -5,19 +5,33 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 
+_claimed: set[str] = set()
+
+
 def claim(folder: str) -> None:
-    """Lock a run's folder until this process ends. Raises ValueError where another process has it."""
+    """Lock a run's folder on this machine until the process ends. Raises ValueError where another process has it."""
     try:
         fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ValueError(f"run_dir={folder} is being written to by another process; choose another") from error
-    except OSError:
-        log.warning("%s: this file system has no locks; keep other runs out of the folder", folder)
+        raise ValueError(
+            f"run_dir={folder} is being written to by another process; wait for it, stop it, or choose another"
+        ) from error
+    except OSError as error:
+        log.warning("%s cannot be locked (%s); keep other runs out of it", folder, error.strerror)
+    _claimed.add(folder)
+
+
+def discard_if_empty(folder: str) -> None:
+    """Remove a run's folder where nothing was written; another process's is left to it."""
+    if folder in _claimed:
+        with suppress(OSError):
+            Path(folder).rmdir()
 
 
 def point_latest_at(folder: Path) -> None:

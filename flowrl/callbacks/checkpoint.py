@@ -64,6 +64,7 @@ class Checkpoint(Callback):
         if is_last or must_stop or pl_module.num_iterations % self.every == 0:
             self.save(trainer, pl_module)
         if must_stop and not is_last:
+            trainer.strategy.barrier()  # a process that ended sooner would have the one that saves killed
             raise SIGTERMException
 
     def save(self, trainer: Trainer, policy: Policy) -> None:

@@ -20,6 +20,7 @@ from flowrl.callbacks.record import RunRecord
 from flowrl.evaluation import EvaluationResult, Evaluator
 from flowrl.modules.measures import gather
 from flowrl.modules.policy import Policy
+from flowrl.sharding import is_divided
 from flowrl.statistics import fallen
 from flowrl.trackers import alert
 from flowrl.types import RewardOutput
@@ -77,6 +78,8 @@ class Evaluate(Callback):
         assert isinstance(pl_module, Policy)
         is_last = pl_module.num_iterations == len(trainer.datamodule.iterations)  # type: ignore[attr-defined]
         if is_last and "after" not in self.record.evaluations:
+            if not is_divided(pl_module.transformer):
+                pl_module.to(trainer.strategy.root_device)  # Lightning has taken it off
             self.restore()
             self.run(trainer, pl_module, "after")
 

@@ -44,6 +44,8 @@ class RunRecord(Callback):
         self.evaluations.pop("after", None)  # of an end that was none
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:  # an earlier end's, for which a killed resumption must not be taken
+            (self.folder / "summary.json").unlink(missing_ok=True)
         # Now, since Lightning takes the policy off its device at the end.
         on_gpu = pl_module.device.type == "cuda"
         self.device = torch.cuda.get_device_name(pl_module.device) if on_gpu else processor_name()

@@ -11,6 +11,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from flowrl.modules.measures import gather
+from flowrl.modules.parallel import is_later_rank
 
 NOTICE = b"\nstopping after this iteration, with a checkpoint; Ctrl-C again stops at once\n"
 
@@ -31,14 +32,17 @@ class Stop(Callback):
             signal.signal(signal.SIGTERM, self._remember)  # Lightning restores the one before at the end
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not batch_idx and threading.current_thread() is threading.main_thread():
+        # A run in a script's background ignores Ctrl-C, and goes on doing so.
+        is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        if not batch_idx and not is_ignored and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.has_signal = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.write(2, NOTICE)  # printing is not safe within a handler
+            if not is_later_rank():
+                os.write(2, NOTICE)  # printing is not safe within a handler
 
     def is_asked_for(self) -> bool:
         """Whether any process has had the signal: to be called by all of them at the same point."""

@@ -32,8 +32,10 @@ def clipped_surrogate(
 
 def require_positive(*, advantage_clip: float) -> None:
     """Raise ValueError unless advantages keep their sign; infinity leaves them unclipped."""
-    if not advantage_clip > 0:
-        raise ValueError(f"loss.advantage_clip={advantage_clip} must be above 0; set it to .inf for no bound")
+    if not (isinstance(advantage_clip, int | float) and advantage_clip > 0):
+        raise ValueError(
+            f"loss.advantage_clip={advantage_clip} must be a number above 0; for no bound set it to inf (in YAML .inf)"
+        )
 
 
 def require_range(*, clip_low: float, clip_high: float) -> None:

@@ -17,9 +17,6 @@ import httpx
 RETRIED = frozenset({429, 500, 502, 503, 504})
 """Statuses that may pass; any other refusal is final."""
 
-NOT_YET = "no answer"
-"""What is said of a request none of whose tries has ended."""
-
 
 class Unanswered(Exception):
     """Why a request has no answer."""
@@ -34,7 +31,8 @@ class Client:
 
     A try, its answer included, takes at most `timeout` seconds. What may pass is tried again up to `retries` times,
     after pauses of `backoff` seconds, doubling up to `max_backoff`, each shortened by up to half at random. `deadline`
-    seconds after a call began, all its requests that have no answer are given up, however many wait for their turn.
+    seconds after a call began, all its requests that have no answer are given up, however many wait for their turn;
+    those being asked count as failed, since a service too slow for its deadline must not keep other processes waiting.
     After `open_after` requests in a row that failed in either way the circuit is open: requests fail at once for
     `open_seconds`, then get one try each until one succeeds. An answer has at most `max_answer` bytes.
     `token_env` names the environment variable that holds a bearer token; its value stands in no file and no message.
@@ -69,7 +67,6 @@ class Client:
         self.token_env = token_env
         self.failures_in_a_row = 0
         self.open_until = 0.0
-        self.has_answered = False
         # Its own generator: jitter must not move the draws of a seeded run.
         self.jitter = random.Random()
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it announces every request
@@ -87,13 +84,12 @@ class Client:
         is_local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
         async with httpx.AsyncClient(headers=headers, timeout=None, trust_env=not is_local) as http:
             until = asyncio.get_running_loop().time() + self.deadline
-            self.has_answered = False
             return await asyncio.gather(*(self._post(http, places, until, url, request) for request in requests))
 
     async def _post(
         self, http: httpx.AsyncClient, places: asyncio.Semaphore, until: float, url: str, request: Mapping[str, Any]
     ) -> bytes | Unanswered:
-        last, attempt, given_up = NOT_YET, 0, ""
+        last, attempt = "no answer", 0
         try:
             async with asyncio.timeout_at(until), places:
                 if not (num_tries := self._tries()):
@@ -110,17 +106,16 @@ class Client:
                     except (Unavailable, httpx.TransportError) as error:
                         last = str(error) or type(error).__name__
                     else:
-                        self.failures_in_a_row, self.has_answered = 0, True
+                        self.failures_in_a_row = 0
                         return answer
         except TimeoutError:
-            given_up = f"; given up client.deadline={self.deadline} s after the call began"
+            last += f"; given up client.deadline={self.deadline} s after the call began"
         except Unanswered as refusal:
             self.failures_in_a_row = 0
             return refusal
-        # One that only waited for its turn, or for a service that answers others, tells nothing about the service.
-        if attempt and not (self.has_answered and last == NOT_YET):
+        if attempt:  # one that only waited for its turn tells nothing about the service
             self._note_failure()
-        return Unanswered(f"{url}: {last}{given_up}" + (f" ({attempt} tries)" if attempt > 1 else ""))
+        return Unanswered(f"{url}: {last}" + (f" ({attempt} tries)" if attempt > 1 else ""))
 
     async def _send(self, http: httpx.AsyncClient, url: str, body: bytes) -> bytes:
         answer = bytearray()

@@ -183,13 +183,19 @@ def test_a_prompt_that_the_scorer_cannot_read_is_named(tmp_path):
 
 
 def test_a_run_that_an_evaluation_stops_keeps_its_last_iteration(tmp_path):
-    """The checkpoint and the row of the iteration that had been trained. Mutation: save without the row."""
+    """The checkpoint and the row of the iteration that had been trained, once the optimizer has its state.
+
+    Mutation: save without the row, or an optimizer that has not been restored.
+    """
     policy, _, _ = make("num_threads=1")
     record = RunRecord(folder=str(tmp_path))
     saver = Checkpoint(record=record, stop=Stop(), folder=str(tmp_path), every=100, keep=1)
     policy.num_iterations, policy.last_metrics = 1, {"iteration": 1, "reward/mean": 0.5}
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.strategy.optimizers = [policy.configure_optimizers()]
+    saver.on_exception(trainer, policy, TooManyMissingRewards("the server is gone"))
+    assert not (tmp_path / "checkpoints").exists()
+    saver.on_train_start(trainer, policy)
     saver.on_exception(trainer, policy, TooManyMissingRewards("the server is gone"))
     assert (tmp_path / "checkpoints" / "000001" / "state.json").is_file()
     assert (tmp_path / "metrics.csv").read_text().split() == ["iteration,reward/mean", "1,0.5"]
