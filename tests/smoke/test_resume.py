@@ -143,7 +143,8 @@ def test_methods_with_a_state_of_their_own_resume_bitwise(method, tmp_path):
     result = train(f"resume={part}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert rows(part) == rows(whole)
-    files = [*(whole / "checkpoints" / "000004").glob("*.safetensors"), *(whole / "lora").glob("*.safetensors")]
+    folder = "transformer" if "tuning=full" in method else "lora"
+    files = [*(whole / "checkpoints" / "000004").glob("*.safetensors"), *(whole / folder).glob("*.safetensors")]
     assert len(files) > 4
     for file in files:
         ours, theirs = load_file(part / file.relative_to(whole)), load_file(file)
