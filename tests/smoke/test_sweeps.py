@@ -65,5 +65,9 @@ def test_a_crash_and_a_killed_rank_leave_the_other_jobs_alone(tmp_path, monkeypa
     assert not any(set("[]=,") & set(start.display_name) for start in starts)
     for job in jobs:
         assert json.loads((job / "summary.json").read_text())["status"] == "finished"
-        assert [row["iteration"] for row in csv.DictReader((job / "metrics.csv").open())] == ["1", "2", "3"]
+        assert [row["iteration"] for row in csv.DictReader((job / "metrics.csv").read_text().splitlines())] == [
+            "1",
+            "2",
+            "3",
+        ]
         assert offline.images(job) == 4
