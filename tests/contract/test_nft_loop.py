@@ -1,44 +1,10 @@
-"""What changes over a run on the embedded model: thresholds, the learning rate, and Diffusion-NFT's old policy."""
+"""Diffusion-NFT in the loop on the embedded model."""
 
-import math
-
-import pytest
 import torch
-from runs import first_batch, fit, make
+from runs import first_batch, make
 
 from flowrl.models import lora
 from flowrl.modules.measures import Record
-
-
-def test_a_threshold_that_holds_a_budget_moves_in_the_loop_and_is_kept():
-    """Mutation: never hand the mean KL on, or leave the threshold out of the state."""
-    policy, data, _ = make("loss.delta=auto", "loss.kl_budget=1e-9", "num_iterations=2")
-    start = policy.algorithm.loss.current
-    fit(policy, data)
-    other, _, _ = make("loss.delta=auto", "loss.kl_budget=1e-9")
-    other.load_state(policy.state())
-    assert policy.algorithm.loss.current != start == 1e-9
-    assert other.algorithm.loss.current == policy.algorithm.loss.current
-    with pytest.raises(Exception, match=r"loss.delta=auto.*updates_per_iteration"):
-        make("loss.delta=auto", "loss.kl_budget=1e-9", "batch.updates_per_iteration=1")
-
-
-def test_a_scheduled_threshold_follows_the_run():
-    """Mutation: never begin an iteration with its progress."""
-    policy, data, _ = make("loss.delta=1e-4", "loss.final_delta=1e-6", "num_iterations=2")
-    thresholds = []
-    policy.report = lambda values: thresholds.append(values["trust/delta"])
-    fit(policy, data)
-    assert thresholds == pytest.approx([1e-4, 1e-5])
-
-
-def test_the_learning_rate_follows_the_schedule():
-    """Cosine over four iterations. Mutation: multiply the factors up, or count updates instead of iterations."""
-    policy, data, _ = make("num_iterations=4", "optimizer.lr=1e-3")
-    rates = []
-    policy.report = lambda values: rates.append(values["update/learning_rate"])
-    fit(policy, data)
-    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)], rel=1e-6)
 
 
 def nft(*overrides):
