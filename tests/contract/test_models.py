@@ -102,15 +102,17 @@ def test_noise_free_rollout_is_the_stock_pipelines(name, policy_of, stock_of):
     chunks of the guidance.
     """
     policy, _ = policy_of(name, "float32")
-    stock = stock_of(name)
+    stock, found = stock_of(name), []
     for guidance in (1.0, FAMILIES[name].guidance):
         latents, images = stock_sample(name, stock, noise_of(policy, 3), guidance)
         for sampler in (FlowSDE(noise_level=0.0), CPS(noise_level=0.0)):
             x0, ours = sample(policy, guidance, sampler)
             if name == "flux2_klein":  # whose pipeline gives the autoencoder's own latents
                 x0 = denormalise(x0, policy.model.vae)
-            assert (x0 - latents).abs().max() <= 1e-4 * latents.abs().max()
-            assert (ours - images).abs().max() <= 1e-4
+            found.append(float((x0 - latents).abs().max() / latents.abs().max()))
+            found.append(float((ours - images).abs().max()))
+    print(f"{name}: latents (relative) and images within {max(found):.1e} of stock diffusers'")
+    assert all(distance <= 1e-4 for distance in found)
 
 
 def replays(policy, part):
@@ -134,15 +136,17 @@ def test_replay_of_a_fresh_rollout(name, dtype, policy_of):
     Mutation: replay without guidance, at sigma_next, or with LoRA weights in another dtype.
     """
     policy, data = policy_of(name, dtype)
-    bound = 0.0 if dtype == "float32" else BFLOAT16_GATE
+    bound, found = 0.0 if dtype == "float32" else BFLOAT16_GATE, []
     for guidance, is_checkpointed in itertools.product((1.0, FAMILIES[name].guidance), (False, True)):
         policy.algorithm = replace(policy.algorithm, guidance_scale=guidance)
         network = awake(policy).transformer
         network.enable_gradient_checkpointing() if is_checkpointed else network.disable_gradient_checkpointing()
         for rows in (range(0, 8), range(5, 6)):
             for drift, distance, kl in replays(policy, policy.sample(data.iterations[0], rows)):
-                assert max(drift, kl) <= bound
+                found += [drift.item(), kl.item()]
                 assert distance == 0 or dtype == "bfloat16"
+    print(f"{name}, {dtype}: log-ratio and KL of replays within {max(found):.1e}")
+    assert all(value <= bound for value in found)
     asleep(policy)
 
 
@@ -181,5 +185,6 @@ def test_training_moves_lora_alone_and_its_export_gives_the_same_image(name, tin
     pipe.load_lora_weights(tmp_path)
     _, theirs = stock_sample(name, pipe, noise_of(policy, 3), guidance)
     _, ours = sample(policy, guidance, FlowSDE(noise_level=0.0))
+    print(f"{name}: the exported LoRA's image within {float((ours - theirs).abs().max()):.1e}")
     assert (ours - theirs).abs().max() <= 1e-4
     assert (base - theirs).abs().max() > 1e-3
