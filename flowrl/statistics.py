@@ -1,7 +1,12 @@
-"""Means with bootstrap intervals, over prompts within an evaluation and over seeds between runs. Needs NumPy alone.
+"""Means with bootstrap intervals, over prompts within an evaluation and over seeds between runs. NumPy and SciPy alone.
 
 The images of one prompt are not independent, so prompts are resampled, not images: an image more for the same prompts
 must not shrink an interval as a prompt more does.
+
+A percentile interval of few values is too narrow: it takes a variance over n where n - 1 is right, and a normal's
+quantile for Student's. Hesterberg's expanded percentiles (2015, arXiv 1411.5279) mend both and are the usual ones for
+many values: of 5 normal values 95 % intervals cover 92 % of the time, not 84 %. Of fewer no resampling covers more than
+their range, 75 % for 3, so a mean has Student's interval there, and a ratio or an unpaired difference none.
 """
 
 from __future__ import annotations
@@ -12,11 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import ndtr, stdtrit
 
 RESAMPLES, BLOCK = 10_000, 500
 """Resamples, and how many are drawn at once, which bounds memory."""
-ENDS = (2.5, 97.5)
-"""The interval's, in percent of the resamples."""
+LEVEL, FEWEST = 0.95, 5
+"""Of the intervals; and the fewest values that are resampled for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ class Estimate:
 
 
 def mean(values: Sequence[float] | Float[np.ndarray, "N"]) -> Estimate:
-    """The mean of one value a prompt or seed, NaN left out, with its percentile bootstrap interval.
+    """The mean of one value a prompt or seed, NaN left out, with its bootstrap interval; of 2 to 4 with Student's.
 
     Resampling is seeded, so equal values give equal intervals.
     """
@@ -47,13 +53,16 @@ def mean(values: Sequence[float] | Float[np.ndarray, "N"]) -> Estimate:
     known = known[~np.isnan(known)]
     if len(known) < 2:
         return Estimate(float(known[0]) if len(known) else math.nan, math.nan, math.nan, len(known))
+    if len(known) < FEWEST:
+        centre, half = float(known.mean()), _student(len(known)) * float(known.std(ddof=1)) / math.sqrt(len(known))
+        return Estimate(centre, centre - half, centre + half, len(known))
     return _estimate(_resampled(known, 0), float(known.mean()), len(known))
 
 
 def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
     """`values` minus `baseline`, both by seed: over shared seeds as pairs, if there are two or more.
 
-    Otherwise the two means are resampled apart; with a single seed on either side there is no interval.
+    Otherwise the two means are resampled apart; with fewer than five on either side there is no interval.
     """
     shared = [seed for seed in values if seed in baseline]
     if len(shared) > 1 or len(values) == len(baseline) == len(shared) == 1:
@@ -63,7 +72,7 @@ def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Es
     if not len(ours) or not len(theirs):
         return Estimate(math.nan, math.nan, math.nan, 0)
     gap, count = float(ours.mean() - theirs.mean()), min(len(ours), len(theirs))
-    if count < 2:
+    if count < FEWEST:
         return Estimate(gap, math.nan, math.nan, count)
     return _estimate(_resampled(ours, 0) - _resampled(theirs, 1), gap, count)
 
@@ -71,15 +80,15 @@ def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Es
 def ratio(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
     """The mean of `values` over that of `baseline`, on shared seeds, which are resampled as pairs.
 
-    NaN where a mean of the baseline is not positive: a ratio would mean nothing.
+    NaN where a mean of the baseline is not positive: a ratio would mean nothing; no interval for fewer than five seeds.
     """
     shared = [seed for seed in values if seed in baseline]
     if not shared or (below := float(np.mean([baseline[seed] for seed in shared]))) <= 0:
         return Estimate(math.nan, math.nan, math.nan, len(shared))
     ours, theirs = (np.asarray([own[seed] for seed in shared]) for own in (values, baseline))
     centre = float(ours.mean()) / below
-    if len(shared) < 2:
-        return Estimate(centre, math.nan, math.nan, 1)
+    if len(shared) < FEWEST:
+        return Estimate(centre, math.nan, math.nan, len(shared), is_paired=True)
     below_resampled = _resampled(theirs, 0)
     if below_resampled.min() <= 0:
         return Estimate(centre, math.nan, math.nan, len(shared), is_paired=True)
@@ -92,8 +101,14 @@ def _resampled(values: np.ndarray, stream: int) -> np.ndarray:
     return np.concatenate([values[rng.integers(len(values), size=size)].mean(1) for _ in range(RESAMPLES // BLOCK)])
 
 
+def _student(count: int) -> float:
+    """Student's quantile for the mean of `count` values."""
+    return float(stdtrit(count - 1, (1 + LEVEL) / 2))
+
+
 def _estimate(means: np.ndarray, centre: float, count: int) -> Estimate:
-    low, high = np.percentile(means, ENDS)
+    tail = ndtr(-math.sqrt(count / (count - 1)) * _student(count))
+    low, high = np.quantile(means, (tail, 1 - tail))
     return Estimate(centre, float(low), float(high), count)
 
 

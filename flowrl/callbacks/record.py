@@ -38,6 +38,7 @@ class RunRecord(Callback):
         self.seconds_before = 0.0
         self.start = time.perf_counter()
         self.device: str | None = None
+        self.error: str | None = None
         reset_peak_memory()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,6 +103,7 @@ class RunRecord(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Exception):  # not the user's interrupt
+            self.error = type(exception).__name__
             alert(trainer.loggers, type(exception).__name__, str(exception), level="ERROR")
 
     @rank_zero_only
@@ -122,6 +124,7 @@ class RunRecord(Callback):
         speeds = sorted(float(row["perf/images_per_second"]) for row in self.rows)
         summary = {
             "status": status,
+            "error": self.error,
             "iterations": policy.num_iterations,
             "images": policy.num_iterations * policy.plan.num_samples,
             "eval": self.evaluations,

@@ -30,7 +30,9 @@ def choose(stage: Stage, runs: Sequence[Planned], records: Mapping[Planned, Reco
 
 
 def score(stage: Stage, runs: Sequence[Planned], records: Mapping[Planned, Record], method: str, variant: str) -> float:
-    """The mean over seeds of a variant's final score, NaN where one of its runs has none."""
+    """The mean over seeds of a variant's final score, NaN where one of its runs failed or has none."""
     own = [run for run in runs if (run.method, run.variant) == (method, variant)]
+    if any(records[run]["status"] == "failed" for run in own):
+        return math.nan
     values = [evaluated(records[run], stage.chooses, -1) for run in own]
     return sum(values) / len(values)

@@ -16,8 +16,8 @@ Record = dict[str, Any]
 Metric = str | Sequence[str]
 """A metric by its name in metrics.csv, or several whose mean is meant."""
 
-OVER = ("finished", "failed")
-"""A run that failed, for example on a gradient that is no number, is a result too: it has no score."""
+DIVERGED = "NotFinite"
+"""The error of a run whose gradients became infinite or NaN: a result too. Other failures are accidents, run again."""
 
 TRAINING = (
     "reward/mean",
@@ -40,7 +40,8 @@ def from_folder(planned: Planned, folder: Path) -> Record | None:
     if not all((folder / name).is_file() for name in (CONFIG, "summary.json")):
         return None
     run = read(folder, folder.name)
-    return record(planned, run) if run.status in OVER else None
+    is_result = run.status == "finished" or (run.status == "failed" and run.summary.get("error") == DIVERGED)
+    return record(planned, run) if is_result else None
 
 
 def record(planned: Planned, run: Run) -> Record:
@@ -85,8 +86,11 @@ def _rounded(value: float) -> float:
 
 
 def evaluated(record: Mapping[str, Any], metric: Metric, index: int) -> float:
-    """A metric of a run's evaluation, by its number; NaN without one. -1 is that after training, if it finished."""
-    if index == -1 and (record["status"] != "finished" or len(record["evaluations"]) < 2):
+    """A metric of a run's evaluation, by its number; NaN without one.
+
+    -1 is the last: that after training, or of a run that failed the last before it did, be it the base model's.
+    """
+    if index == -1 and record["status"] == "finished" and len(record["evaluations"]) < 2:
         return math.nan
     return mean_of(record["evaluations"][index] if record["evaluations"] else {}, metric)
 

@@ -9,7 +9,15 @@ from typing import Any
 
 from flowrl.report.tables import Cell, Table
 from flowrl.statistics import difference, mean
-from flowrl.studies.analysis import Runs, by_seed, compare, conditions
+from flowrl.studies.analysis import (
+    Runs,
+    by_seed,
+    compare,
+    conditions,
+    difference_at_equal,
+    interaction,
+    kl_ratio_at_equal,
+)
 from flowrl.studies.plan import Study
 from flowrl.studies.record import evaluated
 
@@ -23,6 +31,8 @@ def tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
     found = [main_table(groups, report["metrics"])] if groups else []
     if pairs := [pair for pair in report.get("compare", ()) if all(name in groups for name in pair)]:
         found.append(comparison_table(groups, pairs, report))
+    if report.get("interactions"):
+        found.append(interaction_table(groups, report))
     if results.get("tuned"):
         found += [chosen_table(results["tuned"], study), tuning_table(study, results)]
     return found
@@ -49,25 +59,53 @@ def _average(values: Sequence[float]) -> float:
 
 def comparison_table(groups: Mapping[str, Runs], pairs: Sequence[Sequence[str]], report: Mapping[str, Any]) -> Table:
     """One row a claim: a condition against another."""
-    reward, kl = (report["metrics"][report[key]] for key in ("reward", "kl"))
-    others = report.get("differences", ())
+    metrics = report["metrics"]
     rows: list[list[Cell]] = []
     for ours, theirs in pairs:
-        found = compare(groups[ours], groups[theirs], reward, kl)
-        gap = found.pop("difference")
-        at_equal = found["KL ratio at equal reward"].count
-        cells = [estimate.text() for estimate in found.values()]
-        scores = [[by_seed(groups[own], report["metrics"][name]) for own in (ours, theirs)] for name in others]
-        gaps = [difference(*pair).text(sign=True) for pair in scores]
-        rows.append([f"{ours} against {theirs}", str(gap.count), gap.text(sign=True), *cells, str(at_equal), *gaps])
-    name = report["reward"]
-    columns = [f"{name}, difference", f"{name}, ratio", f"{name}, ratio of gains", "KL ratio at equal reward"]
-    columns += ["pairs with one", *(f"{name}, difference" for name in others)]
+        own = groups[ours], groups[theirs]
+        cells = {}
+        for name in report["rewards"]:
+            for kind, found in compare(*own, metrics[name]).items():
+                cells[f"{name}, {kind}"] = found.text(sign=kind == "difference")
+        for name in report.get("differences", ()):
+            scores = [by_seed(runs, metrics[name]) for runs in own]
+            cells[f"{name}, difference"] = difference(*scores).text(sign=True)
+        cells |= at_equal(own, report)
+        rows.append([f"{ours} against {theirs}", *cells.values()])
     note = (
-        f"By {name}, over shared seeds as pairs. The KL ratio is taken at the highest reward that both runs of a pair "
-        "reached, its evaluations joined by straight lines; below 1 the first of the two drifts less."
+        "Over shared seeds as pairs; ratios of gains are those over the base model. At equal reward a pair is compared "
+        "where the one of the two that ended lower ended, between evaluations by interpolation, KL by its root; in "
+        "brackets so many pairs have such a reward. A KL ratio below 1 says that the first of the two drifts less."
     )
-    return Table("comparisons", "Comparisons", note, ("comparison", "seeds", *columns), rows)
+    return Table("comparisons", "Comparisons", note, ("comparison", *cells), rows)
+
+
+def at_equal(own: tuple[Runs, Runs], report: Mapping[str, Any]) -> dict[str, str]:
+    """What two conditions cost at equal reward: KL as a ratio, all else as a difference."""
+    metrics, cells = report["metrics"], {}
+    for given in report["equal"]:
+        reward, name = metrics[given["at"]], given["of"]
+        if name == report["kl"]:
+            found, label = kl_ratio_at_equal(*own, reward, metrics[name]), f"{name}, ratio at equal {given['at']}"
+        else:
+            found, label = difference_at_equal(*own, reward, metrics[name]), f"{name}, difference at equal {given['at']}"
+        cells[label] = f"{found.text(sign=name != report['kl'])} ({found.count})"
+    return cells
+
+
+def interaction_table(groups: Mapping[str, Runs], report: Mapping[str, Any]) -> Table:
+    """One row a method: what a change does to ours minus what it does to that one."""
+    rows: list[list[Cell]] = []
+    names = [report["rewards"][0], *report.get("differences", ())]
+    for given in report["interactions"]:
+        for theirs in given["against"]:
+            labels = [[f"{method} {variant}" for variant in given["change"]] for method in (given["of"], theirs)]
+            if all(label in groups for pair in labels for label in pair):
+                own = [[groups[label] for label in pair] for pair in labels]
+                cells = (interaction(*own, report["metrics"][name]).text(sign=True) for name in names)
+                rows.append([f"{given['of']} against {theirs}, {' for '.join(given['change'])}", *cells])
+    note = "The change's effect on the first method minus its effect on the second, over shared seeds."
+    return Table("interactions", "Does the change suit one better?", note, ("comparison", *names), rows)
 
 
 def chosen_table(tuned: Mapping[str, Mapping[str, Any]], study: Study) -> Table:
@@ -102,7 +140,7 @@ def tuning_table(study: Study, results: Mapping[str, Any]) -> Table:
         for variant in variants:
             runs = groups.get(f"{method} {variant}".strip(), [])
             scores = [evaluated(run, stage.chooses, -1) for run in runs]
-            score = _average(scores) if scores else math.nan
+            score = _average(scores) if scores and all(run["status"] == "finished" for run in runs) else math.nan
             is_chosen = results["tuned"][method]["variant"] == variant
             rows.append([method, variant, len(runs), score, "yes" if is_chosen else ""])
     columns = ("method", "variant", "seeds", stage.chooses, "chosen")

@@ -61,7 +61,7 @@ def importers(root, package):
         ("ema.py", ()),
         ("metrics.py", ()),
         ("panel.py", ()),
-        ("statistics.py", ("numpy",)),
+        ("statistics.py", ("numpy", "scipy")),
         ("page.py", ()),
         ("report/*.py", ("flowrl.report", "flowrl.page", "flowrl.statistics", "flowrl.metrics", "numpy", "yaml")),
         ("shapes/*.py", ("flowrl.shapes", "numpy", "scipy")),
