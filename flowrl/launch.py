@@ -243,6 +243,11 @@ def check_trainer(cfg: DictConfig) -> None:
             f"trainer.precision={cfg.trainer.precision} rounds the trained weights, or keeps casts of them that later "
             "updates of an iteration do not see; take model.dtype=bfloat16, whose LoRA stays float32"
         )
+    if cfg.model.dtype == "float16":
+        raise ValueError(
+            "model.dtype=float16 cannot be trained: gradients of mean-reduced log-probabilities are below its smallest "
+            "number; take bfloat16"
+        )
     if OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.modules.parallel.parts":
         if cfg.tuning._target_ != "flowrl.models.full.Full":
             raise ValueError("trainer=fsdp is for tuning=full, whose weights it divides; for LoRA take trainer=ddp")

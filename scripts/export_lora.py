@@ -1,7 +1,8 @@
 """Convert a LoRA between the formats of diffusers, peft and ComfyUI: python scripts/export_lora.py RUN --format comfy
 
-RUN is a run's folder, its lora/ folder, or any LoRA file; the result is written beside it, or into --out. With
-`model=NAME` the file's layers are checked against that model's transformer, of which no weights are needed.
+RUN is a run's folder, its lora/ folder, or any LoRA file; the result is written beside it, or into --out. Of a run that
+has not finished its newest checkpoint's EMA is taken. With `model=NAME` the file's layers are checked against that
+model's transformer, of which no weights are needed.
 """
 
 from __future__ import annotations
@@ -11,14 +12,26 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 
-from flowrl.command import one_line_errors, register_resolvers
+from flowrl.checkpoint import list_complete
+from flowrl.command import CONFIG, one_line_errors, register_resolvers
 from flowrl.models import lora, lora_files
 from flowrl.models.architectures import on_meta
 from flowrl.models.loading import resolve
 
 CONF = Path(__file__).parents[1] / "conf"
+
+
+def find(source: Path) -> tuple[Path, float | None]:
+    """The file or folder to read, and the alpha of one that does not tell it."""
+    if (source / lora.FOLDER).is_dir():
+        return source / lora.FOLDER, None
+    if not (source / lora.WHOLE_FOLDER).is_dir() and (saved := list_complete(source / "checkpoints")):
+        print(f"{source} has not finished: its checkpoint {saved[-1].name} is exported")
+        return saved[-1] / "ema.safetensors", float(yaml.safe_load((source / CONFIG).read_text())["lora"]["alpha"])
+    return source, None
 
 
 def main() -> None:
@@ -28,14 +41,15 @@ def main() -> None:
     parser.add_argument("--format", choices=get_args(lora_files.Format), required=True)
     parser.add_argument("--out", type=Path)
     args = parser.parse_intermixed_args()
-    source = args.source / lora.FOLDER if (args.source / lora.FOLDER).is_dir() else args.source
-    given = lora_files.read(source)
+    source, alpha = find(args.source)
+    given = lora_files.read(source, alpha)
     if args.overrides:
         register_resolvers()
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             model = compose("config", overrides=["name=export", *args.overrides]).model
         lora_files.check(given, on_meta(resolve(model.pretrained), torch.bfloat16), source)
-    folder = args.out or (source if source.is_dir() else source.parent).with_name(f"lora_{args.format}")
+    place = args.source if source != args.source else (source if source.is_dir() else source.parent).parent
+    folder = args.out or place / f"lora_{args.format}"
     print(f"{lora_files.write(given, folder, args.format)}: {len(given.a)} layers")
 
 

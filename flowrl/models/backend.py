@@ -9,6 +9,9 @@ from torch import nn
 
 from flowrl.models.protocol import FlowModel
 
+FLASH_3 = "_flash_3"
+"""The one of diffusers' FlashAttention backends that it wraps into an operator without a derivative."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
@@ -42,10 +45,11 @@ class Backend:
             vae.enable_tiling()
 
     def _set_attention(self, transformer: Any, attention: str) -> None:
-        if "sage" in attention:
+        if "sage" in attention or attention == FLASH_3:
+            other = f"{FLASH_3}_hub" if attention == FLASH_3 else "another"
             raise ValueError(
-                f"backend.attention={attention}: SageAttention has no backward pass, so nothing before an attention "
-                "would be trained; choose another, or null"
+                f"backend.attention={attention} has no backward pass in diffusers, so nothing before an attention "
+                f"would be trained; choose {other}, or null"
             )
         processors = transformer.attn_processors.values()
         if not any(hasattr(processor, "_attention_backend") for processor in processors):
@@ -61,8 +65,11 @@ class Backend:
 
 def _compile_blocks(transformer: nn.Module) -> None:
     """diffusers' own `compile_repeated_blocks` does not know SD3's; all families keep their blocks in module lists."""
-    from torch import _dynamo  # slow to import
+    from torch import _dynamo, _inductor  # slow to import
 
+    # Programs with and without gradients are fused differently. Unless each operator's result is rounded to its dtype,
+    # as without compilation, a bfloat16 replay is further from its rollout than the smallest thresholds.
+    _inductor.config.emulate_precision_casts = True
     # With and without gradients, LoRA on and off, and a few batch sizes, times the kinds of block: beyond PyTorch's 8
     # programs for one piece of code it would go on uncompiled, with a warning alone.
     _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, 64)

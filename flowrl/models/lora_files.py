@@ -35,7 +35,7 @@ PREFIXES: Mapping[Format, str] = {
 """ComfyUI knows the layers of SD3, FLUX.1 and FLUX.2 under diffusers' names, and reads alpha from a tensor each."""
 
 METADATA = "lora_adapter_metadata"
-_KEY = re.compile(r"(?:(?:transformer|base_model\.model|diffusion_model)\.)?(.+)\.lora_(A|B|down|up)\.(?:\w+\.)?weight")
+_KEY = re.compile(r"(?:(?:transformer|base_model\.model|diffusion_model)\.)?(.+)\.lora_(A|B|down|up)\.(\w+\.)?weight")
 _ALPHA = re.compile(r"(?:(?:transformer|base_model\.model|diffusion_model)\.)?(.+)\.alpha")
 
 
@@ -48,8 +48,12 @@ class LoRAFile:
     alpha: Mapping[str, float]
 
 
-def read(path: Path) -> LoRAFile:
-    """A LoRA from a file, or from a folder that holds one. Raises ValueError where there is none, or half of one."""
+def read(path: Path, alpha: float | None = None) -> LoRAFile:
+    """A LoRA from a file, or from a folder that holds one; `alpha` is that of a file which tells none.
+
+    Raises ValueError where there is none, or half of one, or where its scale cannot be known: a file that was exported
+    for others tells alpha or means the rank, a checkpoint's weights, whose keys name an adapter, tell nothing.
+    """
     file = _find(path)
     try:
         with safe_open(file, framework="pt") as opened:
@@ -59,9 +63,11 @@ def read(path: Path) -> LoRAFile:
         raise ValueError(f"{file} is damaged ({error}); export it again") from error
     matrices: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
     alphas: dict[str, float] = {}
+    has_adapter = False
     for key, tensor in tensors.items():
         if match := _KEY.fullmatch(key):
             matrices[{"down": "A", "up": "B"}.get(match[2], match[2])][match[1]] = tensor.float()
+            has_adapter |= match[3] is not None
         elif match := _ALPHA.fullmatch(key):
             alphas[match[1]] = float(tensor)
         else:
@@ -70,9 +76,15 @@ def read(path: Path) -> LoRAFile:
     if not a or a.keys() != b.keys():
         odd = sorted(a.keys() ^ b.keys())
         raise ValueError(f"{file}: {f'{odd[0]} has only one of its two matrices' if odd else 'no LoRA weights in it'}")
-    default = metadata.get("transformer.lora_alpha", _peft_alpha(file))
-    alpha = {name: alphas.get(name, float(default or a[name].shape[0])) for name in a}
-    return LoRAFile(a, b, alpha)
+    config = {key.removeprefix("transformer."): value for key, value in metadata.items()} or _peft_config(file)
+    if odd := [key for key in ("use_rslora", "alpha_pattern") if config.get(key)]:
+        raise ValueError(f"{file}: {odd[0]}={config[odd[0]]} is a way of scaling that is not read here")
+    default = config.get("lora_alpha", alpha)
+    if default is None and has_adapter and not alphas:
+        raise ValueError(
+            f"{file} does not tell its alpha, as checkpoints do not; python scripts/export_lora.py RUN exports a run's"
+        )
+    return LoRAFile(a, b, {name: alphas.get(name, float(default or a[name].shape[0])) for name in a})
 
 
 def _find(path: Path) -> Path:
@@ -88,9 +100,9 @@ def _find(path: Path) -> Path:
     return found[0]
 
 
-def _peft_alpha(file: Path) -> float | None:
+def _peft_config(file: Path) -> dict[str, Any]:
     config = file.with_name("adapter_config.json")
-    return float(json.loads(config.read_text())["lora_alpha"]) if config.is_file() else None
+    return dict(json.loads(config.read_text())) if config.is_file() else {}
 
 
 def check(given: LoRAFile, transformer: nn.Module, path: Path) -> None:
@@ -115,9 +127,9 @@ def attach(given: LoRAFile, transformer: nn.Module, path: Path) -> None:
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft takes any number
-        target_modules=list(given.a),
-        rank_pattern={name: value for name, value in ranks.items() if value != rank},
-        alpha_pattern={name: value for name, value in given.alpha.items() if value != alpha},
+        target_modules=_targets(given),
+        rank_pattern={f"^{re.escape(name)}": value for name, value in ranks.items() if value != rank},
+        alpha_pattern={f"^{re.escape(name)}": value for name, value in given.alpha.items() if value != alpha},
     )
     network: Any = transformer
     network.add_adapter(config, adapter_name=lora.ADAPTER)
@@ -126,6 +138,15 @@ def attach(given: LoRAFile, transformer: nn.Module, path: Path) -> None:
     matrices = {f"{name}.lora_A.{lora.ADAPTER}.weight": value for name, value in given.a.items()}
     matrices |= {f"{name}.lora_B.{lora.ADAPTER}.weight": value for name, value in given.b.items()}
     lora.load(transformer, matrices)
+
+
+def _targets(given: LoRAFile) -> list[str] | str:
+    """The layers as peft takes them: as endings of names, or, where one is no part of a block, as whole names.
+
+    An ending `proj_out` would be that of many blocks' layers too.
+    """
+    names = sorted(given.a)
+    return names if all("." in name for name in names) else "|".join(map(re.escape, names))
 
 
 def write(given: LoRAFile, folder: Path, form: Format) -> Path:
@@ -155,6 +176,6 @@ def _config(given: LoRAFile) -> dict[str, Any]:
     alphas = set(given.alpha.values())
     if len(ranks) > 1 or len(alphas) > 1:
         raise ValueError("layers of several ranks or alphas have no common configuration; choose --format=comfy")
-    config = LoraConfig(r=ranks.pop(), lora_alpha=alphas.pop(), target_modules=sorted(given.a))  # type: ignore[arg-type]
+    config = LoraConfig(r=ranks.pop(), lora_alpha=alphas.pop(), target_modules=_targets(given))  # type: ignore[arg-type]
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     return {key: value for key, value in plain.items() if isinstance(value, (str, int, float, bool, list, dict))}

@@ -97,5 +97,7 @@ def interaction(ours: Sequence[Runs], theirs: Sequence[Runs], metric: Metric) ->
     effects = []
     for changed, plain in (ours, theirs):
         before = by_seed(plain, metric)
-        effects.append({seed: value - before[seed] for seed, value in by_seed(changed, metric).items() if seed in before})
+        effects.append(
+            {seed: value - before[seed] for seed, value in by_seed(changed, metric).items() if seed in before}
+        )
     return difference(*effects)

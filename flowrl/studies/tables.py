@@ -88,7 +88,10 @@ def at_equal(own: tuple[Runs, Runs], report: Mapping[str, Any]) -> dict[str, str
         if name == report["kl"]:
             found, label = kl_ratio_at_equal(*own, reward, metrics[name]), f"{name}, ratio at equal {given['at']}"
         else:
-            found, label = difference_at_equal(*own, reward, metrics[name]), f"{name}, difference at equal {given['at']}"
+            found, label = (
+                difference_at_equal(*own, reward, metrics[name]),
+                f"{name}, difference at equal {given['at']}",
+            )
         cells[label] = f"{found.text(sign=name != report['kl'])} ({found.count})"
     return cells
 

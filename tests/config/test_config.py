@@ -237,6 +237,7 @@ def test_rules_between_components_name_their_keys(overrides, names):
         (("trainer=fsdp", "tuning=full", "backend.compile=true"), ("trainer=fsdp", "backend.compile=true")),
         (("trainer=fsdp", "tuning=full", "trainer.num_nodes=2"), ("trainer.num_nodes=2", "batch.num_processes=4")),
         (("+trainer.precision=bf16-mixed",), ("trainer.precision=bf16-mixed", "model.dtype=bfloat16")),
+        (("model.dtype=float16",), ("model.dtype=float16", "take bfloat16")),
         (("+trainer.precision=bf16-true",), ("trainer.precision=bf16-true", "model.dtype=bfloat16")),
     ],
 )

@@ -62,7 +62,10 @@ def test_a_report_names_what_its_study_has(name):
     assert {own for pair in report.get("compare", ()) for own in pair} <= labels
     drawn = [spec for spec in report["figures"].values() if spec["kind"] in ("paths", "curves", "dots")]
     axes = {spec[key] for spec in drawn for key in ("x", "y") if key in spec}
-    named = {report["reward"], report["kl"], *report.get("differences", ()), *axes}
+    named = {*report.get("rewards", ()), report["kl"], *report.get("differences", ()), *axes}
+    named |= {own[key] for own in report.get("equal", ()) for key in ("of", "at")}
+    for own in report.get("interactions", ()):
+        assert {f"{method} {variant}" for method in (own["of"], *own["against"]) for variant in own["change"]} <= labels
     named |= {metric for spec in drawn for metric in spec.get("metrics", ())}
     assert named <= report["metrics"].keys()
     for metric in report["metrics"].values():

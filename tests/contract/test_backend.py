@@ -104,6 +104,16 @@ def test_inductor_computes_the_same(name, make_policy):
 
 @pytest.mark.slow
 @traced
+def test_inductor_replays_bfloat16(make_policy):
+    """Programs with and without gradients round alike. Mutation: leave inductor its float32 between operators."""
+    _dynamo.reset()
+    policy, data = make_policy("flux2_klein", "backend.compile=true", "model.dtype=bfloat16")
+    assert gradients(policy, policy.sample(data.iterations[0], range(8)))[1] == 0
+    _dynamo.reset()
+
+
+@pytest.mark.slow
+@traced
 def test_a_compiled_run_trains(make_policy, eager_compiler):
     """Checkpointed, against the reference behind LoRA, through the start-up gate.
 

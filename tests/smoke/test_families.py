@@ -69,6 +69,7 @@ def test_resolution_must_fit_the_patches():
         (("model=sd35_medium", "backend.attention=native"), ("backend.attention=native", "SD3Transformer2DModel")),
         (("model=flux1_dev", "backend.attention=warp"), ("backend.attention=warp",)),
         (("model=flux1_dev", "backend.attention=sage"), ("backend.attention=sage", "no backward pass")),
+        (("model=flux1_dev", "backend.attention=_flash_3"), ("backend.attention=_flash_3", "_flash_3_hub")),
         (("model=flux1_dev", "backend.attention=flash"), ("backend.attention=flash", "missing package")),
         (("model=sd35_medium", "model.resolution=36"), ("model.resolution=36", "multiple of 8", "32 or 40")),
     ],

@@ -14,6 +14,7 @@ from PIL import Image
 from runs import CONF
 from tiny import FAMILIES
 
+from flowrl import checkpoint
 from flowrl.command import one_line_errors, register_resolvers
 from flowrl.models.lora_files import LoRAFile, read, write
 
@@ -37,7 +38,7 @@ def adapter(tmp_path):
     """A LoRA file for the small FLUX.1."""
     torch.manual_seed(0)
     a = {name: torch.randn(4, 128 if "ff" in name else 32) for name in LAYERS}
-    return write(LoRAFile(a, {name: torch.randn(32, 4) for name in a}, dict.fromkeys(a, 4.0)), tmp_path, "diffusers")
+    return write(LoRAFile(a, {name: torch.randn(32, 4) for name in a}, dict.fromkeys(a, 8.0)), tmp_path, "diffusers")
 
 
 def opened(path):
@@ -102,6 +103,21 @@ def test_export_converts_and_checks(call, adapter, tiny_pipelines, tmp_path):
     assert call(export_lora, adapter, "model=flux1_dev", flux, "--format", "peft", "--out", tmp_path / "peft")[0] == 0
     status, _, err = call(export_lora, adapter, "model=sd35_medium", sd3, "--format", "peft", "--out", tmp_path / "no")
     assert status == 1 and "another architecture" in err and not (tmp_path / "no").exists()
+
+
+def test_export_of_a_stopped_run_is_its_newest_checkpoints(call, tmp_path):
+    """At alpha from the run's configuration. Mutation: take the oldest, or alpha as the rank."""
+    for number in (5, 10):
+        keys = {f"transformer_blocks.0.attn.to_q.lora_{part}.policy.weight": part for part in "AB"}
+        ema = {key: torch.full((2, 3) if part == "A" else (3, 2), float(number)) for key, part in keys.items()}
+        checkpoint.save(
+            tmp_path / "run" / "checkpoints", keep=2, weights={"ema": ema}, state={"num_iterations": number}
+        )
+    (tmp_path / "run" / "config.yaml").write_text("lora: {rank: 2, alpha: 6}\n")
+    status, out, err = call(export_lora, tmp_path / "run", "--format", "comfy")
+    assert status == 0 and "checkpoint 000010" in out, err
+    found = read(tmp_path / "run" / "lora_comfy")
+    assert list(found.alpha.values()) == [6.0] and float(next(iter(found.a.values()))[0, 0]) == 10.0
 
 
 def test_peak_counts_what_is_alive():

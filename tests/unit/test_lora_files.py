@@ -87,6 +87,40 @@ def test_peft_and_diffusers_read_their_own_formats(tmp_path):
         torch.testing.assert_close(run(transformer), by_hand(weights), rtol=1e-4, atol=1e-5)
 
 
+def test_a_checkpoints_weights_do_not_pass_for_a_file(tmp_path):
+    """Its keys name the adapter, and alpha stands elsewhere. Mutation: take the rank for alpha."""
+    weights = given()
+    tensors = {f"{name}.lora_A.policy.weight": value for name, value in weights.a.items()}
+    tensors |= {f"{name}.lora_B.policy.weight": value for name, value in weights.b.items()}
+    save_file(tensors, tmp_path / "ema.safetensors")
+    with pytest.raises(ValueError, match=r"does not tell its alpha.*export_lora.py"):
+        read(tmp_path / "ema.safetensors")
+    assert read(tmp_path / "ema.safetensors", alpha=8.0).alpha == dict.fromkeys(LAYERS, 8.0)
+
+
+@pytest.mark.parametrize(("key", "value"), [("use_rslora", True), ("alpha_pattern", {"to_q": 8})])
+def test_other_ways_of_scaling_are_refused(key, value, tmp_path):
+    """Mutation: read alpha over the rank whatever the configuration says."""
+    write(given(), tmp_path, "peft")
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=key):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["diffusers", "peft"])
+def test_a_layer_outside_the_blocks_is_that_layer_alone(form, tmp_path):
+    """`proj_out` ends the name of a layer in every single block too. Mutation: give peft the ending."""
+    weights = LoRAFile({"proj_out": torch.randn(2, 32)}, {"proj_out": torch.randn(16, 2)}, {"proj_out": 2.0})
+    file = write(weights, tmp_path, form)
+    transformer = network()
+    attach(read(file), transformer, file)
+    torch.testing.assert_close(run(transformer), by_hand(weights), rtol=1e-4, atol=1e-5)
+    if form == "peft":
+        wrapped = PeftModel.from_pretrained(network(), tmp_path).base_model.model
+        assert {name.split(".lora_")[0] for name, _ in wrapped.named_parameters() if ".lora_" in name} == {"proj_out"}
+
+
 def test_comfy_reads_alpha_from_a_tensor_per_layer(tmp_path):
     """Its loader takes alpha as the rank where there is none. Mutation: leave the tensors out."""
     tensors = load_file(write(given(), tmp_path, "comfy"))

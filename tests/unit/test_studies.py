@@ -14,13 +14,22 @@ import study as script
 import yaml
 from PIL import Image
 
-from flowrl.studies.analysis import compare, conditions, cost_at, equal_reward_ratio
+from flowrl.modules.measures import NotFinite
+from flowrl.studies.analysis import (
+    by_seed,
+    compare,
+    conditions,
+    difference_at_equal,
+    interaction,
+    kl_ratio_at_equal,
+    value_at,
+)
 from flowrl.studies.choice import choose
 from flowrl.studies.document import BLOCK, fill, page, pieces
 from flowrl.studies.figures import draw
 from flowrl.studies.place import Place
 from flowrl.studies.plan import ORDER, Planned, merge, read
-from flowrl.studies.record import from_folder, load, thinned, write
+from flowrl.studies.record import DIVERGED, from_folder, load, thinned, write
 from flowrl.studies.tables import edges
 from flowrl.sweep.pool import Pool
 
@@ -45,8 +54,9 @@ SWEEP = {
     },
     "report": {
         "stages": ["test"],
-        "reward": "soft",
+        "rewards": ["soft"],
         "kl": "KL",
+        "equal": [{"of": "KL", "at": "soft"}, {"of": "both", "at": "soft"}],
         "metrics": {"soft": REWARD, "KL": KL, "both": [REWARD, KL]},
         "compare": [["dppo", "grpo"]],
         "differences": ["KL"],
@@ -180,12 +190,15 @@ def test_a_recorded_run_is_known_without_its_folder(place):
 
 
 def test_a_run_that_goes_on_has_no_record(place, tmp_path):
-    """A stopped one neither; a failed one has, without a score. Mutation: take whatever has a folder."""
+    """A stopped one neither, nor one that failed by accident; one that diverged has. Mutation: take any folder."""
     planned = place.study("mine").stages[0].runs({})[0]
     write_run(tmp_path / "a", planned, status="stopped")
     write_run(tmp_path / "b", planned, status="failed")
-    assert from_folder(planned, tmp_path / "a") is None
+    assert from_folder(planned, tmp_path / "a") is None and from_folder(planned, tmp_path / "b") is None
+    summary = json.loads((tmp_path / "b" / "summary.json").read_text())
+    (tmp_path / "b" / "summary.json").write_text(json.dumps(summary | {"error": DIVERGED}))
     kept = from_folder(planned, tmp_path / "b")
+    assert NotFinite.__name__ == DIVERGED
     assert kept["status"] == "failed" and kept["evaluations"][1] == {"iteration": 20, REWARD: 0.5, KL: 0.125}
     assert (kept["commit"], kept["device"], kept["seed"]) == ("abc", "a processor", 100)
     (tmp_path / "a" / "summary.json").unlink()
@@ -198,15 +211,17 @@ def test_curves_are_thinned_to_means():
     assert thinned([0.5, 0.25]) == [0.5, 0.25] and thinned([]) == []
 
 
-def test_cost_at_a_reward_by_hand():
-    """Halfway between 0.5 and 0.75 the cost is halfway from 1 to 3; a dip after the first crossing changes nothing.
+def test_value_at_a_reward_by_hand():
+    """Halfway between 0.5 and 0.75 the value is halfway from 1 to 4, its root halfway from 1 to 2; a dip after the
+    first crossing changes nothing.
 
-    Mutation: take the last crossing, or the evaluation after it.
+    Mutation: take the last crossing, or the evaluation after it; join the KL itself by a line.
     """
-    points = [(0.0, 0.25), (1.0, 0.5), (3.0, 0.75), (4.0, 0.5), (9.0, 0.75)]
-    assert cost_at(points, 0.625) == 2.0
-    assert cost_at(points, 0.75) == 3.0
-    assert math.isnan(cost_at(points, 0.8)) and math.isnan(cost_at(points, 0.25))
+    points = [(0.0, 0.25), (1.0, 0.5), (4.0, 0.75), (5.0, 0.5), (9.0, 0.75)]
+    assert value_at(points, 0.625) == 2.5 and value_at(points, 0.625, power=0.5) == 2.25
+    assert value_at(points, 0.75) == 4.0 == value_at(points, 0.75, power=0.5)
+    assert math.isnan(value_at(points, 0.8)) and math.isnan(value_at(points, 0.25))
+    assert value_at([(-1e-9, 0.0), (1.0, 1.0)], 0.5, power=0.5) == 0.25  # the base model's KL is 0 up to rounding
 
 
 def run(seed, *points, method="x"):
@@ -216,18 +231,40 @@ def run(seed, *points, method="x"):
 
 
 def test_kl_at_equal_reward_by_hand():
-    """Seed 0: both reach 0.75, at KL 1 and 4: a quarter. Seed 1: theirs ends at 0.625 and KL 1, ours is there at 1.
-
-    Their geometric mean is 1/2. Seed 2 never rose, so it is out.
+    """Seed 0: theirs ends at 0.75, ours was there at KL 1 against 4: a quarter. Seed 1: theirs ends at 0.625, where our
+    root of KL is half of 4's: 1 against 1. Their geometric mean is 1/2. Seed 2 never rose, so it is out.
 
     Mutation: compare at the ends, or average the ratios.
     """
-    ours = [run(0, (0, 0.5), (1, 0.75), (2, 1.0)), run(1, (0, 0.5), (2, 0.75)), run(2, (0, 0.5), (1, 0.75))]
+    ours = [run(0, (0, 0.5), (1, 0.75), (2, 1.0)), run(1, (0, 0.5), (4, 0.75)), run(2, (0, 0.5), (1, 0.75))]
     theirs = [run(0, (0, 0.5), (4, 0.75)), run(1, (0, 0.5), (1, 0.625)), run(2, (0, 0.5), (1, 0.25))]
-    found = equal_reward_ratio(ours, theirs, REWARD, KL)
-    assert (found.mean, found.low, found.high, found.count) == (0.5, 0.25, 1.0, 2)
-    nothing = equal_reward_ratio(ours[2:], theirs[2:], REWARD, KL)
+    found = kl_ratio_at_equal(ours, theirs, REWARD, KL)
+    assert found.mean == pytest.approx(0.5) and found.count == 2
+    nothing = kl_ratio_at_equal(ours[2:], theirs[2:], REWARD, KL)
     assert nothing.count == 0 and math.isnan(nothing.mean)
+    assert difference_at_equal(ours, theirs, REWARD, KL).mean == (-3 + 1) / 2
+
+
+def test_methods_on_one_curve_cost_the_same():
+    """Reward is the root of KL for both; who went further is not charged for it. Mutation: lines between KLs."""
+    ways = (0, 0.03, 0.07, 0.1), (0, 0.002, 0.01)
+    ours, theirs = ([run(0, *((kl, 0.5 + kl**0.5) for kl in way))] for way in ways)
+    assert kl_ratio_at_equal(ours, theirs, REWARD, KL).mean == pytest.approx(1)
+
+
+def test_a_failed_run_keeps_its_last_score():
+    """In the reward as in the KL; a seed is not dropped because it went wrong. Mutation: leave it out."""
+    failed = run(1, (0, 0.5), (1, 0.375)) | {"status": "failed"}
+    assert by_seed([run(0, (0, 0.5), (1, 0.75)), failed], REWARD) == {"0": 0.75, "1": 0.375}
+
+
+def test_an_interaction_by_hand():
+    """The change gives us 0.25 and 0.5, them 0.125 each. Mutation: compare the changed runs alone."""
+
+    def runs(*ends):
+        return [run(seed, (0, 0), (1, end)) for seed, end in enumerate(ends)]
+
+    assert interaction((runs(0.75, 1.0), runs(0.5, 0.5)), (runs(0.375, 0.375), runs(0.25, 0.25)), REWARD).mean == 0.25
 
 
 def test_comparisons_by_hand():
@@ -237,10 +274,9 @@ def test_comparisons_by_hand():
     """
     ours = [run(0, (0, 0.5), (1, 0.75)), run(1, (0, 0.5), (1, 1.0)), run(7, (0, 0.5), (1, 9.0))]
     theirs = [run(0, (0, 0.5), (1, 0.625)), run(1, (0, 0.5), (1, 0.75))]
-    found = compare(ours, theirs, REWARD, KL)
-    assert (found["difference"].low, found["difference"].mean, found["difference"].high) == (0.125, 0.1875, 0.25)
+    found = compare(ours, theirs, REWARD)
+    assert found["difference"].mean == 0.1875 and found["difference"].count == 2
     assert found["ratio"].mean == pytest.approx(0.875 / 0.6875)
-    assert (found["ratio"].low, found["ratio"].high) == pytest.approx((1.2, 4 / 3))
     assert found["ratio of gains"].mean == pytest.approx(2.0) and found["ratio of gains"].count == 2
 
 
@@ -256,8 +292,8 @@ def test_every_number_comes_from_the_record(place):
     own = pieces(study, results)
     found = own.texts
     assert found["mine/main/base model/soft"] == "0.5"
-    assert found["mine/main/grpo/soft"] == "0.75 [0.688, 0.812]"  # 0.5 + 0.0625 for its tuned rate + its seed's gain
-    assert found["mine/main/dppo/both"] == "0.562 [0.531, 0.594]"
+    assert found["mine/main/grpo/soft"] == "0.75 [-0.0441, 1.54]"  # 0.5 + 0.0625 for its tuned rate + its seed's gain
+    assert found["mine/main/dppo/both"] == "0.562 [0.165, 0.96]"
     row = "mine/comparisons/dppo against grpo"
     assert found[f"{row}/soft, difference"] == "+0.125 [+0.125, +0.125]"
     assert found[f"{row}/KL, difference"] == "-0.25 [-0.25, -0.25]"
@@ -265,7 +301,7 @@ def test_every_number_comes_from_the_record(place):
     assert "14 of 14 runs, 0 of them failed" in found["mine/status"]
     text = "Gain <!-- begin mine/main/dppo/soft -->9.9<!-- end -->.\n<!-- begin mine/main -->\nold\n<!-- end -->\n"
     filled = fill(text, {"mine": own})
-    assert "Gain <!-- begin mine/main/dppo/soft -->0.875 [0.812, 0.938]<!-- end -->." in filled and "old" not in filled
+    assert "Gain <!-- begin mine/main/dppo/soft -->0.875 [0.0809, 1.67]<!-- end -->." in filled and "old" not in filled
     assert fill(filled, {"mine": own}) == filled
     results["runs"][-1]["evaluations"][-1][REWARD] = 0.0
     assert fill(filled, {"mine": pieces(study, results)}) != filled
