@@ -80,18 +80,24 @@ def noise(kl: Tensor, dimensions: int) -> Tensor:
     return (2 * kl / dimensions).sqrt()
 
 
-def step_kls(sampler: Sampler, steps: Sequence[Interval], velocity: Tensor) -> Tensor:
-    """The KL of each step (rows) where the velocity moved by each rms (columns)."""
+def step_kls(sampler: Sampler, steps: Sequence[Interval], velocity: Tensor, growth: float = 1.0) -> Tensor:
+    """The KL of each step (rows) where the velocity moved by each rms (columns).
+
+    Its square is `growth` times as large at the last step as at the first, geometrically between them.
+    """
     sensitivity = torch.tensor([(sampler.gain(own) / sampler.std(own)) ** 2 / 2 for own in steps], dtype=velocity.dtype)
-    return sensitivity[:, None] * velocity.square()
+    grown = torch.logspace(0, math.log10(growth), len(steps), dtype=velocity.dtype)
+    return (sensitivity * grown)[:, None] * velocity.square()
 
 
-def population(sampler: Sampler, steps: Sequence[Interval], delta: float, spread: float, count: int) -> Tensor:
-    """Root mean squares of velocity differences at `count` even quantiles, log-normal and the same at every step.
+def population(
+    sampler: Sampler, steps: Sequence[Interval], delta: float, spread: float, count: int, growth: float = 1.0
+) -> Tensor:
+    """Root mean squares of velocity differences of the first step at `count` even quantiles, log-normal.
 
     The KL's logarithm has standard deviation `spread`, and its mean over quantiles and steps is that of `delta`.
     """
-    one = step_kls(sampler, steps, torch.ones(1, dtype=torch.float64)).log().mean()
+    one = step_kls(sampler, steps, torch.ones(1, dtype=torch.float64), growth).log().mean()
     quantiles = torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)
     return ((math.log(delta) - one + spread * quantiles) / 2).exp()
 
@@ -166,6 +172,23 @@ def sampled(
     return 2 * wrong / total  # about half of all terms move away
 
 
+def varied(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Contradicted decisions at other assumptions: fewer steps, velocity differences that grow towards the data."""
+    rows: list[dict[str, Any]] = []
+    all_steps = intervals(LinearShift(shift=spec["shift"]), spec["num_steps"])[:-1]
+    for estimator in estimators(spec["noise_levels"]):
+        for given in spec["variations"]:
+            steps, growth = all_steps[: given["steps"]], given["growth"]
+            shape = spec["delta"], spec["spread"], spec["quantiles"], growth
+            kl = step_kls(estimator.sampler, steps, population(estimator.sampler, steps, *shape), growth)
+            scales = torch.tensor([estimator.scale(own) for own in steps], dtype=torch.float64)[:, None]
+            options: dict[str, Any] = {"delta": spec["delta"], "is_centred": estimator.is_centred}
+            options["dimensions"] = spec["varied_dimensions"]
+            own = decide(kl, scales, clip=best_clip(kl, scales, **options), **options)
+            rows.append({"label": estimator.label, **given, "contradicted": own.contradicted, "gross": own.gross})
+    return rows
+
+
 def simulate(spec: Mapping[str, Any]) -> dict[str, Any]:
     """What the study computes without a model; `spec` is the `simulation` of its sweep.yaml."""
     steps = intervals(LinearShift(shift=spec["shift"]), spec["num_steps"])[:-1]
@@ -197,4 +220,9 @@ def simulate(spec: Mapping[str, Any]) -> dict[str, Any]:
             {"sigma": own.sigma, "std": estimator.sampler.std(own), "kl": float(each), "scale": estimator.scale(own)}
             for own, each in zip(steps, step_kls(estimator.sampler, steps, middle)[:, 0], strict=True)
         ]
-    return {"setting": dict(spec), "at_threshold": at_threshold, "estimators": found, "steps": by_step}
+    at_threshold.append(
+        {"dimensions": spec["run_dimensions"], "noise": math.sqrt(2 * spec["run_delta"] / spec["run_dimensions"])}
+        | {"signal": spec["run_delta"]}
+    )
+    found_by = {"at_threshold": at_threshold, "estimators": found, "steps": by_step, "varied": varied(spec)}
+    return {"setting": dict(spec)} | found_by

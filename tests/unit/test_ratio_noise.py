@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from flowrl.gaussian import GaussianStep, Likelihood
+from flowrl.losses.guard import guard
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import LinearShift, intervals
@@ -19,6 +21,7 @@ from flowrl.studies.ratio_noise import (
     step_kls,
 )
 from flowrl.studies.ratio_noise_tables import measured
+from flowrl.types import LossInputs
 
 STEPS = intervals(LinearShift(shift=3.0), 10)[:-1]
 LEVELS = {"flow_sde": 0.7, "cps": 0.8}
@@ -103,6 +106,32 @@ def test_the_closed_form_agrees_with_draws(number):
     assert sampled(estimator, few, velocity, **options) == pytest.approx(expected, abs=4 * error)
 
 
+def test_the_centred_clip_is_that_of_training():
+    """GRPO-Guard's loss drops so many drawn terms as the closed form says, where no divergence masks any.
+
+    Mutation: keep the signal, or scale by std^2.
+    """
+    estimator, interval, dimensions, clip, count = estimators(LEVELS)[1], STEPS[3], 64, 5e-4, 20_000
+    moved = torch.tensor([0.05], dtype=torch.float64)
+    kl = step_kls(estimator.sampler, [interval], moved)
+    scales = torch.full((1, 1), estimator.scale(interval), dtype=torch.float64)
+    options = {"dimensions": dimensions, "clip": clip, "delta": math.inf, "is_centred": True}
+    expected = decide(kl, scales, **options).false_alarms / 2
+    generator = torch.Generator().manual_seed(0)
+    old = GaussianStep(torch.zeros(count, dimensions, 1, 1, dtype=torch.float64), estimator.sampler.std(interval))
+    x_next = old.sample(torch.randn(old.mean.shape, generator=generator, dtype=torch.float64))
+    new = GaussianStep(old.mean + moved * estimator.sampler.gain(interval), old.std)
+    likelihood, none = Likelihood(reduction="mean", form="gaussian"), torch.zeros(count, dtype=torch.float64)
+    inputs = LossInputs(
+        likelihood.log_prob(new, x_next), likelihood.log_prob(old, x_next),
+        torch.randint(2, (count,), generator=generator).double() * 2 - 1, likelihood.kl(new, old.mean), none, none,
+        std=old.std, dt=interval.dt, form="gaussian", reduction="mean", dimensions=dimensions,
+    )  # fmt: skip
+    dropped = float(guard(inputs, clip_low=clip, clip_high=clip, advantage_clip=5.0).metrics["trust/masked_fraction"])
+    assert 0.05 < expected < 0.45
+    assert dropped == pytest.approx(expected, abs=4 * math.sqrt(expected / count))
+
+
 def test_the_best_range_is_no_worse_than_its_neighbours():
     """Mutation: minimise false alarms alone."""
     estimator = estimators(LEVELS)[1]
@@ -130,8 +159,15 @@ def test_simulation_fills_its_tables():
     """Mutation: draw the centred ratio, which training's diagnostics do not know."""
     spec = {"shift": 3.0, "num_steps": 4, "noise_levels": LEVELS, "delta": 1e-6, "spread": 1.0, "quantiles": 20}
     spec |= {"dimensions": [16, 64], "sampled_dimensions": [64], "samples": 20, "seed": 0, "run_dimensions": 256}
+    spec |= {"run_delta": 2e-5, "varied_dimensions": 64}
+    spec["variations"] = [{"name": "same", "steps": 3, "growth": 1.0}, {"name": "other", "steps": 2, "growth": 4.0}]
     found = simulate(spec)
     assert [len(rows) for rows in found["estimators"].values()] == [2] * 4
     assert sum("sampled" in row for rows in found["estimators"].values() for row in rows) == 3
     assert found["at_threshold"][1]["noise"] == pytest.approx(math.sqrt(2e-6 / 64))
+    assert found["at_threshold"][-1]["noise"] == pytest.approx(math.sqrt(4e-5 / 256))
+    assert len(found["varied"]) == 8
+    for label, rows in found["estimators"].items():
+        same, other = (row for row in found["varied"] if row["label"] == label)
+        assert same["contradicted"] == rows[1]["contradicted"] != other["contradicted"]
     assert all(row["carried"] >= row["contradicted"] - 1e-12 for rows in found["estimators"].values() for row in rows)
