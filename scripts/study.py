@@ -4,7 +4,8 @@
     run        start or continue the study's runs, below outputs/studies/<study>/runs
     collect    take what is over into experiments/<study>/results.json, and its sample grids
     render     fill the READMEs' tables and draw the figures, from results.json alone
-    reproduce  all of it from nothing, below outputs/reproduce, beside the record; --quick: reduced, below outputs/quick
+    reproduce  all of it from nothing, below outputs/reproduce/<commit>, beside the record; --quick: reduced. What a
+               study takes from another's tuning is that of the same folder, or else of the committed record
 
 Ctrl-C or SIGTERM stops the runs after their iteration; the same command goes on. A run in results.json is over for
 good, so a study may take many sittings: collect and commit after each.
@@ -13,6 +14,7 @@ good, so a study may take many sittings: collect and commit after each.
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -40,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("plan", "run", "collect", "render", "reproduce"))
     parser.add_argument("studies", nargs="*", help=f"default: all, in this order: {', '.join(ORDER)}")
-    parser.add_argument("--quick", action="store_true", help="the reduced version, below outputs/quick")
+    parser.add_argument("--quick", action="store_true", help="the reduced version, below outputs/quick/<commit>")
     parser.add_argument("--retry", action="store_true", help="run failed runs again, which are results otherwise")
     parser.add_argument("--slots", type=int, help="runs at a time; default: one for each core")
     return parser.parse_args()
@@ -48,11 +50,18 @@ def arguments() -> argparse.Namespace:
 
 def place(action: str, is_quick: bool) -> Place:
     outputs = ROOT / "outputs"
-    if is_quick:
-        return Place(PLANS, outputs / "quick", outputs / "quick", is_quick=True)
-    if action == "reproduce":
-        return Place(PLANS, outputs / "reproduce", outputs / "reproduce")
-    return Place(PLANS, outputs / "studies", PLANS)
+    if action != "reproduce" and not is_quick:
+        return Place(PLANS, outputs / "studies", PLANS)
+    # By commit, so that runs of other code are not taken for a reproduction.
+    folder = outputs / ("quick" if is_quick else "reproduce") / revision()
+    return Place(PLANS, folder, folder, is_quick=is_quick)
+
+
+def revision() -> str:
+    """The commit, with `+` where there are changes; `unknown` outside a repository."""
+    words = (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain"])
+    head, changes = (subprocess.run(["git", *own], cwd=ROOT, capture_output=True, text=True) for own in words)
+    return "unknown" if head.returncode else head.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
 def show_plan(where: Place, study: Study) -> None:

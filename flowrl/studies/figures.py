@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +47,11 @@ def figure_names(study: Study, results: Mapping[str, Any]) -> list[str]:
     return [name for name, spec in drawn.items() if results["runs"] or spec["kind"] in SIMULATED]
 
 
+def fingerprint(results: Mapping[str, Any]) -> str:
+    """Of the record that a figure was drawn from; stands in its file, so that a stale figure can be told."""
+    return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def draw(study: Study, results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write every figure of a study; returns the paths."""
     import matplotlib
@@ -61,7 +68,8 @@ def draw(study: Study, results: Mapping[str, Any], folder: Path) -> list[Path]:
             else:
                 groups = conditions(results["runs"], study.report["stages"])
                 KINDS[spec["kind"]](figure, groups, study.report["metrics"], spec)
-            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            origin = {"Description": fingerprint(results)}
+            for suffix, metadata in (("png", origin | {"Software": None}), ("svg", origin | {"Date": None})):
                 paths.append(folder / f"{name}.{suffix}")
                 figure.savefig(paths[-1], dpi=150, metadata=metadata)
     return paths
