@@ -45,10 +45,10 @@ benchmark: setup ## Time an iteration against its bare parts
 mutation: setup ## Break the numerics in known ways and report what no test notices
 	$(BIN)/python scripts/mutation.py $(ARGS)
 
-reproduce: setup ## Run a study from nothing, below outputs/reproduce: make reproduce STUDY=methods
+reproduce: setup ## Run a study from nothing, below outputs/reproduce/<commit>: make reproduce STUDY=methods
 	$(BIN)/python scripts/study.py reproduce $(STUDY)
 
-reproduce-quick: setup ## A reduced version of all studies, below outputs/quick (half an hour on two cores)
+reproduce-quick: setup ## A reduced version of all studies, below outputs/quick/<commit> (half an hour on two cores)
 	$(BIN)/python scripts/study.py reproduce --quick
 
 docs: setup ## Generate docs/metrics.md from the glossary
