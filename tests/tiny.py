@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline, FluxPipeline, StableDiffusion3Pipeline
 from random_pipelines import flux1, flux2_dev, flux2_klein, save, sd3
 from torch.nn import functional
+
+from flowrl.models.flux2 import denormalise
 
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
@@ -32,16 +35,36 @@ SIDE, TOKENS = 8, 16
 """Of 32x32 images: latents, and tokens of 2x2 patches."""
 
 
+def patches(x: torch.Tensor) -> torch.Tensor:
+    """Latents with 2x2 patches in their channels."""
+    return functional.pixel_unshuffle(x, 2)
+
+
+def tokens(x: torch.Tensor) -> torch.Tensor:
+    """Latents as a sequence of 2x2 patches."""
+    return patches(x).flatten(2).transpose(1, 2)
+
+
 @dataclass(frozen=True)
 class Family:
-    """A `model` option, how to build its small pipeline, the stock class, and a guidance scale above 1."""
+    """All that the tests know of a family of base models: a `model` option, its small pipeline, its stock class.
+
+    `noise` gives FlowRL's initial noise as the stock pipeline takes it, `latents` the last latents, with the
+    autoencoder, as it gives them. `arguments` are those of a stock call of so many steps that FlowRL's own grid needs.
+    """
 
     option: str
-    build: Any
+    build: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
     transformer: dict[str, Any]
     stock: type[Any]
-    guidance: float
+    guidance: float  # a scale above 1
+    noise: Callable[[torch.Tensor], torch.Tensor]
+    latents: Callable[[torch.Tensor, Any], torch.Tensor]
+    arguments: Callable[[int], dict[str, Any]] = field(default=lambda steps: {})
     length: int = 80  # of a text in tokens, which are characters
+    has_negative: bool = False  # prompt, embedded beside the others
+    num_idle: int = 0  # layers with LoRA whose output the transformer never uses
+    repeats: bool = False  # another family's network, so that what costs time is left to the slow tests
 
     def save(self, folder: Path) -> Path:
         with torch.random.fork_rng():
@@ -67,13 +90,6 @@ class Family:
             "gate_tolerance=0",
         ]
 
-    def stock_latents(self, x: torch.Tensor) -> torch.Tensor:
-        """Initial noise as the stock pipeline takes it."""
-        if self.stock is StableDiffusion3Pipeline:
-            return x
-        patches = functional.pixel_unshuffle(x, 2)
-        return patches.flatten(2).transpose(1, 2) if self.stock is FluxPipeline else patches
-
 
 FAMILIES = {
     "sd3": Family(
@@ -94,7 +110,12 @@ FAMILIES = {
             "dual_attention_layers": (0,),
         },
         StableDiffusion3Pipeline,
-        4.5,
+        guidance=4.5,
+        noise=lambda x: x,
+        latents=lambda x0, _: x0,
+        arguments=lambda steps: {"sigmas": [(steps - k) / steps for k in range(steps)]},  # linear_shift's
+        has_negative=True,
+        num_idle=1,  # the last block discards the text stream's attention output, so its text query has no gradient
     ),
     "flux1": Family(
         "flux1_dev",
@@ -110,10 +131,29 @@ FAMILIES = {
             "guidance_embeds": True,
         },
         FluxPipeline,
-        3.5,
+        guidance=3.5,
+        noise=tokens,
+        latents=lambda x0, _: tokens(x0),
     ),
     "flux2_klein": Family(
-        "flux2_klein_base_4b", flux2_klein, FLUX2 | {"guidance_embeds": False}, Flux2KleinPipeline, 4.0
+        "flux2_klein_base_4b",
+        flux2_klein,
+        FLUX2 | {"guidance_embeds": False},
+        Flux2KleinPipeline,
+        guidance=4.0,
+        noise=patches,
+        latents=denormalise,  # the autoencoder's own
+        has_negative=True,
     ),
-    "flux2_dev": Family("flux2_dev", flux2_dev, FLUX2 | {"guidance_embeds": True}, Flux2Pipeline, 2.5, 320),
+    "flux2_dev": Family(
+        "flux2_dev",
+        flux2_dev,
+        FLUX2 | {"guidance_embeds": True},
+        Flux2Pipeline,
+        guidance=2.5,
+        noise=patches,
+        latents=lambda x0, _: tokens(x0),
+        length=320,
+        repeats=True,  # klein's: its text and its guidance are its own
+    ),
 }

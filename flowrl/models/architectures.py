@@ -80,19 +80,28 @@ AUTOENCODER = {
 SCALING = {"scaling_factor": 1.5, "shift_factor": 0.06, "use_quant_conv": False, "use_post_quant_conv": False}
 """SD3's and FLUX.1's autoencoders scale and shift their latents; the numbers matter to images alone."""
 
+AUTOENCODERS: Mapping[type[Any], tuple[type[Any], Mapping[str, Any], int]] = {
+    SD3Transformer2DModel: (AutoencoderKL, SCALING, 1),
+    FluxTransformer2DModel: (AutoencoderKL, SCALING, 4),
+    Flux2Transformer2DModel: (AutoencoderKLFlux2, {}, 4),
+}
+"""By transformer: its autoencoder's class and arguments beyond the above, and how many latents its pipeline packs into
+one token's channels."""
+
 
 def on_meta(pretrained: str, dtype: torch.dtype) -> nn.Module:
     """The transformer of a released model or of a local folder, without its weights.
 
-    Raises ValueError for a hub id that is not listed.
+    Raises ValueError for a hub id that is not listed, and for a folder's transformer of another class.
     """
     folder = Path(pretrained, "transformer")
     with torch.device("meta"):
         if folder.is_dir():
-            kinds: tuple[type[Any], ...] = (SD3Transformer2DModel, FluxTransformer2DModel, Flux2Transformer2DModel)
+            kinds = {kind.__name__: kind for kind in AUTOENCODERS}
             config = SD3Transformer2DModel.load_config(folder)
-            kind = next(kind for kind in kinds if kind.__name__ == config["_class_name"])
-            return kind.from_config(config).to(dtype)
+            if (found := config.get("_class_name")) not in kinds:
+                raise ValueError(f"{folder} holds a {found}; known are {', '.join(kinds)}")
+            return kinds[found].from_config(config).to(dtype)
         if pretrained not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise ValueError(f"{pretrained}: unknown architecture; give a local folder, or one of {known}")
@@ -104,13 +113,11 @@ def pipeline_on_meta(kind: type[Any], pretrained: str, dtype: torch.dtype) -> An
     """A pipeline with neither weights nor text encoders, for plans: nothing in it computes a number."""
     transformer: Any = on_meta(pretrained, dtype)
     folder = Path(pretrained, "vae")
-    is_flux2 = isinstance(transformer, Flux2Transformer2DModel)
-    channels = transformer.config.in_channels // (1 if isinstance(transformer, SD3Transformer2DModel) else 4)
+    coder, own, patch = AUTOENCODERS[type(transformer)]
     with torch.device("meta"):
-        coder: type[Any] = AutoencoderKLFlux2 if is_flux2 else AutoencoderKL
         if folder.is_dir():
             vae = coder.from_config(coder.load_config(folder))
         else:
-            vae = coder(**AUTOENCODER, latent_channels=channels, **({} if is_flux2 else SCALING))
+            vae = coder(**AUTOENCODER, **own, latent_channels=transformer.config.in_channels // patch)
     missing = dict.fromkeys(name for name in kind._get_signature_keys(kind)[0] if "text" in name or "token" in name)
     return kind(transformer=transformer, vae=vae.to(dtype), scheduler=FlowMatchEulerDiscreteScheduler(), **missing)

@@ -61,9 +61,6 @@ class Flux1:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         pipeline = self.text.pipeline()
-        self.text.warn_of_truncation(
-            prompts, {"tokenizer": pipeline.tokenizer_max_length, "tokenizer_2": self.max_sequence_length}
-        )
         with quiet():
             tokens, pooled, _ = pipeline.encode_prompt(
                 list(prompts),
@@ -71,6 +68,10 @@ class Flux1:
                 max_sequence_length=self.max_sequence_length,
             )
         return Conditioning(tokens, pooled)
+
+    def truncated_part(self, prompt: str) -> str:
+        limits = {"tokenizer": self.text.pipeline().tokenizer_max_length, "tokenizer_2": self.max_sequence_length}
+        return self.text.truncated_part(prompt, limits)
 
     def drop_text_encoders(self) -> None:
         self.text.drop()

@@ -63,13 +63,13 @@ class Flux2Klein:
         self.pipeline.to(device)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        def wrap(prompt: str) -> str:
-            messages = [{"role": "user", "content": prompt}]
-            template = self.text.pipeline().tokenizer.apply_chat_template
-            return str(template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False))
-
-        self.text.warn_of_truncation(prompts, {"tokenizer": self.max_sequence_length}, wrap)
         return _encode(self.text.pipeline(), prompts, self.max_sequence_length)
+
+    def truncated_part(self, prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        template = self.text.pipeline().tokenizer.apply_chat_template
+        text = str(template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+        return self.text.truncated_part(text, {"tokenizer": self.max_sequence_length})
 
     def drop_text_encoders(self) -> None:
         self.text.drop()
@@ -122,14 +122,14 @@ class Flux2Dev:
         self.pipeline.to(device)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        def wrap(prompt: str) -> str:
-            pipeline = self.text.pipeline()
-            said = {"system": pipeline.system_message, "user": prompt.replace("[IMG]", "")}
-            messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said.items()]
-            return str(pipeline.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
-
-        self.text.warn_of_truncation(prompts, {"tokenizer": self.max_sequence_length}, wrap)
         return _encode(self.text.pipeline(), prompts, self.max_sequence_length)
+
+    def truncated_part(self, prompt: str) -> str:
+        pipeline = self.text.pipeline()
+        said = {"system": pipeline.system_message, "user": prompt.replace("[IMG]", "")}
+        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said.items()]
+        text = str(pipeline.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+        return self.text.truncated_part(text, {"tokenizer": self.max_sequence_length})
 
     def drop_text_encoders(self) -> None:
         self.text.drop()

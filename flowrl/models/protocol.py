@@ -23,8 +23,11 @@ class TextModel(Protocol):
     """A text that differs wherever the same prompt would be embedded differently."""
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """One row a prompt, without negatives; loads the text encoders where they are not. Warns once where a prompt
-        is longer than an encoder takes."""
+        """One row a prompt, without negatives; loads the text encoders where they are not."""
+        ...
+
+    def truncated_part(self, prompt: str) -> str:
+        """What of a prompt an encoder does not see since it is too long, in words; empty where all see all of it."""
         ...
 
     def drop_text_encoders(self) -> None:

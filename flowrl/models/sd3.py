@@ -61,11 +61,6 @@ class SD3:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         pipeline = self.text.pipeline()
-        limit = pipeline.tokenizer_max_length
-        limits = {"tokenizer": limit, "tokenizer_2": limit}
-        if self.max_sequence_length:
-            limits["tokenizer_3"] = self.max_sequence_length
-        self.text.warn_of_truncation(prompts, limits)
         with quiet():
             tokens, _, pooled, _ = pipeline.encode_prompt(
                 list(prompts),
@@ -76,6 +71,13 @@ class SD3:
                 max_sequence_length=self.max_sequence_length,
             )
         return Conditioning(tokens, pooled)
+
+    def truncated_part(self, prompt: str) -> str:
+        limit = self.text.pipeline().tokenizer_max_length
+        limits = {"tokenizer": limit, "tokenizer_2": limit}
+        if self.max_sequence_length:
+            limits["tokenizer_3"] = self.max_sequence_length
+        return self.text.truncated_part(prompt, limits)
 
     def drop_text_encoders(self) -> None:
         self.text.drop()

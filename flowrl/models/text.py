@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +11,6 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-
-log = logging.getLogger(__name__)
 
 Limits = Mapping[str, int]
 """Names of a pipeline's tokenizers, and how many tokens each may give."""
@@ -28,7 +25,6 @@ class TextEncoders:
     def __init__(self, load: Callable[[], Any], names: Sequence[str]) -> None:
         self._load, self._names = load, names
         self._pipeline: Any = None
-        self._has_warned = False
 
     def pipeline(self) -> Any:
         """The pipeline, its encoders frozen and in place."""
@@ -46,22 +42,12 @@ class TextEncoders:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def warn_of_truncation(
-        self, prompts: Sequence[str], limits: Limits, wrap: Callable[[str], str] = lambda prompt: prompt
-    ) -> None:
-        """Warn, once in a run, of a tokenizer that cuts a prompt, with the prompt and the part that is lost.
-
-        `wrap` gives the text that the encoder sees of a prompt.
-        """
+    def truncated_part(self, text: str, limits: Limits) -> str:
+        """What of a text the first tokenizer to cut it leaves out, in words; empty where none does."""
         for name, limit in limits.items():
-            for prompt in () if self._has_warned else prompts:
-                lost = _beyond(getattr(self.pipeline(), name), wrap(prompt), limit)
-                if lost and not self._has_warned:
-                    self._has_warned = True
-                    log.warning(
-                        "prompts longer than the %d tokens of the model's %s are cut; the first is %r: it loses %r",
-                        *(limit, name, textwrap.shorten(prompt, 120), textwrap.shorten(lost, 240)),
-                    )
+            if lost := _beyond(getattr(self.pipeline(), name), text, limit):
+                return f"{textwrap.shorten(lost, 240)!r} beyond the {limit} tokens of the model's {name}"
+        return ""
 
 
 def device() -> torch.device:

@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from tiny import FAMILIES
 
 from flowrl.models import loading
+from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.latents import latent_side
+from flowrl.types import Prompt
 
 
 def error_of(*overrides):
@@ -41,7 +43,7 @@ def test_two_iterations_of_each_family(name, tiny_pipelines, tmp_path):
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
     weights = load_file(run / "lora" / "pytorch_lora_weights.safetensors")
     assert all(key.startswith("transformer.") for key in weights)
-    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 22 + (name in ("sd3", "flux2_klein"))
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 22 + family.has_negative
 
 
 def test_a_pipeline_of_another_family_is_named(tiny_pipelines):
@@ -106,17 +108,20 @@ def test_hub_ids_that_cannot_be_loaded(case, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_prompt_that_is_too_long_is_warned_of_once(name, tiny_pipelines, caplog):
-    """With the part that is lost: some of the prompt, not of its beginning. Mutation: warn at every batch, cut in
-    silence as the chat templates do, or name the part that is kept.
+def test_a_prompt_that_is_too_long_is_warned_of_once(name, tiny_pipelines, tmp_path, caplog):
+    """With the part that is lost: some of the prompt, not of its beginning; and again in a run that finds it embedded.
+
+    Mutation: warn at every batch, cut in silence as the chat templates do, or name the part that is kept.
     """
     policy, _, _ = make(*FAMILIES[name].overrides(tiny_pipelines[name]))
-    caplog.clear()
     long = " ".join(f"thing {i} and" for i in range(40))
+    prompts = [Prompt("a cat"), *(Prompt(f"{long} {animal}") for animal in ("birds", "cats", "dogs"))]
     for _ in range(2):
-        policy.model.encode_prompts(["a cat", long])
-    warnings = [record.getMessage() for record in caplog.records]
-    assert len(warnings) == 1, warnings
-    assert "longer than the" in warnings[0]
-    prompt, lost = ("".join(filter(str.isalnum, text)) for text in (long, warnings[0].split("it loses ")[1][:60]))
-    assert prompt.index(lost) > 20
+        caplog.clear()
+        PromptEmbeddings(policy.model, prompts, folder=str(tmp_path), chunk=2)
+        warnings = [record.getMessage() for record in caplog.records]
+        assert len(warnings) == 1, warnings
+        assert f"3 of {4 + FAMILIES[name].has_negative} prompts are longer than" in warnings[0]
+        prompt, lost = ("".join(filter(str.isalnum, text)) for text in (long, warnings[0].split("it loses ")[1][:60]))
+        assert prompt.index(lost) > 20
+        policy.model.text.pipeline = None  # the second time nothing may be tokenized

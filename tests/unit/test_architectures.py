@@ -1,5 +1,6 @@
 """The released architectures on the meta device: their size, and where each recipe's LoRA goes."""
 
+import json
 from functools import cache
 
 import pytest
@@ -159,3 +160,14 @@ def test_an_unlisted_architecture_is_named():
     """Mutation: a KeyError."""
     with pytest.raises(ValueError, match=r"org/other: unknown architecture"):
         on_meta("org/other", torch.float32)
+
+
+def test_a_folder_of_another_class_is_named(tmp_path):
+    """Mutation: a StopIteration or a KeyError."""
+    (tmp_path / "transformer").mkdir()
+    config = tmp_path / "transformer" / "config.json"
+    for content, found in (({"_class_name": "WanTransformer3DModel"}, "WanTransformer3DModel"), ({}, "None")):
+        config.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=f"{config.parent} holds a {found}; known are SD3Transformer") as error:
+            on_meta(str(tmp_path), torch.float32)
+        assert "\n" not in str(error.value)

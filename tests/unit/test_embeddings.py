@@ -1,17 +1,21 @@
 """Prompt embeddings in memory and in a folder: the same rows, computed once, whole or not there."""
 
+import os
+import shutil
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowrl.models.embeddings import PromptEmbeddings
+from flowrl.models.embeddings import Folder, PromptEmbeddings
 from flowrl.types import Conditioning, Prompt
 
 
 class Encoder:
-    """Embeds a text by its length and first letter; counts what it is asked for."""
+    """Embeds a text by its length and first letter, of at most 8 letters; counts what it is asked for."""
 
     def __init__(self, negative=None, key="model"):
         self.negative_prompt, self.embedding_key = negative, key
@@ -22,6 +26,9 @@ class Encoder:
         self.sizes.append(len(texts))
         rows = torch.tensor([[float(len(text)), float(ord((text + " ")[0]))] for text in texts])
         return Conditioning(rows[:, None].repeat(1, 3, 1), rows)
+
+    def truncated_part(self, text):
+        return repr(text[8:]) if len(text) > 8 else ""
 
     def drop_text_encoders(self):
         self.dropped += 1
@@ -109,6 +116,95 @@ def test_concurrent_writers_leave_whole_files_only(tmp_path):
     late = Encoder()
     embed(late, texts, tmp_path)
     assert late.seen == []
+
+
+def full(free):
+    """A disk with so many bytes left, as shutil tells it."""
+    return lambda path: SimpleNamespace(free=free)
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    """A row is 3 x 2 and 2 numbers of 4 bytes: 32. Of five texts two are there, so 96 bytes are enough, 95 are not.
+
+    Mutation: count all prompts, the tokens alone, or write first and look later.
+    """
+    embed(Encoder(), TEXTS[:2], tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", full(95))
+    with pytest.raises(ValueError, match=r"embeddings\.folder=.* 3 prompts need .*embeddings\.folder=null") as error:
+        embed(Encoder(), TEXTS, tmp_path)
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    embed(Encoder(), TEXTS[:2], tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", full(96))
+    embed(Encoder(), TEXTS, tmp_path)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("count", "free", "told"),
+    [(25_000, 2**39, "293.0 GiB (512.0 GiB free)"), (85, 2**39, ""), (25_000, 2**38, "256.0 GiB free")],
+)
+def test_what_goes_to_the_disk_is_told_where_it_is_much(count, free, told, tmp_path, monkeypatch, capsys):
+    """FLUX.2-klein-9B: 512 tokens of 12288 bfloat16 numbers are 12.6 MB, 25,000 of them 293 GiB; 85 less than one GiB.
+
+    Mutation: fill a disk in silence, tell of every small run, or swap what is needed and what is free.
+    """
+    rows = Conditioning(torch.zeros(1, dtype=torch.bfloat16).expand(8, 512, 12288), torch.zeros(8, 0))
+    monkeypatch.setattr(shutil, "disk_usage", full(free))
+    folder = Folder(tmp_path, "model")
+    if free < 2**39:
+        with pytest.raises(ValueError, match=f"{told}, but the embeddings of 25000 prompts need 293.0 GiB"):
+            folder.expect(rows, count)
+    else:
+        folder.expect(rows, count)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (1 if "(" in told else 0) and all(told in line for line in lines)
+
+
+def test_a_write_that_fails_leaves_nothing_and_names_the_folder(tmp_path):
+    """As when a quota is reached. Mutation: let the library's error through, or keep the partial file."""
+    embeddings = embed(Encoder(), TEXTS[:1], tmp_path)
+    embeddings.store.path("bird").mkdir()  # which a file cannot replace
+    with pytest.raises(ValueError, match=r"embeddings\.folder=.* cannot be written to \("):
+        embed(Encoder(), ["bird"], tmp_path)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_what_killed_writers_left_is_swept(tmp_path):
+    """Files of a day ago, of this model; a younger one may belong to another process. Mutation: sweep all, or none."""
+    folder = embed(Encoder(), TEXTS[:1], tmp_path).store.folder
+    names = {"old.partial": 25, "young.partial": 23, "old.safetensors": 25}
+    for name, hours in names.items():
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - 3600 * hours,) * 2)
+    embed(Encoder(), TEXTS[:1], tmp_path)
+    assert [name for name in names if (folder / name).exists()] == ["young.partial", "old.safetensors"]
+
+
+def warnings_of(caplog, *given, **how):
+    caplog.clear()
+    embed(*given, **how)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_prompts_that_are_cut_are_warned_of_once_by_every_run(tmp_path, caplog, monkeypatch):
+    """The first of two, with what it loses, also from a full or a half-full folder; by one process of several.
+
+    Mutation: forget it with the encoders, warn of each prompt, or take the part of another one.
+    """
+    texts = [*TEXTS, "an elephant"]
+    expected = [
+        "1 of 5 prompts are longer than the model takes, and are cut; the first is 'an elephant': it loses 'ant'"
+    ]
+    assert warnings_of(caplog, Encoder(), texts) == expected
+    assert warnings_of(caplog, Encoder(), texts, tmp_path) == expected
+    warm = Encoder()
+    assert warnings_of(caplog, warm, texts, tmp_path) == expected and not warm.seen
+    both = warnings_of(caplog, Encoder(), [*texts, "zebras, zebras"], tmp_path)
+    assert len(both) == 1 and both[0].startswith("2 of 6") and both[0].endswith("'an elephant': it loses 'ant'")
+    assert warnings_of(caplog, Encoder(), ["a cat"], tmp_path) == []
+    monkeypatch.setenv("RANK", "1")
+    assert warnings_of(caplog, Encoder(), texts, tmp_path) == []
 
 
 def test_processes_begin_elsewhere_and_share_the_work(tmp_path, monkeypatch):
