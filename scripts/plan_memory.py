@@ -6,35 +6,36 @@
 The networks are built on PyTorch's meta device and run there, forwards and backwards as a run would; what each
 operation allocates and frees is counted, with attention as a fused kernel keeps it. The `batch.max_micro_batch` that
 it proposes changes nothing but memory and speed. Kernels' own workspace is not counted, so a share of the GPU is kept
-free; reward models are not counted either.
+free; reward models are not counted either. trainer=ddp adds the buckets of its reduction; trainer=fsdp divides weights,
+gradients and optimizer state over `batch.num_processes` and makes blocks whole for a pass, of which an upper bound is
+counted.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-from weakref import finalize
 
 import diffusers
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from meta_memory import peak_of
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from flowrl.algorithm import Algorithm
 from flowrl.batch_plan import BatchPlan
 from flowrl.command import one_line_errors, register_resolvers
-from flowrl.launch import check_guidance
+from flowrl.launch import check_guidance, check_trainer
+from flowrl.losses.nft import NFT
 from flowrl.models import lora
+from flowrl.models.architectures import TEXT_PARAMETERS
 from flowrl.models.full import start_of
-from flowrl.models.loading import EMBEDDED, META, resolve
+from flowrl.models.loading import DTYPES, EMBEDDED, META, resolve
 from flowrl.types import Conditioning
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -42,68 +43,11 @@ GIB = 2**30
 SPARE = 0.08
 """Share of the GPU left to the CUDA context, kernels' workspace and fragmentation."""
 
-TEXT_ENCODERS = {"SD3": 5_580_000_000, "Flux1": 4_890_000_000, "Flux2Dev": 24_010_000_000}
-KLEIN = {2560: 4_020_000_000, 4096: 8_190_000_000}
-"""Parameters of the released text encoders, rounded: two CLIPs and T5-XXL; CLIP-L and T5-XXL; Mistral; Qwen3."""
+STRATEGIES = {"flowrl.modules.parallel.replicas": "ddp", "flowrl.modules.parallel.parts": "fsdp"}
 
-
-class Peak(TorchDispatchMode):
-    """Counts the bytes of all tensors made while it is active and still alive; `peak` is the most there were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in self._seen | given:
-                self._take(leaf.untyped_storage())
-        return result
-
-    def _take(self, storage: Any) -> None:
-        key, size = id(storage), storage.nbytes()
-        self._seen.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.live -= size
-
-
-class FusedAttention(torch.autograd.Function):
-    """Keeps what a fused kernel keeps: its inputs, its output, and a number per query and head."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value, *_ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
-def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-    return FusedAttention.apply(query, key, value)
-
-
-def peak_of(work: Callable[[], object]) -> int:
-    """The most bytes that were alive at once in `work`, beyond what was there before."""
-    plain = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = fused  # type: ignore[assignment]
-    try:
-        with Peak() as counter:
-            work()
-        return counter.peak
-    finally:
-        functional.scaled_dot_product_attention = plain
+BLOCKS_OF_A_PASS, BLOCKS_OF_AN_UPDATE = 3, 6
+"""Whole blocks that FSDP2 holds at worst: one, the buffer it came in and the next one's; in a backward pass also its
+gradients, the buffer they leave in and the last one's."""
 
 
 def size(module: nn.Module) -> int:
@@ -112,33 +56,38 @@ def size(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Costs:
-    """Bytes: `fixed` always, the others on top of it in their phase, for one micro-batch and one iteration."""
+    """Bytes: `fixed` always, `iteration` on top of it but in evaluations, the others on top of these in their phase."""
 
     fixed: int
     iteration: int
     rollout: int
     decode: int
     update: int
+    step: int
+    evaluation: int
 
     @property
     def peak(self) -> int:
-        return self.fixed + self.iteration + max(self.rollout, self.decode, self.update)
+        iteration = self.iteration + max(self.rollout, self.decode, self.update, self.step)
+        return self.fixed + max(iteration, self.evaluation)
 
     def beyond(self, other: Costs, times: int) -> Costs:
-        """What lies `times` the step from `other` to these costs further on: all of it grows with the rows."""
+        """What lies `times` the step from `other` to these costs further on: it grows with the rows, or not at all."""
         return Costs(*(b + times * (b - a) for a, b in zip(astuple(other), astuple(self), strict=True)))
 
 
 class Plan:
-    """One configuration's networks on the meta device."""
+    """One configuration's networks on the meta device, for one process."""
 
     def __init__(self, cfg: DictConfig) -> None:
         check_guidance(cfg)
+        check_trainer(cfg)
+        self.cfg = cfg
         self.method: Algorithm = instantiate(cfg.algorithm)
         self.plan: BatchPlan = instantiate(cfg.batch)
         name = cfg.model.pretrained
-        known = resolve(name) if name.startswith(EMBEDDED) else str(Path(name).expanduser())
-        self.model: Any = instantiate(cfg.model, pretrained=META + known)
+        self.source = resolve(name) if name.startswith(EMBEDDED) else str(Path(name).expanduser())
+        self.model: Any = instantiate(cfg.model, pretrained=META + self.source)
         with torch.device("meta"):
             instantiate(cfg.tuning).attach(self.model.transformer, seed=0)
         # Compiled, or with another attention, nothing could be counted.
@@ -146,54 +95,113 @@ class Plan:
         self.ref_scale = self.method.penalty.guidance_scale if self.method.penalty.beta else None
         self.num_terms = len(self.method.stochastic(0, 0))
         self.slices = cfg.backend.slice_decoding
+        self.strategy = STRATEGIES.get(OmegaConf.select(cfg, "trainer.strategy._target_"))
+        self.parts = self.plan.num_processes if self.strategy == "fsdp" else 1
+        self.trained = lora.parameters(self.model.transformer)
+        self.whole = sum(value.nbytes for value in self.trained.values())
+        self.own = self.whole // self.parts
+        # Copies of the trained weights while others stand in their place: Diffusion-NFT's old ones in rollouts and
+        # updates; the reference where its weights are divided, since then a pass reads them in place.
+        self.aside_for_old = self.own if isinstance(self.method.loss, NFT) else 0
+        self.aside_for_ref = self.own if self.parts > 1 else 0
+        for parameter in self.trained.values():
+            parameter.grad = torch.empty_like(parameter)  # counted among what is there all along
 
     def conditioning(self, rows: int) -> Conditioning:
         config, dtype = self.model.transformer.config, self.model.transformer.dtype
-        length = self.model.max_sequence_length + (77 if "pos_embed_max_size" in config else 0)
-        tokens = torch.empty(rows, length, config.joint_attention_dim, dtype=dtype, device="meta")
+        tokens = torch.empty(rows, self.model.num_text_tokens, config.joint_attention_dim, dtype=dtype, device="meta")
         pooled = torch.empty(rows, config.get("pooled_projection_dim") or 0, dtype=dtype, device="meta")
         return Conditioning(
             tokens, pooled, None if self.model.negative_prompt is None else Conditioning(tokens, pooled)
         )
 
     def weights(self) -> dict[str, int]:
-        own = sum(value.nbytes for value in lora.parameters(self.model.transformer).values())
+        """What is there all along, from the first optimizer step on, by name."""
+        own = self.own
+        # All trained: buffers and the start. LoRA: the base.
         is_full = start_of(self.model.transformer) is not None
         return {
-            "frozen transformer": size(self.model.transformer) - (0 if is_full else own),
+            "frozen weights": size(self.model.transformer) - self.whole + (own if is_full else 0),
             "autoencoder": size(self.model.vae),
             "trained weights": own,
             "their gradients": own,
-            "optimizer": 2 * own,
+            "buckets of gradients": own if self.strategy == "ddp" else 0,
+            "optimizer": self.optimizer[0],
             "EMA": own,
+            "old policy": self.aside_for_old,
         }
 
+    @cached_property
+    def optimizer(self) -> tuple[int, int]:
+        """What the optimizer keeps, and what a step takes on top of that."""
+        optimizer = instantiate(self.cfg.optimizer)(list(self.trained.values()))
+        for group in optimizer.param_groups:
+            if group.get("foreach", False) is None and not group.get("fused"):
+                group["foreach"] = True  # PyTorch's choice on a GPU: a temporary of all weights at once
+        optimizer.step()
+        tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+        kept = sum(value.nbytes for value in tensors if value.is_meta)  # step counts are on the CPU
+        return kept // self.parts, peak_of(optimizer.step) // self.parts
+
+    @cached_property
+    def gathered(self) -> tuple[int, int]:
+        """Of divided weights, what is whole in a pass, and in an update: what is in no block, and some blocks."""
+        if self.parts == 1:
+            return 0, 0
+        kinds = set(getattr(self.model.transformer, "_no_split_modules", None) or ())
+        named = [part for part in self.model.transformer.modules() if type(part).__name__ in kinds]
+        blocks = [sum(value.nbytes for value in part.parameters()) for part in named]
+        rest, largest = self.whole - sum(blocks), max(blocks, default=0)
+        return rest + BLOCKS_OF_A_PASS * largest, 2 * rest + BLOCKS_OF_AN_UPDATE * largest
+
+    @torch.no_grad()
+    def look(self, x: Tensor, given: Conditioning, scale: float, aside: int) -> None:
+        """A pass without gradients, with so many bytes of weights set aside."""
+        held = torch.empty(aside, dtype=torch.uint8, device="meta")
+        self.model.velocity(x, 0.5, given, scale)
+        del held
+
     def costs(self, rows: int) -> Costs:
-        x = torch.empty(rows, *self.model.latent_shape, device="meta")
-        images = torch.empty(1 if self.slices else rows, *self.model.latent_shape, device="meta")
-        given, scale = self.conditioning(rows), self.method.guidance_scale
-        # A group's tokens are copied for its members while a velocity field is at work, and so is the negative prompt.
-        prompts = rows * self.prompt(given) * (1 if given.negative is None else 2)
-        for parameter in lora.parameters(self.model.transformer).values():
-            parameter.grad = torch.empty_like(parameter)  # counted among what is there all along
+        x, given, scale = self.noise(rows), self.conditioning(rows), self.method.guidance_scale
 
         def update() -> None:
-            self.model.velocity(x, 0.5, given, scale).square().mean().backward()
+            velocity = self.model.velocity(x, 0.5, given, scale)
+            if self.ref_scale is not None:
+                self.look(x, given, self.ref_scale, self.aside_for_ref)
+            velocity.square().mean().backward()
 
-        @torch.no_grad()
-        def look(scale: float) -> None:
-            self.model.velocity(x, 0.5, given, scale)
-
-        passes = [peak_of(lambda: look(scale))]
-        if self.ref_scale is not None:
-            passes.append(peak_of(lambda: look(self.ref_scale)))
+        rollout = peak_of(lambda: self.look(x, given, scale, self.aside_for_old)) + self.gathered[0]
+        prompts = self.prompts(rows, given)
         return Costs(
             sum(self.weights().values()),
             self.iteration(given),
-            passes[0] + prompts,
-            peak_of(lambda: self.model.decode(images)) + 4 * 3 * rows * self.pixels,
-            max(peak_of(update), *passes) + prompts,
+            rollout + prompts,
+            self.decode(rows) + self.aside_for_old,
+            max(peak_of(update) + self.gathered[1], rollout) + prompts,
+            self.optimizer[1],
+            self.evaluation,
         )
+
+    @cached_property
+    def evaluation(self) -> int:
+        """What an evaluation takes while gradients and optimizer state are there: a copy of the trained weights, whose
+        place the average's take (so does an export); a set's initial noise; a batch; its images until they are scored,
+        at worst all of them. Of sets whose number of prompts has no bound, a batch is counted.
+        """
+        settings, rows = self.cfg.evaluation, self.cfg.evaluation.batch_size
+        x, given = self.noise(rows), self.conditioning(rows)
+        aside = self.aside_for_ref if settings.kl_samples else 0
+        network = peak_of(lambda: self.look(x, given, settings.guidance_scale, aside)) + self.gathered[0]
+        count = (settings.max_prompts or 0) * settings.images_per_prompt
+        held = 12 * self.pixels * (-(-count // self.plan.num_processes)) + count * self.noise(1).nbytes
+        return self.own + held + max(network + self.prompts(rows, given), self.decode(rows))
+
+    def noise(self, rows: int) -> Tensor:
+        return torch.empty(rows, *self.model.latent_shape, device="meta")
+
+    def decode(self, rows: int) -> int:
+        latents = self.noise(1 if self.slices else rows)
+        return peak_of(lambda: self.model.decode(latents)) + 4 * 3 * rows * self.pixels
 
     @property
     def pixels(self) -> int:
@@ -203,24 +211,38 @@ class Plan:
         """What a process holds of all its samples: states, next states and means of trained steps, images, and its
         prompts once, for micro-batches that divide a group or hold whole ones."""
         samples = self.plan.num_samples // self.plan.num_processes
-        latent = 4 * torch.Size(self.model.latent_shape).numel()
         num_prompts = -(-samples // self.plan.group_size)
         # Images until they are scored, at worst all of them.
-        held = samples * ((3 * self.num_terms + 1) * latent + 12 * self.pixels)
+        held = samples * ((3 * self.num_terms + 1) * self.noise(1).nbytes + 12 * self.pixels)
         return held + num_prompts * self.prompt(given)
 
     def prompt(self, given: Conditioning) -> int:
         """One prompt's tokens and pooled embedding."""
         return (given.tokens.nbytes + given.pooled.nbytes) // len(given.tokens)
 
+    def prompts(self, rows: int, given: Conditioning) -> int:
+        """Prompts copied for each row while a velocity field is at work, and so is the negative prompt."""
+        return rows * self.prompt(given) * (1 if given.negative is None else 2)
+
     def text_encoders(self) -> int | None:
-        kind, width = type(self.model).__name__, self.model.transformer.config.joint_attention_dim
-        count = KLEIN.get(width // 3) if kind == "Flux2Klein" else TEXT_ENCODERS.get(kind)
-        return None if count is None or width < 4096 else 2 * count
+        """None where the model is not a released one."""
+        count = TEXT_PARAMETERS.get(self.source)
+        return None if count is None else count * DTYPES[self.cfg.model.dtype].itemsize
 
     def micro_batches(self) -> list[int]:
         share = self.plan.samples_per_update // self.plan.num_processes
         return [rows for rows in range(1, share + 1) if share % rows == 0]
+
+    def remedies(self, costs: Costs) -> str:
+        """What may be changed where not even these costs fit."""
+        found = ["batch.num_processes (more GPUs)", "batch.prompts_per_iteration", "model.resolution"]
+        if costs.peak == costs.fixed + costs.evaluation:
+            found.insert(0, "evaluation.batch_size, evaluation.max_prompts")
+        if not self.cfg.backend.gradient_checkpointing:
+            found.insert(0, "backend.gradient_checkpointing=true")
+        if start_of(self.model.transformer) is not None and self.parts == 1:
+            found.insert(0, "trainer=fsdp (weights divided over GPUs)")
+        return ", ".join(found)
 
 
 def report(cfg: DictConfig, gpu: float) -> None:
@@ -228,25 +250,23 @@ def report(cfg: DictConfig, gpu: float) -> None:
     room = gpu * (1 - SPARE) * GIB
     print(f"{cfg.model.pretrained}, {cfg.model.dtype}, {cfg.model.resolution} pixels; GiB per GPU")
     for name, value in plan.weights().items():
-        print(f"  {name:<24}{value / GIB:>9.2f}")
+        if value:
+            print(f"  {name:<24}{value / GIB:>9.2f}")
     encoders = plan.text_encoders()
     if encoders is not None:
         print(f"  {'text encoders, before':<24}{encoders / GIB:>9.2f}  (dropped; the networks above come after)")
-    print(f"{'micro-batch':>12}{'all along':>11}{'iteration':>11}{'rollout':>9}{'decode':>8}{'update':>8}{'peak':>8}")
+    names = ("all along", "iteration", "rollout", "decode", "update", "step", "evaluation", "peak")
+    print(f"{'micro-batch':>12}" + "".join(f"{name:>{len(name) + 3}}" for name in names))
     fits, one, two = None, plan.costs(1), plan.costs(2)
     for rows in plan.micro_batches():
         costs = two.beyond(one, rows - 2)
-        parts = (costs.fixed, costs.iteration, costs.rollout, costs.decode, costs.update, costs.peak)
-        widths = (11, 11, 9, 8, 8, 8)
-        print(f"{rows:>12}" + "".join(f"{part / GIB:>{width}.2f}" for part, width in zip(parts, widths, strict=True)))
+        values = zip(names, (*astuple(costs), costs.peak), strict=True)
+        print(f"{rows:>12}" + "".join(f"{value / GIB:>{len(name) + 3}.2f}" for name, value in values))
         if costs.peak > room:
             break
         fits = rows
     if fits is None:
-        remedies = ["batch.num_processes (more GPUs)", "batch.prompts_per_iteration", "model.resolution"]
-        if not cfg.backend.gradient_checkpointing:
-            remedies.insert(0, "backend.gradient_checkpointing=true")
-        print(f"nothing fits {gpu:g} GiB with {SPARE:.0%} kept free; change {', '.join(remedies)}")
+        print(f"nothing fits {gpu:g} GiB with {SPARE:.0%} kept free; change {plan.remedies(one)}")
     else:
         print(f"within {gpu:g} GiB, {SPARE:.0%} kept free: batch.max_micro_batch={fits}")
 

@@ -68,6 +68,18 @@ ARCHITECTURES: Mapping[str, tuple[type[Any], Mapping[str, Any]]] = {
     "black-forest-labs/FLUX.2-dev": (Flux2Transformer2DModel, {}),
 }
 
+TEXT_PARAMETERS: Mapping[str, int] = {
+    "stabilityai/stable-diffusion-3.5-medium": 5_580_000_000,
+    "stabilityai/stable-diffusion-3.5-large": 5_580_000_000,
+    "black-forest-labs/FLUX.1-dev": 4_890_000_000,
+    "black-forest-labs/FLUX.2-klein-base-4B": 4_020_000_000,
+    "black-forest-labs/FLUX.2-klein-4B": 4_020_000_000,
+    "black-forest-labs/FLUX.2-klein-base-9B": 8_190_000_000,
+    "black-forest-labs/FLUX.2-klein-9B": 8_190_000_000,
+    "black-forest-labs/FLUX.2-dev": 24_010_000_000,
+}
+"""Of the text encoders, rounded: two CLIPs and T5-XXL; CLIP-L and T5-XXL; Qwen3; Mistral."""
+
 AUTOENCODER = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,

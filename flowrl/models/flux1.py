@@ -50,7 +50,7 @@ class Flux1:
         self.text = TextEncoders(lambda: source.load(**kept), TEXT)
         check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.1")
         self.has_guidance = has_guidance
-        self.max_sequence_length = max_sequence_length
+        self.max_sequence_length = self.num_text_tokens = max_sequence_length
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.side = latent_side(resolution, self.pipeline.vae_scale_factor, 2)
         self.latent_shape = (self.transformer.config.in_channels // 4, self.side, self.side)

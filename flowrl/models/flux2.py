@@ -55,7 +55,7 @@ class Flux2Klein:
         self.vae = self.pipeline.vae.requires_grad_(False).eval()
         self.text = TextEncoders(lambda: source.load(**_image_parts(self.pipeline)), TEXT)
         self.negative_prompt = "" if has_guidance else None
-        self.max_sequence_length = max_sequence_length
+        self.max_sequence_length = self.num_text_tokens = max_sequence_length
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = _latent_shape(self.pipeline, resolution)
 
@@ -114,7 +114,7 @@ class Flux2Dev:
         self.vae = self.pipeline.vae.requires_grad_(False).eval()
         self.text = TextEncoders(lambda: source.load(**_image_parts(self.pipeline)), TEXT)
         check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.2")
-        self.max_sequence_length = max_sequence_length
+        self.max_sequence_length = self.num_text_tokens = max_sequence_length
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = _latent_shape(self.pipeline, resolution)
 

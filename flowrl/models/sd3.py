@@ -19,6 +19,9 @@ from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
 
 T5 = ("text_encoder_3", "tokenizer_3")
+CLIP_TOKENS = 77
+"""Rows that both CLIPs add to T5's; prompts are padded to it."""
+
 TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", *T5)
 
 
@@ -50,6 +53,7 @@ class SD3:
         if channels_last:
             self.vae.to(memory_format=torch.channels_last)
         self.max_sequence_length = max_sequence_length
+        self.num_text_tokens = CLIP_TOKENS + max_sequence_length
         self.negative_prompt = "" if has_guidance else None
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         side = latent_side(resolution, self.pipeline.vae_scale_factor, self.transformer.config.patch_size)

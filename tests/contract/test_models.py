@@ -93,6 +93,13 @@ def stock_sample(name, pipe, noise, guidance):
 
 
 @families
+def test_text_has_as_many_tokens_as_the_adapter_says(name, policy_of):
+    """Plans without weights count by this. Mutation: forget CLIP's tokens beside T5's."""
+    policy, data = policy_of(name, "float32")
+    assert policy.embed(data.prompts[:1]).tokens.shape[1] == policy.model.num_text_tokens
+
+
+@families
 def test_noise_free_rollout_is_the_stock_pipelines(name, policy_of, stock_of):
     """Same noise, grid and guidance: latents and images agree to a relative 1e-4, for both samplers and no guidance.
 

@@ -4,6 +4,7 @@ import sys
 
 import export_lora
 import generate
+import meta_memory
 import numpy as np
 import plan_memory
 import pytest
@@ -16,6 +17,7 @@ from tiny import FAMILIES
 
 from flowrl import checkpoint
 from flowrl.command import one_line_errors, register_resolvers
+from flowrl.models import lora
 from flowrl.models.lora_files import LoRAFile, read, write
 
 LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2", "single_transformer_blocks.1.attn.to_v")
@@ -122,7 +124,7 @@ def test_export_of_a_stopped_run_is_its_newest_checkpoints(call, tmp_path):
 
 def test_peak_counts_what_is_alive():
     """1,000 floats of 4 bytes each: two at once, though four are made. Mutation: never subtract, or count views."""
-    with plan_memory.Peak() as counter:
+    with meta_memory.Peak() as counter:
         x = torch.empty(1000, device="meta")
         for _ in range(3):
             x = (x * 2).view(10, 100).flatten()
@@ -140,7 +142,7 @@ def test_peak_counts_what_a_backward_pass_needs():
             x = x.sigmoid()
         x.sum().backward()
 
-    assert plan_memory.peak_of(lambda: work(20)) - plan_memory.peak_of(lambda: work(10)) == 40_000
+    assert meta_memory.peak_of(lambda: work(20)) - meta_memory.peak_of(lambda: work(10)) == 40_000
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux2_klein"])
@@ -162,12 +164,72 @@ def test_a_plan_holds_each_prompt_once(tiny_pipelines):
     """
     own = FAMILIES["sd3"].overrides(tiny_pipelines["sd3"])
     held = []
-    register_resolvers()
     for num_prompts in (1, 2):
         batch = (f"batch.prompts_per_iteration={num_prompts}", f"batch.group_size={8 // num_prompts}")
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            plan = plan_memory.Plan(
-                compose("config", overrides=["name=plan", *own, *batch, "batch.updates_per_iteration=1"])
-            )
+        plan = planned(*own, *batch, "batch.updates_per_iteration=1")
         held.append(plan.iteration(plan.conditioning(1)))
     assert held[1] - held[0] == 4 * ((80 + 77) * 32 + 32)
+
+
+def planned(*overrides):
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return plan_memory.Plan(compose("config", overrides=["name=plan", *overrides]))
+
+
+def size(module):
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected", "step"),
+    [
+        ((), 6, 1),  # the start, the weights, their gradients, two moments, the average; the root of the second moment
+        (("trainer=ddp",), 7, 1),  # the buckets in which gradients are reduced
+        (("trainer=fsdp",), 3, 0.5),  # two processes
+        (("sampler=dpm2", "loss=nft", "penalty=velocity"), 7, 1),  # the old policy
+    ],
+)
+def test_a_plan_of_full_fine_tuning(overrides, expected, step, tiny_pipelines):
+    """Multiples of the weights. Mutation: a copy less, a moment less, or the weights undivided."""
+    plan = planned(*FAMILIES["sd3"].overrides(tiny_pipelines["sd3"]), "tuning=full", *overrides)
+    transformer, vae = plan.model.transformer, plan.model.vae
+    constants = sum(buffer.nbytes for buffer in transformer.buffers())
+    costs = plan.costs(1)
+    assert costs.fixed == expected * size(transformer) + constants + plan_memory.size(vae)
+    assert costs.step == step * size(transformer)
+    assert costs.peak >= costs.fixed + max(costs.iteration + costs.step, costs.evaluation)
+
+
+def test_a_plan_of_divided_weights_makes_blocks_whole(tiny_pipelines):
+    """What is in no block and 3 blocks in a pass; twice as much in an update. Mutation: a pass on its part alone."""
+    own = FAMILIES["sd3"].overrides(tiny_pipelines["sd3"])
+    assert planned(*own, "tuning=full").gathered == (0, 0)
+    plan = planned(*own, "tuning=full", "trainer=fsdp", "trainer.devices=4")
+    blocks = [size(block) for block in plan.model.transformer.transformer_blocks]
+    whole = size(plan.model.transformer) - sum(blocks) + 3 * max(blocks)
+    assert plan.own == size(plan.model.transformer) // 4
+    assert plan.gathered == (whole, 2 * whole)
+    assert plan.costs(1).rollout > whole
+
+
+def test_a_plan_counts_an_evaluation_as_it_is_run(tiny_pipelines):
+    """The weights that `swapped` sets aside and a batch of 3 with guidance; 5 prompts of 2 images: 10 times 12 x 32 x
+    32 bytes of an image and 4 x 4 x 8 x 8 of its noise. Mutation: the rollout's guidance, or no copy of the weights.
+    """
+    overrides = (*FAMILIES["sd3"].overrides(tiny_pipelines["sd3"]), "tuning=full", "evaluation.batch_size=3")
+    counts = ("evaluation.images_per_prompt=2", "rollout.guidance_scale=1.0", "evaluation.guidance_scale=4.5")
+    plan = planned(*overrides, *counts, "evaluation.max_prompts=null")
+    x, given = torch.empty(3, 4, 8, 8, device="meta"), plan.conditioning(3)
+
+    @torch.no_grad()
+    def passes(decodes):
+        with lora.swapped(plan.model.transformer, lora.parameters(plan.model.transformer)):
+            plan.model.decode(x[:1]) if decodes else plan.model.velocity(x, 0.5, given, 4.5)
+
+    prompts, images = 3 * 2 * 4 * ((80 + 77) * 32 + 32), 3 * 12 * 32 * 32
+    velocity, decoding = (meta_memory.peak_of(lambda decodes=decodes: passes(decodes)) for decodes in (False, True))
+    assert plan.evaluation == max(velocity + prompts, decoding + images)
+    held = planned(*overrides, *counts, "evaluation.max_prompts=5").evaluation - plan.evaluation
+    assert held == 10 * (12 * 32 * 32 + 4 * 4 * 8 * 8)
+    assert plan.remedies(plan.costs(1)).startswith("trainer=fsdp")

@@ -10,7 +10,7 @@ from hydra.utils import get_class, instantiate
 from runs import CONF
 
 from flowrl.command import register_resolvers
-from flowrl.launch import check_guidance
+from flowrl.launch import check_deadlines, check_guidance
 from flowrl.models import lora
 from flowrl.models.architectures import ARCHITECTURES, on_meta
 
@@ -120,6 +120,8 @@ def test_each_model_is_ready_to_run(option):
 RECIPES = {
     "flow_dppo_sd35": ("CPS", 0.7, 1e-6, 3, 1024),
     "flow_dppo_flux2": ("FlowSDE", 0.7, 1e-6, 3, 1536),
+    "flow_dppo_sd35_multi": ("CPS", 0.7, 1e-6, 3, 1024),
+    "flow_dppo_flux2_multi": ("FlowSDE", 0.7, 1e-6, 3, 1536),
     "flow_dppo_flux1": ("CPS", 0.8, 1e-5, 3, 1152),
     "flow_grpo_sd35": ("FlowSDE", 0.7, None, 9, 1152),
     "flow_grpo_flux1": ("FlowSDE", 0.9, None, 5, 1152),
@@ -144,8 +146,34 @@ def test_recipes_carry_the_authors_numbers(name):
     assert not method.shared_initial_noise
     assert cfg.optimizer.lr == (1e-4 if name == "grpo_guard_sd35" else 3e-4)
     has_own_std = name in ("flow_dppo_flux1", "flow_grpo_flux2", "grpo_guard_sd35")
-    assert method.advantage.func.__name__ == ("group" if has_own_std else "global_std")
+    usual = "gdpo" if name.endswith("_multi") else "global_std"
+    assert method.advantage.func.__name__ == ("group" if has_own_std else usual)
     assert (list(cfg.optimizer.betas), cfg.optimizer.eps) == ([0.9, 0.999], 1e-8)
+
+
+@pytest.mark.parametrize("name", ["flow_dppo_sd35_multi", "flow_dppo_flux2_multi"])
+def test_recipes_of_four_rewards(name):
+    """PickScore, CLIP, GenEval2 and HPSv2.1, equally weighted, on prompts that carry GenEval2's questions.
+
+    Mutation: a weight, another scorer, HPSv2 of another version, or prompts without questions.
+    """
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=["name=test", f"experiment={name}", "data.prompts.count=2"])
+    check_deadlines(cfg)
+    assert cfg.reward.weights == dict.fromkeys(("pickscore", "clip_score", "geneval2", "hpsv2"), 1.0)
+    assert cfg.reward.rewards.keys() == cfg.reward.weights.keys()
+    files = {name: reward.get("pretrained") or reward.get("weights") for name, reward in cfg.reward.rewards.items()}
+    files["geneval2"] = cfg.reward.rewards.geneval2.judge.model
+    assert files == {
+        "pickscore": "yuvalkirstain/PickScore_v1",
+        "clip_score": "openai/clip-vit-large-patch14",
+        "geneval2": "Qwen/Qwen3-VL-8B-Instruct",
+        "hpsv2": "xswu/HPSv2/HPS_v2.1_compressed.pt",
+    }
+    assert cfg.reward.rewards.geneval2.mean == "geometric"
+    prompts = [*instantiate(cfg.data.prompts), *instantiate(cfg.evaluation.sets.held_in)]
+    assert all(prompt.metadata["vqa_list"] for prompt in prompts)
 
 
 def test_grid_tokens_follow_the_resolution():

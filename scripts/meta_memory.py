@@ -1,0 +1,72 @@
+"""What code on PyTorch's meta device would allocate: the bytes alive at once, with attention as a fused kernel's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import finalize
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors made while it is active and still alive; `peak` is the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in self._seen | given:
+                self._take(leaf.untyped_storage())
+        return result
+
+    def _take(self, storage: Any) -> None:
+        key, size = id(storage), storage.nbytes()
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+class FusedAttention(torch.autograd.Function):
+    """Keeps what a fused kernel keeps: its inputs, its output, and a number per query and head."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    return FusedAttention.apply(query, key, value)
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """The most bytes that were alive at once in `work`, beyond what was there before."""
+    plain = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = fused  # type: ignore[assignment]
+    try:
+        with Peak() as counter:
+            work()
+        return counter.peak
+    finally:
+        functional.scaled_dot_product_attention = plain
