@@ -104,8 +104,8 @@ def interaction_table(groups: Mapping[str, Runs], report: Mapping[str, Any]) -> 
         for theirs in given["against"]:
             labels = [[f"{method} {variant}" for variant in given["change"]] for method in (given["of"], theirs)]
             if all(label in groups for pair in labels for label in pair):
-                own = [[groups[label] for label in pair] for pair in labels]
-                cells = (interaction(*own, report["metrics"][name]).text(sign=True) for name in names)
+                ours, others = ([groups[label] for label in pair] for pair in labels)
+                cells = (interaction(ours, others, report["metrics"][name]).text(sign=True) for name in names)
                 rows.append([f"{given['of']} against {theirs}, {' for '.join(given['change'])}", *cells])
     note = "The change's effect on the first method minus its effect on the second, over shared seeds."
     return Table("interactions", "Does the change suit one better?", note, ("comparison", *names), rows)
