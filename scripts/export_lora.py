@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+import diffusers
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
@@ -44,6 +45,7 @@ def main() -> None:
     source, alpha = find(args.source)
     given = lora_files.read(source, alpha)
     if args.overrides:
+        diffusers.utils.logging.set_verbosity_error()  # its warning about casts concerns weights, which are none here
         register_resolvers()
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             model = compose("config", overrides=["name=export", *args.overrides]).model

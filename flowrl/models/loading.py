@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,7 +101,8 @@ def resolve(pretrained: str) -> str:
     if pretrained.startswith(EMBEDDED):
         return str(files("flowrl.shapes").joinpath("assets", pretrained.removeprefix(EMBEDDED)))
     path = Path(pretrained).expanduser()
-    looks_local = path.is_absolute() or pretrained.startswith((".", "~")) or pretrained.count("/") != 1
+    # ORG of ORG/NAME is rarely a folder here.
+    looks_local = pretrained.startswith((".", "~")) or pretrained.count("/") != 1 or path.parent.is_dir()
     if path.is_dir():
         if not (path / INDEX).is_file():
             raise ValueError(f"model.pretrained={pretrained}: no {INDEX}; give a folder in diffusers layout")
@@ -137,6 +139,7 @@ def read_index(source: str, pretrained: str, revision: str | None) -> dict[str, 
 
 
 def _fetch_index(source: str, revision: str | None) -> str:
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its retries itself
     return str(hf_hub_download(source, INDEX, revision=revision))
 
 

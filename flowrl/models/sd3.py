@@ -57,6 +57,12 @@ class SD3:
         self.negative_prompt = "" if has_guidance else None
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         side = latent_side(resolution, self.pipeline.vae_scale_factor, self.transformer.config.patch_size)
+        most = self.transformer.config.pos_embed_max_size * self.transformer.config.patch_size
+        if side > most:
+            raise ValueError(
+                f"model.resolution={resolution} is more than the {most * self.pipeline.vae_scale_factor} pixels that "
+                "this model's positions reach"
+            )
         self.latent_shape = (self.transformer.config.in_channels, side, side)
 
     def to(self, device: torch.device) -> None:

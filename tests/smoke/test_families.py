@@ -52,6 +52,13 @@ def test_a_pipeline_of_another_family_is_named(tiny_pipelines):
     assert "StableDiffusion3Pipeline" in text and "FluxPipeline" in text and "\n" not in text
 
 
+def test_a_missing_folder_beside_others_is_no_hub_id(tmp_path, monkeypatch):
+    """`models/mine` beside a folder `models`. Mutation: ask the hub for it, for a minute."""
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "no such folder" in error_of("model=sd35_medium", "model.pretrained=models/mine")
+
+
 def test_resolution_must_fit_the_patches():
     """8 pixels a latent, 2 latents a patch: multiples of 16. Mutation: check the autoencoder's factor alone."""
     assert latent_side(512, 8, 2) == 64
@@ -73,6 +80,7 @@ def test_resolution_must_fit_the_patches():
         (("model=flux1_dev", "backend.attention=sage"), ("backend.attention=sage", "no backward pass")),
         (("model=flux1_dev", "backend.attention=_flash_3"), ("backend.attention=_flash_3", "_flash_3_hub")),
         (("model=flux1_dev", "backend.attention=flash"), ("backend.attention=flash", "missing package")),
+        (("model=sd35_medium", "model.resolution=256"), ("model.resolution=256", "128 pixels")),
         (("model=sd35_medium", "model.resolution=36"), ("model.resolution=36", "multiple of 8", "32 or 40")),
     ],
 )
