@@ -254,7 +254,8 @@ def report(cfg: DictConfig, gpu: float) -> None:
             print(f"  {name:<24}{value / GIB:>9.2f}")
     encoders = plan.text_encoders()
     if encoders is not None:
-        print(f"  {'text encoders, before':<24}{encoders / GIB:>9.2f}  (dropped; the networks above come after)")
+        has_room = "dropped; the networks above come after" if encoders <= room else "more than fits: embed elsewhere"
+        print(f"  {'text encoders, before':<24}{encoders / GIB:>9.2f}  ({has_room})")
     names = ("all along", "iteration", "rollout", "decode", "update", "step", "evaluation", "peak")
     print(f"{'micro-batch':>12}" + "".join(f"{name:>{len(name) + 3}}" for name in names))
     fits, one, two = None, plan.costs(1), plan.costs(2)

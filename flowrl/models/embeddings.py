@@ -82,7 +82,7 @@ class PromptEmbeddings:
         absent = self.store.missing(texts)
         self.store.truncated |= {text: part for text in absent if (part := model.truncated_part(text))}
         if rank == 0:
-            _warn_of_truncation(self.store.truncated, len(texts))
+            _warn_of_truncation(self.store.truncated, len(own))
         if absent:
             # Every process begins elsewhere and asks anew before each chunk: together they encode each text about once.
             start = 0 if folder is None else len(chunks) * rank // size
@@ -261,7 +261,7 @@ def _warn_of_truncation(truncated: dict[str, str], count: int) -> None:
     if truncated:
         first = min(truncated)
         log.warning(
-            "%d of %d prompts are longer than the model takes, and are cut; the first is %r: it loses %s",
+            "prompts longer than the model takes, which are cut: %d of %d; the first is %r: it loses %s",
             *(len(truncated), count, textwrap.shorten(first, 120), truncated[first]),
         )
 

@@ -194,7 +194,7 @@ def test_prompts_that_are_cut_are_warned_of_once_by_every_run(tmp_path, caplog, 
     """
     texts = [*TEXTS, "an elephant"]
     expected = [
-        "1 of 5 prompts are longer than the model takes, and are cut; the first is 'an elephant': it loses 'ant'"
+        "prompts longer than the model takes, which are cut: 1 of 5; the first is 'an elephant': it loses 'ant'"
     ]
     assert warnings_of(caplog, Encoder(), texts) == expected
     assert warnings_of(caplog, Encoder(), texts, tmp_path) == expected
