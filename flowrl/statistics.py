@@ -6,7 +6,8 @@ must not shrink an interval as a prompt more does.
 A percentile interval of few values is too narrow: it takes a variance over n where n - 1 is right, and a normal's
 quantile for Student's. Hesterberg's expanded percentiles (2015, arXiv 1411.5279) mend both and are the usual ones for
 many values: of 5 normal values 95 % intervals cover 92 % of the time, not 84 %. Of fewer no resampling covers more than
-their range, 75 % for 3, so a mean has Student's interval there, and a ratio or an unpaired difference none.
+their range, 75 % for 3, so a mean has Student's interval there, and a ratio or an unpaired difference none. Two values
+have none either: Student's would be 13 standard errors either side.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LEVEL, FEWEST = 0.95, 5
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over `count` prompts or seeds, and the bounds of its 95 % interval: NaN from fewer than two."""
+    """A mean over `count` prompts or seeds, and the bounds of its 95 % interval: NaN from fewer than three."""
 
     mean: float
     low: float
@@ -45,14 +46,14 @@ class Estimate:
 
 
 def mean(values: Sequence[float] | Float[np.ndarray, "N"]) -> Estimate:
-    """The mean of one value a prompt or seed, NaN left out, with its bootstrap interval; of 2 to 4 with Student's.
+    """The mean of one value a prompt or seed, NaN left out, with its bootstrap interval; of 3 or 4 with Student's.
 
     Resampling is seeded, so equal values give equal intervals.
     """
     known = np.asarray(values, dtype=np.float64)
     known = known[~np.isnan(known)]
-    if len(known) < 2:
-        return Estimate(float(known[0]) if len(known) else math.nan, math.nan, math.nan, len(known))
+    if len(known) < 3:
+        return Estimate(float(known.mean()) if len(known) else math.nan, math.nan, math.nan, len(known))
     if len(known) < FEWEST:
         centre, half = float(known.mean()), _student(len(known)) * float(known.std(ddof=1)) / math.sqrt(len(known))
         return Estimate(centre, centre - half, centre + half, len(known))

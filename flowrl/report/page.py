@@ -11,8 +11,8 @@ from flowrl.page import document, embedded, paragraph, section
 from flowrl.report.charts import curve_chart, curves, frontier_chart, style
 from flowrl.report.compare import Condition
 from flowrl.report.tables import Table
+from flowrl.statistics import FEWEST
 
-FEW_SEEDS = 5
 HEADLINES = (
     "reward/mean",
     "trust/kl_old",
@@ -84,13 +84,10 @@ def _legend(groups: Sequence[Condition]) -> str:
 
 def _caution(groups: Sequence[Condition]) -> str:
     fewest = min((len({run.seed for run in group.runs}) for group in groups), default=0)
-    if fewest < 2:
-        return "Some conditions have a single seed: they have no interval."
-    if fewest < FEW_SEEDS:
-        return (
-            f"With {fewest} seeds, even the range from the smallest to the largest value would hold the true median "
-            f"with probability {1 - 2 ** (1 - fewest):.0%} only: read the intervals as a lower bound of the doubt."
-        )
+    if fewest < 3:
+        return "Some conditions have fewer than three seeds: they have no interval."
+    if fewest < FEWEST:
+        return f"With {fewest} seeds intervals are Student's, as for normal scores; more seeds would narrow them."
     return ""
 
 
