@@ -47,6 +47,13 @@ def test_a_ratio_of_few_seeds_has_no_interval():
     assert unpaired.mean == 1.0 and math.isnan(unpaired.low)
 
 
+def test_a_ratio_resamples_pairs():
+    """Ours is twice theirs in every seed, so in every resample. Mutation: resample the two apart."""
+    theirs = {str(i): 1.0 + i for i in range(6)}
+    found = ratio({seed: 2 * value for seed, value in theirs.items()}, theirs)
+    assert (found.low, found.mean, found.high) == pytest.approx((2, 2, 2))
+
+
 def test_more_images_of_a_prompt_are_no_more_prompts(normal):
     """Repeating each image changes nothing. Mutation: resample images."""
     values, prompts = normal(50).numpy(), np.arange(50)
