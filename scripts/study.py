@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="the reduced version, below outputs/quick/<commit>")
     parser.add_argument("--retry", action="store_true", help="run failed runs again, which are results otherwise")
     parser.add_argument("--slots", type=int, help="runs at a time; default: one for each core")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # options may stand between action and studies
 
 
 def place(action: str, is_quick: bool) -> Place:

@@ -144,7 +144,7 @@ def tuning_table(study: Study, results: Mapping[str, Any]) -> Table:
             runs = groups.get(f"{method} {variant}".strip(), [])
             scores = [evaluated(run, stage.chooses, -1) for run in runs]
             score = _average(scores) if scores and all(run["status"] == "finished" for run in runs) else math.nan
-            is_chosen = results["tuned"][method]["variant"] == variant
+            is_chosen = results["tuned"].get(method, {}).get("variant") == variant  # a method may be new
             rows.append([method, variant, len(runs), score, "yes" if is_chosen else ""])
     columns = ("method", "variant", "seeds", stage.chooses, "chosen")
     return Table("tuning", "Tuning", "Mean over the tuning seeds; `-` where a run failed.", columns, rows)

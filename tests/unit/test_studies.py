@@ -295,7 +295,7 @@ STAND_IN = """
 def test_the_script_runs_a_study_from_nothing(tmp_path, monkeypatch, capsys):
     """Both stages with a stand-in for train.py, beside the record; the second time nothing is left to run.
 
-    Mutation: skip the second stage, write into experiments/, or run what is over.
+    Mutation: skip the second stage, write into experiments/, run what is over, or take no option between the words.
     """
     stand_in = tmp_path / "stand_in.py"
     stand_in.write_text(textwrap.dedent(STAND_IN).replace("{REWARD}", REWARD).replace("{KL}", KL))
@@ -315,3 +315,6 @@ def test_the_script_runs_a_study_from_nothing(tmp_path, monkeypatch, capsys):
     assert [path.name for path in plan.parent.iterdir()] == ["sweep.yaml"]
     script.main()
     assert "at a time" not in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["study.py", "plan", "--quick", "mine"])
+    script.main()
+    assert "0 are over" in capsys.readouterr().out
