@@ -115,10 +115,10 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     check_deadlines(cfg)
     check_trainer(cfg)
     max_grad_norm = norm_limit(cfg.max_grad_norm)
-    if algorithm.state() and plan.updates_per_iteration * plan.inner_epochs < 2:
+    if algorithm.state() and plan.updates_per_iteration * plan.inner_epochs < 3:
         raise ValueError(
-            "loss.delta=auto needs batch.updates_per_iteration or batch.inner_epochs above 1: the first update of an "
-            "iteration has a KL of 0"
+            "loss.delta=auto needs batch.updates_per_iteration times batch.inner_epochs above 2: an iteration's first "
+            "update is never masked, so it alone makes the second one's KL"
         )
     reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)
     model = instantiate(cfg.model)

@@ -71,7 +71,8 @@ def show_plan(where: Place, study: Study) -> None:
     for stage in study.stages:
         own = [run for run in planned if run.stage == stage.name]
         over = sum(run in found for run in own)
-        waits = "" if own else f", waits for the tuning of {stage.tuned}"
+        late = stage.num_runs - len(own)
+        waits = f", {late} wait for the tuning of {stage.tuned}" if late else ""
         print(f"  {stage.name}: {over} of {stage.num_runs} over, {stage.seconds:.0f} s each{waits}")
 
 

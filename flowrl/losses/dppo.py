@@ -19,8 +19,8 @@ class DPPO:
     `delta` a number: fixed, or with `final_delta` the start of a geometric schedule over the run towards it.
     `delta` "auto": starts at `kl_budget` and after each iteration is multiplied by (kl_budget / mean KL)^(1/2), within
     a factor of 100 of the budget, so that the mean KL(old || current) of the iterations' terms settles at the budget
-    where the mask can hold it there. It needs more than one update an iteration. Our own addition; the paper's
-    threshold is fixed.
+    where the mask can hold it there. It needs more than two updates an iteration: the first, where the KL is 0, is
+    never masked and alone makes the second one's KL. Our own addition; the paper's threshold is fixed.
     """
 
     delta: float | Literal["auto"]

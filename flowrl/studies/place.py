@@ -66,12 +66,13 @@ class Place:
         return found
 
     def tuned(self, study: Study) -> dict[str, dict[str, Any]]:
-        """What the study's own tuning stage chose; nothing while it is not over, or where there is none."""
+        """What the study's own tuning stage chose, of each method whose runs of it are all over."""
         for stage in study.stages:
             if stage.chooses:
                 runs = stage.runs({})
                 records = self.find(study.name, runs)
-                return choose(stage, runs, records) if len(records) == len(runs) else {}
+                own = stage.of(set(stage.methods) - {run.method for run in runs if run not in records})
+                return choose(own, own.runs({}), records)
         return {}
 
     def chosen(self, name: str) -> dict[str, Overrides]:
@@ -84,10 +85,9 @@ class Place:
         return {method: tuple(own["overrides"]) for method, own in chosen.items()}
 
     def planned(self, study: Study) -> list[Planned]:
-        """All runs that can be listed: those of a stage that waits for tuning cannot."""
+        """All runs that can be listed: those of a method that waits for its tuning cannot."""
         runs: list[Planned] = []
         for stage in study.stages:
             chosen = self.chosen(stage.tuned) if stage.tuned else {}
-            if not stage.tuned or all(method in chosen for method in stage.methods):
-                runs += stage.runs(chosen)
+            runs += (stage.of(chosen) if stage.tuned else stage).runs(chosen)
         return runs

@@ -8,8 +8,8 @@ studies, take under `tuned`. The `quick` section reduces all of it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,11 @@ class Stage:
             for method, overrides in self.methods.items()
             for variant, own in self.variants[method].items()
         ]
+
+    def of(self, methods: Collection[str]) -> Stage:
+        """The stage with those of its methods alone."""
+        own = {method: overrides for method, overrides in self.methods.items() if method in methods}
+        return replace(self, methods=own, variants={method: self.variants[method] for method in own})
 
     @property
     def num_runs(self) -> int:

@@ -48,7 +48,10 @@ def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
         images, seconds = (_average([run[key] for run in runs]) for key in ("images", "seconds"))
         values = (mean(list(by_seed(runs, metric).values())) for metric in metrics.values())
         rows.append([label, seeds, *values, f"{images:,.0f}", f"{seconds:.0f}"])
-    note = "Means over seeds with 95 % bootstrap intervals, after training; the base model's values are from before."
+    note = (
+        "Means over seeds with 95 % intervals, after training: from five seeds on bootstrapped, of three and four "
+        "Student's. The base model's values are from before."
+    )
     columns = ("condition", "seeds", *metrics, "images", "seconds")
     return Table("main", "After training", note, columns, rows)
 
@@ -74,8 +77,9 @@ def comparison_table(groups: Mapping[str, Runs], pairs: Sequence[Sequence[str]],
         rows.append([f"{ours} against {theirs}", *cells.values()])
     note = (
         "Over shared seeds as pairs; ratios of gains are those over the base model. At equal reward a pair is compared "
-        "where the one of the two that ended lower ended, between evaluations by interpolation, KL by its root; in "
-        "brackets so many pairs have such a reward. A KL ratio below 1 says that the first of the two drifts less."
+        "at the lower of its two final scores, each run where it first reaches that, between evaluations by "
+        "interpolation, KL by its root; in brackets so many pairs have such a reward. A KL ratio below 1 says that the "
+        "first of the two drifts less."
     )
     return Table("comparisons", "Comparisons", note, ("comparison", *cells), rows)
 

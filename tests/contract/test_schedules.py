@@ -7,16 +7,17 @@ from runs import fit, make
 
 
 def test_a_threshold_that_holds_a_budget_moves_in_the_loop_and_is_kept():
-    """Mutation: never hand the mean KL on, or leave the threshold out of the state."""
-    policy, data, _ = make("loss.delta=auto", "loss.kl_budget=1e-9", "num_iterations=2")
+    """Mutation: never hand the mean KL on, leave the threshold out of the state, or take two updates."""
+    auto = ("loss.delta=auto", "loss.kl_budget=1e-9", "batch.inner_epochs=2")
+    policy, data, _ = make(*auto, "num_iterations=2")
     start = policy.algorithm.loss.current
     fit(policy, data)
-    other, _, _ = make("loss.delta=auto", "loss.kl_budget=1e-9")
+    other, _, _ = make(*auto)
     other.load_state(policy.state())
     assert policy.algorithm.loss.current != start == 1e-9
     assert other.algorithm.loss.current == policy.algorithm.loss.current
     with pytest.raises(Exception, match=r"loss.delta=auto.*updates_per_iteration"):
-        make("loss.delta=auto", "loss.kl_budget=1e-9", "batch.updates_per_iteration=1")
+        make("loss.delta=auto", "loss.kl_budget=1e-9", "batch.updates_per_iteration=2", "batch.inner_epochs=1")
 
 
 def test_a_scheduled_threshold_follows_the_run():

@@ -65,5 +65,5 @@ def test_processes_hold_one_threshold():
 
     Mutation: let each process observe its own KL.
     """
-    one, two = run(2, "loss.delta=auto", "loss.kl_budget=1e-5", "num_iterations=2")
+    one, two = run(2, "loss.delta=auto", "loss.kl_budget=1e-5", "batch.inner_epochs=2", "num_iterations=2")
     assert one.delta == two.delta != 0

@@ -123,7 +123,7 @@ def test_a_last_evaluation_that_failed_is_made_up_for(tmp_path):
     "method",
     [
         ("loss=nft", "sampler=ode"),
-        ("loss.delta=auto", "loss.kl_budget=1e-7"),
+        ("loss.delta=auto", "loss.kl_budget=1e-7", "batch.inner_epochs=2"),
         ("loss.final_delta=1e-7",),
         ("tuning=full", "trainer=fsdp", "trainer.accelerator=cpu", "num_threads=1"),
         ("tuning=full", "trainer=fsdp", "trainer.accelerator=cpu", "num_threads=1", "loss=nft", "sampler=ode"),

@@ -149,6 +149,20 @@ def test_a_stage_waits_for_what_it_is_tuned_by(place):
         place.study("mine").stages[1].runs({})
 
 
+def test_a_method_that_is_new_to_a_plan_waits_alone(place):
+    """What is known of the others stays. Mutation: choose nothing, or list no run, while one method is not tuned."""
+    study = place.study("mine")
+    runs = study.stages[0].runs({})
+    for i, planned in enumerate(run for run in runs if run.method == "dppo" or run.variant == runs[0].variant):
+        write_run(place.runs("mine") / str(i), planned)
+    chosen = place.tuned(study)
+    assert list(chosen) == ["dppo"]
+    (place.root / "mine" / "tuned.json").write_text(json.dumps(chosen))
+    listed = place.planned(study)
+    assert {run.method for run in listed if run.stage == "test"} == {"dppo"}
+    assert len([run for run in listed if run.stage == "tune"]) == 10
+
+
 def test_tuning_takes_the_best_mean_and_no_failed_variant(place):
     """Mutation: take the smallest score, a failed run's score, or choose from half of the runs."""
     study = place.study("mine")
