@@ -16,6 +16,7 @@ from flowrl.studies.record import mean_of
 
 COLOURS = ("#2f6db3", "#d9742b", "#2a9469", "#b8477f", "#7a5cc0", "#a08412", "#2a93a8", "#8c5a3c")
 DASHES = ("-", "--", ":")
+MARKERS = "osD"
 STYLE: Any = {
     "axes.facecolor": "#f6f7f8",
     "axes.edgecolor": "#dfe3e7",
@@ -80,6 +81,11 @@ def style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
 
 
+def marker(number: int) -> str:
+    """A circle, and another form where the colours begin anew."""
+    return MARKERS[number // len(COLOURS) % len(MARKERS)]
+
+
 def paths_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]) -> None:
     """Each run's way from the base model to its end, thin, and the conditions' means, large."""
     axes = figure.subplots()
@@ -92,7 +98,7 @@ def paths_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, 
                 ends.append(points[-1])
         if ends:
             centre = [sum(values) / len(values) for values in zip(*ends, strict=True)]
-            axes.plot(*centre, "o", color=style(number)["color"], markersize=7, label=label)
+            axes.plot(*centre, marker(number), color=style(number)["color"], markersize=7, label=label)
     axes.set_xlabel(spec["x"])
     axes.set_ylabel(spec["y"])
     _legend(axes)
@@ -133,7 +139,7 @@ def dots_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, A
             if not math.isnan(found.low):
                 axes.plot([found.low, found.high], [number, number], color=colour, linewidth=2)
             if values:
-                axes.plot([found.mean], [number], "o", color=colour, markersize=6)
+                axes.plot([found.mean], [number], marker(number), color=colour, markersize=6)
         axes.set_xlabel(name)
     panels[0].set_yticks(range(len(groups)), list(groups))
     panels[0].set_ylim(len(groups) - 0.5, -0.5)
