@@ -161,6 +161,8 @@ def test_a_method_that_is_new_to_a_plan_waits_alone(place):
     listed = place.planned(study)
     assert {run.method for run in listed if run.stage == "test"} == {"dppo"}
     assert len([run for run in listed if run.stage == "tune"]) == 10
+    found = pieces(study, {"runs": list(place.find("mine", listed).values()), "tuned": chosen}).texts
+    assert found["mine/chosen/dppo/chosen"] == "lr=2" and "mine/chosen/grpo/chosen" not in found
 
 
 def test_tuning_takes_the_best_mean_and_no_failed_variant(place):
