@@ -1,7 +1,8 @@
 """Train the learned reward of the shapes world: python scripts/train_proxy.py --out flowrl/rewards/assets
 
 A contrastive open_clip model of 32x32 scenes and their captions, from fixed seeds. It sees few scenes, all of them
-drawn by the renderer, so that it is right about them and easily misled by anything else: a proxy, not a judge.
+drawn by the renderer, so that it is right about them and easily misled by anything else: a proxy, not a judge. The
+shipped weak one: --out flowrl/rewards/assets/weak --scenes 64 --steps 300.
 """
 
 import argparse
@@ -26,12 +27,13 @@ ARCHITECTURE = {
     "text_cfg": {"context_length": 12, "vocab_size": END + 1, "width": 64, "heads": 2, "layers": 2, "mlp_ratio": 2.0},
 }
 BATCH, RATE, DECAY = 128, 1e-3, 0.05
-SCENES, TESTED = 6000, 512
+TESTED = 512
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for configuration and weights")
+    parser.add_argument("--scenes", type=int, default=6000, help="to learn from; with few of them it is easily misled")
     parser.add_argument("--steps", type=int, default=1000, help="about four minutes of one core")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -90,7 +92,7 @@ def train(steps: int, seed: int, num_scenes: int) -> torch.nn.Module:
 
 def main() -> None:
     args = arguments()
-    model = train(args.steps, args.seed, SCENES)
+    model = train(args.steps, args.seed, args.scenes)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / CONFIG).write_text(json.dumps(ARCHITECTURE, indent=2) + "\n")
     state = {name: value.half().contiguous() for name, value in model.state_dict().items()}

@@ -31,15 +31,17 @@ class ShapesProxy(nn.Module):
     """exp(logit_scale) cos(image, text) / `divisor`, each image against its own prompt, as CLIPScore does it.
 
     `pretrained` is a folder with the model's open_clip configuration and weights, as `scripts/train_proxy.py` writes
-    it, or `embedded:` for the shipped one. Words outside the grammar are left out. Part: cosine.
+    it, or a shipped one: `embedded:`, or `embedded:weak`, which saw so few scenes that it knows little of any other.
+    Words outside the grammar are left out. Part: cosine.
     """
 
     def __init__(self, *, pretrained: str, divisor: float) -> None:
         super().__init__()
         if divisor <= 0:
             raise ValueError(f"reward.divisor={divisor} must be above 0")
-        package = Path(str(files("flowrl.rewards").joinpath("assets")))
-        folder = package if pretrained == EMBEDDED else Path(pretrained).expanduser()
+        folder = Path(pretrained).expanduser()
+        if pretrained.startswith(EMBEDDED):
+            folder = Path(str(files("flowrl.rewards").joinpath("assets", pretrained.removeprefix(EMBEDDED))))
         try:
             self.model: Any = build(json.loads((folder / CONFIG).read_text()))
             weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
@@ -47,8 +49,8 @@ class ShapesProxy(nn.Module):
         except (OSError, json.JSONDecodeError, SafetensorError, RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
-                f"reward.pretrained={pretrained}: no proxy there ({reason}); give {EMBEDDED!r}, or the folder that "
-                "scripts/train_proxy.py wrote"
+                f"reward.pretrained={pretrained}: no proxy there ({reason}); give {EMBEDDED}, {EMBEDDED}weak "
+                "or the folder that scripts/train_proxy.py wrote"
             ) from error
         self.divisor = divisor
 

@@ -39,10 +39,14 @@ def tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
 
 
 def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
-    """One row a condition: means of the evaluation after training; the first row is that before."""
-    first = next(iter(groups.values()))[0]
-    rows: list[list[Cell]] = [[BASE, "", *(evaluated(first, metric, 0) for metric in metrics.values()), "", ""]]
+    """One row a condition: means of the evaluation after training; above those it holds for, the one before."""
+    rows: list[list[Cell]] = []
+    base: list[float] = []
     for label, runs in groups.items():
+        before = [evaluated(runs[0], metric, 0) for metric in metrics.values()]
+        if not all(same_score(*pair) for pair in zip(before, base or [math.inf] * len(before), strict=True)):
+            rows.append([f"{BASE}, {runs[0]['variant']}" if base else BASE, "", *before, "", ""])
+            base = before
         failed = sum(run["status"] == "failed" for run in runs)
         seeds = f"{len(runs)}" + (f", {failed} failed" if failed else "")
         images, seconds = (_average([run[key] for run in runs]) for key in ("images", "seconds"))
@@ -54,6 +58,11 @@ def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
     )
     columns = ("condition", "seeds", *metrics, "images", "seconds")
     return Table("main", "After training", note, columns, rows)
+
+
+def same_score(one: float, other: float) -> bool:
+    """Whether two scores of one model are equal but for rounding, or both not measured."""
+    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-3) or (math.isnan(one) and math.isnan(other))
 
 
 def _average(values: Sequence[float]) -> float:

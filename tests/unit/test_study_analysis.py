@@ -13,6 +13,7 @@ from flowrl.studies.analysis import (
     kl_ratio_at_equal,
     value_at,
 )
+from flowrl.studies.tables import main_table
 
 REWARD, KL = "eval/held_in/part/soft", "eval/held_in/kl_ref"
 
@@ -33,7 +34,7 @@ def test_value_at_a_reward_by_hand():
 def run(seed, *points, method="x"):
     rows = [{"iteration": i, REWARD: soft, KL: kl} for i, (kl, soft) in enumerate(points)]
     own = {"stage": "test", "method": method, "variant": "", "seed": seed, "status": "finished", "evaluations": rows}
-    return own | {"images": 288, "iterations": 1}
+    return own | {"images": 288, "iterations": 1, "seconds": 1.0}
 
 
 def test_kl_at_equal_reward_by_hand():
@@ -91,3 +92,20 @@ def test_conditions_keep_the_order_of_the_plan():
     runs = [run(0, method="b"), run(0, method="a"), run(1, method="b") | {"stage": "tune"}]
     assert {label: len(own) for label, own in conditions(runs, ["test"]).items()} == {"b": 1, "a": 1}
     assert list(conditions(runs, ["test"])) == ["b", "a"]
+
+
+def test_a_base_model_stands_above_what_began_from_it():
+    """Where another reward is what is measured, the same model begins from another score.
+
+    Mutation: show the first condition's for all of them, or one for each condition.
+    """
+    groups = {
+        "a": [run(0, (0, 0.5), (1, 0.75))],
+        "b": [run(0, (0, 0.5001), (1, 0.625))],
+        "c weak": [run(0, (0, 0.25), (1, 0.375)) | {"variant": "weak"}],
+    }
+    rows = main_table(
+        {label: [own | {"seconds": 1.0} for own in runs] for label, runs in groups.items()}, {"r": REWARD}
+    )
+    assert [row[0] for row in rows.rows] == ["base model", "a", "b", "base model, weak", "c weak"]
+    assert [row[2] for row in rows.rows if not row[1]] == [0.5, 0.25]
