@@ -47,7 +47,7 @@ def comparison(
             x = left + j * (CELL + MARGIN)
             sheet.paste(to_pil(images[i]).resize((CELL, CELL), Image.Resampling.NEAREST), (x, top + 2 * LINE + 2))
             ink = GOOD if scores[i] >= 1 else BAD if scores[i] < 0.5 else INK
-            score = "missing" if math.isnan(scores[i]) else f"{scores[i]:.2f}"
+            score = "missing" if math.isnan(scores[i]) else f"{scores[i]:z.2f}"
             draw.text((x, top + 2 * LINE + CELL + 4), f"{title} {score}", ink, font)
     return sheet
 

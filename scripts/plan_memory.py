@@ -3,6 +3,9 @@
     python scripts/plan_memory.py model=sd35_medium --gpu 24
     python scripts/plan_memory.py experiment=flow_dppo_flux2 batch.num_processes=8 --gpu 80
 
+Columns: `all along` and, on top of it, an evaluation or what an `iteration` holds of its samples; on top of that the
+largest of rollout, decoding, update and optimizer step. The largest models take minutes.
+
 The networks are built on PyTorch's meta device and run there, forwards and backwards as a run would; what each
 operation allocates and frees is counted, with attention as a fused kernel keeps it. The `batch.max_micro_batch` that
 it proposes changes nothing but memory and speed. Kernels' own workspace is not counted, so a share of the GPU is kept
@@ -256,6 +259,7 @@ def report(cfg: DictConfig, gpu: float) -> None:
     if encoders is not None:
         has_room = "dropped; the networks above come after" if encoders <= room else "more than fits: embed elsewhere"
         print(f"  {'text encoders, before':<24}{encoders / GIB:>9.2f}  ({has_room})")
+    print("  passes are being counted", flush=True)
     names = ("all along", "iteration", "rollout", "decode", "update", "step", "evaluation", "peak")
     print(f"{'micro-batch':>12}" + "".join(f"{name:>{len(name) + 3}}" for name in names))
     fits, one, two = None, plan.costs(1), plan.costs(2)
