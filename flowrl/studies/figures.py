@@ -67,7 +67,7 @@ def draw(study: Study, results: Mapping[str, Any], folder: Path) -> list[Path]:
             if spec["kind"] in SIMULATED:
                 SIMULATED[spec["kind"]](figure.subplots(), results["simulation"])
             else:
-                groups = conditions(results["runs"], study.report["stages"])
+                groups = conditions(results["runs"], spec.get("stages", study.report["stages"]))
                 KINDS[spec["kind"]](figure, groups, study.report["metrics"], spec)
             origin = {"Description": fingerprint(results)}
             for suffix, metadata in (("png", origin | {"Software": None}), ("svg", origin | {"Date": None})):

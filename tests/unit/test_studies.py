@@ -54,6 +54,7 @@ SWEEP = {
             "frontier": {"kind": "paths", "x": "KL", "y": "soft"},
             "learning": {"kind": "curves", "y": "soft"},
             "means": {"kind": "dots", "metrics": ["soft", "KL"]},
+            "tuning": {"kind": "curves", "y": "soft", "stages": ["tune"]},
         },
     },
     "quick": {
@@ -259,11 +260,13 @@ def test_without_a_record_nothing_is_claimed(place):
 
 
 def test_figures_are_the_same_bytes_from_the_same_record(place, tmp_path):
-    """Mutation: let the date or random ids into the files, or leave a figure out."""
+    """Mutation: let the date or random ids into the files, leave a figure out, or draw every stage in each."""
     results, study = finish(place), place.study("mine")
     first = [path.read_bytes() for path in draw(study, results, tmp_path / "a")]
     assert [path.read_bytes() for path in draw(study, results, tmp_path / "b")] == first
-    assert len(first) == 6 and len(set(first)) == 6
+    assert len(first) == 8 and len(set(first)) == 8
+    learning, tuning = ((tmp_path / "a" / f"{name}.svg").read_text() for name in ("learning", "tuning"))
+    assert "lr=2" in tuning and "lr=2" not in learning
 
 
 @pytest.mark.parametrize("name", ORDER)
