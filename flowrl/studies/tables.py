@@ -44,7 +44,7 @@ def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
     base: list[float] = []
     for label, runs in groups.items():
         before = [evaluated(runs[0], metric, 0) for metric in metrics.values()]
-        if not all(same_score(*pair) for pair in zip(before, base or [math.inf] * len(before), strict=True)):
+        if not base or not all(map(same_score, before, base)):
             rows.append([f"{BASE}, {runs[0]['variant']}" if base else BASE, "", *before, "", ""])
             base = before
         failed = sum(run["status"] == "failed" for run in runs)

@@ -104,8 +104,6 @@ def test_a_base_model_stands_above_what_began_from_it():
         "b": [run(0, (0, 0.5001), (1, 0.625))],
         "c weak": [run(0, (0, 0.25), (1, 0.375)) | {"variant": "weak"}],
     }
-    rows = main_table(
-        {label: [own | {"seconds": 1.0} for own in runs] for label, runs in groups.items()}, {"r": REWARD}
-    )
-    assert [row[0] for row in rows.rows] == ["base model", "a", "b", "base model, weak", "c weak"]
-    assert [row[2] for row in rows.rows if not row[1]] == [0.5, 0.25]
+    rows = main_table(groups, {"reward": REWARD}).rows
+    assert [row[0] for row in rows] == ["base model", "a", "b", "base model, weak", "c weak"]
+    assert [row[2] for row in rows if not row[1]] == [0.5, 0.25]
