@@ -81,13 +81,13 @@ def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Es
 def ratio(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
     """The mean of `values` over that of `baseline`, on shared seeds, which are resampled as pairs.
 
-    NaN where a mean of the baseline is not positive: a ratio would mean nothing; no interval for fewer than five seeds.
+    NaN where either mean is not positive: a ratio would mean nothing; no interval for fewer than five seeds.
     """
     shared = [seed for seed in values if seed in baseline]
-    if not shared or (below := float(np.mean([baseline[seed] for seed in shared]))) <= 0:
-        return Estimate(math.nan, math.nan, math.nan, len(shared))
     ours, theirs = (np.asarray([own[seed] for seed in shared]) for own in (values, baseline))
-    centre = float(ours.mean()) / below
+    if not shared or min(ours.mean(), theirs.mean()) <= 0:
+        return Estimate(math.nan, math.nan, math.nan, len(shared))
+    centre = float(ours.mean() / theirs.mean())
     if len(shared) < FEWEST:
         return Estimate(centre, math.nan, math.nan, len(shared), is_paired=True)
     below_resampled = _resampled(theirs, 0)

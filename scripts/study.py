@@ -119,7 +119,7 @@ def collect(where: Place, study: Study) -> None:
     if study.simulation:
         results["simulation"] = simulated(study, load(where.results(study.name)).get("simulation"))
     write(where.results(study.name), results | {"runs": list(found.values())})
-    folders, samples = where.folders(study.name), where.results(study.name).parent / "samples"
+    folders, samples = where.every_folder, where.results(study.name).parent / "samples"
     for planned in found:
         folder = folders.get(frozenset(planned.overrides))
         is_shown = planned.stage in study.report["stages"] and planned.seed == first_seed(study)

@@ -45,12 +45,17 @@ WIDTH, HEIGHT = 6.4, 4.0
 def figure_names(study: Study, results: Mapping[str, Any]) -> list[str]:
     """The figures that a record can give."""
     drawn = study.report.get("figures", {})
-    return [name for name, spec in drawn.items() if results["runs"] or spec["kind"] in SIMULATED]
+    return [name for name, spec in drawn.items() if spec["kind"] in SIMULATED or _groups(study, spec, results)]
 
 
-def fingerprint(results: Mapping[str, Any]) -> str:
-    """Of the record that a figure was drawn from; stands in its file, so that a stale figure can be told."""
-    return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()[:16]
+def _groups(study: Study, spec: Mapping[str, Any], results: Mapping[str, Any]) -> Mapping[str, Runs]:
+    return conditions(results["runs"], spec.get("stages", study.report["stages"]))
+
+
+def fingerprint(study: Study, results: Mapping[str, Any]) -> str:
+    """Of the record that a figure was drawn from, and how; stands in its file, so that a stale figure can be told."""
+    drawn = [study.report.get(key) for key in ("stages", "metrics", "figures")]
+    return hashlib.sha256(json.dumps([results, drawn], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def draw(study: Study, results: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -67,9 +72,8 @@ def draw(study: Study, results: Mapping[str, Any], folder: Path) -> list[Path]:
             if spec["kind"] in SIMULATED:
                 SIMULATED[spec["kind"]](figure.subplots(), results["simulation"])
             else:
-                groups = conditions(results["runs"], spec.get("stages", study.report["stages"]))
-                KINDS[spec["kind"]](figure, groups, study.report["metrics"], spec)
-            origin = {"Description": fingerprint(results)}
+                KINDS[spec["kind"]](figure, _groups(study, spec, results), study.report["metrics"], spec)
+            origin = {"Description": fingerprint(study, results)}
             for suffix, metadata in (("png", origin | {"Software": None}), ("svg", origin | {"Date": None})):
                 paths.append(folder / f"{name}.{suffix}")
                 figure.savefig(paths[-1], dpi=150, metadata=metadata)
@@ -101,7 +105,7 @@ def paths_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, 
             axes.plot(*centre, marker(number), color=style(number)["color"], markersize=7, label=label)
     axes.set_xlabel(spec["x"])
     axes.set_ylabel(spec["y"])
-    _legend(axes)
+    _outside(figure)
 
 
 def curves_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]) -> None:
@@ -122,7 +126,7 @@ def curves_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str,
         axes.plot(list(full), [sum(own) / len(own) for own in full.values()], **style(number), label=label)
     axes.set_xlabel("images")
     axes.set_ylabel(spec["y"])
-    _legend(axes)
+    _outside(figure)
 
 
 def dots_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
@@ -165,6 +169,13 @@ def contradictions_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
     axes.set_xlabel("latent dimensions")
     axes.set_ylabel("contradicted decisions, % of terms that move away")
     _legend(axes)
+
+
+def _outside(figure: Any) -> None:
+    """The conditions' names beside the panel, where they cover no run."""
+    if figure.axes[0].get_legend_handles_labels()[0]:
+        figure.set_size_inches(WIDTH + 2, HEIGHT)
+        figure.legend(loc="outside right upper")
 
 
 def _legend(axes: Any) -> None:

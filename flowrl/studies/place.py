@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from flowrl.studies.plan import Overrides, Planned, Study, read
 from flowrl.studies.record import Record, from_folder, load
 from flowrl.sweep.job import STATUS
 
-RESULTS, TUNED = "results.json", "tuned.json"
+RESULTS, TUNED, RUNS = "results.json", "tuned.json", "runs"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Place:
 
     def runs(self, name: str) -> Path:
         """The folder of a study's sweep."""
-        return self.root / name / "runs"
+        return self.root / name / RUNS
 
     def results(self, name: str) -> Path:
         """The file of a study's record."""
@@ -49,8 +49,12 @@ class Place:
 
     def folders(self, name: str) -> dict[frozenset[str], Path]:
         """The folders of a study's sweep, by their jobs' overrides."""
-        paths = sorted(self.runs(name).glob(f"*/{STATUS}"))
-        return {frozenset(json.loads(path.read_text())["overrides"]): path.parent for path in paths}
+        return _by_overrides(self.runs(name).glob(f"*/{STATUS}"))
+
+    @property
+    def every_folder(self) -> dict[frozenset[str], Path]:
+        """The folders of all studies here: one may share the runs of another."""
+        return _by_overrides(self.root.glob(f"*/{RUNS}/*/{STATUS}"))
 
     def find(self, name: str, wanted: Sequence[Planned]) -> dict[Planned, Record]:
         """The records of those runs that are over: from their folders, or else from what was recorded earlier."""
@@ -91,3 +95,8 @@ class Place:
             chosen = self.chosen(stage.tuned) if stage.tuned else {}
             runs += (stage.of(chosen) if stage.tuned else stage).runs(chosen)
         return runs
+
+
+def _by_overrides(paths: Iterable[Path]) -> dict[frozenset[str], Path]:
+    """The folders of jobs by what they ran."""
+    return {frozenset(json.loads(path.read_text())["overrides"]): path.parent for path in sorted(paths)}

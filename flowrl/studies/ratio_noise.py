@@ -173,17 +173,17 @@ def sampled(
 
 
 def varied(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Contradicted decisions at other assumptions: fewer steps, velocity differences that grow towards the data."""
+    """Contradicted decisions at other assumptions: other steps and sizes, velocities that grow to the data."""
     rows: list[dict[str, Any]] = []
-    all_steps = intervals(LinearShift(shift=spec["shift"]), spec["num_steps"])[:-1]
     for estimator in estimators(spec["noise_levels"]):
         for given in spec["variations"]:
-            steps, growth = all_steps[: given["steps"]], given["growth"]
-            shape = spec["delta"], spec["spread"], spec["quantiles"], growth
+            here, growth = {**spec, "dimensions": spec["varied_dimensions"], **given}, given["growth"]
+            steps = intervals(LinearShift(shift=here["shift"]), here["num_steps"])[: here["steps"]]
+            shape = here["delta"], spec["spread"], spec["quantiles"], growth
             kl = step_kls(estimator.sampler, steps, population(estimator.sampler, steps, *shape), growth)
             scales = torch.tensor([estimator.scale(own) for own in steps], dtype=torch.float64)[:, None]
-            options: dict[str, Any] = {"delta": spec["delta"], "is_centred": estimator.is_centred}
-            options["dimensions"] = spec["varied_dimensions"]
+            options: dict[str, Any] = {"delta": here["delta"], "is_centred": estimator.is_centred}
+            options["dimensions"] = here["dimensions"]
             own = decide(kl, scales, clip=best_clip(kl, scales, **options), **options)
             rows.append({"label": estimator.label, **given, "contradicted": own.contradicted, "gross": own.gross})
     return rows

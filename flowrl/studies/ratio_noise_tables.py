@@ -60,8 +60,8 @@ def varied_table(simulation: Mapping[str, Any]) -> Table:
     ]
     setting = simulation["setting"]
     note = (
-        f"{setting['varied_dimensions']:,} dimensions, each clip at its best range. Velocities that grow: their mean "
-        "square is so many times as large at the last trained step as at the first."
+        f"{setting['varied_dimensions']:,} dimensions where none are named, each clip at its best range. Velocities "
+        "that grow: their mean square is so many times as large at the last trained step as at the first."
     )
     return Table("varied", "Other assumptions", note, ("clip", "contradicted", "gross"), rows)
 

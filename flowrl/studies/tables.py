@@ -53,8 +53,9 @@ def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
         values = (mean(list(by_seed(runs, metric).values())) for metric in metrics.values())
         rows.append([label, seeds, *values, f"{images:,.0f}", f"{seconds:.0f}"])
     note = (
-        "Means over seeds with 95 % intervals, after training: from five seeds on bootstrapped, of three and four "
-        "Student's. The base model's values are from before."
+        "Means over seeds with 95 % intervals, after training: from five seeds on bootstrapped, which of five cover "
+        "the mean 92 % of the time; of three and four Student's, which knows no bounds of a score. The base model's "
+        "values are from before."
     )
     columns = ("condition", "seeds", *metrics, "images", "seconds")
     return Table("main", "After training", note, columns, rows)
@@ -85,10 +86,11 @@ def comparison_table(groups: Mapping[str, Runs], pairs: Sequence[Sequence[str]],
         cells |= at_equal(own, report)
         rows.append([f"{ours} against {theirs}", *cells.values()])
     note = (
-        "Over shared seeds as pairs; ratios of gains are those over the base model. At equal reward a pair is compared "
-        "at the lower of its two final scores, each run where it first reaches that, between evaluations by "
-        "interpolation, KL by its root; in brackets so many pairs have such a reward. A KL ratio below 1 says that the "
-        "first of the two drifts less."
+        "Over shared seeds as pairs; one in twenty such intervals leaves out zero by chance. Ratios of gains are those "
+        "over the base model, none where a gain is not positive. At equal reward a pair is compared at the lower of "
+        "its two final scores, each run where it first reaches that, between evaluations by interpolation, KL by its "
+        "root; in brackets so many pairs have such a reward. Noisy scores favour the one that drifted less there. A KL "
+        "ratio below 1 says that the first of the two drifts less."
     )
     return Table("comparisons", "Comparisons", note, ("comparison", *cells), rows)
 
@@ -114,12 +116,13 @@ def interaction_table(groups: Mapping[str, Runs], report: Mapping[str, Any]) -> 
     rows: list[list[Cell]] = []
     names = [report["rewards"][0], *report.get("differences", ())]
     for given in report["interactions"]:
-        for theirs in given["against"]:
-            labels = [[f"{method} {variant}" for variant in given["change"]] for method in (given["of"], theirs)]
+        for other in given["against"]:
+            sides = given, other if isinstance(other, dict) else {"of": other, "change": given["change"]}
+            labels = [[f"{side['of']} {variant}" for variant in side["change"]] for side in sides]
             if all(label in groups for pair in labels for label in pair):
                 ours, others = ([groups[label] for label in pair] for pair in labels)
                 cells = (interaction(ours, others, report["metrics"][name]).text(sign=True) for name in names)
-                rows.append([f"{given['of']} against {theirs}, {' for '.join(given['change'])}", *cells])
+                rows.append([" against ".join(" for ".join(pair) for pair in labels), *cells])
     note = "The change's effect on the first method minus its effect on the second, over shared seeds."
     return Table("interactions", "Does the change suit one better?", note, ("comparison", *names), rows)
 

@@ -5,7 +5,8 @@ import re
 import shutil
 import sys
 import textwrap
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from PIL import Image
 
 from flowrl.modules.measures import NotFinite
+from flowrl.studies.analysis import conditions
 from flowrl.studies.choice import choose
 from flowrl.studies.document import BLOCK, fill, page, pieces
 from flowrl.studies.figures import draw, figure_names, fingerprint
@@ -196,6 +198,15 @@ def test_a_recorded_run_is_known_without_its_folder(place):
     assert fresh.find("mine", planned) == {}
 
 
+def test_the_folders_of_all_studies_are_known(place):
+    """A study that shares another's run takes its samples from there. Mutation: look below one study."""
+    runs = run_stage(place, 0)
+    write_run(place.runs("yours") / "0", replace(runs[0], overrides=("loss=grpo", "seed=7")))
+    found = place.every_folder
+    assert len(found) == len(runs) + 1 == len(place.folders("mine")) + 1
+    assert found[frozenset({"seed=7", "loss=grpo"})] == place.runs("yours") / "0"
+
+
 def test_a_run_that_goes_on_has_no_record(place, tmp_path):
     """A stopped one neither, nor one that failed by accident; one that diverged has. Mutation: take any folder."""
     planned = place.study("mine").stages[0].runs({})[0]
@@ -269,26 +280,55 @@ def test_figures_are_the_same_bytes_from_the_same_record(place, tmp_path):
     assert "lr=2" in tuning and "lr=2" not in learning
 
 
+@cache
+def committed():
+    """Every study of the repository with its record, and where they are."""
+    place = Place(ROOT / "experiments", ROOT / "outputs" / "none", ROOT / "experiments")
+    return place, {name: (place.study(name), load(place.results(name))) for name in ORDER}
+
+
 @pytest.mark.parametrize("name", ORDER)
 def test_figures_are_of_the_record(name):
-    """Mutation: collect without rendering."""
-    place = Place(ROOT / "experiments", ROOT / "outputs" / "none", ROOT / "experiments")
-    study, results = place.study(name), load(place.results(name))
+    """Mutation: collect without rendering, or leave how they are drawn out of the fingerprint."""
+    study, results = committed()[1][name]
     has_any = results["runs"] or results.get("simulation")
     for figure in figure_names(study, results) if has_any else []:
         folder = ROOT / "experiments" / name / "figures"
-        assert fingerprint(results) in (folder / f"{figure}.svg").read_text()
+        assert fingerprint(study, results) in (folder / f"{figure}.svg").read_text()
         with Image.open(folder / f"{figure}.png") as image:
-            assert image.info["Description"] == fingerprint(results)
+            assert image.info["Description"] == fingerprint(study, results)
+
+
+@pytest.mark.parametrize("folder", ["", *(f"experiments/{name}" for name in ORDER)])
+def test_every_document_is_what_the_records_say(folder):
+    """Rendering again changes nothing, and no block is one that rendering would pass over.
+
+    Mutation: edit a number in a README, change results.json without rendering, or misspell a block's study.
+    """
+    texts = {name: pieces(*own) for name, own in committed()[1].items()}
+    text = (ROOT / folder / "README.md").read_text()
+    assert fill(text, texts) == text
+    blocks = BLOCK.findall(text)
+    assert len(blocks) == text.count("<!--") / 2 == text.count("-->") / 2
+    assert {name.split("/")[0] for name in blocks} <= set(ORDER)
 
 
 @pytest.mark.parametrize("name", ORDER)
-def test_every_document_is_what_its_record_says(name):
-    """Rendering again changes nothing. Mutation: edit a number in a README, or results.json without rendering."""
-    place = Place(ROOT / "experiments", ROOT / "outputs" / "none", ROOT / "experiments")
-    study, results = place.study(name), load(place.results(name))
-    for path in (ROOT / "README.md", ROOT / "experiments" / name / "README.md"):
-        assert fill(path.read_text(), {name: pieces(study, results)}) == path.read_text(), path
+def test_a_record_is_of_its_plan(name):
+    """Runs have their plan's overrides, what is tuned follows from the runs, and a complete study shows all samples.
+
+    Mutation: change an override in sweep.yaml, the rule of choice or a chosen variant; or lose a shared run's samples.
+    """
+    place, studies = committed()
+    study, results = studies[name]
+    planned = {(own.stage, own.method, own.variant, own.seed): own for own in place.planned(study)}
+    for run in results["runs"]:
+        own = planned[run["stage"], run["method"], run["variant"], run["seed"]]
+        assert frozenset(run["overrides"]) == frozenset(own.overrides), own
+    assert place.tuned(study) == results.get("tuned", {})
+    if results["runs"] and len(results["runs"]) == study.num_runs and study.report.get("compare"):
+        text = (ROOT / "experiments" / name / "samples.md").read_text()
+        assert re.findall("^## (.*)$", text, re.MULTILINE) == list(conditions(results["runs"], study.report["stages"]))
     assert page(study, results)
 
 

@@ -13,7 +13,7 @@ from flowrl.studies.analysis import (
     kl_ratio_at_equal,
     value_at,
 )
-from flowrl.studies.tables import main_table
+from flowrl.studies.tables import interaction_table, main_table
 
 REWARD, KL = "eval/held_in/part/soft", "eval/held_in/kl_ref"
 
@@ -74,10 +74,22 @@ def test_an_interaction_by_hand():
     assert interaction((runs(0.75, 1.0), runs(0.5, 0.5)), (runs(0.375, 0.375), runs(0.25, 0.25)), REWARD).mean == 0.25
 
 
+def test_an_interaction_of_two_changes():
+    """With the mask the change gives 0.25, without it 0.125. Mutation: take the same change on both sides."""
+    ends = {"dppo two": 0.75, "dppo one": 0.5, "dppo two, none": 0.375, "dppo one, none": 0.25}
+    groups = {name: [run(seed, (0, 0), (1, end)) for seed in (0, 1)] for name, end in ends.items()}
+    other = {"of": "dppo", "change": ["two, none", "one, none"]}
+    report = {"rewards": ["soft"], "metrics": {"soft": REWARD}}
+    report["interactions"] = [{"of": "dppo", "change": ["two", "one"], "against": [other]}]
+    assert interaction_table(groups, report).rows == [
+        ["dppo two for dppo one against dppo two, none for dppo one, none", "+0.125"]
+    ]
+
+
 def test_comparisons_by_hand():
     """Ours ends at 0.75 and 1.0, theirs at 0.625 and 0.75; seed 7 is not shared.
 
-    Mutation: divide means over unshared seeds, or lose the base.
+    Mutation: divide means over unshared seeds, lose the base, or call a loss so many times a gain.
     """
     ours = [run(0, (0, 0.5), (1, 0.75)), run(1, (0, 0.5), (1, 1.0)), run(7, (0, 0.5), (1, 9.0))]
     theirs = [run(0, (0, 0.5), (1, 0.625)), run(1, (0, 0.5), (1, 0.75))]
@@ -85,6 +97,8 @@ def test_comparisons_by_hand():
     assert found["difference"].mean == 0.1875 and found["difference"].count == 2
     assert found["ratio"].mean == pytest.approx(0.875 / 0.6875)
     assert found["ratio of gains"].mean == pytest.approx(2.0) and found["ratio of gains"].count == 2
+    lost = [run(0, (0, 0.5), (1, 0.25)), run(1, (0, 0.5), (1, 0.375))]
+    assert math.isnan(compare(lost, theirs, REWARD)["ratio of gains"].mean)
 
 
 def test_conditions_keep_the_order_of_the_plan():
