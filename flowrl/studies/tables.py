@@ -33,6 +33,8 @@ def tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
         found.append(comparison_table(groups, pairs, report))
     if report.get("interactions"):
         found.append(interaction_table(groups, report))
+    if groups and report.get("training"):
+        found.append(course_table(groups, report["training"]))
     if results.get("tuned"):
         found += [chosen_table(results["tuned"], study), tuning_table(study, results)]
     return found
@@ -125,6 +127,27 @@ def interaction_table(groups: Mapping[str, Runs], report: Mapping[str, Any]) -> 
                 rows.append([" against ".join(" for ".join(pair) for pair in labels), *cells])
     note = "The change's effect on the first method minus its effect on the second, over shared seeds."
     return Table("interactions", "Does the change suit one better?", note, ("comparison", *names), rows)
+
+
+def course_table(groups: Mapping[str, Runs], names: Mapping[str, str]) -> Table:
+    """One row a condition: what training logged, in its first quarter, its middle half and its last quarter."""
+    rows: list[list[Cell]] = []
+    for label, runs in groups.items():
+        cells: list[Cell] = []
+        for metric in names.values():
+            parts = [quarters(run["training"].get(metric, ())) for run in runs]
+            cells += [mean([own[i] for own in parts]) for i in range(3)]
+        rows.append([label, *cells])
+    columns = [f"{name}, {part}" for name in names for part in ("first quarter", "middle", "last quarter")]
+    note = "Means over the iterations of each part, all steps and updates, and over seeds."
+    return Table("course", "In training", note, ("condition", *columns), rows)
+
+
+def quarters(values: Sequence[float]) -> tuple[float, float, float]:
+    """Means of the first quarter, the middle half and the last quarter of a course; NaN of nothing."""
+    quarter = len(values) // 4
+    parts = values[:quarter], values[quarter : len(values) - quarter], values[len(values) - quarter :]
+    return tuple(_average(own) if quarter else math.nan for own in parts)  # type: ignore[return-value]
 
 
 def chosen_table(tuned: Mapping[str, Mapping[str, Any]], study: Study) -> Table:

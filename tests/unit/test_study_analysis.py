@@ -13,7 +13,7 @@ from flowrl.studies.analysis import (
     kl_ratio_at_equal,
     value_at,
 )
-from flowrl.studies.tables import interaction_table, main_table
+from flowrl.studies.tables import course_table, interaction_table, main_table, quarters
 
 REWARD, KL = "eval/held_in/part/soft", "eval/held_in/kl_ref"
 
@@ -84,6 +84,22 @@ def test_an_interaction_of_two_changes():
     assert interaction_table(groups, report).rows == [
         ["dppo two for dppo one against dppo two, none for dppo one, none", "+0.125"]
     ]
+
+
+def test_the_course_of_training_by_hand():
+    """Eight values: two, four, two. Mutation: halves, thirds, or the last quarter from the middle."""
+    assert quarters([1, 3, 4, 4, 6, 6, 7, 9]) == (2.0, 5.0, 8.0)
+    assert all(map(math.isnan, quarters([1, 2, 3])))
+    runs = [
+        run(seed, (0, 0.5), (1, 0.75)) | {"training": {"trust/kl_old": [1.0, 2.0, 4.0, 3.0 + seed]}} for seed in (0, 1)
+    ]
+    table = course_table({"a": runs}, {"KL": "trust/kl_old", "masked": "trust/masked_fraction"})
+    assert table.columns == (
+        "condition", "KL, first quarter", "KL, middle", "KL, last quarter",
+        "masked, first quarter", "masked, middle", "masked, last quarter",
+    )  # fmt: skip
+    assert [own.mean for own in table.rows[0][1:4]] == [1.0, 3.0, 3.5]
+    assert math.isnan(table.rows[0][4].mean)
 
 
 def test_comparisons_by_hand():
