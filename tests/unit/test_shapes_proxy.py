@@ -1,15 +1,18 @@
 """The learned reward of the shapes world: shipped weights that are mostly right, and a script that makes them."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from shapes_pipeline import draw_scenes
-from train_proxy import ARCHITECTURE, scenes, targets, train
+from train_proxy import ARCHITECTURE, accuracy, scenes, targets, train
 
 from flowrl.rewards.shapes_proxy import END, ShapesProxy, build, tokenize
 from flowrl.shapes.grammar import FAMILIES
 from flowrl.types import Prompt
+
+STUDY = Path(__file__).parents[2] / "experiments" / "multi_reward"
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,14 @@ def test_the_weak_one_is_worse_yet_no_noise():
     """Mutation: let `embedded:weak` load the shipped one, or a fresh one."""
     weak = ShapesProxy(pretrained="embedded:weak", divisor=2.0).requires_grad_(False)
     assert 0.55 < hits(weak) < 0.85
+
+
+def test_the_study_quotes_how_often_both_find_the_right_caption(proxy):
+    """Of 16, in whole percent. Mutation: ship other weights without saying so."""
+    weak = ShapesProxy(pretrained="embedded:weak", divisor=2.0)
+    text = " ".join((STUDY / "README.md").read_text().split())
+    assert f"one of 16 captions for {accuracy(proxy.model):.0%}".replace("%", " %") in text
+    assert f"saw 64 and finds it for {accuracy(weak.model):.0%}".replace("%", " %") in text
 
 
 def test_the_value_is_the_scaled_cosine(proxy):
