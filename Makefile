@@ -14,6 +14,7 @@ help: ## List the targets
 # The stamp follows pyproject.toml, so a changed dependency is installed by the next target.
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "FlowRL needs Python 3.11 to 3.13, not %d.%d: make PYTHON=python3.12 ..." % v)'
+	@echo 'Installing into $(VENV): about 6 GB, several minutes'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@$(BIN)/python -c 'import torchvision' || { echo 'torch and torchvision do not match: remove $(VENV) and install both in one go'; exit 1; }

@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,11 @@ def explain(error: BaseException) -> str:
     ):
         group, option = match[1].rsplit("/", 1)
         options = match[3].split()
-        return f"{group}={option}: no such option; choose one of {', '.join(options)}"
+        return f"{group}={option}: no such option{meant(option, options)}; choose one of {', '.join(options)}"
     if match := re.search(r"Could not override '([^']+)'", text):
         return f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python train.py --cfg job`"
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]}: several values are a sweep, add -m; a list is written key=[a,b]"
     if isinstance(error.__cause__, OSError):  # logging hides the file it could not open
         error = error.__cause__
     if isinstance(error, OSError) and error.filename:
@@ -92,6 +94,12 @@ def explain(error: BaseException) -> str:
         return f"{place}missing configuration key {match[1]}; {remedy}"
     text = text.removeprefix("ValueError raised while resolving interpolation: ")
     return " ".join(text.split("\n    full_key")[0].split())
+
+
+def meant(word: str, names: Iterable[str]) -> str:
+    """The nearest of some names to a misspelt one, as words for a message; empty where none is near."""
+    close = difflib.get_close_matches(word, sorted(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _suggest(key: str) -> str:

@@ -41,7 +41,7 @@ GRACE, REFRESH = 60.0, 2.0
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("plan", "run", "collect", "render", "reproduce"))
-    parser.add_argument("studies", nargs="*", help=f"default: all, in this order: {', '.join(ORDER)}")
+    parser.add_argument("studies", nargs="*", default=[], help=f"default: all, in this order: {', '.join(ORDER)}")
     parser.add_argument("--quick", action="store_true", help="the reduced version, below outputs/quick/<commit>")
     parser.add_argument("--retry", action="store_true", help="run failed runs again, which are results otherwise")
     parser.add_argument("--slots", type=int, help="runs at a time; default: one for each core")
@@ -153,13 +153,14 @@ def render(where: Place, names: Sequence[str]) -> None:
             own = conditions(results["runs"], study.report["stages"])
             shown = [label for label in own if (folder / "samples" / f"{slug(label)}.png").is_file()]
             if shown:
-                (folder / "samples.md").write_text(samples_page(name, shown, first_seed(study)))
+                (folder / "samples.md").write_text(samples_page(name, shown, first_seed(study), study.report["score"]))
         if folder.parent != PLANS and folder.is_dir():
             (folder / "results.md").write_text(page(study, results))
             print(f"{name}: {folder / 'results.md'}")
     if where.records == PLANS:
         for path in (ROOT / "README.md", *(PLANS / name / "README.md" for name in names)):
             path.write_text(fill(path.read_text(), filled))
+        print(f"README.md and those of {', '.join(names)} are filled, figures and samples.md with them")
 
 
 def main() -> None:

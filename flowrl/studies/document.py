@@ -12,7 +12,7 @@ from typing import Any
 
 from flowrl.report.tables import Table
 from flowrl.studies import ratio_noise_tables
-from flowrl.studies.figures import figure_names
+from flowrl.studies.figures import CAPTIONS, figure_names
 from flowrl.studies.plan import Study
 from flowrl.studies.tables import cells, status, tables
 
@@ -58,7 +58,11 @@ def pieces(study: Study, results: Mapping[str, Any]) -> Pieces:
         found[f"{study.name}/{table.stem}"] = body(table)
         found |= cells(study.name, table)
     names = figure_names(study, results)
-    found[f"{study.name}/figures"] = "\n\n".join(f"![{name}](figures/{name}.svg)" for name in names)
+    kinds = {name: study.report["figures"][name]["kind"] for name in names}
+    found[f"{study.name}/figures"] = "\n\n".join(
+        f"![{name}](figures/{name}.svg)\n\n*{name.replace('_', ' ').capitalize()}. {CAPTIONS[kinds[name]]}*"
+        for name in names
+    )
     # The first one by its path from the front page.
     found[f"{study.name}/front"] = f"![{names[0]}](experiments/{study.name}/figures/{names[0]}.svg)" if names else ""
     return Pieces(found, is_complete=len(results["runs"]) >= study.num_runs)
@@ -84,11 +88,11 @@ def page(study: Study, results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def samples_page(study: str, names: list[str], seed: int) -> str:
-    """The page of samples: one grid a condition, by rule."""
+def samples_page(study: str, names: list[str], seed: int, score: str) -> str:
+    """The page of samples: one grid a condition, by rule; `score` says what the number under a picture is."""
     rule = (
         "The first prompts of the held-in evaluation set from its fixed noise, before and after training; of each "
-        f"condition the run of seed {seed}. Nothing is picked. The number is the prompt's headline score."
+        f"condition the run of seed {seed}. Nothing is picked. The number is the image's {score}."
     )
     grids = "\n\n".join(f"## {name}\n\n![{name}](samples/{slug(name)}.png)" for name in names)
     return f"# Samples: {study}\n\n{rule}\n\n{grids}\n"

@@ -14,9 +14,22 @@ from flowrl.studies.analysis import Runs, by_seed, conditions, course
 from flowrl.studies.plan import Study
 from flowrl.studies.record import mean_of
 
-COLOURS = ("#2f6db3", "#d9742b", "#2a9469", "#b8477f", "#7a5cc0", "#a08412", "#2a93a8", "#8c5a3c")
+COLOURS = ("#2f6db3", "#d9742b", "#2a9469", "#b8477f", "#7a5cc0", "#a08412", "#2a93a8", "#8c5a3c", "#4a525a")
 DASHES = ("-", "--", ":")
 MARKERS = "osD"
+METHODS = (
+    "flow_grpo", "flow_cps", "grpo_guard", "diffusion_nft", "flow_dppo", "flow_dppo_cps", "flow_dppo_all",
+    "flow_dppo_cps_all", "flow_cps_ratio",
+)  # fmt: skip
+"""Each has its colour in every figure in which no method has more variants than there are markers."""
+CAPTIONS = {
+    "paths": "Bold: means over runs at each evaluation, from the base model to the mark at the end of training; thin: "
+    "the runs.",
+    "curves": "Means over runs; the band holds all of them. Images: drawn for training.",
+    "dots": "After training: means over seeds with 95 % intervals, cut where they leave the frame; faint: the runs.",
+    "noise": "A step whose exact KL is the threshold.",
+    "contradictions": "Each clip at its best range for that many dimensions.",
+}
 STYLE: Any = {
     "axes.facecolor": "#f6f7f8",
     "axes.edgecolor": "#dfe3e7",
@@ -80,6 +93,18 @@ def draw(study: Study, results: Mapping[str, Any], folder: Path) -> list[Path]:
     return paths
 
 
+def looks(labels: Sequence[str]) -> list[int]:
+    """A number for each condition, that of its colour and, in steps of so many colours, of its dash and marker.
+
+    A method's own colour where that tells all conditions apart; else one after the other.
+    """
+    methods = [label.split(" ", 1)[0] for label in labels]
+    if set(methods) <= set(METHODS) and max(map(methods.count, methods)) <= len(MARKERS):
+        earlier = (methods[:i].count(own) for i, own in enumerate(methods))
+        return [METHODS.index(own) + len(COLOURS) * count for own, count in zip(methods, earlier, strict=True)]
+    return list(range(len(labels)))
+
+
 def style(number: int) -> dict[str, Any]:
     """A colour, and a dash where the colours begin anew."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
@@ -91,18 +116,16 @@ def marker(number: int) -> str:
 
 
 def paths_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]) -> None:
-    """Each run's way from the base model to its end, thin, and the conditions' means, large."""
+    """Each condition's way from the base model to its end: its runs thin, their mean bold."""
     axes = figure.subplots()
-    for number, (label, runs) in enumerate(groups.items()):
-        ends = []
-        for run in runs:
-            points = course(run, metrics[spec["x"]], metrics[spec["y"]])
-            axes.plot(*zip(*points, strict=True), **style(number), linewidth=0.8, alpha=0.5)
-            if run["status"] == "finished" and points:
-                ends.append(points[-1])
-        if ends:
-            centre = [sum(values) / len(values) for values in zip(*ends, strict=True)]
-            axes.plot(*centre, marker(number), color=style(number)["color"], markersize=7, label=label)
+    for number, (label, runs) in zip(looks(list(groups)), groups.items(), strict=True):
+        ways = [course(run, metrics[spec["x"]], metrics[spec["y"]]) for run in runs]
+        for way in ways:
+            axes.plot(*zip(*way, strict=True), **style(number), linewidth=0.6, alpha=0.25)
+        if full := [way for way in ways if way and len(way) == max(map(len, ways))]:
+            centre = [[_mean(values) for values in zip(*points, strict=True)] for points in zip(*full, strict=True)]
+            axes.plot(*zip(*centre, strict=True), **style(number), linewidth=1.6)
+            axes.plot(*centre[-1], marker(number), color=style(number)["color"], markersize=7, label=label)
     axes.set_xlabel(spec["x"])
     axes.set_ylabel(spec["y"])
     _outside(figure)
@@ -111,7 +134,7 @@ def paths_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, 
 def curves_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]) -> None:
     """A score over images drawn for training: the mean over runs, and the band from the smallest to the largest."""
     axes = figure.subplots()
-    for number, (label, runs) in enumerate(groups.items()):
+    for number, (label, runs) in zip(looks(list(groups)), groups.items(), strict=True):
         columns: dict[float, list[float]] = {}
         for run in runs:
             for row in run["evaluations"]:
@@ -123,7 +146,7 @@ def curves_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str,
             list(full), [min(own) for own in full.values()], [max(own) for own in full.values()],
             color=style(number)["color"], alpha=0.15, linewidth=0,
         )  # fmt: skip
-        axes.plot(list(full), [sum(own) / len(own) for own in full.values()], **style(number), label=label)
+        axes.plot(list(full), [_mean(own) for own in full.values()], **style(number), label=label)
     axes.set_xlabel("images")
     axes.set_ylabel(spec["y"])
     _outside(figure)
@@ -134,27 +157,36 @@ def dots_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, A
     names: Sequence[str] = spec["metrics"]
     figure.set_size_inches(WIDTH + 1.2 * len(names), max(HEIGHT / 2, 0.28 * len(groups) + 1))
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    numbers = looks(list(groups))
     for axes, name in zip(panels, names, strict=True):
-        for number, runs in enumerate(groups.values()):
+        for row, runs in enumerate(groups.values()):
             values = list(by_seed(runs, metrics[name]).values())
             found = mean(values)
-            colour = style(number)["color"]
-            axes.plot(values, [number] * len(values), "o", color=colour, markersize=3, alpha=0.35)
+            colour = style(numbers[row])["color"]
+            axes.plot(values, [row] * len(values), "o", color=colour, markersize=3, alpha=0.35)
             if not math.isnan(found.low):
-                axes.plot([found.low, found.high], [number, number], color=colour, linewidth=2)
+                axes.hlines(row, found.low, found.high, color=colour, linewidth=2)
             if values:
-                axes.plot([found.mean], [number], marker(number), color=colour, markersize=6)
+                axes.plot([found.mean], [row], marker(numbers[row]), color=colour, markersize=6)
         axes.set_xlabel(name)
+        ends = [value for runs in groups.values() for value in by_seed(runs, metrics[name]).values()]
+        if ends and (room := 0.15 * (max(ends) - min(ends))):  # Student's intervals may leave what a score can be
+            axes.set_xlim(min(ends) - room, max(ends) + room)
     panels[0].set_yticks(range(len(groups)), list(groups))
     panels[0].set_ylim(len(groups) - 0.5, -0.5)
 
 
 def noise_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
     """Noise and signal of the log-ratio at the threshold over the number of latent dimensions."""
-    rows = simulation["at_threshold"]
+    *rows, embedded = simulation["at_threshold"]
     dimensions = [row["dimensions"] for row in rows]
-    axes.loglog(dimensions, [row["noise"] for row in rows], "o-", color=COLOURS[1], label="noise, one sample")
-    axes.loglog(dimensions, [row["signal"] for row in rows], "o-", color=COLOURS[0], label="signal, the exact KL")
+    for colour, key, label in (
+        (COLOURS[1], "noise", "noise, one sample"),
+        (COLOURS[0], "signal", "signal, the exact KL"),
+    ):
+        axes.loglog(dimensions, [row[key] for row in rows], "o-", color=colour, label=label)
+        own = f"{key} at the embedded model's threshold"
+        axes.loglog([embedded["dimensions"]], [embedded[key]], "D", color=colour, fillstyle="none", label=own)
     axes.set_xlabel("latent dimensions")
     axes.set_ylabel("log-ratio, mean-reduced")
     _legend(axes)
@@ -169,6 +201,10 @@ def contradictions_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
     axes.set_xlabel("latent dimensions")
     axes.set_ylabel("contradicted decisions, % of terms that move away")
     _legend(axes)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _outside(figure: Any) -> None:

@@ -58,13 +58,13 @@ class Place:
 
     def find(self, name: str, wanted: Sequence[Planned]) -> dict[Planned, Record]:
         """The records of those runs that are over: from their folders, or else from what was recorded earlier."""
-        folders, found = self.folders(name), {}
+        folders, recorded, found = self.folders(name), self.recorded, {}
         for planned in wanted:
             key = frozenset(planned.overrides)
             known = from_folder(planned, folders[key]) if key in folders else None
-            if known is None and key in self.recorded:
+            if known is None and key in recorded:
                 own = {"stage": planned.stage, "method": planned.method, "variant": planned.variant}
-                known = self.recorded[key] | own
+                known = recorded[key] | own
             if known is not None:
                 found[planned] = known
         return found

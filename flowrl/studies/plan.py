@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from flowrl.command import meant
+
 Overrides = tuple[str, ...]
 SWEEP = "sweep.yaml"
 ORDER = ("methods", "ratio_noise", "delta", "reuse", "forgetting", "multi_reward")
@@ -102,7 +104,7 @@ def read(name: str, folder: Path, is_quick: bool) -> Study:
     """The study below `folder`. Raises ValueError for a name that has no sweep.yaml there."""
     path = folder / name / SWEEP
     if not path.is_file():
-        raise ValueError(f"STUDY={name}: no {path}; choose one of {', '.join(ORDER)}")
+        raise ValueError(f"{name}: no such study{meant(name, ORDER)}; choose one of {', '.join(ORDER)}")
     spec = yaml.safe_load(path.read_text())
     reduced = spec.get("quick", {}) if is_quick else {}
     common = spec.get("common", ())

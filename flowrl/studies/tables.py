@@ -55,9 +55,8 @@ def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
         values = (mean(list(by_seed(runs, metric).values())) for metric in metrics.values())
         rows.append([label, seeds, *values, f"{images:,.0f}", f"{seconds:.0f}"])
     note = (
-        "Means over seeds with 95 % intervals, after training: from five seeds on bootstrapped, which of five cover "
-        "the mean 92 % of the time; of three and four Student's, which knows no bounds of a score. The base model's "
-        "values are from before."
+        "Means over seeds with 95 % intervals, after training; the base model's values are from before. How to read them "
+        "stands in `experiments/README.md`."
     )
     columns = ("condition", "seeds", *metrics, "images", "seconds")
     return Table("main", "After training", note, columns, rows)
@@ -81,18 +80,17 @@ def comparison_table(groups: Mapping[str, Runs], pairs: Sequence[Sequence[str]],
         cells = {}
         for name in report["rewards"]:
             for kind, found in compare(*own, metrics[name]).items():
-                cells[f"{name}, {kind}"] = found.text(sign=kind == "difference")
+                if kind == "difference" or name in report.get("ratios", ()):
+                    cells[f"{name}, {kind}"] = found.text(sign=kind == "difference")
         for name in report.get("differences", ()):
             scores = [by_seed(runs, metrics[name]) for runs in own]
             cells[f"{name}, difference"] = difference(*scores).text(sign=True)
         cells |= at_equal(own, report)
         rows.append([f"{ours} against {theirs}", *cells.values()])
     note = (
-        "Over shared seeds as pairs; one in twenty such intervals leaves out zero by chance. Ratios of gains are those "
-        "over the base model, none where a gain is not positive. At equal reward a pair is compared at the lower of "
-        "its two final scores, each run where it first reaches that, between evaluations by interpolation, KL by its "
-        "root; in brackets so many pairs have such a reward. Noisy scores favour the one that drifted less there. A KL "
-        "ratio below 1 says that the first of the two drifts less."
+        "Over shared seeds as pairs, with 95 % intervals. Ratios of gains are those over the base model, `-` where a gain "
+        "is not positive. At equal reward: in brackets how many pairs have one; a KL ratio below 1 says that the first of "
+        "the two drifts less. How both are found stands in `experiments/README.md`."
     )
     return Table("comparisons", "Comparisons", note, ("comparison", *cells), rows)
 

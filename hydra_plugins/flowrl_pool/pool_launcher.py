@@ -48,7 +48,8 @@ class PoolLauncher(Launcher):
         slots = find_slots(self.slots, count_gpus(), sum(job.num_processes for job in missing) or 1)
         print(
             f"sweep {folder}: {len(missing)} of {len(jobs)} jobs to run on {len(slots.names)} slots "
-            f"({', '.join(slots.names)}" + (f", {slots.threads} threads each)" if slots.threads else ")")
+            f"({', '.join(slots.names)}"
+            + (f", {slots.threads} thread{'s' * (slots.threads > 1)} each)" if slots.threads else ")")
         )
         pool = Pool(slots, is_fail_fast=self.is_fail_fast, grace=self.grace, refresh=self.refresh, group=folder.name)
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException, InstantiationException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -113,6 +113,21 @@ def test_an_unknown_key_fails_and_is_named(override):
     with pytest.raises(ConfigCompositionException) as error:
         config(override)
     assert override.split("=")[0] in explain(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("loss=dpoo", "loss=dpoo: no such option (did you mean 'dppo'?); choose one of cps, dppo"),
+        ("loss=zzzz", "loss=zzzz: no such option; choose one of cps, dppo"),
+        ("seed=0,1", "seed=0,1: several values are a sweep, add -m"),
+    ],
+)
+def test_what_was_meant_is_said_first(override, told):
+    """Mutation: suggest nothing, or whatever is first; show Hydra's own paragraph."""
+    with pytest.raises(HydraException) as error:
+        config(override)
+    assert explain(error.value).startswith(told)
 
 
 @pytest.mark.parametrize(

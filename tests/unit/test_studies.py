@@ -18,7 +18,7 @@ from flowrl.modules.measures import NotFinite
 from flowrl.studies.analysis import conditions
 from flowrl.studies.choice import choose
 from flowrl.studies.document import BLOCK, fill, page, pieces
-from flowrl.studies.figures import draw, figure_names, fingerprint
+from flowrl.studies.figures import draw, figure_names, fingerprint, looks, marker, style
 from flowrl.studies.place import Place
 from flowrl.studies.plan import ORDER, Planned, merge, read
 from flowrl.studies.record import DIVERGED, from_folder, load, thinned, write
@@ -141,8 +141,8 @@ def test_a_plan_by_hand(place):
     quick = read("mine", place.plans, is_quick=True)
     assert [stage.num_runs for stage in quick.stages] == [2, 4]
     assert quick.stages[0].runs({})[0].overrides[0] == "num_iterations=4"
-    with pytest.raises(ValueError, match="STUDY=mein"):
-        place.study("mein")
+    with pytest.raises(ValueError, match=r"metods: no such study \(did you mean 'methods'"):
+        place.study("metods")
 
 
 def test_a_stage_waits_for_what_it_is_tuned_by(place):
@@ -278,6 +278,19 @@ def test_figures_are_the_same_bytes_from_the_same_record(place, tmp_path):
     assert len(first) == 8 and len(set(first)) == 8
     learning, tuning = ((tmp_path / "a" / f"{name}.svg").read_text() for name in ("learning", "tuning"))
     assert "lr=2" in tuning and "lr=2" not in learning
+
+
+def test_a_method_keeps_its_colour():
+    """Its variants have markers of their own; where they are too many, or unknown, all are numbered.
+
+    Mutation: number by the place in the figure, or give two conditions one look.
+    """
+    assert looks(["flow_cps", "diffusion_nft"]) == looks(["flow_cps proxy", "diffusion_nft proxy"]) == [1, 3]
+    numbers = looks(["flow_dppo a", "flow_cps", "flow_dppo b"])
+    assert numbers[1] == 1 and style(numbers[0])["color"] == style(numbers[2])["color"]
+    assert marker(numbers[0]) != marker(numbers[2]) and style(numbers[0]) != style(numbers[2])
+    assert looks([f"flow_dppo {i}" for i in range(12)]) == list(range(12))
+    assert looks(["mine", "yours"]) == [0, 1]
 
 
 @cache
