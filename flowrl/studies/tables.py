@@ -55,8 +55,8 @@ def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
         values = (mean(list(by_seed(runs, metric).values())) for metric in metrics.values())
         rows.append([label, seeds, *values, f"{images:,.0f}", f"{seconds:.0f}"])
     note = (
-        "Means over seeds with 95 % intervals, after training; the base model's values are from before. How to read them "
-        "stands in `experiments/README.md`."
+        "Means over seeds with 95 % intervals, after training; the base model's values are from before. How to read "
+        "them stands in `experiments/README.md`."
     )
     columns = ("condition", "seeds", *metrics, "images", "seconds")
     return Table("main", "After training", note, columns, rows)
@@ -88,9 +88,9 @@ def comparison_table(groups: Mapping[str, Runs], pairs: Sequence[Sequence[str]],
         cells |= at_equal(own, report)
         rows.append([f"{ours} against {theirs}", *cells.values()])
     note = (
-        "Over shared seeds as pairs, with 95 % intervals. Ratios of gains are those over the base model, `-` where a gain "
-        "is not positive. At equal reward: in brackets how many pairs have one; a KL ratio below 1 says that the first of "
-        "the two drifts less. How both are found stands in `experiments/README.md`."
+        "Over shared seeds as pairs, with 95 % intervals. Ratios of gains are those over the base model, `-` where a "
+        "gain is not positive. At equal reward: in brackets how many pairs have one; a KL ratio below 1 says that the "
+        "first of the two drifts less. How both are found stands in `experiments/README.md`."
     )
     return Table("comparisons", "Comparisons", note, ("comparison", *cells), rows)
 
