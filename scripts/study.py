@@ -153,7 +153,8 @@ def render(where: Place, names: Sequence[str]) -> None:
             own = conditions(results["runs"], study.report["stages"])
             shown = [label for label in own if (folder / "samples" / f"{slug(label)}.png").is_file()]
             if shown:
-                (folder / "samples.md").write_text(samples_page(name, shown, first_seed(study), study.report.get("score", "headline score")))
+                score = study.report.get("score", "headline score")
+                (folder / "samples.md").write_text(samples_page(name, shown, first_seed(study), score))
         if folder.parent != PLANS and folder.is_dir():
             (folder / "results.md").write_text(page(study, results))
             print(f"{name}: {folder / 'results.md'}")

@@ -116,15 +116,22 @@ def interaction_table(groups: Mapping[str, Runs], report: Mapping[str, Any]) -> 
     rows: list[list[Cell]] = []
     names = [report["rewards"][0], *report.get("differences", ())]
     for given in report["interactions"]:
-        for other in given["against"]:
-            sides = given, other if isinstance(other, dict) else {"of": other, "change": given["change"]}
-            labels = [[f"{side['of']} {variant}" for variant in side["change"]] for side in sides]
+        for labels in sides(given):
             if all(label in groups for pair in labels for label in pair):
                 ours, others = ([groups[label] for label in pair] for pair in labels)
                 cells = (interaction(ours, others, report["metrics"][name]).text(sign=True) for name in names)
                 rows.append([" against ".join(" for ".join(pair) for pair in labels), *cells])
     note = "The change's effect on the first method minus its effect on the second, over shared seeds."
     return Table("interactions", "Does the change suit one better?", note, ("comparison", *names), rows)
+
+
+def sides(given: Mapping[str, Any]) -> list[list[list[str]]]:
+    """The conditions of each comparison of changes: (with, without) of ours, and of theirs.
+
+    What ours is held `against` is a method with the same change, or one with another of its own.
+    """
+    others = [own if isinstance(own, dict) else {"of": own, "change": given["change"]} for own in given["against"]]
+    return [[[f"{side['of']} {variant}" for variant in side["change"]] for side in (given, other)] for other in others]
 
 
 def course_table(groups: Mapping[str, Runs], names: Mapping[str, str]) -> Table:

@@ -8,6 +8,7 @@ from runs import CONF, ROOT
 from flowrl.command import register_resolvers
 from flowrl.metrics import check
 from flowrl.studies.plan import ORDER, read
+from flowrl.studies.tables import sides
 
 EXPERIMENTS = ROOT / "experiments"
 
@@ -65,11 +66,13 @@ def test_a_report_names_what_its_study_has(name):
     named = {*report.get("rewards", ()), report["kl"], *report.get("differences", ()), *axes}
     named |= {own[key] for own in report.get("equal", ()) for key in ("of", "at")}
     for own in report.get("interactions", ()):
-        assert {f"{method} {variant}" for method in (own["of"], *own["against"]) for variant in own["change"]} <= labels
+        assert {label for pairs in sides(own) for pair in pairs for label in pair} <= labels
     named |= {metric for spec in drawn for metric in spec.get("metrics", ())}
     assert named <= report["metrics"].keys()
     for metric in report["metrics"].values():
         check([metric] if isinstance(metric, str) else metric)
+    check(report.get("training", {}).values())
+    assert {stage for spec in drawn for stage in spec.get("stages", ())} <= set(report["stages"])
 
 
 def test_both_passes_over_half_the_rollouts_are_as_many_updates_of_the_same_size():
