@@ -19,7 +19,7 @@ from flowrl.command import meant
 
 Overrides = tuple[str, ...]
 SWEEP = "sweep.yaml"
-ORDER = ("methods", "ratio_noise", "delta", "reuse", "forgetting", "multi_reward")
+ORDER = ("methods", "ratio_noise", "delta", "hard", "reuse", "forgetting", "multi_reward")
 """All studies, the one that tunes first."""
 
 

@@ -33,6 +33,8 @@ GROSS = 4.0
 """A contradicted decision is gross where the divergence is that many times below or above the threshold."""
 CHUNK = 2**22
 """Numbers drawn at a time."""
+BISECTIONS = 12
+"""Of eight decades: finer than the grid of ranges."""
 
 
 @dataclass(frozen=True)
@@ -172,20 +174,48 @@ def sampled(
     return 2 * wrong / total  # about half of all terms move away
 
 
+def at_best(estimator: Estimator, given: Mapping[str, Any]) -> tuple[float, Decisions]:
+    """The best clip range, and how it decides; `given` are the grid, the dimensions, delta, and how velocities move."""
+    steps = intervals(LinearShift(shift=given["shift"]), given["num_steps"])[: given["steps"]]
+    delta, growth = given["delta"], given["growth"]
+    velocity = population(estimator.sampler, steps, delta, given["spread"], given["quantiles"], growth)
+    kl = step_kls(estimator.sampler, steps, velocity, growth)
+    scales = torch.tensor([estimator.scale(own) for own in steps], dtype=torch.float64)[:, None]
+    options: dict[str, Any] = {"delta": delta, "is_centred": estimator.is_centred, "dimensions": given["dimensions"]}
+    clip = best_clip(kl, scales, **options)
+    return clip, decide(kl, scales, clip=clip, **options)
+
+
 def varied(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Contradicted decisions at other assumptions: other steps and sizes, velocities that grow to the data."""
     rows: list[dict[str, Any]] = []
     for estimator in estimators(spec["noise_levels"]):
         for given in spec["variations"]:
-            here, growth = {**spec, "dimensions": spec["varied_dimensions"], **given}, given["growth"]
-            steps = intervals(LinearShift(shift=here["shift"]), here["num_steps"])[: here["steps"]]
-            shape = here["delta"], spec["spread"], spec["quantiles"], growth
-            kl = step_kls(estimator.sampler, steps, population(estimator.sampler, steps, *shape), growth)
-            scales = torch.tensor([estimator.scale(own) for own in steps], dtype=torch.float64)[:, None]
-            options: dict[str, Any] = {"delta": here["delta"], "is_centred": estimator.is_centred}
-            options["dimensions"] = here["dimensions"]
-            own = decide(kl, scales, clip=best_clip(kl, scales, **options), **options)
+            _, own = at_best(estimator, {**spec, "dimensions": spec["varied_dimensions"], **given})
             rows.append({"label": estimator.label, **given, "contradicted": own.contradicted, "gross": own.gross})
+    return rows
+
+
+def matching_delta(estimator: Estimator, given: Mapping[str, Any], clip: float) -> float:
+    """The threshold whose best range is `clip`, within the grid of `best_clip`: how large a trust region it makes."""
+    low, high = -10.0, -2.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        is_above = at_best(estimator, {**given, "delta": 10**middle})[0] >= clip
+        low, high = (low, middle) if is_above else (middle, high)
+    return float(10 ** ((low + high) / 2))
+
+
+def published(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Published clip ranges: the threshold that each comes to, and the range that comes to it in the embedded model."""
+    rows: list[dict[str, Any]] = []
+    real, embedded = ({**spec, **spec[key]} for key in ("published_on", "carried_to"))
+    for estimator in estimators(spec["noise_levels"]):
+        if estimator.label in spec["published"]:
+            clip = spec["published"][estimator.label]
+            delta = matching_delta(estimator, real, clip)
+            carried, _ = at_best(estimator, {**embedded, "delta": delta})
+            rows.append({"label": estimator.label, "clip": clip, "delta": delta, "carried": carried})
     return rows
 
 
@@ -225,4 +255,4 @@ def simulate(spec: Mapping[str, Any]) -> dict[str, Any]:
         | {"signal": spec["run_delta"]}
     )
     found_by = {"at_threshold": at_threshold, "estimators": found, "steps": by_step, "varied": varied(spec)}
-    return {"setting": dict(spec)} | found_by
+    return {"setting": dict(spec)} | found_by | {"published": published(spec)}

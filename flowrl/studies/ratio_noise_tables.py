@@ -13,10 +13,10 @@ from flowrl.studies.record import STEP_KL
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
-    """At the threshold, by estimator, by step, and measured in real runs."""
+    """At the threshold, by estimator, as published, by step, and measured in real runs."""
     simulation = results["simulation"]
-    found = [threshold_table(simulation), estimator_table(simulation), varied_table(simulation)]
-    found.append(step_table(simulation))
+    makers = (threshold_table, estimator_table, published_table, varied_table, step_table)
+    found = [make(simulation) for make in makers]
     groups = conditions(results["runs"], ["run"])
     return [*found, measured_table(groups, simulation["setting"]["run_dimensions"])] if groups else found
 
@@ -50,6 +50,22 @@ def estimator_table(simulation: Mapping[str, Any]) -> Table:
         "contradicts the exact divergence least. Gross: the KL is a factor of four or more from delta."
     )
     return Table("estimators", "Contradicted decisions", note, ("clip", "best range", *heads), rows)
+
+
+def published_table(simulation: Mapping[str, Any]) -> Table:
+    """How large a trust region the published clip ranges make."""
+    setting = simulation["setting"]
+    rows: list[list[Cell]] = [
+        [row["label"], row["clip"], row["delta"], row["delta"] / setting["delta"], row["carried"]]
+        for row in simulation["published"]
+    ]
+    note = (
+        f"The threshold whose mask each published range contradicts least, on SD3.5's grid with "
+        f"{setting['published_on']['dimensions']:,} dimensions, and the range that does so for the same threshold in "
+        f"the embedded model, with {setting['carried_to']['dimensions']}."
+    )
+    columns = ("clip", "published range", "threshold", "over the authors' delta", "range in the embedded model")
+    return Table("published", "Published ranges", note, columns, rows)
 
 
 def varied_table(simulation: Mapping[str, Any]) -> Table:

@@ -11,9 +11,11 @@ from flowrl.samplers.cps import CPS
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import LinearShift, intervals
 from flowrl.studies.ratio_noise import (
+    at_best,
     best_clip,
     decide,
     estimators,
+    matching_delta,
     noise,
     population,
     sampled,
@@ -26,6 +28,7 @@ from flowrl.types import LossInputs
 STEPS = intervals(LinearShift(shift=3.0), 10)[:-1]
 LEVELS = {"flow_sde": 0.7, "cps": 0.8}
 ONE = torch.ones(1, 1, dtype=torch.float64)
+FEW = {"shift": 3.0, "num_steps": 4, "steps": 3, "spread": 1.0, "quantiles": 40, "growth": 1.0}
 
 
 def tail(z):
@@ -145,6 +148,21 @@ def test_the_best_range_is_no_worse_than_its_neighbours():
     assert min(shares) == shares[1]
 
 
+@pytest.mark.parametrize("number", range(4))
+def test_the_threshold_of_a_range_is_the_one_it_is_best_for(number):
+    """There and back, within a step of either grid. Mutation: search downwards, or in the wrong dimensions."""
+    estimator = estimators(LEVELS)[number]
+    given = FEW | {"dimensions": 4096}
+    clip, _ = at_best(estimator, given | {"delta": 3e-6})
+    assert matching_delta(estimator, given, clip) == pytest.approx(3e-6, rel=0.06)
+
+
+def test_where_noise_rules_a_ranges_threshold_is_its_square():
+    """noise = sqrt(2 delta / D) over a signal of a hundredth of it. Mutation: a threshold that grows with the range."""
+    one, ten = (matching_delta(estimators(LEVELS)[0], FEW | {"dimensions": 16}, clip) for clip in (3e-4, 3e-3))
+    assert ten / one == pytest.approx(100, rel=0.15)
+
+
 def test_the_noise_that_a_run_should_have():
     """KL 4e-4 and 1e-4 in 100 dimensions, halved by the first update: (2e-3 + 1e-3) / 2.
 
@@ -159,7 +177,8 @@ def test_simulation_fills_its_tables():
     """Mutation: draw the centred ratio, which training's diagnostics do not know."""
     spec = {"shift": 3.0, "num_steps": 4, "noise_levels": LEVELS, "delta": 1e-6, "spread": 1.0, "quantiles": 20}
     spec |= {"dimensions": [16, 64], "sampled_dimensions": [64], "samples": 20, "seed": 0, "run_dimensions": 256}
-    spec |= {"run_delta": 2e-5, "varied_dimensions": 64}
+    spec |= {"run_delta": 2e-5, "varied_dimensions": 64, "growth": 1.0, "published": {"CPS, ratio": 1e-3}}
+    spec |= {"published_on": {"steps": 3, "dimensions": 64}, "carried_to": {"steps": 3, "dimensions": 64}}
     spec["variations"] = [{"name": "same", "steps": 3, "growth": 1.0}, {"name": "other", "steps": 2, "growth": 4.0}]
     found = simulate(spec)
     assert [len(rows) for rows in found["estimators"].values()] == [2] * 4
@@ -167,6 +186,8 @@ def test_simulation_fills_its_tables():
     assert found["at_threshold"][1]["noise"] == pytest.approx(math.sqrt(2e-6 / 64))
     assert found["at_threshold"][-1]["noise"] == pytest.approx(math.sqrt(4e-5 / 256))
     assert len(found["varied"]) == 8
+    assert [row["label"] for row in found["published"]] == ["CPS, ratio"]
+    assert found["published"][0]["carried"] == pytest.approx(1e-3, rel=0.06)
     for label, rows in found["estimators"].items():
         same, other = (row for row in found["varied"] if row["label"] == label)
         assert same["contradicted"] == rows[1]["contradicted"] != other["contradicted"]
