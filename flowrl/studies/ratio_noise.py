@@ -33,8 +33,11 @@ GROSS = 4.0
 """A contradicted decision is gross where the divergence is that many times below or above the threshold."""
 CHUNK = 2**22
 """Numbers drawn at a time."""
-BISECTIONS = 12
-"""Of eight decades: finer than the grid of ranges."""
+DELTAS, BISECTIONS = (1e-9, 2e-4), 12
+"""Thresholds among which that of a range is looked for, and how often their interval is halved: finer than ranges are.
+
+Beyond, the best range of a centred ratio is none: it clips half of all terms or nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -174,14 +177,23 @@ def sampled(
     return 2 * wrong / total  # about half of all terms move away
 
 
-def at_best(estimator: Estimator, given: Mapping[str, Any]) -> tuple[float, Decisions]:
-    """The best clip range, and how it decides; `given` are the grid, the dimensions, delta, and how velocities move."""
+def moved(estimator: Estimator, given: Mapping[str, Any]) -> tuple[Sequence[Interval], Tensor, Tensor, Tensor]:
+    """Trained steps, rms of moved velocities, the KL of each step and velocity, and what the clip multiplies by.
+
+    `given` holds the grid (shift, num_steps, and how many of its first steps are trained), delta, spread, quantiles and
+    growth.
+    """
     steps = intervals(LinearShift(shift=given["shift"]), given["num_steps"])[: given["steps"]]
-    delta, growth = given["delta"], given["growth"]
-    velocity = population(estimator.sampler, steps, delta, given["spread"], given["quantiles"], growth)
-    kl = step_kls(estimator.sampler, steps, velocity, growth)
+    shape = given["delta"], given["spread"], given["quantiles"], given["growth"]
+    velocity = population(estimator.sampler, steps, *shape)
     scales = torch.tensor([estimator.scale(own) for own in steps], dtype=torch.float64)[:, None]
-    options: dict[str, Any] = {"delta": delta, "is_centred": estimator.is_centred, "dimensions": given["dimensions"]}
+    return steps, velocity, step_kls(estimator.sampler, steps, velocity, given["growth"]), scales
+
+
+def at_best(estimator: Estimator, given: Mapping[str, Any]) -> tuple[float, Decisions]:
+    """The best clip range in so many `dimensions`, and how it decides."""
+    _, _, kl, scales = moved(estimator, given)
+    options = {"delta": given["delta"], "is_centred": estimator.is_centred, "dimensions": given["dimensions"]}
     clip = best_clip(kl, scales, **options)
     return clip, decide(kl, scales, clip=clip, **options)
 
@@ -197,31 +209,40 @@ def varied(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def matching_delta(estimator: Estimator, given: Mapping[str, Any], clip: float) -> float:
-    """The threshold whose best range is `clip`, within the grid of `best_clip`: how large a trust region it makes."""
-    low, high = -10.0, -2.0
+    """The threshold whose best range is `clip`, to the grid of `best_clip`: how large a trust region it makes.
+
+    Raises ValueError for a range that is best for no threshold within DELTAS.
+    """
+    low, high = DELTAS
+    if not at_best(estimator, {**given, "delta": low})[0] < clip < at_best(estimator, {**given, "delta": high})[0]:
+        raise ValueError(f"clip={clip} of {estimator.label} is best for no delta from {low:g} to {high:g}")
     for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        is_above = at_best(estimator, {**given, "delta": 10**middle})[0] >= clip
+        middle = math.sqrt(low * high)
+        is_above = at_best(estimator, {**given, "delta": middle})[0] >= clip
         low, high = (low, middle) if is_above else (middle, high)
-    return float(10 ** ((low + high) / 2))
+    return math.sqrt(low * high)
 
 
 def published(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Published clip ranges: the threshold that each comes to, and the range that comes to it in the embedded model."""
+    """Published clip ranges: the threshold that each comes to, and the range that comes to it in the embedded model.
+
+    A threshold is of the KL per dimension, so velocities that move alike per dimension meet it in either model.
+    """
+    known = {own.label: own for own in estimators(spec["noise_levels"])}
     rows: list[dict[str, Any]] = []
     real, embedded = ({**spec, **spec[key]} for key in ("published_on", "carried_to"))
-    for estimator in estimators(spec["noise_levels"]):
-        if estimator.label in spec["published"]:
-            clip = spec["published"][estimator.label]
-            delta = matching_delta(estimator, real, clip)
-            carried, _ = at_best(estimator, {**embedded, "delta": delta})
-            rows.append({"label": estimator.label, "clip": clip, "delta": delta, "carried": carried})
+    for label, clip in spec["published"].items():
+        delta = matching_delta(known[label], real, clip)
+        _, there = at_best(known[label], {**real, "delta": delta})
+        carried, here = at_best(known[label], {**embedded, "delta": delta})
+        row = {"label": label, "clip": clip, "delta": delta, "carried": carried}
+        row |= {"noise": float(noise(torch.tensor(delta, dtype=torch.float64), real["dimensions"]))}
+        rows.append(row | {"contradicted": there.contradicted, "gross": there.gross, "here": here.contradicted})
     return rows
 
 
 def simulate(spec: Mapping[str, Any]) -> dict[str, Any]:
     """What the study computes without a model; `spec` is the `simulation` of its sweep.yaml."""
-    steps = intervals(LinearShift(shift=spec["shift"]), spec["num_steps"])[:-1]
     delta, threshold = spec["delta"], torch.tensor(spec["delta"], dtype=torch.float64)
     at_threshold = [
         {"dimensions": own, "noise": float(noise(threshold, own)), "signal": delta} for own in spec["dimensions"]
@@ -229,9 +250,7 @@ def simulate(spec: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {}
     by_step: dict[str, list[dict[str, float]]] = {}
     for estimator in estimators(spec["noise_levels"]):
-        velocity = population(estimator.sampler, steps, delta, spec["spread"], spec["quantiles"])
-        kl = step_kls(estimator.sampler, steps, velocity)
-        scales = torch.tensor([estimator.scale(own) for own in steps], dtype=torch.float64)[:, None]
+        steps, velocity, kl, scales = moved(estimator, {**spec, "steps": spec["num_steps"] - 1})
         options: dict[str, Any] = {"delta": delta, "is_centred": estimator.is_centred}
         first = best_clip(kl, scales, dimensions=spec["dimensions"][0], **options)
         rows = found[estimator.label] = []

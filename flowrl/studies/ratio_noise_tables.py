@@ -56,15 +56,22 @@ def published_table(simulation: Mapping[str, Any]) -> Table:
     """How large a trust region the published clip ranges make."""
     setting = simulation["setting"]
     rows: list[list[Cell]] = [
-        [row["label"], row["clip"], row["delta"], row["delta"] / setting["delta"], row["carried"]]
+        [
+            row["label"], f"{row['clip']:.1e}", f"{row['delta']:.1e}", f"{row['delta'] / setting['delta']:.2g}",
+            f"{row['noise'] / row['delta']:.2g}", _percent(row["contradicted"]), _percent(row["gross"]),
+            f"{row['carried']:.1e}", _percent(row["here"]),
+        ]
         for row in simulation["published"]
-    ]
+    ]  # fmt: skip
+    there, here = setting["published_on"]["dimensions"], setting["carried_to"]["dimensions"]
     note = (
-        f"The threshold whose mask each published range contradicts least, on SD3.5's grid with "
-        f"{setting['published_on']['dimensions']:,} dimensions, and the range that does so for the same threshold in "
-        f"the embedded model, with {setting['carried_to']['dimensions']}."
+        f"The threshold whose mask each published range contradicts least, on SD3.5's grid with {there:,} dimensions, "
+        f"and the range that does so for the same threshold, per dimension, in the embedded model with {here}."
     )
-    columns = ("clip", "published range", "threshold", "over the authors' delta", "range in the embedded model")
+    columns = (
+        "clip", "published range", "threshold", "over the authors' delta", "noise over signal", "contradicted", "gross",
+        "range in the embedded model", "contradicted there",
+    )  # fmt: skip
     return Table("published", "Published ranges", note, columns, rows)
 
 

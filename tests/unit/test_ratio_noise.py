@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from runs import ROOT
 
 from flowrl.gaussian import GaussianStep, Likelihood
 from flowrl.losses.guard import guard
@@ -18,11 +19,14 @@ from flowrl.studies.ratio_noise import (
     matching_delta,
     noise,
     population,
+    published,
     sampled,
     simulate,
     step_kls,
+    varied,
 )
 from flowrl.studies.ratio_noise_tables import measured
+from flowrl.studies.record import load
 from flowrl.types import LossInputs
 
 STEPS = intervals(LinearShift(shift=3.0), 10)[:-1]
@@ -163,6 +167,14 @@ def test_where_noise_rules_a_ranges_threshold_is_its_square():
     assert ten / one == pytest.approx(100, rel=0.15)
 
 
+def test_the_record_is_what_the_formulas_give():
+    """Mutation: change a formula and keep what was computed with the old one."""
+    found = load(ROOT / "experiments" / "ratio_noise" / "results.json")["simulation"]
+    for kept, own in ((found["published"], published), (found["varied"], varied)):
+        for row, fresh in zip(kept, own(found["setting"]), strict=True):
+            assert row == pytest.approx(fresh)
+
+
 def test_the_noise_that_a_run_should_have():
     """KL 4e-4 and 1e-4 in 100 dimensions, halved by the first update: (2e-3 + 1e-3) / 2.
 
@@ -178,7 +190,7 @@ def test_simulation_fills_its_tables():
     spec = {"shift": 3.0, "num_steps": 4, "noise_levels": LEVELS, "delta": 1e-6, "spread": 1.0, "quantiles": 20}
     spec |= {"dimensions": [16, 64], "sampled_dimensions": [64], "samples": 20, "seed": 0, "run_dimensions": 256}
     spec |= {"run_delta": 2e-5, "varied_dimensions": 64, "growth": 1.0, "published": {"CPS, ratio": 1e-3}}
-    spec |= {"published_on": {"steps": 3, "dimensions": 64}, "carried_to": {"steps": 3, "dimensions": 64}}
+    spec |= {"published_on": {"steps": 3, "dimensions": 64}, "carried_to": {"steps": 3, "dimensions": 16}}
     spec["variations"] = [{"name": "same", "steps": 3, "growth": 1.0}, {"name": "other", "steps": 2, "growth": 4.0}]
     found = simulate(spec)
     assert [len(rows) for rows in found["estimators"].values()] == [2] * 4
@@ -187,7 +199,10 @@ def test_simulation_fills_its_tables():
     assert found["at_threshold"][-1]["noise"] == pytest.approx(math.sqrt(4e-5 / 256))
     assert len(found["varied"]) == 8
     assert [row["label"] for row in found["published"]] == ["CPS, ratio"]
-    assert found["published"][0]["carried"] == pytest.approx(1e-3, rel=0.06)
+    # Noise rules, so the range grows with the root of the dimensions' ratio.
+    assert found["published"][0]["carried"] == pytest.approx(2e-3, rel=0.06)
+    with pytest.raises(ValueError, match=r"clip=0\.5 of CPS, ratio is best for no delta"):
+        simulate(spec | {"published": {"CPS, ratio": 0.5}})
     for label, rows in found["estimators"].items():
         same, other = (row for row in found["varied"] if row["label"] == label)
         assert same["contradicted"] == rows[1]["contradicted"] != other["contradicted"]
