@@ -5,7 +5,8 @@
     collect    take what is over into experiments/<study>/results.json, and its sample grids
     render     fill the READMEs' tables and draw the figures, from results.json alone
     reproduce  all of it from nothing, below outputs/reproduce/<commit>, beside the record; --quick: reduced. What a
-               study takes from another's tuning is that of the same folder, or else of the committed record
+               study takes from another's tuning is that of the same folder, or else of the committed record. Without
+               --quick the studies must be named: all of them take half a day
 
 Ctrl-C or SIGTERM stops the runs after their iteration; the same command goes on. A run in results.json is over for
 good, so a study may take many sittings: collect and commit after each.
@@ -167,6 +168,9 @@ def render(where: Place, names: Sequence[str]) -> None:
 def main() -> None:
     args = arguments()
     start, where = time.monotonic(), place(args.action, args.quick)
+    if args.action == "reproduce" and not (args.studies or args.quick):
+        hours = sum(where.study(name).hours for name in ORDER)
+        raise ValueError(f"reproduce: name the studies; all of them ({', '.join(ORDER)}) take {hours:.0f} hours")
     names = args.studies or list(ORDER)
     for name in names:
         study = where.study(name)

@@ -391,3 +391,11 @@ def test_the_script_runs_a_study_from_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["study.py", "plan", "--quick", "mine"])
     script.main()
     assert "0 are over" in capsys.readouterr().out
+
+
+def test_all_studies_are_not_reproduced_by_accident(monkeypatch):
+    """Mutation: let a bare `reproduce` begin half a day of runs."""
+    monkeypatch.setattr(sys, "argv", ["study.py", "reproduce"])
+    monkeypatch.setattr(script, "run", lambda *_: pytest.fail("runs"))
+    with pytest.raises(ValueError, match=r"name the studies; all of them .methods, .* take 1. hours"):
+        script.main()
