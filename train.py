@@ -5,7 +5,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from flowrl.command import one_line_errors, register_resolvers
+from flowrl.launch.compose import register_resolvers
+from flowrl.launch.errors import one_line_errors
 
 register_resolvers()
 
@@ -13,7 +14,7 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """Run a composed configuration; a job of a search returns its objective."""
-    from flowrl.launch import run_job  # only now, so that a misspelt key is answered before PyTorch loads
+    from flowrl.launch.run import run_job  # only now, so that a misspelt key is answered before PyTorch loads
 
     return run_job(cfg)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowrl.advantages import Advantages
 from flowrl.diagnostics import Diagnostics
+from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep, Likelihood, tv
 from flowrl.losses.dppo import DPPO
 from flowrl.losses.guard import guard
@@ -62,17 +63,17 @@ class Algorithm:
 
     def _check_forward_loss(self) -> None:
         if not isinstance(self.sampler, Solver):
-            raise ValueError(
+            raise UserError(
                 f"loss=nft needs a deterministic rollout, but sampler={option(self.sampler)}: choose "
                 "sampler=ode or sampler=dpm2"
             )
         if self.penalty.beta and self.penalty.form != "velocity":
-            raise ValueError(
+            raise UserError(
                 f"loss=nft has no steps to compare means of, but penalty.form={self.penalty.form}: choose "
                 "penalty=velocity or penalty=none"
             )
         if self.shared_initial_noise:
-            raise ValueError(
+            raise UserError(
                 "loss=nft draws equal samples in each group with rollout.shared_initial_noise=true: set it to false"
             )
 
@@ -81,18 +82,18 @@ class Algorithm:
         # The loss checks its options now, not late.
         loss(LossInputs(zero, zero, zero, zero, zero, zero, 1.0, -1.0, how.form, how.reduction, dimensions=1))
         if how.form == "unnormalised" and not isinstance(self.sampler, CPS):
-            raise ValueError(
+            raise UserError(
                 f"likelihood.form=unnormalised (loss=cps) needs sampler=cps, not {option(self.sampler)}: it "
                 "leaves out 1 / (2 std^2), to which published ranges are blind"
             )
         if getattr(loss, "func", loss) is guard and not isinstance(self.sampler, FlowSDE):
-            raise ValueError(
+            raise UserError(
                 f"loss=guard needs sampler=flow_sde, not {option(self.sampler)}: its centred ratio and its "
                 "division by -dt belong to that step"
             )
         candidates = self.steps.candidates(self.num_steps)
         if not candidates:
-            raise ValueError(
+            raise UserError(
                 f"steps: no stochastic step among rollout.num_steps={self.num_steps}; a ratio loss needs one"
             )
         for k in candidates:
@@ -100,18 +101,18 @@ class Algorithm:
 
     def _check_step(self, k: int) -> None:
         if k >= self.num_steps:
-            raise ValueError(
+            raise UserError(
                 f"steps may pick step {k}, but the last of rollout.num_steps={self.num_steps} is "
                 f"step {self.num_steps - 1}; lower steps.high"
             )
         std = self.sampler.std(self.intervals[k])
         if std == 0 and k < self.num_steps - 1:
-            raise ValueError(
+            raise UserError(
                 f"sampler={option(self.sampler)} is deterministic (std 0 at step {k}), but the loss needs a "
                 "stochastic step: choose sampler=cps or sampler=flow_sde with noise_level above 0, or loss=nft"
             )
         if std < MIN_STD:
-            raise ValueError(
+            raise UserError(
                 f"steps may pick step {k} of rollout.num_steps={self.num_steps}, where "
                 f"sampler={option(self.sampler)} has std {std:.2g} < {MIN_STD}: "
                 "a zero-variance step is never trained on; lower steps.high or use steps=all_but_last"

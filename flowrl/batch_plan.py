@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from flowrl.errors import UserError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
@@ -27,14 +29,14 @@ class BatchPlan:
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"batch.{field.name}={value} must be a whole number of at least 1")
+                raise UserError(f"batch.{field.name}={value} must be a whole number of at least 1")
         if self.group_size < 2:
-            raise ValueError(
+            raise UserError(
                 f"batch.group_size={self.group_size} must be at least 2: advantages compare the samples of one prompt"
             )
         if self.num_samples % (self.updates_per_iteration * self.num_processes):
             parts = self.updates_per_iteration * self.num_processes
-            raise ValueError(
+            raise UserError(
                 f"batch.prompts_per_iteration={self.prompts_per_iteration} x batch.group_size={self.group_size} = "
                 f"{self.num_samples} samples do not split into batch.updates_per_iteration="
                 f"{self.updates_per_iteration} x {self.num_processes} processes; make them a multiple of {parts}"

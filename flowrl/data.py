@@ -10,6 +10,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from flowrl.errors import UserError
 from flowrl.types import Prompt
 
 
@@ -59,7 +60,7 @@ class PromptData(LightningDataModule):
     ) -> None:
         super().__init__()
         if num_iterations < 1:
-            raise ValueError(f"num_iterations={num_iterations} must be at least 1")
+            raise UserError(f"num_iterations={num_iterations} must be at least 1")
         self.iterations = Iterations(prompts, prompts_per_iteration, num_iterations, seed)
         self.prompts = list(prompts)
         self.start_iteration = 0

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flowrl.errors import UserError
+
 
 class EMA:
     """Every `every` optimizer steps, average <- d average + (1 - d) weights, with d = min(decay, n / (n + 9)).
@@ -16,9 +18,9 @@ class EMA:
 
     def __init__(self, *, decay: float, every: int) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"ema.decay={decay} must be in [0, 1)")
+            raise UserError(f"ema.decay={decay} must be in [0, 1)")
         if every < 1:
-            raise ValueError(f"ema.every={every} must be at least 1")
+            raise UserError(f"ema.every={every} must be at least 1")
         self.decay = decay
         self.every = every
         self.weights: dict[str, Tensor] = {}

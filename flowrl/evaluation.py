@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.gaussian import Likelihood
 from flowrl.models import lora
 from flowrl.modules.measures import gather
@@ -76,13 +77,13 @@ class Evaluator:
     ) -> None:
         for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
             if value < 1:
-                raise ValueError(f"evaluation.{name}={value} must be at least 1")
+                raise UserError(f"evaluation.{name}={value} must be at least 1")
         if kl_samples < 0:
-            raise ValueError(f"evaluation.kl_samples={kl_samples} must be at least 0; 0 leaves kl_ref out")
+            raise UserError(f"evaluation.kl_samples={kl_samples} must be at least 0; 0 leaves kl_ref out")
         if not sets:
-            raise ValueError("evaluation.sets must name at least one prompt set")
+            raise UserError("evaluation.sets must name at least one prompt set")
         if max_prompts is not None and max_prompts < 1:
-            raise ValueError(f"evaluation.max_prompts={max_prompts} must be at least 1, or null for all")
+            raise UserError(f"evaluation.max_prompts={max_prompts} must be at least 1, or null for all")
         self.sets = {name: list(prompts)[:max_prompts] for name, prompts in sets.items()}
         self.intervals = intervals(schedule, num_steps)
         self.guidance_scale = guidance_scale

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.errors import UserError
+
 Reduction = Literal["mean", "sum"]
 LogProbForm = Literal["gaussian", "unnormalised"]
 
@@ -44,9 +46,9 @@ class Likelihood:
 
     def __post_init__(self) -> None:
         if self.reduction not in ("mean", "sum"):
-            raise ValueError(f"likelihood.reduction={self.reduction!r} must be mean or sum")
+            raise UserError(f"likelihood.reduction={self.reduction!r} must be mean or sum")
         if self.form not in ("gaussian", "unnormalised"):
-            raise ValueError(f"likelihood.form={self.form!r} must be gaussian or unnormalised")
+            raise UserError(f"likelihood.form={self.form!r} must be gaussian or unnormalised")
 
     def log_prob(self, step: GaussianStep, x_next: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
         """log N(x_next; mean, std^2 I), reduced; `x_next` carries no gradient."""
@@ -79,4 +81,4 @@ def tv(step: GaussianStep, other_mean: Float[Tensor, "B C H W"]) -> Float[Tensor
 
 def _require_noise(step: GaussianStep) -> None:
     if not step.std > 0:
-        raise ValueError(f"a step with std={step.std} has no density: ODE and zero-variance steps are never trained on")
+        raise UserError(f"a step with std={step.std} has no density: ODE and zero-variance steps are never trained on")

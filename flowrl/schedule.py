@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
+from flowrl.errors import UserError
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -47,7 +49,7 @@ class LinearShift:
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
-            raise ValueError(f"schedule.shift={self.shift} must be positive")
+            raise UserError(f"schedule.shift={self.shift} must be positive")
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
         """See `Schedule`."""
@@ -67,7 +69,7 @@ class DiffusersDefault:
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
-            raise ValueError(f"schedule.shift={self.shift} must be positive")
+            raise UserError(f"schedule.shift={self.shift} must be positive")
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
         """See `Schedule`."""
@@ -89,9 +91,9 @@ class DynamicShift:
 
     def __post_init__(self) -> None:
         if self.rule not in ("linear", "empirical"):
-            raise ValueError(f"schedule.rule={self.rule!r} must be linear or empirical")
+            raise UserError(f"schedule.rule={self.rule!r} must be linear or empirical")
         if self.tokens < 1:
-            raise ValueError(f"schedule.tokens={self.tokens} must be at least 1")
+            raise UserError(f"schedule.tokens={self.tokens} must be at least 1")
 
     def mu(self, num_steps: int) -> float:
         """The logarithm of the shift."""
@@ -117,6 +119,6 @@ def _shift(shift: float, u: float) -> float:
 def intervals(schedule: Schedule, num_steps: int) -> tuple[Interval, ...]:
     """The K steps of a grid, in sampling order."""
     if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} must be at least 1")
+        raise UserError(f"num_steps={num_steps} must be at least 1")
     sigmas = schedule.sigmas(num_steps)
     return tuple(Interval(sigma, nxt, sigmas[1]) for sigma, nxt in pairwise(sigmas))

@@ -21,22 +21,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from lightning import Callback, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowrl.callbacks.record import peak_memory_gib
-from flowrl.command import register_resolvers
 from flowrl.data import PromptBatch
-from flowrl.launch import build, quieten
+from flowrl.launch.build import build
+from flowrl.launch.compose import compose
+from flowrl.launch.quiet import quieten
 from flowrl.modules.groups import Group
 from flowrl.modules.policy import Policy
-
-CONF = Path(__file__).parents[1] / "conf"
 
 
 class BareParts:
@@ -209,12 +206,10 @@ def report_utilisation(alternate: Alternate, num_samples: int, bare: dict[str, f
 
 
 def fit(overrides: list[str], num_iterations: int, callbacks: list[Callback]) -> Policy:
-    register_resolvers()
     quieten()
-    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        settings = ["name=benchmark", "logger=none", f"num_iterations={num_iterations}"]
-        settings += ["evaluation.max_prompts=1", "embeddings.folder=null"]  # nothing is evaluated, nothing kept
-        cfg = compose("config", overrides=[*settings, *overrides])
+    settings = ["name=benchmark", "logger=none", f"num_iterations={num_iterations}"]
+    settings += ["evaluation.max_prompts=1", "embeddings.folder=null"]  # nothing is evaluated, nothing kept
+    cfg = compose([*settings, *overrides])
     policy, data, _ = build(cfg)
     trainer = Trainer(
         accelerator="auto",

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import CONF, fit, seconds
-from hydra import compose, initialize_config_dir
+from benchmark import fit, seconds
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from torch import Tensor
 
+from flowrl.launch.compose import compose
 from flowrl.modules.policy import Policy
 from flowrl.modules.reward import RewardModule
 from flowrl.prompts.shapes import shapes_prompts
@@ -68,8 +68,8 @@ def throughput(num_images: int, size: int, rounds: int) -> None:
     pictures = render([lay_out(parse(prompt.text), rng) for prompt in prompts])
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
     images = torch.nn.functional.interpolate(images, size=size) if size else images
-    with server("reward=shapes") as url, initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        cfg = compose("config", overrides=["name=benchmark", "reward=remote", f"reward.url={url}"])
+    with server("reward=shapes") as url:
+        cfg = compose(["name=benchmark", "reward=remote", f"reward.url={url}"])
         direct, remote = ShapesReward(score="soft"), instantiate(cfg.reward)
         times: dict[str, list[float]] = {"direct": [], "server": []}
         for _ in range(rounds + 1):

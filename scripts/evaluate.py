@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -37,13 +36,16 @@ from flowrl.assessment.pictures import folder_features
 from flowrl.assessment.samples import Assessment
 from flowrl.assessment.subjects import Subject
 from flowrl.assessment.summary import gallery, summarise
-from flowrl.command import CONFIG, one_line_errors, register_resolvers
+from flowrl.errors import UserError
 from flowrl.evaluation import Evaluator
-from flowrl.launch import SOURCE, build, quieten
+from flowrl.launch.build import build
+from flowrl.launch.compose import CONF, compose
+from flowrl.launch.errors import one_line_errors
+from flowrl.launch.quiet import quieten
 from flowrl.modules.policy import Policy
 from flowrl.prompts.jsonl import family_key
+from flowrl.runs.files import CONFIG, SOURCE
 
-CONF = Path(__file__).parents[1] / "conf"
 TRAINED = ("model", "lora", "grid", "tuning")
 """Of the configuration: what a run's weights belong to."""
 OWN = (*TRAINED, "schedule", "backend", "embeddings")
@@ -52,8 +54,7 @@ OWN = (*TRAINED, "schedule", "backend", "embeddings")
 
 def configure(subjects: Sequence[Subject], overrides: Sequence[str], prompts: str | None) -> DictConfig:
     """The common configuration: the overrides', or the first run's where they leave it open."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["name=evaluation", "logger=none", *overrides])
+    cfg = compose(["name=evaluation", "logger=none", *overrides])
     first = next((subject for subject in subjects if subject.is_run), None)
     OmegaConf.set_struct(cfg, False)
     if first is not None:
@@ -133,14 +134,13 @@ def load(subject: Subject, cfg: DictConfig) -> Policy:
 
 
 def run(args: argparse.Namespace) -> None:
-    register_resolvers()
     quieten()
     subjects = [Subject.read(word) for word in args.words if is_subject(word)]
     overrides = [word for word in args.words if not is_subject(word)]
     if not subjects:
-        raise ValueError("nothing to evaluate; give `base`, run folders or LoRA folders")
+        raise UserError("nothing to evaluate; give `base`, run folders or LoRA folders")
     if len({subject.label for subject in subjects}) < len(subjects):
-        raise ValueError("two subjects have one name; name them as in before=base after=outputs/latest")
+        raise UserError("two subjects have one name; name them as in before=base after=outputs/latest")
     common = configure(subjects, overrides, args.prompts)
     configs = [own_config(subject, common, overrides) for subject in subjects]
     evaluators: list[Evaluator] = [instantiate(cfg.evaluation) for cfg in configs]

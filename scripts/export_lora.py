@@ -14,15 +14,14 @@ from typing import get_args
 import diffusers
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 
-from flowrl.checkpoint import list_complete
-from flowrl.command import CONFIG, one_line_errors, register_resolvers
+from flowrl.launch.compose import compose
+from flowrl.launch.errors import one_line_errors
 from flowrl.models import lora, lora_files
 from flowrl.models.architectures import on_meta
 from flowrl.models.loading import resolve
-
-CONF = Path(__file__).parents[1] / "conf"
+from flowrl.runs.checkpoint import list_complete
+from flowrl.runs.files import CONFIG
 
 
 def find(source: Path) -> tuple[Path, float | None]:
@@ -46,9 +45,7 @@ def main() -> None:
     given = lora_files.read(source, alpha)
     if args.overrides:
         diffusers.utils.logging.set_verbosity_error()  # its warning about casts concerns weights, which are none here
-        register_resolvers()
-        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-            model = compose("config", overrides=["name=export", *args.overrides]).model
+        model = compose(["name=export", *args.overrides]).model
         lora_files.check(given, on_meta(resolve(model.pretrained), torch.bfloat16), source)
     place = args.source if source != args.source else (source if source.is_dir() else source.parent).parent
     folder = args.out or place / f"lora_{args.format}"

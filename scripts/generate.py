@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from flowrl.command import one_line_errors, register_resolvers
+from flowrl.errors import UserError
 from flowrl.evaluation import Evaluator
 from flowrl.grids import INK, PAPER, to_pil
-from flowrl.launch import check_guidance
+from flowrl.launch.checks import check_guidance
+from flowrl.launch.compose import compose
+from flowrl.launch.errors import one_line_errors
 from flowrl.models import lora, lora_files
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.protocol import FlowModel
@@ -35,7 +36,6 @@ from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.prompts.text import text_prompts
 from flowrl.types import Prompt
 
-CONF = Path(__file__).parents[1] / "conf"
 ITERATION = 2**32 - 2
 """The noise iteration of pictures, which neither training nor evaluation reaches."""
 
@@ -130,12 +130,10 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     prompts = [Prompt(text) for text in args.prompt] + (text_prompts(path=args.prompts) if args.prompts else [])
     if not prompts:
-        raise ValueError("--prompt or --prompts: nothing to draw; give at least one prompt")
+        raise UserError("--prompt or --prompts: nothing to draw; give at least one prompt")
     if args.count < 1:
-        raise ValueError(f"--count={args.count} must be at least 1")
-    register_resolvers()
-    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        generate(compose("config", overrides=["name=pictures", *args.overrides]), args, prompts)
+        raise UserError(f"--count={args.count} must be at least 1")
+    generate(compose(["name=pictures", *args.overrides]), args, prompts)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
+from flowrl.errors import UserError
+
 ROOT = Path(__file__).parents[1]
 COPIED = ("flowrl", "tests", "conf", "experiments", "scripts", "train.py")
 COPIED += ("pyproject.toml", "README.md", "CONTRIBUTING.md")
@@ -41,7 +43,7 @@ def mutated(text: str, mutation: dict[str, str]) -> str:
     """The file's text with the mutation. Raises ValueError unless `old` occurs exactly once."""
     count = text.count(mutation["old"])
     if count != 1:
-        raise ValueError(f"{mutation['file']}: {mutation['old']!r} occurs {count} times, not once")
+        raise UserError(f"{mutation['file']}: {mutation['old']!r} occurs {count} times, not once")
     return text.replace(mutation["old"], mutation["new"])
 
 

@@ -24,7 +24,6 @@ from typing import Any
 
 import diffusers
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from meta_memory import peak_of
 from omegaconf import DictConfig, OmegaConf
@@ -32,8 +31,9 @@ from torch import Tensor, nn
 
 from flowrl.algorithm import Algorithm
 from flowrl.batch_plan import BatchPlan
-from flowrl.command import one_line_errors, register_resolvers
-from flowrl.launch import check_guidance, check_trainer
+from flowrl.launch.checks import check_guidance, check_trainer
+from flowrl.launch.compose import compose
+from flowrl.launch.errors import one_line_errors
 from flowrl.losses.nft import NFT
 from flowrl.models import lora
 from flowrl.models.architectures import TEXT_PARAMETERS
@@ -41,7 +41,6 @@ from flowrl.models.full import start_of
 from flowrl.models.loading import DTYPES, EMBEDDED, META, resolve
 from flowrl.types import Conditioning
 
-CONF = Path(__file__).parents[1] / "conf"
 GIB = 2**30
 SPARE = 0.08
 """Share of the GPU left to the CUDA context, kernels' workspace and fragmentation."""
@@ -282,9 +281,7 @@ def main() -> None:
     parser.add_argument("--gpu", type=float, default=80, help="GiB of one GPU")
     args = parser.parse_intermixed_args()
     diffusers.utils.logging.set_verbosity_error()  # its warning about casts concerns weights, of which there are none
-    register_resolvers()
-    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        report(compose("config", overrides=["name=plan", *args.overrides]), args.gpu)
+    report(compose(["name=plan", *args.overrides]), args.gpu)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from hydra import compose, initialize_config_dir
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import (
@@ -46,10 +45,9 @@ from transformers import (
     T5Tokenizer,
 )
 
-from flowrl.command import register_resolvers
+from flowrl.launch.compose import compose
 from flowrl.models.architectures import ARCHITECTURES, AUTOENCODER, SCALING
 
-CONF = Path(__file__).parents[1] / "conf"
 LETTERS = string.ascii_lowercase + string.digits + ",.-'"
 NUM_CLIP_TOKENS = 77
 CHAT = (
@@ -207,9 +205,7 @@ def main() -> None:
     parser.add_argument("model", help="model=NAME, one of conf/model")
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
-    register_resolvers()
-    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        cfg = compose("config", overrides=["name=random", args.model]).model
+    cfg = compose(["name=random", args.model]).model
     torch.manual_seed(0)
     _, transformer = ARCHITECTURES[cfg.pretrained]
     torch.set_default_dtype(torch.bfloat16)

@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from flowrl.errors import UserError
 from flowrl.report.compare import Condition, conditions
 from flowrl.report.page import render
 from flowrl.report.runs import Run, find
@@ -50,7 +51,7 @@ def pick(groups: list[Condition], label: str | None) -> Condition:
     for group in groups:
         if group.label == label:
             return group
-    raise ValueError(f"--baseline={label}: no such condition; choose one of {', '.join(repr(g.label) for g in groups)}")
+    raise UserError(f"--baseline={label}: no such condition; choose one of {', '.join(repr(g.label) for g in groups)}")
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def main() -> None:
     metrics = args.metrics or headlines(runs)
     for name in metrics:
         if not any(name in run.metrics for run in runs):
-            raise ValueError(f"--metrics {name}: no run has it; see the head of a metrics.csv")
+            raise UserError(f"--metrics {name}: no run has it; see the head of a metrics.csv")
     kls = [name for name in metrics if name.endswith("/kl_ref")]
     frontiers = [(kl, m) for kl in kls for m in metrics if m.split("/")[:2] == kl.split("/")[:2] and m not in kls][:2]
     tables = [ablation_table(groups, metrics)]

@@ -19,15 +19,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
-from flowrl.command import one_line_errors, register_resolvers
-from flowrl.launch import quieten
+from flowrl.errors import UserError
+from flowrl.launch.compose import compose
+from flowrl.launch.errors import one_line_errors
+from flowrl.launch.quiet import quieten
 from flowrl.modules.reward import RewardModule
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.mixture import Mixture
@@ -35,7 +35,6 @@ from flowrl.rewards.protocol import Reward
 from flowrl.rewards.routed import Routed
 from flowrl.rewards.specimens import Pair, pairs
 
-CONF = Path(__file__).parents[1] / "conf"
 TOLERANCE = 1e-4
 """Difference that two scores of one image may have, in units of the scores' spread over all images."""
 
@@ -104,7 +103,7 @@ def examine(reward: Reward, kinds: Sequence[str] | None, max_seconds: float) -> 
     wanted = tuple(kinds) if kinds else expected.kinds
     every = pairs()
     if unknown := set(wanted) - {pair.kind for pair in every}:
-        raise ValueError(f"--pairs {' '.join(sorted(unknown))}: choose of {', '.join({pair.kind for pair in every})}")
+        raise UserError(f"--pairs {' '.join(sorted(unknown))}: choose of {', '.join({pair.kind for pair in every})}")
     patient = Patient(reward, [pair for pair in every if pair.kind in wanted] or every)
     start = time.perf_counter()
     again, _, _ = patient.score(range(len(patient.pictures)))
@@ -179,10 +178,8 @@ def members(name: str, reward: Reward) -> dict[str, Reward]:
 
 
 def run(overrides: Sequence[str], kinds: Sequence[str] | None, max_seconds: float) -> None:
-    register_resolvers()
     quieten()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["name=doctor", *overrides])
+    cfg = compose(["name=doctor", *overrides])
     name = next((item.split("=")[1] for item in overrides if item.startswith("reward=")), "shapes")
     failed = 0
     print(f"{'reward':<16} {'check':<13} {'':<5} detail")
@@ -192,7 +189,7 @@ def run(overrides: Sequence[str], kinds: Sequence[str] | None, max_seconds: floa
             failed += check.passed is False
             print(f"{own:<16} {check.name:<13} {verdict:<5} {check.detail}", flush=True)
     if failed:
-        raise ValueError(f"{failed} checks failed")
+        raise UserError(f"{failed} checks failed")
 
 
 def main() -> int:

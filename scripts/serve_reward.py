@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from flowrl.command import one_line_errors
+from flowrl.errors import UserError
+from flowrl.launch.compose import compose
+from flowrl.launch.errors import one_line_errors
 
-CONF = Path(__file__).parents[1] / "conf"
 SETTINGS = ("host", "port", "device", "max_batch", "max_wait", "max_waiting", "max_connections", "shutdown_seconds")
 
 
@@ -29,9 +28,8 @@ def main() -> None:
     try:
         from flowrl.serving.server import serve
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed: pip install 'flowrl[serve]'") from error
-    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        cfg = compose("serve", overrides=overrides)
+        raise UserError(f"{error.name} is not installed: pip install 'flowrl[serve]'") from error
+    cfg = compose(overrides, config="serve")
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
     settings = {name: cfg[name] for name in SETTINGS}

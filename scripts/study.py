@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl.command import one_line_errors
+from flowrl.errors import UserError
+from flowrl.launch.errors import one_line_errors
 from flowrl.studies.analysis import conditions
 from flowrl.studies.choice import choose
 from flowrl.studies.document import fill, page, pieces, samples_page, slug
@@ -170,7 +171,7 @@ def main() -> None:
     start, where = time.monotonic(), place(args.action, args.quick)
     if args.action == "reproduce" and not (args.studies or args.quick):
         hours = sum(where.study(name).hours for name in ORDER)
-        raise ValueError(f"reproduce: name the studies; all of them ({', '.join(ORDER)}) take {hours:.0f} hours")
+        raise UserError(f"reproduce: name the studies; all of them ({', '.join(ORDER)}) take {hours:.0f} hours")
     names = args.studies or list(ORDER)
     for name in names:
         study = where.study(name)

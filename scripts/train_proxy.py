@@ -18,7 +18,7 @@ from shapes_pipeline import draw_scenes
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from flowrl.command import one_line_errors
+from flowrl.launch.errors import one_line_errors
 from flowrl.rewards.shapes_proxy import CONFIG, END, WEIGHTS, build, normalised, tokenize
 
 ARCHITECTURE = {

@@ -10,8 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from lightning import Trainer
 
-from flowrl.command import register_resolvers
-from flowrl.launch import build
+from flowrl.launch.build import build
+from flowrl.launch.compose import register_resolvers
 from flowrl.models import lora
 
 ROOT = Path(__file__).parents[1]

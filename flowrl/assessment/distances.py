@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from flowrl.errors import UserError
+
 Features = Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B D"]]
 
 SIDE, CHANNELS, SEED = 64, (32, 64, 64), 0
@@ -55,13 +57,13 @@ class Inception:
 
     def __init__(self, weights: str) -> None:
         if not Path(weights).is_file():
-            raise ValueError(
+            raise UserError(
                 f"--inception {weights}: no such file; give torch-fidelity's pt_inception-2015-12-05 weights"
             )
         try:
             module = import_module("torch_fidelity.feature_extractor_inceptionv3")
         except ModuleNotFoundError as error:
-            raise ValueError(f"--inception needs {error.name!r}; install it with: pip install 'flowrl[fid]'") from error
+            raise UserError(f"--inception needs {error.name!r}; install it with: pip install 'flowrl[fid]'") from error
         self.network = module.FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
         )
@@ -94,9 +96,9 @@ def kernel(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], *, is_paired: bool)
     """
     size = min(SUBSET_SIZE, len(a), len(b))
     if size < 2:
-        raise ValueError(f"the kernel distance of {len(a)} and {len(b)} images: it needs at least 2 of each")
+        raise UserError(f"the kernel distance of {len(a)} and {len(b)} images: it needs at least 2 of each")
     if is_paired and len(a) != len(b):
-        raise ValueError(f"the kernel distance of pairs: {len(a)} and {len(b)} images are no pairs")
+        raise UserError(f"the kernel distance of pairs: {len(a)} and {len(b)} images are no pairs")
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(SUBSETS if size < max(len(a), len(b)) else 1):

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowrl.assessment.distances import Features, all_features
+from flowrl.errors import UserError
 
 KINDS = {".png", ".jpg", ".jpeg", ".webp"}
 BATCH = 64
@@ -21,11 +22,11 @@ def folder_features(folder: str, features: Features) -> Float[Tensor, "N D"]:
     """The features of the pictures in a folder, of whatever sizes. Raises ValueError below two, or on a damaged one."""
     paths = [path for path in Path(folder).expanduser().rglob("*") if path.suffix.lower() in KINDS]
     if len(paths) < 2:
-        raise ValueError(f"--reference {folder}: {len(paths)} pictures there; distances need at least 2")
+        raise UserError(f"--reference {folder}: {len(paths)} pictures there; distances need at least 2")
     try:
         return all_features(features, read_images(sorted(paths, key=lambda path: (_size(path), path))))
     except OSError as error:
-        raise ValueError(f"--reference {folder}: a picture is damaged ({error})") from error
+        raise UserError(f"--reference {folder}: a picture is damaged ({error})") from error
 
 
 def _size(path: Path) -> tuple[int, int]:

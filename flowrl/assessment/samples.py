@@ -13,10 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.evaluation import Evaluator
 from flowrl.grids import to_pil
 from flowrl.modules.policy import Policy
 from flowrl.panel import panel
+from flowrl.runs.files import write_whole
 from flowrl.statistics import by_prompt
 from flowrl.types import Prompt, RewardOutput
 
@@ -36,7 +38,7 @@ class Assessment:
         text = json.dumps(settings, indent=2, sort_keys=True, default=str)
         path = folder / SETTINGS
         if path.is_file() and path.read_text() != text:
-            raise ValueError(f"{folder} holds an evaluation with other settings; choose another --out, or remove it")
+            raise UserError(f"{folder} holds an evaluation with other settings; choose another --out, or remove it")
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
@@ -73,7 +75,7 @@ class Assessment:
             # Whole batches only, so that a resumed evaluation draws the same bits.
             done = done[: len(done) // step * step] if len(done) < len(prompts) else done
             (self.folder / name / "images").mkdir(parents=True, exist_ok=True)
-            _write(self.folder / name / SAMPLES, "".join(json.dumps(sample) + "\n" for sample in done))
+            write_whole(self.folder / name / SAMPLES, "".join(json.dumps(sample) + "\n" for sample in done))
             for first in range(len(done), len(prompts), step):
                 self._draw(policy, name, prompts[first : first + step], first)
                 print(
@@ -81,7 +83,7 @@ class Assessment:
                 )
             if not self.drift(name):
                 kl = self.evaluator.kl_to_reference(policy, prompts)
-                _write(self.folder / name / DRIFT, json.dumps({"kl_ref": kl}))
+                write_whole(self.folder / name / DRIFT, json.dumps({"kl_ref": kl}))
 
     def _draw(self, policy: Policy, name: str, prompts: Sequence[Prompt], first: int) -> None:
         images = self.evaluator.draw(policy, prompts, first).cpu()
@@ -127,9 +129,3 @@ def _scores(output: RewardOutput, i: int) -> Sample:
 
 def _number(value: Tensor) -> float | None:
     return float(value) if value.isfinite() else None
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)

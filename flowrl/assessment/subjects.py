@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowrl import checkpoint
+from flowrl.errors import UserError
 from flowrl.models import lora
 from flowrl.modules.policy import Policy
-from flowrl.report.runs import CONFIG
+from flowrl.runs import checkpoint
+from flowrl.runs.files import CONFIG
 
 EXPORTS = (lora.FOLDER, lora.WHOLE_FOLDER)
 """Where a run's folder holds what it exported."""
@@ -32,7 +33,7 @@ class Subject:
             return cls(name or "base", None)
         folder = Path(place).expanduser().resolve()
         if not folder.is_dir():
-            raise ValueError(f"{place}: no such folder; give `base`, a run's folder or a folder with its weights")
+            raise UserError(f"{place}: no such folder; give `base`, a run's folder or a folder with its weights")
         parts = [part for part in folder.parts if part not in (*EXPORTS, "outputs", "/")]
         return cls(name or "-".join(parts[-2:] if folder.name in EXPORTS else parts[-1:]), folder)
 
@@ -50,7 +51,7 @@ class Subject:
                 return files
         complete = checkpoint.list_complete(self.folder / "checkpoints")
         if not complete:
-            raise ValueError(f"{self.folder}: neither a LoRA nor a checkpoint there")
+            raise UserError(f"{self.folder}: neither a LoRA nor a checkpoint there")
         return [complete[-1] / "ema.safetensors"]
 
     @property

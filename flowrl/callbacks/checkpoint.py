@@ -10,12 +10,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from flowrl import checkpoint
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
+from flowrl.errors import UserError
 from flowrl.models import lora
 from flowrl.modules.policy import Policy
 from flowrl.modules.reward import TooManyMissingRewards
+from flowrl.runs import checkpoint
 from flowrl.sharding import gathered, is_divided
 
 
@@ -29,7 +30,7 @@ class Checkpoint(Callback):
 
     def __init__(self, *, record: RunRecord, stop: Stop, folder: str, every: int, keep: int) -> None:
         if every < 1 or keep < 1:
-            raise ValueError(f"checkpoint.every={every} and checkpoint.keep={keep} must be at least 1")
+            raise UserError(f"checkpoint.every={every} and checkpoint.keep={keep} must be at least 1")
         self.record, self.stop, self.folder, self.every, self.keep = record, stop, Path(folder), every, keep
         self.restored: Path | None = None
         self.is_whole = False

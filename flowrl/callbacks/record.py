@@ -20,6 +20,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from flowrl.modules.policy import Policy
+from flowrl.runs.files import METRICS, SUMMARY, write_whole
 from flowrl.trackers import alert
 
 _STATUS, _CLEAR_PEAK, _CPU = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/cpuinfo")
@@ -46,14 +47,14 @@ class RunRecord(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:  # an earlier end's, for which a killed resumption must not be taken
-            (self.folder / "summary.json").unlink(missing_ok=True)
+            (self.folder / SUMMARY).unlink(missing_ok=True)
         # Now, since Lightning takes the policy off its device at the end.
         on_gpu = pl_module.device.type == "cuda"
         self.device = torch.cuda.get_device_name(pl_module.device) if on_gpu else processor_name()
 
     @property
     def csv_path(self) -> Path:
-        return self.folder / "metrics.csv"
+        return self.folder / METRICS
 
     def add(self, when: str, metrics: dict[str, float], headline: dict[str, Any]) -> None:
         """Take an evaluation's metrics into the next row, and its headline as `eval.<when>` of the summary."""
@@ -137,14 +138,7 @@ class RunRecord(Callback):
         }
         # What is no number is null: JSON knows neither NaN nor infinity.
         clean = json.loads(json.dumps(summary), parse_constant=lambda name: None)
-        write_whole(self.folder / "summary.json", json.dumps(clean, indent=2) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a kill leaves the old or the new content, never a part."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+        write_whole(self.folder / SUMMARY, json.dumps(clean, indent=2) + "\n")
 
 
 def reset_peak_memory() -> None:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.types import LossInputs
 
 
@@ -33,7 +34,7 @@ def clipped_surrogate(
 def require_positive(*, advantage_clip: float) -> None:
     """Raise ValueError unless advantages keep their sign; infinity leaves them unclipped."""
     if not (isinstance(advantage_clip, int | float) and advantage_clip > 0):
-        raise ValueError(
+        raise UserError(
             f"loss.advantage_clip={advantage_clip} must be a number above 0; for no bound set it to inf (in YAML .inf)"
         )
 
@@ -42,7 +43,7 @@ def require_range(*, clip_low: float, clip_high: float) -> None:
     """Raise ValueError unless the ratio 1 of unchanged weights lies inside the clip range."""
     for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
         if not value >= 0:
-            raise ValueError(f"loss.{name}={value} must not be negative: the range would leave out ratio 1")
+            raise UserError(f"loss.{name}={value} must not be negative: the range would leave out ratio 1")
 
 
 def require_calibration(inputs: LossInputs, *, calibrated_for: str) -> None:
@@ -51,12 +52,12 @@ def require_calibration(inputs: LossInputs, *, calibrated_for: str) -> None:
     `calibrated_for` is `gaussian` or `unnormalised`, mean-reduced as everything published, or `sum_` and one of them.
     """
     if calibrated_for.removeprefix("sum_") not in ("gaussian", "unnormalised"):
-        raise ValueError(
+        raise UserError(
             f"loss.calibrated_for={calibrated_for!r} must be gaussian or unnormalised, or sum_ and one of them"
         )
     actual = inputs.form if inputs.reduction == "mean" else f"sum_{inputs.form}"
     if calibrated_for != actual:
-        raise ValueError(
+        raise UserError(
             f"loss.calibrated_for={calibrated_for}, but likelihood.form={inputs.form} and likelihood.reduction="
             f"{inputs.reduction}: a clip range calibrated for one kind of log-probability means another trust region "
             f"with the other; set loss.calibrated_for={actual} together with a range that fits it"
@@ -66,4 +67,4 @@ def require_calibration(inputs: LossInputs, *, calibrated_for: str) -> None:
 def require_gaussian(inputs: LossInputs, *, loss: str) -> None:
     """Raise ValueError where a loss that needs the Gaussian log-density gets another form."""
     if inputs.form != "gaussian":
-        raise ValueError(f"loss={loss} needs likelihood.form=gaussian, not {inputs.form}")
+        raise UserError(f"loss={loss} needs likelihood.form=gaussian, not {inputs.form}")

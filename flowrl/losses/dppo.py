@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from flowrl.errors import UserError
 from flowrl.losses.clip import require_gaussian, require_positive
 from flowrl.types import LossInputs, LossOutput
 
@@ -33,19 +34,19 @@ class DPPO:
     def __post_init__(self) -> None:
         require_positive(advantage_clip=self.advantage_clip)
         if self.divergence not in ("kl", "tv", "velocity"):
-            raise ValueError(f"loss.divergence={self.divergence!r} must be kl, tv or velocity")
+            raise UserError(f"loss.divergence={self.divergence!r} must be kl, tv or velocity")
         if self.delta == "auto":
             if not self.kl_budget or self.kl_budget < 0 or self.divergence != "kl" or self.final_delta is not None:
-                raise ValueError(
+                raise UserError(
                     f"loss.delta=auto needs a positive loss.kl_budget (not {self.kl_budget}), loss.divergence=kl and "
                     "no loss.final_delta"
                 )
         elif isinstance(self.delta, str) or not self.delta >= 0:
-            raise ValueError(f"loss.delta={self.delta!r} must be auto or a number that is not negative")
+            raise UserError(f"loss.delta={self.delta!r} must be auto or a number that is not negative")
         elif self.kl_budget is not None:
-            raise ValueError(f"loss.kl_budget={self.kl_budget} is only for loss.delta=auto, not {self.delta}")
+            raise UserError(f"loss.kl_budget={self.kl_budget} is only for loss.delta=auto, not {self.delta}")
         elif self.final_delta is not None and not min(self.delta, self.final_delta) > 0:
-            raise ValueError(f"loss.final_delta={self.final_delta} and loss.delta={self.delta} must both be positive")
+            raise UserError(f"loss.final_delta={self.final_delta} and loss.delta={self.delta} must both be positive")
         self.current = float(self.kl_budget or 0.0) if self.delta == "auto" else float(self.delta)
 
     def begin(self, progress: float) -> None:
@@ -64,7 +65,7 @@ class DPPO:
         is_sum = self.divergence == "kl" and inputs.reduction == "sum"
         needed = "sum_kl" if is_sum else self.divergence
         if self.calibrated_for != needed:
-            raise ValueError(
+            raise UserError(
                 f"loss.calibrated_for={self.calibrated_for}, but loss.divergence={self.divergence} with "
                 f"likelihood.reduction={inputs.reduction}; set loss.calibrated_for={needed}, together with a delta "
                 "that fits"

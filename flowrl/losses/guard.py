@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flowrl.errors import UserError
 from flowrl.losses.clip import clipped_surrogate, require_gaussian, require_positive, require_range
 from flowrl.types import LossInputs, LossOutput
 
@@ -18,7 +19,7 @@ def guard(inputs: LossInputs, *, clip_low: float, clip_high: float, advantage_cl
     require_range(clip_low=clip_low, clip_high=clip_high)
     require_gaussian(inputs, loss="guard")
     if inputs.reduction != "mean":
-        raise ValueError(f"loss=guard needs likelihood.reduction=mean, not {inputs.reduction}: its bias is a mean KL")
+        raise UserError(f"loss=guard needs likelihood.reduction=mean, not {inputs.reduction}: its bias is a mean KL")
     advantage = inputs.advantage.clamp(-advantage_clip, advantage_clip)
     log_ratio = (inputs.log_prob - inputs.old_log_prob + inputs.kl) * inputs.std
     losses, metrics = clipped_surrogate(advantage, log_ratio=log_ratio, clip_low=clip_low, clip_high=clip_high)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.types import ForwardInputs, LossOutput
 
 MIN_WEIGHT = 1e-5
@@ -39,15 +40,15 @@ class NFT:
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
-            raise ValueError(f"loss.beta={self.beta} must be positive")
+            raise UserError(f"loss.beta={self.beta} must be positive")
         if not 0 < self.advantage_clip < math.inf:  # it scales the loss, so infinity is no way to leave it out
-            raise ValueError(f"loss.advantage_clip={self.advantage_clip} must be above 0 and finite")
+            raise UserError(f"loss.advantage_clip={self.advantage_clip} must be above 0 and finite")
         for name in ("decay_rate", "decay_start"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"loss.{name}={getattr(self, name)} must not be negative")
+                raise UserError(f"loss.{name}={getattr(self, name)} must not be negative")
         for name in ("fraction", "decay_limit"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"loss.{name}={getattr(self, name)} must be in [0, 1]")
+                raise UserError(f"loss.{name}={getattr(self, name)} must be in [0, 1]")
 
     def __call__(self, inputs: ForwardInputs) -> LossOutput:
         optimality = (inputs.advantage / (2 * self.advantage_clip) + 0.5).clamp(0, 1)

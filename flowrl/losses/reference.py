@@ -8,6 +8,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep, Likelihood
 from flowrl.schedule import Interval
 
@@ -29,9 +30,9 @@ class ReferencePenalty:
 
     def __post_init__(self) -> None:
         if self.form not in ("kl", "mean_squared", "velocity", "flow_grpo"):
-            raise ValueError(f"penalty.form={self.form!r} must be kl, mean_squared, velocity or flow_grpo")
+            raise UserError(f"penalty.form={self.form!r} must be kl, mean_squared, velocity or flow_grpo")
         if self.beta < 0:
-            raise ValueError(f"penalty.beta={self.beta} must not be negative")
+            raise UserError(f"penalty.beta={self.beta} must not be negative")
 
     def __call__(
         self, step: GaussianStep, ref_mean: Float[Tensor, "B C H W"], interval: Interval, gain: float

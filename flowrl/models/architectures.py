@@ -20,6 +20,8 @@ from diffusers import (
 )
 from torch import nn
 
+from flowrl.errors import UserError
+
 SD35 = {
     "sample_size": 128,
     "patch_size": 2,
@@ -112,11 +114,11 @@ def on_meta(pretrained: str, dtype: torch.dtype) -> nn.Module:
             kinds = {kind.__name__: kind for kind in AUTOENCODERS}
             config = SD3Transformer2DModel.load_config(folder)
             if (found := config.get("_class_name")) not in kinds:
-                raise ValueError(f"{folder} holds a {found}; known are {', '.join(kinds)}")
+                raise UserError(f"{folder} holds a {found}; known are {', '.join(kinds)}")
             return kinds[found].from_config(config).to(dtype)
         if pretrained not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
-            raise ValueError(f"{pretrained}: unknown architecture; give a local folder, or one of {known}")
+            raise UserError(f"{pretrained}: unknown architecture; give a local folder, or one of {known}")
         kind, arguments = ARCHITECTURES[pretrained]
         return kind(**arguments).to(dtype)
 

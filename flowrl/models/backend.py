@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from flowrl.errors import UserError
 from flowrl.models.protocol import FlowModel
 
 FLASH_3 = "_flash_3"
@@ -47,20 +48,20 @@ class Backend:
     def _set_attention(self, transformer: Any, attention: str) -> None:
         if "sage" in attention or attention == FLASH_3:
             other = f"{FLASH_3}_hub" if attention == FLASH_3 else "another"
-            raise ValueError(
+            raise UserError(
                 f"backend.attention={attention} has no backward pass in diffusers, so nothing before an attention "
                 f"would be trained; choose {other}, or null"
             )
         processors = transformer.attn_processors.values()
         if not any(hasattr(processor, "_attention_backend") for processor in processors):
-            raise ValueError(
+            raise UserError(
                 f"backend.attention={attention}: {type(transformer).__name__} always uses PyTorch's attention; set it "
                 "to null"
             )
         try:
             transformer.set_attention_backend(attention)
         except (ValueError, RuntimeError, ImportError) as error:
-            raise ValueError(f"backend.attention={attention} cannot be used: {str(error).splitlines()[0]}") from error
+            raise UserError(f"backend.attention={attention} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def _compile_blocks(transformer: nn.Module) -> None:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.models.protocol import TextModel
 from flowrl.types import Conditioning, Prompt
 
@@ -72,7 +73,7 @@ class PromptEmbeddings:
 
     def __init__(self, model: TextModel, prompts: Iterable[Prompt], *, folder: str | None, chunk: int) -> None:
         if chunk < 1:
-            raise ValueError(f"embeddings.chunk={chunk} must be at least 1")
+            raise UserError(f"embeddings.chunk={chunk} must be at least 1")
         self.negative = model.negative_prompt
         own = {prompt.text for prompt in prompts}
         texts = sorted(own if self.negative is None else own | {self.negative})
@@ -212,7 +213,7 @@ class Folder:
         """Tells in a line how much goes to the disk, where it is much."""
         need, free = count * (rows.tokens[0].nbytes + rows.pooled[0].nbytes), shutil.disk_usage(self.folder).free
         if need > free:
-            raise ValueError(
+            raise UserError(
                 f"embeddings.folder={self.root} has {free / GIB:.1f} GiB free, but the embeddings of {count} prompts "
                 f"need {need / GIB:.1f} GiB; give a folder on another disk, fewer prompts, or embeddings.folder=null, "
                 "which keeps them in memory, the GPU's where there is one"
@@ -232,7 +233,7 @@ class Folder:
             except (SafetensorError, OSError) as error:  # a quota, or another writer, left less room than there was
                 partial.unlink(missing_ok=True)
                 reason = str(error).splitlines()[0]
-                raise ValueError(
+                raise UserError(
                     f"embeddings.folder={self.root} cannot be written to ({reason}); give another folder, or "
                     "embeddings.folder=null, which keeps embeddings in memory"
                 ) from error

@@ -11,6 +11,7 @@ from diffusers import FluxPipeline
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.models import lora
 from flowrl.models.guidance import check_embedded
 from flowrl.models.latents import latent_side, pack, per_row, to_images, token_positions, unpack, unscale
@@ -80,7 +81,7 @@ class Flux1:
         self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning, guidance_scale: float
     ) -> Float[Tensor, "B C H W"]:
         if guidance_scale != 1 and not self.has_guidance:
-            raise ValueError(f"guidance_scale={guidance_scale} needs model.has_guidance=true")
+            raise UserError(f"guidance_scale={guidance_scale} needs model.has_guidance=true")
         output = self.transformer(
             hidden_states=pack(x).to(self.transformer.dtype),
             timestep=per_row(sigma, x),

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from flowrl.errors import UserError
 from flowrl.models import lora
 from flowrl.models.guidance import check_embedded, classifier_free
 from flowrl.models.latents import latent_side, pack, per_row, to_images, token_positions, unpack
@@ -48,7 +49,7 @@ class Flux2Klein:
         source = Source(Flux2KleinPipeline, pretrained, revision, dtype)
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         if has_guidance and self.pipeline.config.is_distilled:
-            raise ValueError(
+            raise UserError(
                 f"model.has_guidance=true, but {pretrained} is distilled and ignores guidance: set it to false"
             )
         self.transformer = self.pipeline.transformer.requires_grad_(False)

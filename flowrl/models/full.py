@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from flowrl.errors import UserError
+
 _START = "_flowrl_start"
 
 
@@ -19,7 +21,7 @@ class Full:
 
     def __post_init__(self) -> None:
         if self.dtype != "float32":
-            raise ValueError(
+            raise UserError(
                 f"model.dtype={self.dtype} with tuning=full: an optimizer's small steps are lost in the rounding of "
                 f"{self.dtype} weights; set model.dtype=float32"
             )
@@ -30,7 +32,7 @@ class Full:
         Raises ValueError for weights that are not float32, whatever the configuration says they are.
         """
         if odd := {str(weight.dtype) for weight in transformer.parameters()} - {"torch.float32"}:
-            raise ValueError(f"tuning=full with weights in {', '.join(sorted(odd))}; set model.dtype=float32")
+            raise UserError(f"tuning=full with weights in {', '.join(sorted(odd))}; set model.dtype=float32")
         keep_start(transformer.requires_grad_(True))
 
 

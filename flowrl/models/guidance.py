@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.types import Conditioning
 
 Forward = Callable[[Float[Tensor, "B C H W"], Conditioning], Float[Tensor, "B C H W"]]
@@ -25,7 +26,7 @@ def classifier_free(
         return forward(x, conditioning)
     negative = conditioning.negative
     if negative is None:
-        raise ValueError(f"guidance_scale={scale} needs model.has_guidance=true")
+        raise UserError(f"guidance_scale={scale} needs model.has_guidance=true")
     both = Conditioning(
         torch.cat([negative.tokens, conditioning.tokens]), torch.cat([negative.pooled, conditioning.pooled])
     )
@@ -37,7 +38,7 @@ def check_embedded(has_guidance: bool, is_embedded: bool, kind: str) -> None:
     """A distilled model takes guidance as an input or not at all. Raises ValueError naming the key."""
     if has_guidance != is_embedded:
         takes = "takes a guidance scale as an input" if is_embedded else "takes no guidance scale"
-        raise ValueError(
+        raise UserError(
             f"model.has_guidance={str(has_guidance).lower()}, but this {kind} {takes}: set it to "
             f"{str(is_embedded).lower()}"
         )

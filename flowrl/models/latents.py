@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from flowrl.errors import UserError
+
 
 def latent_side(resolution: int, factor: int, patch: int) -> int:
     """Height and width of the latents of a square image, `factor` pixels each, which patches of `patch` must tile.
@@ -18,7 +20,7 @@ def latent_side(resolution: int, factor: int, patch: int) -> int:
     unit = factor * patch
     if resolution < unit or resolution % unit:
         below = max(resolution // unit, 1) * unit
-        raise ValueError(
+        raise UserError(
             f"model.resolution={resolution} must be a multiple of {unit} for this model, such as {below} or "
             f"{below + unit}"
         )

@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
+from flowrl.errors import UserError
 from flowrl.models.architectures import pipeline_on_meta
 
 EMBEDDED = "embedded:"
@@ -57,13 +58,13 @@ class Source:
         Raises ValueError, in one line, for another kind of pipeline and for missing or unreadable weights.
         """
         if self.dtype not in DTYPES:
-            raise ValueError(f"model.dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+            raise UserError(f"model.dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
         if self.pretrained.startswith(META):
             return pipeline_on_meta(self.kind, self.pretrained.removeprefix(META), DTYPES[self.dtype])
         source = resolve(self.pretrained)
         found = read_index(source, self.pretrained, self.revision).get("_class_name")
         if found != self.kind.__name__:
-            raise ValueError(
+            raise UserError(
                 f"model.pretrained={self.pretrained} holds a {found}, but model._target_ takes a "
                 f"{self.kind.__name__}; choose the `model` option of its family"
             )
@@ -75,7 +76,7 @@ class Source:
             )
         except (OSError, SafetensorError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(
+            raise UserError(
                 f"model.pretrained={self.pretrained}: cannot load {self.kind.__name__} "
                 f"({_culprit(source) or reason}); restore the folder or download it again"
             ) from error
@@ -105,10 +106,10 @@ def resolve(pretrained: str) -> str:
     looks_local = pretrained.startswith((".", "~")) or pretrained.count("/") != 1 or path.parent.is_dir()
     if path.is_dir():
         if not (path / INDEX).is_file():
-            raise ValueError(f"model.pretrained={pretrained}: no {INDEX}; give a folder in diffusers layout")
+            raise UserError(f"model.pretrained={pretrained}: no {INDEX}; give a folder in diffusers layout")
         return str(path)
     if looks_local:
-        raise ValueError(f"model.pretrained={pretrained}: no such folder; give a diffusers folder or a hub id ORG/NAME")
+        raise UserError(f"model.pretrained={pretrained}: no such folder; give a diffusers folder or a hub id ORG/NAME")
     return pretrained
 
 
@@ -135,7 +136,7 @@ def read_index(source: str, pretrained: str, revision: str | None) -> dict[str, 
         reason, cause = f"no {INDEX} in the repository; give one in diffusers layout", error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason, cause = f"the hub refused ({str(error).strip().splitlines()[0]})", error
-    raise ValueError(f"model.pretrained={pretrained}: {reason}") from cause
+    raise UserError(f"model.pretrained={pretrained}: {reason}") from cause
 
 
 def _fetch_index(source: str, revision: str | None) -> str:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowrl import sharding
+from flowrl.errors import UserError
 from flowrl.models.full import at_start, keep_start, start_of
 
 ADAPTER = "policy"
@@ -40,9 +41,9 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"lora.rank={self.rank} must be at least 1")
+            raise UserError(f"lora.rank={self.rank} must be at least 1")
         if self.init not in ("gaussian", "kaiming"):
-            raise ValueError(f"lora.init={self.init!r} must be gaussian or kaiming")
+            raise UserError(f"lora.init={self.init!r} must be gaussian or kaiming")
 
     def attach(self, transformer: nn.Module, seed: int) -> None:
         """Add the adapter, seeded and in float32 whatever the base's dtype; B is zero, so the model is unchanged."""
@@ -130,7 +131,7 @@ def load(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
     shapes, given = ({name: value.shape for name, value in group.items()} for group in (own, weights))
     if shapes != given:
         odd = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
-        raise ValueError(
+        raise UserError(
             f"{len(odd)} weights do not fit, the first {odd[0]!r}: another lora.rank, lora.targets or model?"
         )
     for name, parameter in own.items():
@@ -156,12 +157,12 @@ def attach_whole(transformer: nn.Module, folder: Path) -> None:
     """
     files = whole_files(folder)
     if not files:
-        raise ValueError(f"{folder}: no transformer there; give the {WHOLE_FOLDER}/ folder of a run with tuning=full")
+        raise UserError(f"{folder}: no transformer there; give the {WHOLE_FOLDER}/ folder of a run with tuning=full")
     keep_start(transformer)
     try:
         load_files(transformer, files)
     except (ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: the weights do not fit this {type(transformer).__name__} ({error})") from error
+        raise UserError(f"{folder}: the weights do not fit this {type(transformer).__name__} ({error})") from error
 
 
 def load_folder(transformer: nn.Module, folder: Path) -> None:
@@ -171,7 +172,7 @@ def load_folder(transformer: nn.Module, folder: Path) -> None:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{folder}: no LoRA there; give a folder with pytorch_lora_weights.safetensors")
+        raise UserError(f"{folder}: no LoRA there; give a folder with pytorch_lora_weights.safetensors")
     network = _peft(transformer)
     try:
         with safe_open(files[0], framework="pt") as file:
@@ -179,10 +180,10 @@ def load_folder(transformer: nn.Module, folder: Path) -> None:
         network.delete_adapters(ADAPTER)
         network.load_lora_adapter(str(folder), adapter_name=ADAPTER, use_safetensors=True)
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
-        raise ValueError(f"{folder}: the LoRA does not fit this model ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{folder}: the LoRA does not fit this model ({str(error).splitlines()[0]})") from error
     own, num_given = parameters(transformer), sum(".lora_" in key for key in keys)
     if len(own) != num_given:  # layers that are not there are left out with a warning
-        raise ValueError(
+        raise UserError(
             f"{folder}: {len(own)} of the LoRA's {num_given} weights fit; it is one of another architecture"
         )
     for parameter in own.values():

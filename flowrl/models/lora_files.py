@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from flowrl.errors import UserError
 from flowrl.models import lora
 
 Format = Literal["diffusers", "peft", "comfy"]
@@ -60,7 +61,7 @@ def read(path: Path, alpha: float | None = None) -> LoRAFile:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
             metadata = json.loads((opened.metadata() or {}).get(METADATA, "{}"))
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}); export it again") from error
+        raise UserError(f"{file} is damaged ({error}); export it again") from error
     matrices: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
     alphas: dict[str, float] = {}
     has_adapter = False
@@ -71,17 +72,17 @@ def read(path: Path, alpha: float | None = None) -> LoRAFile:
         elif match := _ALPHA.fullmatch(key):
             alphas[match[1]] = float(tensor)
         else:
-            raise ValueError(f"{file}: {key!r} is no LoRA weight; give a file of lora_A and lora_B matrices")
+            raise UserError(f"{file}: {key!r} is no LoRA weight; give a file of lora_A and lora_B matrices")
     a, b = matrices["A"], matrices["B"]
     if not a or a.keys() != b.keys():
         odd = sorted(a.keys() ^ b.keys())
-        raise ValueError(f"{file}: {f'{odd[0]} has only one of its two matrices' if odd else 'no LoRA weights in it'}")
+        raise UserError(f"{file}: {f'{odd[0]} has only one of its two matrices' if odd else 'no LoRA weights in it'}")
     config = {key.removeprefix("transformer."): value for key, value in metadata.items()} or _peft_config(file)
     if odd := [key for key in ("use_rslora", "alpha_pattern") if config.get(key)]:
-        raise ValueError(f"{file}: {odd[0]}={config[odd[0]]} is a way of scaling that is not read here")
+        raise UserError(f"{file}: {odd[0]}={config[odd[0]]} is a way of scaling that is not read here")
     default = config.get("lora_alpha", alpha)
     if default is None and has_adapter and not alphas:
-        raise ValueError(
+        raise UserError(
             f"{file} does not tell its alpha, as checkpoints do not; python scripts/export_lora.py RUN exports a run's"
         )
     return LoRAFile(a, b, {name: alphas.get(name, float(default or a[name].shape[0])) for name in a})
@@ -91,12 +92,12 @@ def _find(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise ValueError(f"{path}: no such file; give a LoRA file, or the lora/ folder of a run")
+        raise UserError(f"{path}: no such file; give a LoRA file, or the lora/ folder of a run")
     if lora.whole_files(path) or lora.whole_files(path / lora.WHOLE_FOLDER):
-        raise ValueError(f"{path} holds a whole transformer, as full fine-tuning trains it, and no LoRA")
+        raise UserError(f"{path} holds a whole transformer, as full fine-tuning trains it, and no LoRA")
     found = [path / name for name in NAMES.values() if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
     if len(found) != 1:
-        raise ValueError(f"{path}: {len(found)} LoRA files in this folder; give one by name")
+        raise UserError(f"{path}: {len(found)} LoRA files in this folder; give one by name")
     return found[0]
 
 
@@ -113,7 +114,7 @@ def check(given: LoRAFile, transformer: nn.Module, path: Path) -> None:
     if odd:
         kind = type(transformer).__name__
         many = "none" if len(odd) == len(shapes) else f"only {len(shapes) - len(odd)}"
-        raise ValueError(
+        raise UserError(
             f"{path}: {many} of its {len(shapes)} layers fit this {kind} (the first that does not: {odd[0]!r}); it is "
             "a LoRA of another architecture"
         )
@@ -152,7 +153,7 @@ def _targets(given: LoRAFile) -> list[str] | str:
 def write(given: LoRAFile, folder: Path, form: Format) -> Path:
     """Write a LoRA into `folder` in one of the formats; returns the file."""
     if form not in get_args(Format):
-        raise ValueError(f"--format={form} must be one of {', '.join(get_args(Format))}")
+        raise UserError(f"--format={form} must be one of {', '.join(get_args(Format))}")
     folder.mkdir(parents=True, exist_ok=True)
     prefix = PREFIXES[form]
     tensors = {f"{prefix}{name}.lora_A.weight": value.contiguous() for name, value in given.a.items()}
@@ -175,7 +176,7 @@ def _config(given: LoRAFile) -> dict[str, Any]:
     ranks = {value.shape[0] for value in given.a.values()}
     alphas = set(given.alpha.values())
     if len(ranks) > 1 or len(alphas) > 1:
-        raise ValueError("layers of several ranks or alphas have no common configuration; choose --format=comfy")
+        raise UserError("layers of several ranks or alphas have no common configuration; choose --format=comfy")
     config = LoraConfig(r=ranks.pop(), lora_alpha=alphas.pop(), target_modules=_targets(given))  # type: ignore[arg-type]
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     return {key: value for key, value in plain.items() if isinstance(value, (str, int, float, bool, list, dict))}

@@ -11,6 +11,7 @@ from diffusers import StableDiffusion3Pipeline
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.models import lora
 from flowrl.models.guidance import classifier_free
 from flowrl.models.latents import latent_side, per_row, to_images, unscale
@@ -59,7 +60,7 @@ class SD3:
         side = latent_side(resolution, self.pipeline.vae_scale_factor, self.transformer.config.patch_size)
         most = self.transformer.config.pos_embed_max_size * self.transformer.config.patch_size
         if side > most:
-            raise ValueError(
+            raise UserError(
                 f"model.resolution={resolution} is more than the {most * self.pipeline.vae_scale_factor} pixels that "
                 "this model's positions reach"
             )

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from flowrl.errors import UserError
 from flowrl.models.full import start_of
 from flowrl.sharding import divide, is_divided, part_of
 
@@ -67,7 +68,7 @@ def norm_limit(max_grad_norm: float | str | None) -> float:
     """
     limit = math.inf if max_grad_norm in ("inf", ".inf") else max_grad_norm
     if not (isinstance(limit, int | float) and limit > 0):
-        raise ValueError(f"max_grad_norm={max_grad_norm} must be above 0; for no clipping set it to .inf")
+        raise UserError(f"max_grad_norm={max_grad_norm} must be above 0; for no clipping set it to .inf")
     return limit
 
 

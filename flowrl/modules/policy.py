@@ -18,6 +18,7 @@ from flowrl.batch_plan import BatchPlan
 from flowrl.data import PromptBatch
 from flowrl.diagnostics import bound
 from flowrl.ema import EMA
+from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep
 from flowrl.losses.nft import NFT
 from flowrl.models import lora
@@ -272,7 +273,7 @@ class Policy(LightningModule):
     def on_fit_start(self) -> None:
         """Check the number of processes, and move the frozen parts, which Lightning does not know of."""
         if self.trainer.world_size != self.plan.num_processes:
-            raise ValueError(
+            raise UserError(
                 f"trainer.devices and trainer.num_nodes make {self.trainer.world_size} processes, but "
                 f"batch.num_processes={self.plan.num_processes}; make them equal"
             )

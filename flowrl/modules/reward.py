@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flowrl import background
 from flowrl.advantages import weighted_sum
+from flowrl.errors import UserError
 from flowrl.rewards.outputs import REASON, concatenate, first_reason, missing
 from flowrl.rewards.protocol import Images, Reward, checked
 from flowrl.types import Prompt, RewardOutput
@@ -39,7 +40,7 @@ class RewardModule(LightningModule):
     def __init__(self, *, reward: Reward, max_missing: float) -> None:
         super().__init__()
         if not 0 <= max_missing <= 1:
-            raise ValueError(f"max_missing={max_missing} must be in [0, 1]")
+            raise UserError(f"max_missing={max_missing} must be in [0, 1]")
         self.reward = reward
         self.max_missing = max_missing
         self.num_idle = 0
@@ -93,7 +94,7 @@ class RewardModule(LightningModule):
         """
         self.num_idle = self.num_idle + 1 if terms.isnan().all() else 0
         if self.num_idle == PATIENCE:
-            raise ValueError(
+            raise UserError(
                 f"reward applied to no prompt of {PATIENCE} iterations in a row, so nothing can be learned; choose "
                 "data whose prompts it can judge (reward=ocr needs text in quotes), or another reward"
             )

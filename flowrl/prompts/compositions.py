@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowrl.errors import UserError
 from flowrl.prompts.jsonl import jsonl_prompts
 from flowrl.types import Prompt
 
@@ -146,15 +147,15 @@ def composition_prompts(
     in `exclude`, a GenEval2 file.
     """
     if split not in ("train", "test"):
-        raise ValueError(f"split={split!r} must be train or test")
+        raise UserError(f"split={split!r} must be train or test")
     if count < 1:
-        raise ValueError(f"count={count} must be at least 1")
+        raise UserError(f"count={count} must be at least 1")
     if not 1 <= min_atoms <= max_atoms <= MAX_ATOMS:
-        raise ValueError(f"min_atoms={min_atoms} and max_atoms={max_atoms} must be ordered and within 1 to {MAX_ATOMS}")
+        raise UserError(f"min_atoms={min_atoms} and max_atoms={max_atoms} must be ordered and within 1 to {MAX_ATOMS}")
     taken = set[object]()
     if exclude:
         if not Path(exclude).expanduser().is_file():
-            raise ValueError(f"prompts exclude={exclude}: no such file; give GenEval2's jsonl file, or null")
+            raise UserError(f"prompts exclude={exclude}: no such file; give GenEval2's jsonl file, or null")
         for prompt in jsonl_prompts(path=exclude, text="prompt", family=None, required=["vqa_list"]):
             taken |= set(_marks(prompt.text, prompt.metadata["vqa_list"]))
     rng = random.Random(f"compositions {split} {seed}")
@@ -167,7 +168,7 @@ def composition_prompts(
         if words in taken or asked in taken or _split(asked) != split:
             num_misses += 1
             if num_misses > PATIENCE:
-                raise ValueError(f"count={count}: there are only {len(prompts)} different prompts to be found")
+                raise UserError(f"count={count}: there are only {len(prompts)} different prompts to be found")
             continue
         num_misses = 0
         taken |= {words, asked}

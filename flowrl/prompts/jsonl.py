@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flowrl.errors import UserError
 from flowrl.types import Prompt
 
 FAMILIES = ("family", "tag", "atom_count")
@@ -30,12 +31,12 @@ def jsonl_prompts(*, path: str, text: str, family: str | None, required: Sequenc
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"prompts path={path}: no such file; give a file with one JSON object a line")
+        raise UserError(f"prompts path={path}: no such file; give a file with one JSON object a line")
     lines = enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
     keys = [text, *required, *([family] if family else [])]
     prompts = [_prompt(line, f"{path} line {number}", text, family, keys) for number, line in lines if line.strip()]
     if not prompts:
-        raise ValueError(f"prompts path={path}: the file holds no prompt")
+        raise UserError(f"prompts path={path}: the file holds no prompt")
     return prompts
 
 
@@ -43,11 +44,11 @@ def _prompt(line: str, place: str, text: str, family: str | None, keys: Sequence
     try:
         data: Any = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"prompts {place}: not JSON: {error}") from error
+        raise UserError(f"prompts {place}: not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"prompts {place}: a JSON object was expected")
+        raise UserError(f"prompts {place}: a JSON object was expected")
     if lacking := [key for key in keys if key not in data]:
-        raise ValueError(f"prompts {place}: no {lacking[0]!r}; it has {', '.join(map(repr, data))}")
+        raise UserError(f"prompts {place}: no {lacking[0]!r}; it has {', '.join(map(repr, data))}")
     kind = data[family] if family else ""
     name = kind if isinstance(kind, str) else f"{family}_{kind}"
     # A family is one segment of a metric's name.

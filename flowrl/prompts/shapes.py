@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
+from flowrl.errors import UserError
 from flowrl.shapes.grammar import FAMILIES, sample_caption
 from flowrl.types import Prompt
 
@@ -19,15 +20,15 @@ def shapes_prompts(
     families that have any.
     """
     if split not in ("held_in", "held_out"):
-        raise ValueError(f"split={split!r} must be held_in or held_out")
+        raise UserError(f"split={split!r} must be held_in or held_out")
     if count < 1:
-        raise ValueError(f"count={count} must be at least 1")
+        raise UserError(f"count={count} must be at least 1")
     wants_held_out = split == "held_out"
     # Without a colour and without a relation nothing can be held out.
     possible = [name for name in FAMILIES if not wants_held_out or name not in ("single", "counting", "two_objects")]
     if families is not None and (not families or (unknown := set(families) - set(possible))):
         named = ", ".join(sorted(unknown)) if families else "none"
-        raise ValueError(f"families: {named} not among those of split={split}: {', '.join(possible)}; null takes all")
+        raise UserError(f"families: {named} not among those of split={split}: {', '.join(possible)}; null takes all")
     families = possible if families is None else [name for name in possible if name in families]
     rng = random.Random(f"prompts {split} {seed}")
     prompts: list[Prompt] = []

@@ -14,7 +14,9 @@ from typing import Any
 
 import yaml
 
-CONFIG = "config.yaml"
+from flowrl.errors import UserError
+from flowrl.runs.files import CONFIG
+
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The safe loader in C, where it was built: ten times faster, which counts for hundreds of runs."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -71,7 +73,7 @@ def find(places: Iterable[Path]) -> list[Run]:
         found = sorted({path.parent for path in place.rglob(CONFIG)}, key=_natural)
         found = [folder for folder in found if not any(parent in found for parent in folder.parents)]
         if not found:
-            raise ValueError(f"{place}: no run there; give folders of runs, which hold a {CONFIG}, or of sweeps")
+            raise UserError(f"{place}: no run there; give folders of runs, which hold a {CONFIG}, or of sweeps")
         folders += [folder for folder in found if folder not in folders]
     names = _labels(folders)
     return [read(folder, name) for folder, name in zip(folders, names, strict=True)]
@@ -83,7 +85,7 @@ def read(folder: Path, label: str) -> Run:
         config = dict(flatten(yaml.load((folder / CONFIG).read_text(), LOADER) or {}))
         summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").is_file() else {}
     except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder}: {CONFIG} or summary.json is damaged ({' '.join(str(error).split())})") from error
+        raise UserError(f"{folder}: {CONFIG} or summary.json is damaged ({' '.join(str(error).split())})") from error
     rows = []
     if (folder / "metrics.csv").is_file():
         with (folder / "metrics.csv").open(newline="") as file:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from flowrl.errors import UserError
 from flowrl.rewards.clip import CLIP
 from flowrl.rewards.loading import load_weights
 from flowrl.rewards.protocol import Images
@@ -37,7 +38,7 @@ class Aesthetic(CLIP):
         try:
             self.layers.load_state_dict({name.removeprefix("layers."): value for name, value in state.items()})
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"reward.weights={weights}: not the aesthetic predictor for features of {sizes[0]} dimensions; "
                 "give sac+logos+ava1-l14-linearMSE.pth with CLIP ViT-L/14"
             ) from error

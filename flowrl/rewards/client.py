@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from flowrl.errors import UserError
+
 RETRIED = frozenset({429, 500, 502, 503, 504})
 """Statuses that may pass; any other refusal is final."""
 
@@ -57,9 +59,9 @@ class Client:
         least |= {"backoff": (backoff, 0), "max_answer": (max_answer, 1)}
         for name, (value, bound) in least.items():
             if value < bound:
-                raise ValueError(f"client.{name}={value} must be at least {bound}")
+                raise UserError(f"client.{name}={value} must be at least {bound}")
         if token_env is not None and not os.environ.get(token_env):
-            raise ValueError(f"client.token_env={token_env}: set the environment variable {token_env} to the token")
+            raise UserError(f"client.token_env={token_env}: set the environment variable {token_env} to the token")
         self.timeout, self.deadline, self.retries = timeout, deadline, retries
         self.concurrency, self.max_answer = concurrency, max_answer
         self.backoff, self.max_backoff = backoff, max_backoff
@@ -147,7 +149,7 @@ def check_url(url: str) -> str:
     """A service's address without a slash at its end. Raises ValueError for anything but http(s)://host[:port][/path]."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(f"reward.url={url} must be http://host:port or https://host:port")
+        raise UserError(f"reward.url={url} must be http://host:port or https://host:port")
     if parts.username or parts.password:
-        raise ValueError("reward.url must not hold a password; name a variable with the token in client.token_env")
+        raise UserError("reward.url must not hold a password; name a variable with the token in client.token_env")
     return url.rstrip("/")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor
 
+from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.loading import dtype_of, load_pretrained
 from flowrl.rewards.protocol import Images
@@ -21,7 +22,7 @@ class CLIP(nn.Module):
     def __init__(self, *, pretrained: str, processor: str, dtype: str, batch_size: int) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ValueError(f"reward.batch_size={batch_size} must be at least 1")
+            raise UserError(f"reward.batch_size={batch_size} must be at least 1")
         self.model = load_pretrained(CLIPModel, pretrained, "pretrained", dtype=dtype_of(dtype))
         self.processor = load_pretrained(CLIPProcessor, processor, "processor")
         self.batch_size = batch_size

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from flowrl.errors import UserError
 from flowrl.rewards.clip import CLIP
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
@@ -22,7 +23,7 @@ class CLIPScore(CLIP):
     def __init__(self, *, pretrained: str, processor: str, dtype: str, batch_size: int, divisor: float) -> None:
         super().__init__(pretrained=pretrained, processor=processor, dtype=dtype, batch_size=batch_size)
         if divisor <= 0:
-            raise ValueError(f"reward.divisor={divisor} must be above 0")
+            raise UserError(f"reward.divisor={divisor} must be above 0")
         self.divisor = divisor
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:

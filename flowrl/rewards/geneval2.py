@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from flowrl.errors import UserError
 from flowrl.rewards.client import Unanswered
 from flowrl.rewards.judge import Judge, Question, Reply
 from flowrl.rewards.outputs import REASON
@@ -45,9 +46,9 @@ class GenEval2:
 
     def __init__(self, *, mean: Literal["geometric", "arithmetic"], judge: Judge) -> None:
         if mean not in ("geometric", "arithmetic"):
-            raise ValueError(f"reward.mean={mean!r} must be geometric or arithmetic")
+            raise UserError(f"reward.mean={mean!r} must be geometric or arithmetic")
         if judge.top_logprobs < 1:
-            raise ValueError(f"judge.top_logprobs={judge.top_logprobs} must be at least 1 for geneval2")
+            raise UserError(f"judge.top_logprobs={judge.top_logprobs} must be at least 1 for geneval2")
         self.mean, self.judge = mean, judge
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:

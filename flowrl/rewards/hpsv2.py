@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.loading import dtype_of, load_weights, require
 from flowrl.rewards.protocol import Images
@@ -24,10 +25,10 @@ class HPSv2(nn.Module):
     def __init__(self, *, architecture: str, weights: str, dtype: str, batch_size: int) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ValueError(f"reward.batch_size={batch_size} must be at least 1")
+            raise UserError(f"reward.batch_size={batch_size} must be at least 1")
         open_clip = require("open_clip", "clip")
         if architecture not in open_clip.list_models():
-            raise ValueError(
+            raise UserError(
                 f"reward.architecture={architecture!r}: no architecture of open_clip; the published is ViT-H-14"
             )
         state = load_weights(weights, "weights")
@@ -35,7 +36,7 @@ class HPSv2(nn.Module):
         try:
             self.model.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"reward.weights={weights}: not the weights of reward.architecture={architecture}"
             ) from error
         self.model.to(dtype_of(dtype))

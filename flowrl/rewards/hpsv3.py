@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from flowrl.errors import UserError
 from flowrl.rewards.client import Unanswered
 from flowrl.rewards.judge import Judge, Question
 from flowrl.rewards.outputs import REASON
@@ -23,7 +24,7 @@ class HPSv3:
 
     def __init__(self, *, scale: float, judge: Judge) -> None:
         if scale <= 0:
-            raise ValueError(f"reward.scale={scale} must be above 0")
+            raise UserError(f"reward.scale={scale} must be above 0")
         self.scale, self.judge = scale, judge
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:

@@ -15,6 +15,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.loading import dtype_of, load_pretrained, load_weights
 from flowrl.rewards.protocol import Images
@@ -50,7 +51,7 @@ class ImageReward(nn.Module):
     def __init__(self, *, weights: str, tokenizer: str, dtype: str, batch_size: int) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ValueError(f"reward.batch_size={batch_size} must be at least 1")
+            raise UserError(f"reward.batch_size={batch_size} must be at least 1")
         state = load_weights(weights, "weights")
         try:
             vision, text = _below(state, "blip.visual_encoder."), _below(state, "blip.text_encoder.")
@@ -60,7 +61,7 @@ class ImageReward(nn.Module):
             )
             self.head.load_state_dict(_below(state, "mlp.layers."))
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"reward.weights={weights}: not a checkpoint of ImageReward v1.0") from error
+            raise UserError(f"reward.weights={weights}: not a checkpoint of ImageReward v1.0") from error
         towers: list[nn.Module] = [self.vision, self.text]
         for tower in towers:
             tower.to(dtype_of(dtype))

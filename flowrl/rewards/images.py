@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from flowrl.errors import UserError
 from flowrl.rewards.protocol import Images
 
 
@@ -16,7 +17,7 @@ def to_pictures(images: Images) -> list[Image.Image]:
     if not isinstance(images, Tensor):
         return [image.convert("RGB") for image in images]
     if images.isnan().any():
-        raise ValueError("images hold NaN")
+        raise UserError("images hold NaN")
     pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(each) for each in pixels]
 

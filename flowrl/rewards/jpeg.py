@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
+from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
@@ -21,9 +22,9 @@ class JPEG:
 
     def __init__(self, *, quality: int, scale: float) -> None:
         if not 1 <= quality <= 100:
-            raise ValueError(f"reward.quality={quality} must be from 1 to 100")
+            raise UserError(f"reward.quality={quality} must be from 1 to 100")
         if scale == 0:
-            raise ValueError("reward.scale=0 gives every image the same reward; it must differ from 0")
+            raise UserError("reward.scale=0 gives every image the same reward; it must differ from 0")
         self.quality, self.scale = quality, scale
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:

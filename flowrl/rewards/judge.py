@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from flowrl.errors import UserError
 from flowrl.rewards import wire
 from flowrl.rewards.client import Client, Unanswered, check_url
 from flowrl.rewards.images import to_pictures
@@ -42,7 +43,7 @@ class Judge:
     def __init__(self, *, url: str, model: str, max_tokens: int, top_logprobs: int, client: Client) -> None:
         for name, value, least in (("max_tokens", max_tokens, 1), ("top_logprobs", top_logprobs, 0)):
             if value < least:
-                raise ValueError(f"judge.{name}={value} must be at least {least}")
+                raise UserError(f"judge.{name}={value} must be at least {least}")
         self.url, self.model, self.client = check_url(url), model, client
         self.max_tokens, self.top_logprobs = max_tokens, top_logprobs
 
@@ -87,13 +88,13 @@ def _reply(data: Any) -> Reply:
     choice = data["choices"][0]
     text = choice["message"]["content"]
     if not isinstance(text, str):
-        raise ValueError(f"the message holds no text but {type(text).__name__}")
+        raise UserError(f"the message holds no text but {type(text).__name__}")
     listed = choice.get("logprobs")
     tops = listed["content"][0]["top_logprobs"] if listed else []
     # By token text: two tokens of one text cannot be told apart here, and each probability counts once.
     chances = {str(top["token"]): math.exp(min(float(top["logprob"]), 0.0)) for top in tops}
     if not all(math.isfinite(chance) for chance in chances.values()):
-        raise ValueError("a log-probability is not a number")
+        raise UserError("a log-probability is not a number")
     return Reply(text, chances)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowrl.errors import UserError
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -18,7 +20,7 @@ def require(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"this reward needs the package {error.name!r}; install it with: pip install 'flowrl[{extra}]'"
         ) from error
 
@@ -26,7 +28,7 @@ def require(module: str, extra: str) -> Any:
 def dtype_of(name: str) -> torch.dtype:
     """A dtype by its name. Raises ValueError for others than float32, bfloat16 and float16."""
     if name not in DTYPES:
-        raise ValueError(f"reward.dtype={name!r} must be one of {', '.join(DTYPES)}")
+        raise UserError(f"reward.dtype={name!r} must be one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -37,7 +39,7 @@ def load_pretrained(kind: Any, source: str, key: str, **options: Any) -> Any:
         return kind.from_pretrained(str(path) if path.is_dir() else source, **options)
     except Exception as error:  # a dozen types, by what is wrong with the folder, the hub or the network
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"reward.{key}={source}: cannot load {kind.__name__} ({reason}); give a local folder or a hub id ORG/NAME"
         ) from error
 
@@ -58,7 +60,7 @@ def load_weights(source: str, key: str) -> Mapping[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle, safetensors and value errors alike mean a file that is no weights
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"reward.{key}={source}: no readable weights ({reason}); download the file again") from error
+        raise UserError(f"reward.{key}={source}: no readable weights ({reason}); download the file again") from error
     return state.get("state_dict", state)
 
 
@@ -67,9 +69,9 @@ def _download(source: str, key: str) -> str:
 
     parts = source.split("/")
     if source.startswith((".", "/", "~")) or len(parts) < 3:
-        raise ValueError(f"reward.{key}={source}: no such file; give a path, or ORG/NAME/FILE on the hub")
+        raise UserError(f"reward.{key}={source}: no such file; give a path, or ORG/NAME/FILE on the hub")
     try:
         return hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]))
     except Exception as error:  # no network, no such repository, no such file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"reward.{key}={source}: cannot download it ({reason}); give a local path") from error
+        raise UserError(f"reward.{key}={source}: cannot download it ({reason}); give a local path") from error

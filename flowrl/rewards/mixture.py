@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from flowrl.advantages import weighted_sum
+from flowrl.errors import UserError
 from flowrl.rewards.outputs import REASON
 from flowrl.rewards.protocol import Images, Reward, checked
 from flowrl.types import Prompt, RewardOutput
@@ -27,13 +28,13 @@ class Mixture(nn.Module):
     def __init__(self, *, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
         super().__init__()
         if not rewards or rewards.keys() != weights.keys():
-            raise ValueError(
+            raise UserError(
                 f"reward.weights ({', '.join(weights)}) must name the rewards of reward.rewards ({', '.join(rewards)})"
             )
         self.terms = {name: reward for name, reward in rewards.items() if weights[name] != 0}
         self.monitors = {name: reward for name, reward in rewards.items() if weights[name] == 0}
         if not self.terms:
-            raise ValueError("reward.weights: at least one must differ from 0")
+            raise UserError("reward.weights: at least one must differ from 0")
         self.weights = tuple(float(weights[name]) for name in self.terms)
         # Registered, so that scorers with weights are moved and frozen with the mixture.
         self.networks = nn.ModuleList(reward for reward in rewards.values() if isinstance(reward, nn.Module))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.loading import require
 from flowrl.rewards.protocol import Images
@@ -32,9 +33,9 @@ class OCR:
 
     def __init__(self, *, allows_more_text: bool, min_confidence: float, side: int) -> None:
         if not 0 <= min_confidence <= 1:
-            raise ValueError(f"reward.min_confidence={min_confidence} must be in [0, 1]")
+            raise UserError(f"reward.min_confidence={min_confidence} must be in [0, 1]")
         if side < 32:
-            raise ValueError(f"reward.side={side} must be at least 32")
+            raise UserError(f"reward.side={side} must be at least 32")
         require("onnxruntime", "ocr")
         self.allows_more_text = allows_more_text
         self.engine = require("rapidocr", "ocr").RapidOCR(

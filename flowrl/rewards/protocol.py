@@ -9,6 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.types import Prompt, RewardOutput
 
 Images = Float[Tensor, "B 3 S S"] | Sequence[Image.Image]
@@ -32,9 +33,9 @@ def checked(output: RewardOutput, count: int) -> RewardOutput:
     """The output as it is. Raises ValueError unless it has `count` samples throughout."""
     for name, values in {"values": output.values, "is_valid": output.is_valid, **output.parts}.items():
         if values.shape != (count,):
-            raise ValueError(f"{count} images, but {name} of shape {tuple(values.shape)}")
+            raise UserError(f"{count} images, but {name} of shape {tuple(values.shape)}")
     shape = (count, len(output.weights))
     for name, table in {"terms": output.terms, "applies": output.applies}.items():
         if table is not None and table.shape != shape:
-            raise ValueError(f"{count} images and {shape[1]} weights, but {name} of shape {tuple(table.shape)}")
+            raise UserError(f"{count} images and {shape[1]} weights, but {name} of shape {tuple(table.shape)}")
     return output

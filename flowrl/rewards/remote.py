@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from flowrl.errors import UserError
 from flowrl.rewards import wire
 from flowrl.rewards.client import Client, Unanswered, check_url
 from flowrl.rewards.outputs import concatenate, first_reason, missing
@@ -24,7 +25,7 @@ class Remote:
 
     def __init__(self, *, url: str, batch_size: int, client: Client) -> None:
         if batch_size < 1:
-            raise ValueError(f"reward.batch_size={batch_size} must be at least 1")
+            raise UserError(f"reward.batch_size={batch_size} must be at least 1")
         self.url, self.batch_size, self.client = check_url(url), batch_size, client
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:

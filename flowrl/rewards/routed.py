@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowrl.errors import UserError
 from flowrl.rewards.outputs import missing
 from flowrl.rewards.protocol import Images, Reward, checked
 from flowrl.types import Prompt, RewardOutput
@@ -27,7 +28,7 @@ class Routed(nn.Module):
     def __init__(self, *, reward: Reward, key: str, values: Sequence[str | float]) -> None:
         super().__init__()
         if isinstance(values, str) or not values:
-            raise ValueError(f"reward.values={values!r} must be a list of the values of {key!r} that the reward is for")
+            raise UserError(f"reward.values={values!r} must be a list of the values of {key!r} that the reward is for")
         self.reward, self.key, self.values = reward, key, frozenset(map(_text, values))
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:

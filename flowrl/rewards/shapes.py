@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.outputs import REASON
 from flowrl.rewards.protocol import Images
@@ -27,7 +28,7 @@ class ShapesReward:
 
     def __init__(self, *, score: Literal["soft", "geometric", "strict", "clean"]) -> None:
         if score not in ("soft", "geometric", "strict", "clean"):
-            raise ValueError(f"reward.score={score!r} must be soft, geometric, strict or clean")
+            raise UserError(f"reward.score={score!r} must be soft, geometric, strict or clean")
         self.score = score
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:

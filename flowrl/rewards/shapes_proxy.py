@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flowrl.errors import UserError
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.protocol import Images
 from flowrl.shapes.grammar import WORDS
@@ -38,7 +39,7 @@ class ShapesProxy(nn.Module):
     def __init__(self, *, pretrained: str, divisor: float) -> None:
         super().__init__()
         if divisor <= 0:
-            raise ValueError(f"reward.divisor={divisor} must be above 0")
+            raise UserError(f"reward.divisor={divisor} must be above 0")
         folder = Path(pretrained).expanduser()
         if pretrained.startswith(EMBEDDED):
             folder = Path(str(files("flowrl.rewards").joinpath("assets", pretrained.removeprefix(EMBEDDED))))
@@ -48,7 +49,7 @@ class ShapesProxy(nn.Module):
             self.model.load_state_dict(weights)
         except (OSError, json.JSONDecodeError, SafetensorError, RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(
+            raise UserError(
                 f"reward.pretrained={pretrained}: no proxy there ({reason}); give {EMBEDDED}, {EMBEDDED}weak "
                 "or the folder that scripts/train_proxy.py wrote"
             ) from error

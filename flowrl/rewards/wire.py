@@ -24,6 +24,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.outputs import REASON
 from flowrl.rewards.protocol import Images
@@ -68,7 +69,7 @@ def read_request(body: bytes, *, max_images: int, max_pixels: int) -> Asked:
     data = _json(body)
     images, prompts = data.get("images"), data.get("prompts")
     if not isinstance(images, list) or not isinstance(prompts, list) or not images or len(images) != len(prompts):
-        raise ValueError("a request has `images` and `prompts`, lists of one length, at least 1")
+        raise UserError("a request has `images` and `prompts`, lists of one length, at least 1")
     if len(images) > max_images:
         raise TooLarge(f"{len(images)} images in one request, more than max_images={max_images}; send fewer at a time")
     files = [_open(image) for image in images]
@@ -76,7 +77,7 @@ def read_request(body: bytes, *, max_images: int, max_pixels: int) -> Asked:
     if num_pixels > max_pixels:
         raise TooLarge(f"{num_pixels} pixels in one request, more than max_pixels={max_pixels}; send fewer at a time")
     if len({file.size for file in files}) > 1:
-        raise ValueError("the images of one request must have one size")
+        raise UserError("the images of one request must have one size")
     return Asked(files, [_prompt(prompt) for prompt in prompts])
 
 
@@ -84,9 +85,9 @@ def _json(body: bytes) -> dict[str, Any]:
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from error
+        raise UserError(f"not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"a JSON object was expected, not {type(data).__name__}")
+        raise UserError(f"a JSON object was expected, not {type(data).__name__}")
     return data
 
 
@@ -95,23 +96,23 @@ def _open(image: Any) -> PngImageFile:
     try:
         return PngImageFile(io.BytesIO(base64.b64decode(image, validate=True)))
     except Exception as error:  # whatever the parser makes of bytes that a stranger chose
-        raise ValueError(f"not a base64 PNG: {error}") from error
+        raise UserError(f"not a base64 PNG: {error}") from error
 
 
 def _decode(file: PngImageFile) -> UInt8[Tensor, "3 H W"]:
     try:
         pixels = np.array(file.convert("RGB"))
     except Exception as error:  # as above
-        raise ValueError(f"damaged PNG: {error}") from error
+        raise UserError(f"damaged PNG: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _prompt(data: Any) -> Prompt:
     if not isinstance(data, dict) or not isinstance(data.get("text"), str):
-        raise ValueError("a prompt is an object with a `text`")
+        raise UserError("a prompt is an object with a `text`")
     family, metadata = data.get("family", ""), data.get("metadata", {})
     if not isinstance(family, str) or not isinstance(metadata, dict):
-        raise ValueError("a prompt's `family` is a text and its `metadata` an object")
+        raise UserError("a prompt's `family` is a text and its `metadata` an object")
     return Prompt(data["text"], family, metadata)
 
 
@@ -144,13 +145,13 @@ def read_answer(body: bytes, count: int) -> RewardOutput:
     values = _numbers(data.get("values"), count, "values")
     parts = data.get("parts", {})
     if not isinstance(parts, dict) or any("/" in name for name in parts):
-        raise ValueError("`parts` must be an object of lists, its names without a slash")
+        raise UserError("`parts` must be an object of lists, its names without a slash")
     reasons = data.get("reasons") or [None] * count
     if not isinstance(reasons, list) or len(reasons) != count:
-        raise ValueError(f"`reasons` must be a list of {count}")
+        raise UserError(f"`reasons` must be a list of {count}")
     applies = data.get("applies", [True] * count)
     if not isinstance(applies, list) or len(applies) != count or not all(isinstance(each, bool) for each in applies):
-        raise ValueError(f"`applies` must be a list of {count} booleans")
+        raise UserError(f"`applies` must be a list of {count} booleans")
     is_valid = values.isfinite() | ~torch.tensor(applies)
     info: list[Mapping[str, Any]] = []
     for reason, ok in zip(reasons, is_valid.tolist(), strict=True):
@@ -163,10 +164,10 @@ def read_answer(body: bytes, count: int) -> RewardOutput:
 def _numbers(data: Any, count: int, name: str) -> Float[Tensor, "B"]:
     if not isinstance(data, list) or len(data) != count:
         given = f"{len(data)} entries" if isinstance(data, list) else type(data).__name__
-        raise ValueError(f"{count} images, but {name}: {given}")
+        raise UserError(f"{count} images, but {name}: {given}")
     if odd := [value for value in data if isinstance(value, bool) or not isinstance(value, int | float | None)]:
-        raise ValueError(f"{name} must be numbers or null, not {odd[0]!r:.40}")
+        raise UserError(f"{name} must be numbers or null, not {odd[0]!r:.40}")
     try:
         return torch.tensor([math.nan if value is None else float(value) for value in data])
     except OverflowError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise UserError(f"{name}: {error}") from error

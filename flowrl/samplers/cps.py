@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep
 from flowrl.schedule import Interval
 
@@ -27,7 +28,7 @@ class CPS:
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise_level <= 1:
-            raise ValueError(f"sampler.noise_level={self.noise_level} must be in [0, 1] for CPS")
+            raise UserError(f"sampler.noise_level={self.noise_level} must be in [0, 1] for CPS")
 
     def std(self, interval: Interval) -> float:
         return interval.sigma_next * math.sin(self.noise_level * math.pi / 2)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep
 from flowrl.schedule import Interval
 
@@ -28,7 +29,7 @@ class FlowSDE:
 
     def __post_init__(self) -> None:
         if self.noise_level < 0:
-            raise ValueError(f"sampler.noise_level={self.noise_level} must not be negative")
+            raise UserError(f"sampler.noise_level={self.noise_level} must not be negative")
 
     def diffusion(self, interval: Interval) -> float:
         """g, the diffusion coefficient (not a standard deviation of the step)."""
@@ -53,7 +54,7 @@ class DanceSDE:
 
     def __post_init__(self) -> None:
         if self.noise_level < 0:
-            raise ValueError(f"sampler.noise_level={self.noise_level} must not be negative")
+            raise UserError(f"sampler.noise_level={self.noise_level} must not be negative")
 
     def std(self, interval: Interval) -> float:
         return self.noise_level * math.sqrt(-interval.dt)

@@ -10,6 +10,8 @@ import random
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from flowrl.errors import UserError
+
 
 @runtime_checkable
 class StochasticSteps(Protocol):
@@ -46,11 +48,11 @@ class Window:
 
     def __post_init__(self) -> None:
         if not (self.size >= 1 and self.low >= 0 and self.low + self.size <= self.high):
-            raise ValueError(
+            raise UserError(
                 f"steps.size={self.size} must be at least 1 and fit into [steps.low={self.low}, steps.high={self.high})"
             )
         if self.advance_every is not None and self.advance_every < 1:
-            raise ValueError(
+            raise UserError(
                 f"steps.advance_every={self.advance_every} must be at least 1 iteration, or null to draw the window"
             )
 
@@ -79,7 +81,7 @@ class Subset:
 
     def __post_init__(self) -> None:
         if not (self.count >= 1 and self.low >= 0 and self.low + self.count <= self.high):
-            raise ValueError(
+            raise UserError(
                 f"steps.count={self.count} must be at least 1 and fit into "
                 f"[steps.low={self.low}, steps.high={self.high})"
             )

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from flowrl import background
+from flowrl.errors import UserError
 from flowrl.rewards import wire
 from flowrl.serving.batcher import Batcher, Busy
 from flowrl.serving.counters import Counters
@@ -42,7 +43,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("max_body", "body_seconds", "max_images", "max_pixels", "max_reading"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+                raise UserError(f"{name}={getattr(self, name)} must be above 0")
 
 
 class Refused(Exception):

@@ -8,6 +8,7 @@ import os
 import torch
 import uvicorn
 
+from flowrl.errors import UserError
 from flowrl.modules.reward import RewardModule
 from flowrl.rewards.protocol import Reward
 from flowrl.serving.app import Limits, Pages, build_app
@@ -39,12 +40,12 @@ def serve(
     """
     for name, value in {"max_batch": max_batch, "max_waiting": max_waiting, "max_connections": max_connections}.items():
         if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+            raise UserError(f"{name}={value} must be at least 1")
     if limits.max_images > max_waiting:
-        raise ValueError(f"limits.max_images={limits.max_images} must be at most max_waiting={max_waiting}; lower it")
+        raise UserError(f"limits.max_images={limits.max_images} must be at most max_waiting={max_waiting}; lower it")
     token = os.environ.get(token_env) if token_env else None
     if token_env and not token:
-        raise ValueError(f"token_env={token_env}: set the environment variable {token_env} to the token")
+        raise UserError(f"token_env={token_env}: set the environment variable {token_env} to the token")
     if token is None and host not in ("localhost", "127.0.0.1", "::1"):
         log.warning("host=%s without token_env: whoever reaches the port can use the scorer", host)
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)

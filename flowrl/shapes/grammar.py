@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+from flowrl.errors import UserError
+
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 SHAPES = ("circle", "square", "triangle", "cross")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -82,7 +84,7 @@ def parse(text: str) -> Caption:
     parts = text.split(f" {relation} " if relation else " and ")
     caption = Caption(tuple(_parse_phrase(part, text) for part in parts), relation)
     if caption.num_objects > MAX_OBJECTS or len(parts) > 2:
-        raise ValueError(f"prompt {text!r} is outside the shapes grammar: at most two phrases, {MAX_OBJECTS} objects")
+        raise UserError(f"prompt {text!r} is outside the shapes grammar: at most two phrases, {MAX_OBJECTS} objects")
     return caption
 
 
@@ -98,7 +100,7 @@ def _parse_phrase(part: str, text: str) -> Phrase:
         and (words[-1] in SHAPES) == (words[0] == "a")
     )
     if not phrase_is_valid:
-        raise ValueError(
+        raise UserError(
             f"prompt {text!r} is outside the shapes grammar: cannot read {part!r} as 'COUNT [COLOUR] SHAPE'"
         )
     return Phrase(COUNT_WORDS.index(words[0]) + 1, colour, shape)
@@ -107,7 +109,7 @@ def _parse_phrase(part: str, text: str) -> Phrase:
 def sample_caption(family: str, rng: random.Random) -> Caption:
     """Draw a caption of `family`; phrases of one caption never share a shape-colour description."""
     if family not in FAMILIES:
-        raise ValueError(f"family={family!r} is not one of {', '.join(FAMILIES)}")
+        raise UserError(f"family={family!r} is not one of {', '.join(FAMILIES)}")
     while True:
         caption = _draw(family, rng)
         kinds = [phrase.shape for phrase in caption.phrases]

@@ -13,6 +13,7 @@ from itertools import permutations, product
 
 import numpy as np
 
+from flowrl.errors import UserError
 from flowrl.shapes.grammar import COLOURS, SHAPES, Caption
 
 IMAGE_SIZE = 32
@@ -81,7 +82,7 @@ def lay_out(caption: Caption, rng: random.Random) -> list[Placed]:
     owners = [index for index, phrase in enumerate(caption.phrases) for _ in range(phrase.count)]
     options = [cells for cells in permutations(_CELLS, len(owners)) if _holds(caption.relation, cells, owners)]
     if not options:
-        raise ValueError(f"no layout fulfils {caption.text!r}")
+        raise UserError(f"no layout fulfils {caption.text!r}")
     colours = [COLOURS.index(p.colour) if p.colour else rng.randrange(len(COLOURS)) for p in caption.phrases]
     scene = []
     for index, (column, row) in zip(owners, rng.choice(options), strict=True):

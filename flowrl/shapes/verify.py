@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from flowrl.errors import UserError
 from flowrl.shapes.grammar import COLOURS, SHAPES, Caption, Phrase
 from flowrl.shapes.render import BACKGROUND, CROSS_ARM, IMAGE_SIZE, PALETTE, SQUARE, TRIANGLE_BASE, coverage
 
@@ -98,7 +99,7 @@ def find_objects(images: np.ndarray) -> tuple[list[list[Found]], np.ndarray]:
 def _as_pixels(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape or images.dtype.kind != "f":
-        raise ValueError(
+        raise UserError(
             "images must be a non-empty float array of shape (images, height, width, 3), "
             f"not {images.dtype} {images.shape}"
         )
@@ -183,7 +184,7 @@ def verify(images: np.ndarray, captions: Sequence[Caption]) -> list[Verdict]:
     that drawing everything would satisfy every presence test.
     """
     if len(images) != len(captions):
-        raise ValueError(f"{len(images)} images for {len(captions)} captions")
+        raise UserError(f"{len(images)} images for {len(captions)} captions")
     objects, off_palette = find_objects(images)
     return [
         Verdict(_atoms(found, caption), tuple(found), float(off))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flowrl.errors import UserError
 from flowrl.studies.plan import Planned, Stage
 from flowrl.studies.record import Record, evaluated
 
@@ -17,13 +18,13 @@ def choose(stage: Stage, runs: Sequence[Planned], records: Mapping[Planned, Reco
     or where every variant of a method failed.
     """
     if any(run not in records for run in runs):
-        raise ValueError(f"stage {stage.name} is not over: nothing is chosen yet")
+        raise UserError(f"stage {stage.name} is not over: nothing is chosen yet")
     chosen = {}
     for method, variants in stage.variants.items():
         scores = {variant: score(stage, runs, records, method, variant) for variant in variants}
         usable = {variant: value for variant, value in scores.items() if not math.isnan(value)}
         if not usable:
-            raise ValueError(f"stage {stage.name}: every variant of {method} failed; widen its grid")
+            raise UserError(f"stage {stage.name}: every variant of {method} failed; widen its grid")
         best = max(usable, key=usable.__getitem__)
         chosen[method] = {"variant": best, "overrides": list(variants[best]), "score": usable[best]}
     return chosen

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flowrl.errors import UserError
 from flowrl.report.tables import Table
 from flowrl.studies import ratio_noise_tables
 from flowrl.studies.figures import CAPTIONS, figure_names
@@ -41,7 +42,7 @@ def fill(text: str, pieces: Mapping[str, Pieces]) -> str:
             return match[0]
         own = pieces[study]
         if name not in own.texts and own.is_complete:
-            raise ValueError(f"{name}: study {study} has no such piece; it has {', '.join(sorted(own.texts))}")
+            raise UserError(f"{name}: study {study} has no such piece; it has {', '.join(sorted(own.texts))}")
         body = own.texts.get(name, f"_{NOTHING}_")
         is_block = name.count("/") == 1
         return f"<!-- begin {name} -->" + (f"\n{body}\n" if is_block else body) + "<!-- end -->"

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from flowrl.command import meant
+from flowrl.errors import UserError
+from flowrl.launch.errors import meant
 
 Overrides = tuple[str, ...]
 SWEEP = "sweep.yaml"
@@ -55,7 +56,7 @@ class Stage:
     def runs(self, chosen: Mapping[str, Overrides]) -> list[Planned]:
         """All runs, seed by seed, so that a sweep cut short has as many of each; `chosen` are tuned overrides."""
         if self.tuned and (missing := [method for method in self.methods if method not in chosen]):
-            raise ValueError(f"stage {self.name}: study {self.tuned} has tuned no {', '.join(missing)}; run it first")
+            raise UserError(f"stage {self.name}: study {self.tuned} has tuned no {', '.join(missing)}; run it first")
         return [
             Planned(
                 self.name,
@@ -104,7 +105,7 @@ def read(name: str, folder: Path, is_quick: bool) -> Study:
     """The study below `folder`. Raises ValueError for a name that has no sweep.yaml there."""
     path = folder / name / SWEEP
     if not path.is_file():
-        raise ValueError(f"{name}: no such study{meant(name, ORDER)}; choose one of {', '.join(ORDER)}")
+        raise UserError(f"{name}: no such study{meant(name, ORDER)}; choose one of {', '.join(ORDER)}")
     spec = yaml.safe_load(path.read_text())
     reduced = spec.get("quick", {}) if is_quick else {}
     common = spec.get("common", ())

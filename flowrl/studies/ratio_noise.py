@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.special import ndtr
 
 from flowrl.diagnostics import Diagnostics
+from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep, Likelihood
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.protocol import Sampler
@@ -215,7 +216,7 @@ def matching_delta(estimator: Estimator, given: Mapping[str, Any], clip: float) 
     """
     low, high = DELTAS
     if not at_best(estimator, {**given, "delta": low})[0] < clip < at_best(estimator, {**given, "delta": high})[0]:
-        raise ValueError(f"clip={clip} of {estimator.label} is best for no delta from {low:g} to {high:g}")
+        raise UserError(f"clip={clip} of {estimator.label} is best for no delta from {low:g} to {high:g}")
     for _ in range(BISECTIONS):
         middle = math.sqrt(low * high)
         is_above = at_best(estimator, {**given, "delta": middle})[0] >= clip

@@ -9,7 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from flowrl.report.runs import CONFIG, Run, read
+from flowrl.report.runs import Run, read
+from flowrl.runs.files import CONFIG, write_whole
 from flowrl.studies.plan import Planned
 
 Record = dict[str, Any]
@@ -107,9 +108,7 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
     runs = ",\n  ".join(json.dumps(run) for run in results["runs"])
     body = ",\n ".join([*head, f'"runs": [\n  {runs}\n ]' if runs else '"runs": []'])
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(f"{{\n {body}\n}}\n")
-    partial.replace(path)
+    write_whole(path, f"{{\n {body}\n}}\n")
 
 
 def load(path: Path) -> dict[str, Any]:

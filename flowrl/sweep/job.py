@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowrl.runs.files import CONFIG, METRICS, SUMMARY, write_whole
+
 SCRIPT = Path(__file__).parents[2] / "train.py"
 STATUS, LOG = "job.json", "job.log"
-STARTED, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.csv"
 FOREIGN = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM_TASK = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 WANDB_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_SWEEP_ID")
@@ -60,9 +61,7 @@ class Job:
             "problem": self.problem,
             "written": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        partial = self.folder / f"{STATUS}.partial"
-        partial.write_text(json.dumps(status, indent=2) + "\n")
-        partial.replace(self.folder / STATUS)
+        write_whole(self.folder / STATUS, json.dumps(status, indent=2) + "\n")
 
     @property
     def is_finished(self) -> bool:
@@ -83,7 +82,7 @@ class Job:
         threads = (
             [] if num_threads is None or has_key(self.overrides, "num_threads") else [f"num_threads={num_threads}"]
         )
-        if (self.folder / STARTED).is_file():
+        if (self.folder / CONFIG).is_file():
             return [f"resume={self.folder}", *threads]
         return [*self.overrides, *threads, f"run_dir={self.folder}"]
 

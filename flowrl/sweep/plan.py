@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowrl.errors import UserError
+from flowrl.runs.files import write_whole
 from flowrl.sweep.job import STATUS, Job, has_key
 
 SWEEP = "sweep.json"
@@ -20,10 +22,10 @@ def find_sweep(wanted: Sequence[Overrides]) -> tuple[Path, list[Overrides]] | No
     if not any(has_key(overrides, "resume") for overrides in wanted):
         return None
     if len(wanted) > 1 or len(wanted[0]) > 1:
-        raise ValueError("resume= in a sweep stands alone: it continues the jobs of that folder with their overrides")
+        raise UserError("resume= in a sweep stands alone: it continues the jobs of that folder with their overrides")
     folder = Path(wanted[0][0].split("=", 1)[1]).resolve()
     if not (folder / SWEEP).is_file():
-        raise ValueError(f"resume={folder}: no {SWEEP} there; give the folder of an earlier sweep")
+        raise UserError(f"resume={folder}: no {SWEEP} there; give the folder of an earlier sweep")
     return folder, [tuple(overrides) for overrides in json.loads((folder / SWEEP).read_text())]
 
 
@@ -32,9 +34,7 @@ def write_sweep(folder: Path, wanted: Sequence[Overrides], is_new: bool) -> None
     known = [] if is_new or not (folder / SWEEP).is_file() else json.loads((folder / SWEEP).read_text())
     jobs = [*known, *(list(overrides) for overrides in wanted if list(overrides) not in known)]
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{SWEEP}.partial"
-    partial.write_text(json.dumps(jobs, indent=2) + "\n")
-    partial.replace(folder / SWEEP)
+    write_whole(folder / SWEEP, json.dumps(jobs, indent=2) + "\n")
 
 
 def match(folder: Path, wanted: Sequence[Overrides], sizes: Sequence[tuple[int, int]]) -> list[Job]:

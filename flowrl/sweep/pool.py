@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from flowrl.errors import UserError
 from flowrl.sweep.job import LOG, SCRIPT, Job, command, environment
 from flowrl.sweep.ranks import POLL_SECONDS, Ranks, StillRunning
 from flowrl.sweep.table import LiveTable
@@ -35,12 +36,12 @@ def find_slots(count: int | None, num_gpus: int, wanted: int) -> Slots:
     `count` says otherwise: the first `count` GPUs, or `count` CPU slots. Cores are divided among CPU slots.
     """
     if count is not None and count < 1:
-        raise ValueError(f"hydra.launcher.slots={count} must be at least 1, or null for all devices")
+        raise UserError(f"hydra.launcher.slots={count} must be at least 1, or null for all devices")
     if num_gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(i) for i in range(num_gpus)]
         if count is not None and count > len(names):
-            raise ValueError(f"hydra.launcher.slots={count}: there are {len(names)} GPUs; CPU slots need none visible")
+            raise UserError(f"hydra.launcher.slots={count}: there are {len(names)} GPUs; CPU slots need none visible")
         return Slots(tuple(names[:count]), None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     number = count or min(cores, wanted)
@@ -69,7 +70,7 @@ class Pool:
         """Run all waiting jobs; their states tell how each ended. Raises ValueError for one that can never fit."""
         for job in jobs:
             if job.num_processes > len(self.slots.names):
-                raise ValueError(
+                raise UserError(
                     f"job {job.number} needs trainer.devices={job.num_processes}, but there are "
                     f"{len(self.slots.names)} slots; lower it or raise hydra.launcher.slots"
                 )

@@ -14,11 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowrl.algorithm import Algorithm
 from flowrl.batch_plan import BatchPlan
-from flowrl.command import explain, register_resolvers
 from flowrl.data import PromptData
 from flowrl.ema import EMA
 from flowrl.evaluation import Evaluator
-from flowrl.launch import build, check_deadlines, check_trainer
+from flowrl.launch.build import build
+from flowrl.launch.checks import check_deadlines, check_trainer
+from flowrl.launch.compose import register_resolvers
+from flowrl.launch.errors import explain
 from flowrl.models.lora import LoRA
 from flowrl.modules.parallel import clip, norm_limit
 from flowrl.types import Prompt

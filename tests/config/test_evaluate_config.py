@@ -9,8 +9,8 @@ from runs import CONF, load_script, make
 
 from flowrl.assessment.pictures import folder_features
 from flowrl.assessment.subjects import Subject
-from flowrl.command import register_resolvers
-from flowrl.launch import write_config
+from flowrl.launch.compose import register_resolvers
+from flowrl.launch.resume import write_config
 from flowrl.models import lora
 
 

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from runs import CONF, ROOT
 
-from flowrl.command import register_resolvers
+from flowrl.launch.compose import register_resolvers
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(

@@ -5,7 +5,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from runs import CONF, ROOT
 
-from flowrl.command import register_resolvers
+from flowrl.launch.compose import register_resolvers
 from flowrl.metrics import check
 from flowrl.studies.plan import ORDER, read
 from flowrl.studies.tables import sides

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
-from flowrl.command import explain
+from flowrl.launch.errors import explain
 from flowrl.models import lora, lora_files
 from flowrl.models.full import Full
 from flowrl.models.sd3 import SD3

@@ -6,9 +6,9 @@ import torch
 from parallel import run, spawn
 from torch import distributed, nn
 
-from flowrl.checkpoint import load_optimizer_tensors, optimizer_tensors
 from flowrl.models import lora
 from flowrl.models.full import Full
+from flowrl.runs.checkpoint import load_optimizer_tensors, optimizer_tensors
 
 LATENT, TOKENS, DIMENSIONS = (4, 8, 8), 3, {"joint_attention_dim": 16, "pooled_projection_dim": 12}
 

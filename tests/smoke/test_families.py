@@ -18,7 +18,7 @@ from flowrl.types import Prompt
 def error_of(*overrides):
     with pytest.raises(Exception) as error:
         make(*overrides)
-    from flowrl.command import explain
+    from flowrl.launch.errors import explain
 
     return explain(error.value)
 

@@ -12,7 +12,7 @@ import torch
 from runs import SHORT, start, train
 from safetensors.torch import load_file
 
-from flowrl import checkpoint
+from flowrl.runs import checkpoint
 
 TIMES = ("perf/images_per_second", "perf/rollout_seconds", "perf/reward_seconds", "perf/update_seconds")
 

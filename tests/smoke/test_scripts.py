@@ -15,10 +15,11 @@ from PIL import Image
 from runs import CONF
 from tiny import FAMILIES
 
-from flowrl import checkpoint
-from flowrl.command import one_line_errors, register_resolvers
+from flowrl.launch.compose import register_resolvers
+from flowrl.launch.errors import one_line_errors
 from flowrl.models import lora
 from flowrl.models.lora_files import LoRAFile, read, write
+from flowrl.runs import checkpoint
 
 LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2", "single_transformer_blocks.1.attn.to_v")
 

@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from runs import CONF
 
-from flowrl.command import register_resolvers
-from flowrl.launch import check_deadlines, check_guidance
+from flowrl.launch.checks import check_deadlines, check_guidance
+from flowrl.launch.compose import register_resolvers
 from flowrl.models import lora
 from flowrl.models.architectures import ARCHITECTURES, on_meta
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flowrl import checkpoint
+from flowrl.runs import checkpoint
 
 
 def save(folder, iteration, keep=2, **state):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from flowrl.run_folder import claim, discard_if_empty
+from flowrl.runs.folder import claim, discard_if_empty
 
 
 def test_a_folder_is_claimed_once_and_only_its_owner_removes_it(tmp_path):

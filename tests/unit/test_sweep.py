@@ -216,7 +216,7 @@ def test_a_sweep_is_continued_by_its_folder(tmp_path):
 
 def test_the_failure_of_a_sweep_is_one_line():
     """It is an error of our own, which train.py answers in one line. Mutation: a bare Exception."""
-    from flowrl.command import explain, is_users
+    from flowrl.launch.errors import explain, is_users
 
     error = JobsFailed("1 of 2 jobs did not finish")
     assert is_users(error) and explain(error) == "1 of 2 jobs did not finish"

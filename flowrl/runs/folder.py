@@ -8,6 +8,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from flowrl.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -19,7 +21,7 @@ def claim(folder: str) -> None:
     try:
         fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ValueError(
+        raise UserError(
             f"run_dir={folder} is being written to by another process; wait for it, stop it, or choose another"
         ) from error
     except OSError as error:

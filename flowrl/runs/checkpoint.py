@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flowrl.errors import UserError
 from flowrl.sharding import part_of
 
 STATE = "state.json"
@@ -66,11 +67,11 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         try:
             weights[file.stem] = load_file(file)
         except SafetensorError as error:
-            raise ValueError(_damage(file, error)) from error
+            raise UserError(_damage(file, error)) from error
     try:
         return weights, json.loads((path / STATE).read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(_damage(path / STATE, error)) from error
+        raise UserError(_damage(path / STATE, error)) from error
 
 
 def _damage(file: Path, error: Exception) -> str:

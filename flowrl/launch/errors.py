@@ -1,6 +1,6 @@
-"""What train.py needs before PyTorch is loaded: the configuration's resolvers, and mistakes told in one line.
+"""Mistakes told in one line, with a suggestion for a misspelt key or option.
 
-Imports Hydra, omegaconf and nothing heavier, so that a typo is answered at once.
+Imports Hydra, omegaconf and nothing heavier, so that a typo is answered before PyTorch is loaded.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,30 +18,17 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-CONF = Path(__file__).parents[1] / "conf"
-CONFIG = "config.yaml"
-"""The resolved configuration in a run's folder, by which one is known."""
+from flowrl.errors import UserError
+from flowrl.launch.compose import CONF
 
 
-def register_resolvers() -> None:
-    """The resolvers that YAML files use.
+def one_line_errors(main: Callable[[], Any], log: Path | None = None) -> int:
+    """Call `main` and return the exit status: 0, 1 after an error, 130 after an interrupt.
 
-    `${run_folder:RESUME,RUN_DIR,NEW}` is the run to resume, the folder asked for, or a new one;
-    `${image_tokens:RESOLUTION,PIXELS}` the length of a square image's sequence of tokens of PIXELS a side.
+    What the user asked for wrongly is printed as one line. Any other exception is a fault of the program: its traceback
+    is appended to the file `log`, which the one line then names; without a `log` it is raised. FLOWRL_TRACEBACK=1
+    raises all of them.
     """
-    OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
-    OmegaConf.register_new_resolver("image_tokens", lambda side, pixels: (side // pixels) ** 2, replace=True)
-
-
-def _run_folder(resume: str | None, run_dir: str | None, new: str) -> str:
-    if resume and not (Path(resume) / CONFIG).is_file():
-        raise ValueError(f"resume={resume}: no {CONFIG} there; give the folder of an earlier run")
-    # Resolved, since `outputs/latest` is a link that this very run will move.
-    return str(Path(resume).resolve()) if resume else run_dir or new
-
-
-def one_line_errors(main: Callable[[], Any]) -> int:
-    """Call `main`; 0, or 1 after printing a user's mistake as one line. Other exceptions keep their traceback."""
     # Hydra then raises instead of printing its own multi-line report.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
@@ -48,25 +36,50 @@ def one_line_errors(main: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if os.environ.get("FLOWRL_TRACEBACK") or not is_users(error):
+        if os.environ.get("FLOWRL_TRACEBACK") or (log is None and not is_users(error)):
             raise
-        print(f"error: {explain(error)}", file=sys.stderr)
+        text = explain(error)
+        if log is not None and not is_users(_root(error)):
+            text += _keep_traceback(error, log)
+        print(f"error: {text}", file=sys.stderr)
         return 1
     return 0
 
 
-def is_users(error: Exception) -> bool:
-    """Whether an error is about what the user asked for: a ValueError, a path, the configuration, or one of our own."""
-    is_own = type(error).__module__.startswith("flowrl.")
-    return is_own or isinstance(error, (HydraException, OmegaConfBaseException, ValueError, OSError))
+def _keep_traceback(error: Exception, log: Path) -> str:
+    """Append the traceback to `log`; returns where it is, for the end of a one-line message."""
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError as reason:  # a full disk, perhaps: then the terminal has to take it
+        traceback.print_exception(error)
+        return f" (its traceback stands above, since {log} cannot be written: {reason.strerror})"
+    return f" (its traceback is in {log})"
+
+
+def _root(error: BaseException) -> BaseException:
+    """What made Hydra's instantiation of a configuration node fail, or the error itself where that is another one."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether an error is about what was asked for: one of FlowRL's own, the configuration, or a file by name.
+
+    An error of a library is, where it came while a configuration node was instantiated, since the node can be named.
+    """
+    if type(error).__module__.startswith("flowrl.") or isinstance(error, (HydraException, OmegaConfBaseException)):
+        return True
+    return isinstance(error, OSError) and bool(error.filename)
 
 
 def explain(error: BaseException) -> str:
-    """The innermost cause of an error, in one line, with a suggestion for a misspelt key or option."""
+    """Put an error into one line: its innermost cause, with a suggestion for a misspelt key or option."""
     place = ""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         key = re.search(r"full_key: (\S+)", str(error))
-        place = f"{key[1]}: " if key and not isinstance(error.__cause__, ValueError) else ""
+        place = f"{key[1]}: " if key and not isinstance(error.__cause__, UserError) else ""
         error = error.__cause__
     text = place + (str(error).strip() or type(error).__name__)
     if match := re.search(
@@ -92,8 +105,9 @@ def explain(error: BaseException) -> str:
         first = re.findall(r"'(\w+)'", match[1])[0]
         remedy = f"give what another version's run lacks, as in ++{place.replace(': ', '.')}{first}=VALUE"
         return f"{place}missing configuration key {match[1]}; {remedy}"
-    text = text.removeprefix("ValueError raised while resolving interpolation: ")
-    return " ".join(text.split("\n    full_key")[0].split())
+    text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
+    line = " ".join(text.split("\n    full_key")[0].split())
+    return line if not isinstance(error, Exception) or is_users(error) else f"unexpected {type(error).__name__}: {line}"
 
 
 def meant(word: str, names: Iterable[str]) -> str:

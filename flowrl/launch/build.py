@@ -1,0 +1,61 @@
+"""Instantiating a configuration: the policy, its training prompts and its evaluator."""
+
+from __future__ import annotations
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from flowrl.algorithm import Algorithm
+from flowrl.batch_plan import BatchPlan
+from flowrl.data import PromptData
+from flowrl.errors import UserError
+from flowrl.evaluation import Evaluator
+from flowrl.launch.checks import check_deadlines, check_guidance, check_trainer
+from flowrl.losses.nft import NFT
+from flowrl.modules.forward import ForwardPolicy
+from flowrl.modules.parallel import norm_limit
+from flowrl.modules.policy import Policy
+from flowrl.modules.reference import ReferenceModule
+from flowrl.modules.reward import RewardModule
+
+DEFAULT_THREADS = torch.get_num_threads()
+"""PyTorch's own choice: OMP_NUM_THREADS, or the physical cores."""
+
+
+def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
+    """The policy, its training prompts and its evaluator; rules between components are checked before weights load."""
+    torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
+    algorithm: Algorithm = instantiate(cfg.algorithm)
+    plan: BatchPlan = instantiate(cfg.batch)
+    adapter, ema = instantiate(cfg.tuning), instantiate(cfg.ema)
+    data: PromptData = instantiate(cfg.data)
+    evaluator: Evaluator = instantiate(cfg.evaluation)
+    check_guidance(cfg)
+    check_deadlines(cfg)
+    check_trainer(cfg)
+    max_grad_norm = norm_limit(cfg.max_grad_norm)
+    if algorithm.state() and plan.updates_per_iteration * plan.inner_epochs < 3:
+        raise UserError(
+            "loss.delta=auto needs batch.updates_per_iteration times batch.inner_epochs above 2: an iteration's first "
+            "update is never masked, so it alone makes the second one's KL"
+        )
+    reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)
+    model = instantiate(cfg.model)
+    policy = (ForwardPolicy if isinstance(algorithm.loss, NFT) else Policy)(
+        model=model,
+        adapter=adapter,
+        reward=reward,
+        reference=ReferenceModule(model=model, guidance_scale=algorithm.penalty.guidance_scale),
+        algorithm=algorithm,
+        plan=plan,
+        optimizer=instantiate(cfg.optimizer),
+        learning_rate=instantiate(cfg.learning_rate),
+        ema=ema,
+        max_grad_norm=max_grad_norm,
+        gate_tolerance=cfg.gate_tolerance,
+        seed=cfg.seed,
+    )
+    instantiate(cfg.backend).apply(model)
+    policy.embed = instantiate(cfg.embeddings)(model, data.prompts + evaluator.prompts)
+    return policy, data, evaluator

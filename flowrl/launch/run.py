@@ -1,0 +1,109 @@
+"""One training run: from a composed configuration to a fitted policy, its exported weights and its summary."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from lightning import Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from flowrl.callbacks.checkpoint import Checkpoint
+from flowrl.callbacks.evaluate import Evaluate
+from flowrl.callbacks.record import RunRecord
+from flowrl.callbacks.stop import Stop
+from flowrl.errors import UserError
+from flowrl.launch.build import build
+from flowrl.launch.errors import one_line_errors
+from flowrl.launch.quiet import quieten
+from flowrl.launch.resume import configure, write_config
+from flowrl.models import lora
+from flowrl.modules.parallel import is_later_rank
+from flowrl.modules.reward import TooManyMissingRewards
+from flowrl.runs.files import LOG
+from flowrl.runs.folder import discard_if_empty, point_latest_at
+from flowrl.sweep.job import Job
+from flowrl.sweep.ranks import run_to_end
+
+log = logging.getLogger(__name__)
+
+
+def run_job(cfg: DictConfig) -> float | None:
+    """The task of train.py: a job of a sweep is a process of its own; alone, a failure ends in one line."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:  # under another launcher than our own, which calls train.py itself
+        job = Job.of(hydra.job.num, hydra.overrides.task, hydra.runtime.output_dir, cfg)
+        return run_to_end(job, cfg.num_threads, cfg.objective)
+    if status := one_line_errors(partial(run, cfg), log=Path(hydra.runtime.output_dir) / LOG):
+        discard_if_empty(hydra.runtime.output_dir)  # of a run refused before it wrote anything
+        sys.exit(status)
+    return None
+
+
+def run(cfg: DictConfig) -> None:
+    """One training run in its own folder, from the start or from the newest checkpoint of `resume`."""
+    cfg = configure(cfg)
+    quieten()
+    folder = Path(cfg.run_dir)
+    record = RunRecord(folder=str(folder))
+    policy, data, evaluator = build(cfg)
+    stop = Stop()
+    saver = Checkpoint(record=record, stop=stop, folder=str(folder), **cfg.checkpoint)
+    data.start_iteration = saver.resume_from(policy)
+    if data.start_iteration > len(data.iterations):
+        raise UserError(f"num_iterations={len(data.iterations)}: the run has finished {data.start_iteration} already")
+    if not is_later_rank():
+        write_config(cfg, folder)
+        point_latest_at(folder)
+    viewer = Evaluate(evaluator=evaluator, record=record, folder=str(folder), **cfg.viewing)
+    print(f"run directory: {folder}\nbatch plan:\n{policy.describe_plan()}")
+    if data.start_iteration:
+        print(f"  resuming after iteration       {data.start_iteration}")
+    loggers: list[Logger] = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    callbacks = [stop, *map(instantiate, (cfg.callbacks or {}).values()), viewer, record, saver]
+    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
+    _prepare(loggers, cfg)
+    status = "failed"
+    try:
+        trainer.fit(policy, datamodule=data)
+        is_whole = policy.num_iterations == len(data.iterations)
+        if is_whole:
+            saver.export(trainer, policy)
+        status = "finished" if is_whole else "stopped"
+    except SystemExit:  # how Lightning ends on an interrupt
+        status = "stopped"
+    except TooManyMissingRewards as error:
+        remedy = f"{saver.newest()}; once the scorer works, continue with: python train.py resume={folder}"
+        raise TooManyMissingRewards(f"{error}; {remedy}") from error
+    finally:
+        if trainer.is_global_zero:
+            record.write_summary(policy, status)
+        _close(loggers, status)
+    if status == "finished":
+        print(f"finished: {folder}/summary.json, images/, {lora.folder_name(policy.transformer)}/")
+    elif not is_later_rank():  # whose failure would have Lightning kill the first one, which may still be writing
+        print(f"\nstopped; {saver.newest()}. Continue with: python train.py resume={folder}")
+        raise KeyboardInterrupt
+
+
+def _prepare(loggers: list[Logger], cfg: DictConfig) -> None:
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(resolved, dict)
+    for logger in loggers:
+        logger.log_hyperparams({str(key): value for key, value in resolved.items()})
+        if isinstance(logger, WandbLogger):
+            # Our own axis: W&B's step would drop values logged out of order.
+            logger.experiment.define_metric("*", step_metric="iteration")
+
+
+def _close(loggers: list[Logger], status: str) -> None:
+    for logger in loggers:
+        logger.finalize("success" if status == "finished" else "failed")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()

@@ -1,0 +1,1 @@
+"""One run's folder: file names, whole writing, the lock, and checkpoints."""
