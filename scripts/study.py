@@ -99,7 +99,7 @@ def sweep(where: Place, study: Study, runs: Sequence[Planned], slots: int | None
         return
     folder = where.runs(study.name)
     jobs = match(folder, [own.overrides for own in missing], [(1, length(own)) for own in missing])
-    write_sweep(folder, [own.overrides for own in missing], is_new=False)
+    write_sweep(folder, jobs, is_new=False)
     devices = find_slots(slots, 0, len(jobs))
     print(
         f"{study.name}, {runs[0].stage}: {len(missing)} of {len(runs)} runs, {len(devices.names)} at a time, {folder}"

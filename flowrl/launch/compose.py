@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,4 +39,13 @@ def _run_folder(resume: str | None, run_dir: str | None, new: str) -> str:
     if resume and not (Path(resume) / CONFIG).is_file():
         raise UserError(f"resume={resume}: no {CONFIG} there; give the folder of an earlier run")
     # Resolved, since `outputs/latest` is a link that this very run will move.
-    return str(Path(resume).resolve()) if resume else run_dir or new
+    folder = str(Path(resume).resolve()) if resume else run_dir or new
+    check_folder("run_dir", folder)
+    return folder
+
+
+def check_folder(key: str, folder: str) -> None:
+    """Raise UserError where Hydra would take a piece of the folder's path for an interpolation."""
+    path = os.path.abspath(folder)
+    if "${" in path:
+        raise UserError(f"{key}={path}: Hydra cannot write to a folder whose path holds '${{'; choose another")

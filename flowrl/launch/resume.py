@@ -9,6 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
+from flowrl.launch.command_line import resume_command
+from flowrl.launch.composed import freeze
 from flowrl.modules.parallel import is_later_rank
 from flowrl.runs.files import CONFIG, SOURCE, write_whole
 from flowrl.runs.folder import claim
@@ -25,9 +27,10 @@ def configure(cfg: DictConfig) -> DictConfig:
             raise UserError("run_dir=PATH is needed under torchrun: its processes must write to one folder")
         if (Path(folder) / CONFIG).exists() and not is_later_rank():
             raise UserError(
-                f"run_dir={folder} holds a run already; choose another, or continue it with resume={folder}"
+                f"run_dir={folder} holds a run already; choose another, or continue it with: {resume_command(folder)}"
             )
-        cfg.run_dir, cfg.name = folder, str(cfg.name)
+        cfg.run_dir = folder
+        freeze(cfg)  # a resumed run must not take the choices and the time of the launch that resumes it
         cfg.tags = cfg.tags or default_tags(HydraConfig.get().runtime.choices, cfg.loss.get("delta"))
         return cfg
     saved = OmegaConf.load(Path(cfg.resume) / SOURCE)

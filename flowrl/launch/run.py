@@ -20,6 +20,8 @@ from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
 from flowrl.errors import UserError
 from flowrl.launch.build import build
+from flowrl.launch.command_line import resume_command
+from flowrl.launch.composed import calling_script, job_of
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
 from flowrl.launch.resume import configure, write_config
@@ -28,7 +30,6 @@ from flowrl.modules.parallel import is_later_rank
 from flowrl.modules.reward import TooManyMissingRewards
 from flowrl.runs.files import LOG
 from flowrl.runs.folder import discard_if_empty, point_latest_at
-from flowrl.sweep.job import Job
 from flowrl.sweep.ranks import run_to_end
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ def run_job(cfg: DictConfig) -> float | None:
     """The task of train.py: a job of a sweep is a process of its own; alone, a failure ends in one line."""
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:  # under another launcher than our own, which calls train.py itself
-        job = Job.of(hydra.job.num, hydra.overrides.task, hydra.runtime.output_dir, cfg)
-        return run_to_end(job, cfg.num_threads, cfg.objective)
+        job = job_of(cfg, hydra.runtime.output_dir, is_started_by_hydra=True)
+        return run_to_end(job, cfg.objective, calling_script(), Path(hydra.runtime.cwd))
     if status := one_line_errors(partial(run, cfg), log=Path(hydra.runtime.output_dir) / LOG):
         discard_if_empty(hydra.runtime.output_dir)  # of a run refused before it wrote anything
         sys.exit(status)
@@ -79,7 +80,7 @@ def run(cfg: DictConfig) -> None:
     except SystemExit:  # how Lightning ends on an interrupt
         status = "stopped"
     except TooManyMissingRewards as error:
-        remedy = f"{saver.newest()}; once the scorer works, continue with: python train.py resume={folder}"
+        remedy = f"{saver.newest()}; once the scorer works, continue with: {resume_command(folder)}"
         raise TooManyMissingRewards(f"{error}; {remedy}") from error
     finally:
         if trainer.is_global_zero:
@@ -88,7 +89,7 @@ def run(cfg: DictConfig) -> None:
     if status == "finished":
         print(f"finished: {folder}/summary.json, images/, {lora.folder_name(policy.transformer)}/")
     elif not is_later_rank():  # whose failure would have Lightning kill the first one, which may still be writing
-        print(f"\nstopped; {saver.newest()}. Continue with: python train.py resume={folder}")
+        print(f"\nstopped; {saver.newest()}. Continue with: {resume_command(folder)}")
         raise KeyboardInterrupt
 
 

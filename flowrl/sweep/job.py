@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from flowrl.launch.command_line import override
 from flowrl.runs.files import CONFIG, METRICS, SUMMARY, write_whole
 
-SCRIPT = Path(__file__).parents[2] / "train.py"
 STATUS, LOG = "job.json", "job.log"
+COMPOSED = "job.yaml"
+"""The configuration that the job starts from, as its sweep composed it."""
+
 FOREIGN = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM_TASK = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 WANDB_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_SWEEP_ID")
@@ -29,7 +31,9 @@ class JobsFailed(ChildProcessError):
 class Job:
     """A run of `train.py` with `overrides` in `folder`, as `num_processes` ranks.
 
-    `state` is waiting, running, finished, failed or stopped; `devices` are the slots it has or had.
+    `composed` is the text of the configuration that it starts from; without one `train.py` composes the overrides.
+    `has_threads` says that the configuration has a number of threads already. `state` is waiting, running, finished,
+    failed or stopped; `devices` are the slots it has or had.
     """
 
     number: int
@@ -37,17 +41,18 @@ class Job:
     folder: Path
     num_processes: int
     num_iterations: int
+    composed: str | None = None
+    has_threads: bool = False
     state: str = "waiting"
     devices: tuple[str, ...] = ()
     seconds: float = 0.0
     problem: str = ""
 
-    @classmethod
-    def of(cls, number: int, overrides: Iterable[str], folder: str | Path, cfg: Any) -> Job:
-        """The job of a composed configuration."""
-        return cls(
-            number, tuple(overrides), Path(folder).absolute(), num_ranks(cfg.trainer.devices), cfg.num_iterations
-        )
+    def prepare(self) -> None:
+        """Write the composed configuration, unless the run has begun: then it continues as it was composed."""
+        if self.composed is not None and not self.is_begun:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.folder / COMPOSED, self.composed)
 
     def write(self) -> None:
         """Write the status file, whole or not at all."""
@@ -77,14 +82,21 @@ class Job:
         except (OSError, IndexError, KeyError, ValueError, TypeError):  # not begun, or a line half written
             return 0, ""
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether the folder holds a run, which can be continued."""
+        return (self.folder / CONFIG).is_file()
+
     def arguments(self, num_threads: int | None) -> list[str]:
-        """Single-run overrides: a new run in the folder, or the continuation of the one that it holds."""
-        threads = (
-            [] if num_threads is None or has_key(self.overrides, "num_threads") else [f"num_threads={num_threads}"]
-        )
-        if (self.folder / CONFIG).is_file():
-            return [f"resume={self.folder}", *threads]
-        return [*self.overrides, *threads, f"run_dir={self.folder}"]
+        """Flags and single-run overrides: a new run in the folder, or the continuation of the one that it holds."""
+        threads = [] if num_threads is None or self.has_threads else [f"num_threads={num_threads}"]
+        is_composed = (self.folder / COMPOSED).is_file()
+        flags = ["--config-path", str(self.folder), "--config-name", Path(COMPOSED).stem] if is_composed else []
+        if self.is_begun:
+            return [*flags, override("resume", str(self.folder)), *threads]
+        if is_composed:
+            return [*flags, *threads]
+        return [*self.overrides, *threads, override("run_dir", str(self.folder))]
 
 
 def has_key(overrides: Iterable[str], key: str) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl.errors import UserError
+from flowrl.launch.command_line import TRAIN
 from flowrl.runs.files import write_whole
 from flowrl.sweep.job import STATUS, Job, has_key
 
@@ -14,44 +16,89 @@ SWEEP = "sweep.json"
 Overrides = tuple[str, ...]
 
 
-def find_sweep(wanted: Sequence[Overrides]) -> tuple[Path, list[Overrides]] | None:
-    """The folder and jobs of an earlier sweep, where `resume=FOLDER` is all that is asked for.
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as its folder tells it: the script and the working directory of its jobs, and their overrides."""
 
-    Raises ValueError where `resume` stands among other overrides or names no sweep.
-    """
-    if not any(has_key(overrides, "resume") for overrides in wanted):
-        return None
-    if len(wanted) > 1 or len(wanted[0]) > 1:
-        raise UserError("resume= in a sweep stands alone: it continues the jobs of that folder with their overrides")
-    folder = Path(wanted[0][0].split("=", 1)[1]).resolve()
+    script: Path
+    directory: Path
+    jobs: tuple[Overrides, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job is: its number, its folder where it has one already, and how long it has run."""
+
+    number: int
+    folder: Path | None = None
+    seconds: float = 0.0
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """The sweep in `folder`. Raises UserError where there is none."""
     if not (folder / SWEEP).is_file():
         raise UserError(f"resume={folder}: no {SWEEP} there; give the folder of an earlier sweep")
-    return folder, [tuple(overrides) for overrides in json.loads((folder / SWEEP).read_text())]
+    record = _record(folder)
+    return Sweep(
+        Path(record["script"]), Path(record["directory"]), tuple(tuple(job["overrides"]) for job in record["jobs"])
+    )
 
 
-def write_sweep(folder: Path, wanted: Sequence[Overrides], is_new: bool) -> None:
+def _record(folder: Path) -> dict:
+    """The file of a sweep; that of earlier versions is a list of overrides, begun by train.py in an unknown place."""
+    path = folder / SWEEP
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if isinstance(record, list):
+        jobs = [{"overrides": overrides, "number": None, "folder": None} for overrides in record]
+        record = {"script": str(TRAIN), "directory": str(Path.cwd()), "jobs": jobs}
+    return record
+
+
+def write_sweep(
+    folder: Path, jobs: Sequence[Job], is_new: bool, script: Path = TRAIN, directory: Path | None = None
+) -> None:
     """Keep the sweep's jobs, so that it can be continued by its folder; a later batch adds to them."""
-    known = [] if is_new or not (folder / SWEEP).is_file() else json.loads((folder / SWEEP).read_text())
-    jobs = [*known, *(list(overrides) for overrides in wanted if list(overrides) not in known)]
+    entries = [
+        {"number": job.number, "folder": str(job.folder.relative_to(folder)), "overrides": list(job.overrides)}
+        for job in jobs
+    ]
+    new = [entry["overrides"] for entry in entries]
+    kept = [] if is_new else [entry for entry in _record(folder)["jobs"] if entry["overrides"] not in new]
+    record = {"script": str(script), "directory": str(directory or Path.cwd()), "jobs": [*kept, *entries]}
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / SWEEP, json.dumps(jobs, indent=2) + "\n")
+    write_whole(folder / SWEEP, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def find_places(folder: Path, wanted: Sequence[Overrides]) -> list[Place]:
+    """The place of each job: that of the job in `folder` with the same overrides in any order, or a new number."""
+    known: dict[frozenset[str], Place] = {}
+    for entry in _record(folder)["jobs"]:
+        if entry["number"] is not None:
+            known[frozenset(entry["overrides"])] = Place(entry["number"], folder / entry["folder"])
+    for path in folder.rglob(STATUS):
+        status = json.loads(path.read_text(encoding="utf-8"))
+        known[frozenset(status["overrides"])] = Place(status["number"], path.parent, status["seconds"])
+    fresh = max((place.number for place in known.values()), default=-1) + 1
+    places = []
+    for overrides in wanted:
+        place = known.get(frozenset(overrides))
+        if place is None:
+            place, fresh = Place(fresh), fresh + 1
+        places.append(place)
+    return places
 
 
 def match(folder: Path, wanted: Sequence[Overrides], sizes: Sequence[tuple[int, int]]) -> list[Job]:
-    """The jobs: those that `folder` holds, by their overrides whatever the order, and new ones numbered on.
+    """Jobs that train.py composes by itself: those that `folder` holds, and new ones numbered on.
 
     Sizes are (processes, iterations). A job whose run has finished is so marked; all others wait.
     """
-    known: dict[frozenset[str], tuple[int, float]] = {}
-    for path in folder.glob(f"*/{STATUS}"):
-        status = json.loads(path.read_text())
-        known[frozenset(status["overrides"])] = status["number"], status["seconds"]
-    fresh = max((number for number, _ in known.values()), default=-1) + 1
     jobs = []
-    for overrides, (num_processes, num_iterations) in zip(wanted, sizes, strict=True):
-        number, seconds = known.get(frozenset(overrides), (fresh, 0.0))
-        fresh += number == fresh
-        job = Job(number, overrides, folder / str(number), num_processes, num_iterations, seconds=seconds)
+    places = find_places(folder, wanted)
+    for overrides, place, (num_processes, num_iterations) in zip(wanted, places, sizes, strict=True):
+        path = place.folder or folder / str(place.number)
+        job = Job(place.number, overrides, path, num_processes, num_iterations, seconds=place.seconds)
+        job.has_threads = has_key(overrides, "num_threads")
         job.state = "finished" if job.is_finished else "waiting"
         jobs.append(job)
     return jobs

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import FrameType
 
 from flowrl.errors import UserError
-from flowrl.sweep.job import LOG, SCRIPT, Job, command, environment
+from flowrl.launch.command_line import TRAIN
+from flowrl.sweep.job import LOG, Job, command, environment
 from flowrl.sweep.ranks import POLL_SECONDS, Ranks, StillRunning
 from flowrl.sweep.table import LiveTable
 
@@ -51,16 +52,25 @@ def find_slots(count: int | None, num_gpus: int, wanted: int) -> Slots:
 class Pool:
     """Runs jobs as slots become free, each on as many as it has processes.
 
-    `is_fail_fast` stops everything when a job fails; otherwise the others go on. A job that does not end when asked is
-    killed after `grace` seconds. On SIGINT or SIGTERM all jobs are asked to end, which lets them save their state, and
-    KeyboardInterrupt is raised; a second signal kills them.
+    Jobs are runs of `script` in the working directory `directory`. `is_fail_fast` stops everything when a job fails;
+    otherwise the others go on. A job that does not end when asked is killed after `grace` seconds. On SIGINT or SIGTERM
+    all jobs are asked to end, which lets them save their state, and KeyboardInterrupt is raised; a second signal kills
+    them.
     """
 
     def __init__(
-        self, slots: Slots, *, is_fail_fast: bool, grace: float, refresh: float, group: str, script: Path = SCRIPT
+        self,
+        slots: Slots,
+        *,
+        is_fail_fast: bool,
+        grace: float,
+        refresh: float,
+        group: str,
+        script: Path = TRAIN,
+        directory: Path | None = None,
     ) -> None:
         self.slots, self.is_fail_fast, self.grace, self.refresh = slots, is_fail_fast, grace, refresh
-        self.group, self.script = group, script
+        self.group, self.script, self.directory = group, script, directory
         self.free = list(slots.names)
         self.running: dict[int, tuple[Job, Ranks]] = {}
         self.is_stopping = False
@@ -113,7 +123,7 @@ class Pool:
         variables = environment(self.group) | self.slots.variables(job.devices)
         line = command(job.arguments(self.slots.threads), self.script)
         try:
-            ranks = Ranks(line, job.num_processes, job.folder / LOG, variables, self.grace)
+            ranks = Ranks(line, job.num_processes, job.folder / LOG, variables, self.grace, self.directory)
         except StillRunning as error:
             job.state, job.problem = "failed", str(error)
             if self.is_fail_fast:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flowrl.sweep.job import LOG, SCRIPT, Job, JobsFailed, command, environment, objective
+from flowrl.sweep.job import LOG, Job, JobsFailed, command, environment, objective
 
 POLL_SECONDS = 0.2
 FAILURE_SECONDS = 10.0
@@ -28,13 +28,20 @@ class StillRunning(RuntimeError):
 class Ranks:
     """Starts `command` `count` times as the ranks of one job, which find each other by Lightning's variables.
 
-    All share a process group of their own, so a Ctrl-C at the terminal does not reach them, and a log. When a rank
-    fails, the rest get SIGTERM, and SIGKILL after FAILURE_SECONDS; likewise when one has ended well and others have not
-    within `grace` seconds. Where `stop` asks them to end, they have `grace` seconds to save their state.
+    All share a process group of their own, so a Ctrl-C at the terminal does not reach them, a log, and the working
+    directory `directory`, by default this process's. When a rank fails, the rest get SIGTERM, and SIGKILL after
+    FAILURE_SECONDS; likewise when one has ended well and others have not within `grace` seconds. Where `stop` asks them
+    to end, they have `grace` seconds to save their state.
     """
 
     def __init__(
-        self, command: Sequence[str], count: int, log: Path, environment: Mapping[str, str], grace: float
+        self,
+        command: Sequence[str],
+        count: int,
+        log: Path,
+        environment: Mapping[str, str],
+        grace: float,
+        directory: Path | None = None,
     ) -> None:
         self.grace = grace
         self.deadline: float | None = None
@@ -58,6 +65,7 @@ class Ranks:
                         stdout=file,
                         stderr=subprocess.STDOUT,
                         env={**environment, **place},
+                        cwd=directory,
                         process_group=self.ranks[0].pid if self.ranks else 0,
                     )
                 )
@@ -113,17 +121,19 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_to_end(job: Job, num_threads: int | None, score: str) -> float | None:
+def run_to_end(job: Job, score: str, script: Path, directory: Path) -> float | None:
     """Run one job on this process's devices, unless it has finished, and return its objective.
 
-    For launchers that call a function for each job: it is still processes of its own. Raises JobsFailed. An interrupt
-    is passed on to it; so is SIGTERM, which lets it save its state.
+    The job is a call of `script` in the working directory `directory`. This is for launchers that call a function for
+    each job: it is still processes of its own. Raises JobsFailed. An interrupt is passed on to it; so is SIGTERM, which
+    lets it save its state.
     """
     if not job.is_finished:
         job.state = "running"
         job.folder.mkdir(parents=True, exist_ok=True)
-        line = command(job.arguments(num_threads), SCRIPT)
-        ranks = Ranks(line, job.num_processes, job.folder / LOG, environment(job.folder.parent.name), GRACE_SECONDS)
+        job.prepare()
+        line, variables = command(job.arguments(None), script), environment(job.folder.parent.name)
+        ranks = Ranks(line, job.num_processes, job.folder / LOG, variables, GRACE_SECONDS, directory)
         before = signal.signal(signal.SIGTERM, lambda *_: ranks.stop())
         try:
             job.write()  # not before the log is locked: another process may own the folder

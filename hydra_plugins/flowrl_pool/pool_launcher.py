@@ -7,16 +7,25 @@ gives every job the same devices. In all of them a job on several devices restar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from flowrl.sweep.job import Job, JobsFailed, num_ranks, objective
-from flowrl.sweep.plan import find_sweep, match, write_sweep
+from flowrl.errors import UserError
+from flowrl.launch.command_line import resume_command
+from flowrl.launch.compose import check_folder
+from flowrl.launch.composed import job_of, read_job
+from flowrl.sweep.job import Job, JobsFailed, has_key, objective
+from flowrl.sweep.plan import Overrides, Place, Sweep, find_places, read_sweep, write_sweep
 from flowrl.sweep.pool import Pool, find_slots
 
 
@@ -28,49 +37,95 @@ class PoolLauncher(Launcher):
         self.grace, self.refresh = grace_seconds, refresh_seconds
         self.config: DictConfig
         self.hydra_context: HydraContext
+        self.script: Path
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """The task function stays unused: every job is a `train.py` of its own."""
+        """Take what a sweep has in common. Each job calls the task function's script in processes of its own."""
         self.config, self.hydra_context = config, hydra_context
+        self.script = Path(inspect.getfile(inspect.unwrap(task_function))).absolute()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs. A failed one's JobReturn holds JobsFailed, which tells of all of them."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         wanted = [tuple(filter_overrides(overrides)) for overrides in job_overrides]
-        folder = Path(str(self.config.hydra.sweep.dir)).absolute()
-        if continued := find_sweep(wanted):
-            folder, wanted = continued
-        configs = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(wanted)]
-        jobs = match(folder, wanted, [(num_ranks(cfg.trainer.devices), cfg.num_iterations) for cfg in configs])
-        write_sweep(folder, wanted, is_new=initial_job_idx == 0)
+        earlier = find_earlier(wanted)
+        if earlier is not None:
+            folder, sweep = earlier, read_sweep(earlier)
+        else:
+            folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+            sweep = Sweep(self.script, Path.cwd(), tuple(wanted))
+        check_folder("hydra.sweep.dir", str(folder))
+        jobs, configs = self._jobs(folder, sweep.jobs, is_continued=earlier is not None)
+        write_sweep(folder, jobs, is_new=initial_job_idx == 0, script=sweep.script, directory=sweep.directory)
         missing = [job for job in jobs if job.state == "waiting"]
+        for job in missing:
+            job.prepare()
         slots = find_slots(self.slots, count_gpus(), sum(job.num_processes for job in missing) or 1)
+        threads = f", {slots.threads} thread{'s' * (slots.threads > 1)} each" if slots.threads else ""
+        names = ", ".join(slots.names)
         print(
-            f"sweep {folder}: {len(missing)} of {len(jobs)} jobs to run on {len(slots.names)} slots "
-            f"({', '.join(slots.names)}"
-            + (f", {slots.threads} thread{'s' * (slots.threads > 1)} each)" if slots.threads else ")")
+            f"sweep {folder}: {len(missing)} of {len(jobs)} jobs to run on {len(slots.names)} slots ({names}{threads})"
         )
-        pool = Pool(slots, is_fail_fast=self.is_fail_fast, grace=self.grace, refresh=self.refresh, group=folder.name)
+        pool = Pool(
+            slots,
+            is_fail_fast=self.is_fail_fast,
+            grace=self.grace,
+            refresh=self.refresh,
+            group=folder.name,
+            script=sweep.script,
+            directory=sweep.directory if sweep.directory.is_dir() else Path.cwd(),
+        )
         try:
             pool.run(jobs)
         except KeyboardInterrupt:
-            print(f"\nstopped. Continue with: python train.py -m resume={folder}")
+            print(f"\nstopped. Continue with: {resume_command(folder, is_sweep=True)}")
             raise
         return self._returns(jobs, configs, folder)
 
-    def _compose(self, overrides: Sequence[str], number: int) -> DictConfig:
+    def _jobs(
+        self, folder: Path, wanted: Sequence[Overrides], *, is_continued: bool
+    ) -> tuple[list[Job], list[DictConfig]]:
+        """The jobs, and what each of them was composed as.
+
+        Where the sweep is continued by its folder, and wherever a run has begun, that is what the job's folder holds,
+        whatever the flags and files of this launch are.
+        """
+        jobs: list[Job] = []
+        configs: list[DictConfig] = []
+        for overrides, place in zip(wanted, find_places(folder, wanted), strict=True):
+            known = read_job(place.folder) if place.folder is not None else None
+            if known is not None and (is_continued or known[0].is_begun):
+                job, config = known
+            else:
+                job, config = self._compose(folder, overrides, place)
+            job.number, job.overrides, job.seconds = place.number, overrides, place.seconds
+            job.state = "finished" if job.is_finished else "waiting"
+            if job.folder in [other.folder for other in jobs]:
+                raise UserError(
+                    f"hydra.sweep.subdir: two jobs would write to {job.folder}; let it hold ${{hydra:job.num}}"
+                )
+            jobs.append(job)
+            configs.append(config)
+        return jobs, configs
+
+    def _compose(self, folder: Path, overrides: Sequence[str], place: Place) -> tuple[Job, DictConfig]:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
-            config.hydra.job.id, config.hydra.job.num = str(number), number
-        return config
+            config.hydra.job.id, config.hydra.job.num = str(place.number), place.number
+        with hydra_config(config):
+            path = place.folder or folder / str(config.hydra.sweep.subdir)
+        with open_dict(config):
+            config.hydra.runtime.output_dir = str(path)
+        with hydra_config(config):
+            return job_of(config, path), config
 
     def _returns(self, jobs: Sequence[Job], configs: Sequence[DictConfig], folder: Path) -> list[JobReturn]:
         bad = [job for job in jobs if job.state != "finished"]
         failure = JobsFailed(
             f"{len(bad)} of {len(jobs)} jobs did not finish: "
             + "; ".join(f"job {job.number} {job.state} {job.problem}".strip() for job in bad)
-            + f". Each has its job.log in {folder}; `python train.py -m resume={folder}` runs what is missing"
+            + f". Each has its job.log in {folder}; `{resume_command(folder, is_sweep=True)}` runs what is missing"
         )
         returns = []
         for job, config in zip(jobs, configs, strict=True):
@@ -79,8 +134,34 @@ class PoolLauncher(Launcher):
             done.return_value = failure if job in bad else objective(job.folder, config.objective)
             returns.append(done)
         if not bad:
-            print(f"all {len(jobs)} jobs finished: {folder}. Compare them with: python scripts/report.py {folder}")
+            report = shlex.join(["python", "scripts/report.py", str(folder)])
+            print(f"all {len(jobs)} jobs finished: {folder}. Compare them with: {report}")
         return returns
+
+
+def find_earlier(wanted: Sequence[Overrides]) -> Path | None:
+    """The folder of an earlier sweep, where `resume=FOLDER` is all that is asked for.
+
+    Raises UserError where `resume` stands among other overrides.
+    """
+    if not any(has_key(overrides, "resume") for overrides in wanted):
+        return None
+    if len(wanted) > 1 or len(wanted[0]) > 1:
+        raise UserError("resume= in a sweep stands alone: it continues the jobs of that folder with their overrides")
+    value = OverridesParser.create().parse_override(wanted[0][0]).value()
+    return Path(str(OmegaConf.create({"resume": value}).resume)).resolve()
+
+
+@contextmanager
+def hydra_config(config: DictConfig) -> Iterator[None]:
+    """Let `${hydra:...}` mean a job's configuration for a while."""
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = before
+        OmegaConf.set_readonly(config.hydra, None)
 
 
 def count_gpus() -> int:

@@ -10,11 +10,13 @@ import time
 
 import pytest
 
+from flowrl.launch.command_line import override
 from flowrl.sweep import pool, ranks
 from flowrl.sweep.job import JobsFailed, environment, num_ranks, objective
-from flowrl.sweep.plan import find_sweep, match, write_sweep
+from flowrl.sweep.plan import match, read_sweep, write_sweep
 from flowrl.sweep.pool import Pool, Slots, find_slots
 from flowrl.sweep.table import line
+from hydra_plugins.flowrl_pool.pool_launcher import find_earlier
 
 STAND_IN = """
     import json, os, pathlib, signal, sys, time
@@ -51,7 +53,7 @@ def sweep(tmp_path, monkeypatch):
 
     def run(*wanted, slots=TWO, is_fail_fast=False, grace=0.5):
         jobs = match(tmp_path / "sweep", [job for job, _ in wanted], [(count, 2) for _, count in wanted])
-        write_sweep(tmp_path / "sweep", [job for job, _ in wanted], is_new=True)
+        write_sweep(tmp_path / "sweep", jobs, is_new=True)
         Pool(slots, is_fail_fast=is_fail_fast, grace=grace, refresh=0.1, group="sweep", script=script).run(jobs)
         return jobs
 
@@ -203,15 +205,39 @@ def test_jobs_are_known_by_their_overrides(tmp_path):
 
 
 def test_a_sweep_is_continued_by_its_folder(tmp_path):
-    """Mutation: hand resume= to every job, or drop the jobs of an earlier batch."""
-    write_sweep(tmp_path, [("seed=0",), ("seed=1",)], is_new=True)
-    write_sweep(tmp_path, [("seed=2",)], is_new=False)
-    assert find_sweep([(f"resume={tmp_path}",)]) == (tmp_path, [("seed=0",), ("seed=1",), ("seed=2",)])
-    assert find_sweep([("seed=0",)]) is None
-    with pytest.raises(ValueError, match="stands alone"):
-        find_sweep([(f"resume={tmp_path}", "seed=0")])
+    """Script, working directory and jobs are kept; a job that was never started keeps its number.
+
+    Mutation: drop the jobs of an earlier batch, or number only by the folders that runs have written to.
+    """
+    first = match(tmp_path, [("seed=0",), ("seed=1",)], [(1, 2)] * 2)
+    write_sweep(tmp_path, first, is_new=True, script=tmp_path / "mine.py", directory=tmp_path)
+    first[1].write()
+    later = match(tmp_path, [("seed=2",), ("seed=0",)], [(1, 2)] * 2)
+    assert [job.number for job in later] == [2, 0]
+    write_sweep(tmp_path, later[:1], is_new=False, script=tmp_path / "mine.py", directory=tmp_path)
+    sweep = read_sweep(tmp_path)
+    assert (sweep.script, sweep.directory) == (tmp_path / "mine.py", tmp_path)
+    assert sweep.jobs == (("seed=0",), ("seed=1",), ("seed=2",))
     with pytest.raises(ValueError, match=r"no sweep\.json"):
-        find_sweep([(f"resume={tmp_path}/x",)])
+        read_sweep(tmp_path / "x")
+
+
+def test_a_sweep_of_an_earlier_version_is_continued(tmp_path):
+    """Its file is a list of overrides, and its jobs have folders with a status. Mutation: read only the new form."""
+    (tmp_path / "sweep.json").write_text(json.dumps([["seed=0"], ["seed=1"]]))
+    match(tmp_path, [("seed=1",)], [(1, 2)])[0].write()
+    assert read_sweep(tmp_path).jobs == (("seed=0",), ("seed=1",))
+    jobs = match(tmp_path, [("seed=0",), ("seed=1",)], [(1, 2)] * 2)
+    assert [job.number for job in jobs] == [1, 0]
+
+
+def test_a_resume_in_a_sweep_stands_alone(tmp_path):
+    """The folder is read as Hydra reads it. Mutation: split at `=`, which keeps the quotes, or hand it to every job."""
+    folder = tmp_path / "my sweep (é), #1 = 'x'"
+    assert find_earlier([(override("resume", str(folder)),)]) == folder
+    assert find_earlier([("seed=0",)]) is None
+    with pytest.raises(ValueError, match="stands alone"):
+        find_earlier([("resume=x", "seed=0")])
 
 
 def test_the_failure_of_a_sweep_is_one_line():

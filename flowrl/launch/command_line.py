@@ -1,0 +1,43 @@
+"""Overrides and commands as text: quoted so that Hydra's grammar, omegaconf and a shell read back what was meant."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+
+
+def escape(text: str) -> str:
+    """The text as a configuration value that means itself: `${` begins an interpolation otherwise."""
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+
+
+def override(key: str, text: str) -> str:
+    r"""`key=text` for Hydra's command line, whatever characters the text holds.
+
+    A text that needs no quotes is left as it is. Otherwise it stands in double quotes, where Hydra takes a backslash
+    for an escape only before a quote: so `"` becomes `\"`, and the backslashes before it or at the end are doubled.
+    """
+    if re.fullmatch(r"[A-Za-z_/][\w./-]*", text, re.ASCII) and text.lower() not in _WORDS:
+        return f"{key}={text}"
+    quoted = re.sub(r'(\\+)(?="|\Z)', r"\1\1", escape(text)).replace('"', r"\"")
+    return f'{key}="{quoted}"'
+
+
+_WORDS = ("null", "true", "false", "inf", "nan")
+"""Texts that Hydra takes for another type."""
+
+
+def resume_command(folder: str | Path, *, is_sweep: bool = False) -> str:
+    """The command that continues the run or the sweep in `folder`, to be pasted into a shell."""
+    flags = ["-m"] if is_sweep else []
+    return shlex.join(["python", _script(), *flags, override("resume", str(folder))])
+
+
+def _script() -> str:
+    """The script as it was called; FlowRL's own by its name alone."""
+    called = Path(sys.argv[0])
+    return str(called) if called.suffix == ".py" and called.resolve() != TRAIN else TRAIN.name
