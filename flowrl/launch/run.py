@@ -14,6 +14,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
+from flowrl import trackers
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord
@@ -53,6 +54,8 @@ def run(cfg: DictConfig) -> None:
     quieten()
     folder = Path(cfg.run_dir)
     record = RunRecord(folder=str(folder))
+    # Before weights load: whether a tracker can be reached is answered in seconds.
+    loggers: list[Logger] = [instantiate(logger) for logger in (cfg.logger or {}).values()]
     policy, data, evaluator = build(cfg)
     stop = Stop()
     saver = Checkpoint(record=record, stop=stop, folder=str(folder), **cfg.checkpoint)
@@ -66,7 +69,6 @@ def run(cfg: DictConfig) -> None:
     print(f"run directory: {folder}\nbatch plan:\n{policy.describe_plan()}")
     if data.start_iteration:
         print(f"  resuming after iteration       {data.start_iteration}")
-    loggers: list[Logger] = [instantiate(logger) for logger in (cfg.logger or {}).values()]
     callbacks = [stop, *map(instantiate, (cfg.callbacks or {}).values()), viewer, record, saver]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     _prepare(loggers, cfg)
@@ -97,14 +99,13 @@ def _prepare(loggers: list[Logger], cfg: DictConfig) -> None:
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
     for logger in loggers:
-        logger.log_hyperparams({str(key): value for key, value in resolved.items()})
         if isinstance(logger, WandbLogger):
-            # Our own axis: W&B's step would drop values logged out of order.
-            logger.experiment.define_metric("*", step_metric="iteration")
+            trackers.start(logger, cfg.run_dir)
+        logger.log_hyperparams({str(key): value for key, value in resolved.items()})
 
 
 def _close(loggers: list[Logger], status: str) -> None:
     for logger in loggers:
         logger.finalize("success" if status == "finished" else "failed")
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+            trackers.finish(logger)
