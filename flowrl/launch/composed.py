@@ -103,6 +103,8 @@ def _as_file(cfg: DictConfig, hydra: Any, folder: Path, left_out: tuple[str, ...
 
 def calling_script() -> Path:
     """The script whose task function is being called; in a launcher's worker the main module is another one."""
-    frames = (frame for frame in inspect.stack() if frame.frame.f_globals.get("__name__") == "__main__")
-    path = next((Path(frame.filename) for frame in frames if frame.filename.endswith(".py")), TRAIN)
+    # A function that was pickled by value keeps its module's `__name__` and `__file__`, but not its code's file.
+    modules = [frame.frame.f_globals for frame in inspect.stack()]
+    mains = (module for module in modules if module.get("__name__") == "__main__")
+    path = next((Path(module["__file__"]) for module in mains if module.get("__file__")), TRAIN)
     return path.absolute()

@@ -6,10 +6,36 @@ import time
 
 import offline
 import pytest
+import yaml
 from runs import ROOT, train
+
+from flowrl.launch.command_line import override
 
 JOBS = ("debug=smoke", "num_iterations=1", "viewing.every=0", "num_threads=1", "steps.high=4,6")
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+
+
+def test_jobs_run_what_their_sweep_shows_and_are_runs_as_any(tmp_path):
+    """With an experiment from a folder of the user's, in a folder whose name Hydra's grammar and shells do not take.
+
+    Mutation: start the jobs without `--config-dir`, or hand on folders without quotes.
+    """
+    place = tmp_path / "my project (copy) é #1"
+    (place / "DIR" / "experiment").mkdir(parents=True)
+    (place / "DIR" / "experiment" / "mine.yaml").write_text("# @package _global_\nnum_iterations: 1\n")
+    settings = ("--config-dir", "DIR", "debug=smoke", "experiment=mine", "viewing.every=0", "num_threads=1", "name=x")
+    result = train("-m", *settings, "seed=0,1", "hydra.sweep.dir=sweep", cwd=place)
+    assert result.returncode == 0, result.stderr
+    for seed in ("0", "1"):
+        job = place / "sweep" / seed
+        folder = override("run_dir", str(job))
+        shown = train("--cfg", "job", "--resolve", *settings, f"seed={seed}", folder, cwd=place).stdout
+        ran = yaml.safe_load((job / "config.yaml").read_text())
+        assert ran.pop("tags") == ["sampler=cps", "loss=dppo", "model=shapes", "reward=shapes", "delta=1e-06"]
+        assert ran == {key: value for key, value in yaml.safe_load(shown).items() if key != "tags"}
+    resumed = train(override("resume", str(job)), "num_iterations=2", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert [row["iteration"] for row in csv.DictReader((job / "metrics.csv").read_text().splitlines())] == ["1", "2"]
 
 
 @pytest.mark.slow
