@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.gaussian import Likelihood
 from flowrl.models import lora
-from flowrl.modules.measures import gather
+from flowrl.modules.measures import gather, require_finite
 from flowrl.modules.policy import Policy
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.panel import panel
@@ -24,6 +25,8 @@ from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.schedule import Schedule, intervals
 from flowrl.sharding import is_divided
 from flowrl.types import Prompt, RewardOutput
+
+log = logging.getLogger(__name__)
 
 _MEAN_KL = Likelihood(reduction="mean", form="gaussian")
 _NOISE_ITERATION = 2**32 - 1
@@ -100,8 +103,9 @@ class Evaluator:
     def evaluate(self, policy: Policy) -> EvaluationResult:
         """Generate and score every set under the EMA weights; the trained weights come back bitwise.
 
-        Raises TooManyMissingRewards as training does.
+        Raises TooManyMissingRewards as training does, and NotFinite where a weight is no number.
         """
+        require_finite(policy.weights())
         metrics: dict[str, float] = {}
         images: dict[str, dict[int, Tensor]] = {}
         scores: dict[str, RewardOutput] = {}
@@ -113,7 +117,8 @@ class Evaluator:
                 assert share.scores.terms is not None
                 policy.reward.check(share.scores.is_valid, share.scores.terms, share.scores.info)
                 metrics |= self._score(name, repeated, share)
-                if (kl := self.kl_to_reference(policy, repeated)) is not None:
+                kl = self.kl_to_reference(policy, repeated)
+                if kl is not None and math.isfinite(kl):
                     metrics[f"eval/{name}/kl_ref"] = kl
         return EvaluationResult(metrics, images, scores)
 
@@ -176,10 +181,12 @@ class Evaluator:
         output = share.scores
         valid, has_value = output.is_valid, output.has_value
         metrics = {f"eval/{name}/missing": float(1 - valid.float().mean())}
+        if num_broken := int((~share.looks["brightness"].isfinite()).sum()):
+            log.warning("%s: %d of %d images have pixels that are no numbers", name, num_broken, len(prompts))
         if self.images_per_prompt > 1:  # a 0 would read as collapse
-            metrics[f"eval/{name}/diversity"] = float(share.spread.mean().sqrt())
+            metrics |= _finite_mean(f"eval/{name}/diversity", share.spread, torch.sqrt)
         for stat, values in share.looks.items():
-            metrics[f"eval/{name}/panel/{stat}"] = float(values.mean())
+            metrics |= _finite_mean(f"eval/{name}/panel/{stat}", values)
         if has_value.any():
             metrics[f"eval/{name}/reward"] = float(output.values[has_value].mean())
         for part, values in output.parts.items():
@@ -233,6 +240,12 @@ class Evaluator:
                 divergences.append(_MEAN_KL.kl(step, ref_step.mean))
             x = ODE().step(x, velocity, interval).mean
         return divergences
+
+
+def _finite_mean(name: str, values: Tensor, then: Callable[[Tensor], Tensor] = torch.clone) -> dict[str, float]:
+    """The mean of an image statistic over the images whose pixels are numbers; no metric where there is none."""
+    usable = values[values.isfinite()]
+    return {name: float(then(usable.mean()))} if len(usable) else {}
 
 
 def _merge(parts: Sequence[_Share]) -> _Share:

@@ -27,15 +27,18 @@ MEANINGS = {
 
 
 def panel(images: Float[Tensor, "B 3 S S"]) -> dict[str, Float[Tensor, "B"]]:
-    """The four numbers of each image in [0, 1], named as in `MEANINGS`."""
+    """The four numbers of each image in [0, 1], named as in `MEANINGS`; NaN where a pixel is no number."""
     images = images.float()
+    is_whole = images.isfinite().flatten(1).all(1)
+    images = images.where(is_whole[:, None, None, None], 0.0)
     grey = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1)
-    return {
+    looks = {
         "edge_density": _edge_density(grey),
         "colour_entropy": _colour_entropy(images),
         "brightness": grey.mean((1, 2)),
         "high_frequency": _high_frequency(grey),
     }
+    return {name: values.where(is_whole, torch.nan) for name, values in looks.items()}
 
 
 def _edge_density(grey: Tensor) -> Tensor:

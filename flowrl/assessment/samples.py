@@ -16,6 +16,8 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.evaluation import Evaluator
 from flowrl.grids import to_pil
+from flowrl.models import lora
+from flowrl.modules.measures import require_finite
 from flowrl.modules.policy import Policy
 from flowrl.panel import panel
 from flowrl.runs.files import write_whole
@@ -67,7 +69,8 @@ class Assessment:
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def run(self, policy: Policy) -> None:
-        """Draw and score what is missing, under the policy's current weights."""
+        """Draw and score what is missing, under the policy's current weights, which must be numbers (NotFinite)."""
+        require_finite({"trained": lora.parameters(policy.transformer)})
         count = self.evaluator.images_per_prompt
         step = max(self.evaluator.batch_size // count, 1) * count
         for name in self.evaluator.sets:
@@ -98,7 +101,7 @@ class Assessment:
             to_pil(images[i]).save(self.folder / name / file)
             sample = {"row": first + i, "prompt": prompt.text, "family": prompt.family, "file": file}
             sample |= _scores(output, i) | {"spread": _number(spread[i // count])}
-            sample["panel"] = {key: float(values[i]) for key, values in looks.items()}
+            sample["panel"] = {key: _number(values[i]) for key, values in looks.items()}
             lines.append(json.dumps(sample) + "\n")
         with (self.folder / name / SAMPLES).open("a") as records:
             records.writelines(lines)

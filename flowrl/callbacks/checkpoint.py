@@ -14,10 +14,14 @@ from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
 from flowrl.errors import UserError
 from flowrl.models import lora
+from flowrl.modules.measures import require_finite
 from flowrl.modules.policy import Policy
 from flowrl.modules.reward import TooManyMissingRewards
 from flowrl.runs import checkpoint
 from flowrl.sharding import gathered, is_divided
+from flowrl.weights import first_not_finite
+
+NO_CHECKPOINT = "no checkpoint yet"
 
 
 class Checkpoint(Callback):
@@ -42,6 +46,11 @@ class Checkpoint(Callback):
             return 0
         self.restored = complete[-1]
         weights, state = checkpoint.load(self.restored)
+        if name := first_not_finite({f"{stem} {name}": v for stem, ws in weights.items() for name, v in ws.items()}):
+            raise UserError(
+                f"checkpoint {self.restored}: the weight {name} holds NaN or infinity; delete its folder to resume "
+                "from the one before"
+            )
         policy.load_weights(weights)
         policy.load_state(state)
         self.record.restore(policy.num_iterations, state["record"])
@@ -69,11 +78,13 @@ class Checkpoint(Callback):
             raise SIGTERMException
 
     def save(self, trainer: Trainer, policy: Policy) -> None:
+        """Write a checkpoint. Raises NotFinite, and leaves those that are there, where a weight is no number."""
         tensors = {
             **policy.weights(),
             "optimizer": checkpoint.optimizer_tensors(trainer.optimizers[0]),
             "rng": {"state": torch.get_rng_state()},
         }
+        require_finite(tensors)  # before an older checkpoint is deleted for this one
         weights = {stem: gathered(own, is_kept=trainer.is_global_zero) for stem, own in tensors.items()}
         if trainer.is_global_zero:
             state = policy.state() | {"record": self.record.state()}
@@ -91,10 +102,14 @@ class Checkpoint(Callback):
     def newest(self) -> str:
         """What a resumed run would start from, in words."""
         complete = checkpoint.list_complete(self.folder / "checkpoints")
-        return f"the newest checkpoint is after iteration {int(complete[-1].name)}" if complete else "no checkpoint yet"
+        return f"the newest checkpoint is after iteration {int(complete[-1].name)}" if complete else NO_CHECKPOINT
 
     def export(self, trainer: Trainer, policy: Policy) -> None:
-        """Write the EMA's weights, whole or not at all. All processes call it: divided weights are gathered."""
+        """Write the EMA's weights, whole or not at all. All processes call it: divided weights are gathered.
+
+        Raises NotFinite where a weight is no number.
+        """
+        require_finite(policy.weights())
         target = self.folder / lora.folder_name(policy.transformer)
         partial = target.with_suffix(".partial")
         if trainer.is_global_zero:

@@ -15,10 +15,11 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl import trackers
-from flowrl.callbacks.checkpoint import Checkpoint
+from flowrl.callbacks.checkpoint import NO_CHECKPOINT, Checkpoint
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
+from flowrl.data import PromptData
 from flowrl.errors import UserError
 from flowrl.launch.build import build
 from flowrl.launch.command_line import resume_command
@@ -27,7 +28,10 @@ from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
 from flowrl.launch.resume import configure, write_config
 from flowrl.models import lora
+from flowrl.modules.learning import NothingLearned
+from flowrl.modules.measures import NotFinite
 from flowrl.modules.parallel import is_later_rank
+from flowrl.modules.policy import Policy
 from flowrl.modules.reward import TooManyMissingRewards
 from flowrl.runs.files import LOG
 from flowrl.runs.folder import discard_if_empty, point_latest_at
@@ -74,16 +78,11 @@ def run(cfg: DictConfig) -> None:
     _prepare(loggers, cfg)
     status = "failed"
     try:
-        trainer.fit(policy, datamodule=data)
-        is_whole = policy.num_iterations == len(data.iterations)
-        if is_whole:
-            saver.export(trainer, policy)
-        status = "finished" if is_whole else "stopped"
-    except SystemExit:  # how Lightning ends on an interrupt
-        status = "stopped"
-    except TooManyMissingRewards as error:
-        remedy = f"{saver.newest()}; once the scorer works, continue with: {resume_command(folder)}"
-        raise TooManyMissingRewards(f"{error}; {remedy}") from error
+        status = _fit(trainer, policy, data, saver)
+    except (TooManyMissingRewards, NotFinite, NothingLearned) as error:
+        status = "nothing learned" if isinstance(error, NothingLearned) else status
+        record.error = type(error).__name__  # the callback sees none that comes after training
+        raise type(error)(f"{error}; {_way_on(error, saver, folder)}") from error
     finally:
         if trainer.is_global_zero:
             record.write_summary(policy, status)
@@ -93,6 +92,33 @@ def run(cfg: DictConfig) -> None:
     elif not is_later_rank():  # whose failure would have Lightning kill the first one, which may still be writing
         print(f"\nstopped; {saver.newest()}. Continue with: {resume_command(folder)}")
         raise KeyboardInterrupt
+
+
+def _fit(trainer: Trainer, policy: Policy, data: PromptData, saver: Checkpoint) -> str:
+    """Train, and export what was learned: `finished`; or `stopped` by an interrupt.
+
+    Raises NotFinite and NothingLearned, with nothing exported, where the weights are no numbers or never changed.
+    """
+    try:
+        trainer.fit(policy, datamodule=data)
+    except SystemExit:  # how Lightning ends on an interrupt
+        return "stopped"
+    if policy.num_iterations < len(data.iterations):
+        return "stopped"
+    policy.learning.check(policy.num_iterations)
+    saver.export(trainer, policy)
+    return "finished"
+
+
+def _way_on(error: Exception, saver: Checkpoint, folder: Path) -> str:
+    """What to do after a run that failed by its rewards or its numbers, which would go the same way again."""
+    if isinstance(error, NothingLearned):
+        return f"{folder}/metrics.csv shows all iterations"
+    if isinstance(error, TooManyMissingRewards):
+        return f"{saver.newest()}; once the scorer works, continue with: {resume_command(folder)}"
+    if saver.newest() == NO_CHECKPOINT:
+        return f"{NO_CHECKPOINT}: start again with a lower optimizer.lr"
+    return f"{saver.newest()}; continue from there with: {resume_command(folder)} optimizer.lr=LOWER"
 
 
 def _prepare(loggers: list[Logger], cfg: DictConfig) -> None:

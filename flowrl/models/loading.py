@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -25,10 +25,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError
 
 from flowrl.errors import UserError
 from flowrl.models.architectures import pipeline_on_meta
+from flowrl.models.components import AGAIN, WEIGHTS, first_line, read_json
+from flowrl.models.components import load as load_component
 
 EMBEDDED = "embedded:"
 """Prefix of `model.pretrained` for a pipeline shipped inside the package."""
@@ -62,26 +63,64 @@ class Source:
         if self.pretrained.startswith(META):
             return pipeline_on_meta(self.kind, self.pretrained.removeprefix(META), DTYPES[self.dtype])
         source = resolve(self.pretrained)
-        found = read_index(source, self.pretrained, self.revision).get("_class_name")
-        if found != self.kind.__name__:
+        index = self.index()
+        if (actual := index.get("_class_name")) != self.kind.__name__:
             raise UserError(
-                f"model.pretrained={self.pretrained} holds a {found}, but model._target_ takes a "
+                f"model.pretrained={self.pretrained} holds a {actual}, but model._target_ takes a "
                 f"{self.kind.__name__}; choose the `model` option of its family"
             )
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         try:
-            pipeline = self.kind.from_pretrained(
-                source, revision=self.revision, dtype=DTYPES[self.dtype], use_safetensors=True, **parts
-            )
-        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            folder = Path(source) if os.path.isdir(source) else self._download(source, parts)
+            components = dict(parts)
+            for name, entry in self._entries(index, parts).items():
+                components[name] = load_component(folder, name, entry, DTYPES[self.dtype])
+            pipeline = self.kind.from_pretrained(folder, **components)
+        except UserError as error:
+            raise UserError(f"model.pretrained={self.pretrained}: {error}") from error
+        except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"model.pretrained={self.pretrained}: cannot load {self.kind.__name__} "
-                f"({_culprit(source) or reason}); restore the folder or download it again"
+                f"model.pretrained={self.pretrained}: cannot load {self.kind.__name__} ({first_line(error)})"
             ) from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def index(self) -> dict[str, Any]:
+        """The pipeline's index. Raises UserError where it is not there, not readable or not to be had."""
+        return read_index(resolve(self.pretrained), self.pretrained, self.revision)
+
+    def has(self, name: str) -> bool:
+        """Whether the pipeline has this component, which its index may leave out; known without loading any."""
+        return self.pretrained.startswith(META) or bool(_entry(self.index(), name))
+
+    def _entries(self, index: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+        """Library and class of each component to load. Raises UserError where one that the pipeline needs is null."""
+        entries = {}
+        for name in self.kind._get_signature_keys(self.kind)[0]:
+            entry = _entry(index, name)
+            if name in parts:
+                continue
+            if entry is not None:
+                entries[name] = entry
+            elif name not in self.kind._optional_components:
+                raise UserError(f"its {INDEX} has no {name}, which the model needs; {AGAIN}")
+        return entries
+
+    def _download(self, source: str, parts: Mapping[str, Any]) -> Path:
+        """The folder of a hub id's files, without those of `parts`; of networks, the only variant if there is but one.
+
+        Raises what the hub's library raises.
+        """
+        get = partial(self.kind.download, source, revision=self.revision, use_safetensors=True, **parts)
+        folder = Path(get())
+        index = self.index()
+        networks = [name for name in self._entries(index, parts) if (folder / name / "config.json").is_file()]
+        if all(any((folder / name).glob("*.safetensors")) for name in networks):
+            return folder
+        files = HfApi().list_repo_files(source, revision=self.revision)
+        found = {match[1] for file in files if (match := WEIGHTS.fullmatch(file.rpartition("/")[2]))} - {None}
+        return Path(get(variant=min(found))) if found else folder
 
     def identity(self, parts: Sequence[str]) -> str:
         """A text that changes with the weights of the components `parts`: for keys of what they computed."""
@@ -116,9 +155,9 @@ def resolve(pretrained: str) -> str:
 def read_index(source: str, pretrained: str, revision: str | None) -> dict[str, Any]:
     """A pipeline's index, from a folder or the hub. Raises ValueError saying what stands in the way of a hub id."""
     if os.path.isdir(source):
-        return dict(json.loads(Path(source, INDEX).read_text()))
+        return read_json(Path(source, INDEX))
     try:
-        return dict(json.loads(Path(_fetch_index(source, revision)).read_text()))
+        return read_json(Path(_fetch_index(source, revision)))
     except GatedRepoError as error:
         reason = (
             f"gated, and your token does not open it: accept the licence at https://huggingface.co/{source}, then run "
@@ -144,16 +183,9 @@ def _fetch_index(source: str, revision: str | None) -> str:
     return str(hf_hub_download(source, INDEX, revision=revision))
 
 
-def _culprit(source: str) -> str | None:
-    """The first weights file of a local folder that safetensors cannot open."""
-    from safetensors import safe_open
-
-    if not os.path.isdir(source):
-        return None
-    for path in sorted(Path(source).rglob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            return f"corrupt weights file {path}: {error}"
+def _entry(index: Mapping[str, Any], name: str) -> tuple[str, str] | None:
+    """Library and class of a component; None where the index has none, which it says by nulls."""
+    match index.get(name):
+        case [str(library), str(kind)]:
+            return library, kind
     return None

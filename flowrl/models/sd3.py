@@ -45,6 +45,11 @@ class SD3:
         channels_last: bool,
     ) -> None:
         source = Source(StableDiffusion3Pipeline, pretrained, revision, dtype)
+        if max_sequence_length and not source.has("text_encoder_3"):
+            raise UserError(
+                f"model.max_sequence_length={max_sequence_length} asks for T5 tokens, but {pretrained} has no "
+                "text_encoder_3; set model.max_sequence_length=0, or give a folder with T5"
+            )
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = self.pipeline.vae.requires_grad_(False).eval()

@@ -27,7 +27,7 @@ def check_replay(
             log_prob = likelihood.log_prob(step, trajectory.x_next[:, index]).detach()
             drift = (log_prob - trajectory.old_log_prob[:, index]).abs().max().item()
             divergence = likelihood.kl(step, trajectory.old_mean[:, index]).max().item()
-            if not max(drift, divergence) <= tolerance:
+            if not (drift <= tolerance and divergence <= tolerance):  # so written, NaN does not pass
                 raise GateFailed(
                     f"step {number}: replaying the rollout moved its log-probability by {drift:.2e} and its mean by a "
                     f"divergence of {divergence:.2e}, above gate_tolerance={tolerance:.0e}: rollout and update "

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from flowrl.diagnostics import SQUARED
+from flowrl.types import RewardOutput
+from flowrl.weights import first_not_finite
 
 Shared = TypeVar("Shared")
 Term = tuple[int, int]
@@ -19,7 +21,18 @@ Term = tuple[int, int]
 
 
 class NotFinite(RuntimeError):
-    """A gradient is infinite or NaN: one more step would make all weights so."""
+    """A gradient, advantage or weight is infinite or NaN: what is made of it would be no number either."""
+
+
+def require_finite(weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise NotFinite, naming the first, where a tensor holds a NaN or an infinity; `weights` are tensors by kind.
+
+    Must come before weights are evaluated, saved or exported, in all processes alike.
+    """
+    named = {f"{kind} {name}": value for kind, tensors in weights.items() for name, value in tensors.items()}
+    if first := first_not_finite(named):
+        kind, _, name = first.partition(" ")
+        raise NotFinite(f"the weight {name} ({kind}) holds NaN or infinity, so it is not evaluated, saved or exported")
 
 
 class Clock:
@@ -65,6 +78,18 @@ class Record:
             value = _pool(values, name.endswith("_max"))
             found[name.removesuffix(SQUARED)].append(math.sqrt(value) if name.endswith(SQUARED) else value)
         return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def record_rewards(record: Record, output: RewardOutput, values: Tensor, is_valid: Tensor) -> None:
+    """The metrics of an iteration's rewards: `values` and `is_valid` of all processes, parts of this one's samples."""
+    if (has_value := is_valid & values.isfinite()).any():
+        record.add("reward/mean", values[has_value].mean())
+        record.add("reward/std", values[has_value].std(correction=0))
+    record.add("reward/missing", 1 - is_valid.float().mean())
+    for name, part in output.parts.items():
+        usable = part[output.is_valid & part.isfinite()]
+        if len(usable):
+            record.add(f"reward/part/{name}", usable.mean(), len(usable))
 
 
 def gather(own: Shared) -> list[Shared]:

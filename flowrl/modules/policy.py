@@ -27,7 +27,8 @@ from flowrl.models.full import Full
 from flowrl.models.protocol import FlowModel
 from flowrl.modules.gate import check_replay
 from flowrl.modules.groups import Group, MicroBatch
-from flowrl.modules.measures import Clock, NotFinite, Record
+from flowrl.modules.learning import Learning
+from flowrl.modules.measures import Clock, NotFinite, Record, record_rewards
 from flowrl.modules.parallel import clip, shard, synchronised
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule
@@ -76,6 +77,7 @@ class Policy(LightningModule):
         self.num_iterations = 0
         self.num_optimizer_steps = 0
         self.has_passed_gate = False
+        self.learning = Learning()
         self.last_metrics: dict[str, float] = {}
         self.embed: PromptEmbeddings  # of every prompt the run will use; must be set before training
         ema.start(lora.parameters(self.transformer))
@@ -162,16 +164,12 @@ class Policy(LightningModule):
         for part in parts:
             part.advantage = by_row[list(part.rows)].to(self.device)
             part.is_used = is_used[list(part.rows)].to(self.device)
-        if (has_value := is_valid & values.isfinite()).any():
-            record.add("reward/mean", values[has_value].mean())
-            record.add("reward/std", values[has_value].std(correction=0))
-        record.add("reward/missing", 1 - is_valid.float().mean())
+        if not advantages.values.isfinite().all():
+            raise NotFinite("an advantage is NaN or infinite: look at the rewards' weights")
+        self.learning.take(bool((is_valid & values.isfinite()).any()), advantages)
+        record_rewards(record, output, values, is_valid)
         for name, value in advantages.metrics().items():
             record.add(name, value)
-        for name, values in output.parts.items():
-            usable = values[output.is_valid & values.isfinite()]
-            if len(usable):
-                record.add(f"reward/part/{name}", usable.mean(), len(usable))
 
     def gather(self, values: Tensor) -> Tensor:
         """The values of all processes, in rank order, on the CPU."""
@@ -207,7 +205,8 @@ class Policy(LightningModule):
         size = sum(parameter.numel() for parameter in parameters)
         record.add("update/grad_norm", norm)
         record.add("update/grad_rms_over_eps", norm / size**0.5 / optimizer.param_groups[0]["eps"])
-        optimizer.step()
+        with self.learning.watch(parameters, norm):
+            optimizer.step()
         self.num_optimizer_steps += 1
         self.ema.update(lora.parameters(self.transformer), self.num_optimizer_steps)
 
@@ -291,10 +290,11 @@ class Policy(LightningModule):
 
     def state(self) -> dict[str, Any]:
         """Counters that, with LoRA, EMA and optimizer, make up a checkpoint."""
-        names = ("num_iterations", "num_optimizer_steps")
-        return {name: getattr(self, name) for name in names} | self.algorithm.state()
+        counters = {name: getattr(self, name) for name in ("num_iterations", "num_optimizer_steps")}
+        return counters | {"learning": self.learning.state()} | self.algorithm.state()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
         self.num_iterations, self.num_optimizer_steps = state["num_iterations"], state["num_optimizer_steps"]
+        self.learning.load_state(state.get("learning"))
         self.algorithm.load_state(state)

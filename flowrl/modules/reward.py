@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flowrl import background
 from flowrl.advantages import weighted_sum
 from flowrl.errors import UserError
-from flowrl.rewards.outputs import REASON, concatenate, first_reason, missing
+from flowrl.rewards.outputs import LARGEST, REASON, concatenate, first_reason, is_usable, missing
 from flowrl.rewards.protocol import Images, Reward, checked
 from flowrl.types import Prompt, RewardOutput
 
@@ -30,7 +30,7 @@ class TooManyMissingRewards(RuntimeError):
 
 
 class RewardModule(LightningModule):
-    """Scores images without gradients. A call that raises, or gives NaN or the wrong length, marks samples missing.
+    """Scores images without gradients. What raises, is no number or has the wrong length marks samples missing.
 
     `submit` scores in the background while the next images are drawn; calls never overlap each other, so that a scorer
     need not be thread-safe. `check` raises TooManyMissingRewards where more than `max_missing` (a share) of the
@@ -78,10 +78,11 @@ class RewardModule(LightningModule):
             output = missing(len(prompts), reason, getattr(self.reward, "weights", None))
         values = output.values.float().cpu()
         parts = {name: part.float().cpu() for name, part in output.parts.items()}
+        parts = {name: part.where(is_usable(part), torch.nan) for name, part in parts.items()}
         terms = (values[:, None] if output.terms is None else output.terms).float().cpu()
         applies = torch.ones_like(terms, dtype=torch.bool) if output.applies is None else output.applies.cpu()
-        is_valid = output.is_valid.cpu() & (terms.isfinite() | ~applies).all(1)
-        is_valid &= values.isfinite() | ~applies.any(1)
+        is_valid = output.is_valid.cpu() & (is_usable(terms) | ~applies).all(1)
+        is_valid &= is_usable(values) | ~applies.any(1)
         values, terms = torch.where(is_valid, values, 0.0), torch.where(is_valid[:, None], terms, 0.0)
         values, terms = values.masked_fill(~applies.any(1), torch.nan), terms.masked_fill(~applies, torch.nan)
         info = _with_reasons(output.info, is_valid)
@@ -123,5 +124,5 @@ class RewardModule(LightningModule):
 def _with_reasons(info: Sequence[Mapping[str, Any]], is_valid: Tensor) -> list[Mapping[str, Any]]:
     """One entry a sample; a missing one has a reason."""
     entries = list(info) if len(info) == len(is_valid) else [{} for _ in is_valid]
-    unknown = {REASON: "the reward gave no number"}
+    unknown = {REASON: f"the reward gave no number, or one beyond {LARGEST:.0e}"}
     return [entry if ok else unknown | dict(entry) for entry, ok in zip(entries, is_valid.tolist(), strict=True)]

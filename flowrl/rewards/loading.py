@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowrl.errors import UserError
+from flowrl.weights import fault, first_not_finite
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,15 +35,46 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def load_pretrained(kind: Any, source: str, key: str, **options: Any) -> Any:
-    """`kind.from_pretrained` of a local folder or hub id. Raises ValueError naming the configuration key `key`."""
+    """`kind.from_pretrained` of a local folder or hub id.
+
+    Raises UserError naming the configuration key `key`, also for a network with weights that are missing, which
+    transformers would draw at random, or are no numbers.
+    """
     path = Path(source).expanduser()
+    place = str(path) if path.is_dir() else source
     try:
-        return kind.from_pretrained(str(path) if path.is_dir() else source, **options)
+        if not _is_network(kind):
+            return kind.from_pretrained(place, **options)
+        with _without_report():
+            network, info = kind.from_pretrained(
+                place, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     except Exception as error:  # a dozen types, by what is wrong with the folder, the hub or the network
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"reward.{key}={source}: cannot load {kind.__name__} ({reason}); give a local folder or a hub id ORG/NAME"
         ) from error
+    if problem := fault(network, info):
+        raise UserError(f"reward.{key}={source}: {kind.__name__}: {problem}; restore the folder or download it again")
+    return network
+
+
+def _is_network(kind: Any) -> bool:
+    """Not a tokenizer or processor, which have no weights."""
+    return isinstance(kind, type) and issubclass(kind, nn.Module)
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' table of weights that do not fit, of which `fault` makes one line."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def load_weights(source: str, key: str) -> Mapping[str, Tensor]:
@@ -56,12 +89,18 @@ def load_weights(source: str, key: str) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle, safetensors and value errors alike mean a file that is no weights
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"reward.{key}={source}: no readable weights ({reason}); download the file again") from error
-    return state.get("state_dict", state)
+    weights = state.get("state_dict", state) if isinstance(state, Mapping) else state
+    if not isinstance(weights, Mapping):
+        raise UserError(f"reward.{key}={source}: holds a {type(weights).__name__} and no weights by name")
+    if name := first_not_finite({name: value for name, value in weights.items() if isinstance(value, Tensor)}):
+        raise UserError(f"reward.{key}={source}: its weight {name!r} holds NaN or infinity; download the file again")
+    return weights
 
 
 def _download(source: str, key: str) -> str:

@@ -6,13 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from flowrl.types import RewardOutput
 
 REASON = "missing"
 """The key of a missing sample's `info` that says why."""
+
+LARGEST = 1e12
+"""A reward further from 0 is missing: the squares of such numbers, summed over a batch, leave float32."""
+
+
+def is_usable(values: Tensor) -> Bool[Tensor, "..."]:
+    """Which values are numbers that statistics can be made of: neither NaN nor infinite, nor beyond `LARGEST`."""
+    return values.abs() <= LARGEST
 
 
 def missing(count: int, reason: str, weights: tuple[float, ...] | None = None) -> RewardOutput:

@@ -39,3 +39,56 @@ def test_a_model_that_is_not_there():
     with pytest.raises(ValueError, match=r"reward.pretrained=/no/such.*local folder or a hub id") as error:
         load_pretrained(CLIPModel, "/no/such", "pretrained")
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A CLIP of a few thousand parameters, saved whole."""
+    from transformers import CLIPConfig, CLIPModel
+
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text, vision = {"vocab_size": 16, "max_position_embeddings": 8}, {"image_size": 8, "patch_size": 4}
+    CLIPModel(CLIPConfig(text_config=small | text, vision_config=small | vision, projection_dim=4)).save_pretrained(
+        tmp_path
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (
+            lambda weights: weights.pop("text_projection.weight"),
+            "weights are missing, the first 'text_projection.weight'",
+        ),
+        (lambda weights: weights["logit_scale"].fill_(torch.inf), "its weight 'logit_scale' holds NaN or infinity"),
+        (
+            lambda weights: weights.update({"text_projection.weight": torch.zeros(2, 2)}),
+            "the first 'text_projection.weight' (2, 2) instead of (4, 8)",
+        ),
+    ],
+    ids=["missing", "infinite", "other shape"],
+)
+def test_a_scorer_of_random_weights_is_refused(clip, edit, words):
+    """transformers draws what it lacks at random and scores go on. Mutation: take the network as it comes."""
+    from safetensors.torch import load_file, save_file
+    from transformers import CLIPModel
+
+    assert load_pretrained(CLIPModel, str(clip), "pretrained").config.projection_dim == 4
+    weights = load_file(clip / "model.safetensors")
+    edit(weights)
+    save_file(weights, clip / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"^reward.pretrained=.*: CLIPModel: .*download it again$") as caught:
+        load_pretrained(CLIPModel, str(clip), "pretrained")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [({"a": torch.tensor([1.0, torch.nan])}, "its weight 'a' holds NaN"), ([torch.zeros(1)], "holds a list and no")],
+)
+def test_a_file_of_no_usable_weights(tmp_path, content, words):
+    """Mutation: score with NaN, or an AttributeError."""
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=f"^reward.weights=.*{words}"):
+        load_weights(str(tmp_path / "weights.pt"), "weights")

@@ -51,3 +51,17 @@ def test_high_frequencies():
     wave = 0.5 + 0.5 * torch.sin(2 * math.pi * torch.arange(16) / 16)
     images = torch.stack([checks.float().expand(3, 16, 16), wave.expand(3, 16, 16)])
     assert panel(images)["high_frequency"].tolist() == pytest.approx([1, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_pixels_that_are_no_numbers(bad):
+    """Such an image has no statistics, and its neighbours keep theirs bitwise.
+
+    Mutation: count NaN as a pixel without edges and as the colour black.
+    """
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = panel(images)
+    images[1, 0, 3, 4] = bad
+    for name, values in panel(images).items():
+        assert values.isnan().tolist() == [False, True, False]
+        assert torch.equal(values[::2], expected[name][::2])

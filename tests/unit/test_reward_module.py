@@ -50,6 +50,23 @@ def test_values_that_are_no_numbers_are_missing():
     assert got.values.tolist() == [0.5, 0, 0, 0]
 
 
+@pytest.mark.parametrize("absurd", [3e38, -3e38, 1.1e12, math.inf])
+def test_absurd_values_are_missing(absurd):
+    """The squares of 3e38 are infinite, and so are the metrics made of them; 1e12 is the last that counts.
+
+    A part that is absurd is left out, and its sample is not. Mutation: ask for finite numbers, or bound the values and
+    not the terms of a mixture.
+    """
+    values = torch.tensor([absurd, 0.5, 1e12, -1e12])
+    whole = score(RewardOutput(values, torch.ones(4, dtype=torch.bool), {"soft": values}))
+    assert whole.is_valid.tolist() == [False, True, True, True]
+    assert "beyond 1e+12" in whole.info[0]["missing"] and "missing" not in whole.info[1]
+    assert whole.parts["soft"].isnan().tolist() == [True, False, False, False]
+    terms = torch.stack([values, -values], 1)
+    mixed = RewardOutput(torch.zeros(4), torch.ones(4, dtype=torch.bool), terms=terms, weights=(1.0, 1.0))
+    assert score(mixed).is_valid.tolist() == [False, True, True, True]
+
+
 @pytest.mark.parametrize("parts", [{"soft": torch.zeros(3)}, {"soft": torch.zeros(4, 2)}])
 def test_parts_of_the_wrong_length_never_get_through(parts):
     """Parts are indexed by sample afterwards. Mutation: check the values only."""

@@ -1,0 +1,173 @@
+"""One component of a pipeline's folder: which weights are there, loading them, and whether all of them came."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from flowrl.errors import UserError
+from flowrl.models.text import quiet
+from flowrl.weights import fault, has_adapter
+
+log = logging.getLogger(__name__)
+
+LIBRARIES = ("diffusers", "transformers")
+WEIGHTS = re.compile(r"(?:model|diffusion_pytorch_model)(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
+"""A weights file's name; its group is the variant, as in `model.fp16.safetensors`."""
+
+AGAIN = "restore the folder or download it again"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file. Raises UserError naming the file where there is none."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; {AGAIN}") from error
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise UserError(f"{path} begins with a byte-order mark, which diffusers does not read; save it as plain UTF-8")
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{path} is cut or damaged ({error}); replace this file by the published one") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__} and no JSON object; replace it by the published one")
+    return content
+
+
+def load(folder: Path, name: str, entry: Sequence[str], dtype: torch.dtype) -> Any:
+    """The component `name` of a pipeline's folder, of the class that its entry of the index says, `dtype` if a network.
+
+    Raises UserError naming the component, what is wrong with its files, and the remedy.
+    """
+    place = folder / name
+    kind = _class_of(folder, name, entry)
+    if not place.is_dir():
+        raise UserError(f"{name}: no folder {place}; {AGAIN}")
+    if issubclass(kind, nn.Module):
+        return _network(place, name, kind, dtype)
+    _check_vocabulary(place, name, kind)
+    try:
+        return kind.from_pretrained(place)
+    except Exception as error:  # of any type, by what is wrong with the folder
+        raise UserError(f"{name}: {place} holds no {kind.__name__} ({first_line(error)}); {AGAIN}") from error
+
+
+def _class_of(folder: Path, name: str, entry: Sequence[str]) -> type[Any]:
+    library, kind = entry
+    found = getattr(import_module(library), kind, None) if library in LIBRARIES else None
+    if not isinstance(found, type):
+        version = f"{library} {import_module(library).__version__}" if library in LIBRARIES else repr(library)
+        raise UserError(
+            f"{name}: model_index.json asks for {library}.{kind}, which {version} does not have; "
+            "give a pipeline whose classes are diffusers' and transformers', or update the library"
+        )
+    return found
+
+
+def _network(place: Path, name: str, kind: type[Any], dtype: torch.dtype) -> nn.Module:
+    read_json(place / "config.json")
+    is_transformers = issubclass(kind, transformers.PreTrainedModel)
+    # As the pipeline itself loads them, but that other shapes are counted, not raised, where the library can.
+    own = {"dtype": dtype, "ignore_mismatched_sizes": True} if is_transformers else {"torch_dtype": dtype}
+    variant = variant_of(place, name)
+    try:
+        with quiet():
+            network, info = kind.from_pretrained(
+                place, variant=variant, use_safetensors=True, output_loading_info=True, **own
+            )
+    except Exception as error:  # of any type, by what is wrong with the folder
+        reason = _culprit(place) or _shape_reason(error) or first_line(error)
+        raise UserError(f"{name}: cannot load its {kind.__name__} ({reason}); {AGAIN}") from error
+    if problem := fault(network, info):
+        raise UserError(f"{name}: {problem}; {_remedy(place, info)}")
+    if surplus := sorted(info["unexpected_keys"]):
+        text = f"weights without a place in the network of its config.json: {len(surplus)}, the first {surplus[0]!r}"
+        if not is_transformers:
+            raise UserError(f"{name}: {text}; {AGAIN}, config.json and weights together")
+        # Text encoders are often released with the weights of a head or a decoder that nothing here uses.
+        log.warning("%s: %s; they are left out", name, text)
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def _remedy(place: Path, info: Mapping[str, Any]) -> str:
+    if not has_adapter(info):
+        return f"restore {place} or download it again"
+    return (
+        "call fuse_lora() and then unload_lora_weights() of the pipeline before its save_pretrained(), or give the "
+        "base model here and the LoRA by lora.start or --lora"
+    )
+
+
+def variant_of(place: Path, name: str) -> str | None:
+    """The variant to load: None for weights under their plain names, which come first, else the only one there is.
+
+    Raises UserError where there are several variants, only pickled weights, or none.
+    """
+    names = sorted(path.name for path in place.iterdir())
+    variants = {match[1] for file in names if (match := WEIGHTS.fullmatch(file))}
+    if None in variants:
+        return None
+    if len(variants) > 1:
+        several = ", ".join(sorted(map(str, variants)))
+        raise UserError(f"{name}: {place} holds weights of several variants ({several}); keep one of them there")
+    if variants:
+        variant = str(variants.pop())
+        log.warning("%s: only weights of the variant %s are there, so they are taken", name, variant)
+        return variant
+    if pickled := [file for file in names if file.endswith((".bin", ".pt", ".ckpt"))]:
+        raise UserError(
+            f"{name}: only pickled weights there ({pickled[0]}), which can run code while they load; convert them "
+            "once, if you trust them, by DiffusionPipeline.from_pretrained(OLD, use_safetensors=False)"
+            ".save_pretrained(NEW), and set model.pretrained=NEW"
+        )
+    raise UserError(f"{name}: no weights in {place}; {AGAIN}")
+
+
+def _check_vocabulary(place: Path, name: str, kind: type[Any]) -> None:
+    """Raise UserError for a tokenizer without its vocabulary, in whose place transformers puts an empty one."""
+    files: dict[str, str] = getattr(kind, "vocab_files_names", {})
+    whole = files.get("tokenizer_file")
+    apart = [file for role, file in files.items() if role != "tokenizer_file"]
+    has_whole = whole is not None and (place / whole).is_file()
+    absent = [file for file in apart if not (place / file).is_file()]
+    if files and not has_whole and (absent or not apart):
+        raise UserError(f"{name}: no vocabulary in {place}, which lacks {', '.join(absent or files.values())}; {AGAIN}")
+
+
+def _shape_reason(error: Exception) -> str | None:
+    """Which weight has another shape, from diffusers' message, which is several sentences long."""
+    numbers = r"(?:torch\.Size)?[(\[]+([\d, ]+)[)\]]+"
+    match = re.search(rf"because (\S+) expected shape {numbers}, but got {numbers}", str(error))
+    if match is None:
+        return None
+    name, wanted, shape = match.groups()
+    return f"weight {name!r} has shape ({shape}), not the ({wanted}) of its config.json"
+
+
+def _culprit(place: Path) -> str | None:
+    """The first weights file of a folder that safetensors cannot open."""
+    for path in sorted(place.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return f"corrupt weights file {path}: {error}"
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, or its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
