@@ -40,7 +40,9 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
             "loss.delta=auto needs batch.updates_per_iteration times batch.inner_epochs above 2: an iteration's first "
             "update is never masked, so it alone makes the second one's KL"
         )
-    reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)
+    reward = RewardModule(
+        reward=instantiate(cfg.reward), max_missing=cfg.max_missing, scorer_timeout=cfg.get("scorer_timeout")
+    )
     model = instantiate(cfg.model)
     policy = (ForwardPolicy if isinstance(algorithm.loss, NFT) else Policy)(
         model=model,

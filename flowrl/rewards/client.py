@@ -96,7 +96,7 @@ class Client:
             async with asyncio.timeout_at(until), places:
                 if not (num_tries := self._tries()):
                     return Unanswered(f"{url}: the circuit is open after repeated failures")
-                body = json.dumps(request).encode()  # only now: many requests may wait
+                body = _encoded(request)  # only now: many requests may wait
                 for attempt in range(1, num_tries + 1):
                     if attempt > 1:
                         await asyncio.sleep(self._pause(attempt - 1))
@@ -105,7 +105,7 @@ class Client:
                             answer = await self._send(http, url, body)
                     except TimeoutError:
                         last = f"no answer within {self.timeout} s"
-                    except (Unavailable, httpx.TransportError) as error:
+                    except (Unavailable, httpx.RequestError) as error:
                         last = str(error) or type(error).__name__
                     else:
                         self.failures_in_a_row = 0
@@ -143,6 +143,14 @@ class Client:
 
     def _pause(self, attempt: int) -> float:
         return min(self.backoff * 2 ** (attempt - 1), self.max_backoff) * self.jitter.uniform(0.5, 1.0)
+
+
+def _encoded(request: Mapping[str, Any]) -> bytes:
+    """The request as JSON. Raises Unanswered for one that is none, such as metadata of other types."""
+    try:
+        return json.dumps(request).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Unanswered(f"the request cannot be sent as JSON: {error}") from error
 
 
 def check_url(url: str) -> str:

@@ -102,4 +102,6 @@ def _pooled(data: Any) -> list[float]:
     values = data["data"][0]["data"]
     if isinstance(values[0], list):  # one row a token: the last one has seen everything
         values = values[-1]
+    if not values:
+        raise UserError("the head gave no numbers")
     return [float(value) for value in values]
