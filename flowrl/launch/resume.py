@@ -9,6 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
+from flowrl.launch import trust
+from flowrl.launch.trust import check_folder
 from flowrl.modules.parallel import is_later_rank
 from flowrl.runs.files import CONFIG, SOURCE, write_whole
 from flowrl.runs.folder import claim
@@ -32,8 +34,9 @@ def configure(cfg: DictConfig) -> DictConfig:
         return cfg
     saved = OmegaConf.load(Path(cfg.resume) / SOURCE)
     assert isinstance(saved, DictConfig)
+    check_folder(saved, Path(cfg.resume), is_trusted=bool(cfg.get(trust.KEY)), conf=_config_folders())
     OmegaConf.set_struct(saved, True)
-    task = [item for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
+    task = [item for item in HydraConfig.get().overrides.task if item.split("=")[0] not in ("resume", trust.KEY)]
     overrides = [item.lstrip("+") for item in task]
     for item in overrides:
         key = item.split("=", 1)[0]
@@ -52,6 +55,12 @@ def configure(cfg: DictConfig) -> DictConfig:
             "learning_rate=cosine, now follow the new length, so the numbers differ from those of a run never stopped"
         )
     return merged
+
+
+def _config_folders() -> list[Path]:
+    """The folders that this run's configuration was composed from."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.schema == "file" and source.path]
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:

@@ -16,6 +16,9 @@ from flowrl.runs.files import CONFIG, METRICS, SUMMARY, write_whole
 
 SCRIPT = Path(__file__).parents[2] / "train.py"
 STATUS, LOG = "job.json", "job.log"
+TRUSTED = "trust_folder=true"
+"""The override under which a resumed run may build whatever its folder names."""
+
 FOREIGN = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM_TASK = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 WANDB_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_SWEEP_ID")
@@ -29,7 +32,8 @@ class JobsFailed(ChildProcessError):
 class Job:
     """A run of `train.py` with `overrides` in `folder`, as `num_processes` ranks.
 
-    `state` is waiting, running, finished, failed or stopped; `devices` are the slots it has or had.
+    `state` is waiting, running, finished, failed or stopped; `devices` are the slots it has or had. `is_trusted` says
+    that a run in its folder is continued as one whose code is known.
     """
 
     number: int
@@ -41,6 +45,7 @@ class Job:
     devices: tuple[str, ...] = ()
     seconds: float = 0.0
     problem: str = ""
+    is_trusted: bool = False
 
     @classmethod
     def of(cls, number: int, overrides: Iterable[str], folder: str | Path, cfg: Any) -> Job:
@@ -83,7 +88,8 @@ class Job:
             [] if num_threads is None or has_key(self.overrides, "num_threads") else [f"num_threads={num_threads}"]
         )
         if (self.folder / CONFIG).is_file():
-            return [f"resume={self.folder}", *threads]
+            trust = [TRUSTED] if self.is_trusted or TRUSTED in self.overrides else []
+            return [f"resume={self.folder}", *trust, *threads]
         return [*self.overrides, *threads, f"run_dir={self.folder}"]
 
 

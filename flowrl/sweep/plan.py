@@ -8,22 +8,23 @@ from pathlib import Path
 
 from flowrl.errors import UserError
 from flowrl.runs.files import write_whole
-from flowrl.sweep.job import STATUS, Job, has_key
+from flowrl.sweep.job import STATUS, TRUSTED, Job, has_key
 
 SWEEP = "sweep.json"
 Overrides = tuple[str, ...]
 
 
 def find_sweep(wanted: Sequence[Overrides]) -> tuple[Path, list[Overrides]] | None:
-    """The folder and jobs of an earlier sweep, where `resume=FOLDER` is all that is asked for.
+    """The folder and jobs of an earlier sweep, where `resume=FOLDER`, perhaps trusted, is all that is asked for.
 
     Raises ValueError where `resume` stands among other overrides or names no sweep.
     """
     if not any(has_key(overrides, "resume") for overrides in wanted):
         return None
-    if len(wanted) > 1 or len(wanted[0]) > 1:
+    asked = [override for override in wanted[0] if override != TRUSTED]
+    if len(wanted) > 1 or len(asked) > 1:
         raise UserError("resume= in a sweep stands alone: it continues the jobs of that folder with their overrides")
-    folder = Path(wanted[0][0].split("=", 1)[1]).resolve()
+    folder = Path(asked[0].split("=", 1)[1]).resolve()
     if not (folder / SWEEP).is_file():
         raise UserError(f"resume={folder}: no {SWEEP} there; give the folder of an earlier sweep")
     return folder, [tuple(overrides) for overrides in json.loads((folder / SWEEP).read_text())]

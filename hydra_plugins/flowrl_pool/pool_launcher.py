@@ -15,7 +15,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from flowrl.sweep.job import Job, JobsFailed, num_ranks, objective
+from flowrl.launch.trust import check_overrides
+from flowrl.sweep.job import TRUSTED, Job, JobsFailed, num_ranks, objective
 from flowrl.sweep.plan import find_sweep, match, write_sweep
 from flowrl.sweep.pool import Pool, find_slots
 
@@ -39,10 +40,15 @@ class PoolLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         wanted = [tuple(filter_overrides(overrides)) for overrides in job_overrides]
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+        is_trusted = any(TRUSTED in overrides for overrides in wanted)
         if continued := find_sweep(wanted):
             folder, wanted = continued
+            for overrides in () if is_trusted else wanted:
+                check_overrides(overrides, folder)
         configs = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(wanted)]
         jobs = match(folder, wanted, [(num_ranks(cfg.trainer.devices), cfg.num_iterations) for cfg in configs])
+        for job in jobs:
+            job.is_trusted = is_trusted
         write_sweep(folder, wanted, is_new=initial_job_idx == 0)
         missing = [job for job in jobs if job.state == "waiting"]
         slots = find_slots(self.slots, count_gpus(), sum(job.num_processes for job in missing) or 1)

@@ -207,6 +207,7 @@ def test_a_sweep_is_continued_by_its_folder(tmp_path):
     write_sweep(tmp_path, [("seed=0",), ("seed=1",)], is_new=True)
     write_sweep(tmp_path, [("seed=2",)], is_new=False)
     assert find_sweep([(f"resume={tmp_path}",)]) == (tmp_path, [("seed=0",), ("seed=1",), ("seed=2",)])
+    assert find_sweep([("trust_folder=true", f"resume={tmp_path}")]) == find_sweep([(f"resume={tmp_path}",)])
     assert find_sweep([("seed=0",)]) is None
     with pytest.raises(ValueError, match="stands alone"):
         find_sweep([(f"resume={tmp_path}", "seed=0")])
