@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
@@ -16,8 +15,7 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-GRACE = 5.0
-"""Seconds after the main thread's end until a process that a lost thread keeps alive is ended."""
+_lost: list[Future[Any]] = []
 
 
 def start(work: Callable[[], Result], name: str) -> Future[Result]:
@@ -41,19 +39,19 @@ def start(work: Callable[[], Result], name: str) -> Future[Result]:
     return future
 
 
-def end_regardless(lost: Future[Any], status: int) -> None:
-    """See to it that the process ends with its main thread, even where the thread behind `lost` would keep it alive.
+def give_up(future: Future[Any]) -> None:
+    """Note that nobody waits for `future` any more, so that `leave` does not either."""
+    _lost.append(future)
 
-    A daemon thread does not, but others that it has started, such as those of a pool, are waited for at exit. A process
-    that is still there `GRACE` seconds after its main thread's end exits with `status`.
+
+def leave(status: int) -> None:
+    """End the process with `status`, at once, where work that was given up still goes on; else do nothing.
+
+    A daemon thread does not hold up the interpreter's end, but others that it has started, such as those of a pool, do.
     """
-
-    def watch() -> None:
-        threading.main_thread().join()
-        time.sleep(GRACE)
-        if not lost.done():
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-
-    Thread(target=watch, name="watch", daemon=True).start()
+    if all(future.done() for future in _lost):
+        return
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -30,6 +30,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from flowrl import background
 from flowrl.assessment.distances import Inception, RandomConv
 from flowrl.assessment.page import render
 from flowrl.assessment.pictures import folder_features
@@ -209,7 +210,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    return one_line_errors(partial(run, parser().parse_intermixed_args()))
+    status = one_line_errors(partial(run, parser().parse_intermixed_args()))
+    background.leave(status)
+    return status
 
 
 if __name__ == "__main__":

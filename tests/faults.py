@@ -1,9 +1,14 @@
-"""What goes wrong in a job, on order: a callback for `train.py`, which finds it by PYTHONPATH."""
+"""What goes wrong in a job, on order: a callback and a scorer for `train.py`, which finds them by PYTHONPATH."""
 
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from lightning import Callback
+
+from flowrl.rewards.shapes import ShapesReward
 
 
 class Fault(Callback):
@@ -23,3 +28,23 @@ class Fault(Callback):
             raise RuntimeError("ordered by the test")
         if pl_module.seed == self.kill:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Hanging:
+    """Scores like the shapes' verifier, but the process of rank `rank` hangs for minutes in its `call`th call.
+
+    It writes the file `marker` then, and hangs in a thread that the interpreter's end waits for.
+    """
+
+    def __init__(self, *, rank, call, marker):
+        self.is_ours = int(os.environ.get("LOCAL_RANK", 0)) == rank
+        self.call, self.marker, self.num_calls = call, marker, 0
+        self.reward = ShapesReward(score="soft")
+
+    def __call__(self, images, prompts):
+        self.num_calls += 1
+        if self.is_ours and self.num_calls == self.call:
+            Path(self.marker).touch()
+            with ThreadPoolExecutor() as pool:
+                pool.submit(time.sleep, 240).result()
+        return self.reward(images, prompts)

@@ -64,7 +64,7 @@ class Stop(Callback):
 
     def _stop_at_once(self, number: int, frame: FrameType | None) -> None:
         if self.reward is not None and self.reward.running is not None:
-            background.end_regardless(self.reward.running, status=130)
+            background.give_up(self.reward.running)
         raise KeyboardInterrupt
 
     def is_asked_for(self) -> bool:

@@ -14,6 +14,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
+from flowrl import background
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord
@@ -40,7 +41,9 @@ def run_job(cfg: DictConfig) -> float | None:
     if hydra.mode == RunMode.MULTIRUN:  # under another launcher than our own, which calls train.py itself
         job = Job.of(hydra.job.num, hydra.overrides.task, hydra.runtime.output_dir, cfg)
         return run_to_end(job, cfg.num_threads, cfg.objective)
-    if status := one_line_errors(partial(run, cfg), log=Path(hydra.runtime.output_dir) / LOG):
+    status = one_line_errors(partial(run, cfg), log=Path(hydra.runtime.output_dir) / LOG)
+    background.leave(status)
+    if status:
         discard_if_empty(hydra.runtime.output_dir)  # of a run refused before it wrote anything
         sys.exit(status)
     return None

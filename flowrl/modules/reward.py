@@ -117,7 +117,7 @@ class RewardModule(LightningModule):
         wait([self.running], self.scorer_timeout)
         if self.running.done():
             return self.running.result()
-        background.end_regardless(self.running, status=1)
+        background.give_up(self.running)
         reason = f"{type(self.reward).__name__} gave no scores within scorer_timeout={self.scorer_timeout:g} s"
         log.error("%s; it is left behind", reason)
         return self._missing(len(prompts), reason)
