@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+
+_lost: list[Future[Any]] = []
 
 
 def start(work: Callable[[], Result], name: str) -> Future[Result]:
@@ -32,3 +37,21 @@ def start(work: Callable[[], Result], name: str) -> Future[Result]:
 
     Thread(target=run, name=name, daemon=True).start()
     return future
+
+
+def give_up(future: Future[Any]) -> None:
+    """Note that nobody waits for `future` any more, so that `leave` does not either."""
+    _lost.append(future)
+
+
+def leave(status: int) -> None:
+    """End the process with `status`, at once, where work that was given up still goes on; else do nothing.
+
+    A daemon thread does not hold up the interpreter's end, but others that it has started, such as those of a pool, do.
+    """
+    if all(future.done() for future in _lost):
+        return
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -30,6 +30,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from flowrl import background
 from flowrl.assessment.distances import Inception, RandomConv
 from flowrl.assessment.page import render
 from flowrl.assessment.pictures import folder_features
@@ -42,6 +43,7 @@ from flowrl.launch.build import build
 from flowrl.launch.compose import CONF, compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
+from flowrl.launch.trust import check_config
 from flowrl.modules.policy import Policy
 from flowrl.prompts.jsonl import family_key
 from flowrl.runs.files import CONFIG, SOURCE
@@ -62,7 +64,7 @@ def configure(subjects: Sequence[Subject], overrides: Sequence[str], prompts: st
         kept = [key for key in ("reward", "evaluation", "data") if key not in chosen]
         # Another base model comes with its own grid, layers and backend.
         kept += [key for key in OWN if key not in chosen] if "model" not in chosen else []
-        cfg = taken(cfg, run_config(first), kept, overrides)
+        cfg = taken(cfg, run_config(first, cfg), kept, overrides)
     if prompts is not None:
         cfg.evaluation.sets = {Path(prompts).stem: prompt_set(prompts)}
     return cfg
@@ -99,12 +101,13 @@ def taken(cfg: DictConfig, saved: DictConfig, keys: Sequence[str], overrides: Se
     return merged
 
 
-def run_config(subject: Subject) -> DictConfig:
+def run_config(subject: Subject, common: DictConfig) -> DictConfig:
+    """A run's own configuration; `common` says whether its folder is trusted."""
     assert subject.folder is not None
     source = subject.folder / SOURCE
     saved = OmegaConf.load(source if source.is_file() else subject.folder / CONFIG)
     assert isinstance(saved, DictConfig)
-    return saved
+    return check_config(saved, subject.folder, is_trusted=common.trust_folder)
 
 
 def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -112,7 +115,7 @@ def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -
     cfg = common.copy()
     if subject.is_run:
         keys = [key for key in OWN if key in TRAINED or key not in groups(overrides)]
-        cfg = taken(cfg, run_config(subject), keys, overrides)
+        cfg = taken(cfg, run_config(subject, common), keys, overrides)
     else:
         cfg.tuning = {"_target_": "flowrl.models.full.Full", "dtype": "float32"} if subject.is_full else "${lora}"
         cfg.model.dtype = "float32" if subject.is_full else cfg.model.dtype
@@ -207,7 +210,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    return one_line_errors(partial(run, parser().parse_intermixed_args()))
+    status = one_line_errors(partial(run, parser().parse_intermixed_args()))
+    background.leave(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from flowrl.errors import UserError
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
+from flowrl.launch.services import check_services
 from flowrl.modules.reward import RewardModule
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.mixture import Mixture
@@ -181,6 +182,7 @@ def run(overrides: Sequence[str], kinds: Sequence[str] | None, max_seconds: floa
     quieten()
     cfg = compose(["name=doctor", *overrides])
     name = next((item.split("=")[1] for item in overrides if item.startswith("reward=")), "shapes")
+    check_services(cfg.reward)
     failed = 0
     print(f"{'reward':<16} {'check':<13} {'':<5} detail")
     for own, reward in members(name, instantiate(cfg.reward)).items():

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from flowrl.errors import UserError
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
+from flowrl.launch.services import check_services
 
 SETTINGS = ("host", "port", "device", "max_batch", "max_wait", "max_waiting", "max_connections", "shutdown_seconds")
 
@@ -32,6 +33,7 @@ def main() -> None:
     cfg = compose(overrides, config="serve")
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
+    check_services(cfg.reward)
     settings = {name: cfg[name] for name in SETTINGS}
     serve(instantiate(cfg.reward), limits=instantiate(cfg.limits), token_env=cfg.token_env, **settings)
 

@@ -1,10 +1,15 @@
-"""What goes wrong in a job, on order: callbacks for `train.py`, which finds them by PYTHONPATH."""
+"""What goes wrong in a job, on order: callbacks and a scorer for `train.py`, which finds them by PYTHONPATH."""
 
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from lightning import Callback
+
+from flowrl.rewards.shapes import ShapesReward
 
 
 class Fault(Callback):
@@ -36,3 +41,23 @@ class Poison(Callback):
         if pl_module.num_iterations == self.after and trainer.datamodule.start_iteration == 0:
             with torch.no_grad():
                 list(pl_module.weights()[self.kind].values())[5].view(-1)[1] = torch.nan
+
+
+class Hanging:
+    """Scores like the shapes' verifier, but the process of rank `rank` hangs for minutes in its `call`th call.
+
+    It writes the file `marker` then, and hangs in a thread that the interpreter's end waits for.
+    """
+
+    def __init__(self, *, rank, call, marker):
+        self.is_ours = int(os.environ.get("LOCAL_RANK", 0)) == rank
+        self.call, self.marker, self.num_calls = call, marker, 0
+        self.reward = ShapesReward(score="soft")
+
+    def __call__(self, images, prompts):
+        self.num_calls += 1
+        if self.is_ours and self.num_calls == self.call:
+            Path(self.marker).touch()
+            with ThreadPoolExecutor() as pool:
+                pool.submit(time.sleep, 240).result()
+        return self.reward(images, prompts)

@@ -41,12 +41,20 @@ def remote(url, batch_size=2, **changes):
     return Remote(url=url, batch_size=batch_size, client=client(**changes))
 
 
+def healthy(handler):
+    """What a scoring server and a judge say to GET."""
+    reply(handler, {"status": "ok", "data": [{"id": "vlm"}]})
+
+
 @contextmanager
-def answering(behave, port=0):
-    """A server in a thread; `behave(handler, body)` writes each response. Gives its address."""
+def answering(behave, port=0, get=healthy):
+    """A server in a thread; `behave(handler, body)` answers each POST, `get(handler)` each GET. Gives its address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            get(self)
 
         def do_POST(self):
             behave(self, self.rfile.read(int(self.headers["Content-Length"])))

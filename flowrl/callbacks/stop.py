@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from flowrl import background
 from flowrl.modules.measures import gather
 from flowrl.modules.parallel import is_later_rank
+from flowrl.modules.reward import RewardModule
 
-NOTICE = b"\nstopping after this iteration, with a checkpoint; Ctrl-C again stops at once\n"
+NOTICE = "stopping after this iteration, with a checkpoint"
+REPEATED = 1.0
+"""Seconds within which further signals are the first one's echo: a launcher forwards what its whole group has had."""
 
 
 class Stop(Callback):
-    """Remembers that SIGTERM came, or a first Ctrl-C once iterations have begun; a second one stops at once.
+    """Remembers that SIGTERM came, or a first Ctrl-C once iterations have begun, and says what it waits for.
+
+    A second Ctrl-C stops at once, and so does a second SIGTERM while the run waits for a scorer.
 
     Must stand before callbacks that work long in `on_train_start`. It replaces Lightning's own answer, which
     broadcasts from within the signal handler: one process may do so while another waits in a different collective, and
@@ -26,8 +33,11 @@ class Stop(Callback):
 
     def __init__(self) -> None:
         self.has_signal = False
+        self.since = 0.0
+        self.reward: RewardModule | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.reward = getattr(pl_module, "reward", None)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._remember)  # Lightning restores the one before at the end
 
@@ -38,11 +48,24 @@ class Stop(Callback):
             signal.signal(signal.SIGINT, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.has_signal = True
+        waits_for = self.reward.waits_for() if self.reward is not None else None
+        if self.has_signal and number == signal.SIGTERM:
+            if waits_for is not None and time.monotonic() - self.since > REPEATED:
+                self._stop_at_once(number, frame)
+            return
+        self.has_signal, self.since = True, time.monotonic()
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            if not is_later_rank():
-                os.write(2, NOTICE)  # printing is not safe within a handler
+            signal.signal(signal.SIGINT, self._stop_at_once)
+        if not is_later_rank():
+            again = "Ctrl-C again" if number == signal.SIGINT else "SIGTERM again, or Ctrl-C twice,"
+            scorer = "" if waits_for is None else f"; waiting for {waits_for}"
+            # Printing is not safe within a handler.
+            os.write(2, f"\n{NOTICE}{scorer}; {again} stops at once\n".encode())
+
+    def _stop_at_once(self, number: int, frame: FrameType | None) -> None:
+        if self.reward is not None and self.reward.running is not None:
+            background.give_up(self.reward.running)
+        raise KeyboardInterrupt
 
     def is_asked_for(self) -> bool:
         """Whether any process has had the signal: to be called by all of them at the same point."""

@@ -12,6 +12,7 @@ from flowrl.data import PromptData
 from flowrl.errors import UserError
 from flowrl.evaluation import Evaluator
 from flowrl.launch.checks import check_deadlines, check_guidance, check_trainer
+from flowrl.launch.services import check_services
 from flowrl.losses.nft import NFT
 from flowrl.modules.forward import ForwardPolicy
 from flowrl.modules.parallel import norm_limit
@@ -40,7 +41,10 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
             "loss.delta=auto needs batch.updates_per_iteration times batch.inner_epochs above 2: an iteration's first "
             "update is never masked, so it alone makes the second one's KL"
         )
-    reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)
+    check_services(cfg.reward)
+    reward = RewardModule(
+        reward=instantiate(cfg.reward), max_missing=cfg.max_missing, scorer_timeout=cfg.get("scorer_timeout")
+    )
     model = instantiate(cfg.model)
     policy = (ForwardPolicy if isinstance(algorithm.loss, NFT) else Policy)(
         model=model,

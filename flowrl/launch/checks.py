@@ -43,6 +43,12 @@ def check_deadlines(cfg: DictConfig) -> None:
             f"{' + '.join(each)} must stay below trainer.strategy.timeout_minutes={minutes:g} ({limit:g} seconds), "
             "after which the other processes give up: lower the former, or raise the latter"
         )
+    seconds = cfg.get("scorer_timeout")
+    if seconds is not None and seconds >= limit:
+        raise UserError(
+            f"scorer_timeout={seconds:g} seconds must stay below trainer.strategy.timeout_minutes={minutes:g} "
+            f"({limit:g} seconds), after which the other processes give up: lower the former, or raise the latter"
+        )
 
 
 def _clients(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -9,8 +9,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
+from flowrl.launch import trust
 from flowrl.launch.command_line import resume_command
 from flowrl.launch.composed import freeze
+from flowrl.launch.trust import check_config, project_folders
 from flowrl.modules.parallel import is_later_rank
 from flowrl.runs.files import CONFIG, SOURCE, write_whole
 from flowrl.runs.folder import claim
@@ -35,8 +37,10 @@ def configure(cfg: DictConfig) -> DictConfig:
         return cfg
     saved = OmegaConf.load(Path(cfg.resume) / SOURCE)
     assert isinstance(saved, DictConfig)
+    project = project_folders(HydraConfig.get(), leaving_out=Path(cfg.resume))
+    check_config(saved, Path(cfg.resume), is_trusted=bool(cfg.get(trust.KEY)), conf=project)
     OmegaConf.set_struct(saved, True)
-    task = [item for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
+    task = [item for item in HydraConfig.get().overrides.task if item.split("=")[0] not in ("resume", trust.KEY)]
     overrides = [item.lstrip("+") for item in task]
     for item in overrides:
         key = item.split("=", 1)[0]

@@ -14,13 +14,14 @@ from lightning import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from flowrl import trackers
+from flowrl import background, trackers
 from flowrl.callbacks.checkpoint import NO_CHECKPOINT, Checkpoint
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
 from flowrl.data import PromptData
 from flowrl.errors import UserError
+from flowrl.launch import trust
 from flowrl.launch.build import build
 from flowrl.launch.command_line import resume_command
 from flowrl.launch.composed import calling_script, job_of
@@ -44,9 +45,15 @@ def run_job(cfg: DictConfig) -> float | None:
     """The task of train.py: a job of a sweep is a process of its own; alone, a failure ends in one line."""
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:  # under another launcher than our own, which calls train.py itself
-        job = job_of(cfg, hydra.runtime.output_dir, is_started_by_hydra=True)
+        folder = Path(hydra.runtime.output_dir)
+        if not cfg.get(trust.KEY):
+            trust.check_job(folder, trust.project_folders(hydra, leaving_out=folder))
+        job = job_of(cfg, folder, is_started_by_hydra=True)
+        job.is_trusted = True  # what its folder holds was checked, or is trusted
         return run_to_end(job, cfg.objective, calling_script(), Path(hydra.runtime.cwd))
-    if status := one_line_errors(partial(run, cfg), log=Path(hydra.runtime.output_dir) / LOG):
+    status = one_line_errors(partial(run, cfg), log=Path(hydra.runtime.output_dir) / LOG)
+    background.leave(status)
+    if status:
         discard_if_empty(hydra.runtime.output_dir)  # of a run refused before it wrote anything
         sys.exit(status)
     return None

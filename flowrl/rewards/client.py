@@ -19,6 +19,9 @@ from flowrl.errors import UserError
 RETRIED = frozenset({429, 500, 502, 503, 504})
 """Statuses that may pass; any other refusal is final."""
 
+PROBE_SECONDS = 5.0
+"""For one answer to a question that takes no work."""
+
 
 class Unanswered(Exception):
     """Why a request has no answer."""
@@ -26,6 +29,14 @@ class Unanswered(Exception):
 
 class Unavailable(Exception):
     """A failure that may pass: no connection, a time-out, an answer cut short, a status of `RETRIED`."""
+
+
+class Unfit(Exception):
+    """Why what answers is not the service that was meant; `setting` is the key below the service's to look at."""
+
+    def __init__(self, reason: str, setting: str) -> None:
+        super().__init__(reason)
+        self.setting = setting
 
 
 class Client:
@@ -38,6 +49,8 @@ class Client:
     After `open_after` requests in a row that failed in either way the circuit is open: requests fail at once for
     `open_seconds`, then get one try each until one succeeds. An answer has at most `max_answer` bytes.
     `token_env` names the environment variable that holds a bearer token; its value stands in no file and no message.
+    `start_seconds` is how long a run waits for a service that is not there before it loads anything; with None, as for
+    runs of earlier versions, it does not ask beforehand.
     """
 
     def __init__(
@@ -53,10 +66,12 @@ class Client:
         open_seconds: float,
         max_answer: int,
         token_env: str | None,
+        start_seconds: float | None = None,
     ) -> None:
         least = {"timeout": (timeout, 1e-3), "deadline": (deadline, timeout), "retries": (retries, 0)}
         least |= {"concurrency": (concurrency, 1), "open_after": (open_after, 1)}
         least |= {"backoff": (backoff, 0), "max_answer": (max_answer, 1)}
+        least |= {} if start_seconds is None else {"start_seconds": (start_seconds, 0)}
         for name, (value, bound) in least.items():
             if value < bound:
                 raise UserError(f"client.{name}={value} must be at least {bound}")
@@ -66,27 +81,46 @@ class Client:
         self.concurrency, self.max_answer = concurrency, max_answer
         self.backoff, self.max_backoff = backoff, max_backoff
         self.open_after, self.open_seconds = open_after, open_seconds
-        self.token_env = token_env
+        self.token_env, self.start_seconds = token_env, start_seconds
         self.failures_in_a_row = 0
         self.open_until = 0.0
         # Its own generator: jitter must not move the draws of a seeded run.
         self.jitter = random.Random()
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it announces every request
 
+    def probe(self, url: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
+        """Status and content of one answer, without retries: GET, or POST of a `body`.
+
+        Raises Unavailable where there is none, or a status that may pass, and Unfit for a refused token.
+        """
+        method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
+        try:
+            with httpx.Client(headers=self._headers(), timeout=PROBE_SECONDS, trust_env=not _is_local(url)) as http:
+                response = http.request(method, url, content=content)
+        except httpx.RequestError as error:
+            raise Unavailable(str(error) or type(error).__name__) from error
+        if response.status_code in (401, 403):
+            token = "no token was sent" if self.token_env is None else f"the token in {self.token_env} was refused"
+            raise Unfit(f"HTTP {response.status_code} from {url}: {token}", "client.token_env")
+        if response.status_code in RETRIED - {500}:
+            raise Unavailable(f"HTTP {response.status_code}")
+        return response.status_code, response.content[: self.max_answer]
+
     def post_all(self, url: str, requests: Sequence[Mapping[str, Any]]) -> list[bytes | Unanswered]:
         """The body of the answer to each request, in their order, or why there is none."""
         return asyncio.run(self._post_all(url, requests))
 
     async def _post_all(self, url: str, requests: Sequence[Mapping[str, Any]]) -> list[bytes | Unanswered]:
+        places = asyncio.Semaphore(self.concurrency)
+        async with httpx.AsyncClient(headers=self._headers(), timeout=None, trust_env=not _is_local(url)) as http:
+            until = asyncio.get_running_loop().time() + self.deadline
+            return await asyncio.gather(*(self._post(http, places, until, url, request) for request in requests))
+
+    def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self.token_env is not None:
             headers["Authorization"] = f"Bearer {os.environ[self.token_env]}"
-        places = asyncio.Semaphore(self.concurrency)
-        # A proxy never serves this machine's own ports.
-        is_local = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-        async with httpx.AsyncClient(headers=headers, timeout=None, trust_env=not is_local) as http:
-            until = asyncio.get_running_loop().time() + self.deadline
-            return await asyncio.gather(*(self._post(http, places, until, url, request) for request in requests))
+        return headers
 
     async def _post(
         self, http: httpx.AsyncClient, places: asyncio.Semaphore, until: float, url: str, request: Mapping[str, Any]
@@ -96,7 +130,7 @@ class Client:
             async with asyncio.timeout_at(until), places:
                 if not (num_tries := self._tries()):
                     return Unanswered(f"{url}: the circuit is open after repeated failures")
-                body = json.dumps(request).encode()  # only now: many requests may wait
+                body = _encoded(request)  # only now: many requests may wait
                 for attempt in range(1, num_tries + 1):
                     if attempt > 1:
                         await asyncio.sleep(self._pause(attempt - 1))
@@ -105,7 +139,7 @@ class Client:
                             answer = await self._send(http, url, body)
                     except TimeoutError:
                         last = f"no answer within {self.timeout} s"
-                    except (Unavailable, httpx.TransportError) as error:
+                    except (Unavailable, httpx.RequestError) as error:
                         last = str(error) or type(error).__name__
                     else:
                         self.failures_in_a_row = 0
@@ -145,11 +179,38 @@ class Client:
         return min(self.backoff * 2 ** (attempt - 1), self.max_backoff) * self.jitter.uniform(0.5, 1.0)
 
 
-def check_url(url: str) -> str:
-    """A service's address without a slash at its end. Raises ValueError for anything but http(s)://host[:port][/path]."""
+def _encoded(request: Mapping[str, Any]) -> bytes:
+    """The request as JSON. Raises Unanswered for one that is none, such as metadata of other types."""
+    try:
+        return json.dumps(request).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Unanswered(f"the request cannot be sent as JSON: {error}") from error
+
+
+def check_url(url: str, *endings: str) -> str:
+    """A service's address without a slash at its end, and without paths of its pages, `endings`, in this order.
+
+    Raises ValueError for anything but http(s)://host[:port][/path].
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise UserError(f"reward.url={url} must be http://host:port or https://host:port")
     if parts.username or parts.password:
         raise UserError("reward.url must not hold a password; name a variable with the token in client.token_env")
-    return url.rstrip("/")
+    url = url.rstrip("/")
+    for ending in endings:
+        url = url.removesuffix(ending).rstrip("/")
+    return url
+
+
+def _is_local(url: str) -> bool:
+    """Whether a service runs on this machine, whose own ports no proxy serves."""
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def is_object(content: bytes) -> bool:
+    """Whether an answer is a JSON object, as services say; a web page is none."""
+    try:
+        return isinstance(json.loads(content), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -52,7 +52,7 @@ class GenEval2:
         self.mean, self.judge = mean, judge
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        asked = [list(prompt.metadata.get("vqa_list", ())) for prompt in prompts]
+        asked = [_pairs(prompt) for prompt in prompts]
         questions = [Question(i, f"{pair[0]} Answer in one word.") for i, pairs in enumerate(asked) for pair in pairs]
         replies = iter(self.judge.ask(images, questions))
         info: list[Mapping[str, object]] = []
@@ -60,14 +60,24 @@ class GenEval2:
         for prompt, pairs in zip(prompts, asked, strict=True):
             own = [next(replies) for _ in pairs]
             failed = next((str(reply) for reply in own if isinstance(reply, Unanswered)), None)
-            reason = failed if pairs else f"prompt {prompt.text!r} has no vqa_list in its metadata"
+            reason = failed if pairs else f"prompt {prompt.text!r} has no vqa_list, pairs of texts, in its metadata"
             chances = [chance(reply, *pair) for reply, pair in zip(own, pairs, strict=True) if isinstance(reply, Reply)]
             info.append({REASON: reason} if reason else {"answers": chances})
-            scores.append({} if reason else _means(chances, prompt.metadata.get("skills", ())))
+            scores.append({} if reason else _means(chances, prompt.metadata.get("skills") or ()))
         names = dict.fromkeys(["geometric", "arithmetic", *(name for score in scores for name in score)])
         parts = {name: torch.tensor([score.get(name, math.nan) for score in scores]) for name in names}
         values = parts[self.mean]
         return RewardOutput(values.nan_to_num(0.0), values.isfinite(), parts, info)
+
+
+def _pairs(prompt: Prompt) -> list[tuple[str, str]]:
+    """The questions about a prompt with their answers; none where its metadata hold anything else."""
+    listed = prompt.metadata.get("vqa_list")
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        return []
+    pairs = [tuple(pair) for pair in listed if isinstance(pair, Sequence) and not isinstance(pair, str)]
+    texts = [pair for pair in pairs if len(pair) == 2 and all(isinstance(text, str) for text in pair)]
+    return texts if len(texts) == len(listed) else []
 
 
 def chance(reply: Reply, question: str, answer: str) -> float:

@@ -13,7 +13,10 @@ from flowrl.rewards.protocol import Images
 
 
 def to_pictures(images: Images) -> list[Image.Image]:
-    """RGB pictures; tensors are clamped to [0, 1] and rounded to 8 bits. Raises ValueError for NaN."""
+    """RGB pictures; tensors are clamped to [0, 1] and rounded to 8 bits. Raises ValueError for NaN.
+
+    Scorers never see NaN: `flowrl.modules.reward` leaves such images out.
+    """
     if not isinstance(images, Tensor):
         return [image.convert("RGB") for image in images]
     if images.isnan().any():

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from flowrl.errors import UserError
 from flowrl.rewards import wire
-from flowrl.rewards.client import Client, Unanswered, check_url
+from flowrl.rewards.client import Client, Unanswered, Unfit, check_url
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.protocol import Images
 
@@ -34,7 +34,7 @@ class Reply:
 
 
 class Judge:
-    """Asks `model` at `url` (the server's address without /v1), one request a question, decoding greedily.
+    """Asks `model` at `url` (the server's address, with or without /v1), one request a question, decoding greedily.
 
     A reply has at most `max_tokens` tokens; `top_logprobs` first tokens come with their probability (0: none; vLLM
     gives at most 20 unless started with --max-logprobs).
@@ -44,8 +44,23 @@ class Judge:
         for name, value, least in (("max_tokens", max_tokens, 1), ("top_logprobs", top_logprobs, 0)):
             if value < least:
                 raise UserError(f"judge.{name}={value} must be at least {least}")
-        self.url, self.model, self.client = check_url(url), model, client
+        self.url, self.model, self.client = check_url(url, "/chat/completions", "/pooling", "/v1"), model, client
         self.max_tokens, self.top_logprobs = max_tokens, top_logprobs
+
+    def examine(self) -> None:
+        """Ask for the models that the server has.
+
+        Raises Unavailable where nothing answers, and Unfit for a server that lacks the model or is no such server.
+        """
+        status, said = self.client.probe(f"{self.url}/v1/models")
+        try:
+            names = [str(each["id"]) for each in json.loads(said)["data"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise Unfit(
+                f"{self.url}/v1/models answers HTTP {status} {said[:60]!r}, as no OpenAI-compatible server does", "url"
+            ) from None
+        if self.model not in names:
+            raise Unfit(f"{self.url} has no model {self.model!r} but {', '.join(names) or 'none'}", "model")
 
     def ask(self, images: Images, questions: Sequence[Question]) -> list[Reply | Unanswered]:
         """The reply to each question, or why there is none (/v1/chat/completions)."""
@@ -102,4 +117,6 @@ def _pooled(data: Any) -> list[float]:
     values = data["data"][0]["data"]
     if isinstance(values[0], list):  # one row a token: the last one has seen everything
         values = values[-1]
+    if not values:
+        raise UserError("the head gave no numbers")
     return [float(value) for value in values]

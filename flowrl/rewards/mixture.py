@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,11 +9,10 @@ from torch import nn
 
 from flowrl.advantages import weighted_sum
 from flowrl.errors import UserError
+from flowrl.rewards.attempt import attempt
 from flowrl.rewards.outputs import REASON
-from flowrl.rewards.protocol import Images, Reward, checked
+from flowrl.rewards.protocol import Images, Reward
 from flowrl.types import Prompt, RewardOutput
-
-log = logging.getLogger(__name__)
 
 
 class Mixture(nn.Module):
@@ -22,7 +20,7 @@ class Mixture(nn.Module):
 
     Parts: the value of each reward under its name, and its own parts under `<name>_<part>`. A sample that one of them
     could not score is missing. A reward that does not apply to a prompt is no part of that prompt's sum. A reward of
-    weight 0 only monitors: it is no term, and its failures are logged and leave its parts out.
+    weight 0 only monitors: it is no term, its failures are logged, and where it scored nothing its parts are left out.
     """
 
     def __init__(self, *, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
@@ -40,16 +38,15 @@ class Mixture(nn.Module):
         self.networks = nn.ModuleList(reward for reward in rewards.values() if isinstance(reward, nn.Module))
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        outputs = {name: checked(reward(images, prompts), len(prompts)) for name, reward in self.terms.items()}
+        outputs = {name: attempt(reward, images, prompts, f"reward {name}") for name, reward in self.terms.items()}
         applies = torch.stack([_applies(output) for output in outputs.values()], 1)
         terms = torch.stack([output.values.float().cpu() for output in outputs.values()], 1)
         # NaN stands for a reward that does not apply, so a term that is no number must be marked here.
         is_valid = torch.stack([output.is_valid.cpu() for output in outputs.values()], 1) & terms.isfinite()
         for name, reward in self.monitors.items():
-            try:
-                outputs[name] = checked(reward(images, prompts), len(prompts))
-            except Exception:  # whatever fails in a reward that only monitors must not stop a run
-                log.exception("monitoring reward %s failed on %d images", name, len(prompts))
+            output = attempt(reward, images, prompts, f"monitoring reward {name}")
+            if output.is_valid.any():
+                outputs[name] = output
         parts = {}
         for name, output in outputs.items():
             has_value = output.is_valid.cpu() & _applies(output)

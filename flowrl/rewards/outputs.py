@@ -31,29 +31,37 @@ def missing(count: int, reason: str, weights: tuple[float, ...] | None = None) -
     return RewardOutput(none, none.bool(), {}, info, torch.zeros(count, len(weights)), weights)
 
 
+def fill(output: RewardOutput, reasons: Mapping[int, str]) -> RewardOutput:
+    """The output with missing samples put in: `reasons` says why, by the number that each has among all samples."""
+    weights = None if output.terms is None else output.weights
+    whole = concatenate([output, *(missing(1, reason, weights) for reason in reasons.values())])
+    others = [row for row in range(len(whole.values)) if row not in reasons]
+    return reorder(whole, torch.tensor([*others, *reasons]).argsort())
+
+
 def concatenate(outputs: Sequence[RewardOutput]) -> RewardOutput:
-    """The outputs of consecutive samples as one. A part that one of them lacks is NaN there."""
+    """The outputs of consecutive samples as one, on the CPU. A part that one of them lacks is NaN there."""
     parts = {}
     for name in dict.fromkeys(name for output in outputs for name in output.parts):
-        absent = [torch.full_like(output.values, torch.nan) for output in outputs]
+        absent = [torch.full(output.values.shape, torch.nan) for output in outputs]
         found = [output.parts.get(name, none) for output, none in zip(outputs, absent, strict=True)]
-        parts[name] = torch.cat([values.float() for values in found])
+        parts[name] = torch.cat([values.float().cpu() for values in found])
     info: list[Mapping[str, Any]] = []
     for output in outputs:
         info += output.info or [{}] * len(output.values)
-    terms = [output.terms for output in outputs if output.terms is not None]
+    terms = [output.terms.cpu() for output in outputs if output.terms is not None]
     assert len(terms) in (0, len(outputs))
     applies = None
     if any(output.applies is not None for output in outputs):
         everywhere = [torch.ones(len(output.values), len(output.weights), dtype=torch.bool) for output in outputs]
         own = [
-            every if output.applies is None else output.applies
+            every if output.applies is None else output.applies.cpu()
             for output, every in zip(outputs, everywhere, strict=True)
         ]
         applies = torch.cat(own)
     return RewardOutput(
-        torch.cat([output.values for output in outputs]),
-        torch.cat([output.is_valid for output in outputs]),
+        torch.cat([output.values.cpu() for output in outputs]),
+        torch.cat([output.is_valid.cpu() for output in outputs]),
         parts,
         info,
         torch.cat(terms) if terms else None,

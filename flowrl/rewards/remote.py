@@ -7,12 +7,16 @@ from collections.abc import Sequence
 
 from flowrl.errors import UserError
 from flowrl.rewards import wire
-from flowrl.rewards.client import Client, Unanswered, check_url
+from flowrl.rewards.client import Client, Unanswered, Unavailable, Unfit, check_url, is_object
 from flowrl.rewards.outputs import concatenate, first_reason, missing
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 
 log = logging.getLogger(__name__)
+
+
+ABSENT = (404, 405, 501)
+"""Statuses of a page that a server does not have; /health may be left out by one that is not FlowRL's."""
 
 
 class Remote:
@@ -26,7 +30,25 @@ class Remote:
     def __init__(self, *, url: str, batch_size: int, client: Client) -> None:
         if batch_size < 1:
             raise UserError(f"reward.batch_size={batch_size} must be at least 1")
-        self.url, self.batch_size, self.client = check_url(url), batch_size, client
+        self.url, self.batch_size, self.client = check_url(url, "/score"), batch_size, client
+
+    def examine(self) -> None:
+        """Ask whether the server is there and takes the token, with a request of no images, which it refuses as such.
+
+        Raises Unavailable where nothing answers, and Unfit for anything but a scoring server.
+        """
+        status, said = self.client.probe(f"{self.url}/health")
+        is_healthy = status == 200 and is_object(said)
+        if not is_healthy and status not in ABSENT:
+            raise Unfit(f"{self.url}/health answers HTTP {status} {said[:60]!r}, as no scoring server does", "url")
+        try:
+            status, _ = self.client.probe(f"{self.url}/score", {"images": [], "prompts": []})
+        except Unavailable:
+            if is_healthy:  # busy, or put out by such a request
+                return
+            raise
+        if status in ABSENT:
+            raise Unfit(f"{self.url}/score answers HTTP {status}, as no scoring server does", "url")
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         parts = [slice(start, start + self.batch_size) for start in range(0, len(prompts), self.batch_size)]

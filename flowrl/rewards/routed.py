@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
-from flowrl.rewards.outputs import missing
-from flowrl.rewards.protocol import Images, Reward, checked
+from flowrl.rewards.attempt import attempt
+from flowrl.rewards.protocol import Images, Reward
 from flowrl.types import Prompt, RewardOutput
-
-log = logging.getLogger(__name__)
 
 
 class Routed(nn.Module):
@@ -30,6 +27,7 @@ class Routed(nn.Module):
         if isinstance(values, str) or not values:
             raise UserError(f"reward.values={values!r} must be a list of the values of {key!r} that the reward is for")
         self.reward, self.key, self.values = reward, key, frozenset(map(_text, values))
+        self.name = f"reward for {key} in {sorted(self.values)}"
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         rows = [i for i, prompt in enumerate(prompts) if self._is_for(prompt)]
@@ -38,11 +36,7 @@ class Routed(nn.Module):
         if not rows:
             return RewardOutput(none, ~applies, applies=applies[:, None])
         some = images[rows] if isinstance(images, Tensor) else [images[row] for row in rows]
-        try:
-            output = checked(self.reward(some, [prompts[row] for row in rows]), len(rows))
-        except Exception as error:  # any failure of a scorer, whoever wrote it, costs the prompts that it judges alone
-            log.exception("reward for %s in %s failed on %d images", self.key, sorted(self.values), len(rows))
-            output = missing(len(rows), f"{type(error).__name__}: {error}")
+        output = attempt(self.reward, some, [prompts[row] for row in rows], self.name)
         inside = torch.ones(len(rows), dtype=torch.bool) if output.applies is None else output.applies.cpu().any(1)
         index = torch.tensor(rows)
 

@@ -17,6 +17,8 @@ from flowrl.runs.files import CONFIG, METRICS, SUMMARY, write_whole
 STATUS, LOG = "job.json", "job.log"
 COMPOSED = "job.yaml"
 """The configuration that the job starts from, as its sweep composed it."""
+TRUSTED = "trust_folder=true"
+"""The override under which a resumed run may build whatever its folder names."""
 
 FOREIGN = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM_TASK = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
@@ -33,7 +35,8 @@ class Job:
 
     `composed` is the text of the configuration that it starts from; without one `train.py` composes the overrides.
     `has_threads` says that the configuration has a number of threads already. `state` is waiting, running, finished,
-    failed or stopped; `devices` are the slots it has or had.
+    failed or stopped; `devices` are the slots it has or had. `is_trusted` says that what its folder holds is known, or
+    was checked, so that a run there is continued without being checked again.
     """
 
     number: int
@@ -47,6 +50,7 @@ class Job:
     devices: tuple[str, ...] = ()
     seconds: float = 0.0
     problem: str = ""
+    is_trusted: bool = False
 
     def prepare(self) -> None:
         """Write the composed configuration, unless the run has begun: then it continues as it was composed."""
@@ -93,7 +97,8 @@ class Job:
         is_composed = (self.folder / COMPOSED).is_file()
         flags = ["--config-path", str(self.folder), "--config-name", Path(COMPOSED).stem] if is_composed else []
         if self.is_begun:
-            return [*flags, override("resume", str(self.folder)), *threads]
+            trust = [TRUSTED] if self.is_trusted or TRUSTED in self.overrides else []
+            return [*flags, override("resume", str(self.folder)), *trust, *threads]
         if is_composed:
             return [*flags, *threads]
         return [*self.overrides, *threads, override("run_dir", str(self.folder))]

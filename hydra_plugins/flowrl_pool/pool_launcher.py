@@ -24,7 +24,8 @@ from flowrl.errors import UserError
 from flowrl.launch.command_line import resume_command
 from flowrl.launch.compose import check_folder
 from flowrl.launch.composed import job_of, read_job
-from flowrl.sweep.job import Job, JobsFailed, has_key, objective
+from flowrl.launch.trust import check_job, check_sweep, project_folders
+from flowrl.sweep.job import TRUSTED, Job, JobsFailed, has_key, objective
 from flowrl.sweep.plan import Overrides, Place, Sweep, find_places, read_sweep, write_sweep
 from flowrl.sweep.pool import Pool, find_slots
 
@@ -49,14 +50,22 @@ class PoolLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         wanted = [tuple(filter_overrides(overrides)) for overrides in job_overrides]
+        is_trusted = any(TRUSTED in overrides for overrides in wanted)
         earlier = find_earlier(wanted)
         if earlier is not None:
             folder, sweep = earlier, read_sweep(earlier)
+            if not is_trusted:
+                check_sweep(folder, sweep.script, self.script, sweep.jobs)
         else:
             folder = Path(str(self.config.hydra.sweep.dir)).absolute()
             sweep = Sweep(self.script, Path.cwd(), tuple(wanted))
         check_folder("hydra.sweep.dir", str(folder))
+        for place in find_places(folder, sweep.jobs):
+            if place.folder is not None and not is_trusted:
+                check_job(place.folder, project_folders(self.config.hydra, leaving_out=folder))
         jobs, configs = self._jobs(folder, sweep.jobs, is_continued=earlier is not None)
+        for job in jobs:
+            job.is_trusted = True  # what the folders hold was checked, or is trusted
         write_sweep(folder, jobs, is_new=initial_job_idx == 0, script=sweep.script, directory=sweep.directory)
         missing = [job for job in jobs if job.state == "waiting"]
         for job in missing:
@@ -140,15 +149,16 @@ class PoolLauncher(Launcher):
 
 
 def find_earlier(wanted: Sequence[Overrides]) -> Path | None:
-    """The folder of an earlier sweep, where `resume=FOLDER` is all that is asked for.
+    """The folder of an earlier sweep, where `resume=FOLDER`, perhaps trusted, is all that is asked for.
 
     Raises UserError where `resume` stands among other overrides.
     """
     if not any(has_key(overrides, "resume") for overrides in wanted):
         return None
-    if len(wanted) > 1 or len(wanted[0]) > 1:
+    asked = [item for item in wanted[0] if item != TRUSTED]
+    if len(wanted) > 1 or len(asked) > 1:
         raise UserError("resume= in a sweep stands alone: it continues the jobs of that folder with their overrides")
-    value = OverridesParser.create().parse_override(wanted[0][0]).value()
+    value = OverridesParser.create().parse_override(asked[0]).value()
     return Path(str(OmegaConf.create({"resume": value}).resume)).resolve()
 
 

@@ -337,6 +337,18 @@ def test_scores_are_given_up_before_other_processes_are():
         check_deadlines(cfg)
 
 
+def test_a_hanging_scorer_is_given_up_before_other_processes_are():
+    """900 s are less than 20 minutes; 1200 s are not. One process waits for nobody, and null is the user's choice.
+
+    Mutation: compare minutes with seconds, or allow equality.
+    """
+    check_deadlines(config("trainer=ddp"))
+    check_deadlines(config("trainer=ddp", "scorer_timeout=null"))
+    check_deadlines(config("scorer_timeout=1200"))
+    with pytest.raises(ValueError, match=r"scorer_timeout=1200 seconds .* trainer\.strategy\.timeout_minutes=20"):
+        check_deadlines(config("trainer=ddp", "scorer_timeout=1200"))
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "null", "none"])
 def test_a_norm_that_would_break_gradients_is_refused(value):
     """Lightning's 0 and null for no clipping are not ours; the remedy is told. Mutation: accept 0, -1 or a word."""

@@ -175,7 +175,8 @@ def test_an_interrupt_ends_a_run_that_waits_for_scores(tmp_path):
         scorer(ShapesReward(score="soft"))(handler, body)
 
     with answering(behave) as url:
-        run = (*SHORT, "reward=remote", "reward.batch_size=1000", f"reward.url={url}", f"run_dir={tmp_path / 'run'}")
+        remote = ("reward=remote", "reward.batch_size=1000", "reward.client.start_seconds=null")
+        run = (*SHORT, *remote, f"reward.url={url}", f"run_dir={tmp_path / 'run'}")
         process = start(*run, cwd=tmp_path)
         deadline = time.time() + 100
         while len(asked) < 3:

@@ -80,7 +80,7 @@ def test_a_crash_and_a_killed_rank_leave_the_other_jobs_alone(tmp_path, monkeypa
     assert "exit status 1" in states[1]["problem"] and "SIGKILL" in states[2]["problem"]
     assert max(state["seconds"] for state in states) < time.monotonic() - start < 900
     kept = {job: (job / "metrics.csv").stat().st_mtime for job in (jobs[0], jobs[3])}
-    again = train("-m", "resume=sweep", "hydra.launcher.slots=2", cwd=tmp_path, seconds=900)
+    again = train("-m", "resume=sweep", "trust_folder=true", "hydra.launcher.slots=2", cwd=tmp_path, seconds=900)
     assert again.returncode == 0, again.stderr
     assert "2 of 4 jobs to run" in again.stdout and "all 4 jobs finished" in again.stdout
     assert kept == {job: (job / "metrics.csv").stat().st_mtime for job in kept}

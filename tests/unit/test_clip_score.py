@@ -119,3 +119,16 @@ def test_a_predictor_for_another_clip_is_refused(folder, tmp_path):
         Aesthetic(
             pretrained=folder, processor=folder, dtype="float32", batch_size=2, weights=str(tmp_path / "other.pth")
         )
+
+
+def test_one_nan_pixel_costs_one_score(folder):
+    """Mutation: show the scorer all images, which loses all of them."""
+    module = RewardModule(reward=score(folder, 30.0), max_missing=1.0)
+    images = torch.rand(8, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    whole = module.score(images, PROMPTS * 2)
+    images[3, 0, 0, 0] = torch.nan
+    got = module.score(images, PROMPTS * 2)
+    others = [0, 1, 2, 4, 5, 6, 7]
+    assert got.is_valid.tolist() == [True] * 3 + [False] + [True] * 4 and whole.is_valid.all()
+    torch.testing.assert_close(got.values[others], whole.values[others], rtol=1e-4, atol=1e-4)
+    assert got.info[3]["missing"] == "image is not finite"

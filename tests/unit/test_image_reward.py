@@ -100,3 +100,16 @@ def test_another_checkpoint_is_refused(tmp_path):
     torch.save({"blip.visual_encoder.cls_token": torch.zeros(1, 1, 64)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"reward.weights=.*not a checkpoint of ImageReward"):
         ImageReward(weights=str(tmp_path / "other.pt"), tokenizer=str(tmp_path), dtype="float32", batch_size=2)
+
+
+def test_one_nan_pixel_costs_one_score(reward):
+    """Mutation: show the scorer all images, which loses all of them."""
+    module = reward
+    images = torch.rand(8, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    whole = module.score(images, [Prompt(text) for text in (*TEXTS, TEXTS[0])] * 2)
+    images[3, 0, 0, 0] = torch.nan
+    got = module.score(images, [Prompt(text) for text in (*TEXTS, TEXTS[0])] * 2)
+    others = [0, 1, 2, 4, 5, 6, 7]
+    assert got.is_valid.tolist() == [True] * 3 + [False] + [True] * 4 and whole.is_valid.all()
+    torch.testing.assert_close(got.values[others], whole.values[others], rtol=1e-4, atol=1e-4)
+    assert got.info[3]["missing"] == "image is not finite"

@@ -153,8 +153,71 @@ def test_scores_come_in_the_order_asked_for_and_a_failed_call_costs_its_own_samp
     assert got.values.tolist() == [3, 3, 1, 1, 0, 0] and got.is_valid.tolist() == [True] * 4 + [False] * 2
     assert got.terms.tolist() == [[3], [3], [1], [1], [0], [0]]
     assert "out of memory" in got.info[5]["missing"]
-    assert reward.most == 1 and [texts[0] for _, texts in reward.calls] == ["1", "9", "3"]
+    assert reward.most == 1 and [texts[0] for _, texts in reward.calls] == ["1", "9", "9", "9", "3"]
     assert all(thread is not threading.main_thread() and thread.daemon for thread, _ in reward.calls)
+
+
+class Mean:
+    """Each image's mean; notes the prompts of every call. Fails at a prompt called "bad"."""
+
+    weights = (1.0,)
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, images, prompts):
+        self.calls.append([prompt.text for prompt in prompts])
+        if "bad" in self.calls[-1]:
+            raise KeyError("no such key")
+        return output(images.mean((1, 2, 3)).tolist())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_image_that_is_not_finite_costs_itself_alone(value):
+    """Seven of eight are scored, in one call, each beside its own prompt; with none finite nothing is asked.
+
+    Mutation: show the scorer all, lose the order, ask once for each image, or look for NaN alone.
+    """
+    reward = Mean()
+    module = RewardModule(reward=reward, max_missing=0.2)
+    images, prompts = torch.arange(8.0).view(8, 1, 1, 1).repeat(1, 3, 2, 2) / 8, [Prompt(f"{i}") for i in range(8)]
+    images[3, 0, 0, 0] = value
+    got = module.score(images, prompts)
+    assert got.is_valid.tolist() == [True] * 3 + [False] + [True] * 4
+    assert got.values.tolist() == [0, 0.125, 0.25, 0, 0.5, 0.625, 0.75, 0.875]
+    assert got.terms[:, 0].tolist() == got.values.tolist()
+    assert [bool(entry) for entry in got.info] == [False] * 3 + [True] + [False] * 4
+    assert got.info[3] == {"missing": "image is not finite"}
+    assert reward.calls == [["0", "1", "2", "4", "5", "6", "7"]]
+    module.check(got.is_valid, got.terms, got.info)  # an eighth is below a fifth
+    assert not module.score(torch.full((2, 3, 2, 2), value), prompts[:2]).is_valid.any() and len(reward.calls) == 1
+
+
+def test_a_scorer_that_hangs_is_given_up():
+    """After scorer_timeout its call is missing and says so; calls while it hangs are missing at once, and never overlap
+    it; once it has ended, scores come again.
+
+    Mutation: wait for ever, wait as long for every call, or ask a scorer that is not thread-safe twice at a time.
+    """
+    reward = Recording()
+    module = RewardModule(reward=reward, max_missing=0.0, scorer_timeout=0.3)
+    ones = torch.ones(2, 3, 2, 2)
+    start = time.monotonic()
+    got = module.collect([module.submit(ones, PROMPTS[:2]) for _ in range(3)])
+    assert 0.3 <= time.monotonic() - start < 2 and not got.is_valid.any() and len(reward.calls) == 1
+    with pytest.raises(TooManyMissingRewards, match=r"Recording gave no scores within scorer_timeout=0.3 s"):
+        module.check(got.is_valid, got.terms, got.info)
+    assert "Recording, asked 0 s ago, is busy" in got.info[4]["missing"] and "Recording" in module.waits_for()
+    reward.may.set()
+    module.running.result(5)
+    assert module.waits_for() is None and module.score(ones, PROMPTS[:2]).values.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.nan])
+def test_scorer_timeout_is_above_0(seconds):
+    """Mutation: >= for >, or a comparison that NaN passes."""
+    with pytest.raises(ValueError, match=f"scorer_timeout={seconds}"):
+        RewardModule(reward=Fixed(None), max_missing=0.0, scorer_timeout=seconds)
 
 
 def test_a_network_scorer_is_frozen():

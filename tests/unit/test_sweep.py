@@ -235,6 +235,7 @@ def test_a_resume_in_a_sweep_stands_alone(tmp_path):
     """The folder is read as Hydra reads it. Mutation: split at `=`, which keeps the quotes, or hand it to every job."""
     folder = tmp_path / "my sweep (é), #1 = 'x'"
     assert find_earlier([(override("resume", str(folder)),)]) == folder
+    assert find_earlier([("trust_folder=true", override("resume", str(folder)))]) == folder
     assert find_earlier([("seed=0",)]) is None
     with pytest.raises(ValueError, match="stands alone"):
         find_earlier([("resume=x", "seed=0")])
