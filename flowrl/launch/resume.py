@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
+from flowrl.launch.start import refuse_other_start, take_from_file
 from flowrl.modules.parallel import is_later_rank
 from flowrl.runs.files import CONFIG, SOURCE, write_whole
 from flowrl.runs.folder import claim
@@ -28,12 +29,14 @@ def configure(cfg: DictConfig) -> DictConfig:
                 f"run_dir={folder} holds a run already; choose another, or continue it with resume={folder}"
             )
         cfg.run_dir, cfg.name = folder, str(cfg.name)
+        take_from_file(cfg, HydraConfig.get().overrides.task)
         cfg.tags = cfg.tags or default_tags(HydraConfig.get().runtime.choices, cfg.loss.get("delta"))
         return cfg
     saved = OmegaConf.load(Path(cfg.resume) / SOURCE)
     assert isinstance(saved, DictConfig)
     OmegaConf.set_struct(saved, True)
     task = [item for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
+    refuse_other_start(task)
     overrides = [item.lstrip("+") for item in task]
     for item in overrides:
         key = item.split("=", 1)[0]

@@ -23,6 +23,7 @@ from flowrl.launch.build import build
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
 from flowrl.launch.resume import configure, write_config
+from flowrl.launch.start import keep_copy, with_copy
 from flowrl.models import lora
 from flowrl.modules.parallel import is_later_rank
 from flowrl.modules.reward import TooManyMissingRewards
@@ -52,7 +53,7 @@ def run(cfg: DictConfig) -> None:
     quieten()
     folder = Path(cfg.run_dir)
     record = RunRecord(folder=str(folder))
-    policy, data, evaluator = build(cfg)
+    policy, data, evaluator = build(with_copy(cfg, folder))
     stop = Stop()
     saver = Checkpoint(record=record, stop=stop, folder=str(folder), **cfg.checkpoint)
     data.start_iteration = saver.resume_from(policy)
@@ -60,6 +61,7 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"num_iterations={len(data.iterations)}: the run has finished {data.start_iteration} already")
     if not is_later_rank():
         write_config(cfg, folder)
+        keep_copy(cfg, folder)
         point_latest_at(folder)
     viewer = Evaluate(evaluator=evaluator, record=record, folder=str(folder), **cfg.viewing)
     print(f"run directory: {folder}\nbatch plan:\n{policy.describe_plan()}")
