@@ -234,7 +234,7 @@ class Evaluator:
             velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
             step = self.sampler.step(x, velocity, interval)
             if step.std > 0:
-                with lora.disabled(policy.transformer):
+                with lora.at_reference(policy.transformer):
                     ref_velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
                 ref_step = self.sampler.step(x, ref_velocity, interval)
                 divergences.append(_MEAN_KL.kl(step, ref_step.mean))

@@ -6,8 +6,8 @@
     python scripts/evaluate.py base outputs/latest --prompts geneval2_data.jsonl reward=geneval2
 
 A subject is `base` (the configured base model), the folder of a run (its model, what it exported or else its newest
-checkpoint's average), or a folder with a LoRA or a whole transformer for the configured base model; `NAME=SUBJECT`
-gives it a name.
+checkpoint's average), or a file or folder with a LoRA or a whole transformer for the configured base model;
+`NAME=SUBJECT` gives it a name. LoRA files are read as scripts/generate.py reads them.
 Words with `=` after the subjects are overrides of train.py. Where they choose no reward, model or evaluation, those of
 the first run are taken. A .jsonl file of --prompts holds objects with a `prompt`, its metadata, and its task family
 under `family`, GenEval's `tag` or GenEval2's `atom_count`. All subjects draw the same prompts from the same noise, each
@@ -43,7 +43,9 @@ from flowrl.launch.build import build
 from flowrl.launch.compose import CONF, compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
+from flowrl.launch.start import with_copy
 from flowrl.launch.trust import check_config
+from flowrl.models import lora, lora_files
 from flowrl.modules.policy import Policy
 from flowrl.prompts.jsonl import family_key
 from flowrl.runs.files import CONFIG, SOURCE
@@ -52,6 +54,12 @@ TRAINED = ("model", "lora", "grid", "tuning")
 """Of the configuration: what a run's weights belong to."""
 OWN = (*TRAINED, "schedule", "backend", "embeddings")
 """What each run is drawn with; overrides of the last three reach all subjects."""
+
+
+FULL = "flowrl.models.full.Full"
+ADAPTER = {"_target_": "flowrl.models.lora.LoRA", "init": "gaussian", "reference": "base"}
+IDLE = ADAPTER | {"rank": 1, "alpha": 1, "targets": "proj_out", "start": None}
+"""What a base model is drawn through: an adapter that is zero, on the layer that all transformers have."""
 
 
 def configure(subjects: Sequence[Subject], overrides: Sequence[str], prompts: str | None) -> DictConfig:
@@ -103,11 +111,11 @@ def taken(cfg: DictConfig, saved: DictConfig, keys: Sequence[str], overrides: Se
 
 def run_config(subject: Subject, common: DictConfig) -> DictConfig:
     """A run's own configuration; `common` says whether its folder is trusted."""
-    assert subject.folder is not None
-    source = subject.folder / SOURCE
-    saved = OmegaConf.load(source if source.is_file() else subject.folder / CONFIG)
+    assert subject.path is not None
+    source = subject.path / SOURCE
+    saved = OmegaConf.load(source if source.is_file() else subject.path / CONFIG)
     assert isinstance(saved, DictConfig)
-    return check_config(saved, subject.folder, is_trusted=common.trust_folder)
+    return check_config(saved, subject.path, is_trusted=common.trust_folder)
 
 
 def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -117,17 +125,39 @@ def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -
         keys = [key for key in OWN if key in TRAINED or key not in groups(overrides)]
         cfg = taken(cfg, run_config(subject, common), keys, overrides)
     else:
-        cfg.tuning = {"_target_": "flowrl.models.full.Full", "dtype": "float32"} if subject.is_full else "${lora}"
+        cfg.tuning = {"_target_": FULL, "dtype": "float32"} if subject.is_full else "${lora}"
         cfg.model.dtype = "float32" if subject.is_full else cfg.model.dtype
+    if cfg.tuning._target_ == FULL:
+        cfg.lora = IDLE
+    else:
+        cfg.lora, cfg.tuning = adapter_config(subject), "${lora}"
     # Resolved first: its prompts may be said to be the training prompts.
     cfg.evaluation = OmegaConf.to_container(cfg.evaluation, resolve=True)
     cfg.data.prompts = []  # nothing is trained, so no training prompt needs to be encoded
     return cfg
 
 
+def adapter_config(subject: Subject) -> dict[str, Any]:
+    """The adapter that a subject is drawn through: its LoRA as its file has it, or an idle one."""
+    if subject.path is None:
+        return IDLE
+    return ADAPTER | {"rank": None, "alpha": None, "targets": None, "start": str(subject.path)}
+
+
+def keep_reference(subject: Subject, policy: Policy, cfg: DictConfig) -> None:
+    """Measure a run's drift from the LoRA that it began from, where that was its reference."""
+    if not subject.is_run or subject.is_full:
+        return
+    assert subject.path is not None
+    began = with_copy(run_config(subject, cfg), subject.path).lora
+    if began.get("start") and began.reference == "start":
+        lora.keep_reference(policy.transformer, lora_files.read(Path(began.start)))
+
+
 def load(subject: Subject, cfg: DictConfig) -> Policy:
     """The policy of a subject, on the GPU where there is one."""
     policy, _, _ = build(cfg)
+    keep_reference(subject, policy, cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy.to(device)
     for frozen in (policy.model, policy.embed, policy.reward):
@@ -141,20 +171,23 @@ def run(args: argparse.Namespace) -> None:
     subjects = [Subject.read(word) for word in args.words if is_subject(word)]
     overrides = [word for word in args.words if not is_subject(word)]
     if not subjects:
-        raise UserError("nothing to evaluate; give `base`, run folders or LoRA folders")
+        raise UserError("nothing to evaluate; give `base`, run folders, LoRA files or folders")
     if len({subject.label for subject in subjects}) < len(subjects):
         raise UserError("two subjects have one name; name them as in before=base after=outputs/latest")
     common = configure(subjects, overrides, args.prompts)
     configs = [own_config(subject, common, overrides) for subject in subjects]
+    for subject, cfg in zip(subjects, configs, strict=True):
+        if (words := subject.examine(cfg.model.pretrained)) is not None:
+            print(f"{subject.label}: {words}")
     evaluators: list[Evaluator] = [instantiate(cfg.evaluation) for cfg in configs]
     network = Inception(args.inception) if args.inception else RandomConv()
     reference = (args.reference, folder_features(args.reference, network)) if args.reference else None
     out, assessments = Path(args.out), {}
     for subject, cfg, evaluator in zip(subjects, configs, evaluators, strict=True):
-        settings = subject.settings(plain(cfg))
-        assessments[subject.label] = each = Assessment(out / subject.label, evaluator, settings)
-        if not each.is_complete:
-            each.run(load(subject, cfg))
+        assessments[subject.label] = Assessment(out / subject.label, evaluator, subject.settings(plain(cfg)))
+    for subject, cfg in zip(subjects, configs, strict=True):
+        if not assessments[subject.label].is_complete:
+            assessments[subject.label].run(load(subject, cfg))
     results = summarise(assessments, network, reference)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     galleries = {name: gallery(assessments, name, args.shown) for name in results}
@@ -190,10 +223,27 @@ def shown(reward: dict[str, Any] | None) -> str:
 
 
 def is_subject(word: str) -> bool:
-    """Whether a word of the command line names a subject, not an override such as reward=ocr."""
+    """Whether a word of the command line names a subject, not an override such as reward=ocr or rollout.num_steps=8.
+
+    With a name before it that no key of the configuration has, a path that exists or looks like one is a subject; what
+    else there is goes to Hydra, which says what key may have been meant.
+    """
     name, _, place = word.rpartition("=")
-    is_option = "." in name or (CONF / name).is_dir() if name else False
-    return not is_option and (not name or place == "base" or Path(place).expanduser().is_dir())
+    if not name:
+        return True
+    if name.startswith(("+", "~")) or is_key(name):
+        return False
+    return place == "base" or Path(place).expanduser().exists() or "/" in place or place.endswith(lora_files.SUFFIX)
+
+
+def is_key(name: str) -> bool:
+    """Whether the configuration has a group or a value of this name: `lora`, which has keys below it, has no value."""
+    config = OmegaConf.load(CONF / "config.yaml")
+    first, dot, _ = name.partition(".")
+    group = first.partition("@")[0].partition("/")[0]
+    if (CONF / group).is_dir():
+        return True
+    return first in config and (bool(dot) or not OmegaConf.is_dict(config[first]))
 
 
 def parser() -> argparse.ArgumentParser:

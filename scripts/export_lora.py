@@ -11,45 +11,40 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-import diffusers
 import torch
-import yaml
 
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
-from flowrl.models import lora, lora_files
+from flowrl.models import lora_files
 from flowrl.models.architectures import on_meta
 from flowrl.models.loading import resolve
-from flowrl.runs.checkpoint import list_complete
-from flowrl.runs.files import CONFIG
+from flowrl.models.lora_names import Format
+from flowrl.models.lora_writer import write
 
 
-def find(source: Path) -> tuple[Path, float | None]:
-    """The file or folder to read, and the alpha of one that does not tell it."""
-    if (source / lora.FOLDER).is_dir():
-        return source / lora.FOLDER, None
-    if not (source / lora.WHOLE_FOLDER).is_dir() and (saved := list_complete(source / "checkpoints")):
-        print(f"{source} has not finished: its checkpoint {saved[-1].name} is exported")
-        return saved[-1] / "ema.safetensors", float(yaml.safe_load((source / CONFIG).read_text())["lora"]["alpha"])
-    return source, None
+def beside(source: Path, file: Path) -> Path:
+    """Where the result goes by default: into the run's folder, or else next to the folder of the LoRA file."""
+    if source.is_dir() and file.parent != source:
+        return source
+    return file.parent.parent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("overrides", nargs="*", help="model=NAME, and configuration overrides as for train.py")
-    parser.add_argument("--format", choices=get_args(lora_files.Format), required=True)
+    parser.add_argument("--format", choices=get_args(Format), required=True)
     parser.add_argument("--out", type=Path)
     args = parser.parse_intermixed_args()
-    source, alpha = find(args.source)
-    given = lora_files.read(source, alpha)
+    file = lora_files.find(args.source)
+    if file.name == lora_files.AVERAGE:
+        print(f"{args.source} has not finished: its checkpoint {file.parent.name} is exported")
+    given = lora_files.read(file)
     if args.overrides:
-        diffusers.utils.logging.set_verbosity_error()  # its warning about casts concerns weights, which are none here
         model = compose(["name=export", *args.overrides]).model
-        lora_files.check(given, on_meta(resolve(model.pretrained), torch.bfloat16), source)
-    place = args.source if source != args.source else (source if source.is_dir() else source.parent).parent
-    folder = args.out or place / f"lora_{args.format}"
-    print(f"{lora_files.write(given, folder, args.format)}: {len(given.a)} layers")
+        lora_files.check(given, on_meta(resolve(model.pretrained), torch.float32), file)
+    folder = args.out or beside(args.source, file) / f"lora_{args.format}"
+    print(f"{write(given, folder, args.format)}: {given.describe()}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.models import lora, lora_files
 from flowrl.models.embeddings import PromptEmbeddings
+from flowrl.models.lora_files import LoRAFile
 from flowrl.models.protocol import FlowModel
 from flowrl.models.text import device
 from flowrl.noise import INITIAL, gaussian_noise
@@ -73,10 +74,22 @@ def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> Imag
     return page
 
 
-def attach(args: argparse.Namespace, transformer: Any) -> str | None:
+def read(args: argparse.Namespace, pretrained: str) -> LoRAFile | None:
+    """The LoRA that was asked for, if any, compared with the base's architecture before weights load."""
+    if args.lora is None:
+        return None
+    given = lora_files.read(args.lora)
+    transformer = lora_files.architecture(pretrained)
+    if transformer is not None:
+        lora_files.check(given, transformer, args.lora)
+    print(f"{args.lora}: {given.describe()}")
+    return given
+
+
+def attach(args: argparse.Namespace, given: LoRAFile | None, transformer: Any) -> str | None:
     """Attach the LoRA or take the whole transformer that was asked for, if any; what it is called."""
-    if args.lora is not None:
-        lora_files.attach(lora_files.read(args.lora), transformer, args.lora)
+    if given is not None:
+        lora.attach(given, transformer, args.lora)
         return "lora"
     if args.transformer is not None:
         lora.attach_whole(transformer, args.transformer)
@@ -86,11 +99,12 @@ def attach(args: argparse.Namespace, transformer: Any) -> str | None:
 
 def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt]) -> None:
     check_guidance(cfg)
+    given = read(args, cfg.model.pretrained)
     evaluator = instantiate(cfg.evaluation)
     model: Any = instantiate(cfg.model)
     variants: dict[str, Any] = {"base": nullcontext()}
-    if trained := attach(args, model.transformer):
-        variants = {"base": lora.disabled(model.transformer), trained: nullcontext()}
+    if trained := attach(args, given, model.transformer):
+        variants = {"base": lora.at_reference(model.transformer), trained: nullcontext()}
     embed = instantiate(cfg.embeddings)(model, prompts)
     instantiate(cfg.backend).apply(model)
     model.to(device())
@@ -123,7 +137,7 @@ def main() -> None:
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--prompts", help="a text file with one prompt a line")
     trained = parser.add_mutually_exclusive_group()
-    trained.add_argument("--lora", type=Path, help="a LoRA file, or a folder with one")
+    trained.add_argument("--lora", type=Path, help="a LoRA file, a folder with one, or a run's folder")
     trained.add_argument("--transformer", type=Path, help="a folder that full fine-tuning exported")
     parser.add_argument("--count", type=int, default=1, help="images a prompt")
     parser.add_argument("--out", type=Path, default=Path("outputs/pictures"))

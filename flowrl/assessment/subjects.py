@@ -1,4 +1,4 @@
-"""What is evaluated: a base model, a run, or a folder with a LoRA or a whole transformer."""
+"""What is evaluated: a base model, a run, or a file or folder with a LoRA or a whole transformer."""
 
 from __future__ import annotations
 
@@ -8,69 +8,105 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from flowrl.errors import UserError
-from flowrl.models import lora
+from flowrl.models import lora, lora_files
+from flowrl.models.lora_names import NAMES
 from flowrl.modules.policy import Policy
-from flowrl.runs import checkpoint
 from flowrl.runs.files import CONFIG
 
-EXPORTS = (lora.FOLDER, lora.WHOLE_FOLDER)
+EXPORTS = (lora_files.FOLDER, lora_files.WHOLE_FOLDER)
 """Where a run's folder holds what it exported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A label, a folder (None for a base model), and whether that is a whole run's."""
+    """A label, and the file or folder of its weights (None for a base model), which may be a whole run's folder."""
 
     label: str
-    folder: Path | None
+    path: Path | None
 
     @classmethod
     def read(cls, text: str) -> Subject:
-        """From `base`, a folder, or either with a name before it: NAME=FOLDER. Raises ValueError without the folder."""
+        """From `base`, a file, a folder, or any of them with a name before it: NAME=PATH.
+
+        Raises UserError where there is no such path.
+        """
         name, _, place = text.rpartition("=")
         if place == "base":
             return cls(name or "base", None)
-        folder = Path(place).expanduser().resolve()
-        if not folder.is_dir():
-            raise UserError(f"{place}: no such folder; give `base`, a run's folder or a folder with its weights")
-        parts = [part for part in folder.parts if part not in (*EXPORTS, "outputs", "/")]
-        return cls(name or "-".join(parts[-2:] if folder.name in EXPORTS else parts[-1:]), folder)
+        path = Path(place).expanduser().resolve()
+        if not path.exists():
+            raise UserError(
+                f"{place}: no such file or folder; give `base`, a LoRA file, a run's folder or a folder with weights"
+            )
+        return cls(name or _label(path), path)
 
     @property
     def is_run(self) -> bool:
         """Whether its folder is a run's, with a configuration."""
-        return self.folder is not None and (self.folder / CONFIG).is_file()
+        return self.path is not None and (self.path / CONFIG).is_file()
 
     def weights(self) -> list[Path]:
-        """The files that decide what is evaluated; none for a base model. Raises ValueError for a folder without."""
-        if self.folder is None:
+        """The files that decide what is evaluated; none for a base model. Raises UserError for a folder without."""
+        if self.path is None:
             return []
-        for folder in (*(self.folder / name for name in EXPORTS), self.folder):
-            if files := lora.whole_files(folder) or sorted(folder.glob("*.safetensors"))[:1]:
-                return files
-        complete = checkpoint.list_complete(self.folder / "checkpoints")
-        if not complete:
-            raise UserError(f"{self.folder}: neither a LoRA nor a checkpoint there")
-        return [complete[-1] / "ema.safetensors"]
+        whole = lora_files.whole_files(self.path / lora_files.WHOLE_FOLDER) or lora_files.whole_files(self.path)
+        return whole or [lora_files.find(self.path)]
 
     @property
     def is_full(self) -> bool:
-        """Whether its files hold the whole transformer, as full fine-tuning exports it."""
-        return any(path.name.startswith(lora.WHOLE) for path in self.weights())
+        """Whether its files hold the whole transformer, as full fine-tuning exports or averages it."""
+        files = self.weights()
+        if files and files[0].name == lora_files.AVERAGE:
+            return not any(".lora_" in key for key in _keys(files[0]))
+        return any(path.name.startswith(lora_files.WHOLE) for path in files)
+
+    def examine(self, pretrained: str) -> str | None:
+        """Read its weights and compare them with the base model's architecture, before anything is loaded or drawn.
+
+        Returns what was read in words, None for a base model. Raises UserError for weights that are missing, damaged,
+        of another kind or of another architecture; where the architecture is not known without the weights, that is
+        left to their loading.
+        """
+        if self.path is None:
+            return None
+        transformer = lora_files.architecture(pretrained)
+        if self.is_full:
+            if transformer is not None:
+                lora.check_whole(transformer, self.weights())
+            return "a whole transformer"
+        given = lora_files.read(self.path)
+        if transformer is not None:
+            lora_files.check(given, transformer, self.path)
+        return given.describe()
 
     def load_into(self, policy: Policy) -> None:
-        """Put this subject's weights into the policy's adapter, or in place of all of the transformer's."""
-        files = self.weights()
-        if not files:
-            return
-        if self.is_full or files[0].name == "ema.safetensors":
-            lora.load_files(policy.transformer, files)
-        else:
-            lora.load_folder(policy.transformer, files[0].parent)
+        """Put a whole transformer in place of the policy's; a LoRA is there already, as what its policy began from."""
+        if self.is_full:
+            lora.load_files(policy.transformer, self.weights())
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What decides its samples and scores: the digests of its weights, and parts of the resolved configuration."""
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.weights()]
         keys = ("model", "reward", "evaluation")
         return {"weights": " ".join(digests) or None} | {key: config[key] for key in keys}
+
+
+def _label(path: Path) -> str:
+    """A name by the path: a file's own, where it is not what every exported file is called, or its folder's."""
+    if path.is_file():
+        if path.name not in NAMES.values():
+            return path.stem
+        path = path.parent
+    parts = [part for part in path.parts if part not in (*EXPORTS, "outputs", "/")]
+    return "-".join(parts[-2:] if path.name in EXPORTS else parts[-1:])
+
+
+def _keys(file: Path) -> list[str]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged ({error}); delete its checkpoint to take the one before") from error

@@ -13,6 +13,7 @@ from flowrl.errors import UserError
 from flowrl.evaluation import Evaluator
 from flowrl.launch.checks import check_deadlines, check_guidance, check_trainer
 from flowrl.launch.services import check_services
+from flowrl.launch.start import check_start
 from flowrl.losses.nft import NFT
 from flowrl.modules.forward import ForwardPolicy
 from flowrl.modules.parallel import norm_limit
@@ -35,6 +36,7 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     check_guidance(cfg)
     check_deadlines(cfg)
     check_trainer(cfg)
+    check_start(cfg, adapter)
     max_grad_norm = norm_limit(cfg.max_grad_norm)
     if algorithm.state() and plan.updates_per_iteration * plan.inner_epochs < 3:
         raise UserError(

@@ -12,6 +12,7 @@ from flowrl.errors import UserError
 from flowrl.launch import trust
 from flowrl.launch.command_line import resume_command
 from flowrl.launch.composed import freeze
+from flowrl.launch.start import refuse_other_start, take_from_file
 from flowrl.launch.trust import check_config, project_folders
 from flowrl.modules.parallel import is_later_rank
 from flowrl.runs.files import CONFIG, SOURCE, write_whole
@@ -33,6 +34,7 @@ def configure(cfg: DictConfig) -> DictConfig:
             )
         cfg.run_dir = folder
         freeze(cfg)  # a resumed run must not take the choices and the time of the launch that resumes it
+        take_from_file(cfg, HydraConfig.get().overrides.task)
         cfg.tags = cfg.tags or default_tags(HydraConfig.get().runtime.choices, cfg.loss.get("delta"))
         return cfg
     saved = OmegaConf.load(Path(cfg.resume) / SOURCE)
@@ -41,6 +43,7 @@ def configure(cfg: DictConfig) -> DictConfig:
     check_config(saved, Path(cfg.resume), is_trusted=bool(cfg.get(trust.KEY)), conf=project)
     OmegaConf.set_struct(saved, True)
     task = [item for item in HydraConfig.get().overrides.task if item.split("=")[0] not in ("resume", trust.KEY)]
+    refuse_other_start(task)
     overrides = [item.lstrip("+") for item in task]
     for item in overrides:
         key = item.split("=", 1)[0]

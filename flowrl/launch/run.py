@@ -28,6 +28,7 @@ from flowrl.launch.composed import calling_script, job_of
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
 from flowrl.launch.resume import configure, write_config
+from flowrl.launch.start import keep_copy, with_copy
 from flowrl.models import lora
 from flowrl.modules.learning import NothingLearned
 from flowrl.modules.measures import NotFinite
@@ -67,7 +68,7 @@ def run(cfg: DictConfig) -> None:
     record = RunRecord(folder=str(folder))
     # Before weights load: whether a tracker can be reached is answered in seconds.
     loggers: list[Logger] = [instantiate(logger) for logger in (cfg.logger or {}).values()]
-    policy, data, evaluator = build(cfg)
+    policy, data, evaluator = build(with_copy(cfg, folder))
     stop = Stop()
     saver = Checkpoint(record=record, stop=stop, folder=str(folder), **cfg.checkpoint)
     data.start_iteration = saver.resume_from(policy)
@@ -75,6 +76,7 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"num_iterations={len(data.iterations)}: the run has finished {data.start_iteration} already")
     if not is_later_rank():
         write_config(cfg, folder)
+        keep_copy(cfg, folder)
         point_latest_at(folder)
     viewer = Evaluate(evaluator=evaluator, record=record, folder=str(folder), **cfg.viewing)
     print(f"run directory: {folder}\nbatch plan:\n{policy.describe_plan()}")

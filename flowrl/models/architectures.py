@@ -115,12 +115,17 @@ def on_meta(pretrained: str, dtype: torch.dtype) -> nn.Module:
             config = SD3Transformer2DModel.load_config(folder)
             if (found := config.get("_class_name")) not in kinds:
                 raise UserError(f"{folder} holds a {found}; known are {', '.join(kinds)}")
-            return kinds[found].from_config(config).to(dtype)
+            return _cast(kinds[found].from_config(config), dtype)
         if pretrained not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise UserError(f"{pretrained}: unknown architecture; give a local folder, or one of {known}")
         kind, arguments = ARCHITECTURES[pretrained]
-        return kind(**arguments).to(dtype)
+        return _cast(kind(**arguments), dtype)
+
+
+def _cast(network: Any, dtype: torch.dtype) -> Any:
+    """The network in a dtype; one that has it is left alone, since diffusers warns of every cast."""
+    return network if network.dtype == dtype else network.to(dtype)
 
 
 def pipeline_on_meta(kind: type[Any], pretrained: str, dtype: torch.dtype) -> Any:

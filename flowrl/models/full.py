@@ -50,16 +50,17 @@ def start_of(transformer: nn.Module) -> dict[str, Tensor] | None:
 
 @contextmanager
 def at_start(transformer: nn.Module, start: dict[str, Tensor]) -> Iterator[None]:
-    """Run with the weights from before training. Both sets stay in place: only what parameters point at changes.
+    """Run with the weights of `start`, by name. Both sets stay in place: only what parameters point at changes.
 
     Nothing may be backpropagated meanwhile; graphs built before or after are unaffected.
     """
-    own = {name: value.data for name, value in transformer.named_parameters()}
-    for name, parameter in transformer.named_parameters():
-        start[name] = start[name].to(parameter.device)  # once: afterwards it is there
-        parameter.data = start[name]
+    parameters = dict(transformer.named_parameters())
+    trained = {name: parameters[name].data for name in start}
+    for name in start:
+        start[name] = start[name].to(parameters[name].device)  # once: afterwards it is there
+        parameters[name].data = start[name]
     try:
         yield
     finally:
-        for name, parameter in transformer.named_parameters():
-            parameter.data = own[name]
+        for name, value in trained.items():
+            parameters[name].data = value

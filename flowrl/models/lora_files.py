@@ -1,113 +1,219 @@
-"""LoRA files: reading and writing the formats of diffusers, peft and ComfyUI, and attaching what was read.
+"""LoRA files: reading what diffusers, peft and ComfyUI write, and checking it against a transformer.
 
-A file that names layers which the transformer does not have is refused: loaders that skip them silently draw with the
-base model.
+There is one reader: training, evaluation, pictures and export all take their LoRA from `read`. A file that names layers
+which the transformer does not have is refused: loaders that skip them silently draw with the base model.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from peft import LoraConfig
+import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
-from flowrl.models import lora
+from flowrl.models import lora_names
+from flowrl.models.architectures import ARCHITECTURES, on_meta
+from flowrl.models.loading import resolve
+from flowrl.runs import checkpoint
+from flowrl.runs.files import CHECKPOINTS, CONFIG
 
-Format = Literal["diffusers", "peft", "comfy"]
-NAMES: Mapping[Format, str] = {
-    "diffusers": "pytorch_lora_weights.safetensors",
-    "peft": "adapter_model.safetensors",
-    "comfy": "lora.safetensors",
-}
-PREFIXES: Mapping[Format, str] = {
-    "diffusers": "transformer.",
-    "peft": "base_model.model.",
-    "comfy": "transformer.",
-}
-"""ComfyUI knows the layers of SD3, FLUX.1 and FLUX.2 under diffusers' names, and reads alpha from a tensor each."""
+SUFFIX = ".safetensors"
 
-METADATA = "lora_adapter_metadata"
-_KEY = re.compile(r"(?:(?:transformer|base_model\.model|diffusion_model)\.)?(.+)\.lora_(A|B|down|up)\.(\w+\.)?weight")
-_ALPHA = re.compile(r"(?:(?:transformer|base_model\.model|diffusion_model)\.)?(.+)\.alpha")
+FOLDER, WHOLE_FOLDER, START = "lora", "transformer", "start"
+"""Where a run exports to: its LoRA, or the whole transformer that full fine-tuning trains; and where it keeps a copy of
+the LoRA that it began from."""
+
+WHOLE = "diffusion_pytorch_model"
+"""How the files of a whole transformer begin."""
+
+AVERAGE = "ema.safetensors"
+"""A checkpoint's average of the trained weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoRAFile:
-    """Per layer the matrices A (rank, in) and B (out, rank) and alpha: the layer adds alpha / rank B A x."""
+    """Per layer the matrices A (rank, in) and B (out, rank) and alpha: the layer adds alpha / rank B A x.
+
+    `num_passed_over` counts the file's tensors that belong to text encoders.
+    """
 
     a: Mapping[str, Tensor]
     b: Mapping[str, Tensor]
     alpha: Mapping[str, float]
+    num_passed_over: int = 0
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Each layer's rank."""
+        return {name: matrix.shape[0] for name, matrix in self.a.items()}
+
+    def describe(self) -> str:
+        """Layers, ranks and alphas in words, and what was passed over."""
+        ranks, alphas = sorted(set(self.ranks.values())), sorted(set(self.alpha.values()))
+        text = f"{len(self.a)} layers, rank {_listed(ranks)}, alpha {_listed(alphas)}"
+        passed = f"; {self.num_passed_over} tensors of text encoders are passed over, since those are not trained"
+        return text + (passed if self.num_passed_over else "")
 
 
-def read(path: Path, alpha: float | None = None) -> LoRAFile:
-    """A LoRA from a file, or from a folder that holds one; `alpha` is that of a file which tells none.
+def _listed(values: list[Any]) -> str:
+    return " and ".join(f"{value:g}" for value in values)
 
-    Raises ValueError where there is none, or half of one, or where its scale cannot be known: a file that was exported
-    for others tells alpha or means the rank, a checkpoint's weights, whose keys name an adapter, tell nothing.
+
+def whole_files(folder: Path) -> list[Path]:
+    """The files of a whole transformer in a folder, if that is what it holds."""
+    return sorted(folder.glob(f"{WHOLE}*{SUFFIX}"))
+
+
+def find(source: Path) -> Path:
+    """The file of a LoRA: itself, the one in a folder, or of a run its export, else its newest checkpoint's average.
+
+    Raises UserError where there is none, several, or the weights of a whole transformer.
     """
-    file = _find(path)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-            metadata = json.loads((opened.metadata() or {}).get(METADATA, "{}"))
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged ({error}); export it again") from error
+    if source.is_file():
+        return source
+    if not source.is_dir():
+        raise UserError(f"{source}: no such file or folder; give a LoRA file, a folder with one, or a run's folder")
+    for folder in (source / FOLDER, source):
+        if whole_files(folder) or whole_files(folder / WHOLE_FOLDER):
+            raise UserError(f"{source} holds a whole transformer, as full fine-tuning trains it, and no LoRA")
+        known = [folder / name for name in lora_names.NAMES.values() if (folder / name).is_file()]
+        files = known or sorted(folder.glob(f"*{SUFFIX}"))
+        if len(files) > 1:
+            raise UserError(f"{folder}: {len(files)} LoRA files in this folder; give one by name")
+        if files:
+            return files[0]
+    if complete := checkpoint.list_complete(source / CHECKPOINTS):
+        return complete[-1] / AVERAGE
+    raise UserError(f"{source}: neither a LoRA nor a checkpoint there; give a LoRA file, or a run's folder")
+
+
+def read(path: Path) -> LoRAFile:
+    """The LoRA of a file or folder, as `find` takes it, in float32.
+
+    Alpha is each layer's own tensor, or what peft's configuration says in the file or beside it, or of a checkpoint
+    what its run says; a file that was written for others and tells none means the rank. Raises UserError, naming the
+    file and the reason, for all that is not a LoRA of linear layers, and where the scale cannot be known.
+    """
+    file = find(path)
+    tensors, config = _open(file)
+    kept = {key: tensor for key, tensor in tensors.items() if not lora_names.is_text_encoders(key)}
+    if tensors and not kept:
+        raise UserError(f"{file} holds a LoRA of text encoders alone, which are not trained; it has no other layers")
+    lora_names.refuse_kinds(kept, file)
+    lora_names.refuse_settings(config, file)
     matrices: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
     alphas: dict[str, float] = {}
-    has_adapter = False
-    for key, tensor in tensors.items():
-        if match := _KEY.fullmatch(key):
-            matrices[{"down": "A", "up": "B"}.get(match[2], match[2])][match[1]] = tensor.float()
-            has_adapter |= match[3] is not None
-        elif match := _ALPHA.fullmatch(key):
-            alphas[match[1]] = float(tensor)
+    adapters: set[str] = set()
+    for key, tensor in kept.items():
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            raise UserError(f"{file}: {key!r} holds values that are not finite numbers; export the LoRA again")
+        if parsed := lora_names.matrix_of(key):
+            layer, matrix, adapter = parsed
+            adapters.add(adapter)
+            if layer in matrices[matrix]:
+                raise UserError(f"{file} holds {layer!r} twice; give a file of one LoRA")
+            matrices[matrix][layer] = tensor.float()
+        elif (alpha_layer := lora_names.alpha_of(key)) and tensor.numel() == 1:
+            alphas[alpha_layer] = float(tensor)
         else:
             raise UserError(f"{file}: {key!r} is no LoRA weight; give a file of lora_A and lora_B matrices")
-    a, b = matrices["A"], matrices["B"]
-    if not a or a.keys() != b.keys():
-        odd = sorted(a.keys() ^ b.keys())
-        raise UserError(f"{file}: {f'{odd[0]} has only one of its two matrices' if odd else 'no LoRA weights in it'}")
-    config = {key.removeprefix("transformer."): value for key, value in metadata.items()} or _peft_config(file)
-    if odd := [key for key in ("use_rslora", "alpha_pattern") if config.get(key)]:
-        raise UserError(f"{file}: {odd[0]}={config[odd[0]]} is a way of scaling that is not read here")
-    default = config.get("lora_alpha", alpha)
-    if default is None and has_adapter and not alphas:
+    _check_matrices(matrices["A"], matrices["B"], alphas, file)
+    scale = _alphas(matrices["A"], alphas, config, file, is_checkpoint=adapters != {""})
+    return LoRAFile(matrices["A"], matrices["B"], scale, len(tensors) - len(kept))
+
+
+def _open(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file and peft's configuration in its metadata or beside it."""
+    if file.suffix != SUFFIX:
+        raise UserError(f"{file}: a LoRA is read from {SUFFIX} files alone, since others can run code; convert it")
+    if file.name.startswith(WHOLE):
+        raise UserError(f"{file} holds a whole transformer, as full fine-tuning trains it, and no LoRA")
+    try:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            metadata = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error}); export it again") from error
+    config = _settings(metadata.get(lora_names.METADATA, "{}"), file)
+    config = {key.removeprefix("transformer."): value for key, value in config.items()}
+    beside = file.with_name("adapter_config.json")
+    if not config and beside.is_file():
+        config = _settings(beside.read_bytes(), beside)
+    return tensors, config
+
+
+def _settings(text: str | bytes, file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except ValueError as error:  # of JSON, and of bytes that are no text
+        raise UserError(f"{file}: its LoRA configuration cannot be read ({error}); export the LoRA again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: its LoRA configuration must be an object; export the LoRA again")
+    return config
+
+
+def _check_matrices(a: Mapping[str, Tensor], b: Mapping[str, Tensor], alphas: Mapping[str, float], file: Path) -> None:
+    """Raise UserError unless every layer has two matrices of one rank."""
+    if not a and not b:
+        raise UserError(f"{file}: no LoRA weights in it")
+    for name in sorted(a.keys() | b.keys() | alphas.keys()):
+        if name not in a or name not in b:
+            raise UserError(f"{file}: {name} has only one of its two matrices")
+        if a[name].ndim != 2 or b[name].ndim != 2:
+            raise UserError(f"{file}: {name} is a convolution's; only linear layers are trained here")
+        if not 0 < a[name].shape[0] == b[name].shape[1]:
+            raise UserError(
+                f"{file}: the matrices of {name} have ranks {a[name].shape[0]} and {b[name].shape[1]}; they must be "
+                "equal and at least 1"
+            )
+
+
+def _alphas(
+    a: Mapping[str, Tensor], alphas: Mapping[str, float], config: Mapping[str, Any], file: Path, is_checkpoint: bool
+) -> dict[str, float]:
+    """Every layer's alpha. Raises UserError where two places disagree, and where a checkpoint's is not known."""
+    if config.get("lora_alpha") is not None:
+        told = {name: lora_names.alpha_by_settings(config, name, a[name].shape[0], file) for name in a}
+        for name, alpha in alphas.items():
+            if not math.isclose(alpha, told[name], rel_tol=1e-6):
+                raise UserError(
+                    f"{file} tells two alphas of {name}: {alpha:g} in a tensor, {told[name]:g} in its configuration; "
+                    "export the LoRA again"
+                )
+        return told
+    if is_checkpoint and not alphas:
+        return _alphas_of_run(a, file)
+    return {name: alphas.get(name, float(matrix.shape[0])) for name, matrix in a.items()}
+
+
+def _alphas_of_run(a: Mapping[str, Tensor], file: Path) -> dict[str, float]:
+    """The alphas of a checkpoint's weights: those of the LoRA that its run began from, or the configured one."""
+    run = file.parent.parent.parent
+    if (run / START).is_dir():
+        start = read(run / START).alpha
+        if start.keys() == a.keys():
+            return dict(start)
+    config = run / CONFIG
+    try:
+        alpha = (yaml.safe_load(config.read_bytes()) if config.is_file() else {})["lora"]["alpha"]
+        return dict.fromkeys(a, float(alpha))
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{file} does not tell its alpha, as checkpoints do not; python scripts/export_lora.py RUN exports a run's"
-        )
-    return LoRAFile(a, b, {name: alphas.get(name, float(default or a[name].shape[0])) for name in a})
-
-
-def _find(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path}: no such file; give a LoRA file, or the lora/ folder of a run")
-    if lora.whole_files(path) or lora.whole_files(path / lora.WHOLE_FOLDER):
-        raise UserError(f"{path} holds a whole transformer, as full fine-tuning trains it, and no LoRA")
-    found = [path / name for name in NAMES.values() if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
-    if len(found) != 1:
-        raise UserError(f"{path}: {len(found)} LoRA files in this folder; give one by name")
-    return found[0]
-
-
-def _peft_config(file: Path) -> dict[str, Any]:
-    config = file.with_name("adapter_config.json")
-    return dict(json.loads(config.read_text())) if config.is_file() else {}
+            f"{file} does not tell its alpha, as checkpoints do not, nor does {config}; python scripts/export_lora.py "
+            "RUN exports a run's"
+        ) from error
 
 
 def check(given: LoRAFile, transformer: nn.Module, path: Path) -> None:
-    """Raise ValueError unless every layer of the file is a linear layer of the transformer, of the same shape."""
+    """Raise UserError unless every layer of the file is a linear layer of the transformer, of the same shape."""
     linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
     shapes = {name: (given.b[name].shape[0], given.a[name].shape[1]) for name in given.a}
     odd = [name for name, shape in shapes.items() if name not in linear or tuple(linear[name].weight.shape) != shape]
@@ -120,63 +226,8 @@ def check(given: LoRAFile, transformer: nn.Module, path: Path) -> None:
         )
 
 
-def attach(given: LoRAFile, transformer: nn.Module, path: Path) -> None:
-    """Add the file's LoRA as the transformer's adapter, in float32. Raises ValueError where it does not fit."""
-    check(given, transformer, path)
-    ranks = {name: value.shape[0] for name, value in given.a.items()}
-    rank, alpha = next(iter(ranks.values())), next(iter(given.alpha.values()))
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft takes any number
-        target_modules=_targets(given),
-        rank_pattern={f"^{re.escape(name)}": value for name, value in ranks.items() if value != rank},
-        alpha_pattern={f"^{re.escape(name)}": value for name, value in given.alpha.items() if value != alpha},
-    )
-    network: Any = transformer
-    network.add_adapter(config, adapter_name=lora.ADAPTER)
-    for parameter in lora.parameters(transformer).values():
-        parameter.data = parameter.data.float()
-    matrices = {f"{name}.lora_A.{lora.ADAPTER}.weight": value for name, value in given.a.items()}
-    matrices |= {f"{name}.lora_B.{lora.ADAPTER}.weight": value for name, value in given.b.items()}
-    lora.load(transformer, matrices)
-
-
-def _targets(given: LoRAFile) -> list[str] | str:
-    """The layers as peft takes them: as endings of names, or, where one is no part of a block, as whole names.
-
-    An ending `proj_out` would be that of many blocks' layers too.
-    """
-    names = sorted(given.a)
-    return names if all("." in name for name in names) else "|".join(map(re.escape, names))
-
-
-def write(given: LoRAFile, folder: Path, form: Format) -> Path:
-    """Write a LoRA into `folder` in one of the formats; returns the file."""
-    if form not in get_args(Format):
-        raise UserError(f"--format={form} must be one of {', '.join(get_args(Format))}")
-    folder.mkdir(parents=True, exist_ok=True)
-    prefix = PREFIXES[form]
-    tensors = {f"{prefix}{name}.lora_A.weight": value.contiguous() for name, value in given.a.items()}
-    tensors |= {f"{prefix}{name}.lora_B.weight": value.contiguous() for name, value in given.b.items()}
-    metadata = {"format": "pt"}
-    if form == "comfy":
-        tensors |= {f"{prefix}{name}.alpha": torch.tensor(alpha) for name, alpha in given.alpha.items()}
-    else:
-        config = _config(given)
-        if form == "peft":
-            (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        else:
-            metadata[METADATA] = json.dumps({f"{prefix}{key}": value for key, value in config.items()}, sort_keys=True)
-    save_file(tensors, folder / NAMES[form], metadata=metadata)
-    return folder / NAMES[form]
-
-
-def _config(given: LoRAFile) -> dict[str, Any]:
-    """peft's configuration of the adapter as plain data."""
-    ranks = {value.shape[0] for value in given.a.values()}
-    alphas = set(given.alpha.values())
-    if len(ranks) > 1 or len(alphas) > 1:
-        raise UserError("layers of several ranks or alphas have no common configuration; choose --format=comfy")
-    config = LoraConfig(r=ranks.pop(), lora_alpha=alphas.pop(), target_modules=_targets(given))  # type: ignore[arg-type]
-    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    return {key: value for key, value in plain.items() if isinstance(value, (str, int, float, bool, list, dict))}
+def architecture(pretrained: str) -> nn.Module | None:
+    """The transformer of a base model without its weights; None for a repository whose architecture is not listed."""
+    source = resolve(pretrained)
+    is_known = source in ARCHITECTURES or Path(source, "transformer").is_dir()
+    return on_meta(source, torch.float32) if is_known else None

@@ -30,7 +30,7 @@ class ReferenceModule(LightningModule):
 
     @torch.no_grad()
     def velocity(self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning) -> Tensor:
-        with lora.disabled(self.model.transformer):
+        with lora.at_reference(self.model.transformer):
             return self.model.velocity(x, sigma, conditioning, self.guidance_scale)
 
     def mean(

@@ -105,9 +105,9 @@ def test_full_fine_tuning_is_loaded_whole(script, saved):
     with torch.no_grad():
         for parameter in policy.transformer.parameters():
             parameter.add_(0.5)
-    policy.model.save_lora(run.folder / lora.folder_name(policy.transformer))
+    policy.model.save_lora(run.path / lora.folder_name(policy.transformer))
     common = script.configure([run], [], None)
-    alone = Subject("alone", run.folder / "transformer")
+    alone = Subject("alone", run.path / "transformer")
     base = Subject("base", None)
     targets = [script.own_config(subject, common, []).tuning._target_ for subject in (run, alone, base)]
     assert targets == ["flowrl.models.full.Full", "flowrl.models.full.Full", "flowrl.models.lora.LoRA"]

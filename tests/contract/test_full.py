@@ -63,7 +63,7 @@ def test_all_weights_move_and_the_reference_stays(tmp_path):
         trained = policy.velocity(x, 0.5, conditioning)
     with torch.no_grad():
         assert torch.equal(fresh.velocity(x, 0.5, conditioning, 1.0), trained)
-        with lora.disabled(fresh.transformer):
+        with lora.at_reference(fresh.transformer):
             assert torch.equal(fresh.velocity(x, 0.5, conditioning, 1.0), base)
 
 

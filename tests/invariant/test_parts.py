@@ -44,7 +44,7 @@ def step(network, optimizer, rows):
     optimizer.zero_grad()
     for term in rows.chunk(2):
         value = loss(network, term)
-        with torch.no_grad(), lora.disabled(network):
+        with torch.no_grad(), lora.at_reference(network):
             reference = float(loss(network, term))
         (value / 2).backward()
     optimizer.step()

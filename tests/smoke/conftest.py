@@ -1,9 +1,12 @@
-"""One finished run, shared by the smoke tests."""
+"""One finished run, and a way to call scripts, shared by the smoke tests."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from runs import SHORT, train
+
+from flowrl.launch.errors import one_line_errors
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +16,15 @@ def finished_run(tmp_path_factory) -> Path:
     result = train(*SHORT, cwd=place)
     assert result.returncode == 0, result.stderr
     return (place / "outputs" / "latest").resolve()
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a script's `main` as its command line would; its status, output and errors."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+        status = one_line_errors(script.main)
+        return status, *capsys.readouterr()
+
+    return run

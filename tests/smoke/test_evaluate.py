@@ -1,10 +1,19 @@
 """scripts/evaluate.py on a finished run: the run's own numbers, resumable, on one page."""
 
 import json
+import shutil
 
+import export_lora
+import generate
 import pytest
+import torch
+from hydra.errors import ConfigCompositionException
 from PIL import Image
 from runs import load_script, make
+from safetensors.torch import load_file, save_file
+
+from flowrl.errors import UserError
+from flowrl.models.lora_names import NAMES
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +107,63 @@ def test_mistakes_are_named(evaluate, evaluated, finished_run, tmp_path):
     with pytest.raises(ValueError, match=r"--reference .* 0 pictures there"):
         evaluate("base", "--out", tmp_path / "none", "--reference", tmp_path)
     assert not (tmp_path / "none").exists()
-    with pytest.raises(ValueError, match="no such folder"):
-        evaluate("/no/such/run", "--out", tmp_path)
-    with pytest.raises(ValueError, match=r"no LoRA there|neither a LoRA"):
+    for word in ("/no/such/run", "mine=/no/such/run", "mine=gone.safetensors"):
+        with pytest.raises(ValueError, match="no such file or folder; give `base`, a LoRA file"):
+            evaluate(word, "--out", tmp_path)
+    with pytest.raises(ConfigCompositionException, match="rewrd"):
+        evaluate("base", "rewrd=ocr", "--out", tmp_path)
+    with pytest.raises(ValueError, match="neither a LoRA nor a checkpoint there"):
         evaluate(tmp_path, "--out", tmp_path / "out", "evaluation.sets.held_in.count=1")
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("x.lora_magnitude_vector", "holds DoRA"),
+        ("lora_unet_x.lora_down.weight", "kohya's names"),
+        ("transformer_blocks.77.attn.to_q", "only 23 of its 24 layers fit this SD3Transformer2DModel"),
+    ],
+)
+def test_every_subject_is_examined_before_the_first_image(evaluate, call, finished_run, tmp_path, key, words):
+    """The last of two, and in generate.py with the same words. Mutation: draw the base first, or another reason."""
+    file = shutil.copy(finished_run / "lora" / "pytorch_lora_weights.safetensors", tmp_path / "odd.safetensors")
+    layer = {f"{key}.lora_A.weight": torch.ones(16, 128), f"{key}.lora_B.weight": torch.ones(128, 16)}
+    save_file(load_file(file) | (layer if key.endswith("to_q") else {key: torch.ones(1)}), file)
+    with pytest.raises(UserError, match=words) as error:
+        evaluate("base", file, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    status, _, err = call(generate, "--prompt", "a red circle", "--lora", file, "--out", tmp_path / "pictures")
+    assert status == 1 and err.strip() == f"error: {error.value}" and not (tmp_path / "pictures").exists()
+
+
+def test_one_lora_in_three_formats(evaluate, call, finished_run, tmp_path):
+    """As files and folders, beside the run itself: the same numbers and pictures, bitwise, and generate.py's alike.
+
+    Mutation: lose alpha of one format, or its name for a layer.
+    """
+    files = {}
+    for form, name in NAMES.items():
+        status, _, err = call(export_lora, finished_run, "--format", form, "--out", tmp_path / form)
+        assert status == 0, err
+        files[form] = tmp_path / form / name if form == "comfy" else tmp_path / form
+    words = [f"{form}={path}" for form, path in files.items()]
+    settings = [
+        f"evaluation.{word}" for word in ("images_per_prompt=1", "max_prompts=3", "num_steps=2", "kl_samples=1")
+    ]
+    evaluate("base", f"run={finished_run}", *words, "--out", tmp_path / "out", *settings)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    pictures, generated = {}, set()
+    for label in ("base", "run", *files):
+        paths = sorted((tmp_path / "out" / label).glob("*/images/*.png"))
+        pictures[label] = [path.read_bytes() for path in paths]
+        assert len(paths) == 6
+    for form in files:
+        assert pictures[form] == pictures["run"] != pictures["base"]
+        assert all(each[form]["metrics"] == each["run"]["metrics"] for each in results.values())
+        assert all(each[form]["kl_ref"] == each["run"]["kl_ref"] > 0 for each in results.values())
+        drawn = tmp_path / f"drawn_{form}"
+        status, _, err = call(generate, "--prompt", "a red circle", "--lora", files[form], "--out", drawn, settings[2])
+        assert status == 0, err
+        with Image.open(drawn / "000-0-lora.png") as picture:
+            generated.add(picture.tobytes())
+    assert len(generated) == 1

@@ -1,7 +1,5 @@
 """The scripts around base models, run in process on small random pipelines."""
 
-import sys
-
 import export_lora
 import generate
 import meta_memory
@@ -16,24 +14,12 @@ from runs import CONF
 from tiny import FAMILIES
 
 from flowrl.launch.compose import register_resolvers
-from flowrl.launch.errors import one_line_errors
 from flowrl.models import lora
-from flowrl.models.lora_files import LoRAFile, read, write
+from flowrl.models.lora_files import LoRAFile, read
+from flowrl.models.lora_writer import write
 from flowrl.runs import checkpoint
 
 LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2", "single_transformer_blocks.1.attn.to_v")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a script's `main` as its command line would; its status, output and errors."""
-
-    def run(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
-        status = one_line_errors(script.main)
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
