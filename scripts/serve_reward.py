@@ -18,7 +18,19 @@ from flowrl.errors import UserError
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
 
-SETTINGS = ("host", "port", "device", "max_batch", "max_wait", "max_waiting", "max_connections", "shutdown_seconds")
+SETTINGS = (
+    "host",
+    "port",
+    "device",
+    "max_batch",
+    "max_batch_bytes",
+    "max_wait",
+    "max_waiting",
+    "max_waiting_bytes",
+    "max_connections",
+    "idle_seconds",
+    "shutdown_seconds",
+)
 
 
 def main() -> None:
