@@ -19,7 +19,19 @@ from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.services import check_services
 
-SETTINGS = ("host", "port", "device", "max_batch", "max_wait", "max_waiting", "max_connections", "shutdown_seconds")
+SETTINGS = (
+    "host",
+    "port",
+    "device",
+    "max_batch",
+    "max_batch_bytes",
+    "max_wait",
+    "max_waiting",
+    "max_waiting_bytes",
+    "max_connections",
+    "idle_seconds",
+    "shutdown_seconds",
+)
 
 
 def main() -> None:

@@ -100,11 +100,16 @@ def cut(handler, body):
     handler.close_connection = True
 
 
+def read(body):
+    """A request's body, within limits that no test reaches."""
+    return wire.read_request(body, max_images=1000, max_image_bytes=1 << 26, max_decoded_bytes=1 << 28)
+
+
 def scorer(reward):
     """Answers as the real server would, without its process."""
 
     def behave(handler, body):
-        asked = wire.read_request(body, max_images=1000, max_pixels=1 << 24)
+        asked = read(body)
         reply(handler, wire.answer(reward(asked.images(), asked.prompts)))
 
     return behave

@@ -11,24 +11,29 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
+from pydantic_core import from_json
 from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.outputs import REASON
+from flowrl.rewards.png import decode, read_size
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
+
+VALUE_BYTES = 100
+"""About what a JSON value takes in Python, also an empty object, which is three bytes in the file."""
+
+TEXT_BYTES = 4
+"""What a character takes at most."""
 
 
 class TooLarge(ValueError):
@@ -37,14 +42,32 @@ class TooLarge(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request: its images, of which only the headers are read, and their prompts."""
+    """A request: its images as base64 PNG, not yet decoded, their common width and height, and their prompts.
 
-    files: list[PngImageFile]
+    `num_bytes` is what it takes in memory once it is decoded.
+    """
+
+    encoded: list[str]
+    size: tuple[int, int]
     prompts: list[Prompt]
+    num_bytes: int
+
+    def pixels(self) -> UInt8[Tensor, "B 3 H W"]:
+        """The images as they were sent. Raises UserError for one that is damaged."""
+        width, height = self.size
+        pixels = torch.empty(len(self.encoded), 3, height, width, dtype=torch.uint8)
+        for row, encoded in zip(pixels, self.encoded, strict=True):
+            row.copy_(decode(encoded))
+        return pixels
 
     def images(self) -> Float[Tensor, "B 3 H W"]:
-        """The images in [0, 1]. Raises ValueError for one that is damaged. To be called once: files are read away."""
-        return torch.stack([_decode(file) for file in self.files]).float().div_(255)
+        """The images in [0, 1], four times as large. Raises UserError for one that is damaged."""
+        return to_unit(self.pixels())
+
+
+def to_unit(pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """The images in [0, 1] that scorers take."""
+    return pixels.float().div_(255)
 
 
 def png(picture: Image.Image) -> str:
@@ -60,51 +83,50 @@ def request(images: Images, prompts: Sequence[Prompt]) -> dict[str, Any]:
     return {"images": [png(picture) for picture in to_pictures(images)], "prompts": asked}
 
 
-def read_request(body: bytes, *, max_images: int, max_pixels: int) -> Asked:
+def read_request(body: bytes | bytearray, *, max_images: int, max_image_bytes: int, max_decoded_bytes: int) -> Asked:
     """What a request's body asks for.
 
-    The pixels of all images are counted from their headers, before any is decoded. Raises TooLarge where there are more
-    than `max_pixels`, or more images than `max_images`, and ValueError for a body that is no request.
+    What it will take in memory is counted from the images' headers, before any is decoded: 3 bytes a pixel, however
+    few bits the file has for it. Raises TooLarge where that is more than `max_decoded_bytes`, where an image takes more
+    than `max_image_bytes`, or where there are more images than `max_images`; UserError for a body that is no request.
     """
+    values = VALUE_BYTES * (body.count(b",") + body.count(b"[") + body.count(b"{"))
+    if values > max_decoded_bytes:  # before they are parsed
+        raise TooLarge(f"JSON values of {values} bytes in one request, more than max_decoded_bytes={max_decoded_bytes}")
     data = _json(body)
     images, prompts = data.get("images"), data.get("prompts")
     if not isinstance(images, list) or not isinstance(prompts, list) or not images or len(images) != len(prompts):
         raise UserError("a request has `images` and `prompts`, lists of one length, at least 1")
     if len(images) > max_images:
         raise TooLarge(f"{len(images)} images in one request, more than max_images={max_images}; send fewer at a time")
-    files = [_open(image) for image in images]
-    num_pixels = sum(file.width * file.height for file in files)
-    if num_pixels > max_pixels:
-        raise TooLarge(f"{num_pixels} pixels in one request, more than max_pixels={max_pixels}; send fewer at a time")
-    if len({file.size for file in files}) > 1:
+    sizes = [read_size(image) for image in images]
+    areas = [3 * width * height for width, height in sizes]
+    texts = TEXT_BYTES * (len(body) - sum(len(image) for image in images))
+    if max(areas) > max_image_bytes:
+        width, height = sizes[areas.index(max(areas))]
+        raise TooLarge(
+            f"an image of {width} x {height} takes {max(areas)} bytes decoded, more than "
+            f"max_image_bytes={max_image_bytes}; send smaller ones"
+        )
+    num_bytes = sum(areas) + texts + values
+    if num_bytes > max_decoded_bytes:
+        raise TooLarge(
+            f"a request that takes {num_bytes} bytes decoded, more than max_decoded_bytes={max_decoded_bytes}; "
+            "send fewer images at a time"
+        )
+    if len(set(sizes)) > 1:
         raise UserError("the images of one request must have one size")
-    return Asked(files, [_prompt(prompt) for prompt in prompts])
+    return Asked(images, sizes[0], [_prompt(prompt) for prompt in prompts], num_bytes)
 
 
-def _json(body: bytes) -> dict[str, Any]:
+def _json(body: bytes | bytearray) -> dict[str, Any]:
     try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        data = from_json(body)  # json.loads would hold the body's text a second time
+    except ValueError as error:
         raise UserError(f"not JSON: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"a JSON object was expected, not {type(data).__name__}")
     return data
-
-
-def _open(image: Any) -> PngImageFile:
-    """The image with its header read and its pixels not yet decoded."""
-    try:
-        return PngImageFile(io.BytesIO(base64.b64decode(image, validate=True)))
-    except Exception as error:  # whatever the parser makes of bytes that a stranger chose
-        raise UserError(f"not a base64 PNG: {error}") from error
-
-
-def _decode(file: PngImageFile) -> UInt8[Tensor, "3 H W"]:
-    try:
-        pixels = np.array(file.convert("RGB"))
-    except Exception as error:  # as above
-        raise UserError(f"damaged PNG: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _prompt(data: Any) -> Prompt:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,8 +20,9 @@ from starlette.routing import Route
 from flowrl import background
 from flowrl.errors import UserError
 from flowrl.rewards import wire
-from flowrl.serving.batcher import Batcher, Busy
+from flowrl.serving.batcher import Batcher
 from flowrl.serving.counters import Counters
+from flowrl.serving.uploads import Busy, TooSlow, Upload, Uploads
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -29,21 +30,31 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a request may ask for: bytes of its body, seconds until it has arrived, images, and pixels of them all.
+    """What a request may ask for, and what all of them may hold while they are read.
 
-    `max_reading` requests are read and decoded at a time.
+    A body has up to `max_body` bytes and arrives within `body_seconds`; all bodies that are held have up to
+    `max_reading_bytes`. `max_reading` requests are parsed and decoded at a time. A request has up to `max_images`; each
+    takes up to `max_image_bytes` once it is decoded, and the whole request `max_decoded_bytes`.
     """
 
     max_body: int
     body_seconds: float
     max_images: int
-    max_pixels: int
+    max_image_bytes: int
+    max_decoded_bytes: int
     max_reading: int
+    max_reading_bytes: int
 
     def __post_init__(self) -> None:
-        for name in ("max_body", "body_seconds", "max_images", "max_pixels", "max_reading"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}={getattr(self, name)} must be above 0")
+        for field in fields(self):
+            if getattr(self, field.name) <= 0:
+                raise UserError(f"limits.{field.name}={getattr(self, field.name)} must be above 0")
+        for lower, upper in (("max_body", "max_reading_bytes"), ("max_image_bytes", "max_decoded_bytes")):
+            if getattr(self, lower) > getattr(self, upper):
+                raise UserError(
+                    f"limits.{lower}={getattr(self, lower)} must be at most limits.{upper}={getattr(self, upper)}; "
+                    "lower it"
+                )
 
 
 class Refused(Exception):
@@ -57,8 +68,18 @@ class Refused(Exception):
 class Pages:
     """The pages over one batcher. `token`, where there is one, is asked of /score alone."""
 
-    def __init__(self, *, name: str, batcher: Batcher, counters: Counters, limits: Limits, token: str | None) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        batcher: Batcher,
+        counters: Counters,
+        limits: Limits,
+        max_requests: int,
+        token: str | None,
+    ) -> None:
         self.name, self.batcher, self.counters, self.limits, self.token = name, batcher, counters, limits, token
+        self.uploads = Uploads(max_requests=max_requests, max_bytes=limits.max_reading_bytes, counters=counters)
         self.reading = asyncio.Semaphore(limits.max_reading)
 
     async def score(self, request: Request) -> Response:
@@ -83,22 +104,30 @@ class Pages:
         if self.token is not None and not hmac.compare_digest(given.encode(), f"Bearer {self.token}".encode()):
             raise Refused(401, "wrong or missing bearer token")
         try:
-            return await _while_listening(request, self._answer(await self._body(request)))
+            with self.uploads.admitted() as upload:
+                return await _while_listening(request, self._answer(upload, await self._body(request, upload)))
         except wire.TooLarge as error:
             raise Refused(413, str(error)) from error
         except ValueError as error:
             raise Refused(422, str(error)) from error
         except Busy as error:
             raise Refused(503, str(error)) from error
+        except TooSlow:
+            raise Refused(408, f"the body took longer than body_seconds={self.limits.body_seconds}") from None
 
-    async def _answer(self, body: bytes) -> dict[str, object]:
-        bounds = {"max_images": self.limits.max_images, "max_pixels": self.limits.max_pixels}
+    async def _answer(self, upload: Upload, body: bytearray) -> dict[str, object]:
+        bounds = {
+            "max_images": self.limits.max_images,
+            "max_image_bytes": self.limits.max_image_bytes,
+            "max_decoded_bytes": self.limits.max_decoded_bytes,
+        }
         asked = await self._read(partial(wire.read_request, body, **bounds))
         prompts = asked.prompts
-        with self.batcher.place(len(prompts)):
-            images = await self._read(asked.images)
-            del body, asked  # what waits holds its pixels once
-            return wire.answer(await self.batcher.score(images, prompts))
+        with self.batcher.place(len(prompts), asked.num_bytes):
+            pixels = await self._read(asked.pixels)
+            del body, asked  # what waits is held once
+            self.uploads.drop_bytes(upload)
+            return wire.answer(await self.batcher.score(pixels, prompts))
 
     async def _read(self, work: Callable[[], Result]) -> Result:
         """The result of `work`, done in a thread that keeps its turn to the end even where nobody waits for it."""
@@ -107,22 +136,20 @@ class Pages:
         future.add_done_callback(lambda _: self.reading.release())
         return await asyncio.shield(future)
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, upload: Upload) -> bytearray:
         limit = self.limits.max_body
         too_large = Refused(413, f"a body of more than max_body={limit} bytes; send fewer images at a time")
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise too_large
         body = bytearray()
-        try:
-            async with asyncio.timeout(self.limits.body_seconds):
-                async for piece in request.stream():
-                    body += piece
-                    if len(body) > limit:
-                        raise too_large
-        except TimeoutError:
-            raise Refused(408, f"the body took longer than body_seconds={self.limits.body_seconds}") from None
-        return bytes(body)
+        async with self.uploads.receiving(upload, self.limits.body_seconds):
+            async for piece in request.stream():
+                if len(body) + len(piece) > limit:
+                    raise too_large
+                self.uploads.add(upload, len(piece))
+                body += piece
+        return body
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok", "reward": self.name, "waiting": self.counters.waiting})

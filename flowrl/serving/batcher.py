@@ -11,26 +11,25 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from flowrl import background
+from flowrl.rewards import wire
 from flowrl.rewards.outputs import concatenate, reorder
 from flowrl.serving.counters import Counters
+from flowrl.serving.uploads import Busy
 from flowrl.types import Prompt, RewardOutput
 
 Score = Callable[[Tensor, Sequence[Prompt]], RewardOutput]
 """Scores images, and never raises: failures are missing samples, as `RewardModule.score` has it."""
 
 
-class Busy(Exception):
-    """More images wait than the server holds."""
-
-
 @dataclass(slots=True)
 class Job:
-    """One request, and where its scores will be."""
+    """One request, and where its scores will be. Its images stay bytes until they are scored."""
 
-    images: Tensor
+    pixels: UInt8[Tensor, "B 3 H W"]
     prompts: list[Prompt]
     output: asyncio.Future[RewardOutput]
 
@@ -38,34 +37,52 @@ class Job:
 class Batcher:
     """Collects requests for up to `max_wait` seconds or `max_batch` images, and scores them together by image size.
 
+    A call of the scorer has up to `max_batch` images, and as many as take `max_batch_bytes` as bytes; it gets them as
+    float32, four times as large. Up to `max_waiting` images, and requests of `max_waiting_bytes`, may wait.
     A request that fails as a whole in a shared batch is scored once more alone, so that another one's bad image cannot
     take it along. A request that is cancelled before its turn is not scored.
     """
 
-    def __init__(self, score: Score, *, max_batch: int, max_wait: float, max_waiting: int, counters: Counters) -> None:
-        self.scorer, self.max_batch, self.max_wait, self.max_waiting = score, max_batch, max_wait, max_waiting
-        self.counters = counters
+    def __init__(
+        self,
+        score: Score,
+        *,
+        max_batch: int,
+        max_batch_bytes: int,
+        max_wait: float,
+        max_waiting: int,
+        max_waiting_bytes: int,
+        counters: Counters,
+    ) -> None:
+        self.scorer, self.counters = score, counters
+        self.max_batch, self.max_batch_bytes, self.max_wait = max_batch, max_batch_bytes, max_wait
+        self.max_waiting, self.max_waiting_bytes = max_waiting, max_waiting_bytes
         self.jobs: asyncio.Queue[Job] = asyncio.Queue()
 
     @contextmanager
-    def place(self, count: int) -> Iterator[None]:
-        """Room for `count` images, to be taken before they are decoded. Raises Busy beyond `max_waiting` images."""
+    def place(self, count: int, num_bytes: int) -> Iterator[None]:
+        """Room for `count` images of `num_bytes`, to be taken before they are decoded. Raises Busy if there is none."""
         if self.counters.waiting + count > self.max_waiting:
             raise Busy(f"{self.counters.waiting} images are waiting already; try again later")
+        if self.counters.waiting_bytes + num_bytes > self.max_waiting_bytes:
+            raise Busy(f"{self.counters.waiting_bytes} bytes of images are waiting already; try again later")
         self.counters.waiting += count
+        self.counters.waiting_bytes += num_bytes
         try:
             yield
         finally:
             self.counters.waiting -= count
+            self.counters.waiting_bytes -= num_bytes
 
-    async def score(self, images: Tensor, prompts: list[Prompt]) -> RewardOutput:
+    async def score(self, pixels: UInt8[Tensor, "B 3 H W"], prompts: list[Prompt]) -> RewardOutput:
         """The scores of one request that has its `place`, once its turn has come."""
-        job = Job(images, prompts, asyncio.get_running_loop().create_future())
+        job = Job(pixels, prompts, asyncio.get_running_loop().create_future())
         try:
             self.jobs.put_nowait(job)
             return await job.output
-        finally:
-            job.images = torch.empty(0)  # a cancelled job stays in the queue, its pixels need not
+        finally:  # a cancelled job stays in the queue, what it holds need not
+            job.pixels = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+            job.prompts = []
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -74,7 +91,7 @@ class Batcher:
             by_size: dict[torch.Size, list[Job]] = defaultdict(list)
             for job in jobs:
                 if not job.output.done():  # its client has left
-                    by_size[job.images.shape[1:]].append(job)
+                    by_size[job.pixels.shape[1:]].append(job)
             for group in by_size.values():
                 try:
                     await self._answer([job for job in group if not job.output.done()])
@@ -99,27 +116,43 @@ class Batcher:
     async def _answer(self, jobs: list[Job]) -> None:
         if not jobs:
             return
-        images = torch.cat([job.images for job in jobs])
-        whole = await self._in_background(images, [prompt for job in jobs for prompt in job.prompts])
+        contents = [(job.pixels, job.prompts) for job in jobs]  # a job that is cancelled meanwhile loses its own
+        whole = await self._in_background(contents)
         start = 0
-        for job in jobs:
-            own = reorder(whole, torch.arange(start, start + len(job.prompts)))
-            start += len(job.prompts)
-            if len(jobs) > 1 and not own.is_valid.any() and not job.output.done():
-                own = await self._in_background(job.images, job.prompts)
-            self.counters.images += len(job.prompts)
-            self.counters.missing += int((~own.is_valid).sum())
+        for job, content in zip(jobs, contents, strict=True):
+            count = len(content[1])
+            output = reorder(whole, torch.arange(start, start + count))
+            start += count
+            if len(jobs) > 1 and not output.is_valid.any() and not job.output.done():
+                output = await self._in_background([content])
+            self.counters.images += count
+            self.counters.missing += int((~output.is_valid).sum())
             if not job.output.done():
-                job.output.set_result(own)
+                job.output.set_result(output)
 
-    async def _in_background(self, images: Tensor, prompts: list[Prompt]) -> RewardOutput:
-        """Scored in slices of `max_batch`, beside the event loop."""
+    async def _in_background(self, contents: Sequence[tuple[Tensor, list[Prompt]]]) -> RewardOutput:
+        """Scored in slices that a call of the scorer may have, beside the event loop."""
+        prompts = [prompt for _, prompts in contents for prompt in prompts]
+        size = min(self.max_batch, max(self.max_batch_bytes // contents[0][0][0].nbytes, 1))
         outputs = []
-        for start in range(0, len(prompts), self.max_batch):
-            part = slice(start, start + self.max_batch)
+        for start in range(0, len(prompts), size):
+            pixels = _rows([pixels for pixels, _ in contents], start, start + size)
             begin = time.perf_counter()
-            work = partial(self.scorer, images[part], prompts[part])
+            work = partial(self._score_pixels, pixels, prompts[start : start + size])
             outputs.append(await asyncio.wrap_future(background.start(work, "scorer")))
             self.counters.batches += 1
             self.counters.scoring_seconds += time.perf_counter() - begin
         return concatenate(outputs)
+
+    def _score_pixels(self, pixels: Tensor, prompts: list[Prompt]) -> RewardOutput:
+        return self.scorer(wire.to_unit(pixels), prompts)
+
+
+def _rows(tensors: Sequence[Tensor], start: int, end: int) -> Tensor:
+    """Rows `start` to `end` of the tensors, as if they were one."""
+    pieces = []
+    for tensor in tensors:
+        pieces.append(tensor[max(start, 0) : max(end, 0)])
+        start -= len(tensor)
+        end -= len(tensor)
+    return torch.cat(pieces)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start, and how many images wait now."""
+    """Totals since the start, and what is held now: images that wait, their bytes, and bytes of bodies."""
 
     requests: Counter[int] = field(default_factory=Counter)
     request_seconds: float = 0.0
@@ -17,6 +17,8 @@ class Counters:
     batches: int = 0
     scoring_seconds: float = 0.0
     waiting: int = 0
+    waiting_bytes: int = 0
+    body_bytes: int = 0
 
     def text(self) -> str:
         """In the Prometheus text format, version 0.0.4."""
@@ -27,6 +29,8 @@ class Counters:
             ("scoring_seconds_total", "counter", "Time in the scorer.", self.scoring_seconds),
             ("request_seconds_total", "counter", "Time from a request's arrival to its answer.", self.request_seconds),
             ("waiting_images", "gauge", "Images that wait to be scored or are being scored.", self.waiting),
+            ("waiting_bytes", "gauge", "What their requests take in memory.", self.waiting_bytes),
+            ("body_bytes", "gauge", "Bodies of requests that are not yet decoded.", self.body_bytes),
         ]
         lines = ["# HELP flowrl_requests_total Requests to /score by status.", "# TYPE flowrl_requests_total counter"]
         lines += [f'flowrl_requests_total{{status="{code}"}} {n}' for code, n in sorted(self.requests.items())]

@@ -13,6 +13,7 @@ from flowrl.modules.reward import RewardModule
 from flowrl.rewards.protocol import Reward
 from flowrl.serving.app import Limits, Pages, build_app
 from flowrl.serving.batcher import Batcher
+from flowrl.serving.connections import Connection
 from flowrl.serving.counters import Counters
 
 log = logging.getLogger(__name__)
@@ -26,23 +27,33 @@ def serve(
     device: str,
     limits: Limits,
     max_batch: int,
+    max_batch_bytes: int,
     max_wait: float,
     max_waiting: int,
+    max_waiting_bytes: int,
     max_connections: int,
+    idle_seconds: int,
     shutdown_seconds: float,
     token_env: str | None,
 ) -> None:
     """Serve `reward` at `host`:`port` until SIGINT or SIGTERM.
 
-    Requests under way are then finished, within `shutdown_seconds`.
+    Requests under way are then finished, within `shutdown_seconds`. Up to `max_connections` requests are under way at a
+    time, and as many connections may wait for one, each for `idle_seconds`.
     `device` is `auto` (CUDA where there is any) or a torch device. `token_env` names the environment variable with the
     bearer token that /score asks for. Port 0 takes a free one; the line that announces the server names it.
     """
-    for name, value in {"max_batch": max_batch, "max_waiting": max_waiting, "max_connections": max_connections}.items():
+    least = {"max_batch": max_batch, "max_connections": max_connections, "idle_seconds": idle_seconds}
+    for name, value in least.items():
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")
-    if limits.max_images > max_waiting:
-        raise UserError(f"limits.max_images={limits.max_images} must be at most max_waiting={max_waiting}; lower it")
+    for name, value, bound_name, bound in (
+        ("max_images", limits.max_images, "max_waiting", max_waiting),
+        ("max_image_bytes", limits.max_image_bytes, "max_batch_bytes", max_batch_bytes),
+        ("max_decoded_bytes", limits.max_decoded_bytes, "max_waiting_bytes", max_waiting_bytes),
+    ):
+        if value > bound:
+            raise UserError(f"limits.{name}={value} must be at most {bound_name}={bound}; lower it")
     token = os.environ.get(token_env) if token_env else None
     if token_env and not token:
         raise UserError(f"token_env={token_env}: set the environment variable {token_env} to the token")
@@ -54,19 +65,26 @@ def serve(
     batcher = Batcher(
         lambda images, prompts: module.score(images.to(place), prompts),
         max_batch=max_batch,
+        max_batch_bytes=max_batch_bytes,
         max_wait=max_wait,
         max_waiting=max_waiting,
+        max_waiting_bytes=max_waiting_bytes,
         counters=counters,
     )
     name = type(reward).__name__
-    app = build_app(Pages(name=name, batcher=batcher, counters=counters, limits=limits, token=token))
+    pages = Pages(
+        name=name, batcher=batcher, counters=counters, limits=limits, max_requests=max_connections, token=token
+    )
     config = uvicorn.Config(
-        app,
+        build_app(pages),
         host=host,
         port=port,
+        http=Connection,
+        ws="none",
         log_level="warning",
         access_log=False,
         limit_concurrency=max_connections,
+        timeout_keep_alive=idle_seconds,
         timeout_graceful_shutdown=max(int(shutdown_seconds), 1),
     )
     socket = config.bind_socket()

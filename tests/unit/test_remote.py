@@ -7,9 +7,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from servers import answering, brightness, client, cut, remote, reply, scorer
+from servers import answering, brightness, client, cut, read, remote, reply, scorer
 
-from flowrl.rewards import wire
 from flowrl.rewards.client import Unanswered, check_url
 from flowrl.types import Prompt
 
@@ -58,7 +57,7 @@ def test_a_fault_costs_its_own_samples_and_nothing_else(fault, caplog):
     misbehave, words = FAULTS[fault]
 
     def behave(handler, body):
-        prompts = wire.read_request(body, max_images=100, max_pixels=10**6).prompts
+        prompts = read(body).prompts
         (misbehave if prompts[0].text == "prompt 2" else scorer(brightness))(handler, body)
 
     start = time.monotonic()
@@ -165,7 +164,7 @@ def test_requests_go_out_side_by_side_and_come_back_in_order():
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        images = wire.read_request(body, max_images=100, max_pixels=10**6).images()
+        images = read(body).images()
         time.sleep(0.3 if images.mean() == 0 else 0.05)
         with lock:
             now[0] -= 1

@@ -16,35 +16,62 @@ from servers import brightness, remote
 from flowrl.rewards import wire
 from flowrl.rewards.outputs import missing
 from flowrl.serving.app import Limits, Pages, build_app
-from flowrl.serving.batcher import Batcher, Busy
+from flowrl.serving.batcher import Batcher
+from flowrl.serving.connections import Connection
 from flowrl.serving.counters import Counters
+from flowrl.serving.server import serve
+from flowrl.serving.uploads import SILENCE, Busy
 from flowrl.types import Prompt
 
 IMAGES = torch.linspace(0, 1, 6).view(6, 1, 1, 1).expand(6, 3, 4, 4)
 PROMPTS = [Prompt(f"prompt {i}") for i in range(6)]
+PIXELS = (IMAGES * 255).round().byte()
 LEVELS = [round(i * 51) / 255 for i in range(6)]
 
 
-def batcher(score, counters=None, max_batch=4, max_wait=0.05, max_waiting=100):
-    counters = counters or Counters()
-    return Batcher(score, max_batch=max_batch, max_wait=max_wait, max_waiting=max_waiting, counters=counters)
+def batcher(score, counters=None, **changes):
+    bounds = {
+        "max_batch": 4,
+        "max_batch_bytes": 10**6,
+        "max_wait": 0.05,
+        "max_waiting": 100,
+        "max_waiting_bytes": 10**6,
+    }
+    return Batcher(score, counters=counters or Counters(), **bounds | changes)
+
+
+LIMITS = {
+    "max_body": 20_000,
+    "body_seconds": 0.5,
+    "max_images": 6,
+    "max_image_bytes": 600,
+    "max_decoded_bytes": 100_000,
+    "max_reading": 1,
+    "max_reading_bytes": 50_000,
+}
 
 
 @contextmanager
-def running(score=brightness, token=None, max_waiting=100, **limits):
+def running(score=brightness, token=None, max_waiting=100, max_connections=100, idle_seconds=5, **limits):
     """The application in a thread. Gives its address and its counters."""
     counters = Counters()
-    bounds = Limits(
-        **{"max_body": 20_000, "body_seconds": 0.5, "max_images": 6, "max_pixels": 200, "max_reading": 1} | limits
-    )
     pages = Pages(
         name="Test",
         batcher=batcher(score, counters, max_waiting=max_waiting),
         counters=counters,
-        limits=bounds,
+        limits=Limits(**LIMITS | limits),
+        max_requests=max_connections,
         token=token,
     )
-    config = uvicorn.Config(build_app(pages), port=0, log_level="error", access_log=False)
+    config = uvicorn.Config(
+        build_app(pages),
+        port=0,
+        http=Connection,
+        log_level="error",
+        access_log=False,
+        limit_concurrency=max_connections,
+        timeout_keep_alive=idle_seconds,
+    )
     place = config.bind_socket()
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
@@ -57,6 +84,18 @@ def running(score=brightness, token=None, max_waiting=100, **limits):
         server.should_exit = True
         thread.join()
         place.close()
+
+
+def connect(url, data=b""):
+    """A connection on which `data` was sent."""
+    connection = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+    connection.settimeout(5)
+    connection.sendall(data)
+    return connection
+
+
+def head(length):
+    return f"POST /score HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 def post(url, content, **headers):
@@ -84,10 +123,10 @@ def test_what_the_server_refuses_and_that_it_stays_up():
         assert post(url, good, Authorization="Bearer s3crét".encode()).status_code == 401
         assert post(url, b" " * 30_000, **key).status_code == 413
         assert post(url, iter([b" " * 1000] * 30), **key).status_code == 413
-        assert post(url, b"[" * 10_000, **key).status_code == 422
+        assert post(url, b"[" * 900, **key).status_code == 422
         bomb = json.dumps(wire.request(torch.zeros(1, 3, 15, 15), PROMPTS[:1])).encode()
         refusal = post(url, bomb, **key)
-        assert refusal.status_code == 413 and "225 pixels" in refusal.json()["error"]
+        assert refusal.status_code == 413 and "15 x 15 takes 675 bytes" in refusal.json()["error"]
         assert httpx.get(f"{url}/score", trust_env=False).status_code == 405
         assert post(url, good, **key).json()["values"] == pytest.approx(LEVELS[:2])
         assert counters.requests == {401: 3, 413: 3, 422: 1, 200: 1}
@@ -96,10 +135,7 @@ def test_what_the_server_refuses_and_that_it_stays_up():
 def test_a_body_that_never_ends_is_given_up():
     """Mutation: wait for it."""
     with running() as (url, counters):
-        port = int(url.rsplit(":", 1)[1])
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(b"POST /score HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{")
-            connection.settimeout(3)
+        with connect(url, head(100) + b"{") as connection:
             assert b"408" in connection.recv(100)
         assert counters.requests[408] == 1
 
@@ -137,9 +173,9 @@ def together(score, requests, **settings):
         sizes.append(tuple(images.shape[::3]))
         return score(images, prompts)
 
-    async def ask(own, images, prompts):
-        with own.place(len(prompts)):
-            return await own.score(images, prompts)
+    async def ask(own, pixels, prompts):
+        with own.place(len(prompts), pixels.nbytes):
+            return await own.score(pixels, prompts)
 
     async def run():
         own = batcher(noting, **settings)
@@ -153,13 +189,31 @@ def together(score, requests, **settings):
 
 def test_requests_share_calls_by_size_and_up_to_a_bound():
     """2 + 1 + 2 images of one size and 1 of another; 6 at most 4 at a time. Mutation: merge sizes, exceed the bound."""
-    requests = [(IMAGES[:2], PROMPTS[:2]), (IMAGES[2:3], PROMPTS[2:3]), (torch.ones(1, 3, 5, 5), PROMPTS[:1])]
-    outputs, sizes = together(brightness, [*requests, (IMAGES[3:5], PROMPTS[3:5])], max_batch=6)
+    requests = [
+        (PIXELS[:2], PROMPTS[:2]),
+        (PIXELS[2:3], PROMPTS[2:3]),
+        (torch.full((1, 3, 5, 5), 255, dtype=torch.uint8), PROMPTS[:1]),
+    ]
+    outputs, sizes = together(brightness, [*requests, (PIXELS[3:5], PROMPTS[3:5])], max_batch=6)
     assert sizes == [(5, 4), (1, 5)]
     values = [value for i in (0, 1, 3) for value in outputs[i].values.tolist()]
     assert values == pytest.approx([0, 0.2, 0.4, 0.6, 0.8]) and outputs[2].values.tolist() == [1]
-    _, sizes = together(brightness, [(IMAGES, PROMPTS)], max_batch=4)
+    _, sizes = together(brightness, [(PIXELS, PROMPTS)], max_batch=4)
     assert sizes == [(4, 4), (2, 4)]
+
+
+def test_a_call_of_the_scorer_is_bounded_in_bytes():
+    """An image of 4 x 4 has 48 bytes, so 150 bytes hold three; one that is larger than the bound is scored alone.
+
+    Mutation: bound calls by the number of images alone, or lose rows where a slice spans two requests.
+    """
+    requests = [(PIXELS[:2], PROMPTS[:2]), (PIXELS[2:6], PROMPTS[2:6])]
+    outputs, sizes = together(brightness, requests, max_batch=6, max_batch_bytes=150)
+    assert sizes == [(3, 4), (3, 4)]
+    assert [value for output in outputs for value in output.values.tolist()] == pytest.approx(LEVELS)
+    outputs, sizes = together(brightness, requests, max_batch=6, max_batch_bytes=1)
+    assert sizes == [(1, 4)] * 6
+    assert [value for output in outputs for value in output.values.tolist()] == pytest.approx(LEVELS)
 
 
 def test_a_bad_image_does_not_take_other_requests_along():
@@ -170,7 +224,7 @@ def test_a_bad_image_does_not_take_other_requests_along():
             return missing(len(prompts), "RuntimeError: bad image")
         return brightness(images, prompts)
 
-    requests = [(IMAGES[i : i + 1], PROMPTS[i : i + 1]) for i in (1, 3, 5)]
+    requests = [(PIXELS[i : i + 1], PROMPTS[i : i + 1]) for i in (1, 3, 5)]
     outputs, _ = together(touchy, requests)
     assert [output.is_valid.item() for output in outputs] == [True, False, True]
     assert outputs[1].info[0]["missing"] == "RuntimeError: bad image"
@@ -178,10 +232,12 @@ def test_a_bad_image_does_not_take_other_requests_along():
 
 def test_a_full_server_says_so():
     """Also to the first request. Mutation: let memory grow without bound."""
-    outputs, _ = together(brightness, [(IMAGES, PROMPTS), (IMAGES, PROMPTS)], max_waiting=7)
+    outputs, _ = together(brightness, [(PIXELS, PROMPTS), (PIXELS, PROMPTS)], max_waiting=7)
     assert outputs[0].is_valid.all() and isinstance(outputs[1], Busy)
-    outputs, _ = together(brightness, [(IMAGES, PROMPTS)], max_waiting=5)
+    outputs, _ = together(brightness, [(PIXELS, PROMPTS)], max_waiting=5)
     assert isinstance(outputs[0], Busy)
+    outputs, _ = together(brightness, [(PIXELS, PROMPTS), (PIXELS, PROMPTS)], max_waiting_bytes=2 * 288 - 1)
+    assert outputs[0].is_valid.all() and "288 bytes of images are waiting" in str(outputs[1])
 
 
 def test_requests_whose_clients_have_left_are_not_scored():
@@ -199,27 +255,14 @@ def test_requests_whose_clients_have_left_are_not_scored():
 
     data = [json.dumps(wire.request(IMAGES[i : i + 2], PROMPTS[i : i + 2])).encode() for i in (0, 2, 4)]
     with running(slow, max_waiting=4) as (url, counters):
-
-        def until(waiting):
-            deadline = time.monotonic() + 3
-            while counters.waiting != waiting and time.monotonic() < deadline:
-                time.sleep(0.005)
-            assert counters.waiting == waiting
-
-        def connect(body):
-            connection = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
-            head = f"POST /score HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n"
-            connection.sendall(head.encode() + body)
-            return connection
-
-        first = connect(data[0])
+        first = connect(url, head(len(data[0])) + data[0])
         assert begun.wait(3)
-        second = connect(data[1])
-        until(4)
+        second = connect(url, head(len(data[1])) + data[1])
+        until(lambda: counters.waiting == 4)
         assert post(url, data[2]).status_code == 503
         first.close()
         second.close()
-        until(0)
+        until(lambda: counters.waiting == 0)
         threading.Timer(0.1, release.set).start()
         assert post(url, data[2]).json()["values"] == pytest.approx(LEVELS[4:])
         assert seen == [["prompt 0", "prompt 1"], ["prompt 4", "prompt 5"]]
@@ -255,8 +298,166 @@ def test_as_many_requests_are_read_at_a_time_as_is_allowed(monkeypatch):
     assert most == 2
 
 
-@pytest.mark.parametrize("name", ["max_body", "body_seconds", "max_images", "max_pixels", "max_reading"])
+def test_idle_connections_are_closed():
+    """One that sends nothing, one that sends a head byte by byte, and one that was answered.
+
+    Mutation: wait for a first byte, or begin the time anew with each byte.
+    """
+    with running(idle_seconds=1) as (url, _):
+        silent, slow = connect(url), connect(url, b"GET /health HTTP/1.1\r\n")
+        answered = connect(url, b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+        begin = time.monotonic()
+        while time.monotonic() - begin < 0.8:
+            time.sleep(0.1)
+            slow.sendall(b"X")
+        assert b"200" in answered.recv(1000)
+        for connection in (silent, slow, answered):
+            assert closed(connection)
+            connection.close()
+        assert 0.8 < time.monotonic() - begin < 2
+
+
+def closed(connection):
+    """True once the server has closed it."""
+    try:
+        while connection.recv(1000):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def test_a_client_that_does_not_read_is_let_go():
+    """Thousands of questions in one go whose answers fill every buffer. Mutation: wait until there is room."""
+    with running(idle_seconds=1) as (url, _):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        connection.settimeout(5)
+        begin = time.monotonic()
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            while time.monotonic() - begin < 10:
+                connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n" * 100)
+        connection.close()
+
+
+def test_idle_connections_do_not_count_against_requests():
+    """Twice as many as requests may be under way, and none of them ends soon; then the longest idle one goes first.
+
+    Mutation: refuse requests while so many connections are open, or let any number stay.
+    """
+    good = json.dumps(wire.request(IMAGES[:2], PROMPTS[:2])).encode()
+    with running(max_connections=3, idle_seconds=60) as (url, _):
+        idle = [connect(url) for _ in range(6)]
+        assert [post(url, good).status_code for _ in range(4)] == [200] * 4
+        time.sleep(SILENCE)
+        for _ in range(3):
+            assert post(url, good).status_code == 200
+        assert all(closed(connection) for connection in idle[:3])
+        idle[5].settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            idle[5].recv(1)
+        for connection in idle:
+            connection.close()
+
+
+def test_a_body_that_stands_still_makes_room_for_requests():
+    """Two requests may be under way, and two are held back by a byte: others are refused at first, then served.
+
+    Mutation: let them stay until `body_seconds`, or give up one that only just arrived.
+    """
+    good = json.dumps(wire.request(IMAGES[:2], PROMPTS[:2])).encode()
+    with running(max_connections=2, body_seconds=60.0) as (url, counters):
+        with connect(url, head(len(good)) + good[:-1]) as first, connect(url, head(len(good)) + good[:-1]) as second:
+            until(lambda: counters.body_bytes == 2 * len(good) - 2)
+            refusal = post(url, good)
+            assert refusal.status_code == 503 and refusal.headers["Retry-After"] == "1"
+            assert "2 requests are under way" in refusal.json()["error"]
+            time.sleep(SILENCE)
+            assert post(url, good).status_code == 200
+            assert b"503" in first.recv(20)
+            second.sendall(good[-1:])
+            assert b"200" in second.recv(20)
+        until(lambda: counters.body_bytes == 0)
+
+
+def test_the_bytes_of_all_bodies_are_bounded():
+    """Three of 20,000 bytes do not go into 50,000: the third is refused while the others' bytes are new.
+
+    One that then comes takes the place of one that stands still. Mutation: bound each alone, or lose count of what is
+    held when clients leave.
+    """
+    body = b" " * 19_999
+    with running(body_seconds=60.0) as (url, counters):
+        first = connect(url, head(20_000) + body)
+        second = connect(url, head(20_000) + body)
+        until(lambda: counters.body_bytes == 39_998)
+        refusal = post(url, body)
+        assert refusal.status_code == 503 and "39998 bytes are held already" in refusal.json()["error"]
+        assert counters.body_bytes == 39_998
+        time.sleep(SILENCE)
+        assert post(url, body).status_code == 422
+        assert b"503" in first.recv(20)
+        until(lambda: counters.body_bytes == 19_999)
+        first.close()
+        second.close()
+        until(lambda: counters.body_bytes == 0)
+        assert counters.requests == {503: 2, 422: 1, 499: 1}
+
+
+def until(is_so):
+    deadline = time.monotonic() + 3
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert is_so()
+
+
+def test_pages_are_answered_while_no_request_has_room():
+    """Mutation: count /health against the requests."""
+    with running(max_connections=1) as (url, counters), connect(url, head(100) + b"{"):
+        until(lambda: counters.body_bytes == 1)
+        assert httpx.get(f"{url}/health", trust_env=False).status_code == 200
+        assert "flowrl_body_bytes 1" in httpx.get(f"{url}/metrics", trust_env=False).text
+
+
+@pytest.mark.parametrize("name", LIMITS)
 def test_limits_are_checked(name):
     """Mutation: drop the check."""
-    with pytest.raises(ValueError, match=f"{name}=0"):
-        Limits(**{"max_body": 1, "body_seconds": 1.0, "max_images": 1, "max_pixels": 1, "max_reading": 1} | {name: 0})
+    with pytest.raises(ValueError, match=rf"limits\.{name}=0"):
+        Limits(**LIMITS | {name: 0})
+
+
+@pytest.mark.parametrize(("lower", "upper"), [("max_body", "reading"), ("max_image_bytes", "decoded")])
+def test_a_limit_on_one_is_at_most_that_on_all(lower, upper):
+    """Else no request could use it. Mutation: drop the check."""
+    with pytest.raises(ValueError, match=rf"limits\.{lower}=1000000 must be at most limits\.max_{upper}_bytes"):
+        Limits(**LIMITS | {lower: 10**6})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"max_waiting": 5}, r"limits\.max_images=6 must be at most max_waiting=5"),
+        ({"max_batch_bytes": 599}, r"limits\.max_image_bytes=600 must be at most max_batch_bytes=599"),
+        ({"max_waiting_bytes": 99_999}, r"limits\.max_decoded_bytes=100000 must be at most max_waiting_bytes=99999"),
+        ({"idle_seconds": 0}, "idle_seconds=0 must be at least 1"),
+    ],
+)
+def test_a_server_does_not_start_with_limits_that_contradict_each_other(change, words):
+    """Each request would be refused for ever. Mutation: drop a check."""
+    settings = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "device": "cpu",
+        "max_batch": 4,
+        "max_batch_bytes": 10**6,
+        "max_wait": 0.0,
+        "max_waiting": 100,
+        "max_waiting_bytes": 10**6,
+        "max_connections": 10,
+        "idle_seconds": 10,
+        "shutdown_seconds": 1,
+        "token_env": None,
+    }
+    with pytest.raises(ValueError, match=words):
+        serve(brightness, limits=Limits(**LIMITS), **settings | change)

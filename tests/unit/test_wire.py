@@ -3,14 +3,17 @@ import io
 import json
 import math
 import struct
+import tracemalloc
 import zlib
 
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from flowrl.rewards import wire
 from flowrl.rewards.outputs import concatenate, first_reason, missing
+from flowrl.rewards.png import decode
 from flowrl.types import Prompt, RewardOutput
 
 
@@ -32,35 +35,103 @@ def body(images, prompts=None):
     return json.dumps({"images": images, "prompts": prompts or [{"text": "a"} for _ in images]}).encode()
 
 
-def read(data, max_images=11, max_pixels=1000):
-    asked = wire.read_request(data, max_images=max_images, max_pixels=max_pixels)
-    return asked.images(), asked.prompts
+def read(data, max_images=11, max_image_bytes=10_000, max_decoded_bytes=100_000):
+    return wire.read_request(
+        data, max_images=max_images, max_image_bytes=max_image_bytes, max_decoded_bytes=max_decoded_bytes
+    )
+
+
+def file(*chunks, pixels=b"\0" * 100):
+    """A PNG of these chunks, its pixels and its end."""
+    content = b"".join(chunks) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + content).decode()
 
 
 def test_images_and_prompts_arrive():
     """Eight-bit levels come through exactly, others rounded; metadata as JSON. Mutation: swap axes, or truncate."""
     levels = torch.randint(0, 256, (3, 3, 5, 5), generator=torch.Generator().manual_seed(0)) / 255
     prompts = [Prompt("a", "single", {"n": [1, "x"]}), Prompt("Ω", "", {}), Prompt("c", "d", {"e": None})]
-    images, read_prompts = read(json.dumps(wire.request(levels, prompts)).encode())
-    assert torch.equal(images, levels.float()) and read_prompts == prompts
-    shifted, _ = read(json.dumps(wire.request((levels + 0.4 / 255).clamp(0, 1), prompts)).encode())
-    assert torch.equal(shifted, levels.float())
+    asked = read(json.dumps(wire.request(levels, prompts)).encode())
+    assert torch.equal(asked.images(), levels.float()) and asked.prompts == prompts
+    assert torch.equal(asked.pixels(), (levels * 255).round().byte())
+    shifted = read(json.dumps(wire.request((levels + 0.4 / 255).clamp(0, 1), prompts)).encode())
+    assert torch.equal(shifted.images(), levels.float())
 
 
 def test_an_image_bomb_is_refused_before_it_is_decoded():
-    """Its header says 10^10 pixels; so does a second header behind an innocent one; many small ones add up.
+    """One bit a pixel in the file is three bytes decoded: 8192 x 8192 x 3 = 201,326,592. Behind its header is nothing.
 
-    Mutation: decode first, trust the first header, or count each image alone.
+    Mutation: decode first, count the file's bits, or count an image by the size of its file.
     """
-    start = b"\x89PNG\r\n\x1a\n"
-    end = chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    for headers in (header(10**5, 10**5), header(2, 2) + header(10**5, 10**5)):
-        bomb = base64.b64encode(start + headers + end).decode()
-        with pytest.raises(wire.TooLarge, match=r"10000000000 pixels.*max_pixels=1000"):
-            read(body([bomb]))
-    read(body([encode((10, 10))] * 10))
-    with pytest.raises(wire.TooLarge, match="1100 pixels"):
-        read(body([encode((10, 10))] * 11))
+    bomb = file(chunk(b"IHDR", struct.pack(">IIBBBBB", 8192, 8192, 1, 0, 0, 0, 0)), pixels=b"")
+    with pytest.raises(wire.TooLarge, match=r"8192 x 8192 takes 201326592 bytes decoded.*max_image_bytes=67108864"):
+        read(body([bomb]), max_image_bytes=64 << 20, max_decoded_bytes=256 << 20)
+
+
+def test_the_images_of_a_request_are_counted_together():
+    """Each of 20 x 20 takes 1200 bytes, ten of them 12,000 and their prompts some more. Mutation: count each alone."""
+    images = [encode((20, 20))] * 10
+    num_bytes = read(body(images)).num_bytes
+    assert 12_000 < num_bytes < 20_000
+    assert read(body(images), max_decoded_bytes=num_bytes).num_bytes == num_bytes
+    with pytest.raises(wire.TooLarge, match=f"takes {num_bytes} bytes.*max_decoded_bytes={num_bytes - 1}"):
+        read(body(images), max_decoded_bytes=num_bytes - 1)
+    assert read(body(images + images[:1])).num_bytes > num_bytes + 1200
+
+
+def test_prompts_count_as_what_they_take():
+    """An empty object is 3 bytes of a body and 64 in Python. Mutation: count pixels alone, or after parsing."""
+    small = read(body([encode()])).num_bytes
+    prompts = [{"text": "a", "metadata": {"n": [1] * 500}}]
+    assert read(body([encode()], prompts)).num_bytes > small + 50_000
+    with pytest.raises(wire.TooLarge, match=r"JSON values of 100200 bytes.*max_decoded_bytes=100000"):
+        read(b'{"images": [' + b"{}," * 500 + b"broken")
+
+
+def test_a_second_header_is_refused():
+    """Pillow would take its size. Mutation: hand it over."""
+    with pytest.raises(ValueError, match="a second header"):
+        read(body([file(header(2, 2), header(10**5, 10**5))])).pixels()
+
+
+def test_a_file_is_decoded_without_what_pixels_do_not_need():
+    """Sixty texts that inflate to 60 MiB, a profile that is no profile, and the frames of an animation change nothing.
+
+    Mutation: hand the whole file to Pillow, or drop the palette.
+    """
+    picture = Image.effect_noise((8, 8), 90).convert("P")
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", transparency=3)
+    data = stream.getvalue()
+    text = zlib.compress(b"x" * (1 << 20))
+    extras = [chunk(b"zTXt", b"key %d\0\0" % i + text) for i in range(60)]
+    extras += [chunk(b"iCCP", b"p\0\0" + zlib.compress(b"\0" * (1 << 22))), chunk(b"acTL", struct.pack(">II", 2, 0))]
+    loaded = base64.b64encode(data[:33] + b"".join(extras) + data[33:]).decode()
+    plain = base64.b64encode(data).decode()
+    pixels, num_bytes = with_peak(lambda: decode(loaded))
+    assert num_bytes < 1 << 20
+    assert torch.equal(pixels, decode(plain))
+    assert torch.equal(decode(plain), pil_to_tensor(picture.convert("RGB")))
+
+
+def with_peak(work):
+    """The result of `work`, and the most bytes that Python held meanwhile."""
+    tracemalloc.start()
+    try:
+        return work(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_of_very_many_chunks_is_refused():
+    """Each costs time, even empty. Pixels in chunks of 1 KiB are fine. Mutation: no bound."""
+    with pytest.raises(ValueError, match="65 chunks in its first"):
+        decode(file(header(2, 2), *[chunk(b"IDAT", b"")] * 1000))
+    rows = zlib.compress(b"".join(b"\0" + bytes(600) for _ in range(200)), 0)
+    pieces = [chunk(b"IDAT", rows[i : i + 1024]) for i in range(0, len(rows), 1024)]
+    assert len(pieces) > 64
+    whole = b"\x89PNG\r\n\x1a\n" + header(200, 200) + b"".join(pieces) + chunk(b"IEND", b"")
+    assert decode(base64.b64encode(whole).decode()).shape == (3, 200, 200)
 
 
 def test_pictures_are_sent_as_tensors_are():
@@ -80,7 +151,7 @@ def test_the_images_of_a_request_are_counted_before_they_are_looked_at():
     ("data", "words"),
     [
         (b"\x80\x04pickle", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 900, "not JSON: recursion limit"),
         (b"[1]", "a JSON object was expected"),
         (body([]), "at least 1"),
         (body([encode()], [{"text": "a"}, {"text": "b"}]), "one length"),
@@ -89,6 +160,9 @@ def test_the_images_of_a_request_are_counted_before_they_are_looked_at():
         (body([7]), "not a base64 PNG"),
         (body([wire.png(Image.effect_noise((16, 16), 50).convert("RGB"))[:400]]), "damaged PNG"),
         (body([encode(), encode((5, 5))]), "one size"),
+        (body([file(header(0, 4))]), "not a base64 PNG: no header"),
+        (body([encode()[:40]]), "not a base64 PNG"),
+        (b'{"images": ["\\ud800"], "prompts": []}', "not JSON"),
         (body([encode()], [{"family": "x"}]), "a `text`"),
         (body([encode()], [{"text": "a", "metadata": [1]}]), "`metadata`"),
     ],
@@ -96,12 +170,12 @@ def test_the_images_of_a_request_are_counted_before_they_are_looked_at():
 def test_what_is_no_request_is_refused(data, words):
     """Mutation: let any other exception through, which would be the server's fault."""
     with pytest.raises(ValueError, match=words):
-        read(data)
+        read(data).pixels()
 
 
 def test_other_pngs_become_rgb():
     """Mutation: drop the conversion."""
-    images, _ = read(body([encode(mode="L"), encode(mode="RGBA"), encode(mode="I;16")]))
+    images = read(body([encode(mode="L"), encode(mode="RGBA"), encode(mode="I;16")])).images()
     assert images.shape == (3, 3, 4, 4)
 
 

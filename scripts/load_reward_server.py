@@ -1,0 +1,251 @@
+"""Trouble for a reward server: image bombs, slow clients, many connections. Prints its memory and answers as a table.
+
+    python scripts/load_reward_server.py
+    python scripts/load_reward_server.py bomb idle limits.max_image_bytes=4194304
+
+Each case has a server of its own, scripts/serve_reward.py reward=shapes with the overrides that are given. Memory is
+the resident set of its process before the case and at the peak (Linux). "Others" is a well-behaved client that sends 20
+requests during the case, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+MIB = 1 << 20
+SECONDS = 120.0
+"""After so long an answer counts as `none`."""
+
+
+@dataclass
+class Answers:
+    """What a case's requests were answered, and after how many seconds each."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} x {status}" for status, count in sorted(self.statuses.items()))
+        if not self.seconds:
+            return counts or "-"
+        return f"{counts}; median {np.median(self.seconds):.3f} s, longest {max(self.seconds):.3f} s"
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+    def memory(self, name: str) -> float:
+        """VmRSS (now) or VmHWM (peak), in MiB."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) / 1024
+        raise RuntimeError(f"no {name} in the status of process {self.process.pid}")
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def post(self, body: bytes, answers: Answers) -> str:
+        """Send a request on a connection of its own; the status that it got, or `none`."""
+        start = time.perf_counter()
+        try:
+            async with asyncio.timeout(SECONDS):
+                status = await self._post(body)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            status = "none"
+        answers.statuses[status] += 1
+        answers.seconds.append(time.perf_counter() - start)
+        return status
+
+    async def _post(self, body: bytes) -> str:
+        reader, writer = await self.connect()
+        try:
+            writer.write(head(len(body)) + body)
+            await writer.drain()
+            return (await reader.readexactly(12))[9:].decode()
+        finally:
+            writer.close()
+
+
+Case = Callable[[Server, Answers, Answers], Awaitable[None]]
+
+
+def head(length: int) -> bytes:
+    return f"POST /score HTTP/1.1\r\nHost: load\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def body(pngs: list[bytes]) -> bytes:
+    images = [base64.b64encode(png).decode() for png in pngs]
+    return json.dumps({"images": images, "prompts": [{"text": "a red circle"}] * len(pngs)}).encode()
+
+
+def png(width: int, height: int, mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def with_texts(picture: bytes, count: int) -> bytes:
+    """The picture with compressed texts of 1 MiB each, a kilobyte in the file."""
+    text = zlib.compress(b"x" * MIB)
+    chunks = [chunk(b"zTXt", b"key %d\0\0" % i + text) for i in range(count)]
+    return picture[:33] + b"".join(chunks) + picture[33:]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+SMALL = body([png(32, 32)])
+
+
+async def others(server: Server, answers: Answers, count: int = 20) -> None:
+    """A well-behaved client, which asks `count` times, one after the other."""
+    for _ in range(count):
+        await server.post(SMALL, answers)
+        await asyncio.sleep(0.05)
+
+
+async def plain(server: Server, asked: Answers, besides: Answers) -> None:
+    """Nothing but a well-behaved client."""
+    await others(server, besides)
+
+
+def at_once(content: bytes, count: int) -> Case:
+    async def case(server: Server, asked: Answers, besides: Answers) -> None:
+        requests = [server.post(content, asked) for _ in range(count)]
+        await asyncio.gather(*requests, others(server, besides))
+
+    return case
+
+
+def held_back(num_connections: int, sent: bytes) -> Case:
+    """Connections that send what is told, and then nothing more."""
+
+    async def case(server: Server, asked: Answers, besides: Answers) -> None:
+        connections = [await server.connect() for _ in range(num_connections)]
+        for _, writer in connections:
+            writer.write(sent)
+        drains = asyncio.gather(*(writer.drain() for _, writer in connections), return_exceptions=True)
+        await asyncio.wait([drains], timeout=10)
+        await asyncio.sleep(2)
+        await others(server, besides)
+        await asyncio.gather(*(end(reader, asked) for reader, _ in connections))
+        for _, writer in connections:
+            writer.transport.abort()
+
+    return case
+
+
+async def end(reader: asyncio.StreamReader, answers: Answers) -> None:
+    """Note what the server did to a connection that sent nothing more."""
+    try:
+        answer = await asyncio.wait_for(reader.read(12), 0.2)
+        answers.statuses[answer[9:].decode() or "closed"] += 1
+    except TimeoutError:
+        answers.statuses["still held"] += 1
+    except OSError:
+        answers.statuses["closed"] += 1
+
+
+async def thousand(server: Server, asked: Answers, besides: Answers) -> None:
+    """1,000 connections at once, each with one request; told to come again, it comes again after a second."""
+
+    async def persist() -> None:
+        start = time.perf_counter()
+        while await server.post(SMALL, asked) != "200" and time.perf_counter() - start < SECONDS:
+            await asyncio.sleep(1)
+
+    await asyncio.gather(*(persist() for _ in range(1000)))
+
+
+LARGE = 100_000_000
+CASES: dict[str, tuple[str, Callable[[], Case]]] = {
+    "plain": ("nothing besides", lambda: plain),
+    "bomb": ("a PNG of 8192 x 8192, 1 bit", lambda: at_once(body([png(8192, 8192, "1")]), 1)),
+    "bombs": ("8 of them at once", lambda: at_once(body([png(8192, 8192, "1")]), 8)),
+    "largest": ("8 requests of 4 such PNGs of 4096 x 4096", lambda: at_once(body([png(4096, 4096, "1")] * 4), 8)),
+    "texts": (
+        "16 PNGs with 60 MiB of compressed text each",
+        lambda: at_once(body([with_texts(png(8, 8), 60)] * 16), 1),
+    ),
+    "json": ("30 MB of JSON objects", lambda: at_once(b'{"images": [' + b"{}," * 10_000_000 + b"{}]}", 1)),
+    "idle": ("300 idle connections", lambda: held_back(300, b"")),
+    "heads": ("300 half heads", lambda: held_back(300, b"POST /score HTTP/1.1\r\nHost: load\r\n")),
+    "bodies": ("8 bodies of 100 MB held back by a byte", lambda: held_back(8, head(LARGE) + b" " * (LARGE - 1))),
+    "slow": ("300 bodies of 100 bytes held back by a byte", lambda: held_back(300, head(100) + b" " * 99)),
+    "thousand": ("1,000 connections at once, each until it is scored", lambda: thousand),
+}
+
+
+@asynccontextmanager
+async def running(overrides: list[str]) -> AsyncIterator[Server]:
+    script = Path(__file__).with_name("serve_reward.py")
+    command = [sys.executable, str(script), "reward=shapes", "port=0", "shutdown_seconds=1", *overrides]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line.startswith("serving "):
+        sys.exit(f"error: the server did not start: {' '.join(command)}")
+    try:
+        yield Server(process, int(line.split()[3].removesuffix("/score").rsplit(":", 1)[1]))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+async def measure(name: str, overrides: list[str]) -> str:
+    """A row of the table."""
+    meaning, make = CASES[name]
+    case = make()
+    asked, besides = Answers(), Answers()
+    async with running(overrides) as server:
+        await others(server, Answers(), 3)
+        before = server.memory("VmRSS")
+        start = time.perf_counter()
+        await case(server, asked, besides)
+        seconds = time.perf_counter() - start
+        peak = server.memory("VmHWM")
+    return f"| {meaning} | {before:.0f} | {peak:.0f} | {asked} | {besides} | {seconds:.1f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help=f"cases ({', '.join(CASES)}; all of them), keys of conf/serve.yaml")
+    words = parser.parse_args().words
+    overrides = [word for word in words if "=" in word]
+    names = [word for word in words if "=" not in word] or list(CASES)
+    if unknown := set(names) - set(CASES):
+        sys.exit(f"error: {', '.join(sorted(unknown))}: no such case; there are {', '.join(CASES)}")
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    print("| case | MiB before | MiB at peak | its answers | others' answers | seconds |")
+    print("|---|---|---|---|---|---|")
+    for name in names:
+        print(asyncio.run(measure(name, overrides)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
