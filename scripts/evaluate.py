@@ -9,8 +9,9 @@ A subject is `base` (the configured base model), the folder of a run (its model,
 checkpoint's average), or a folder with a LoRA or a whole transformer for the configured base model; `NAME=SUBJECT`
 gives it a name.
 Words with `=` after the subjects are overrides of train.py. Where they choose no reward, model or evaluation, those of
-the first run are taken. A .jsonl file of --prompts holds objects with a `prompt`, its metadata, and its task family
-under `family`, GenEval's `tag` or GenEval2's `atom_count`. All subjects draw the same prompts from the same noise, each
+the first run are taken. All prompts of --prompts are drawn: lines of text, or of JSON objects with a `prompt`, its
+metadata, and its task family under `family`, GenEval's `tag` or GenEval2's `atom_count`; `evaluation.max_prompts=100`
+takes as many, spread over the file. All subjects draw the same prompts from the same noise, each
 on the sigma grid that its run was trained with. An evaluation that was stopped goes on with the same command.
 
 Below --out: SUBJECT/SET/images/*.png and samples.jsonl, results.json, and page.html, one file without links.
@@ -43,7 +44,7 @@ from flowrl.launch.compose import CONF, compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
 from flowrl.modules.policy import Policy
-from flowrl.prompts.jsonl import family_key
+from flowrl.prompts.files import prompt_set
 from flowrl.runs.files import CONFIG, SOURCE
 
 TRAINED = ("model", "lora", "grid", "tuning")
@@ -65,15 +66,12 @@ def configure(subjects: Sequence[Subject], overrides: Sequence[str], prompts: st
         cfg = taken(cfg, run_config(first), kept, overrides)
     if prompts is not None:
         cfg.evaluation.sets = {Path(prompts).stem: prompt_set(prompts)}
+        # All of them, unless the command line itself asks for a subset, which then is one of the whole file.
+        named = {item.lstrip("+").split("=")[0] for item in overrides}
+        for key, value in (("max_prompts", None), ("subset", "even")):
+            if f"evaluation.{key}" not in named:
+                cfg.evaluation[key] = value
     return cfg
-
-
-def prompt_set(path: str) -> dict[str, Any]:
-    """A file of prompts as a configuration; a .jsonl file's own key of task families is found."""
-    if not path.endswith(".jsonl"):
-        return {"_target_": "flowrl.prompts.text.text_prompts", "path": path}
-    options = {"text": "prompt", "family": family_key(path), "required": []}
-    return {"_target_": "flowrl.prompts.jsonl.jsonl_prompts", "path": path, **options}
 
 
 def groups(overrides: Sequence[str]) -> set[str]:
@@ -145,7 +143,13 @@ def run(args: argparse.Namespace) -> None:
     configs = [own_config(subject, common, overrides) for subject in subjects]
     evaluators: list[Evaluator] = [instantiate(cfg.evaluation) for cfg in configs]
     network = Inception(args.inception) if args.inception else RandomConv()
-    reference = (args.reference, folder_features(args.reference, network)) if args.reference else None
+    for name in evaluators[0].sets:
+        print(f"{name}: {evaluators[0].told(name)}")
+    reference = None
+    if args.reference:
+        features, told = folder_features(args.reference, network)
+        reference = (f"{args.reference} ({told})", features)
+        print(f"--reference {args.reference}: {told}")
     out, assessments = Path(args.out), {}
     for subject, cfg, evaluator in zip(subjects, configs, evaluators, strict=True):
         settings = subject.settings(plain(cfg))

@@ -25,6 +25,7 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.pictures import to_rgb
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.outputs import REASON
 from flowrl.rewards.protocol import Images
@@ -101,7 +102,7 @@ def _open(image: Any) -> PngImageFile:
 
 def _decode(file: PngImageFile) -> UInt8[Tensor, "3 H W"]:
     try:
-        pixels = np.array(file.convert("RGB"))
+        pixels = np.array(to_rgb(file))
     except Exception as error:  # as above
         raise UserError(f"damaged PNG: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -4,10 +4,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from PIL import Image
 from runs import CONF, load_script, make
 
-from flowrl.assessment.pictures import folder_features
 from flowrl.assessment.subjects import Subject
 from flowrl.launch.compose import register_resolvers
 from flowrl.launch.resume import write_config
@@ -115,22 +113,3 @@ def test_full_fine_tuning_is_loaded_whole(script, saved):
     alone.load_into(fresh)
     own = lora.parameters(policy.transformer)
     assert all(torch.equal(value, own[name]) for name, value in lora.parameters(fresh.transformer).items())
-
-
-def test_reference_pictures_of_several_sizes(tmp_path):
-    """Mutation: stack pictures of two sizes, or take a damaged one's error for ours."""
-    for i, size in enumerate([(8, 8), (8, 4), (8, 8)]):
-        Image.new("RGB", size, (i, 0, 0)).save(tmp_path / f"{i}.png")
-    sizes = []
-
-    def features(images):
-        sizes.append(tuple(images.shape))
-        return images.mean((2, 3))
-
-    assert folder_features(str(tmp_path), features).shape == (3, 3)
-    assert sizes == [(1, 3, 4, 8), (2, 3, 8, 8)]
-    (tmp_path / "3.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"--reference .* a picture is damaged"):
-        folder_features(str(tmp_path), features)
-    with pytest.raises(ValueError, match=r"--reference .* 0 pictures there"):
-        folder_features(str(tmp_path / "none"), features)
