@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -45,7 +46,7 @@ from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
 from flowrl.modules.policy import Policy
 from flowrl.prompts.files import prompt_set
-from flowrl.runs.files import CONFIG, SOURCE
+from flowrl.runs.files import CONFIG, SOURCE, read_text
 
 TRAINED = ("model", "lora", "grid", "tuning")
 """Of the configuration: what a run's weights belong to."""
@@ -100,8 +101,14 @@ def taken(cfg: DictConfig, saved: DictConfig, keys: Sequence[str], overrides: Se
 def run_config(subject: Subject) -> DictConfig:
     assert subject.folder is not None
     source = subject.folder / SOURCE
-    saved = OmegaConf.load(source if source.is_file() else subject.folder / CONFIG)
-    assert isinstance(saved, DictConfig)
+    path = source if source.is_file() else subject.folder / CONFIG
+    remedy = "put the file back, or evaluate the weights below the run's folder"
+    try:
+        saved = OmegaConf.create(read_text(path, remedy))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {remedy}") from error
+    if not OmegaConf.is_dict(saved) or not saved:
+        raise UserError(f"{path} is damaged (no configuration in it); {remedy}")
     return saved
 
 

@@ -14,19 +14,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowrl.documents import parse_json, read_json, read_text
 from flowrl.errors import UserError
 from flowrl.evaluation import Evaluator
 from flowrl.grids import to_pil
 from flowrl.modules.policy import Policy
 from flowrl.panel import panel
 from flowrl.prompts.subsets import same_texts
-from flowrl.runs.files import write_whole
+from flowrl.runs.files import read_object, read_text, write_whole
 from flowrl.statistics import by_prompt
 from flowrl.types import Prompt, RewardOutput
 
 Sample = dict[str, Any]
 SAMPLES, SETTINGS, DRIFT = "samples.jsonl", "settings.json", "drift.json"
+KEYS = {"row", "prompt", "family", "file", "reward", "is_valid", "parts", "spread", "panel"}
+"""What a record of a sample has."""
 REMEDY = "choose another --out, or remove that folder"
 
 
@@ -43,7 +44,7 @@ class Assessment:
         text = json.dumps(every, indent=2, sort_keys=True, default=str)
         path = folder / SETTINGS
         if path.is_file():
-            known = read_json(path, dict, REMEDY)
+            known = read_object(path, REMEDY)
             known.setdefault("prompts", every["prompts"])  # which earlier versions did not keep
             if odd := [key for key, value in json.loads(text).items() if known.get(key) != value]:
                 raise UserError(f"{folder} holds an evaluation with other settings ({', '.join(odd)}); {REMEDY}")
@@ -63,12 +64,12 @@ class Assessment:
         """The records so far, in order; a line that a kill cut short ends them."""
         path = self.folder / name / SAMPLES
         *whole, _cut = read_text(path, REMEDY).split("\n") if path.is_file() else [""]
-        return [parse_json(line, dict, f"{path} line {i}", REMEDY) for i, line in enumerate(whole, 1)]
+        return [_record(line, f"{path} line {i}") for i, line in enumerate(whole, 1)]
 
     def drift(self, name: str) -> dict[str, float]:
         """The divergence from the reference, once it has been measured."""
         path = self.folder / name / DRIFT
-        return read_json(path, dict, f"remove {DRIFT}, and it is measured again") if path.is_file() else {}
+        return read_object(path, "remove it, and it is measured again") if path.is_file() else {}
 
     def run(self, policy: Policy) -> None:
         """Draw and score what is missing, under the policy's current weights."""
@@ -126,6 +127,16 @@ class Assessment:
             for key, value in values.items():
                 columns.setdefault(key, np.full(len(samples), math.nan))[i] = math.nan if value is None else value
         return {key: by_prompt(values, prompts) for key, values in columns.items()}
+
+
+def _record(line: str, place: str) -> Sample:
+    try:
+        sample = json.loads(line)
+        if not sample.keys() >= KEYS:
+            raise UserError("no record of a sample")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{place} is damaged ({error}); {REMEDY}") from error
+    return sample
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:
