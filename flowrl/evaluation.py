@@ -19,6 +19,7 @@ from flowrl.modules.measures import gather, require_finite
 from flowrl.modules.policy import Policy
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.panel import panel
+from flowrl.prompts.subsets import WAYS, chosen, same_texts
 from flowrl.rewards.outputs import concatenate, reorder
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler, Solver
@@ -56,10 +57,11 @@ class _Share:
 class Evaluator:
     """Evaluates a policy on named prompt sets, with `images_per_prompt` images for every prompt, drawn by `solver`.
 
-    Only the first `max_prompts` of a set are used. `headline` names the reward part that is broken down by task family
-    and written under the images; a name that is no part, such as `reward`, stands for the reward's value. `sampler`
-    gives the Gaussian steps whose divergence from the reference's is measured, on the first `kl_samples` samples, where
-    these are not 0.
+    Of a set with more than `max_prompts` prompts a subset is taken, as `subset` says: `even` over the set, or the
+    `first` ones, as in runs from before there was this key. `headline` names the reward part that is broken down by
+    task family and written under the images; a name that is no part, such as `reward`, stands for the reward's value.
+    `sampler` gives the Gaussian steps whose divergence from the reference's is measured, on `kl_samples` samples of a
+    set, taken in the same way, where these are not 0.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Evaluator:
         sampler: Sampler,
         kl_samples: int,
         seed: int,
+        subset: str = "first",
     ) -> None:
         for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
             if value < 1:
@@ -87,7 +90,11 @@ class Evaluator:
             raise UserError("evaluation.sets must name at least one prompt set")
         if max_prompts is not None and max_prompts < 1:
             raise UserError(f"evaluation.max_prompts={max_prompts} must be at least 1, or null for all")
-        self.sets = {name: list(prompts)[:max_prompts] for name, prompts in sets.items()}
+        self.subset = subset
+        self.sizes = {name: len(prompts) for name, prompts in sets.items()}
+        self.sets: dict[str, list[Prompt]] = {}
+        for name, prompts in sets.items():
+            self.sets[name] = [prompts[i] for i in chosen(len(prompts), max_prompts, subset)]
         self.intervals = intervals(schedule, num_steps)
         self.guidance_scale = guidance_scale
         self.images_per_prompt, self.batch_size = images_per_prompt, batch_size
@@ -98,6 +105,18 @@ class Evaluator:
     def prompts(self) -> list[Prompt]:
         """The prompts of all sets."""
         return [prompt for prompts in self.sets.values() for prompt in prompts]
+
+    def told(self, name: str) -> str:
+        """How many prompts of a set are used, which ones where not all are, and how many texts where some repeat."""
+        count, total = len(self.sets[name]), self.sizes[name]
+        taken = f"{count} prompts" if count == total else f"{count} of {total} prompts, {WAYS[self.subset]}"
+        num_texts = len(set(same_texts(self.sets[name]).tolist()))
+        repeats = f"; {num_texts} different texts, each of which counts once in intervals"
+        return taken if num_texts == count else taken + repeats
+
+    def spread_over(self, total: int, wanted: int) -> list[int]:
+        """The places of `wanted` of a set's `total` prompts or samples, taken as its prompts are from their source."""
+        return chosen(total, wanted, self.subset)
 
     @torch.no_grad()
     def evaluate(self, policy: Policy) -> EvaluationResult:
@@ -124,7 +143,10 @@ class Evaluator:
 
     def initial_noise(self, policy: Policy, num_samples: int, first: int = 0) -> Tensor:
         """The fixed initial noise of a set's samples from row `first` on, the same in every evaluation of every run."""
-        samples = [divmod(row, self.images_per_prompt) for row in range(first, first + num_samples)]
+        return self._noise(policy, range(first, first + num_samples))
+
+    def _noise(self, policy: Policy, rows: Sequence[int]) -> Tensor:
+        samples = [divmod(row, self.images_per_prompt) for row in rows]
         shape = policy.model.latent_shape
         noise = gaussian_noise(shape, seed=self.seed, iteration=_NOISE_ITERATION, samples=samples, step=INITIAL)
         return noise.to(policy.device)
@@ -212,14 +234,15 @@ class Evaluator:
 
     @torch.no_grad()
     def kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float | None:
-        """Mean exact KL(current || reference) per step and dimension, over a set's first `kl_samples` samples.
+        """Mean exact KL(current || reference) per step and dimension, over `kl_samples` of a set's samples.
 
         None where nothing is measured: without samples, or without a stochastic step.
         """
-        prompts = prompts[: self.kl_samples]
+        rows = self.spread_over(len(prompts), self.kl_samples)
+        prompts = [prompts[row] for row in rows]
         if not prompts or not any(self.sampler.std(interval) > 0 for interval in self.intervals):
             return None
-        noise = self.initial_noise(policy, len(prompts))
+        noise = self._noise(policy, rows)
         batches = [
             self._divergences(policy, prompts[start : start + self.batch_size], noise[start : start + self.batch_size])
             for start in self._starts(prompts)

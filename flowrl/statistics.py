@@ -1,7 +1,7 @@
 """Means with bootstrap intervals, over prompts within an evaluation and over seeds between runs. NumPy and SciPy alone.
 
 The images of one prompt are not independent, so prompts are resampled, not images: an image more for the same prompts
-must not shrink an interval as a prompt more does.
+must not shrink an interval as a prompt more does. Nor must a line more with the same prompt.
 
 A percentile interval of few values is too narrow: it takes a variance over n where n - 1 is right, and a normal's
 quantile for Student's. Hesterberg's expanded percentiles (2015, arXiv 1411.5279) mend both and are the usual ones for
@@ -45,19 +45,32 @@ class Estimate:
         return mean if math.isnan(self.low) else f"{mean} [{self.low:{form}}, {self.high:{form}}]"
 
 
-def mean(values: Sequence[float] | Float[np.ndarray, "N"]) -> Estimate:
+def mean(values: Sequence[float] | Float[np.ndarray, "N"], clusters: Int[np.ndarray, "N"] | None = None) -> Estimate:
     """The mean of one value a prompt or seed, NaN left out, with its bootstrap interval; of 3 or 4 with Student's.
 
+    Values of one number in `clusters` are not independent: the clusters are counted and resampled, each with all of its
+    values, and the mean stays that of the values. Without `clusters` each value is independent of all others.
     Resampling is seeded, so equal values give equal intervals.
     """
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
-    if len(known) < 3:
-        return Estimate(float(known.mean()) if len(known) else math.nan, math.nan, math.nan, len(known))
-    if len(known) < FEWEST:
-        centre, half = float(known.mean()), _student(len(known)) * float(known.std(ddof=1)) / math.sqrt(len(known))
-        return Estimate(centre, centre - half, centre + half, len(known))
-    return _estimate(_resampled(known, 0), float(known.mean()), len(known))
+    every = np.asarray(values, dtype=np.float64)
+    is_known = ~np.isnan(every)
+    known = every[is_known]
+    if not len(known):
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    centre = float(known.mean())
+    numbers = np.arange(len(known))
+    if clusters is not None:
+        numbers = np.unique(clusters[is_known], return_inverse=True)[1]
+    totals, sizes = np.bincount(numbers, known), np.bincount(numbers)
+    count = len(sizes)
+    if count < 3:
+        return Estimate(centre, math.nan, math.nan, count)
+    if count < FEWEST:
+        # The spread of a ratio of two sums; for clusters of one value that of their mean.
+        squares = float(np.square(totals - centre * sizes).sum())
+        half = _student(count) * math.sqrt(squares * count / (count - 1)) / len(known)
+        return Estimate(centre, centre - half, centre + half, count)
+    return _estimate(_resampled(totals, 0, sizes), centre, count)
 
 
 def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
@@ -97,9 +110,15 @@ def ratio(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimat
     return Estimate(found.mean, found.low, found.high, found.count, is_paired=True)
 
 
-def _resampled(values: np.ndarray, stream: int) -> np.ndarray:
-    rng, size = np.random.default_rng(stream), (BLOCK, len(values))
-    return np.concatenate([values[rng.integers(len(values), size=size)].mean(1) for _ in range(RESAMPLES // BLOCK)])
+def _resampled(totals: np.ndarray, stream: int, sizes: np.ndarray | None = None) -> np.ndarray:
+    """Means of resamples: of sums over clusters of `sizes` values, without them of single values."""
+    rng, shape = np.random.default_rng(stream), (BLOCK, len(totals))
+    means = []
+    for _ in range(RESAMPLES // BLOCK):
+        rows = rng.integers(len(totals), size=shape)
+        num_values = len(totals) if sizes is None else sizes[rows].sum(1)
+        means.append(totals[rows].sum(1) / num_values)
+    return np.concatenate(means)
 
 
 def _student(count: int) -> float:
@@ -126,14 +145,16 @@ def fallen(
     before: Mapping[str, Float[np.ndarray, "B"]],
     now: Mapping[str, Float[np.ndarray, "B"]],
     prompts: Int[np.ndarray, "B"],
+    texts: Int[np.ndarray, "P"],
 ) -> list[str]:
     """Metrics that fell while the first one rose, both beyond what their prompts' spread explains.
 
-    `before` and `now` hold the same metrics of the same prompts and noise, the training reward first. Gold metrics that
-    fall while it rises are the mark of a reward that is being cheated.
+    `before` and `now` hold the same metrics of the same prompts and noise, the training reward first; prompts of one
+    number in `texts` are the same one. Gold metrics that fall while the reward rises are the mark of a reward that is
+    being cheated.
     """
-    changes = {
-        name: mean(by_prompt(now[name], prompts) - by_prompt(values, prompts)) for name, values in before.items()
-    }
+    changes = {}
+    for name, values in before.items():
+        changes[name] = mean(by_prompt(now[name], prompts) - by_prompt(values, prompts), texts)
     proxy, *gold = changes
     return [name for name in gold if changes[name].high < 0] if changes[proxy].low > 0 else []

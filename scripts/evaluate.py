@@ -9,8 +9,9 @@ A subject is `base` (the configured base model), the folder of a run (its model,
 checkpoint's average), or a file or folder with a LoRA or a whole transformer for the configured base model;
 `NAME=SUBJECT` gives it a name. LoRA files are read as scripts/generate.py reads them.
 Words with `=` after the subjects are overrides of train.py. Where they choose no reward, model or evaluation, those of
-the first run are taken. A .jsonl file of --prompts holds objects with a `prompt`, its metadata, and its task family
-under `family`, GenEval's `tag` or GenEval2's `atom_count`. All subjects draw the same prompts from the same noise, each
+the first run are taken. All prompts of --prompts are drawn: lines of text, or of JSON objects with a `prompt`, its
+metadata, and its task family under `family`, GenEval's `tag` or GenEval2's `atom_count`; `evaluation.max_prompts=100`
+takes as many, spread over the file. All subjects draw the same prompts from the same noise, each
 on the sigma grid that its run was trained with. An evaluation that was stopped goes on with the same command.
 
 Below --out: SUBJECT/SET/images/*.png and samples.jsonl, results.json, and page.html, one file without links.
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -47,8 +49,8 @@ from flowrl.launch.start import with_copy
 from flowrl.launch.trust import check_config
 from flowrl.models import lora, lora_files
 from flowrl.modules.policy import Policy
-from flowrl.prompts.jsonl import family_key
-from flowrl.runs.files import CONFIG, SOURCE
+from flowrl.prompts.files import prompt_set
+from flowrl.runs.files import CONFIG, SOURCE, read_text
 
 TRAINED = ("model", "lora", "grid", "tuning")
 """Of the configuration: what a run's weights belong to."""
@@ -75,15 +77,12 @@ def configure(subjects: Sequence[Subject], overrides: Sequence[str], prompts: st
         cfg = taken(cfg, run_config(first, cfg), kept, overrides)
     if prompts is not None:
         cfg.evaluation.sets = {Path(prompts).stem: prompt_set(prompts)}
+        # All of them, unless the command line itself asks for a subset, which then is one of the whole file.
+        named = {item.lstrip("+").split("=")[0] for item in overrides}
+        for key, value in (("max_prompts", None), ("subset", "even")):
+            if f"evaluation.{key}" not in named:
+                cfg.evaluation[key] = value
     return cfg
-
-
-def prompt_set(path: str) -> dict[str, Any]:
-    """A file of prompts as a configuration; a .jsonl file's own key of task families is found."""
-    if not path.endswith(".jsonl"):
-        return {"_target_": "flowrl.prompts.text.text_prompts", "path": path}
-    options = {"text": "prompt", "family": family_key(path), "required": []}
-    return {"_target_": "flowrl.prompts.jsonl.jsonl_prompts", "path": path, **options}
 
 
 def groups(overrides: Sequence[str]) -> set[str]:
@@ -113,8 +112,14 @@ def run_config(subject: Subject, common: DictConfig) -> DictConfig:
     """A run's own configuration; `common` says whether its folder is trusted."""
     assert subject.path is not None
     source = subject.path / SOURCE
-    saved = OmegaConf.load(source if source.is_file() else subject.path / CONFIG)
-    assert isinstance(saved, DictConfig)
+    path = source if source.is_file() else subject.path / CONFIG
+    remedy = "put the file back, or evaluate the weights below the run's folder"
+    try:
+        saved = OmegaConf.create(read_text(path, remedy))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {remedy}") from error
+    if not isinstance(saved, DictConfig) or not saved:
+        raise UserError(f"{path} is damaged (no configuration in it); {remedy}")
     return check_config(saved, subject.path, is_trusted=common.trust_folder)
 
 
@@ -166,22 +171,37 @@ def load(subject: Subject, cfg: DictConfig) -> Policy:
     return policy
 
 
-def run(args: argparse.Namespace) -> None:
-    quieten()
-    subjects = [Subject.read(word) for word in args.words if is_subject(word)]
-    overrides = [word for word in args.words if not is_subject(word)]
+def examined(words: Sequence[str], prompts: str | None) -> tuple[list[Subject], list[DictConfig]]:
+    """Read the subjects and their configurations, and see that each can be drawn, before the first image is.
+
+    Raises UserError for one that cannot, and where there is none or two have one name.
+    """
+    subjects = [Subject.read(word) for word in words if is_subject(word)]
+    overrides = [word for word in words if not is_subject(word)]
     if not subjects:
         raise UserError("nothing to evaluate; give `base`, run folders, LoRA files or folders")
     if len({subject.label for subject in subjects}) < len(subjects):
         raise UserError("two subjects have one name; name them as in before=base after=outputs/latest")
-    common = configure(subjects, overrides, args.prompts)
+    common = configure(subjects, overrides, prompts)
     configs = [own_config(subject, common, overrides) for subject in subjects]
     for subject, cfg in zip(subjects, configs, strict=True):
-        if (words := subject.examine(cfg.model.pretrained)) is not None:
-            print(f"{subject.label}: {words}")
+        if (passed_over := subject.examine(cfg.model.pretrained)) is not None:
+            print(f"{subject.label}: {passed_over}")
+    return subjects, configs
+
+
+def run(args: argparse.Namespace) -> None:
+    quieten()
+    subjects, configs = examined(args.words, args.prompts)
     evaluators: list[Evaluator] = [instantiate(cfg.evaluation) for cfg in configs]
     network = Inception(args.inception) if args.inception else RandomConv()
-    reference = (args.reference, folder_features(args.reference, network)) if args.reference else None
+    for name in evaluators[0].sets:
+        print(f"{name}: {evaluators[0].told(name)}")
+    reference = None
+    if args.reference:
+        features, told = folder_features(args.reference, network)
+        reference = (f"{args.reference} ({told})", features)
+        print(f"--reference {args.reference}: {told}")
     out, assessments = Path(args.out), {}
     for subject, cfg, evaluator in zip(subjects, configs, evaluators, strict=True):
         assessments[subject.label] = Assessment(out / subject.label, evaluator, subject.settings(plain(cfg)))

@@ -34,7 +34,8 @@ from flowrl.models.lora_files import LoRAFile
 from flowrl.models.protocol import FlowModel
 from flowrl.models.text import device
 from flowrl.noise import INITIAL, gaussian_noise
-from flowrl.prompts.text import text_prompts
+from flowrl.prompts.files import file_prompts
+from flowrl.prompts.lines import checked_text
 from flowrl.types import Prompt
 
 ITERATION = 2**32 - 2
@@ -135,14 +136,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="model=NAME, and configuration overrides as for train.py")
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
-    parser.add_argument("--prompts", help="a text file with one prompt a line")
+    parser.add_argument("--prompts", help="a file with one prompt, or one JSON object, a line")
     trained = parser.add_mutually_exclusive_group()
     trained.add_argument("--lora", type=Path, help="a LoRA file, a folder with one, or a run's folder")
     trained.add_argument("--transformer", type=Path, help="a folder that full fine-tuning exported")
     parser.add_argument("--count", type=int, default=1, help="images a prompt")
     parser.add_argument("--out", type=Path, default=Path("outputs/pictures"))
     args = parser.parse_intermixed_args()
-    prompts = [Prompt(text) for text in args.prompt] + (text_prompts(path=args.prompts) if args.prompts else [])
+    prompts = [Prompt(checked_text(text, "--prompt")) for text in args.prompt]
+    prompts += file_prompts(args.prompts) if args.prompts else []
     if not prompts:
         raise UserError("--prompt or --prompts: nothing to draw; give at least one prompt")
     if args.count < 1:

@@ -9,10 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from flowrl.page import COLOURS, document, embedded, paragraph, section, table
 from flowrl.panel import MEANINGS
+from flowrl.pictures import read_rgb
 
 Numbers = Mapping[str, Any]
 Found = Numbers | None
@@ -38,7 +37,8 @@ def render(
         parts = [_rewards(found), _families(found), _looks(found), _distances(found)]
         if galleries.get(name):
             parts.append(section("Images", "", _gallery(galleries[name]), level=3))
-        body.append(section(name, "", "".join(parts)))
+        prompts = next(iter(found.values()))["prompts"]
+        body.append(section(name, f"{prompts[0].upper()}{prompts[1:]}.", "".join(parts)))
     return document(title, paragraph(subtitle), "".join(body))
 
 
@@ -178,7 +178,7 @@ def _gallery(rows: Sequence[Any]) -> str:
 
 
 def _picture(path: Path) -> str:
-    picture = Image.open(path).convert("RGB")
+    picture = read_rgb(path)
     kind = "tiny" if max(picture.size) < LONGEST else ""
     picture.thumbnail((LONGEST, LONGEST))
     file = io.BytesIO()

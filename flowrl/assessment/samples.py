@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowrl.errors import UserError
@@ -20,12 +21,16 @@ from flowrl.models import lora
 from flowrl.modules.measures import require_finite
 from flowrl.modules.policy import Policy
 from flowrl.panel import panel
-from flowrl.runs.files import write_whole
+from flowrl.prompts.subsets import same_texts
+from flowrl.runs.files import read_object, read_text, write_whole
 from flowrl.statistics import by_prompt
 from flowrl.types import Prompt, RewardOutput
 
 Sample = dict[str, Any]
 SAMPLES, SETTINGS, DRIFT = "samples.jsonl", "settings.json", "drift.json"
+KEYS = {"row", "prompt", "family", "file", "reward", "is_valid", "parts", "spread", "panel"}
+"""What a record of a sample has."""
+REMEDY = "choose another --out, or remove that folder"
 
 
 class Assessment:
@@ -37,12 +42,16 @@ class Assessment:
 
     def __init__(self, folder: Path, evaluator: Evaluator, settings: Mapping[str, Any]) -> None:
         self.folder, self.evaluator = folder, evaluator
-        text = json.dumps(settings, indent=2, sort_keys=True, default=str)
+        every = dict(settings) | {"prompts": {name: _digest(prompts) for name, prompts in evaluator.sets.items()}}
+        text = json.dumps(every, indent=2, sort_keys=True, default=str)
         path = folder / SETTINGS
-        if path.is_file() and path.read_text() != text:
-            raise UserError(f"{folder} holds an evaluation with other settings; choose another --out, or remove it")
+        if path.is_file():
+            known = read_object(path, REMEDY)
+            known.setdefault("prompts", every["prompts"])  # which earlier versions did not keep
+            if odd := [key for key, value in json.loads(text).items() if known.get(key) != value]:
+                raise UserError(f"{folder} holds an evaluation with other settings ({', '.join(odd)}); {REMEDY}")
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        write_whole(path, text)
 
     @property
     def is_complete(self) -> bool:
@@ -55,18 +64,14 @@ class Assessment:
 
     def samples(self, name: str) -> list[Sample]:
         """The records so far, in order; a line that a kill cut short ends them."""
-        path, found = self.folder / name / SAMPLES, []
-        for line in path.read_text().splitlines() if path.is_file() else ():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return found
+        path = self.folder / name / SAMPLES
+        *whole, _cut = read_text(path, REMEDY).split("\n") if path.is_file() else [""]
+        return [_record(line, f"{path} line {i}") for i, line in enumerate(whole, 1)]
 
     def drift(self, name: str) -> dict[str, float]:
         """The divergence from the reference, once it has been measured."""
         path = self.folder / name / DRIFT
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_object(path, "remove it, and it is measured again") if path.is_file() else {}
 
     def run(self, policy: Policy) -> None:
         """Draw and score what is missing, under the policy's current weights, which must be numbers (NotFinite)."""
@@ -110,6 +115,10 @@ class Assessment:
         """The stored images of a set, in order."""
         return [self.folder / name / sample["file"] for sample in self.samples(name)]
 
+    def texts(self, name: str) -> Int[np.ndarray, "P"]:
+        """A number for each prompt of a set, equal for those of one text."""
+        return same_texts(self.evaluator.sets[name])
+
     def prompt_means(self, name: str) -> dict[str, Float[np.ndarray, "P"]]:
         """Every metric of a set as one mean a prompt: reward, its parts, the panel and the squared spread."""
         samples = self.samples(name)
@@ -121,6 +130,22 @@ class Assessment:
             for key, value in values.items():
                 columns.setdefault(key, np.full(len(samples), math.nan))[i] = math.nan if value is None else value
         return {key: by_prompt(values, prompts) for key, values in columns.items()}
+
+
+def _record(line: str, place: str) -> Sample:
+    try:
+        sample = json.loads(line)
+        if not sample.keys() >= KEYS:
+            raise UserError("no record of a sample")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{place} is damaged ({error}); {REMEDY}") from error
+    return sample
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    """A digest of all that the prompts of a set say."""
+    rows = [[prompt.text, prompt.family, dict(prompt.metadata)] for prompt in prompts]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _scores(output: RewardOutput, i: int) -> Sample:

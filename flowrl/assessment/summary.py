@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowrl.assessment.distances import Inception, RandomConv, all_features, frechet, kernel
@@ -56,25 +57,33 @@ def numbers(own: Assessment, name: str, base: Assessment | None) -> Numbers:
 
     The metric that the evaluation's headline names, else the reward, is broken down by the prompts' task families.
     """
-    means, samples = own.prompt_means(name), own.samples(name)
+    means, samples, texts = own.prompt_means(name), own.samples(name), own.texts(name)
     others = base.prompt_means(name) if base else {}
     spread = means.pop("spread")
     changes = {key: values - others[key] for key, values in means.items() if key in others}
     headline = own.evaluator.headline if own.evaluator.headline in means else "reward"
     families = _families([prompt.family for prompt in own.evaluator.sets[name]])
     return {
+        "prompts": own.evaluator.told(name),
         "num_images": len(samples),
         "missing": sum(not sample["is_valid"] for sample in samples) / max(len(samples), 1),
         "kl_ref": own.drift(name).get("kl_ref"),
-        "diversity": _root(plain(mean(spread))),
-        "metrics": {key: plain(mean(values)) for key, values in means.items()},
-        "changes": {key: plain(mean(values)) for key, values in changes.items()},
+        "diversity": _root(plain(mean(spread, texts))),
+        "metrics": {key: plain(mean(values, texts)) for key, values in means.items()},
+        "changes": {key: plain(mean(values, texts)) for key, values in changes.items()},
         "headline": headline,
-        "families": {family: plain(mean(means[headline][rows])) for family, rows in families.items()},
-        "family_changes": {
-            family: plain(mean(changes[headline][rows])) for family, rows in families.items() if headline in changes
-        },
+        "families": _by_family(means.get(headline), texts, families),
+        "family_changes": _by_family(changes.get(headline), texts, families),
     }
+
+
+def _by_family(
+    values: Float[np.ndarray, "P"] | None, texts: Int[np.ndarray, "P"], families: Mapping[str, np.ndarray]
+) -> dict[str, Numbers | None]:
+    """The estimate of each family's prompts; nothing without values."""
+    if values is None:
+        return {}
+    return {family: plain(mean(values[rows], texts[rows])) for family, rows in families.items()}
 
 
 def _families(names: list[str]) -> dict[str, np.ndarray]:

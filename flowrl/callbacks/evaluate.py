@@ -20,6 +20,7 @@ from flowrl.callbacks.record import RunRecord
 from flowrl.evaluation import EvaluationResult, Evaluator
 from flowrl.modules.measures import gather
 from flowrl.modules.policy import Policy
+from flowrl.prompts.subsets import same_texts
 from flowrl.sharding import is_divided
 from flowrl.statistics import fallen
 from flowrl.trackers import alert
@@ -31,9 +32,9 @@ log = logging.getLogger(__name__)
 class Evaluate(Callback):
     """Runs the evaluator at the start, every `every` iterations, and at the end; keeps the first images to compare.
 
-    Writes `images/<iteration>.png` with the samples before and now, from the same noise, for the first `num_shown`
-    prompts of the first set. Warns when the reward has risen on that set since the start while one of `gold`, parts of
-    the reward that are not trained on, has fallen.
+    Writes `images/<iteration>.png` with the samples before and now, from the same noise, for `num_shown` prompts of
+    the first set, taken as its prompts are. Warns when the reward has risen on that set since the start while one of
+    `gold`, parts of the reward that are not trained on, has fallen.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Evaluate(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Policy)
+        for name in self.evaluator.sets:
+            pl_module.print(f"evaluation prompts, {name}: {self.evaluator.told(name)}")
         if pl_module.num_iterations:
             self.restore()
         else:
@@ -95,10 +98,9 @@ class Evaluate(Callback):
         policy.log_evaluation(metrics)
         headline = self.headline(result)
         self.record.add(when, metrics, headline)
-        # Spread over the set, one image a prompt, so that every task family is seen.
-        stride = self.evaluator.images_per_prompt
+        places = self.evaluator.spread_over(len(self.evaluator.sets[main]), self.num_shown)
         scores, drawn = result.scores[main], result.images[main]
-        shown = list(range(len(scores.values))[::stride][: self.num_shown])
+        shown = [place * self.evaluator.images_per_prompt for place in places]  # one image a prompt
         # Of all processes; copies, since a view would keep its whole batch for the rest of the run.
         parts = gather({row: drawn[row].clone() for row in shown if row in drawn})
         found = {row: image for part in parts for row, image in part.items()}
@@ -113,7 +115,7 @@ class Evaluate(Callback):
             partial = self.before_path.with_suffix(".partial")
             save_file({"images": images.contiguous(), "scores": values.contiguous(), **watched}, partial)
             partial.replace(self.before_path)
-        captions = [prompt.text for prompt in self.evaluator.sets[main][: self.num_shown]]
+        captions = [self.evaluator.sets[main][place].text for place in places]
         columns = [] if self.first is None else [("before", self.first[0], self.first[1].tolist())]
         if policy.num_iterations:
             columns.append((f"iteration {policy.num_iterations}", images, values.tolist()))
@@ -135,12 +137,13 @@ class Evaluate(Callback):
 
     def alarms(self, watched: dict[str, Tensor], loggers: Sequence[Logger]) -> list[str]:
         """Gold metrics that fell while the reward rose; they are warned of, and trackers send an alert."""
+        texts = same_texts(next(iter(self.evaluator.sets.values())))
         prompts = np.arange(len(watched["reward"])) // self.evaluator.images_per_prompt
         if not self.watched:
             return []
         both = [name for name in self.watched if name in watched]
         before, now = ({name: values[name].numpy() for name in both} for values in (self.watched, watched))
-        fell = fallen(before, now, prompts)
+        fell = fallen(before, now, prompts, texts)
         if fell:
             text = f"the reward rose and {', '.join(fell)} fell: the reward may be being cheated; look at images/"
             log.warning(text)

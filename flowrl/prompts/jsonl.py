@@ -7,11 +7,11 @@ GenEval (arXiv 2310.11513) has `prompt`, `tag` and `include`; GenEval2 (arXiv 25
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowrl.errors import UserError
+from flowrl.prompts.lines import check_characters, checked_text, read_lines
 from flowrl.types import Prompt
 
 FAMILIES = ("family", "tag", "atom_count")
@@ -19,37 +19,62 @@ FAMILIES = ("family", "tag", "atom_count")
 
 
 def family_key(path: str) -> str | None:
-    """Which of `FAMILIES` the objects of a file have, by its first line; None for none of them."""
-    first = jsonl_prompts(path=path, text="prompt", family=None, required=[])[0]
-    return next((key for key in FAMILIES if key in first.metadata), None)
+    """Which of `FAMILIES` the objects of a file have, if only some of them; None for none of them."""
+    prompts = jsonl_prompts(path=path, text="prompt", family=None, required=[])
+    return next((key for key in FAMILIES if any(key in prompt.metadata for prompt in prompts)), None)
 
 
 def jsonl_prompts(*, path: str, text: str, family: str | None, required: Sequence[str]) -> list[Prompt]:
     """`text` names the key of the prompt, `family` that of the task family, which a number names as KEY_NUMBER.
 
-    Every other key is metadata. Raises ValueError, naming the line, for one that is no object or lacks a key.
+    Every other key is metadata. Raises UserError, naming the line, for one that is no object, lacks a key, or has a
+    value of another kind than its key means.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"prompts path={path}: no such file; give a file with one JSON object a line")
-    lines = enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
     keys = [text, *required, *([family] if family else [])]
-    prompts = [_prompt(line, f"{path} line {number}", text, family, keys) for number, line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"prompts path={path}: the file holds no prompt")
-    return prompts
+    return [_prompt(line, f"prompts {path} line {number}", text, family, keys) for number, line in read_lines(path)]
 
 
 def _prompt(line: str, place: str, text: str, family: str | None, keys: Sequence[str]) -> Prompt:
-    try:
-        data: Any = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"prompts {place}: not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"prompts {place}: a JSON object was expected")
+    data = _object(line, place)
     if lacking := [key for key in keys if key not in data]:
-        raise UserError(f"prompts {place}: no {lacking[0]!r}; it has {', '.join(map(repr, data))}")
-    kind = data[family] if family else ""
-    name = kind if isinstance(kind, str) else f"{family}_{kind}"
-    # A family is one segment of a metric's name.
-    return Prompt(str(data[text]), name.replace("/", "_"), {key: data[key] for key in data if key != text})
+        raise UserError(f"{place}: no {lacking[0]!r}; it has {', '.join(map(repr, data))}")
+    _check_questions(data, place)
+    prompt = checked_text(data[text], f"{place}: {text!r}")
+    name = _family_name(family, data[family], place) if family else ""
+    return Prompt(prompt, name, {key: data[key] for key in data if key != text})
+
+
+def _object(line: str, place: str) -> dict[str, Any]:
+    try:
+        data: Any = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not JSON ({error}); a line must be one whole object") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{place}: a JSON object was expected, not {type(data).__name__}")
+    check_characters(json.dumps(data, ensure_ascii=False), place)  # the line may spell them, as \ud800
+    return data
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _family_name(key: str, value: Any, place: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{place}: {key!r}: {value!r:.40} is no task family; give a text or a number")
+    name = value if isinstance(value, str) else f"{key}_{value}"
+    return name.replace("/", "_")  # it is one segment of a metric's name
+
+
+def _check_questions(data: Mapping[str, Any], place: str) -> None:
+    """What a judge is asked: it would fail in the middle of training."""
+    questions = data.get("vqa_list", [])
+    if not isinstance(questions, list) or not all(_is_pair(pair) for pair in questions):
+        raise UserError(f"{place}: 'vqa_list' must be a list of pairs of texts, [question, answer]")
+    skills = data.get("skills", [])
+    if not isinstance(skills, list) or not all(isinstance(skill, str) for skill in skills):
+        raise UserError(f"{place}: 'skills' must be a list of texts, one for each question, or be left out")
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)

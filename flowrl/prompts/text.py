@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from flowrl.errors import UserError
+from flowrl.prompts.lines import checked_text, holds_objects, read_lines
 from flowrl.types import Prompt
 
 
 def text_prompts(*, path: str) -> list[Prompt]:
-    """The non-empty lines of a UTF-8 file. Raises ValueError where there is no file or nothing in it."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"prompts path={path}: no such file; give a text file with one prompt a line")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    prompts = [Prompt(line) for line in lines if line]
-    if not prompts:
-        raise UserError(f"prompts path={path}: the file holds no prompt")
-    return prompts
+    """The lines of a text file that are not blank, without the spaces around them.
+
+    Raises UserError for a file that cannot be read as text, and for one with a JSON object a line.
+    """
+    lines = read_lines(path)
+    if holds_objects(path, lines):
+        raise UserError(f"prompts path={path}: a file of JSON objects; take data=jsonl, geneval or geneval2 for it")
+    return [Prompt(checked_text(line.strip(), f"prompts {path} line {number}")) for number, line in lines]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from flowrl.errors import UserError
+from flowrl.pictures import to_rgb
 from flowrl.rewards.protocol import Images
 
 
@@ -18,7 +19,7 @@ def to_pictures(images: Images) -> list[Image.Image]:
     Scorers never see NaN: `flowrl.modules.reward` leaves such images out.
     """
     if not isinstance(images, Tensor):
-        return [image.convert("RGB") for image in images]
+        return [to_rgb(image) for image in images]
     if images.isnan().any():
         raise UserError("images hold NaN")
     pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

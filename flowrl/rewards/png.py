@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.pictures import to_rgb
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER = struct.Struct(">8sI4sII5sI")
@@ -46,7 +47,7 @@ def decode(encoded: str) -> UInt8[Tensor, "3 H W"]:
     """The pixels of a base64 PNG as RGB. Raises UserError for a file that is damaged."""
     try:
         file = _pixel_chunks(base64.b64decode(encoded, validate=True))
-        pixels = np.array(PngImageFile(io.BytesIO(file)).convert("RGB"))
+        pixels = np.array(to_rgb(PngImageFile(io.BytesIO(file))))
     except UserError:
         raise
     except Exception as error:  # whatever the parser makes of bytes that a stranger chose

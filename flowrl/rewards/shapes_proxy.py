@@ -47,7 +47,7 @@ class ShapesProxy(nn.Module):
             self.model: Any = build(json.loads((folder / CONFIG).read_text()))
             weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
             self.model.load_state_dict(weights)
-        except (OSError, json.JSONDecodeError, SafetensorError, RuntimeError, TypeError) as error:
+        except (OSError, ValueError, SafetensorError, RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"reward.pretrained={pretrained}: no proxy there ({reason}); give {EMBEDDED}, {EMBEDDED}weak "

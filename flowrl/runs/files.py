@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+from flowrl.errors import UserError
 
 CONFIG = "config.yaml"
 """The resolved configuration, by which a run's folder is known."""
@@ -24,3 +28,30 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """The text of a UTF-8 file; one mark of byte order, as Windows programs write it, is dropped.
+
+    Raises UserError, with the remedy, for any other encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged (not UTF-8 at byte {error.start}); {remedy}") from error
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The value in a JSON file. Raises UserError, with the remedy, for a text that is not JSON."""
+    try:
+        return json.loads(read_text(path, remedy))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError, with the remedy, for anything else in it."""
+    value = read_json(path, remedy)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (a JSON object was expected); {remedy}")
+    return value

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowrl.runs.files import read_object
 from flowrl.studies.choice import choose
 from flowrl.studies.plan import Overrides, Planned, Study, read
 from flowrl.studies.record import Record, from_folder, load
@@ -83,7 +83,7 @@ class Place:
         """Each method's tuned overrides, from the study `name`: that of this place, or else the committed record's."""
         path = self.root / name / TUNED
         if path.is_file():
-            chosen = json.loads(path.read_text())
+            chosen = read_object(path, "remove it, and it is chosen anew")
         else:
             chosen = load(self.results(name)).get("tuned") or load(self.plans / name / RESULTS).get("tuned") or {}
         return {method: tuple(own["overrides"]) for method, own in chosen.items()}
@@ -99,4 +99,5 @@ class Place:
 
 def _by_overrides(paths: Iterable[Path]) -> dict[frozenset[str], Path]:
     """The folders of jobs by what they ran."""
-    return {frozenset(json.loads(path.read_text())["overrides"]): path.parent for path in sorted(paths)}
+    remedy = "remove the folder, and its run is made again"
+    return {frozenset(read_object(path, remedy)["overrides"]): path.parent for path in sorted(paths)}

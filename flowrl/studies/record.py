@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.report.runs import Run, read
-from flowrl.runs.files import CONFIG, write_whole
+from flowrl.runs.files import CONFIG, read_object, write_whole
 from flowrl.studies.plan import Planned
 
 Record = dict[str, Any]
@@ -113,4 +113,4 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
 
 def load(path: Path) -> dict[str, Any]:
     """results.json; without the file a study that has no run."""
-    return json.loads(path.read_text()) if path.is_file() else {"runs": []}
+    return read_object(path, "restore it from the repository") if path.is_file() else {"runs": []}

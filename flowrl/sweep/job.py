@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl.launch.command_line import override
-from flowrl.runs.files import CONFIG, METRICS, SUMMARY, write_whole
+from flowrl.runs.files import CONFIG, METRICS, SUMMARY, read_object, write_whole
 
 STATUS, LOG = "job.json", "job.log"
 COMPOSED = "job.yaml"
@@ -20,6 +20,8 @@ COMPOSED = "job.yaml"
 TRUSTED = "trust_folder=true"
 """The override under which a resumed run may build whatever its folder names."""
 
+DAMAGED = "remove it, and the run is gone on with from its newest checkpoint"
+"""What to do about a summary that cannot be read."""
 FOREIGN = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM_TASK = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 WANDB_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_SWEEP_ID")
@@ -76,7 +78,7 @@ class Job:
     def is_finished(self) -> bool:
         """Whether the run itself says so: it writes its summary last."""
         summary = self.folder / SUMMARY
-        return summary.is_file() and json.loads(summary.read_text())["status"] == "finished"
+        return summary.is_file() and read_object(summary, DAMAGED).get("status") == "finished"
 
     def progress(self) -> tuple[int, str]:
         """Finished iterations, and the last one's mean reward as text."""
@@ -130,5 +132,5 @@ def num_ranks(devices: int | str | Sequence[int]) -> int:
 
 def objective(folder: Path, name: str) -> float | None:
     """What a sweeper optimises: a score of the evaluation after training, None where that has no such score."""
-    score = json.loads((folder / SUMMARY).read_text())["eval"].get("after", {}).get(name)
+    score = read_object(folder / SUMMARY, DAMAGED).get("eval", {}).get("after", {}).get(name)
     return float(score) if isinstance(score, float | int) else None

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from flowrl.errors import UserError
 from flowrl.launch.command_line import TRAIN
-from flowrl.runs.files import write_whole
+from flowrl.runs.files import read_json, read_object, write_whole
 from flowrl.sweep.job import STATUS, Job, has_key
 
 SWEEP = "sweep.json"
+DAMAGED = "remove it, and start the sweep again with its overrides: finished runs stay"
+"""What to do about a file of a sweep that cannot be read."""
 Overrides = tuple[str, ...]
 
 
@@ -47,7 +49,7 @@ def read_sweep(folder: Path) -> Sweep:
 def _record(folder: Path) -> dict:
     """The file of a sweep; that of earlier versions is a list of overrides, begun by train.py in an unknown place."""
     path = folder / SWEEP
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    record = read_json(path, DAMAGED) if path.is_file() else []
     if isinstance(record, list):
         jobs = [{"overrides": overrides, "number": None, "folder": None} for overrides in record]
         record = {"script": str(TRAIN), "directory": str(Path.cwd()), "jobs": jobs}
@@ -76,7 +78,7 @@ def find_places(folder: Path, wanted: Sequence[Overrides]) -> list[Place]:
         if entry["number"] is not None:
             known[frozenset(entry["overrides"])] = Place(entry["number"], folder / entry["folder"])
     for path in folder.rglob(STATUS):
-        status = json.loads(path.read_text(encoding="utf-8"))
+        status = read_object(path, DAMAGED)
         known[frozenset(status["overrides"])] = Place(status["number"], path.parent, status["seconds"])
     fresh = max((place.number for place in known.values()), default=-1) + 1
     places = []

@@ -269,13 +269,15 @@ def test_ways_to_spread_a_run_that_would_go_wrong_are_refused(overrides, names):
 
 @pytest.mark.parametrize("data", ["text", "jsonl", "geneval", "geneval2", "compositions"])
 def test_prompts_of_another_kind_are_evaluated_on_their_own_kind(data, tmp_path):
-    """The training file unless told otherwise, at most `max_prompts`, with their metadata; or another file.
+    """The training file unless told otherwise, at most `max_prompts`, spread over it, with their metadata; or another.
 
-    Mutation: leave the evaluation on captions of the shapes world, or let Hydra turn metadata into its own containers.
+    Mutation: take the first lines, leave the evaluation on captions of the shapes world, or let Hydra turn metadata
+    into its own containers.
     """
     row = {"prompt": "a cow", "tag": "single", "include": [{"n": 1}], "atom_count": 1, "vqa_list": [["a?", "Yes"]]}
     for name, count in (("mine", 400), ("others", 3)):
-        rows = (json.dumps(row | {"prompt": f"{name} {i}"}) for i in range(count))
+        texts = [f"{name} {i}" for i in range(count)]
+        rows = texts if data == "text" else [json.dumps(row | {"prompt": text}) for text in texts]
         (tmp_path / name).write_text("\n".join(rows))
     mine, others = (f"{key}={tmp_path / name}" for key, name in PATHS)
     given = () if data == "compositions" else (mine,)
@@ -287,7 +289,8 @@ def test_prompts_of_another_kind_are_evaluated_on_their_own_kind(data, tmp_path)
     if data in ("geneval2", "compositions"):
         assert type(prompt.metadata["vqa_list"]) is list and prompt.family.startswith("atom_count_")
     if given:
-        assert "mine 0" in prompt.text
+        places = [int(prompt.text.removeprefix("mine ")) for prompt in evaluator.prompts]
+        assert max(places) >= 398 and [sum(i // 100 == part for i in places) for part in range(4)] == [64] * 4
         assert len(instantiate(config(f"data={data}", *given, others).evaluation).prompts) == 3
     assert list(instantiate(config(f"data={data}", *given, "evaluation=shapes").evaluation).sets)[1] == "held_out"
 

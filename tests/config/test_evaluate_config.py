@@ -1,17 +1,23 @@
 """What scripts/evaluate.py takes from a run's configuration."""
 
+import json
+from collections import Counter
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from PIL import Image
 from runs import CONF, load_script, make
 
-from flowrl.assessment.pictures import folder_features
+from flowrl.assessment.samples import Assessment
 from flowrl.assessment.subjects import Subject
+from flowrl.errors import UserError
+from flowrl.evaluation import Evaluator
 from flowrl.launch.compose import register_resolvers
 from flowrl.launch.resume import write_config
 from flowrl.models import lora
+from flowrl.runs.files import SOURCE
+from flowrl.types import Prompt
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +102,112 @@ def test_a_file_of_prompts_with_metadata(script, tmp_path, line, family):
         script.configure([], [], str(path))
 
 
+def write_geneval2(path, count=800):
+    """Lines of GenEval2's form, sorted by the number of atoms as its file is."""
+    rows = []
+    for i in range(count):
+        questions = [[f"Are there any {i} cows?", "Yes"]]
+        counts = {"atom_count": 3 + 8 * i // count, "vqa_list": questions, "skills": ["object"]}
+        rows.append(json.dumps({"prompt": f"{i} cows", **counts}))
+    path.write_text("\n".join(rows))
+    return path
+
+
+@pytest.mark.parametrize("words", [[], ["evaluation=shapes"], ["reward=shapes"]])
+def test_all_prompts_of_a_file_are_taken(script, saved, tmp_path, words):
+    """GenEval2's 800, 100 of each number of atoms, for a base model and after a run with a limit of its own.
+
+    Mutation: leave evaluation.max_prompts at 256, of which none has more than five atoms.
+    """
+    path = write_geneval2(tmp_path / "geneval2_data.jsonl")
+    for subjects in ([Subject("base", None)], [saved("a", "evaluation.max_prompts=7")]):
+        cfg = script.own_config(subjects[0], script.configure(subjects, words, str(path)), words)
+        evaluator = instantiate(cfg.evaluation)
+        counts = Counter(prompt.family for prompt in evaluator.sets["geneval2_data"])
+        assert counts == {f"atom_count_{n}": 100 for n in range(3, 11)}
+        assert evaluator.told("geneval2_data") == "800 prompts"
+
+
+def test_fewer_prompts_of_a_file_only_if_asked_for(script, tmp_path):
+    """Then over the whole file, also where the sets that are replaced take their first ones. Mutation: the first 80."""
+    path = write_geneval2(tmp_path / "mine.jsonl")
+    words = ["evaluation.max_prompts=80"]
+    cfg = script.own_config(Subject("base", None), script.configure([], words, str(path)), words)
+    evaluator = instantiate(cfg.evaluation)
+    assert Counter(prompt.family for prompt in evaluator.prompts) == {f"atom_count_{n}": 10 for n in range(3, 11)}
+    assert evaluator.told("mine") == "80 of 800 prompts, evenly spread"
+
+
+def test_a_run_of_before_subsets_keeps_its_first_prompts(script, saved, tmp_path):
+    """Its configuration says nothing of subsets. Mutation: take others than the run itself was evaluated on."""
+    path = write_geneval2(tmp_path / "mine.jsonl", 9)
+    run = saved("a", "data=jsonl", f"data.prompts.path={path}", "evaluation.max_prompts=3")
+    source = run.folder / SOURCE
+    assert "  subset: even\n" in source.read_text()
+    source.write_text(source.read_text().replace("  subset: even\n", ""))
+    cfg = script.own_config(run, script.configure([run], [], None), [])
+    evaluator = instantiate(cfg.evaluation)
+    assert [prompt.text for prompt in evaluator.prompts] == ["0 cows", "1 cows", "2 cows"]
+    assert evaluator.told("held_in") == "3 of 9 prompts, the first"
+
+
+@pytest.mark.parametrize("content", [b"", b"- a\n", b"a: [1\n", b"\tx: 1\n", b"name: \xe9\n"])
+def test_a_runs_damaged_configuration_is_named(script, saved, content):
+    """Mutation: a traceback of the parser, or an empty configuration."""
+    run = saved("a")
+    (run.folder / SOURCE).write_bytes(content)
+    with pytest.raises(UserError, match=r"source\.yaml is damaged .*; put the file back"):
+        script.configure([run], [], None)
+
+
+class Still(Evaluator):
+    """An evaluator of some prompts, for folders that are only opened."""
+
+    def __init__(self, *prompts):
+        self.sets = {"own": list(prompts)}
+
+
+def test_an_evaluation_goes_on_with_the_prompts_it_began_with(tmp_path):
+    """Neither another text nor another question, while the path is the same; folders of before tell no prompts.
+
+    Mutation: compare the settings alone, which name the file.
+    """
+    asked = {"vqa_list": [["a?", "Yes"]]}
+    Assessment(tmp_path, Still(Prompt("a", "x", asked)), {"evaluation": {"path": "a.jsonl"}})
+    Assessment(tmp_path, Still(Prompt("a", "x", asked)), {"evaluation": {"path": "a.jsonl"}})
+    for changed in (Prompt("b", "x", asked), Prompt("a", "x", {"vqa_list": [["a?", "No"]]})):
+        with pytest.raises(UserError, match=r"other settings \(prompts\); choose another --out"):
+            Assessment(tmp_path, Still(changed), {"evaluation": {"path": "a.jsonl"}})
+    with pytest.raises(UserError, match=r"other settings \(evaluation\)"):
+        Assessment(tmp_path, Still(Prompt("a", "x", asked)), {"evaluation": {"path": "b.jsonl"}})
+    (tmp_path / "settings.json").write_text('{"evaluation": {"path": "a.jsonl"}}')
+    Assessment(tmp_path, Still(Prompt("b")), {"evaluation": {"path": "a.jsonl"}})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("settings.json", b"{"),
+        ("settings.json", b"[]"),
+        ("settings.json", b"\xff\xfe"),
+        ("own/samples.jsonl", b"{\n{}\n"),
+        ("own/samples.jsonl", b"7\n"),
+        ("own/samples.jsonl", b'{"row": 0}\n'),
+        ("own/samples.jsonl", b"\xff\n"),
+        ("own/drift.json", b"[1]"),
+    ],
+)
+def test_damaged_files_of_an_evaluation_are_named(tmp_path, name, content):
+    """Mutation: the parser's bare words, or records dropped without one."""
+    Assessment(tmp_path, Still(Prompt("a")), {})
+    (tmp_path / "own").mkdir()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{tmp_path}/{name}.* is damaged .*; (choose another --out|remove it)"):
+        assessment = Assessment(tmp_path, Still(Prompt("a")), {})
+        assessment.samples("own")
+        assessment.drift("own")
+
+
 def test_full_fine_tuning_is_loaded_whole(script, saved):
     """What a run of tuning=full exports, in its folder or alone, gives its weights again. Mutation: take it for a LoRA,
     or load constants as weights.
@@ -115,22 +227,3 @@ def test_full_fine_tuning_is_loaded_whole(script, saved):
     alone.load_into(fresh)
     own = lora.parameters(policy.transformer)
     assert all(torch.equal(value, own[name]) for name, value in lora.parameters(fresh.transformer).items())
-
-
-def test_reference_pictures_of_several_sizes(tmp_path):
-    """Mutation: stack pictures of two sizes, or take a damaged one's error for ours."""
-    for i, size in enumerate([(8, 8), (8, 4), (8, 8)]):
-        Image.new("RGB", size, (i, 0, 0)).save(tmp_path / f"{i}.png")
-    sizes = []
-
-    def features(images):
-        sizes.append(tuple(images.shape))
-        return images.mean((2, 3))
-
-    assert folder_features(str(tmp_path), features).shape == (3, 3)
-    assert sizes == [(1, 3, 4, 8), (2, 3, 8, 8)]
-    (tmp_path / "3.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"--reference .* a picture is damaged"):
-        folder_features(str(tmp_path), features)
-    with pytest.raises(ValueError, match=r"--reference .* 0 pictures there"):
-        folder_features(str(tmp_path / "none"), features)

@@ -97,7 +97,33 @@ def test_prompts_with_families_from_a_file(evaluate, tmp_path):
     found = json.loads((tmp_path / "out" / "results.json").read_text())["mine"]["base"]
     assert found["headline"] == "strict"
     assert {name: each["num_prompts"] for name, each in found["families"].items()} == {"one": 2, "two": 1}
-    assert "Task families" in (tmp_path / "out" / "page.html").read_text()
+    page = (tmp_path / "out" / "page.html").read_text()
+    assert "Task families" in page and "3 prompts." in page and found["prompts"] == "3 prompts"
+
+
+def test_a_subset_and_its_repeated_lines_are_told(evaluate, tmp_path, capsys):
+    """In the output, in results.json and on the page; four lines of two texts have no interval.
+
+    Mutation: say nothing, or count lines as prompts.
+    """
+    (tmp_path / "mine.txt").write_text("a red circle\na blue square\n" * 2 + "a green cross\n")
+    settings = ("evaluation.images_per_prompt=1", "evaluation.kl_samples=1", "evaluation.num_steps=2")
+    words = ("--prompts", tmp_path / "mine.txt", "evaluation.max_prompts=4", "reward=shapes")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(2):
+        Image.new("RGB", (8, 8), (100 * i, 0, 0)).save(pictures / f"{i}.gif")
+    (pictures / "notes.txt").write_text("x")
+    evaluate("base", "--out", tmp_path / "out", *words, *settings, "--reference", pictures)
+    told = "4 of 5 prompts, evenly spread; 2 different texts, each of which counts once in intervals"
+    lines = capsys.readouterr().out
+    read = "2 pictures, 1 files not read (first: notes.txt, no kind of picture that is read here)"
+    assert f"mine: {told}\n" in lines and f"--reference {pictures}: {read}\n" in lines
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["mine"]["base"]
+    assert found["prompts"] == told and found["metrics"]["reward"]["num_prompts"] == 2
+    assert found["distances"]["against"] == f"{pictures} ({read})"
+    page = (tmp_path / "out" / "page.html").read_text()
+    assert f"{told}." in page and read in page
 
 
 def test_mistakes_are_named(evaluate, evaluated, finished_run, tmp_path):

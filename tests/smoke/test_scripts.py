@@ -57,6 +57,24 @@ def test_pictures_of_base_and_lora_from_the_same_noise(call, adapter, tiny_pipel
     assert pictures["grid.png"].width > 4 * 32
 
 
+def test_prompts_of_a_file_of_json_objects(call, tiny_pipelines, tmp_path):
+    """Their prompts are drawn, whatever the ending's case. Mutation: draw pictures of JSON."""
+    path = tmp_path / "prompts.JSONL"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a red circle", "tag": "single"}\n')
+    own = (*FAMILIES["flux1"].overrides(tiny_pipelines["flux1"]), "evaluation.num_steps=2")
+    status, _, err = call(generate, *own, "--prompts", path, "--out", tmp_path / "out")
+    assert status == 0, err
+    assert opened(tmp_path / "out" / "000-0-base.png").info["prompt"] == "a red circle"
+    path.write_text('{"prompt": null}\n')
+    for words, reason in (
+        (("--prompts", path), "prompts.JSONL line 1"),
+        (("--prompt", " "), "--prompt: the prompt is"),
+    ):
+        status, _, err = call(generate, *own, *words, "--out", tmp_path / "none")
+        assert status == 1 and reason in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "none").exists()
+
+
 def test_pictures_of_a_fully_trained_transformer(call, tiny_pipelines, tmp_path):
     """Beside the base, and named by its option. Mutation: draw both with the trained weights, or with the base's."""
     own = FAMILIES["flux1"].overrides(tiny_pipelines["flux1"])

@@ -17,7 +17,7 @@ from flowrl.types import Prompt, RewardOutput
 @pytest.fixture
 def callback(tmp_path):
     evaluator = Evaluator(
-        sets={"own": [Prompt("a red circle")] * 20},
+        sets={"own": [Prompt(f"{i} red circles") for i in range(20)]},
         schedule=LinearShift(shift=1.0),
         num_steps=1,
         guidance_scale=1.0,

@@ -20,7 +20,9 @@ class Drawn(Assessment):
 
     def __init__(self, folder, strict, reward):
         prompts = [Prompt(f"prompt <{i}>", family) for i, family in enumerate(FAMILIES)]
-        self.evaluator = SimpleNamespace(headline="strict", sets={"own": prompts}, images_per_prompt=1)
+        self.evaluator = SimpleNamespace(
+            headline="strict", sets={"own": prompts}, images_per_prompt=1, told=lambda name: "4 of 9 prompts"
+        )
         self.columns = {"strict": np.array(strict), "reward": np.array(reward), "spread": np.full(4, 4.0)}
         self.folder = folder
         (folder / "own").mkdir(parents=True)
@@ -57,6 +59,19 @@ def test_numbers_by_family(both):
     assert numbers(both["base"], "own", None)["family_changes"] == {}
 
 
+def test_lines_with_one_text_are_one_prompt(both):
+    """Of two prompts there is no interval, on four lines no more than on two; nor of their differences.
+
+    Mutation: lines for prompts, in the whole set, a change or a family.
+    """
+    for each in both.values():
+        each.evaluator.sets["own"] = [Prompt("a", "x"), Prompt("b", "x"), Prompt("a", "x", {"id": 3}), Prompt("b", "x")]
+    found = numbers(both["run"], "own", both["base"])
+    for estimate in (found["metrics"]["reward"], found["changes"]["reward"], found["family_changes"]["x"]):
+        assert (estimate["num_prompts"], estimate["low"]) == (2, None)
+    assert found["families"]["x"]["num_prompts"] == found["diversity"]["num_prompts"] == 2
+
+
 def test_numbers_of_the_whole_set(both):
     """Three prompts of four have a value; a spread of 4 is a distance of 2.
 
@@ -74,6 +89,7 @@ def test_the_page_shows_families_and_pictures(both):
     """Mutation: a metric of the panel among the rewards, a family without its change, or a prompt as markup."""
     results = {label: numbers(each, "own", both["base"] if label == "run" else None) for label, each in both.items()}
     page = render("base and run", "4 images", {"own": results}, {"own": gallery(both, "own", 9)})
+    assert "4 of 9 prompts." in page and results["run"]["prompts"] == "4 of 9 prompts"
     row = page[page.index("atom count 9") :].split("</tr>")[0]
     assert "2 prompts" in row and "+0.75" in row and "<span class='up'>+0.833</span>" in page and "<svg" in page
     assert page.count("data:image/png;base64,") == 8 and "prompt <" not in page and "prompt &lt;" in page

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,12 @@ def test_tensors_and_pictures_are_one():
 def test_other_modes_become_rgb():
     """Mutation: hand a grey or transparent picture on."""
     assert to_tensor([Image.new("L", (2, 2), 255), Image.new("RGBA", (2, 2), "white")]).shape == (2, 3, 2, 2)
+
+
+def test_16_bit_pictures_are_scaled():
+    """65,535 / 2 is level 128. Mutation: Pillow's conversion, which makes all above 255 white."""
+    pictures = [Image.fromarray(np.full((2, 2), level, dtype=np.uint16)) for level in (0, 32768, 65535)]
+    assert (to_tensor(pictures)[:, 0, 0, 0] * 255).tolist() == pytest.approx([0, 128, 255])
 
 
 def test_no_picture_of_nothing():

@@ -88,4 +88,42 @@ def test_the_alarm(reward, gold, alarm, normal):
     noise = noise - noise.mean()
     before = {"reward": np.zeros(400), "gold": np.ones(400), "other": np.zeros(400)}
     now = {"reward": reward + noise, "gold": 1 + gold + noise, "other": noise}
-    assert fallen(before, now, PROMPTS) == alarm
+    assert fallen(before, now, PROMPTS, np.arange(100)) == alarm
+
+
+def test_repeated_prompts_are_one():
+    """30 captions on four lines each, which differ by less than captions do, and the same with the lines shuffled.
+
+    The standard error is that of 30 means: 1.96 x the spread of the captions' means / sqrt(30) either side. Mutation:
+    take 120 lines for 120 prompts, which makes the interval about half as wide; or ids in the order of the lines.
+    """
+    rng = np.random.default_rng(0)
+    lines = rng.standard_normal(30).repeat(4) + 0.1 * rng.standard_normal(120)
+    captions = np.arange(30).repeat(4)
+    by_caption = mean(by_prompt(lines, captions))
+    clustered = mean(lines, captions)
+    assert (clustered.low, clustered.high) == pytest.approx((by_caption.low, by_caption.high), rel=1e-9)
+    assert clustered.count == 30 and mean(lines).count == 120
+    assert 1.8 < (clustered.high - clustered.low) / (mean(lines).high - mean(lines).low) < 2.2
+    order = rng.permutation(120)
+    again = mean(lines[order], captions[order])
+    assert (again.low, again.high) == pytest.approx((clustered.low, clustered.high), rel=1e-9)
+
+
+def test_a_prompt_that_is_repeated_more_often_weighs_more():
+    """Lines 1, 1, 1, 5 of three captions: their mean is 2. Sums less mean x size: 2 - 4, 1 - 2, 5 - 2, squares 14;
+    4.303 sqrt(14 x 3 / 2) / 4. Mutation: the mean of the captions' means, or a spread over n.
+    """
+    found = mean([1.0, 1.0, 1.0, 5.0], np.array([0, 0, 1, 2]))
+    half = 4.302653 * math.sqrt(14 * 3 / 2) / 4
+    assert (found.mean, found.count) == (2, 3)
+    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), abs=1e-4)
+    assert math.isnan(mean([1.0, math.nan, 1.0, 5.0], np.array([0, 1, 0, 2])).low)
+
+
+def test_one_prompt_repeated_raises_no_alarm():
+    """A hundred lines with one text say no more than one. Mutation: count lines."""
+    before = {"reward": np.zeros(400), "gold": np.ones(400)}
+    now = {"reward": 0.1 + 1e-3 * np.arange(400) / 400, "gold": 0.9 + 1e-3 * np.arange(400) / 400}
+    assert fallen(before, now, PROMPTS, np.arange(100)) == ["gold"]
+    assert fallen(before, now, PROMPTS, np.zeros(100, int)) == []

@@ -6,6 +6,7 @@ import struct
 import tracemalloc
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -177,6 +178,14 @@ def test_other_pngs_become_rgb():
     """Mutation: drop the conversion."""
     images = read(body([encode(mode="L"), encode(mode="RGBA"), encode(mode="I;16")])).images()
     assert images.shape == (3, 3, 4, 4)
+
+
+def test_16_bit_pngs_are_scaled():
+    """257 is level 1, 65,535 is 255. Mutation: Pillow's conversion, which makes all above 255 white."""
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 257, 32896, 65535]], dtype=np.uint16)).save(file, "PNG")
+    images, _ = read(body([base64.b64encode(file.getvalue()).decode()]))
+    assert (images * 255).round()[0, :, 0].tolist() == [[0, 1, 128, 255]] * 3
 
 
 def test_a_missing_score_is_null_on_the_way_and_missing_behind_it():

@@ -1,0 +1,74 @@
+"""Pictures of whatever mode as 8-bit RGB, and reading one from a file, with an error that names it."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from flowrl.errors import UserError
+
+KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
+"""Formats that are read, of those that Pillow knows: some others start a program or are no pictures of pixels."""
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """The picture in 8-bit RGB; 16-bit greys are scaled, where Pillow's own conversion would cut them off at 255.
+
+    Raises UserError for greys of 32 bits, whose range nobody knows.
+    """
+    if picture.mode.startswith("I;16"):
+        levels = np.asarray(picture).astype(np.uint32)
+        picture = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise UserError(f"32-bit levels (mode {picture.mode}) have no known range; save it with 8 or 16 bits")
+    return picture.convert("RGB")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's name says that it is a picture which this Pillow can read."""
+    return Image.registered_extensions().get(path.suffix.lower()) in _known()
+
+
+def _known() -> list[str]:
+    """The formats that this Pillow was built with."""
+    Image.init()
+    return [kind for kind in KINDS if kind in Image.OPEN]
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height, by the file's header alone. Raises UserError, naming the file."""
+    try:
+        with _quietly(path) as picture:
+            return picture.size
+    except Exception as error:  # whatever a decoder makes of a damaged file
+        raise _refusal(path, error) from error
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """The picture of a file in 8-bit RGB, the first one where it holds several. Raises UserError, naming the file."""
+    try:
+        with _quietly(path) as picture:
+            return to_rgb(picture)
+    except Exception as error:  # as above
+        raise _refusal(path, error) from error
+
+
+def _quietly(path: Path) -> Image.Image:
+    """Open a picture, without Pillow's warning of a large one: of those that are too large it raises an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path, formats=_known())
+
+
+def _refusal(path: Path, error: Exception) -> UserError:
+    match error:
+        case FileNotFoundError():
+            reason = "no such file"
+        case Image.UnidentifiedImageError():
+            reason = "damaged, or no picture"
+        case _:
+            reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"{path}: cannot be read as a picture ({reason}); mend or remove it")

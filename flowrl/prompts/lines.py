@@ -1,0 +1,83 @@
+"""The lines of a file of prompts, decoded and numbered, and what may stand in them; the rest is refused by line."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from flowrl.errors import UserError
+
+OBJECTS = (".jsonl", ".ndjson", ".jsonlines")
+"""Endings of the names of files with one JSON object a line."""
+TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx")
+"""Endings of tables, whose lines are no prompts."""
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+BYTE_ORDER_MARK = "\ufeff"
+REMEDY = "save its prompts as UTF-8, one a line (.txt), or one JSON object a line (.jsonl)"
+
+
+def read_lines(path: str) -> list[tuple[int, str]]:
+    """The lines of a file that are not blank, with their numbers from 1.
+
+    Byte-order marks are left out, wherever files that were put together have them. Raises UserError for a file that is
+    not there, is a table, holds no line, or is not text in UTF-8 or, with its mark, UTF-16.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        kind = "a folder" if file.is_dir() else "no such file"
+        raise UserError(f"prompts path={path}: {kind}; give a file with one prompt, or one JSON object, a line")
+    data = file.read_bytes()
+    if file.suffix.lower() in TABLES or data.startswith(b"PAR1"):
+        kind = "parquet" if data.startswith(b"PAR1") else file.suffix.lower()
+        raise UserError(f"prompts path={path}: a table ({kind}); {REMEDY}")
+    # Not str.splitlines, which also breaks lines at characters that may stand within a prompt.
+    lines = re.split(r"\r\n|\r|\n", _decoded(path, data).replace(BYTE_ORDER_MARK, ""))
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise UserError(f"prompts path={path}: the file holds no prompt")
+    return numbered
+
+
+def _decoded(path: str, data: bytes) -> str:
+    encoding = "utf-16" if data.startswith(UTF16) else "utf-8"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        kind = "binary" if b"\0" in data else f"not {encoding.upper()} (byte 0x{data[error.start]:02x})"
+        raise UserError(f"prompts {path} line {line}: {kind}; {REMEDY}") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"prompts {path} line {line}: binary, or UTF-16 without its mark; {REMEDY}")
+    return text
+
+
+def holds_objects(path: str, lines: list[tuple[int, str]]) -> bool:
+    """Whether a file holds JSON objects: so its name says, or all of its lines are some."""
+    return path.lower().endswith(OBJECTS) or all(_is_object(line) for _, line in lines)
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def checked_text(text: Any, place: str) -> str:
+    """A prompt's text, which may be any but an empty one that can be written as UTF-8. Raises UserError at `place`."""
+    if not isinstance(text, str):
+        raise UserError(f"{place}: {text!r:.40} is no prompt; give a text")
+    if not text.strip():
+        raise UserError(f"{place}: the prompt is empty; give a text, or leave the line out")
+    check_characters(text, place)
+    return text
+
+
+def check_characters(text: str, place: str) -> None:
+    """Raises UserError for a NUL, and for half of a surrogate pair, which no tokenizer, file or server takes."""
+    if odd := re.search("[\0\ud800-\udfff]", text):
+        raise UserError(f"{place}: the character \\u{ord(odd[0]):04x} cannot be part of a prompt; leave it out")
