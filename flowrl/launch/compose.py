@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
 from flowrl.runs.files import CONFIG
+from flowrl.runs.folder import make_new
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -27,7 +29,7 @@ def compose(overrides: Sequence[str], *, config: str = "config", folder: Path = 
 def register_resolvers() -> None:
     """The resolvers that YAML files use.
 
-    `${run_folder:RESUME,RUN_DIR,NEW}` is the run to resume, the folder asked for, or a new one;
+    `${run_folder:RESUME,RUN_DIR,NEW}` is the run to resume, the folder asked for, or a new one, which is made;
     `${image_tokens:RESOLUTION,PIXELS}` the length of a square image's sequence of tokens of PIXELS a side.
     """
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
@@ -37,5 +39,8 @@ def register_resolvers() -> None:
 def _run_folder(resume: str | None, run_dir: str | None, new: str) -> str:
     if resume and not (Path(resume) / CONFIG).is_file():
         raise UserError(f"resume={resume}: no {CONFIG} there; give the folder of an earlier run")
-    # Resolved, since `outputs/latest` is a link that this very run will move.
-    return str(Path(resume).resolve()) if resume else run_dir or new
+    if resume:
+        return str(Path(resume).resolve())  # since `outputs/latest` is a link that this very run will move
+    if run_dir or "TORCHELASTIC_RUN_ID" in os.environ:  # whose processes would each make one; they are refused later
+        return run_dir or new
+    return make_new(new)

@@ -1,8 +1,12 @@
-"""The files of a run's or a sweep's folder by name, and writing them so that a kill never leaves half of one."""
+"""The files of a run's or a sweep's folder by name, and reading and writing them so that none is lost by halves."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+from flowrl.errors import UserError
 
 CONFIG = "config.yaml"
 """The resolved configuration, by which a run's folder is known."""
@@ -13,6 +17,9 @@ SOURCE = "source.yaml"
 SUMMARY = "summary.json"
 METRICS = "metrics.csv"
 
+PROVENANCE = "provenance.json"
+"""What a run was made of besides its configuration: commit, packages, prompts and the files that it names."""
+
 LOG = "train.log"
 """Warnings and errors, with the tracebacks of unexpected ones; only where there are any."""
 
@@ -20,7 +27,42 @@ CHECKPOINTS = "checkpoints"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a UTF-8 text file so that a kill leaves the old or the new content, never a mixture."""
+    """Write a UTF-8 text file so that a kill or a full disk leaves the old or the new content, never a mixture."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """The text of a UTF-8 file; one mark of byte order, as Windows programs write it, is dropped.
+
+    Raises UserError, with the remedy, for any other encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged (not UTF-8 at byte {error.start}); {remedy}") from error
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError, with the remedy, for anything else in it."""
+    try:
+        value = json.loads(read_text(path, remedy))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (a JSON object was expected); {remedy}")
+    return value
+
+
+def set_aside(path: Path, kind: str) -> Path:
+    """Rename a file or folder to NAME.`kind`, with a number behind it where that name is taken; gives the new path."""
+    number, target = 1, path.with_name(f"{path.name}.{kind}")
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.{kind}.{number}")
+    return path.rename(target)
