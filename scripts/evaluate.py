@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -45,12 +44,13 @@ from flowrl.launch.build import build
 from flowrl.launch.compose import CONF, compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
+from flowrl.launch.resume import read_saved
 from flowrl.launch.start import with_copy
 from flowrl.launch.trust import check_config
 from flowrl.models import lora, lora_files
 from flowrl.modules.policy import Policy
 from flowrl.prompts.files import prompt_set
-from flowrl.runs.files import CONFIG, SOURCE, read_text
+from flowrl.runs.files import CONFIG, SOURCE
 
 TRAINED = ("model", "lora", "grid", "tuning")
 """Of the configuration: what a run's weights belong to."""
@@ -113,13 +113,7 @@ def run_config(subject: Subject, common: DictConfig) -> DictConfig:
     assert subject.path is not None
     source = subject.path / SOURCE
     path = source if source.is_file() else subject.path / CONFIG
-    remedy = "put the file back, or evaluate the weights below the run's folder"
-    try:
-        saved = OmegaConf.create(read_text(path, remedy))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {remedy}") from error
-    if not isinstance(saved, DictConfig) or not saved:
-        raise UserError(f"{path} is damaged (no configuration in it); {remedy}")
+    saved = read_saved(path, "put the file back, or evaluate the weights below the run's folder")
     return check_config(saved, subject.path, is_trusted=common.trust_folder)
 
 

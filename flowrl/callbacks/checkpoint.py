@@ -18,16 +18,22 @@ from flowrl.modules.measures import require_finite
 from flowrl.modules.policy import Policy
 from flowrl.modules.reward import TooManyMissingRewards
 from flowrl.runs import checkpoint
+from flowrl.runs.files import CHECKPOINTS
+from flowrl.runs.folder import point_latest_at
 from flowrl.sharding import gathered, is_divided
 from flowrl.weights import first_not_finite
 
 NO_CHECKPOINT = "no checkpoint yet"
 
+STATE_KEYS = ("num_iterations", "num_optimizer_steps", "record")
+"""What a checkpoint's state must hold to resume from; what belongs to one method is that method's to ask for."""
+
 
 class Checkpoint(Callback):
     """Writes `checkpoints/<iteration>` every `every` iterations and keeps the newest `keep`.
 
-    When a stop is asked for, it writes one after the running iteration and ends the run.
+    When a stop is asked for, it writes one after the running iteration and ends the run. With the first checkpoint
+    that it writes `outputs/latest` moves to the run.
     `export` writes the EMA weights to `lora/`, in the format of the stock pipeline's `load_lora_weights`, or after full
     fine-tuning to `transformer/`, in that of the network's `from_pretrained`.
     """
@@ -38,14 +44,15 @@ class Checkpoint(Callback):
         self.record, self.stop, self.folder, self.every, self.keep = record, stop, Path(folder), every, keep
         self.restored: Path | None = None
         self.is_whole = False
+        self.has_moved_latest = False
 
     def resume_from(self, policy: Policy) -> int:
-        """Load the newest complete checkpoint's weights and counters, 0 iterations if there is none."""
-        complete = checkpoint.list_complete(self.folder / "checkpoints")
-        if not complete:
+        """Load the newest whole checkpoint's weights and counters, 0 iterations if there is none."""
+        found = checkpoint.newest(self.folder / CHECKPOINTS, self.stems(policy), STATE_KEYS)
+        if found is None:
+            self.record.start_anew()
             return 0
-        self.restored = complete[-1]
-        weights, state = checkpoint.load(self.restored)
+        self.restored, weights, state = found
         if name := first_not_finite({f"{stem} {name}": v for stem, ws in weights.items() for name, v in ws.items()}):
             raise UserError(
                 f"checkpoint {self.restored}: the weight {name} holds NaN or infinity; delete its folder to resume "
@@ -56,8 +63,15 @@ class Checkpoint(Callback):
         self.record.restore(policy.num_iterations, state["record"])
         return policy.num_iterations
 
+    def stems(self, policy: Policy) -> list[str]:
+        """The files of weights that a checkpoint of the policy holds."""
+        return [*policy.weights(), "optimizer", "rng"]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Policy)
+        if trainer.is_global_zero and self.restored is not None:
+            checkpoint.sweep(self.folder / CHECKPOINTS)
+            checkpoint.set_aside_after(self.restored)  # only now, since all processes have read theirs
         pl_module.ema.weights = {name: value.to(pl_module.device) for name, value in pl_module.ema.weights.items()}
         if self.restored is not None:
             weights, _ = checkpoint.load(self.restored)
@@ -84,11 +98,15 @@ class Checkpoint(Callback):
             "optimizer": checkpoint.optimizer_tensors(trainer.optimizers[0]),
             "rng": {"state": torch.get_rng_state()},
         }
+        assert tensors.keys() == set(self.stems(policy))
         require_finite(tensors)  # before an older checkpoint is deleted for this one
         weights = {stem: gathered(own, is_kept=trainer.is_global_zero) for stem, own in tensors.items()}
         if trainer.is_global_zero:
             state = policy.state() | {"record": self.record.state()}
-            checkpoint.save(self.folder / "checkpoints", keep=self.keep, weights=weights, state=state)
+            checkpoint.save(self.folder / CHECKPOINTS, keep=self.keep, weights=weights, state=state)
+            if not self.has_moved_latest:
+                self.has_moved_latest = True
+                point_latest_at(self.folder)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, Policy)
@@ -101,7 +119,7 @@ class Checkpoint(Callback):
 
     def newest(self) -> str:
         """What a resumed run would start from, in words."""
-        complete = checkpoint.list_complete(self.folder / "checkpoints")
+        complete = checkpoint.list_complete(self.folder / CHECKPOINTS)
         return f"the newest checkpoint is after iteration {int(complete[-1].name)}" if complete else NO_CHECKPOINT
 
     def export(self, trainer: Trainer, policy: Policy) -> None:

@@ -12,6 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -64,8 +65,16 @@ class Evaluate(Callback):
         if not self.before_path.is_file():
             log.warning("%s is gone: no pictures from before training will be shown, no alarms given", self.before_path)
             return
-        kept = load_file(self.before_path)
-        self.first = (kept["images"], kept["scores"])
+        try:
+            kept = load_file(self.before_path)
+            self.first = (kept["images"], kept["scores"])
+        except (OSError, SafetensorError, KeyError) as error:
+            log.warning(
+                "%s is damaged (%s): no pictures from before training will be shown, no alarms given; "
+                "put the file back and resume to have them",
+                *(self.before_path, error),
+            )
+            return
         self.watched = {name: kept[name] for name in ("reward", *self.gold) if name in kept}
 
     def on_train_batch_end(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import platform
 import re
 import resource
-import subprocess
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,18 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from flowrl.modules.parallel import is_later_rank
 from flowrl.modules.policy import Policy
-from flowrl.runs.files import METRICS, SUMMARY, write_whole
+from flowrl.runs.files import METRICS, SUMMARY, set_aside, write_whole
+from flowrl.runs.metrics import ITERATION, read_figures
+from flowrl.runs.provenance import environment
 from flowrl.trackers import alert
 
 _STATUS, _CLEAR_PEAK, _CPU = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/cpuinfo")
 
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "hydra-core", "numpy")
+SPEED = "perf/images_per_second"
+
+log = logging.getLogger(__name__)
 
 
 class RunRecord(Callback):
@@ -62,15 +66,32 @@ class RunRecord(Callback):
         self.evaluations[when] = headline
 
     def restore(self, num_iterations: int, state: dict[str, Any]) -> None:
-        """Continue the record of a stopped run: drop the rows its checkpoint does not know."""
-        if self.csv_path.is_file():
-            with self.csv_path.open(newline="") as file:
-                # A line cut short by a kill belongs to an iteration after the checkpoint, or has no later columns.
-                rows = [row for row in csv.DictReader(file) if (row["iteration"] or "").isdigit()]
-            self.rows = [row for row in rows if int(row["iteration"]) <= num_iterations]
-        self.evaluations = state["evaluations"]
-        self.seconds_before = state["seconds"]
+        """Continue the record of a stopped run: drop the rows its checkpoint does not know.
+
+        Where some of the others are missing or damaged, the file as it is is kept under another name.
+        """
+        figures = read_figures(self.csv_path)
+        self.rows = [dict(row) for row in figures.rows if int(row[ITERATION]) <= num_iterations]
+        if len(self.rows) < num_iterations:
+            problem = figures.problem or ("rows are missing" if self.csv_path.is_file() else "the file is gone")
+            kept = f"; it is kept as {self._keep('unreadable').name}" if self.csv_path.is_file() else ""
+            log.warning(
+                "%s: %s: the rows of %d of the first %d iterations are left%s",
+                *(self.csv_path, problem, len(self.rows), num_iterations, kept),
+            )
+        evaluations, seconds = state.get("evaluations"), state.get("seconds")
+        self.evaluations = evaluations if isinstance(evaluations, dict) else {}
+        self.seconds_before = float(seconds or 0.0)
         self._write_csv()
+
+    def start_anew(self) -> None:
+        """Keep what an earlier start without a checkpoint has recorded, before the first row is written again."""
+        if self.csv_path.is_file() and not is_later_rank():
+            kept = self._keep("before")
+            log.warning("no checkpoint yet: starting from the beginning; %s is kept as %s", self.csv_path, kept.name)
+
+    def _keep(self, kind: str) -> Path:
+        return self.csv_path if is_later_rank() else set_aside(self.csv_path, kind)
 
     def state(self) -> dict[str, Any]:
         return {"evaluations": self.evaluations, "seconds": self.seconds}
@@ -93,7 +114,7 @@ class RunRecord(Callback):
         if has_new_columns:
             self._write_csv()
         else:
-            with self.csv_path.open("a", newline="") as file:
+            with self.csv_path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, list(self.rows[0])).writerow(row)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -122,7 +143,7 @@ class RunRecord(Callback):
     def write_summary(self, policy: Policy, status: str) -> None:
         """Write summary.json: status, evaluations before and after, speed, memory, versions."""
         # The median iteration, so that the first one's warm-up and a busy moment do not count.
-        speeds = sorted(float(row["perf/images_per_second"]) for row in self.rows)
+        speeds = sorted(float(row[SPEED]) for row in self.rows if row.get(SPEED))
         summary = {
             "status": status,
             "error": self.error,
@@ -132,8 +153,7 @@ class RunRecord(Callback):
             "seconds": round(self.seconds, 1),
             "images_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
             "peak_memory_gib": round(peak_memory_gib(), 3),
-            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-            "git_revision": git_revision(),
+            **environment(),
             "device": self.device,
         }
         # What is no number is null: JSON knows neither NaN nor infinity.
@@ -163,14 +183,3 @@ def processor_name() -> str:
     """The CPU's model where the system tells it, or its architecture."""
     found = re.search(r"model name\s*:\s*(.+)", _CPU.read_text()) if _CPU.is_file() else None
     return found[1] if found else platform.processor() or platform.machine()
-
-
-def git_revision() -> str | None:
-    """The checked-out commit of the package's repository, with `+` where there are changes; None outside one."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changes = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")

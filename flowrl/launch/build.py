@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -25,14 +27,21 @@ DEFAULT_THREADS = torch.get_num_threads()
 """PyTorch's own choice: OMP_NUM_THREADS, or the physical cores."""
 
 
-def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
-    """The policy, its training prompts and its evaluator; rules between components are checked before weights load."""
+def build(
+    cfg: DictConfig, examine: Callable[[PromptData, Evaluator], None] | None = None
+) -> tuple[Policy, PromptData, Evaluator]:
+    """The policy, its training prompts and its evaluator; rules between components are checked before weights load.
+
+    `examine` sees the prompts before that, too.
+    """
     torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
     algorithm: Algorithm = instantiate(cfg.algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
     adapter, ema = instantiate(cfg.tuning), instantiate(cfg.ema)
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
+    if examine is not None:
+        examine(data, evaluator)
     check_guidance(cfg)
     check_deadlines(cfg)
     check_trainer(cfg)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
 from flowrl.runs.files import CONFIG
+from flowrl.runs.folder import make_new
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -28,7 +29,7 @@ def compose(overrides: Sequence[str], *, config: str = "config", folder: Path = 
 def register_resolvers() -> None:
     """The resolvers that YAML files use.
 
-    `${run_folder:RESUME,RUN_DIR,NEW}` is the run to resume, the folder asked for, or a new one;
+    `${run_folder:RESUME,RUN_DIR,NEW}` is the run to resume, the folder asked for, or a new one, which is made;
     `${image_tokens:RESOLUTION,PIXELS}` the length of a square image's sequence of tokens of PIXELS a side.
     """
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
@@ -38,8 +39,13 @@ def register_resolvers() -> None:
 def _run_folder(resume: str | None, run_dir: str | None, new: str) -> str:
     if resume and not (Path(resume) / CONFIG).is_file():
         raise UserError(f"resume={resume}: no {CONFIG} there; give the folder of an earlier run")
-    # Resolved, since `outputs/latest` is a link that this very run will move.
-    folder = str(Path(resume).resolve()) if resume else run_dir or new
+    if resume:
+        folder = str(Path(resume).resolve())  # since `outputs/latest` is a link that this very run will move
+    elif run_dir or "TORCHELASTIC_RUN_ID" in os.environ:  # whose processes would each make one; refused later
+        folder = run_dir or new
+    else:
+        check_folder("run_dir", new)
+        folder = make_new(new)
     check_folder("run_dir", folder)
     return folder
 

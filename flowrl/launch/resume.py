@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
 from flowrl.launch import trust
+from flowrl.launch.changes import overridden
 from flowrl.launch.command_line import resume_command
 from flowrl.launch.composed import freeze
 from flowrl.launch.start import refuse_other_start, take_from_file
 from flowrl.launch.trust import check_config, project_folders
 from flowrl.modules.parallel import is_later_rank
-from flowrl.runs.files import CONFIG, SOURCE, write_whole
+from flowrl.runs.files import CONFIG, SOURCE, read_text, write_whole
 from flowrl.runs.folder import claim
 from flowrl.trackers import default_tags
+
+log = logging.getLogger(__name__)
+
+RESTORE = f"restore it, or copy {CONFIG} over it: an override then reaches no other key than the one it names"
 
 
 def configure(cfg: DictConfig) -> DictConfig:
@@ -37,10 +46,12 @@ def configure(cfg: DictConfig) -> DictConfig:
         take_from_file(cfg, HydraConfig.get().overrides.task)
         cfg.tags = cfg.tags or default_tags(HydraConfig.get().runtime.choices, cfg.loss.get("delta"))
         return cfg
-    saved = OmegaConf.load(Path(cfg.resume) / SOURCE)
-    assert isinstance(saved, DictConfig)
-    project = project_folders(HydraConfig.get(), leaving_out=Path(cfg.resume))
-    check_config(saved, Path(cfg.resume), is_trusted=bool(cfg.get(trust.KEY)), conf=project)
+    return _resumed(Path(cfg.resume), folder, is_trusted=bool(cfg.get(trust.KEY)))
+
+
+def _resumed(run: Path, folder: str, *, is_trusted: bool) -> DictConfig:
+    saved = read_source(run)
+    check_config(saved, run, is_trusted=is_trusted, conf=project_folders(HydraConfig.get(), leaving_out=run))
     OmegaConf.set_struct(saved, True)
     task = [item for item in HydraConfig.get().overrides.task if item.split("=")[0] not in ("resume", trust.KEY)]
     refuse_other_start(task)
@@ -56,12 +67,64 @@ def configure(cfg: DictConfig) -> DictConfig:
     merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([item for item in overrides if item not in known]))
     assert isinstance(merged, DictConfig)
     OmegaConf.set_struct(merged, True)  # a key it lacks is an error, not None
-    if merged.num_iterations != saved.num_iterations:
-        print(
-            f"num_iterations {saved.num_iterations} -> {merged.num_iterations}: schedules over the run, such as "
-            "learning_rate=cosine, now follow the new length, so the numbers differ from those of a run never stopped"
+    before: Any = read_config(run) or OmegaConf.to_container(saved, resolve=True)
+    if lacking := _lacking(before, OmegaConf.to_container(merged)):
+        others = f" and {len(lacking) - 1} other keys" if len(lacking) > 1 else ""
+        raise UserError(
+            f"{run / SOURCE} lacks {lacking[0]}{others} of {CONFIG}; {RESTORE}; or give it: ++{lacking[0]}=VALUE"
         )
+    if not is_later_rank():
+        for text in overridden(before, merged):
+            print(text)
     return merged
+
+
+def read_source(folder: Path) -> DictConfig:
+    """The configuration of a run with its interpolations. Raises UserError for a missing or a damaged file."""
+    path = folder / SOURCE
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {RESTORE}")
+    return read_saved(path, RESTORE)
+
+
+def read_saved(path: Path, remedy: str) -> DictConfig:
+    """The configuration in a file of a run's folder. Raises UserError, with the remedy, for a damaged file."""
+    try:
+        saved = OmegaConf.create(read_text(path, remedy))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {remedy}") from error
+    if not isinstance(saved, DictConfig) or not saved:
+        raise UserError(f"{path} is damaged (it holds no configuration); {remedy}")
+    return saved
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration that a run was last run with, plain; None where its file cannot be read, which is told."""
+    path = folder / CONFIG
+    try:
+        config = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError):
+        config = None
+    if isinstance(config, dict) and config:
+        return {str(key): value for key, value in config.items()}
+    log.warning("%s is damaged; it is written again from %s", path, SOURCE)
+    return None
+
+
+def _lacking(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """The keys of a resolved container that one with interpolations does not have."""
+    if not isinstance(before, dict) or (isinstance(now, str) and "${" in now):
+        return []
+    lacking = []
+    for key, value in before.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if not isinstance(now, dict) or key not in now:
+            lacking.append(name)
+        else:
+            lacking += _lacking(value, now[key], name)
+    return lacking
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:

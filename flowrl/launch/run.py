@@ -23,6 +23,7 @@ from flowrl.data import PromptData
 from flowrl.errors import UserError
 from flowrl.launch import trust
 from flowrl.launch.build import build
+from flowrl.launch.changes import Provenance
 from flowrl.launch.command_line import resume_command
 from flowrl.launch.composed import calling_script, job_of
 from flowrl.launch.errors import one_line_errors
@@ -35,8 +36,9 @@ from flowrl.modules.measures import NotFinite
 from flowrl.modules.parallel import is_later_rank
 from flowrl.modules.policy import Policy
 from flowrl.modules.reward import TooManyMissingRewards
-from flowrl.runs.files import LOG
-from flowrl.runs.folder import discard_if_empty, point_latest_at
+from flowrl.runs import disk
+from flowrl.runs.files import CONFIG, LOG
+from flowrl.runs.folder import discard_if_empty
 from flowrl.sweep.ranks import run_to_end
 
 log = logging.getLogger(__name__)
@@ -65,19 +67,34 @@ def run(cfg: DictConfig) -> None:
     cfg = configure(cfg)
     quieten()
     folder = Path(cfg.run_dir)
+    try:
+        _train(cfg, folder)
+    except Exception as error:
+        if not disk.is_full(error):
+            raise
+        text = str(error) if isinstance(error, disk.DiskFull) else f"{folder}: no space left ({disk.free(folder)} free)"
+        remedy = f"continue with: {resume_command(folder)}" if (folder / CONFIG).is_file() else "run it again"
+        raise disk.DiskFull(f"{text}; make some, then {remedy}") from error
+
+
+def _train(cfg: DictConfig, folder: Path) -> None:
     record = RunRecord(folder=str(folder))
+    provenance = Provenance(cfg, folder, HydraConfig.get().overrides.task)
+    provenance.check_paths()
     # Before weights load: whether a tracker can be reached is answered in seconds.
     loggers: list[Logger] = [instantiate(logger) for logger in (cfg.logger or {}).values()]
-    policy, data, evaluator = build(with_copy(cfg, folder))
+    policy, data, evaluator = build(with_copy(cfg, folder), provenance.check_prompts)
+    provenance.check_paths()  # again, since loading may have moved a hub repository to a newer commit
     stop = Stop()
     saver = Checkpoint(record=record, stop=stop, folder=str(folder), **cfg.checkpoint)
     data.start_iteration = saver.resume_from(policy)
     if data.start_iteration > len(data.iterations):
         raise UserError(f"num_iterations={len(data.iterations)}: the run has finished {data.start_iteration} already")
     if not is_later_rank():
+        provenance.tell_changes()
         write_config(cfg, folder)
         keep_copy(cfg, folder)
-        point_latest_at(folder)
+        provenance.write()
     viewer = Evaluate(evaluator=evaluator, record=record, folder=str(folder), **cfg.viewing)
     print(f"run directory: {folder}\nbatch plan:\n{policy.describe_plan()}")
     if data.start_iteration:
@@ -93,9 +110,11 @@ def run(cfg: DictConfig) -> None:
         record.error = type(error).__name__  # the callback sees none that comes after training
         raise type(error)(f"{error}; {_way_on(error, saver, folder)}") from error
     finally:
-        if trainer.is_global_zero:
-            record.write_summary(policy, status)
-        _close(loggers, status)
+        try:
+            if trainer.is_global_zero:
+                record.write_summary(policy, status)
+        finally:
+            _close(loggers, status)
     if status == "finished":
         print(f"finished: {folder}/summary.json, images/, {lora.folder_name(policy.transformer)}/")
     elif not is_later_rank():  # whose failure would have Lightning kill the first one, which may still be writing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -15,7 +14,8 @@ from typing import Any
 import yaml
 
 from flowrl.errors import UserError
-from flowrl.runs.files import CONFIG
+from flowrl.runs.files import CONFIG, METRICS, SUMMARY, read_object, read_text
+from flowrl.runs.metrics import read_figures
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The safe loader in C, where it was built: ten times faster, which counts for hundreds of runs."""
@@ -80,21 +80,28 @@ def find(places: Iterable[Path]) -> list[Run]:
 
 
 def read(folder: Path, label: str) -> Run:
-    """Read one run; what is missing or was cut short by a kill is left out."""
+    """Read one run; what is missing, and a last row cut short by a kill, is left out.
+
+    Raises UserError, naming the file, for one that is damaged: figures are compared whole or not at all.
+    """
+    remedy = "restore it, or leave this run out"
+    text = read_text(folder / CONFIG, remedy)
     try:
-        config = dict(flatten(yaml.load((folder / CONFIG).read_text(), LOADER) or {}))
-        summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").is_file() else {}
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder}: {CONFIG} or summary.json is damaged ({' '.join(str(error).split())})") from error
+        node = yaml.load(text, LOADER)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder / CONFIG} is damaged ({' '.join(str(error).split())}); {remedy}") from error
+    if not isinstance(node, dict | None):
+        raise UserError(f"{folder / CONFIG} is damaged (it holds no configuration); {remedy}")
+    summary = read_object(folder / SUMMARY, remedy) if (folder / SUMMARY).is_file() else {}
+    figures = read_figures(folder / METRICS)
+    if figures.problem:
+        raise UserError(f"{folder / METRICS} is damaged ({figures.problem}); {remedy}")
     rows = []
-    if (folder / "metrics.csv").is_file():
-        with (folder / "metrics.csv").open(newline="") as file:
-            for line in csv.DictReader(file):
-                row = {name: float(text) for name, text in line.items() if name and _is_number(text)}
-                if "iteration" in row:
-                    rows.append(row)
+    for texts in figures.rows:
+        numbers = {name: float(text) for name, text in texts.items() if text}
+        rows.append({name: number for name, number in numbers.items() if math.isfinite(number)})
     images = sorted(path for path in (folder / "images").glob("*.png") if path.stem.isdigit())
-    return Run(label, config, rows, summary, images)
+    return Run(label, dict(flatten(node or {})), rows, summary, images)
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -115,10 +122,6 @@ def value_text(value: Any) -> str:
         scientific = format(Decimal(plain).normalize(), "e")
         return scientific if len(scientific) < len(plain) and abs(float(value)) < 1 else plain
     return json.dumps(value)
-
-
-def _is_number(text: Any) -> bool:
-    return isinstance(text, str) and _NUMBER.fullmatch(text) is not None
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

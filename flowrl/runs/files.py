@@ -1,4 +1,4 @@
-"""The files of a run's or a sweep's folder by name, and writing them so that a kill never leaves half of one."""
+"""The files of a run's or a sweep's folder by name, and reading and writing them so that none is lost by halves."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ SOURCE = "source.yaml"
 SUMMARY = "summary.json"
 METRICS = "metrics.csv"
 
+PROVENANCE = "provenance.json"
+"""What a run was made of besides its configuration: commit, packages, prompts and the files that it names."""
+
 LOG = "train.log"
 """Warnings and errors, with the tracebacks of unexpected ones; only where there are any."""
 
@@ -24,10 +27,14 @@ CHECKPOINTS = "checkpoints"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a UTF-8 text file so that a kill leaves the old or the new content, never a mixture."""
+    """Write a UTF-8 text file so that a kill or a full disk leaves the old or the new content, never a mixture."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_text(path: Path, remedy: str) -> str:
@@ -55,3 +62,12 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged (a JSON object was expected); {remedy}")
     return value
+
+
+def set_aside(path: Path, kind: str) -> Path:
+    """Rename a file or folder to NAME.`kind`, with a number behind it where that name is taken; gives the new path."""
+    number, target = 1, path.with_name(f"{path.name}.{kind}")
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.{kind}.{number}")
+    return path.rename(target)

@@ -14,6 +14,30 @@ log = logging.getLogger(__name__)
 
 
 _claimed: set[str] = set()
+_new: dict[str, str] = {}
+
+
+def make_new(name: str) -> str:
+    """Make a folder that no other process has, and return its path: `name`, or with -2, -3, ... where that is taken.
+
+    Runs that start in the same second ask for one name. Asked again, a process gets the folder that it has made.
+    """
+    number = 1
+    while name not in _new:
+        folder = Path(name if number == 1 else f"{name}-{number}")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return name  # whoever writes there first says what is wrong
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        except OSError:
+            return name
+        else:
+            _new[name] = str(folder)
+    return _new[name]
 
 
 def claim(folder: str) -> None:
@@ -37,10 +61,15 @@ def discard_if_empty(folder: str) -> None:
 
 
 def point_latest_at(folder: Path) -> None:
-    """Make `outputs/latest`, beside the runs' folders, a link to this run."""
+    """Make `outputs/latest`, beside the runs' folders, a link to this run; where that is impossible, say so."""
     root = next((parent for parent in folder.absolute().parents if parent.name == "outputs"), None)
     if root is None:
         return
     link, fresh = root / "latest", root / f".latest.{os.getpid()}"
-    fresh.symlink_to(folder.resolve(), target_is_directory=True)
-    fresh.replace(link)
+    try:
+        fresh.symlink_to(folder.resolve(), target_is_directory=True)
+        fresh.replace(link)
+    except OSError as error:  # links are impossible on some network drives, or a folder has that name
+        log.warning("%s cannot be made a link to this run (%s); the run goes on", link, error.strerror)
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)

@@ -71,6 +71,7 @@ def importers(root, package):
                 "flowrl.statistics",
                 "flowrl.metrics",
                 "flowrl.runs.files",
+                "flowrl.runs.metrics",
                 "numpy",
                 "yaml",
             ),

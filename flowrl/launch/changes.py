@@ -1,0 +1,161 @@
+"""What a resumed run changes: keys that decide its numbers, the code, and inputs that are no longer the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from flowrl.data import PromptData
+from flowrl.errors import UserError
+from flowrl.evaluation import Evaluator
+from flowrl.runs import provenance
+from flowrl.runs.files import PROVENANCE, SUMMARY, read_object, write_whole
+
+HARMLESS = {
+    "resume": "which run this is",
+    "run_dir": "where it writes",
+    "name": "a label",
+    "tags": "labels",
+    "logger": "where figures go",
+    "callbacks": "what is shown",
+    "viewing": "when pictures are drawn and alarms given",
+    "checkpoint": "how often it is saved",
+    "objective": "what a search reads at the end",
+    "trainer": "where it runs: the batch plan keeps one trajectory on any number of processes",
+    "num_threads": "how fast it runs",
+    "batch.max_micro_batch": "how much memory it takes",
+    "batch.num_processes": "follows the trainer",
+    "backend.gradient_checkpointing": "how much memory it takes",
+    "embeddings": "where prompt embeddings are kept",
+    "max_missing": "when it stops",
+    "gate_tolerance": "when it stops",
+}
+"""Keys that do not decide a run's numbers, with the reason; a change of any other is told."""
+
+_PROMPTS = ("data", "evaluation")
+_Json = dict[str, Any]
+
+
+def is_harmless(key: str) -> bool:
+    """Whether `key`, or a node that it lies in, is one of `HARMLESS`."""
+    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of a plain container that is no interpolation; entries of lists are leaves."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from leaves(value, f"{prefix}.{i}")
+    elif not (isinstance(node, str) and "${" in node):
+        yield prefix, node
+
+
+def overridden(before: Any, cfg: DictConfig) -> list[str]:
+    """What a configuration says otherwise than the plain container `before`, in words, harmless keys left out."""
+    old = dict(leaves(before))
+    texts = []
+    for key, value in leaves(OmegaConf.to_container(cfg)):
+        if not is_harmless(key) and (key not in old or old[key] != value):
+            texts.append(f"{key} {_text(old[key]) if key in old else 'none'} -> {_text(value)}: {_consequence(key)}")
+    return texts
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _consequence(key: str) -> str:
+    if key == "num_iterations":
+        return (
+            "schedules over the run, such as learning_rate=cosine, now follow the new length, so the numbers differ "
+            "from those of a run never stopped"
+        )
+    return "from here on the numbers are not those of a run with either value throughout"
+
+
+class Provenance:
+    """The inputs and the code of the run in `folder`, compared on resumption with those that it began with.
+
+    An input is a set of prompts, or a file, folder or hub repository that a key names. One that changed is refused
+    unless the run's `overrides` name its key with `++`; where the key has another value, it was changed on purpose.
+    """
+
+    def __init__(self, cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
+        self.cfg, self.path = cfg, folder / PROVENANCE
+        self.accepted = [item[2:].split("=")[0] for item in overrides if item.startswith("++")]
+        # A run of an earlier version has told its code in its summary.
+        kept = [path for path in (self.path, folder / SUMMARY) if path.is_file()]
+        self.before: _Json = read_object(kept[0], "delete it to go on without comparing") if kept else {}
+        self.inputs: _Json = {}
+
+    def tell_changes(self) -> None:
+        """Say in one line with which other code and packages the run goes on."""
+        if self.before and (texts := provenance.changes(self.before, provenance.environment())):
+            print(f"{', '.join(texts)}: the run goes on with other code, so its numbers may differ from here on")
+
+    def check_paths(self) -> None:
+        """Compare what keys name by path. Raises UserError for what has changed."""
+        plain = OmegaConf.to_container(self.cfg)
+        values = dict(leaves(plain))
+        for key, value in values.items():
+            # Prompts are compared as they are read, wherever they stand.
+            if is_harmless(key) or key.startswith(("data.prompts.", "evaluation.sets.")):
+                continue
+            revision = values.get(f"{key.rpartition('.')[0]}.revision")
+            if digest := provenance.path_digest(key, value, revision):
+                self._check(key, value, digest, f"{key}={value}")
+
+    def check_prompts(self, data: PromptData, evaluator: Evaluator) -> None:
+        """Compare the prompts to train on and those of each evaluation set. Raises UserError for what has changed."""
+        cfg = self.cfg
+        nodes = {"data.prompts": (data.prompts, cfg.data.prompts, None)}
+        for name, prompts in evaluator.sets.items():
+            nodes[f"evaluation.sets.{name}"] = (prompts, cfg.evaluation.sets[name], cfg.evaluation.max_prompts)
+        for key, (prompts, node, limit) in nodes.items():
+            value = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+            path = f" ({value['path']})" if isinstance(value, dict) and "path" in value else ""
+            label = f"{key}{path}: its {len(prompts)} prompts"
+            self._check(key, {"node": value, "max_prompts": limit}, provenance.prompts_digest(prompts), label)
+
+    def write(self) -> None:
+        """Keep what this run is made of, for its next resumption."""
+        content = provenance.environment() | {"inputs": self.inputs}
+        write_whole(self.path, json.dumps(content, indent=2) + "\n")
+
+    def _check(self, key: str, value: Any, digest: str, label: str) -> None:
+        now = {"value": value, "digest": digest}
+        inputs = self.before.get("inputs")
+        before = inputs.get(key) if isinstance(inputs, dict) else None
+        self.inputs[key] = now
+        if not isinstance(before, dict) or before.get("value") != value or before.get("digest") == digest:
+            return
+        if not self._is_accepted(key):
+            name, shown = _remedy(key, value)
+            raise UserError(
+                f"{label} changed since the run began, so it would go on with other numbers; put back what was there, "
+                f"or take it as it is: ++{name}={shown}"
+            )
+
+    def _is_accepted(self, key: str) -> bool:
+        """Prompts of evaluation may be those of training, so that their keys stand for one another."""
+        group = key.partition(".")[0]
+        if group in _PROMPTS:
+            return any(name.partition(".")[0] in _PROMPTS for name in self.accepted)
+        return any(name == key or key.startswith(f"{name}.") for name in self.accepted)
+
+
+def _remedy(key: str, value: Any) -> tuple[str, Any]:
+    """A key and its value to name with `++`: a path's own, or of a set of prompts its path or its first option."""
+    if not isinstance(value, dict):
+        return key, value
+    node = value["node"]
+    options = {name: each for name, each in node.items() if name != "_target_"} if isinstance(node, dict) else {}
+    name = "path" if "path" in options else next(iter(options), "")
+    return (f"{key}.{name}", options[name]) if name else (key, "VALUE")

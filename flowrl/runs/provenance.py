@@ -1,0 +1,113 @@
+"""What a run is made of besides its configuration: the code, the packages, the prompts, and the files it names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from flowrl.types import Prompt
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "hydra-core", "numpy")
+
+PATH_WORDS = {"path", "file", "folder", "pretrained", "processor", "weights", "exclude", "start"}
+"""Last words of the keys that name files, folders or hub repositories."""
+
+READ_WHOLE = 2**26
+"""Bytes up to which a file's content is compared; a larger one is known by its size and its time of change."""
+
+_HUB_ID = re.compile(r"([\w.-]+)/([\w.-]+)(/.+)?")
+
+
+def environment() -> dict[str, Any]:
+    """The commit and the versions of the packages that decide a run's numbers."""
+    versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    return {"versions": versions, "git_revision": git_revision()}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two environments, as texts such as `torch 2.8.0 -> 2.9.0`."""
+    texts = []
+    if before.get("git_revision") != now["git_revision"]:
+        texts.append(f"commit {_short(before.get('git_revision'))} -> {_short(now['git_revision'])}")
+    old = before.get("versions")
+    old = old if isinstance(old, dict) else {}
+    texts += [f"{name} {old.get(name)} -> {new}" for name, new in now["versions"].items() if old.get(name) != new]
+    return texts
+
+
+def _short(revision: Any) -> str:
+    text = str(revision)
+    return text[:10] + ("+" if text.endswith("+") else "")
+
+
+def git_revision() -> str | None:
+    """The checked-out commit of the package's repository, with `+` where there are changes; None outside one."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def prompts_digest(prompts: Iterable[Prompt]) -> str:
+    """A digest of prompts in their order: their texts, families and metadata."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        line = [prompt.text, prompt.family, dict(prompt.metadata)]
+        digest.update(json.dumps(line, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def path_digest(key: str, value: Any, revision: str | None = None) -> str | None:
+    """A digest of the file, folder or cached hub repository that a configuration's value names; None where none.
+
+    A folder, a hub id and a word without a slash, a dot or a tilde, such as `train`, is taken for a path only where the
+    key ends in one of `PATH_WORDS`.
+    """
+    is_path = key.rpartition(".")[2] in PATH_WORDS
+    if not isinstance(value, str) or not (is_path or any(mark in value for mark in "/.~")):
+        return None
+    try:
+        path = Path(value).expanduser()
+        if path.is_file():
+            return _file_digest(path)
+        if path.is_dir():
+            return _folder_digest(path) if is_path else None
+    except (OSError, ValueError, RuntimeError):  # no name of a file, or unreadable: its reader says so
+        return None
+    return hub_commit(value, revision) if is_path else None
+
+
+def _file_digest(path: Path) -> str:
+    stat = path.stat()
+    if stat.st_size > READ_WHOLE:
+        return f"{stat.st_size} bytes, changed at {stat.st_mtime_ns}"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)} {_file_digest(path)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def hub_commit(value: str, revision: str | None) -> str | None:
+    """The commit of ORG/NAME, or of ORG/NAME/FILE, in the local hub cache; None where it is not there."""
+    match = _HUB_ID.fullmatch(value)
+    if match is None:
+        return None
+    reference = Path(HF_HUB_CACHE, f"models--{match[1]}--{match[2]}", "refs", revision or "main")
+    return reference.read_text().strip() if reference.is_file() else None
