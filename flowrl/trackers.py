@@ -11,13 +11,14 @@ from typing import Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from flowrl.bounds import Text
 from flowrl.modules.parallel import is_later_rank
 
 WANDB_HOST = "api.wandb.ai"
 
 
 def wandb_logger(
-    *, project: str, name: str, group: str | None, job_type: str, tags: Sequence[str] | None, folder: str
+    *, project: Text, name: Text, group: Text | None, job_type: Text, tags: Sequence[Text] | None, folder: Text
 ) -> WandbLogger:
     """A W&B run whose id is kept in `folder/wandb_id`, so that a resumed run continues it.
 

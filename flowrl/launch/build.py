@@ -11,7 +11,9 @@ from flowrl.batch_plan import BatchPlan
 from flowrl.data import PromptData
 from flowrl.errors import UserError
 from flowrl.evaluation import Evaluator
-from flowrl.launch.checks import check_deadlines, check_guidance, check_trainer
+from flowrl.launch.checks import check_layers, check_rules
+from flowrl.launch.scores import check_prompts
+from flowrl.launch.validate import validate
 from flowrl.losses.nft import NFT
 from flowrl.modules.forward import ForwardPolicy
 from flowrl.modules.parallel import norm_limit
@@ -25,15 +27,15 @@ DEFAULT_THREADS = torch.get_num_threads()
 
 def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
     """The policy, its training prompts and its evaluator; rules between components are checked before weights load."""
+    validate(cfg, is_resumed=True)  # that of a new run was looked at more strictly before PyTorch was loaded
+    check_rules(cfg)
     torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
     algorithm: Algorithm = instantiate(cfg.algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
     adapter, ema = instantiate(cfg.tuning), instantiate(cfg.ema)
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
-    check_guidance(cfg)
-    check_deadlines(cfg)
-    check_trainer(cfg)
+    check_prompts(cfg, data.prompts)
     max_grad_norm = norm_limit(cfg.max_grad_norm)
     if algorithm.state() and plan.updates_per_iteration * plan.inner_epochs < 3:
         raise UserError(
@@ -42,6 +44,7 @@ def build(cfg: DictConfig) -> tuple[Policy, PromptData, Evaluator]:
         )
     reward = RewardModule(reward=instantiate(cfg.reward), max_missing=cfg.max_missing)
     model = instantiate(cfg.model)
+    check_layers(adapter, model.transformer)
     policy = (ForwardPolicy if isinstance(algorithm.loss, NFT) else Policy)(
         model=model,
         adapter=adapter,

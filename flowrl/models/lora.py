@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowrl import sharding
+from flowrl.bounds import Alpha, Expression, Rank, Text
 from flowrl.errors import UserError
 from flowrl.models.full import at_start, keep_start, start_of
 
@@ -34,9 +35,9 @@ WHOLE = "diffusion_pytorch_model"
 class LoRA:
     """Rank, alpha, target modules (suffixes, or one regular expression) and peft's initialisation of A."""
 
-    rank: int
-    alpha: int
-    targets: str | Sequence[str]
+    rank: Rank
+    alpha: Alpha
+    targets: Expression | Sequence[Text]
     init: Literal["gaussian", "kaiming"]
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flowrl.bounds import Text
 from flowrl.errors import UserError
 from flowrl.types import Prompt
 
@@ -24,7 +25,7 @@ def family_key(path: str) -> str | None:
     return next((key for key in FAMILIES if key in first.metadata), None)
 
 
-def jsonl_prompts(*, path: str, text: str, family: str | None, required: Sequence[str]) -> list[Prompt]:
+def jsonl_prompts(*, path: Text, text: Text, family: Text | None, required: Sequence[Text]) -> list[Prompt]:
     """`text` names the key of the prompt, `family` that of the task family, which a number names as KEY_NUMBER.
 
     Every other key is metadata. Raises ValueError, naming the line, for one that is no object or lacks a key.

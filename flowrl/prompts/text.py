@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flowrl.bounds import Text
 from flowrl.errors import UserError
 from flowrl.types import Prompt
 
 
-def text_prompts(*, path: str) -> list[Prompt]:
+def text_prompts(*, path: Text) -> list[Prompt]:
     """The non-empty lines of a UTF-8 file. Raises ValueError where there is no file or nothing in it."""
     file = Path(path).expanduser()
     if not file.is_file():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from flowrl.advantages import weighted_sum
+from flowrl.bounds import Finite
 from flowrl.errors import UserError
 from flowrl.rewards.outputs import REASON
 from flowrl.rewards.protocol import Images, Reward, checked
@@ -25,7 +26,7 @@ class Mixture(nn.Module):
     weight 0 only monitors: it is no term, and its failures are logged and leave its parts out.
     """
 
-    def __init__(self, *, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
+    def __init__(self, *, rewards: Mapping[str, Reward], weights: Mapping[str, Finite]) -> None:
         super().__init__()
         if not rewards or rewards.keys() != weights.keys():
             raise UserError(

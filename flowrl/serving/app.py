@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from flowrl import background
+from flowrl.bounds import Bytes, Count, Seconds
 from flowrl.errors import UserError
 from flowrl.rewards import wire
 from flowrl.serving.batcher import Batcher, Busy
@@ -34,11 +35,11 @@ class Limits:
     `max_reading` requests are read and decoded at a time.
     """
 
-    max_body: int
-    body_seconds: float
-    max_images: int
-    max_pixels: int
-    max_reading: int
+    max_body: Bytes
+    body_seconds: Seconds
+    max_images: Count
+    max_pixels: Bytes
+    max_reading: Count
 
     def __post_init__(self) -> None:
         for name in ("max_body", "body_seconds", "max_images", "max_pixels", "max_reading"):
