@@ -14,7 +14,11 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """Run a composed configuration; a job of a search returns its objective."""
-    from flowrl.launch.run import run_job  # only now, so that a misspelt key is answered before PyTorch loads
+    # Only now, so that a misspelt key or value is answered before PyTorch loads.
+    from flowrl.launch.door import admit
+
+    admit(cfg)
+    from flowrl.launch.run import run_job
 
     return run_job(cfg)
 

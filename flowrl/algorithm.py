@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowrl.advantages import Advantages
+from flowrl.bounds import Guidance, Steps
 from flowrl.diagnostics import Diagnostics
 from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep, Likelihood, tv
@@ -45,9 +46,9 @@ class Algorithm:
 
     sampler: Sampler
     schedule: Schedule
-    num_steps: int
+    num_steps: Steps
     steps: StochasticSteps
-    guidance_scale: float
+    guidance_scale: Guidance
     shared_initial_noise: bool
     likelihood: Likelihood
     loss: PolicyLoss | NFT

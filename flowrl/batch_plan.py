@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from flowrl.bounds import Count, Processes, Samples
 from flowrl.errors import UserError
 
 
@@ -18,12 +19,12 @@ class BatchPlan:
     rollout's batch shape.
     """
 
-    prompts_per_iteration: int
-    group_size: int
-    updates_per_iteration: int
-    inner_epochs: int
-    max_micro_batch: int
-    num_processes: int
+    prompts_per_iteration: Samples
+    group_size: Samples
+    updates_per_iteration: Samples
+    inner_epochs: Samples
+    max_micro_batch: Count
+    num_processes: Processes
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -10,6 +10,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from flowrl.bounds import Count, Samples, Seed
 from flowrl.errors import UserError
 from flowrl.types import Prompt
 
@@ -56,7 +57,7 @@ class PromptData(LightningDataModule):
     """`prompts` is a prompt set; `start_iteration` is set by a resumed run."""
 
     def __init__(
-        self, *, prompts: Sequence[Prompt], prompts_per_iteration: int, num_iterations: int, seed: int
+        self, *, prompts: Sequence[Prompt], prompts_per_iteration: Samples, num_iterations: Count, seed: Seed
     ) -> None:
         super().__init__()
         if num_iterations < 1:

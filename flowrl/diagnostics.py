@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.bounds import ClipHigh, Threshold
 from flowrl.types import LossInputs
 
 SQUARED = "_squared"
@@ -26,8 +27,8 @@ class Diagnostics:
     mask by the second.
     """
 
-    clip: float
-    delta: float
+    clip: ClipHigh
+    delta: Threshold
 
     @torch.no_grad()
     def __call__(self, inputs: LossInputs, step: int) -> dict[str, Float[Tensor, ""]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flowrl.bounds import BelowOne, Count
 from flowrl.errors import UserError
 
 
@@ -16,7 +17,7 @@ class EMA:
     n counts the averaging steps, so that early averages follow the weights instead of the untrained start.
     """
 
-    def __init__(self, *, decay: float, every: int) -> None:
+    def __init__(self, *, decay: BelowOne, every: Count) -> None:
         if not 0 <= decay < 1:
             raise UserError(f"ema.decay={decay} must be in [0, 1)")
         if every < 1:

@@ -7,11 +7,13 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.bounds import Count, Guidance, Natural, Samples, Seed, Steps, Text
 from flowrl.errors import UserError
 from flowrl.gaussian import Likelihood
 from flowrl.models import lora
@@ -69,17 +71,17 @@ class Evaluator:
         *,
         sets: Mapping[str, Sequence[Prompt]],
         schedule: Schedule,
-        num_steps: int,
-        guidance_scale: float,
-        max_prompts: int | None,
-        images_per_prompt: int,
-        batch_size: int,
-        headline: str,
+        num_steps: Steps,
+        guidance_scale: Guidance,
+        max_prompts: Count | None,
+        images_per_prompt: Samples,
+        batch_size: Count,
+        headline: Text,
         solver: Solver,
         sampler: Sampler,
-        kl_samples: int,
-        seed: int,
-        subset: str = "first",
+        kl_samples: Natural,
+        seed: Seed,
+        subset: Literal["first", "even"] = "first",
     ) -> None:
         for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
             if value < 1:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 
+from flowrl.bounds import Share
+
 
 def constant(progress: float) -> float:
     """1 throughout, as every published recipe has it."""
     return 1.0
 
 
-def cosine(progress: float, *, final: float) -> float:
+def cosine(progress: float, *, final: Share) -> float:
     """Half a cosine from 1 down to `final`."""
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
+from flowrl.bounds import Shift, Tokens
 from flowrl.errors import UserError
 
 
@@ -45,7 +46,7 @@ class LinearShift:
     timesteps and so shifts the small end twice.
     """
 
-    shift: float
+    shift: Shift
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
@@ -65,7 +66,7 @@ class DiffusersDefault:
     twice at the small end, so the second-to-last step nearly reaches 0. flow_grpo and DiffusionNFT sample SD3 so.
     """
 
-    shift: float
+    shift: Shift
 
     def __post_init__(self) -> None:
         if not self.shift > 0:
@@ -87,7 +88,7 @@ class DynamicShift:
     """
 
     rule: Literal["linear", "empirical"]
-    tokens: int
+    tokens: Tokens
 
     def __post_init__(self) -> None:
         if self.rule not in ("linear", "empirical"):

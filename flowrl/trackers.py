@@ -15,6 +15,7 @@ from typing import Literal
 import httpx
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from flowrl.bounds import Text
 from flowrl.errors import UserError
 from flowrl.modules.parallel import is_later_rank
 
@@ -35,7 +36,7 @@ class Destination:
 
 
 def wandb_logger(
-    *, project: str, name: str, group: str | None, job_type: str, tags: Sequence[str] | None, folder: str
+    *, project: Text, name: Text, group: Text | None, job_type: Text, tags: Sequence[Text] | None, folder: Text
 ) -> WandbLogger:
     """A W&B run whose id is kept in the run's folder, so that a resumed run continues it.
 

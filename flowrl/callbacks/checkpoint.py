@@ -10,6 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from flowrl.bounds import Count
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
 from flowrl.errors import UserError
@@ -38,7 +39,7 @@ class Checkpoint(Callback):
     fine-tuning to `transformer/`, in that of the network's `from_pretrained`.
     """
 
-    def __init__(self, *, record: RunRecord, stop: Stop, folder: str, every: int, keep: int) -> None:
+    def __init__(self, *, record: RunRecord, stop: Stop, folder: str, every: Count, keep: Count) -> None:
         if every < 1 or keep < 1:
             raise UserError(f"checkpoint.every={every} and checkpoint.keep={keep} must be at least 1")
         self.record, self.stop, self.folder, self.every, self.keep = record, stop, Path(folder), every, keep

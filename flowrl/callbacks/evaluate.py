@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowrl import grids
+from flowrl.bounds import Count, Natural, Text
 from flowrl.callbacks.record import RunRecord
 from flowrl.evaluation import EvaluationResult, Evaluator
 from flowrl.modules.measures import gather
@@ -39,7 +40,14 @@ class Evaluate(Callback):
     """
 
     def __init__(
-        self, *, evaluator: Evaluator, record: RunRecord, folder: str, every: int, num_shown: int, gold: Sequence[str]
+        self,
+        *,
+        evaluator: Evaluator,
+        record: RunRecord,
+        folder: str,
+        every: Natural,
+        num_shown: Count,
+        gold: Sequence[Text],
     ) -> None:
         self.evaluator, self.record, self.folder = evaluator, record, Path(folder)
         self.every, self.num_shown, self.gold = every, num_shown, tuple(gold)

@@ -13,9 +13,11 @@ from flowrl.batch_plan import BatchPlan
 from flowrl.data import PromptData
 from flowrl.errors import UserError
 from flowrl.evaluation import Evaluator
-from flowrl.launch.checks import check_deadlines, check_guidance, check_trainer
+from flowrl.launch.checks import check_layers, check_rules
+from flowrl.launch.scores import check_prompts
 from flowrl.launch.services import check_services
 from flowrl.launch.start import check_start
+from flowrl.launch.validate import validate
 from flowrl.losses.nft import NFT
 from flowrl.modules.forward import ForwardPolicy
 from flowrl.modules.parallel import norm_limit
@@ -34,6 +36,8 @@ def build(
 
     `examine` sees the prompts before that, too.
     """
+    validate(cfg, is_resumed=True)  # that of a new run was looked at more strictly before PyTorch was loaded
+    check_rules(cfg)
     torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
     algorithm: Algorithm = instantiate(cfg.algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
@@ -42,10 +46,8 @@ def build(
     evaluator: Evaluator = instantiate(cfg.evaluation)
     if examine is not None:
         examine(data, evaluator)
-    check_guidance(cfg)
-    check_deadlines(cfg)
-    check_trainer(cfg)
     check_start(cfg, adapter)
+    check_prompts(cfg, data.prompts)
     max_grad_norm = norm_limit(cfg.max_grad_norm)
     if algorithm.state() and plan.updates_per_iteration * plan.inner_epochs < 3:
         raise UserError(
@@ -57,6 +59,7 @@ def build(
         reward=instantiate(cfg.reward), max_missing=cfg.max_missing, scorer_timeout=cfg.get("scorer_timeout")
     )
     model = instantiate(cfg.model)
+    check_layers(adapter, model.transformer)
     policy = (ForwardPolicy if isinstance(algorithm.loss, NFT) else Policy)(
         model=model,
         adapter=adapter,

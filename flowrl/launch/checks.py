@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from collections.abc import Iterator
+from importlib.resources import files
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from flowrl.errors import UserError
+from flowrl.models.loading import EMBEDDED
+from flowrl.models.lora import LoRA
 from flowrl.sweep.job import num_ranks
+
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR", "NODE_RANK", "GROUP_RANK")
+"""Variables by which whoever starts processes on several nodes tells them of each other."""
+
+MAX_SAMPLES = 1_000_000
+
+
+def check_rules(cfg: DictConfig) -> None:
+    """All rules that the configuration alone decides."""
+    check_guidance(cfg)
+    check_deadlines(cfg)
+    check_trainer(cfg)
+    check_amounts(cfg)
+    check_average(cfg)
+    check_resolution(cfg)
 
 
 def check_guidance(cfg: DictConfig) -> None:
@@ -72,15 +94,93 @@ def check_trainer(cfg: DictConfig) -> None:
             "model.dtype=float16 cannot be trained: gradients of mean-reduced log-probabilities are below its smallest "
             "number; take bfloat16"
         )
+    check_processes(cfg)
     if OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.modules.parallel.parts":
         if cfg.tuning._target_ != "flowrl.models.full.Full":
             raise UserError("trainer=fsdp is for tuning=full, whose weights it divides; for LoRA take trainer=ddp")
-        devices, num_nodes = cfg.trainer.devices, cfg.trainer.num_nodes
-        # How many `auto` and -1 are is known later.
-        if devices not in ("auto", -1) and num_ranks(devices) * num_nodes != cfg.batch.num_processes:
-            raise UserError(
-                f"trainer.devices={devices} and trainer.num_nodes={num_nodes} with trainer=fsdp need "
-                f"batch.num_processes={num_ranks(devices) * num_nodes}"
-            )
         if cfg.backend.compile:
             raise UserError("trainer=fsdp does not go with backend.compile=true; set it to false")
+
+
+def check_processes(cfg: DictConfig) -> None:
+    """Devices times nodes are the processes of the batch plan. Raises UserError naming all three keys.
+
+    Processes on other nodes are waited for, so something must start them.
+    """
+    devices, num_nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+    # How many `auto` and -1 are is known later.
+    if devices not in ("auto", -1) and num_ranks(devices) * num_nodes != cfg.batch.num_processes:
+        raise UserError(
+            f"trainer.devices={devices} and trainer.num_nodes={num_nodes} need "
+            f"batch.num_processes={num_ranks(devices) * num_nodes}, not {cfg.batch.num_processes}"
+        )
+    if num_nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
+        raise UserError(
+            f"trainer.num_nodes={num_nodes} would wait for processes on other nodes, which nothing starts: start "
+            "train.py on each by torchrun or srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
+        )
+
+
+def check_amounts(cfg: DictConfig) -> None:
+    """An iteration's and an evaluation's samples stay within what can be held. Raises UserError naming the keys."""
+    plan = cfg.batch
+    if (count := plan.prompts_per_iteration * plan.group_size) > MAX_SAMPLES:
+        raise UserError(
+            f"batch.prompts_per_iteration={plan.prompts_per_iteration} x batch.group_size={plan.group_size} are "
+            f"{count} samples an iteration, more than the {MAX_SAMPLES} that are held at once; lower one of them"
+        )
+
+
+def check_average(cfg: DictConfig) -> None:
+    """The average of the weights, which is exported, must take in at least one update. Raises UserError."""
+    plan = cfg.batch
+    steps = cfg.num_iterations * plan.updates_per_iteration * plan.inner_epochs
+    if cfg.ema.every > steps:
+        raise UserError(
+            f"ema.every={cfg.ema.every} is more than the run's {steps} optimizer steps (num_iterations="
+            f"{cfg.num_iterations}), so that the average, which is evaluated and exported, would stay at the start; "
+            "lower ema.every"
+        )
+
+
+def check_resolution(cfg: DictConfig) -> None:
+    """An embedded pipeline draws images of one size alone. Raises UserError naming it."""
+    name = cfg.model.pretrained
+    path = files("flowrl.shapes").joinpath("assets", name.removeprefix(EMBEDDED), "vae", "config.json")
+    if not name.startswith(EMBEDDED) or not path.is_file():
+        return
+    side = json.loads(path.read_text())["sample_size"]
+    if cfg.model.resolution != side:
+        raise UserError(
+            f"model.resolution={cfg.model.resolution} must be {side}: model.pretrained={name} draws no other"
+        )
+
+
+def check_layers(adapter: Any, transformer: Any) -> None:
+    """A LoRA needs layers to sit in, and a rank above their width would only cost. Raises UserError naming the key.
+
+    `adapter` may be full fine-tuning, of which nothing is asked.
+    """
+    if not isinstance(adapter, LoRA) or adapter.start:  # a LoRA that is started from is compared as a whole
+        return
+    assert adapter.rank is not None and adapter.targets is not None
+    widths = {
+        name: min(module.in_features, module.out_features)
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    targets = adapter.targets
+    if isinstance(targets, str):
+        sizes = [width for name, width in widths.items() if re.fullmatch(targets, name)]
+    else:
+        sizes = [width for name, width in widths.items() if any(f".{name}".endswith(f".{end}") for end in targets)]
+    if not sizes:
+        example = next(reversed(widths), "none")
+        raise UserError(
+            f"lora.targets={targets} names no linear layer of the model, whose layers are such as {example}"
+        )
+    if adapter.rank > max(sizes):
+        raise UserError(
+            f"lora.rank={adapter.rank} must be at most {max(sizes)}, the width of the widest layer that lora.targets "
+            "names: a higher rank adds nothing"
+        )

@@ -21,6 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from flowrl.errors import UserError
 from flowrl.launch.compose import CONF
 
+NO_OPTION = "Config group override must be a string or a list"
+"""How Hydra's error begins, which does not say which group it is about."""
+
 
 def one_line_errors(main: Callable[[], Any], log: Path | None = None) -> int:
     """Call `main` and return the exit status: 0, 1 after an error, 130 after an interrupt.
@@ -69,7 +72,11 @@ def is_users(error: BaseException) -> bool:
 
     An error of a library is, where it came while a configuration node was instantiated, since the node can be named.
     """
-    if type(error).__module__.startswith("flowrl.") or isinstance(error, (HydraException, OmegaConfBaseException)):
+    if (
+        str(error).startswith(NO_OPTION)
+        or type(error).__module__.startswith("flowrl.")
+        or isinstance(error, (HydraException, OmegaConfBaseException))
+    ):
         return True
     return isinstance(error, OSError) and bool(error.filename)
 
@@ -82,16 +89,8 @@ def explain(error: BaseException) -> str:
         place = f"{key[1]}: " if key and not isinstance(error.__cause__, UserError) else ""
         error = error.__cause__
     text = place + (str(error).strip() or type(error).__name__)
-    if match := re.search(
-        r"Could not find '([^']+)'.*?Available options in '([^']+)':\n((?:\t\S+\n)*)", text, re.DOTALL
-    ):
-        group, option = match[1].rsplit("/", 1)
-        options = match[3].split()
-        return f"{group}={option}: no such option{meant(option, options)}; choose one of {', '.join(options)}"
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python train.py --cfg job`"
-    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return f"{match[1]}: several values are a sweep, add -m; a list is written key=[a,b]"
+    if (refusal := _refused_override(text)) is not None:
+        return refusal
     if isinstance(error.__cause__, OSError):  # logging hides the file it could not open
         error = error.__cause__
     if isinstance(error, OSError) and error.filename:
@@ -108,6 +107,33 @@ def explain(error: BaseException) -> str:
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     line = " ".join(text.split("\n    full_key")[0].split())
     return line if not isinstance(error, Exception) or is_users(error) else f"unexpected {type(error).__name__}: {line}"
+
+
+def _refused_override(text: str) -> str | None:
+    """Hydra's message about an override that it does not take, in one line; None for any other message."""
+    if text.startswith(NO_OPTION):
+        return _no_option(sys.argv)
+    if match := re.search(
+        r"Could not find '([^']+)'.*?Available options in '([^']+)':\n((?:\t\S+\n)*)", text, re.DOTALL
+    ):
+        group, option = match[1].rsplit("/", 1)
+        options = match[3].split()
+        return f"{group}={option}: no such option{meant(option, options)}; choose one of {', '.join(options)}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python train.py --cfg job`"
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]}: several values are a sweep, add -m; a list is written key=[a,b]"
+    return None
+
+
+def _no_option(words: Iterable[str]) -> str:
+    """What is wrong with the first word of the command line that gives a group something else than an option."""
+    for word in words:
+        group, _, value = word.lstrip("+").partition("=")
+        folder = CONF / group.partition("@")[0]
+        if folder.is_dir() and value not in (names := sorted(path.stem for path in folder.glob("*.yaml"))):
+            return f"{word}: {group} is a group, of which one option is chosen: {', '.join(names)}"
+    return f"{NO_OPTION}, such as loss=dppo"
 
 
 def meant(word: str, names: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from flowrl.bounds import Limit, Positive, Threshold
 from flowrl.errors import UserError
 from flowrl.losses.clip import require_gaussian, require_positive
 from flowrl.types import LossInputs, LossOutput
@@ -24,12 +25,12 @@ class DPPO:
     never masked and alone makes the second one's KL. Our own addition; the paper's threshold is fixed.
     """
 
-    delta: float | Literal["auto"]
-    final_delta: float | None
-    kl_budget: float | None
+    delta: Threshold | Literal["auto"]
+    final_delta: Positive | None
+    kl_budget: Positive | None
     divergence: Literal["kl", "tv", "velocity"]
     calibrated_for: Literal["kl", "sum_kl", "tv", "velocity"]
-    advantage_clip: float
+    advantage_clip: Limit
 
     def __post_init__(self) -> None:
         require_positive(advantage_clip=self.advantage_clip)

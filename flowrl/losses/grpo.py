@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from flowrl.bounds import ClipHigh, ClipLow, Limit
 from flowrl.losses.clip import clipped_surrogate, require_calibration, require_positive, require_range
 from flowrl.types import LossInputs, LossOutput
 
@@ -9,10 +12,10 @@ from flowrl.types import LossInputs, LossOutput
 def grpo(
     inputs: LossInputs,
     *,
-    clip_low: float,
-    clip_high: float,
-    advantage_clip: float,
-    calibrated_for: str,
+    clip_low: ClipLow,
+    clip_high: ClipHigh,
+    advantage_clip: Limit,
+    calibrated_for: Literal["gaussian", "unnormalised", "sum_gaussian", "sum_unnormalised"],
 ) -> LossOutput:
     """Mean over samples of max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)).
 

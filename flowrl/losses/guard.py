@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from flowrl.bounds import ClipHigh, ClipLow, Limit
 from flowrl.errors import UserError
 from flowrl.losses.clip import clipped_surrogate, require_gaussian, require_positive, require_range
 from flowrl.types import LossInputs, LossOutput
 
 
-def guard(inputs: LossInputs, *, clip_low: float, clip_high: float, advantage_clip: float) -> LossOutput:
+def guard(inputs: LossInputs, *, clip_low: ClipLow, clip_high: ClipHigh, advantage_clip: Limit) -> LossOutput:
     """The clipped surrogate on r = exp((log_prob - old_log_prob + KL) std), divided by -dt.
 
     Paper: GRPO-Guard (Wang et al. 2025, arXiv 2510.22319), on Flow-SDE steps. With mean-reduced Gaussian

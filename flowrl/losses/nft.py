@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.bounds import Natural, NonNegative, Positive, Share
 from flowrl.errors import UserError
 from flowrl.types import ForwardInputs, LossOutput
 
@@ -31,12 +32,12 @@ class NFT:
     Paper: Diffusion-NFT (Zheng et al. 2025, arXiv 2509.16117) and its code, which scales by advantage_clip.
     """
 
-    beta: float
-    advantage_clip: float
-    fraction: float
-    decay_rate: float
-    decay_start: int
-    decay_limit: float
+    beta: Positive
+    advantage_clip: Positive
+    fraction: Share
+    decay_rate: NonNegative
+    decay_start: Natural
+    decay_limit: Share
 
     def __post_init__(self) -> None:
         if not self.beta > 0:

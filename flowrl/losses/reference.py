@@ -8,6 +8,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.bounds import Guidance, NonNegative
 from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep, Likelihood
 from flowrl.schedule import Interval
@@ -25,8 +26,8 @@ class ReferencePenalty:
     """
 
     form: Literal["kl", "mean_squared", "velocity", "flow_grpo"]
-    beta: float
-    guidance_scale: float
+    beta: NonNegative
+    guidance_scale: Guidance
 
     def __post_init__(self) -> None:
         if self.form not in ("kl", "mean_squared", "velocity", "flow_grpo"):

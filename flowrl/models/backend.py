@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from flowrl.bounds import Text
 from flowrl.errors import UserError
 from flowrl.models.protocol import FlowModel
 
@@ -25,7 +26,7 @@ class Backend:
     """
 
     gradient_checkpointing: bool
-    attention: str | None
+    attention: Text | None
     compile: bool
     slice_decoding: bool
     tile_decoding: bool

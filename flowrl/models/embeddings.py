@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flowrl.bounds import Chunk, Text
 from flowrl.errors import UserError
 from flowrl.models.protocol import TextModel
 from flowrl.types import Conditioning, Prompt
@@ -71,7 +72,7 @@ class PromptEmbeddings:
     Prompts that the model cuts are warned of once, whether they are encoded now or were so by an earlier run.
     """
 
-    def __init__(self, model: TextModel, prompts: Iterable[Prompt], *, folder: str | None, chunk: int) -> None:
+    def __init__(self, model: TextModel, prompts: Iterable[Prompt], *, folder: Text | None, chunk: Chunk) -> None:
         if chunk < 1:
             raise UserError(f"embeddings.chunk={chunk} must be at least 1")
         self.negative = model.negative_prompt

@@ -11,6 +11,7 @@ from diffusers import FluxPipeline
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.bounds import Dtype, Resolution, Text, TextLength
 from flowrl.errors import UserError
 from flowrl.models import lora
 from flowrl.models.guidance import check_embedded
@@ -36,11 +37,11 @@ class Flux1:
     def __init__(
         self,
         *,
-        pretrained: str,
-        revision: str | None,
-        dtype: str,
-        resolution: int,
-        max_sequence_length: int,
+        pretrained: Text,
+        revision: Text | None,
+        dtype: Dtype,
+        resolution: Resolution,
+        max_sequence_length: TextLength,
         has_guidance: bool,
     ) -> None:
         source = Source(FluxPipeline, pretrained, revision, dtype)

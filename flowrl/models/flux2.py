@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from flowrl.bounds import Dtype, Resolution, Text, TextLength
 from flowrl.errors import UserError
 from flowrl.models import lora
 from flowrl.models.guidance import check_embedded, classifier_free
@@ -39,11 +40,11 @@ class Flux2Klein:
     def __init__(
         self,
         *,
-        pretrained: str,
-        revision: str | None,
-        dtype: str,
-        resolution: int,
-        max_sequence_length: int,
+        pretrained: Text,
+        revision: Text | None,
+        dtype: Dtype,
+        resolution: Resolution,
+        max_sequence_length: TextLength,
         has_guidance: bool,
     ) -> None:
         source = Source(Flux2KleinPipeline, pretrained, revision, dtype)
@@ -102,11 +103,11 @@ class Flux2Dev:
     def __init__(
         self,
         *,
-        pretrained: str,
-        revision: str | None,
-        dtype: str,
-        resolution: int,
-        max_sequence_length: int,
+        pretrained: Text,
+        revision: Text | None,
+        dtype: Dtype,
+        resolution: Resolution,
+        max_sequence_length: TextLength,
         has_guidance: bool,
     ) -> None:
         source = Source(Flux2Pipeline, pretrained, revision, dtype)

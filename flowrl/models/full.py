@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from flowrl.bounds import Text
 from flowrl.errors import UserError
 
 _START = "_flowrl_start"
@@ -17,7 +18,7 @@ _START = "_flowrl_start"
 class Full:
     """Stands where a LoRA would: `attach` makes all weights trainable. `dtype` is the model's, and must be float32."""
 
-    dtype: str
+    dtype: Text
 
     def __post_init__(self) -> None:
         if self.dtype != "float32":

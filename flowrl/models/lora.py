@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowrl import sharding
+from flowrl.bounds import Alpha, Expression, Rank, Text
 from flowrl.errors import UserError
 from flowrl.models import lora_files
 from flowrl.models.full import at_start, keep_start, start_of
@@ -39,11 +40,11 @@ class LoRA:
     against: `start`, the model that training began with, or `base`, the base model alone.
     """
 
-    rank: int | None
-    alpha: float | None
-    targets: str | Sequence[str] | None
+    rank: Rank | None
+    alpha: Alpha | None
+    targets: Expression | Sequence[Text] | None
     init: Literal["gaussian", "kaiming"]
-    start: str | None = None  # runs of earlier versions have neither this key nor the next
+    start: Text | None = None  # runs of earlier versions have neither this key nor the next
     reference: Literal["start", "base"] = "start"
 
     def __post_init__(self) -> None:

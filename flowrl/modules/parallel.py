@@ -13,12 +13,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from flowrl.bounds import Count, Minutes
 from flowrl.errors import UserError
 from flowrl.models.full import start_of
 from flowrl.sharding import divide, is_divided, part_of
 
 
-def replicas(*, timeout_minutes: float, bucket_megabytes: int) -> DDPStrategy:
+def replicas(*, timeout_minutes: Minutes, bucket_megabytes: Count) -> DDPStrategy:
     """The same weights in every process, gradients averaged: what suits LoRA, whose gradients are small."""
     return DDPStrategy(
         timeout=timedelta(minutes=timeout_minutes),
@@ -27,7 +28,7 @@ def replicas(*, timeout_minutes: float, bucket_megabytes: int) -> DDPStrategy:
     )
 
 
-def parts(*, num_processes: int, timeout_minutes: float) -> ModelParallelStrategy:
+def parts(*, num_processes: Count, timeout_minutes: Minutes) -> ModelParallelStrategy:
     """A part of every weight, gradient and optimizer state in each process (FSDP2): for full fine-tuning."""
     return ModelParallelStrategy(
         data_parallel_size=num_processes,  # Lightning's own choice would be the number of nodes

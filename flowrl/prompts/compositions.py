@@ -13,7 +13,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from flowrl.bounds import Count, Prompts, Seed, Text
 from flowrl.errors import UserError
 from flowrl.prompts.jsonl import jsonl_prompts
 from flowrl.types import Prompt
@@ -138,7 +140,13 @@ def sample_composition(num_atoms: int, rng: random.Random) -> Composition:
 
 
 def composition_prompts(
-    *, split: str, count: int, seed: int, min_atoms: int, max_atoms: int, exclude: str | None
+    *,
+    split: Literal["train", "test"],
+    count: Prompts,
+    seed: Seed,
+    min_atoms: Count,
+    max_atoms: Count,
+    exclude: Text | None,
 ) -> list[Prompt]:
     """`count` different prompts of a split, in equal shares of `min_atoms` to `max_atoms` atoms.
 

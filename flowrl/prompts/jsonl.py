@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flowrl.bounds import Text
 from flowrl.errors import UserError
 from flowrl.prompts.lines import check_characters, checked_text, read_lines
 from flowrl.types import Prompt
@@ -24,7 +25,7 @@ def family_key(path: str) -> str | None:
     return next((key for key in FAMILIES if any(key in prompt.metadata for prompt in prompts)), None)
 
 
-def jsonl_prompts(*, path: str, text: str, family: str | None, required: Sequence[str]) -> list[Prompt]:
+def jsonl_prompts(*, path: Text, text: Text, family: Text | None, required: Sequence[Text]) -> list[Prompt]:
     """`text` names the key of the prompt, `family` that of the task family, which a number names as KEY_NUMBER.
 
     Every other key is metadata. Raises UserError, naming the line, for one that is no object, lacks a key, or has a

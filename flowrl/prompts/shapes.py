@@ -6,13 +6,14 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
+from flowrl.bounds import Prompts, Seed, Text
 from flowrl.errors import UserError
 from flowrl.shapes.grammar import FAMILIES, sample_caption
 from flowrl.types import Prompt
 
 
 def shapes_prompts(
-    *, split: Literal["held_in", "held_out"], count: int, seed: int, families: Sequence[str] | None = None
+    *, split: Literal["held_in", "held_out"], count: Prompts, seed: Seed, families: Sequence[Text] | None = None
 ) -> list[Prompt]:
     """`count` captions in equal shares of the task families, drawn with replacement; of `families` alone where given.
 

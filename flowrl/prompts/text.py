@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from flowrl.bounds import Text
 from flowrl.errors import UserError
 from flowrl.prompts.lines import checked_text, holds_objects, read_lines
 from flowrl.types import Prompt
 
 
-def text_prompts(*, path: str) -> list[Prompt]:
+def text_prompts(*, path: Text) -> list[Prompt]:
     """The lines of a text file that are not blank, without the spaces around them.
 
     Raises UserError for a file that cannot be read as text, and for one with a JSON object a line.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from flowrl.bounds import Count, Dtype, Text
 from flowrl.errors import UserError
 from flowrl.rewards.clip import CLIP
 from flowrl.rewards.loading import load_weights
@@ -24,7 +25,7 @@ class Aesthetic(CLIP):
     activations between them. `weights` is its file, a local path or ORG/NAME/FILE on the hub.
     """
 
-    def __init__(self, *, pretrained: str, processor: str, dtype: str, batch_size: int, weights: str) -> None:
+    def __init__(self, *, pretrained: Text, processor: Text, dtype: Dtype, batch_size: Count, weights: Text) -> None:
         super().__init__(pretrained=pretrained, processor=processor, dtype=dtype, batch_size=batch_size)
         state = load_weights(weights, "weights")
         sizes = (self.model.config.projection_dim, *WIDTHS)

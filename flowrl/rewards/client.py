@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from flowrl.bounds import Bytes, Count, Natural, Seconds, Text
 from flowrl.errors import UserError
 
 RETRIED = frozenset({429, 500, 502, 503, 504})
@@ -56,17 +57,17 @@ class Client:
     def __init__(
         self,
         *,
-        timeout: float,
-        deadline: float,
-        retries: int,
-        backoff: float,
-        max_backoff: float,
-        concurrency: int,
-        open_after: int,
-        open_seconds: float,
-        max_answer: int,
-        token_env: str | None,
-        start_seconds: float | None = None,
+        timeout: Seconds,
+        deadline: Seconds,
+        retries: Natural,
+        backoff: Seconds,
+        max_backoff: Seconds,
+        concurrency: Count,
+        open_after: Count,
+        open_seconds: Seconds,
+        max_answer: Bytes,
+        token_env: Text | None,
+        start_seconds: Seconds | None = None,
     ) -> None:
         least = {"timeout": (timeout, 1e-3), "deadline": (deadline, timeout), "retries": (retries, 0)}
         least |= {"concurrency": (concurrency, 1), "open_after": (open_after, 1)}

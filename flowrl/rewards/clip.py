@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor
 
+from flowrl.bounds import Count, Dtype, Text
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.loading import dtype_of, load_pretrained
@@ -19,7 +20,7 @@ from flowrl.rewards.protocol import Images
 class CLIP(nn.Module):
     """`pretrained` and `processor` are local folders or hub ids; `batch_size` images go through the network at once."""
 
-    def __init__(self, *, pretrained: str, processor: str, dtype: str, batch_size: int) -> None:
+    def __init__(self, *, pretrained: Text, processor: Text, dtype: Dtype, batch_size: Count) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"reward.batch_size={batch_size} must be at least 1")

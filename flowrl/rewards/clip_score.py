@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from flowrl.bounds import Count, Dtype, Positive, Text
 from flowrl.errors import UserError
 from flowrl.rewards.clip import CLIP
 from flowrl.rewards.protocol import Images
@@ -20,7 +21,9 @@ class CLIPScore(CLIP):
     Part: cosine.
     """
 
-    def __init__(self, *, pretrained: str, processor: str, dtype: str, batch_size: int, divisor: float) -> None:
+    def __init__(
+        self, *, pretrained: Text, processor: Text, dtype: Dtype, batch_size: Count, divisor: Positive
+    ) -> None:
         super().__init__(pretrained=pretrained, processor=processor, dtype=dtype, batch_size=batch_size)
         if divisor <= 0:
             raise UserError(f"reward.divisor={divisor} must be above 0")

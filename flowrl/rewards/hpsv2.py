@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from flowrl.bounds import Count, Dtype, Text
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.loading import dtype_of, load_weights, require
@@ -22,7 +23,7 @@ class HPSv2(nn.Module):
     autocast to float16; in float32 the score differs by its rounding. Needs the extra `clip`.
     """
 
-    def __init__(self, *, architecture: str, weights: str, dtype: str, batch_size: int) -> None:
+    def __init__(self, *, architecture: Text, weights: Text, dtype: Dtype, batch_size: Count) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"reward.batch_size={batch_size} must be at least 1")

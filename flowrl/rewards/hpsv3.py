@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from flowrl.bounds import Positive
 from flowrl.errors import UserError
 from flowrl.rewards.client import Unanswered
 from flowrl.rewards.judge import Judge, Question
@@ -22,7 +23,7 @@ class HPSv3:
     HPSv3's instruction and reward token around the image and the caption, which are all that is sent here.
     """
 
-    def __init__(self, *, scale: float, judge: Judge) -> None:
+    def __init__(self, *, scale: Positive, judge: Judge) -> None:
         if scale <= 0:
             raise UserError(f"reward.scale={scale} must be above 0")
         self.scale, self.judge = scale, judge

@@ -15,6 +15,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from flowrl.bounds import Count, Dtype, Text
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.loading import dtype_of, load_pretrained, load_weights
@@ -48,7 +49,7 @@ class ImageReward(nn.Module):
     `tokenizer` is bert-base-uncased's folder or hub id. Prompts are cut at 35 tokens, as published.
     """
 
-    def __init__(self, *, weights: str, tokenizer: str, dtype: str, batch_size: int) -> None:
+    def __init__(self, *, weights: Text, tokenizer: Text, dtype: Dtype, batch_size: Count) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"reward.batch_size={batch_size} must be at least 1")

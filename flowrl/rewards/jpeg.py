@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
+from flowrl.bounds import NonZero, Quality
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.protocol import Images
@@ -20,7 +21,7 @@ class JPEG:
     flow_grpo's incompressibility has scale 1, its compressibility -1/500. Part: kilobytes.
     """
 
-    def __init__(self, *, quality: int, scale: float) -> None:
+    def __init__(self, *, quality: Quality, scale: NonZero) -> None:
         if not 1 <= quality <= 100:
             raise UserError(f"reward.quality={quality} must be from 1 to 100")
         if scale == 0:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from flowrl.bounds import Count, Natural, Text
 from flowrl.errors import UserError
 from flowrl.rewards import wire
 from flowrl.rewards.client import Client, Unanswered, Unfit, check_url
@@ -40,7 +41,7 @@ class Judge:
     gives at most 20 unless started with --max-logprobs).
     """
 
-    def __init__(self, *, url: str, model: str, max_tokens: int, top_logprobs: int, client: Client) -> None:
+    def __init__(self, *, url: Text, model: Text, max_tokens: Count, top_logprobs: Natural, client: Client) -> None:
         for name, value, least in (("max_tokens", max_tokens, 1), ("top_logprobs", top_logprobs, 0)):
             if value < least:
                 raise UserError(f"judge.{name}={value} must be at least {least}")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from flowrl.advantages import weighted_sum
+from flowrl.bounds import Finite
 from flowrl.errors import UserError
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.outputs import REASON
@@ -23,7 +24,7 @@ class Mixture(nn.Module):
     weight 0 only monitors: it is no term, its failures are logged, and where it scored nothing its parts are left out.
     """
 
-    def __init__(self, *, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
+    def __init__(self, *, rewards: Mapping[str, Reward], weights: Mapping[str, Finite]) -> None:
         super().__init__()
         if not rewards or rewards.keys() != weights.keys():
             raise UserError(

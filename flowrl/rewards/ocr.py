@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flowrl.bounds import Share, Side
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.loading import require
@@ -31,7 +32,7 @@ class OCR:
     that wants no text is one that the reward does not apply to. Part: exact (1 where d is 0). Needs the extra `ocr`.
     """
 
-    def __init__(self, *, allows_more_text: bool, min_confidence: float, side: int) -> None:
+    def __init__(self, *, allows_more_text: bool, min_confidence: Share, side: Side) -> None:
         if not 0 <= min_confidence <= 1:
             raise UserError(f"reward.min_confidence={min_confidence} must be in [0, 1]")
         if side < 32:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from flowrl.bounds import Count, Text
 from flowrl.errors import UserError
 from flowrl.rewards import wire
 from flowrl.rewards.client import Client, Unanswered, Unavailable, Unfit, check_url, is_object
@@ -27,7 +28,7 @@ class Remote:
     mix remote rewards here instead.
     """
 
-    def __init__(self, *, url: str, batch_size: int, client: Client) -> None:
+    def __init__(self, *, url: Text, batch_size: Count, client: Client) -> None:
         if batch_size < 1:
             raise UserError(f"reward.batch_size={batch_size} must be at least 1")
         self.url, self.batch_size, self.client = check_url(url, "/score"), batch_size, client

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowrl.bounds import Text
 from flowrl.errors import UserError
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.protocol import Images, Reward
@@ -22,7 +23,7 @@ class Routed(nn.Module):
     has no value. Where the reward raises, or gives the wrong length, its own prompts are missing, and no others.
     """
 
-    def __init__(self, *, reward: Reward, key: str, values: Sequence[str | float]) -> None:
+    def __init__(self, *, reward: Reward, key: Text, values: Sequence[str | float | bool]) -> None:
         super().__init__()
         if isinstance(values, str) or not values:
             raise UserError(f"reward.values={values!r} must be a list of the values of {key!r} that the reward is for")

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flowrl.bounds import Positive, Text
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.protocol import Images
@@ -36,7 +37,7 @@ class ShapesProxy(nn.Module):
     Words outside the grammar are left out. Part: cosine.
     """
 
-    def __init__(self, *, pretrained: str, divisor: float) -> None:
+    def __init__(self, *, pretrained: Text, divisor: Positive) -> None:
         super().__init__()
         if divisor <= 0:
             raise UserError(f"reward.divisor={divisor} must be above 0")

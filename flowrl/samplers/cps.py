@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.bounds import Share
 from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep
 from flowrl.schedule import Interval
@@ -24,7 +25,7 @@ from flowrl.schedule import Interval
 class CPS:
     """noise_level in [0, 1]: 0 is the Euler ODE, 1 replaces all remaining noise by fresh noise."""
 
-    noise_level: float
+    noise_level: Share
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise_level <= 1:

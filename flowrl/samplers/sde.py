@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.bounds import NoiseLevel
 from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep
 from flowrl.schedule import Interval
@@ -25,7 +26,7 @@ class FlowSDE:
     At the first step of a grid that starts at 1, std equals noise_level. noise_level 0 is the Euler ODE.
     """
 
-    noise_level: float
+    noise_level: NoiseLevel
 
     def __post_init__(self) -> None:
         if self.noise_level < 0:
@@ -50,7 +51,7 @@ class FlowSDE:
 class DanceSDE:
     """g = noise_level, the same at every sigma (0.3 in DanceGRPO, 0.7 in MixGRPO)."""
 
-    noise_level: float
+    noise_level: NoiseLevel
 
     def __post_init__(self) -> None:
         if self.noise_level < 0:

@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from flowrl.bounds import Count, StepNumber, Steps
 from flowrl.errors import UserError
 
 
@@ -41,10 +42,10 @@ class Window:
     (MixGRPO's progressive window) where that is set.
     """
 
-    size: int
-    low: int
-    high: int
-    advance_every: int | None
+    size: Steps
+    low: StepNumber
+    high: Steps
+    advance_every: Count | None
 
     def __post_init__(self) -> None:
         if not (self.size >= 1 and self.low >= 0 and self.low + self.size <= self.high):
@@ -75,9 +76,9 @@ class Window:
 class Subset:
     """`count` steps of [low, high) drawn without replacement each iteration (Flow-DPPO: 3 of [0, 6))."""
 
-    count: int
-    low: int
-    high: int
+    count: Steps
+    low: StepNumber
+    high: Steps
 
     def __post_init__(self) -> None:
         if not (self.count >= 1 and self.low >= 0 and self.low + self.count <= self.high):

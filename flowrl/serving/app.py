@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from flowrl import background
+from flowrl.bounds import Bytes, Count, Seconds
 from flowrl.errors import UserError
 from flowrl.rewards import wire
 from flowrl.serving.batcher import Batcher
@@ -37,13 +38,13 @@ class Limits:
     takes up to `max_image_bytes` once it is decoded, and the whole request `max_decoded_bytes`.
     """
 
-    max_body: int
-    body_seconds: float
-    max_images: int
-    max_image_bytes: int
-    max_decoded_bytes: int
-    max_reading: int
-    max_reading_bytes: int
+    max_body: Bytes
+    body_seconds: Seconds
+    max_images: Count
+    max_image_bytes: Bytes
+    max_decoded_bytes: Bytes
+    max_reading: Count
+    max_reading_bytes: Bytes
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -1,0 +1,101 @@
+"""Short names for numbers and words with bounds, for the signatures of what a configuration builds.
+
+A signature that says `rank: Rank` is checked before anything heavy is built, by `flowrl.launch.validate`; `Told` is the
+bound in words, where those that follow from the numbers do not say why. Every whole number has an upper bound, since
+one that is far too large is a slip of the keyboard and would be waited for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen, Predicate
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The bound of a hint in words, as they follow "must be"."""
+
+    text: str
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a name may be part of a folder's name without leading elsewhere."""
+    return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0\n")
+
+
+Count = Annotated[int, Ge(1), Le(10**9)]
+Natural = Annotated[int, Ge(0), Le(10**9)]
+Seed = Annotated[int, Ge(0), Lt(2**63)]
+"""What NumPy's and PyTorch's generators both take."""
+
+Bytes = Annotated[int, Ge(1), Le(2**40)]
+Prompts = Annotated[int, Ge(1), Le(1_000_000)]
+"""Prompts that are drawn, and embedded, before training begins: a million take a minute, a billion hours."""
+
+Samples = Annotated[int, Ge(1), Le(1_000_000)]
+Steps = Annotated[int, Ge(1), Le(1000)]
+"""Steps of a sigma grid: diffusers' own timesteps end at 1,000."""
+
+StepNumber = Annotated[int, Ge(0), Lt(1000)]
+Tokens = Annotated[int, Ge(1), Le(262144)]
+"""Of an image of 8,192 pixels a side in patches of 16."""
+
+Rank = Annotated[int, Ge(1), Le(16384)]
+"""No layer of the base models is wider; the launch also compares with the layers themselves."""
+
+Resolution = Annotated[int, Ge(8), Le(8192)]
+TextLength = Annotated[int, Ge(0), Le(4096)]
+Chunk = Annotated[int, Ge(1), Le(4096)]
+Alpha = Annotated[float, Gt(0), Le(65536)]
+
+Positive = Annotated[float, Gt(0), Predicate(math.isfinite)]
+NonNegative = Annotated[float, Ge(0), Predicate(math.isfinite)]
+Finite = Annotated[float, Predicate(math.isfinite)]
+Share = Annotated[float, Ge(0), Le(1)]
+BelowOne = Annotated[float, Ge(0), Lt(1)]
+Seconds = Annotated[float, Ge(0), Le(10**7)]
+Duration = Annotated[float, Gt(0), Le(10**7)]
+"""Seconds that something may take."""
+
+Minutes = Annotated[float, Gt(0), Le(10**6)]
+Rate = Annotated[float, Gt(0), Le(1), Told("a number above 0 and at most 1")]
+
+Threshold = Annotated[float, Ge(0), Told("a number of at least 0; inf switches it off")]
+Limit = Annotated[float, Gt(0), Told("a number above 0; for no bound set it to inf (in YAML .inf)")]
+ClipLow = Annotated[float, Ge(0), Le(1), Told("a number from 0 to 1: ratios are positive, and 1 must lie in the range")]
+ClipHigh = Annotated[float, Ge(0), Told("a number of at least 0: the range must hold ratio 1; inf clips nothing above")]
+NoiseLevel = Annotated[float, Ge(0), Le(10), Told("a number from 0 to 10; published levels are 0.3 to 1.2")]
+Shift = Annotated[float, Gt(0), Le(100), Told("a number above 0 and at most 100; base models have 1 to 12")]
+Guidance = Annotated[float, Ge(0), Le(100)]
+
+Text = Annotated[str, MinLen(1)]
+FolderName = Annotated[str, Predicate(is_folder_name), Told("a name without slashes, for the run's folder")]
+Expression = Annotated[str, MinLen(1), Predicate(_is_pattern), Told("a regular expression")]
+Dotted = Annotated[str, Predicate(lambda text: all(map(str.isidentifier, text.split(".")))), Told("a dotted name")]
+
+Processes = Annotated[
+    int,
+    Ge(1),
+    Le(100_000),
+    Told("a whole number of at least 1; with trainer.devices=auto, -1 or a list, set batch.num_processes as well"),
+]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Quality = Annotated[int, Ge(1), Le(100), Told("a whole number from 1 to 100")]
+Side = Annotated[int, Ge(32), Le(8192)]
+"""Pixels to which an OCR enlarges an image's shorter side."""
+
+NonZero = Annotated[
+    float, Predicate(lambda value: math.isfinite(value) and value != 0), Told("a finite number other than 0")
+]
