@@ -27,12 +27,12 @@ def test_jobs_run_what_their_sweep_shows_and_are_runs_as_any(tmp_path):
     result = train("-m", *settings, "seed=0,1", "hydra.sweep.dir=sweep", cwd=place)
     assert result.returncode == 0, result.stderr
     for seed in ("0", "1"):
-        job = place / "sweep" / seed
-        folder = override("run_dir", str(job))
-        shown = train("--cfg", "job", "--resolve", *settings, f"seed={seed}", folder, cwd=place).stdout
-        ran = yaml.safe_load((job / "config.yaml").read_text())
-        assert ran.pop("tags") == ["sampler=cps", "loss=dppo", "model=shapes", "reward=shapes", "delta=1e-06"]
-        assert ran == {key: value for key, value in yaml.safe_load(shown).items() if key != "tags"}
+        assert json.loads((place / "sweep" / seed / "summary.json").read_text())["status"] == "finished"
+    job = place / "sweep" / "1"
+    shown = train("--cfg", "job", "--resolve", *settings, "seed=1", override("run_dir", str(job)), cwd=place).stdout
+    ran = yaml.safe_load((job / "config.yaml").read_text())
+    assert ran.pop("tags") == ["sampler=cps", "loss=dppo", "model=shapes", "reward=shapes", "delta=2e-05"]
+    assert ran == {key: value for key, value in yaml.safe_load(shown).items() if key != "tags"}
     resumed = train(override("resume", str(job)), "num_iterations=2", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert [row["iteration"] for row in csv.DictReader((job / "metrics.csv").read_text().splitlines())] == ["1", "2"]
