@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -55,18 +58,8 @@ def _resumed(run: Path, folder: str, *, is_trusted: bool) -> DictConfig:
     OmegaConf.set_struct(saved, True)
     task = [item for item in HydraConfig.get().overrides.task if item.split("=")[0] not in ("resume", trust.KEY)]
     refuse_other_start(task)
-    overrides = [item.lstrip("+") for item in task]
-    for item in overrides:
-        key = item.split("=", 1)[0]
-        if OmegaConf.is_dict(OmegaConf.select(saved, key)):
-            raise UserError(f"{item}: a resumed run keeps its {key}; only single values can be overridden")
-    known = [item for item in task if not item.startswith("+")]
-    merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(known), {"run_dir": folder})
-    # `++` is for keys that the run has and the defaults lack, or the other way round.
-    OmegaConf.set_struct(merged, False)
-    merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([item for item in overrides if item not in known]))
-    assert isinstance(merged, DictConfig)
-    OmegaConf.set_struct(merged, True)  # a key it lacks is an error, not None
+    merged = with_overrides(saved, task)
+    OmegaConf.update(merged, "run_dir", folder)
     before: Any = read_config(run) or OmegaConf.to_container(saved, resolve=True)
     if lacking := _lacking(before, OmegaConf.to_container(merged)):
         others = f" and {len(lacking) - 1} other keys" if len(lacking) > 1 else ""
@@ -76,6 +69,23 @@ def _resumed(run: Path, folder: str, *, is_trusted: bool) -> DictConfig:
     if not is_later_rank():
         for text in overridden(before, merged):
             print(text)
+    return merged
+
+
+def with_overrides(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A saved configuration with the command line's values, which are read as Hydra reads them.
+
+    `+` and `++` are for keys that the run has and the defaults lack, or the other way round. Raises UserError for one
+    that would replace or delete a group of keys, and omegaconf's error for a key that the run lacks.
+    """
+    merged = copy.deepcopy(saved)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if override.is_delete() or OmegaConf.is_dict(OmegaConf.select(merged, key)):
+            raise UserError(
+                f"{override.input_line}: a resumed run keeps its {key}; only single values can be overridden"
+            )
+        OmegaConf.update(merged, key, override.value(), force_add=override.is_add() or override.is_force_add())
     return merged
 
 
