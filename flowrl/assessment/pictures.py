@@ -27,7 +27,7 @@ class Folder:
     others: list[tuple[Path, str]]
 
     @classmethod
-    def list(cls, name: str) -> Folder:
+    def read(cls, name: str) -> Folder:
         """List the files below a folder: hidden ones, such as a Mac's ._x.png, and other kinds are not read."""
         root = Path(name).expanduser()
         pictures, others = [], []
@@ -54,7 +54,7 @@ def folder_features(folder: str, features: Features) -> tuple[Float[Tensor, "N D
 
     Raises UserError below two pictures, and for one that is damaged or too large, by its name.
     """
-    listed = Folder.list(folder)
+    listed = Folder.read(folder)
     if len(listed.pictures) < 2:
         raise UserError(f"--reference {folder}: {listed.told()} there; distances need at least 2")
     sizes = {path: picture_size(path) for path in listed.pictures}

@@ -1,9 +1,11 @@
 """The measure of drift in evaluations: what it costs, and where there is none."""
 
 import pytest
+import torch
 from hydra.errors import InstantiationException
 from runs import awake, make
 
+from flowrl.prompts.subsets import chosen
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.sde import FlowSDE
 
@@ -28,6 +30,28 @@ def test_drift_is_measured_in_batches():
     evaluator.batch_size = 3
     assert evaluator.kl_to_reference(policy, prompts) == pytest.approx(whole, rel=1e-4) != 0
     assert sorted(set(sizes)) == [1, 3]
+
+
+def test_drift_is_measured_over_the_whole_set():
+    """Four samples of fourteen, one from each stretch, with the prompts and the noise of their rows.
+
+    Mutation: the first four, which are of a file's first families; or their noise.
+    """
+    policy, _, evaluator = make("evaluation.num_steps=2", "evaluation.subset=even")
+    prompts = [prompt for prompt in evaluator.sets["held_in"] for _ in range(2)]
+    rows, drawn, velocity = chosen(14, 4, "even"), [], policy.model.velocity
+    assert len(prompts) == 14 and evaluator.kl_samples == 4 and rows != [0, 1, 2, 3]
+
+    def recorded(x, *rest):
+        drawn.append(x)
+        return velocity(x, *rest)
+
+    policy.model.velocity = recorded
+    embedded, embed = [], policy.embed
+    policy.embed = lambda batch: embedded.extend(batch) or embed(batch)
+    evaluator.kl_to_reference(policy, prompts)
+    assert torch.equal(drawn[0], evaluator.initial_noise(policy, 14)[rows])
+    assert embedded == [prompts[row] for row in rows]
 
 
 @pytest.mark.parametrize("change", [{"kl_samples": 0}, {"sampler": ODE()}, {"sampler": FlowSDE(noise_level=0.0)}])

@@ -119,6 +119,8 @@ def test_a_prompt_that_is_repeated_more_often_weighs_more():
     assert (found.mean, found.count) == (2, 3)
     assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), abs=1e-4)
     assert math.isnan(mean([1.0, math.nan, 1.0, 5.0], np.array([0, 1, 0, 2])).low)
+    half_of_all = mean([1.0] * 50 + [0.0] * 50, np.array([0] * 50 + list(range(1, 51))))
+    assert half_of_all.mean == 0.5 and half_of_all.low < 0.1 < 0.5 < half_of_all.high
 
 
 def test_one_prompt_repeated_raises_no_alarm():
