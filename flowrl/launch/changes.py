@@ -14,6 +14,7 @@ from flowrl.errors import UserError
 from flowrl.evaluation import Evaluator
 from flowrl.runs import provenance
 from flowrl.runs.files import PROVENANCE, SUMMARY, read_object, write_whole
+from flowrl.types import Prompt
 
 HARMLESS = {
     "resume": "which run this is",
@@ -115,14 +116,15 @@ class Provenance:
     def check_prompts(self, data: PromptData, evaluator: Evaluator) -> None:
         """Compare the prompts to train on and those of each evaluation set. Raises UserError for what has changed."""
         cfg = self.cfg
-        nodes = {"data.prompts": (data.prompts, cfg.data.prompts, None)}
+        nodes: dict[str, tuple[Sequence[Prompt], Any, _Json]] = {"data.prompts": (data.prompts, cfg.data.prompts, {})}
+        subset = {"max_prompts": cfg.evaluation.max_prompts, "subset": cfg.evaluation.get("subset", "first")}
         for name, prompts in evaluator.sets.items():
-            nodes[f"evaluation.sets.{name}"] = (prompts, cfg.evaluation.sets[name], cfg.evaluation.max_prompts)
-        for key, (prompts, node, limit) in nodes.items():
+            nodes[f"evaluation.sets.{name}"] = (prompts, cfg.evaluation.sets[name], subset)
+        for key, (prompts, node, options) in nodes.items():
             value = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
             path = f" ({value['path']})" if isinstance(value, dict) and "path" in value else ""
             label = f"{key}{path}: its {len(prompts)} prompts"
-            self._check(key, {"node": value, "max_prompts": limit}, provenance.prompts_digest(prompts), label)
+            self._check(key, {"node": value, **options}, provenance.prompts_digest(prompts), label)
 
     def write(self) -> None:
         """Keep what this run is made of, for its next resumption."""
