@@ -57,6 +57,7 @@ def run(cfg: DictConfig) -> None:
     folder = Path(cfg.run_dir)
     record = RunRecord(folder=str(folder))
     policy, data, evaluator = build(cfg)
+    _check_average(policy, data)
     stop = Stop()
     saver = Checkpoint(record=record, stop=stop, folder=str(folder), **cfg.checkpoint)
     data.start_iteration = saver.resume_from(policy)
@@ -79,7 +80,8 @@ def run(cfg: DictConfig) -> None:
     except (TooManyMissingRewards, NotFinite, NothingLearned) as error:
         status = "nothing learned" if isinstance(error, NothingLearned) else status
         record.error = type(error).__name__  # the callback sees none that comes after training
-        raise type(error)(f"{error}; {_way_on(error, saver, folder)}") from error
+        place = f"after iteration {policy.num_iterations}: " if isinstance(error, NotFinite) else ""
+        raise type(error)(f"{place}{error}; {_way_on(error, saver, folder)}") from error
     finally:
         if trainer.is_global_zero:
             record.write_summary(policy, status)
@@ -89,6 +91,16 @@ def run(cfg: DictConfig) -> None:
     elif not is_later_rank():  # whose failure would have Lightning kill the first one, which may still be writing
         print(f"\nstopped; {saver.newest()}. Continue with: python train.py resume={folder}")
         raise KeyboardInterrupt
+
+
+def _check_average(policy: Policy, data: PromptData) -> None:
+    """Raise UserError where a run is too short for its average, which is evaluated and exported, ever to move."""
+    steps = len(data.iterations) * policy.plan.updates_per_iteration * policy.plan.inner_epochs
+    if steps < policy.ema.every:
+        raise UserError(
+            f"ema.every={policy.ema.every} is more than the run's {steps} optimizer steps, so that the untrained start "
+            "would be evaluated and exported; lower it, or raise num_iterations"
+        )
 
 
 def _fit(trainer: Trainer, policy: Policy, data: PromptData, saver: Checkpoint) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from flowrl import sharding
 from flowrl.errors import UserError
 from flowrl.models.full import at_start, keep_start, start_of
+from flowrl.weights import first_not_finite
 
 ADAPTER = "policy"
 FOLDER, WHOLE_FOLDER = "lora", "transformer"
@@ -163,6 +164,8 @@ def attach_whole(transformer: nn.Module, folder: Path) -> None:
         load_files(transformer, files)
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: the weights do not fit this {type(transformer).__name__} ({error})") from error
+    if name := first_not_finite(parameters(transformer)):
+        raise UserError(f"{folder}: its weight {name!r} holds NaN or infinity; export an earlier checkpoint")
 
 
 def load_folder(transformer: nn.Module, folder: Path) -> None:
