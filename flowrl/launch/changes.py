@@ -120,11 +120,11 @@ class Provenance:
         subset = {"max_prompts": cfg.evaluation.max_prompts, "subset": cfg.evaluation.get("subset", "first")}
         for name, prompts in evaluator.sets.items():
             nodes[f"evaluation.sets.{name}"] = (prompts, cfg.evaluation.sets[name], subset)
-        for key, (prompts, node, options) in nodes.items():
+        for key, (chosen, node, options) in nodes.items():
             value = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
             path = f" ({value['path']})" if isinstance(value, dict) and "path" in value else ""
-            label = f"{key}{path}: its {len(prompts)} prompts"
-            self._check(key, {"node": value, **options}, provenance.prompts_digest(prompts), label)
+            label = f"{key}{path}: its {len(chosen)} prompts"
+            self._check(key, {"node": value, **options}, provenance.prompts_digest(chosen), label)
 
     def write(self) -> None:
         """Keep what this run is made of, for its next resumption."""

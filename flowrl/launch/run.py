@@ -108,7 +108,8 @@ def _train(cfg: DictConfig, folder: Path) -> None:
     except (TooManyMissingRewards, NotFinite, NothingLearned) as error:
         status = "nothing learned" if isinstance(error, NothingLearned) else status
         record.error = type(error).__name__  # the callback sees none that comes after training
-        raise type(error)(f"{error}; {_way_on(error, saver, folder)}") from error
+        place = f"after iteration {policy.num_iterations}: " if isinstance(error, NotFinite) else ""
+        raise type(error)(f"{place}{error}; {_way_on(error, saver, folder)}") from error
     finally:
         try:
             if trainer.is_global_zero:

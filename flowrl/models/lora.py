@@ -26,6 +26,7 @@ from flowrl.models import lora_files
 from flowrl.models.full import at_start, keep_start, start_of
 from flowrl.models.lora_files import LoRAFile
 from flowrl.models.lora_writer import lora_config
+from flowrl.weights import first_not_finite
 
 ADAPTER = "policy"
 _REFERENCE = "_flowrl_reference"
@@ -250,6 +251,8 @@ def attach_whole(transformer: nn.Module, folder: Path) -> None:
         load_files(transformer, files)
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: the weights do not fit this {type(transformer).__name__} ({error})") from error
+    if name := first_not_finite(parameters(transformer)):
+        raise UserError(f"{folder}: its weight {name!r} holds NaN or infinity; export an earlier checkpoint")
 
 
 def check_whole(transformer: nn.Module, paths: Sequence[Path]) -> None:

@@ -82,6 +82,16 @@ def test_weights_that_are_not_what_the_configuration_says_are_refused():
         Full(dtype="float32").attach(shapes_model().transformer.bfloat16(), 0)
 
 
+def test_a_whole_transformer_of_no_numbers_is_refused(tmp_path):
+    """All names and shapes fit. Mutation: draw black pictures."""
+    transformer = shapes_model().transformer
+    weights = {name: value.detach().clone() for name, value in transformer.named_parameters()}
+    weights["proj_out.bias"][1] = torch.nan
+    save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ValueError, match=r"its weight 'proj_out.bias' holds NaN or infinity"):
+        lora.attach_whole(transformer, tmp_path)
+
+
 def test_weights_of_another_network_are_named(tmp_path):
     """Mutation: take what fits, or go on with the base where there is nothing."""
     transformer = shapes_model().transformer

@@ -23,6 +23,7 @@ CASES = {
     "missing resume": (["resume=no/such/run"], ["resume=no/such/run", "earlier run"]),
     "output below a file": (["run_dir={file}/run"], ["run_dir"]),
     "missing prompts": (["data=text", "data.prompts.path=no.txt"], ["no.txt", "no such file"]),
+    "average that never moves": (["ema.every=5"], ["ema.every=5", "the run's 4 optimizer steps"]),
     "value of a wrong kind": (["batch.group_size=many"], ["group_size", "many"]),
 }
 

@@ -8,6 +8,14 @@ from runs import ROOT, train
 
 from flowrl.runs import checkpoint
 
+QUICK = (
+    "debug=smoke",
+    "num_threads=1",
+    "evaluation.max_prompts=2",
+    "evaluation.num_steps=2",
+    "evaluation.kl_samples=0",
+)
+
 
 def errors(result):
     return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -21,7 +29,7 @@ def test_nan_at_the_end_is_told_and_the_run_goes_on_from_before(tmp_path, monkey
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     fault = "+callbacks.poison={_target_: faults.Poison, after: 2, kind: ema}"
     folder = tmp_path / "run"
-    result = train("debug=smoke", "checkpoint.keep=1", fault, f"run_dir={folder}", cwd=tmp_path)
+    result = train(*QUICK, "checkpoint.keep=1", fault, f"run_dir={folder}", cwd=tmp_path)
     assert result.returncode == 1
     (line,) = errors(result)
     assert re.search(r"after iteration 2: the weight \S+ \(ema\) holds NaN or infinity", line)
@@ -46,7 +54,7 @@ def test_a_run_that_learned_nothing_ends_with_status_1(tmp_path, is_missing):
     missing = ["data=text", f"data.prompts.path={tmp_path}/prompts.txt", "max_missing=1"]
     overrides = missing if is_missing else ["optimizer.lr=1e-60"]
     folder = tmp_path / "run"
-    result = train("debug=smoke", *overrides, f"run_dir={folder}", cwd=tmp_path)
+    result = train(*QUICK, *overrides, f"run_dir={folder}", cwd=tmp_path)
     assert result.returncode == 1
     (line,) = errors(result)
     assert "nothing was learned in 2 iterations: " in line

@@ -35,6 +35,15 @@ def test_delta_itself_is_far(loss_inputs):
     assert kl_loss(loss_inputs([UP], [1], kl=[0.1])).loss.item() == 0
 
 
+def test_a_step_that_is_no_number_is_not_masked_away(loss_inputs):
+    """Means that are NaN make KL and ratio NaN, and so the loss, which the gradient's check then stops.
+
+    Mutation: count NaN as far, which drops the sample and trains on.
+    """
+    output = kl_loss(loss_inputs([UP, math.nan], [1, 1], kl=[0.0, math.nan]))
+    assert output.loss.isnan() and output.metrics["trust/masked_fraction"] == 0
+
+
 @pytest.mark.parametrize(("name", "place"), [("kl", 0), ("tv", 1), ("velocity", 2)])
 def test_divergence_chooses_what_is_measured(loss_inputs, name, place):
     """Mutation: always look at kl."""
