@@ -42,9 +42,9 @@ from flowrl.launch.build import build
 from flowrl.launch.compose import CONF, compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
+from flowrl.launch.resume import read_source
 from flowrl.modules.policy import Policy
 from flowrl.prompts.jsonl import family_key
-from flowrl.runs.files import CONFIG, SOURCE
 
 TRAINED = ("model", "lora", "grid", "tuning")
 """Of the configuration: what a run's weights belong to."""
@@ -101,10 +101,7 @@ def taken(cfg: DictConfig, saved: DictConfig, keys: Sequence[str], overrides: Se
 
 def run_config(subject: Subject) -> DictConfig:
     assert subject.folder is not None
-    source = subject.folder / SOURCE
-    saved = OmegaConf.load(source if source.is_file() else subject.folder / CONFIG)
-    assert isinstance(saved, DictConfig)
-    return saved
+    return read_source(subject.folder)
 
 
 def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:

@@ -92,7 +92,8 @@ def explain(error: BaseException) -> str:
         return f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python train.py --cfg job`"
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values are a sweep, add -m; a list is written key=[a,b]"
-    if isinstance(error.__cause__, OSError):  # logging hides the file it could not open
+    # Logging hides the file it could not open; a mistake of the user's says all by itself.
+    if isinstance(error.__cause__, OSError) and not isinstance(error, UserError):
         error = error.__cause__
     if isinstance(error, OSError) and error.filename:
         remedy = "give a path that exists"
