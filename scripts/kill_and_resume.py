@@ -27,6 +27,8 @@ import time
 import traceback
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 import flowrl.launch.run  # noqa: F401 - heavy, so before the forks
 from flowrl.runs.checkpoint import list_complete
 from flowrl.runs.files import CHECKPOINTS, CONFIG, METRICS
@@ -77,6 +79,13 @@ def wait(process: int, seconds: float) -> int | None:
         time.sleep(0.002)
 
 
+def await_config(folder: Path) -> None:
+    """Wait until a new run has written its configuration, or for a minute: then its process has ended or hangs."""
+    deadline = time.monotonic() + 60
+    while not (folder / CONFIG).is_file() and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
 def finish(folder: Path, log: Path, overrides: list[str], number: int, rng: random.Random, seconds: float) -> int:
     """Run to the end through at most `MOST_SIGNALS` signals; returns how many have met a running process."""
     num_sent = 0
@@ -85,9 +94,8 @@ def finish(folder: Path, log: Path, overrides: list[str], number: int, rng: rand
         process = start([f"resume={folder}"] if begun else [*overrides, f"run_dir={folder}"], log)
         status = None
         if attempt == 0 or (attempt < MOST_SIGNALS and rng.random() < 0.5):
-            deadline = time.monotonic() + 60
-            while not begun and not (folder / CONFIG).is_file() and time.monotonic() < deadline:
-                time.sleep(0.002)
+            if not begun:
+                await_config(folder)
             status = wait(process, rng.uniform(0, seconds))
             if status is None:
                 os.kill(process, number)
@@ -101,13 +109,19 @@ def finish(folder: Path, log: Path, overrides: list[str], number: int, rng: rand
 
 
 def state(folder: Path) -> dict[str, object]:
-    """What must be equal, by name: rows, files of the last checkpoint, exported weights, last picture."""
+    """What must be equal, by name: rows, tensors of the last checkpoint, exported weights, last picture."""
     rows = list(csv.DictReader(io.StringIO((folder / METRICS).read_text())))
     untimed = [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
     last = list_complete(folder / CHECKPOINTS)[-1]
-    files = [*last.glob("*.safetensors"), *(folder / "lora").glob("*"), *(folder / "transformer").glob("*")]
-    files.append(max((folder / "images").glob("*.png")))
-    return {METRICS: untimed} | {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
+    files = [*last.glob("*.safetensors"), *folder.glob("lora/*"), *folder.glob("transformer/*.safetensors")]
+    # Not the files: safetensors writes the entries of a file's head in any order.
+    tensors = {
+        f"{file.relative_to(folder)} {name}": (str(tensor.dtype), tensor.shape, tensor.numpy().tobytes())
+        for file in files
+        for name, tensor in load_file(file).items()
+    }
+    picture = max((folder / "images").glob("*.png"))
+    return {METRICS: untimed, picture.name: picture.read_bytes()} | tensors
 
 
 def check(folder: Path, log: Path, reference: dict[str, object]) -> None:
@@ -132,11 +146,13 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     overrides = [*SHORT, *args.overrides]
     reference = work / f"reference-{args.seed}"
+    process = start([*overrides, f"run_dir={reference}"], work / "reference.log")
+    await_config(reference)
     before = time.monotonic()
-    if wait(start([*overrides, f"run_dir={reference}"], work / "reference.log"), 600) != 0:
+    if wait(process, 600) != 0:
         raise SystemExit(f"the reference failed: {work / 'reference.log'}")
     seconds, expected = time.monotonic() - before, state(reference)
-    print(f"{work}: a run takes {seconds:.1f} seconds")
+    print(f"{work}: a run writes for {seconds:.1f} seconds", flush=True)
     num_failed = 0
     for number in SIGNALS:
         num_sent, num_equal = 0, 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from hydra.utils import instantiate
@@ -24,17 +24,18 @@ from flowrl.modules.parallel import norm_limit
 from flowrl.modules.policy import Policy
 from flowrl.modules.reference import ReferenceModule
 from flowrl.modules.reward import RewardModule
+from flowrl.types import Prompt
 
 DEFAULT_THREADS = torch.get_num_threads()
 """PyTorch's own choice: OMP_NUM_THREADS, or the physical cores."""
 
 
 def build(
-    cfg: DictConfig, examine: Callable[[PromptData, Evaluator], None] | None = None
+    cfg: DictConfig, examine: Callable[[Sequence[Prompt], Mapping[str, Sequence[Prompt]]], None] | None = None
 ) -> tuple[Policy, PromptData, Evaluator]:
     """The policy, its training prompts and its evaluator; rules between components are checked before weights load.
 
-    `examine` sees the prompts before that, too.
+    `examine` sees the prompts to train on and those of each evaluation set before that, too.
     """
     validate(cfg, is_resumed=True)  # that of a new run was looked at more strictly before PyTorch was loaded
     check_rules(cfg)
@@ -45,7 +46,7 @@ def build(
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
     if examine is not None:
-        examine(data, evaluator)
+        examine(data.prompts, evaluator.sets)
     check_start(cfg, adapter)
     check_prompts(cfg, data.prompts)
     max_grad_norm = norm_limit(cfg.max_grad_norm)

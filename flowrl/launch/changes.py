@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flowrl.data import PromptData
 from flowrl.errors import UserError
-from flowrl.evaluation import Evaluator
 from flowrl.runs import provenance
 from flowrl.runs.files import PROVENANCE, SUMMARY, read_object, write_whole
 from flowrl.types import Prompt
@@ -113,12 +111,12 @@ class Provenance:
             if digest := provenance.path_digest(key, value, revision):
                 self._check(key, value, digest, f"{key}={value}")
 
-    def check_prompts(self, data: PromptData, evaluator: Evaluator) -> None:
+    def check_prompts(self, train: Sequence[Prompt], sets: Mapping[str, Sequence[Prompt]]) -> None:
         """Compare the prompts to train on and those of each evaluation set. Raises UserError for what has changed."""
         cfg = self.cfg
-        nodes: dict[str, tuple[Sequence[Prompt], Any, _Json]] = {"data.prompts": (data.prompts, cfg.data.prompts, {})}
+        nodes: dict[str, tuple[Sequence[Prompt], Any, _Json]] = {"data.prompts": (train, cfg.data.prompts, {})}
         subset = {"max_prompts": cfg.evaluation.max_prompts, "subset": cfg.evaluation.get("subset", "first")}
-        for name, prompts in evaluator.sets.items():
+        for name, prompts in sets.items():
             nodes[f"evaluation.sets.{name}"] = (prompts, cfg.evaluation.sets[name], subset)
         for key, (chosen, node, options) in nodes.items():
             value = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

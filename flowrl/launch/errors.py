@@ -91,7 +91,8 @@ def explain(error: BaseException) -> str:
     text = place + (str(error).strip() or type(error).__name__)
     if (refusal := _refused_override(text)) is not None:
         return refusal
-    if isinstance(error.__cause__, OSError):  # logging hides the file it could not open
+    # Logging hides the file it could not open; a mistake of the user's says all by itself.
+    if isinstance(error.__cause__, OSError) and not isinstance(error, UserError):
         error = error.__cause__
     if isinstance(error, OSError) and error.filename:
         remedy = "give a path that exists"

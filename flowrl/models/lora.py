@@ -251,8 +251,8 @@ def attach_whole(transformer: nn.Module, folder: Path) -> None:
         load_files(transformer, files)
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: the weights do not fit this {type(transformer).__name__} ({error})") from error
-    if name := first_not_finite(parameters(transformer)):
-        raise UserError(f"{folder}: its weight {name!r} holds NaN or infinity; export an earlier checkpoint")
+    if bad := first_not_finite(parameters(transformer)):
+        raise UserError(f"{folder}: its weight {bad!r} holds NaN or infinity; export an earlier checkpoint")
 
 
 def check_whole(transformer: nn.Module, paths: Sequence[Path]) -> None:

@@ -108,6 +108,7 @@ def test_a_last_evaluation_that_failed_is_made_up_for(tmp_path):
     state = json.loads(path.read_text())
     del state["record"]["evaluations"]["after"]
     path.write_text(json.dumps(state))
+    (path.parent / checkpoint.SUMS).unlink()  # as in a checkpoint of an earlier version
     (run / "images" / "before.safetensors").unlink()
     result = train("resume=run", cwd=tmp_path)
     assert result.returncode == 0 and not result.stderr, result.stderr
@@ -116,6 +117,34 @@ def test_a_last_evaluation_that_failed_is_made_up_for(tmp_path):
     assert again["eval"] == whole["eval"] and again["device"] == whole["device"]
     assert [row["iteration"] for row in rows(run)] == ["1", "2"] and rows(run)[1]["eval/held_in/reward"]
     assert not (run / "images" / "before.safetensors").exists()
+
+
+def test_a_resumed_run_is_the_run_it_was(tmp_path):
+    """Its prompts, its numbers and its newest whole checkpoint; without a checkpoint `latest` stays where it is.
+
+    Mutation: read the changed file without a word, take the damaged checkpoint, or move `latest` at the start.
+    """
+    (tmp_path / "p.txt").write_text("a red circle\na blue square\n")
+    (tmp_path / "outputs" / "latest").mkdir(parents=True)
+    overrides = ("data=text", "data.prompts.path=p.txt", *SHORT, "num_iterations=2", "run_dir=outputs/run")
+    result = train(*overrides, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "latest cannot be made a link to this run" in result.stdout
+    run = tmp_path / "outputs" / "run"
+    expected = rows(run)
+    (run / "checkpoints" / "000002" / "state.json").write_text("{}")
+    (run / "images" / "before.safetensors").write_bytes(b"")
+    (tmp_path / "p.txt").write_text("a red circle\na green square\n")
+    refused = train("resume=outputs/run", cwd=tmp_path)
+    (line,) = refused.stderr.splitlines()
+    assert refused.returncode == 1 and "data.prompts (p.txt): its 2 prompts changed since the run began" in line
+    (tmp_path / "p.txt").write_text("a red circle\r\na blue square\r\n")
+    result = train("resume=outputs/run", "max_grad_norm=2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "max_grad_norm 1.0 -> 2: from here on" in result.stdout
+    assert "going on from" in result.stdout and "before.safetensors is damaged" in result.stdout
+    assert [row["reward/mean"] for row in rows(run)] == [row["reward/mean"] for row in expected]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["000001", "000002", "000002.damaged"]
 
 
 @pytest.mark.slow

@@ -1,7 +1,15 @@
+import errno
+import shutil
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
 
+from flowrl.errors import UserError
 from flowrl.runs import checkpoint
+from flowrl.runs.disk import DiskFull
 
 
 def save(folder, iteration, keep=2, **state):
@@ -103,3 +111,109 @@ def test_optimizer_continues_bitwise(tmp_path):
     _, slower = build(start, lr=0.01)
     checkpoint.load_optimizer_tensors(slower, tensors["optimizer"])
     assert slower.param_groups[0]["lr"] == 0.01
+
+
+STEMS = ("lora", "ema")
+
+
+@pytest.mark.parametrize(
+    "accident",
+    [
+        lambda path: (path / "state.json").write_text("{}"),
+        lambda path: (path / "state.json").write_text("[]"),
+        lambda path: (path / "state.json").write_bytes(bytes(range(256))),
+        lambda path: (path / "state.json").unlink(),
+        lambda path: [file.unlink() for file in path.glob("*.safetensors")],
+        lambda path: (path / "lora.safetensors").write_bytes(b""),
+        lambda path: (path / "ema.safetensors").unlink(),
+    ],
+)
+@pytest.mark.parametrize("has_sums", [True, False])
+def test_the_newest_whole_one_is_taken(tmp_path, caplog, accident, has_sums):
+    """With digests and, as earlier versions wrote them, without; what is passed over is said and set aside.
+
+    Mutation: take the newest folder that has a state.json, or let the damaged one count among those to keep.
+    """
+    for iteration in (1, 2):
+        save(tmp_path, iteration)
+    accident(tmp_path / "000002")
+    if not has_sums:
+        (tmp_path / "000002" / checkpoint.SUMS).unlink()
+    path, weights, state = checkpoint.newest(tmp_path, STEMS)
+    assert path == tmp_path / "000001" and state == {"num_iterations": 1} and weights["lora"]["a"].tolist() == [1, 1, 1]
+    (message,) = caplog.messages
+    assert str(tmp_path / "000002") in message and "is damaged" in message and "going on from" in message
+    checkpoint.set_aside_after(path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["000001", "000002.damaged"]
+    save(tmp_path, 2, keep=1)
+    assert [each.name for each in checkpoint.list_complete(tmp_path)] == ["000002"]
+
+
+def test_two_damaged_ones_are_told_and_none_is_a_start(tmp_path):
+    """Mutation: start from the beginning where no checkpoint is whole."""
+    assert checkpoint.newest(tmp_path, STEMS) is None
+    for iteration in (1, 2):
+        (save(tmp_path, iteration) / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"000002/state.json is damaged .* as are the 1 before it; restore one"):
+        checkpoint.newest(tmp_path, STEMS)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), has_sums=st.booleans())
+def test_any_damage_is_found(tmp_path, data, has_sums):
+    """Any file cut or with a byte changed: another checkpoint, or one line, and with digests never other weights.
+
+    Mutation: let an error of json, unicode or safetensors through, or leave the digests unread.
+    """
+    folder = tmp_path / "checkpoints"
+    shutil.rmtree(folder, ignore_errors=True)
+    path = save(folder, 3, record={"seconds": 12.5})
+    whole = checkpoint.load(path)
+    if not has_sums:
+        (path / checkpoint.SUMS).unlink()
+    file = path / data.draw(st.sampled_from(sorted(each.name for each in path.iterdir())))
+    content = bytearray(file.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content = content[:place]
+    else:
+        content[place] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+    try:
+        weights, state = checkpoint.load(path, STEMS, ("num_iterations", "record"))
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return
+    if has_sums:
+        assert state == whole[1] and torch.equal(weights["lora"]["a"], whole[0]["lora"]["a"])
+
+
+def test_what_kills_left_behind_is_removed(tmp_path):
+    """Mutation: remove only the folder that is written next."""
+    save(tmp_path, 5)
+    for name in ("000006.deleted", "000007.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lora.safetensors").write_bytes(b"half")
+    save(tmp_path, 8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000005", "000008"]
+
+
+@pytest.mark.parametrize("place", ["safetensors", "state.json", "fsync"])
+def test_a_full_disk_is_told_with_what_is_needed(tmp_path, monkeypatch, place):
+    """The checkpoint before stays, and what was half written gives its space back.
+
+    Mutation: delete the old checkpoint first, leave the half-written one, or let the library's error through.
+    """
+
+    def full(*args, **kwargs):
+        if place == "safetensors":
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = {"safetensors": "flowrl.runs.checkpoint.save_file", "fsync": "os.fsync"}.get(place)
+    save(tmp_path, 1, keep=1)
+    monkeypatch.setattr(target or "pathlib.Path.write_text", full)
+    with pytest.raises(DiskFull, match=r"000002: a checkpoint takes 24 bytes, and .* are free"):
+        save(tmp_path, 2, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["000001"]
+    assert checkpoint.load(tmp_path / "000001")[0]["lora"]["a"].tolist() == [1, 1, 1]

@@ -155,7 +155,7 @@ def test_unfinished_and_damaged_runs_are_shown_but_not_compared(sweep):
     groups = conditions(runs)
     assert groups[0].by_seed(REWARD).keys() == {"0", "1"}
     row = run_table(runs, groups, [REWARD]).rows[-1]
-    assert row[2:5] == ["7", "unfinished", 17] and math.isnan(row[5])
+    assert row[2:5] == ["7", "unfinished", 16] and math.isnan(row[5])
     assert runs[0].curve(REWARD) == [(0.0, 0.5), (40.0, 0.5)]
 
 

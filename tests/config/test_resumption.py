@@ -1,0 +1,222 @@
+"""What a resumed run starts from: its files after accidents, changes that are told, inputs that are compared."""
+
+import errno
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flowrl.errors import UserError
+from flowrl.launch.changes import HARMLESS, Provenance, overridden
+from flowrl.launch.compose import compose
+from flowrl.launch.errors import one_line_errors
+from flowrl.launch.resume import _lacking, read_config, read_source, write_config
+from flowrl.runs import disk, provenance
+from flowrl.runs.files import PROVENANCE, SOURCE, write_whole
+from flowrl.types import Prompt
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder with the configuration of debug=smoke."""
+    write_config(compose(["name=test", "debug=smoke", f"run_dir={tmp_path}"]), tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"\n", b"- a\n- b\n", b"seed: 0\n\tname: x\n", b"seed: [0\n", bytes(range(256)), b"a: ${b\n"]
+)
+def test_a_damaged_source_is_named_with_the_remedy(damage, tmp_path):
+    """Mutation: let the parser's error through, or go on with an empty configuration."""
+    (tmp_path / SOURCE).write_bytes(damage)
+    expected = r"source.yaml is damaged \(.*\); restore it, or copy config.yaml over it"
+    with pytest.raises(UserError, match=expected) as told:
+        read_source(tmp_path)
+    assert "\n" not in str(told.value)
+    (tmp_path / SOURCE).unlink()
+    with pytest.raises(UserError, match=r"source.yaml is missing; restore it"):
+        read_source(tmp_path)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_half_a_source_is_never_a_smaller_run(run, data):
+    """Cut at any place or with a byte changed: told as damaged, as keys that it lacks, as a change, or harmless.
+
+    Mutation: resume with the keys that are left and the defaults of the others.
+    """
+    before = read_config(run)
+    whole = (run / SOURCE).read_bytes()
+    content = bytearray(whole)
+    place = data.draw(st.integers(0, len(content) - 2))
+    if data.draw(st.booleans()):
+        content = content[:place]
+    else:
+        content[place] ^= data.draw(st.integers(1, 255))
+    try:
+        (run / SOURCE).write_bytes(content)
+        saved = read_source(run)
+        resolved = OmegaConf.to_container(saved, resolve=True)
+    except (UserError, OmegaConfBaseException) as error:
+        assert str(error)
+        return
+    finally:
+        (run / SOURCE).write_bytes(whole)
+    if resolved != before:
+        is_interpolation_changed = OmegaConf.to_container(saved) != OmegaConf.to_container(read_source(run))
+        assert _lacking(before, OmegaConf.to_container(saved)) or overridden(before, saved) or is_interpolation_changed
+
+
+def test_what_decides_the_numbers_is_told_and_the_rest_is_not(run):
+    """A changed number once, under the key that was given, and a new key; none that only says where or how fast.
+
+    Mutation: tell of num_iterations alone, or of every copy of a value.
+    """
+    before, saved = read_config(run), read_source(run)
+    same = ["num_threads=1", "checkpoint.keep=9", "batch.max_micro_batch=2", "viewing.every=7", "trainer.devices=2"]
+    changed = [
+        "seed=1",
+        "lora.alpha=64",
+        "ema.decay=0.9",
+        "batch.group_size=8",
+        "num_iterations=3",
+    ]
+    assert overridden(before, saved) == []
+    assert overridden(before, OmegaConf.merge(saved, OmegaConf.from_dotlist(same))) == []
+    texts = overridden(before, OmegaConf.merge(saved, OmegaConf.from_dotlist([*changed, "loss.fresh=1"])))
+    assert [text.split(":")[0] for text in sorted(texts)] == [
+        "batch.group_size 4 -> 8",
+        "ema.decay 0.95 -> 0.9",
+        "lora.alpha 32 -> 64",
+        "loss.fresh none -> 1",
+        "num_iterations 2 -> 3",
+        "seed 0 -> 1",
+    ]
+
+
+def test_harmless_keys_exist_and_have_a_reason():
+    """Mutation: rename a key of conf/ without this list."""
+    cfg = compose(["name=test"])
+    assert all(OmegaConf.select(cfg, key, throw_on_missing=False) is not None or key in cfg for key in HARMLESS)
+    assert all(reason for reason in HARMLESS.values())
+
+
+def examined(folder, *texts, path, overrides=(), **keys):
+    cfg = OmegaConf.create(
+        {
+            "data": {"prompts": {"_target_": "x", "path": path}},
+            "evaluation": {"sets": {"held_in": {"path": "${data.prompts.path}"}}, "max_prompts": None},
+            **keys,
+        }
+    )
+    assert isinstance(cfg, DictConfig)
+    result = Provenance(cfg, folder, overrides)
+    result.check_paths()
+    prompts = [Prompt(text) for text in texts]
+    result.check_prompts(prompts, {"held_in": prompts})
+    return result
+
+
+def test_prompts_that_changed_are_refused_until_taken_as_they_are(tmp_path):
+    """Another file is a change on purpose; a BOM, which changes no prompt, is none; a run without a record is taken.
+
+    Mutation: compare the first prompts only, leave metadata out, or refuse what the user has asked for.
+    """
+    examined(tmp_path, "a", "b", path="p.txt").write()
+    examined(tmp_path, "a", "b", path="p.txt")
+    expected = r"data.prompts \(p.txt\): its 2 prompts changed .* \+\+data.prompts.path=p.txt"
+    with pytest.raises(UserError, match=expected):
+        examined(tmp_path, "a", "c", path="p.txt", overrides=["data.prompts.path=p.txt"])
+    examined(tmp_path, "a", "c", path="q.txt")
+    examined(tmp_path, "a", "c", path="p.txt", overrides=["++data.prompts.path=p.txt"]).write()
+    examined(tmp_path, "a", "c", path="p.txt")
+    first, second = (provenance.prompts_digest([Prompt("a", "", {"n": n})]) for n in (1, 2))
+    assert first != second
+    (tmp_path / PROVENANCE).write_text('{"git_revision": null}')
+    examined(tmp_path, "d", path="p.txt")
+    (tmp_path / PROVENANCE).write_text("[]")
+    with pytest.raises(UserError, match=r"provenance.json is damaged \(a JSON object.*delete it"):
+        examined(tmp_path, "d", path="p.txt")
+
+
+@pytest.mark.parametrize("key", ["reward.weights", "model.pretrained", "reward.rewards.first.file", "lora.start"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_any_key_that_names_a_path_is_an_input(key, kind, tmp_path, monkeypatch):
+    """Mutation: list the loaders by hand, or compare names without contents."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    place = tmp_path / "weights"
+    if kind == "folder":
+        place.mkdir()
+        place /= "model.safetensors"
+    place.write_bytes(b"one")
+    node = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}=weights"]))
+    examined(run, "a", path="p.txt", **node).write()
+    examined(run, "a", path="p.txt", **node)
+    place.write_bytes(b"two")
+    with pytest.raises(UserError, match=rf"^{key}=weights changed since the run began.*: \+\+{key}=weights$"):
+        examined(run, "a", path="p.txt", **node)
+    examined(run, "a", path="p.txt", overrides=[f"++{key}=weights"], **node)
+
+
+def test_a_word_or_an_output_is_no_input(tmp_path, monkeypatch):
+    """A folder `train` beside the run, and where a logger writes. Mutation: take every word that exists for a path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "file").write_text("one")
+    node = {"loss": {"split": "train"}, "logger": {"csv": {"save_dir": str(tmp_path), "path": "train"}}}
+    assert set(examined(tmp_path, "a", path="p.txt", **node).inputs) == {"data.prompts", "evaluation.sets.held_in"}
+
+
+def test_a_hub_repository_is_known_by_its_commit(tmp_path, monkeypatch):
+    """Without asking the hub. Mutation: take the name for the content, or another revision's commit."""
+    monkeypatch.setattr(provenance, "HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "models--org--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("abc")
+    (refs / "v2").write_text("def")
+    assert provenance.path_digest("model.pretrained", "org/name") == "abc"
+    assert provenance.path_digest("reward.weights", "org/name/file.pt") == "abc"
+    assert provenance.path_digest("model.pretrained", "org/name", "v2") == "def"
+    assert provenance.path_digest("model.pretrained", "org/other") is None
+    assert provenance.path_digest("judge.model", "org/name") is None
+
+
+def test_other_code_is_told_once(tmp_path, monkeypatch, capsys):
+    """What was, what is; a run of an earlier version has it in its summary. Mutation: tell it at every resumption."""
+    then = {"git_revision": "1" * 40, "versions": provenance.environment()["versions"] | {"torch": "1.0"}}
+    (tmp_path / "summary.json").write_text(json.dumps(then))
+    now = then | {"git_revision": "2" * 40 + "+", "versions": then["versions"] | {"torch": "3.0"}}
+    monkeypatch.setattr(provenance, "environment", lambda: now)
+    first = examined(tmp_path, "a", path="p.txt")
+    first.tell_changes()
+    first.write()
+    assert capsys.readouterr().out.startswith(
+        "commit 1111111111 -> 2222222222+, torch 1.0 -> 3.0: the run goes on with"
+    )
+    examined(tmp_path, "a", path="p.txt").tell_changes()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_full_disk_is_one_line(tmp_path, capsys):
+    """A real one: /dev/full. The file stays what it was. Mutation: let the error through without the folder."""
+    path = tmp_path / "summary.json"
+    write_whole(path, "before")
+    (tmp_path / "summary.json.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError) as told:
+        write_whole(path, "after")
+    assert told.value.errno == errno.ENOSPC and path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+    assert disk.is_full(told.value) and disk.is_full(RuntimeError("I/O error: ... (os error 28)"))
+    wrapped = ValueError("no summary")
+    wrapped.__context__ = told.value
+    assert disk.is_full(wrapped) and not disk.is_full(ValueError("no"))
+
+    def fail():
+        raise disk.DiskFull(f"{tmp_path}: no space left") from told.value
+
+    assert one_line_errors(fail) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}: no space left\n"
