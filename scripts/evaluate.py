@@ -11,8 +11,9 @@ checkpoint's average), or a file or folder with a LoRA or a whole transformer fo
 Words with `=` after the subjects are overrides of train.py. Where they choose no reward, model or evaluation, those of
 the first run are taken. All prompts of --prompts are drawn: lines of text, or of JSON objects with a `prompt`, its
 metadata, and its task family under `family`, GenEval's `tag` or GenEval2's `atom_count`; `evaluation.max_prompts=100`
-takes as many, spread over the file. All subjects draw the same prompts from the same noise, each
-on the sigma grid that its run was trained with. An evaluation that was stopped goes on with the same command.
+takes as many, spread over the file. All subjects draw the same prompts from the same noise, each on the sigma grid that
+its run was trained with. The drift (`kl_ref`) of a run that began from a LoRA is measured from its own reference, that
+of all others from the base. An evaluation that was stopped goes on with the same command.
 
 Below --out: SUBJECT/SET/images/*.png and samples.jsonl, results.json, and page.html, one file without links.
 """

@@ -35,7 +35,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 @cache
-def _adapter(hint: Any) -> TypeAdapter[Any] | None:
+def _adapter(hint: Any) -> Any:
     """Pydantic's check of a hint; None where it has none, as for a type variable of another library's."""
     try:
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))

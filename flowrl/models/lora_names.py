@@ -36,7 +36,7 @@ _ALPHA = re.compile(_PREFIX + r"(?P<layer>.+)\.alpha")
 _TEXT = re.compile(r"text_encoders?(_\d)?\.")
 
 _CONVERT = (
-    "let diffusers convert it: pipe.load_lora_weights(FILE, adapter_name='x'), then "
+    "let diffusers convert it, where it can: pipe.load_lora_weights(FILE, adapter_name='x'), then "
     "pipe.transformer.save_lora_adapter(FOLDER, adapter_name='x')"
 )
 _RETRAIN = "train a plain LoRA, or fuse this one into the base and give that as model.pretrained"
