@@ -5,6 +5,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -12,7 +13,7 @@ import httpx
 import pytest
 import torch
 from runs import SHORT, start, train
-from servers import Process, answering, brightness, remote, scorer
+from servers import ROOT, Process, answering, brightness, remote, scorer
 
 from flowrl.rewards.shapes import ShapesReward
 from flowrl.types import Prompt
@@ -189,3 +190,19 @@ def test_an_interrupt_ends_a_run_that_waits_for_scores(tmp_path):
         begin = time.monotonic()
         process.communicate(timeout=30)
     assert process.returncode == 130 and time.monotonic() - begin < 10
+
+
+@pytest.mark.slow
+def test_memory_and_answers_under_trouble():
+    """Bombs take nothing, eight bodies of 100 MB no more than 256 MiB together, and a good client is always answered.
+
+    Mutation: decode before counting, or bound each body alone.
+    """
+    script = [sys.executable, str(ROOT / "scripts" / "load_reward_server.py"), "bombs", "idle", "bodies"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    bombs, idle, bodies = ([cell.strip() for cell in row.split("|")] for row in done.stdout.splitlines()[2:])
+    assert bombs[4].startswith("8 x 413") and int(bombs[3]) < int(bombs[2]) + 50
+    assert int(bodies[3]) < int(bodies[2]) + 350 and "503" in bodies[4]
+    for cells in (bombs, idle, bodies):
+        assert cells[5].startswith("20 x 200")

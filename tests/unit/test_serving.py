@@ -71,6 +71,7 @@ def running(score=brightness, token=None, max_waiting=100, max_connections=100, 
         access_log=False,
         limit_concurrency=max_connections,
         timeout_keep_alive=idle_seconds,
+        timeout_graceful_shutdown=2,
     )
     place = config.bind_socket()
     server = uvicorn.Server(config)
@@ -259,6 +260,7 @@ def test_requests_whose_clients_have_left_are_not_scored():
         assert begun.wait(3)
         second = connect(url, head(len(data[1])) + data[1])
         until(lambda: counters.waiting == 4)
+        until(lambda: counters.body_bytes == 0)  # what is decoded is held once
         assert post(url, data[2]).status_code == 503
         first.close()
         second.close()
