@@ -92,7 +92,7 @@ def explain(error: BaseException) -> str:
         return f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python train.py --cfg job`"
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values are a sweep, add -m; a list is written key=[a,b]"
-    if isinstance(error.__cause__, OSError):  # logging hides the file it could not open
+    if isinstance(error.__cause__, OSError) and not isinstance(error, UserError):  # logging hides which file it is
         error = error.__cause__
     if isinstance(error, OSError) and error.filename:
         remedy = "give a path that exists"
