@@ -45,6 +45,7 @@ from flowrl.launch.quiet import quieten
 from flowrl.launch.resume import read_source
 from flowrl.modules.policy import Policy
 from flowrl.prompts.jsonl import family_key
+from flowrl.runs.files import CONFIG, SOURCE
 
 TRAINED = ("model", "lora", "grid", "tuning")
 """Of the configuration: what a run's weights belong to."""
@@ -101,7 +102,7 @@ def taken(cfg: DictConfig, saved: DictConfig, keys: Sequence[str], overrides: Se
 
 def run_config(subject: Subject) -> DictConfig:
     assert subject.folder is not None
-    return read_source(subject.folder)
+    return read_source(subject.folder, SOURCE if (subject.folder / SOURCE).is_file() else CONFIG)
 
 
 def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:

@@ -70,9 +70,9 @@ def _resumed(run: Path, folder: str) -> DictConfig:
     return merged
 
 
-def read_source(folder: Path) -> DictConfig:
+def read_source(folder: Path, name: str = SOURCE) -> DictConfig:
     """The configuration of a run with its interpolations. Raises UserError for a missing or a damaged file."""
-    path = folder / SOURCE
+    path = folder / name
     if not path.is_file():
         raise UserError(f"{path} is missing; {RESTORE}")
     try:
