@@ -89,18 +89,8 @@ def explain(error: BaseException) -> str:
         place = f"{key[1]}: " if key and not isinstance(error.__cause__, UserError) else ""
         error = error.__cause__
     text = place + (str(error).strip() or type(error).__name__)
-    if text.startswith(NO_OPTION):
-        return _no_option(sys.argv)
-    if match := re.search(
-        r"Could not find '([^']+)'.*?Available options in '([^']+)':\n((?:\t\S+\n)*)", text, re.DOTALL
-    ):
-        group, option = match[1].rsplit("/", 1)
-        options = match[3].split()
-        return f"{group}={option}: no such option{meant(option, options)}; choose one of {', '.join(options)}"
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python train.py --cfg job`"
-    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return f"{match[1]}: several values are a sweep, add -m; a list is written key=[a,b]"
+    if told := _composition(text):
+        return told
     if isinstance(error.__cause__, OSError):  # logging hides the file it could not open
         error = error.__cause__
     if isinstance(error, OSError) and error.filename:
@@ -117,6 +107,25 @@ def explain(error: BaseException) -> str:
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     line = " ".join(text.split("\n    full_key")[0].split())
     return line if not isinstance(error, Exception) or is_users(error) else f"unexpected {type(error).__name__}: {line}"
+
+
+def _composition(text: str) -> str:
+    """What Hydra's own errors say of the command line, in a line; empty for others."""
+    if text.startswith(NO_OPTION):
+        return _no_option(sys.argv)
+    if match := re.search(
+        r"Could not find '([^']+)'.*?Available options in '([^']+)':\n((?:\t\S+\n)*)", text, re.DOTALL
+    ):
+        group, option = match[1].rsplit("/", 1)
+        options = match[3].split()
+        return f"{group}={option}: no such option{meant(option, options)}; choose one of {', '.join(options)}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        if (CONF / match[1]).is_dir():
+            return _no_option(sys.argv)
+        return f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python train.py --cfg job`"
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]}: several values are a sweep, add -m; a list is written key=[a,b]"
+    return ""
 
 
 def _no_option(words: Iterable[str]) -> str:
