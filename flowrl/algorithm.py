@@ -110,7 +110,7 @@ class Algorithm:
         if std == 0 and k < self.num_steps - 1:
             raise UserError(
                 f"sampler={option(self.sampler)} is deterministic (std 0 at step {k}), but the loss needs a "
-                "stochastic step: choose sampler=cps or sampler=flow_sde with noise_level above 0, or loss=nft"
+                "stochastic step: choose sampler=cps or sampler=flow_sde with sampler.noise_level above 0, or loss=nft"
             )
         if std < MIN_STD:
             raise UserError(

@@ -60,8 +60,8 @@ TextLength = Annotated[int, Ge(0), Le(4096)]
 Chunk = Annotated[int, Ge(1), Le(4096)]
 Alpha = Annotated[float, Gt(0), Le(65536)]
 
-Positive = Annotated[float, Gt(0), Predicate(math.isfinite)]
-NonNegative = Annotated[float, Ge(0), Predicate(math.isfinite)]
+Positive = Annotated[float, Gt(0), Le(10**6)]
+NonNegative = Annotated[float, Ge(0), Le(10**6)]
 Finite = Annotated[float, Predicate(math.isfinite)]
 Share = Annotated[float, Ge(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]
@@ -97,5 +97,5 @@ Side = Annotated[int, Ge(32), Le(8192)]
 """Pixels to which an OCR enlarges an image's shorter side."""
 
 NonZero = Annotated[
-    float, Predicate(lambda value: math.isfinite(value) and value != 0), Told("a finite number other than 0")
+    float, Predicate(lambda value: value != 0), Ge(-(10**6)), Le(10**6), Told("a finite number other than 0")
 ]

@@ -28,6 +28,7 @@ def check_rules(cfg: DictConfig) -> None:
     check_guidance(cfg)
     check_deadlines(cfg)
     check_trainer(cfg)
+    check_nodes(cfg)
     check_amounts(cfg)
     check_average(cfg)
     check_resolution(cfg)
@@ -103,10 +104,7 @@ def check_trainer(cfg: DictConfig) -> None:
 
 
 def check_processes(cfg: DictConfig) -> None:
-    """Devices times nodes are the processes of the batch plan. Raises UserError naming all three keys.
-
-    Processes on other nodes are waited for, so something must start them.
-    """
+    """Devices times nodes are the processes of the batch plan. Raises UserError naming all three keys."""
     devices, num_nodes = cfg.trainer.devices, cfg.trainer.num_nodes
     # How many `auto` and -1 are is known later.
     if devices not in ("auto", -1) and num_ranks(devices) * num_nodes != cfg.batch.num_processes:
@@ -114,6 +112,11 @@ def check_processes(cfg: DictConfig) -> None:
             f"trainer.devices={devices} and trainer.num_nodes={num_nodes} need "
             f"batch.num_processes={num_ranks(devices) * num_nodes}, not {cfg.batch.num_processes}"
         )
+
+
+def check_nodes(cfg: DictConfig) -> None:
+    """Processes on other nodes are waited for, so something must start them. Raises UserError naming the key."""
+    num_nodes = cfg.trainer.num_nodes
     if num_nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
         raise UserError(
             f"trainer.num_nodes={num_nodes} would wait for processes on other nodes, which nothing starts: start "
@@ -152,7 +155,7 @@ def check_resolution(cfg: DictConfig) -> None:
     side = json.loads(path.read_text())["sample_size"]
     if cfg.model.resolution != side:
         raise UserError(
-            f"model.resolution={cfg.model.resolution} must be {side}: model.pretrained={name} draws no other"
+            f"model.resolution={cfg.model.resolution} must be {side}: model.pretrained={name} draws no other size"
         )
 
 

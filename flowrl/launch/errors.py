@@ -121,6 +121,8 @@ def _refused_override(text: str) -> str | None:
         options = match[3].split()
         return f"{group}={option}: no such option{meant(option, options)}; choose one of {', '.join(options)}"
     if match := re.search(r"Could not override '([^']+)'", text):
+        if (CONF / match[1]).is_dir():
+            return _no_option(sys.argv)
         return f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python train.py --cfg job`"
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values are a sweep, add -m; a list is written key=[a,b]"

@@ -103,7 +103,7 @@ class Settings:
     num_threads: Annotated[int, Ge(1), Le(1024)] | None
     resume: Text | None
     run_dir: Text | None
-    name: FolderName | int | float
+    name: FolderName | int
     tags: Sequence[Text] | None
     objective: Text
     max_grad_norm: Annotated[Limit | Literal["inf", ".inf"], Told("above 0; for no clipping set it to .inf")]

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import logging
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,7 +21,16 @@ from flowrl.bounds import Dotted
 from flowrl.errors import UserError
 from flowrl.launch.compose import CONF
 from flowrl.launch.errors import explain, meant
-from flowrl.launch.schema import FOREIGN, Foreign, Settings
+from flowrl.launch.schema import Settings
+from flowrl.launch.signatures import (
+    foreign_of,
+    hints_of,
+    import_target,
+    parameters_of,
+    require_all,
+    require_key,
+    require_kind,
+)
 from flowrl.launch.wording import describe, fits, nearest, show, unwrap
 
 REFERENCE = re.compile(r"\$\{([\w.\[\]]+)\}")
@@ -170,20 +177,20 @@ class _Walk:
             if key in node:
                 self.check((*place, key), node[key], kind)
         _, word = self.locate((*place, "_target_"), node["_target_"])
-        target = _import(place, word)
+        target = import_target(name_of(place), word)
         is_partial = bool(self.locate(place, node.get("_partial_"))[1])
         if not is_partial:
-            _require_kind(place, word, target, hint)
-        parameters = _parameters(target)
-        foreign, hints = _foreign(target), _hints(target)
+            require_kind(name_of(place), word, target, hint)
+        parameters = parameters_of(target)
+        foreign, hints = foreign_of(target), hints_of(target)
         for key, reason in foreign.needed.items():
             if key not in parameters:
                 raise UserError(f"{name_of(place)}._target_={word} has no {key}: {reason}")
         names = [str(key) for key in node if str(key) not in (*SPECIAL, "_args_")]
         for key in names:
-            _require_key(name_of((*place, key)), node[key], word, parameters, foreign)
+            require_key(name_of((*place, key)), node[key], word, parameters, foreign)
         if "_args_" not in node:
-            _require_all(name_of(place), names, parameters, is_partial)
+            require_all(name_of(place), names, parameters, is_partial)
         for key in names:
             self.check((*place, key), node[key], foreign.hints.get(key, hints.get(key, Any)))
 
@@ -222,83 +229,3 @@ def _absent(key: str) -> str:
         return f"missing configuration key {key}; give {key}=VALUE"
     options = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
     return f"{key}: no option is chosen, and none can be left out; choose one of {options}"
-
-
-def _import(place: Path, word: str) -> Any:
-    log = logging.getLogger(get_object.__module__)
-    log.disabled = True  # it prints what the error says, too
-    try:
-        target = get_object(word)
-    except (ImportError, AttributeError, ValueError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{name_of(place)}._target_={word}: no such class or function ({reason})") from error
-    finally:
-        log.disabled = False
-    if not callable(target):
-        raise UserError(f"{name_of(place)}._target_={word} must be a class or a function")
-    return target
-
-
-def _require_kind(place: Path, word: str, target: Any, hint: Any) -> None:
-    """A class must be one of the classes and protocols of the hint, where that can be said of a class."""
-    base, _ = unwrap(hint)
-    kinds = get_args(base) if get_origin(base) in (Union, types.UnionType) else (base,)
-    classes = [kind for kind in kinds if inspect.isclass(kind) and get_origin(kind) is None]
-    if not inspect.isclass(target) or len(classes) < len([kind for kind in kinds if kind is not type(None)]):
-        return
-    try:
-        is_one = any(issubclass(target, kind) or kind.__name__ == "Node" for kind in classes)
-    except TypeError:  # a protocol with attributes, of which only an instance can be asked
-        return
-    if not is_one:
-        wanted = " or ".join(kind.__name__ for kind in classes if kind is not type(None))
-        raise UserError(f"{name_of(place)}._target_={word} is no {wanted}, which {name_of(place)} must be")
-
-
-def _parameters(target: Any) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(target).parameters)
-    except ValueError:  # of a few builtins
-        return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
-
-
-def _hints(target: Any) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target
-    try:
-        return get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # names that another library imports for type checkers alone
-        return {}
-
-
-def _foreign(target: Any) -> Foreign:
-    classes = inspect.getmro(target) if inspect.isclass(target) else ()
-    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in classes]
-    return next((FOREIGN[name] for name in names if name in FOREIGN), Foreign())
-
-
-def _require_key(
-    name: str, value: Any, word: str, parameters: Mapping[str, inspect.Parameter], foreign: Foreign
-) -> None:
-    key = name.rpartition(".")[2]
-    if key in foreign.refused:
-        raise UserError(f"{name}={show(value)} cannot be set: {foreign.refused[key]}")
-    is_open = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    if key not in parameters and not is_open:
-        taken = ", ".join(each for each in parameters if each != "self") or "none"
-        raise UserError(
-            f"{name}={show(value)}: {word} has no such key{meant(key, parameters)}, but takes {taken}; leave it out, "
-            f"as ~{name} does"
-        )
-
-
-def _require_all(
-    name: str, given: Sequence[str], parameters: Mapping[str, inspect.Parameter], is_partial: bool
-) -> None:
-    for key, each in parameters.items():
-        is_needed = each.default is each.empty and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
-        is_later = is_partial and each.kind is not each.KEYWORD_ONLY
-        if is_needed and not is_later and key not in given:
-            raise UserError(
-                f"{name}: missing configuration key '{key}'; give what another version's run lacks, as in "
-                f"++{name}.{key}=VALUE"
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import types
@@ -18,18 +19,27 @@ from flowrl.launch.errors import meant
 LENGTH = 80
 """Characters of a value that a message repeats."""
 
+PLAIN = (int, float, bool, str, list, dict, type(None), Any)
+
 OBVIOUS = 10_000
 """Upper bounds from here on are told only to whom they concern."""
 
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a plain value is one of the hint, without any conversion but that of whole numbers to floats."""
+    base, _ = unwrap(hint)
+    if get_origin(base) in (Union, types.UnionType):
+        return any(fits(value, kind) for kind in get_args(base))
+    if get_origin(base) is Literal:
+        return any(value == word and type(value) is type(word) for word in get_args(base))  # 0 is not false
+    if inspect.isclass(base) and get_origin(base) is None and base not in PLAIN:
+        return False  # an object, which only a node with a target can make
     adapter = _adapter(hint)
     if adapter is None:
         return True
     try:
         adapter.validate_python(value, strict=True)
-    except (ValidationError, TypeError):  # the latter from protocols that cannot be checked at run time
+    except ValidationError:
         return False
     return True
 
@@ -49,7 +59,7 @@ def describe(hint: Any, value: Any = None) -> str:
     Upper bounds that guard against slips alone are left out, unless the `value` breaks them.
     """
     base, bounds = unwrap(hint)
-    for bound in bounds:
+    for bound in reversed(bounds):  # the outermost first
         if isinstance(bound, Told):
             return bound.text
     origin = get_origin(base)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from flowrl.bounds import Bytes, Count, Natural, Seconds, Text
+from flowrl.bounds import Bytes, Count, Natural, Positive, Seconds, Text
 from flowrl.errors import UserError
 
 RETRIED = frozenset({429, 500, 502, 503, 504})
@@ -57,7 +57,7 @@ class Client:
     def __init__(
         self,
         *,
-        timeout: Seconds,
+        timeout: Positive,
         deadline: Seconds,
         retries: Natural,
         backoff: Seconds,

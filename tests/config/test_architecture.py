@@ -10,7 +10,7 @@ import pytest
 import flowrl.losses
 import flowrl.samplers
 
-PURE = {"torch", "jaxtyping", "flowrl.errors", "flowrl.types", *sys.stdlib_module_names}
+PURE = {"torch", "jaxtyping", "flowrl.bounds", "flowrl.errors", "flowrl.types", *sys.stdlib_module_names}
 MODULES = [
     importlib.import_module(f"{package.__name__}.{info.name}")
     for package in (flowrl.samplers, flowrl.losses)
@@ -49,6 +49,7 @@ def importers(root, package):
     ("pattern", "own"),
     [
         ("types.py", ()),
+        ("bounds.py", ("annotated_types",)),
         ("schedule.py", ()),
         ("gaussian.py", ()),
         ("samplers/*.py", ("flowrl.gaussian", "flowrl.schedule", "flowrl.samplers")),

@@ -57,10 +57,10 @@ def config(*overrides):
         return compose("config", overrides=["name=test", *overrides])
 
 
-def select(group, option):
+def select(group, option, *others):
     if group in PARTS:
-        return config(*PARTS[group], f"{group}@reward.client={option}")
-    return config(f"{group}={option}", *FILLED.get((group, option), ()))
+        return config(*PARTS[group], f"{group}@reward.client={option}", *others)
+    return config(f"{group}={option}", *FILLED.get((group, option), ()), *others)
 
 
 def targets(node, path=""):
@@ -280,7 +280,7 @@ def test_prompts_of_another_kind_are_evaluated_on_their_own_kind(data, tmp_path)
         rows = texts if data == "text" else [json.dumps(row | {"prompt": text}) for text in texts]
         (tmp_path / name).write_text("\n".join(rows))
     mine, others = (f"{key}={tmp_path / name}" for key, name in PATHS)
-    given = () if data == "compositions" else (mine,)
+    given = ("reward=jpeg_compressibility", *(() if data == "compositions" else (mine,)))
     evaluator = instantiate(config(f"data={data}", *given).evaluation)
     assert list(evaluator.sets) == ["held_in"] and evaluator.headline == "reward"
     assert len(evaluator.prompts) == (128 if data == "compositions" else 256)
@@ -288,7 +288,7 @@ def test_prompts_of_another_kind_are_evaluated_on_their_own_kind(data, tmp_path)
     assert type(prompt) is Prompt
     if data in ("geneval2", "compositions"):
         assert type(prompt.metadata["vqa_list"]) is list and prompt.family.startswith("atom_count_")
-    if given:
+    if data != "compositions":
         places = [int(prompt.text.removeprefix("mine ")) for prompt in evaluator.prompts]
         assert max(places) >= 398 and [sum(i // 100 == part for i in places) for part in range(4)] == [64] * 4
         assert len(instantiate(config(f"data={data}", *given, others).evaluation).prompts) == 3
