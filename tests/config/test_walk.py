@@ -31,7 +31,7 @@ RULES = {
     "null leaves the choice to FlowRL, as its YAML says": (
         "null",
         r"run_dir|embeddings\.folder|evaluation\.max_prompts|.*\.(family|exclude|tags|version|revision|attention)|"
-        r"logger\.\w+\.name|.*\.(final_delta|token_env)",
+        r"logger\.\w+\.name|.*\.(final_delta|token_env)|scorer_timeout|.*\.start_seconds",
     ),
     "a seed may be any number of 63 bits": ("0|huge", r"seed|.*\.seed"),
     "an infinite or large threshold masks nothing": ("inf|huge", r".*\.(delta|diagnostics\.clip|clip_high)"),
@@ -41,7 +41,7 @@ RULES = {
         "0",
         r".*guidance_scale|evaluation\.kl_samples|evaluation\.sampler\.noise_level|optimizer\.weight_decay|ema\.decay|"
         r"max_missing|viewing\.every|penalty\.beta|.*refresh_rate|loss\.(fraction|decay_\w+)|learning_rate\.final|"
-        r".*\.(min_confidence|max_sequence_length|retries|backoff|max_backoff|open_seconds)",
+        r".*\.(min_confidence|max_sequence_length|retries|backoff|max_backoff|open_seconds|start_seconds)",
     ),
     "a tracker of Lightning's is checked by its own hints": ("''|-1|0|huge", r"logger\.(csv|tensorboard)\.\w+"),
     "what is built refuses a deadline below the time-out, and a judge that may say nothing": (
@@ -52,7 +52,7 @@ RULES = {
     "a whole number is a name, too": ("0|-1|huge", "name"),
     "text where text may stand; what it names is looked for when it is needed": (
         "wrong",
-        r"resume|backend\.attention|embeddings\.folder|model\.revision|.*\.token_env|logger\.\w+\.\w+|run_dir",
+        r"resume|lora\.start|backend\.attention|embeddings\.folder|model\.revision|.*\.token_env|logger\.\w+\.\w+|run_dir",
     ),
     "a reward may prefer what its score falls with": ("-1", r"reward(\.\w+)*\.scale"),
     "a reward's weight may be any number": ("-1|0|huge", r"reward\.weights\.\w+"),
