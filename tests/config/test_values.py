@@ -31,7 +31,7 @@ REFUSED = {
     "loss=grpo loss.clip_low=1e9": "loss.clip_low=1000000000.0 must be a number from 0 to 1",
     "learning_rate.final=-1": "learning_rate.final=-1 must be a number of at least 0 and at most 1",
     "learning_rate.final=5": "learning_rate.final=5 must be a number of at least 0 and at most 1",
-    "lora.alpha=0": "lora.alpha=0 must be null or a number above 0 and at most 65536",
+    "lora.alpha=0": "lora.alpha=0 must be null or a number above 0",
     "lora.alpha=-1": "lora.alpha=-1 must be null or a number above 0",
     "lora.rank=1.5": "lora.rank=1.5 must be null or a whole number of at least 1",
     "lora.rank=100000": "lora.rank=100000 must be null or a whole number of at least 1 and at most 16384",
