@@ -40,7 +40,7 @@ def run_tests(folder: Path, tests: list[str]) -> tuple[subprocess.CompletedProce
 
 
 def mutated(text: str, mutation: dict[str, str]) -> str:
-    """The file's text with the mutation. Raises ValueError unless `old` occurs exactly once."""
+    """The file's text with the mutation. Raises UserError unless `old` occurs exactly once."""
     count = text.count(mutation["old"])
     if count != 1:
         raise UserError(f"{mutation['file']}: {mutation['old']!r} occurs {count} times, not once")

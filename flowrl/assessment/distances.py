@@ -92,7 +92,7 @@ def kernel(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], *, is_paired: bool)
     """Unbiased squared MMD with the kernel (x.y / D + 1)^3, mean over random subsets; may fall below 0.
 
     Where row i of both sets is the same prompt drawn from the same noise, `is_paired` leaves pairs (i, i) out of the
-    cross term: they are alike beyond what the two distributions are. Raises ValueError below two images.
+    cross term: they are alike beyond what the two distributions are. Raises UserError below two images.
     """
     size = min(SUBSET_SIZE, len(a), len(b))
     if size < 2:

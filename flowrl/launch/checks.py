@@ -35,7 +35,7 @@ def check_rules(cfg: DictConfig) -> None:
 
 
 def check_guidance(cfg: DictConfig) -> None:
-    """Guidance needs a model that encodes negative prompts. Raises ValueError naming both keys."""
+    """Guidance needs a model that encodes negative prompts. Raises UserError naming both keys."""
     scales = {
         "rollout.guidance_scale": cfg.rollout.guidance_scale,
         "evaluation.guidance_scale": cfg.evaluation.guidance_scale,
@@ -47,7 +47,7 @@ def check_guidance(cfg: DictConfig) -> None:
 
 
 def check_deadlines(cfg: DictConfig) -> None:
-    """Other processes wait in a collective for the one whose scores are late. Raises ValueError naming both keys.
+    """Other processes wait in a collective for the one whose scores are late. Raises UserError naming both keys.
 
     Until its circuit opens, a service that hangs may cost `open_after` calls, each up to its deadline; those of a
     mixture are asked one after the other.
@@ -84,7 +84,7 @@ def _clients(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def check_trainer(cfg: DictConfig) -> None:
-    """How a run may be spread and rounded. Raises ValueError naming both keys."""
+    """How a run may be spread and rounded. Raises UserError naming both keys."""
     if str(cfg.trainer.get("precision")) not in ("None", "32", "32-true"):
         raise UserError(
             f"trainer.precision={cfg.trainer.precision} rounds the trained weights, or keeps casts of them that later "

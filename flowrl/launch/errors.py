@@ -156,7 +156,7 @@ def _suggest(key: str) -> str:
     else:
         found = _nearest_anywhere(rest)
         found = found and f"{key.rpartition('.')[0]}.{found}"
-    return f" (did you mean {found!r}?)" if found else ""
+    return f" (did you mean {found!r}?)" if found and found != key else ""
 
 
 def _nearest_anywhere(key: str) -> str:

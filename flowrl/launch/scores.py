@@ -98,7 +98,12 @@ def _needs() -> dict[str, Need]:
 
 
 def check_prompts(cfg: DictConfig, prompts: Sequence[Prompt]) -> None:
-    """Refuse a run in which no trained reward could judge any of the training prompts."""
+    """Refuse a run in which no trained reward could judge any of the training prompts.
+
+    Where there are none, as in an evaluation, nothing is trained.
+    """
+    if not prompts:
+        return
     reward = OmegaConf.to_container(cfg.reward, resolve=True)
     needs = _needs()
     targets = _trained(reward)

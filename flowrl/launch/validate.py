@@ -21,7 +21,7 @@ from flowrl.bounds import Dotted
 from flowrl.errors import UserError
 from flowrl.launch.compose import CONF
 from flowrl.launch.errors import explain, meant
-from flowrl.launch.schema import Settings
+from flowrl.launch.schema import Node, Settings
 from flowrl.launch.signatures import (
     foreign_of,
     hints_of,
@@ -45,6 +45,12 @@ SPECIAL: dict[str, Any] = {
 """Hydra's words in a node with a target."""
 
 Path = tuple[str | int, ...]
+
+CALLED = ("optimizer", "loss", "advantage", "learning_rate", "embeddings")
+"""Nodes that may name a function to be called later, with `_partial_: true`."""
+
+WHOLE = {(key,) for key, hint in get_type_hints(Settings).items() if hint is Node and key not in CALLED}
+"""Nodes that are built as they stand."""
 
 
 def validate(cfg: DictConfig, *, is_resumed: bool = False) -> None:
@@ -173,12 +179,16 @@ class _Walk:
 
     def check_target(self, place: Path, node: dict[str, Any], hint: Any) -> None:
         """A node with a target: the keys must be parameters of its signature, their values of its hints."""
+        if "_args_" in node:
+            raise UserError(f"{name_of((*place, '_args_'))} cannot be set: give each argument by its name")
         for key, kind in SPECIAL.items():
             if key in node:
                 self.check((*place, key), node[key], kind)
         _, word = self.locate((*place, "_target_"), node["_target_"])
         target = import_target(name_of(place), word)
         is_partial = bool(self.locate(place, node.get("_partial_"))[1])
+        if is_partial and place in WHOLE:
+            raise UserError(f"{name_of(place)}._partial_=true cannot be set: what stands there is built at once")
         if not is_partial:
             require_kind(name_of(place), word, target, hint)
         parameters = parameters_of(target)
@@ -186,11 +196,10 @@ class _Walk:
         for key, reason in foreign.needed.items():
             if key not in parameters:
                 raise UserError(f"{name_of(place)}._target_={word} has no {key}: {reason}")
-        names = [str(key) for key in node if str(key) not in (*SPECIAL, "_args_")]
+        names = [str(key) for key in node if str(key) not in SPECIAL]
         for key in names:
             require_key(name_of((*place, key)), node[key], word, parameters, foreign)
-        if "_args_" not in node:
-            require_all(name_of(place), names, parameters, is_partial)
+        require_all(name_of(place), names, parameters, is_partial)
         for key in names:
             self.check((*place, key), node[key], foreign.hints.get(key, hints.get(key, Any)))
 

@@ -32,7 +32,7 @@ def clipped_surrogate(
 
 
 def require_positive(*, advantage_clip: float) -> None:
-    """Raise ValueError unless advantages keep their sign; infinity leaves them unclipped."""
+    """Raise UserError unless advantages keep their sign; infinity leaves them unclipped."""
     if not (isinstance(advantage_clip, int | float) and advantage_clip > 0):
         raise UserError(
             f"loss.advantage_clip={advantage_clip} must be a number above 0; for no bound set it to inf (in YAML .inf)"
@@ -40,14 +40,14 @@ def require_positive(*, advantage_clip: float) -> None:
 
 
 def require_range(*, clip_low: float, clip_high: float) -> None:
-    """Raise ValueError unless the ratio 1 of unchanged weights lies inside the clip range."""
+    """Raise UserError unless the ratio 1 of unchanged weights lies inside the clip range."""
     for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
         if not value >= 0:
             raise UserError(f"loss.{name}={value} must not be negative: the range would leave out ratio 1")
 
 
 def require_calibration(inputs: LossInputs, *, calibrated_for: str) -> None:
-    """Raise ValueError where a clip range meets other log-probabilities than those it was calibrated to.
+    """Raise UserError where a clip range meets other log-probabilities than those it was calibrated to.
 
     `calibrated_for` is `gaussian` or `unnormalised`, mean-reduced as everything published, or `sum_` and one of them.
     """
@@ -65,6 +65,6 @@ def require_calibration(inputs: LossInputs, *, calibrated_for: str) -> None:
 
 
 def require_gaussian(inputs: LossInputs, *, loss: str) -> None:
-    """Raise ValueError where a loss that needs the Gaussian log-density gets another form."""
+    """Raise UserError where a loss that needs the Gaussian log-density gets another form."""
     if inputs.form != "gaussian":
         raise UserError(f"loss={loss} needs likelihood.form=gaussian, not {inputs.form}")

@@ -106,7 +106,7 @@ one token's channels."""
 def on_meta(pretrained: str, dtype: torch.dtype) -> nn.Module:
     """The transformer of a released model or of a local folder, without its weights.
 
-    Raises ValueError for a hub id that is not listed, and for a folder's transformer of another class.
+    Raises UserError for a hub id that is not listed, and for a folder's transformer of another class.
     """
     folder = Path(pretrained, "transformer")
     with torch.device("meta"):

@@ -32,7 +32,7 @@ class Backend:
     tile_decoding: bool
 
     def apply(self, model: FlowModel) -> None:
-        """Set the options; the adapter must be attached. Raises ValueError for an attention that is not available."""
+        """Set the options; the adapter must be attached. Raises UserError for an attention that is not available."""
         transformer: Any = model.transformer
         vae: Any = model.vae
         if self.gradient_checkpointing:

@@ -45,7 +45,7 @@ class Store(Protocol):
         ...
 
     def expect(self, rows: Conditioning, count: int) -> None:
-        """Before the first is added: `count` texts are to come, with rows as large as these. Raises ValueError where
+        """Before the first is added: `count` texts are to come, with rows as large as these. Raises UserError where
         there is no room for them."""
         ...
 

@@ -30,7 +30,7 @@ class Full:
     def attach(self, transformer: nn.Module, seed: int) -> None:
         """Nothing is drawn, so `seed` has no effect. Keeps a copy of every weight.
 
-        Raises ValueError for weights that are not float32, whatever the configuration says they are.
+        Raises UserError for weights that are not float32, whatever the configuration says they are.
         """
         if odd := {str(weight.dtype) for weight in transformer.parameters()} - {"torch.float32"}:
             raise UserError(f"tuning=full with weights in {', '.join(sorted(odd))}; set model.dtype=float32")

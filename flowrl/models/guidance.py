@@ -20,7 +20,7 @@ def classifier_free(
 ) -> Float[Tensor, "B C H W"]:
     """v_negative + scale (v - v_negative), in one pass of twice the rows; scale 1 is one plain pass.
 
-    Raises ValueError where the conditioning holds no negative prompt.
+    Raises UserError where the conditioning holds no negative prompt.
     """
     if scale == 1:
         return forward(x, conditioning)
@@ -35,7 +35,7 @@ def classifier_free(
 
 
 def check_embedded(has_guidance: bool, is_embedded: bool, kind: str) -> None:
-    """A distilled model takes guidance as an input or not at all. Raises ValueError naming the key."""
+    """A distilled model takes guidance as an input or not at all. Raises UserError naming the key."""
     if has_guidance != is_embedded:
         takes = "takes a guidance scale as an input" if is_embedded else "takes no guidance scale"
         raise UserError(

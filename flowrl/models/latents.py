@@ -15,7 +15,7 @@ from flowrl.errors import UserError
 def latent_side(resolution: int, factor: int, patch: int) -> int:
     """Height and width of the latents of a square image, `factor` pixels each, which patches of `patch` must tile.
 
-    Raises ValueError naming the nearest resolutions that work.
+    Raises UserError naming the nearest resolutions that work.
     """
     unit = factor * patch
     if resolution < unit or resolution % unit:

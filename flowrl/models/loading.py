@@ -56,7 +56,7 @@ class Source:
     def load(self, **parts: Any) -> Any:
         """The pipeline; each of `parts` replaces a component, None leaves it out and unread.
 
-        Raises ValueError, in one line, for another kind of pipeline and for missing or unreadable weights.
+        Raises UserError, in one line, for another kind of pipeline and for missing or unreadable weights.
         """
         if self.dtype not in DTYPES:
             raise UserError(f"model.dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
@@ -153,7 +153,7 @@ def resolve(pretrained: str) -> str:
 
 
 def read_index(source: str, pretrained: str, revision: str | None) -> dict[str, Any]:
-    """A pipeline's index, from a folder or the hub. Raises ValueError saying what stands in the way of a hub id."""
+    """A pipeline's index, from a folder or the hub. Raises UserError saying what stands in the way of a hub id."""
     if os.path.isdir(source):
         return read_json(Path(source, INDEX))
     try:

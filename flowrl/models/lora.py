@@ -213,7 +213,7 @@ def swapped(transformer: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[N
 
 @torch.no_grad()
 def load(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy adapter weights in place. Raises ValueError unless exactly the adapter's names and shapes are given."""
+    """Copy adapter weights in place. Raises UserError unless exactly the adapter's names and shapes are given."""
     own = parameters(transformer)
     _check_shapes(own, {name: tuple(value.shape) for name, value in weights.items()})
     for name, parameter in own.items():
@@ -240,7 +240,7 @@ def load_files(transformer: nn.Module, paths: Sequence[Path]) -> None:
 def attach_whole(transformer: nn.Module, folder: Path) -> None:
     """Take the weights that full fine-tuning exported, in the transformer's dtype; `at_reference` gives the base again.
 
-    Raises ValueError where there are none, and where they are damaged or another architecture's.
+    Raises UserError where there are none, and where they are damaged or another architecture's.
     """
     files = lora_files.whole_files(folder)
     if not files:

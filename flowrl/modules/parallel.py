@@ -65,7 +65,7 @@ def synchronised(module: LightningModule, is_last: bool) -> AbstractContextManag
 def norm_limit(max_grad_norm: float | str | None) -> float:
     """The setting as a number. Infinity is no clipping; YAML spells it `.inf`, Hydra's command line `inf`.
 
-    Raises ValueError unless it is above 0: at 0 every gradient would be 0, below 0 its sign would flip.
+    Raises UserError unless it is above 0: at 0 every gradient would be 0, below 0 its sign would flip.
     """
     limit = math.inf if max_grad_norm in ("inf", ".inf") else max_grad_norm
     if not (isinstance(limit, int | float) and limit > 0):

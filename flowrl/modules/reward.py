@@ -128,7 +128,7 @@ class RewardModule(LightningModule):
     def total(self, terms: Float[Tensor, "B R"], weights: Float[Tensor, "R"]) -> Float[Tensor, "B"]:
         """The weighted sum of an iteration's terms.
 
-        Raises ValueError where no reward applied to any prompt of `PATIENCE` iterations in a row.
+        Raises UserError where no reward applied to any prompt of `PATIENCE` iterations in a row.
         """
         self.num_idle = self.num_idle + 1 if terms.isnan().all() else 0
         if self.num_idle == PATIENCE:

@@ -66,7 +66,7 @@ class Run:
 
 
 def find(places: Iterable[Path]) -> list[Run]:
-    """All runs in or below the given folders, by path. Raises ValueError where there is none."""
+    """All runs in or below the given folders, by path. Raises UserError where there is none."""
     folders: list[Path] = []
     for place in places:
         # A run's own subfolders (trackers, checkpoints) hold no runs.

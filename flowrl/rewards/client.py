@@ -191,7 +191,7 @@ def _encoded(request: Mapping[str, Any]) -> bytes:
 def check_url(url: str, *endings: str) -> str:
     """A service's address without a slash at its end, and without paths of its pages, `endings`, in this order.
 
-    Raises ValueError for anything but http(s)://host[:port][/path].
+    Raises UserError for anything but http(s)://host[:port][/path].
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:

@@ -14,7 +14,7 @@ from flowrl.rewards.protocol import Images
 
 
 def to_pictures(images: Images) -> list[Image.Image]:
-    """RGB pictures; tensors are clamped to [0, 1] and rounded to 8 bits. Raises ValueError for NaN.
+    """RGB pictures; tensors are clamped to [0, 1] and rounded to 8 bits. Raises UserError for NaN.
 
     Scorers never see NaN: `flowrl.modules.reward` leaves such images out.
     """

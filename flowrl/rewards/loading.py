@@ -18,7 +18,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def require(module: str, extra: str) -> Any:
-    """Import an optional package. Raises ValueError naming the extra that brings it."""
+    """Import an optional package. Raises UserError naming the extra that brings it."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
@@ -28,7 +28,7 @@ def require(module: str, extra: str) -> Any:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """A dtype by its name. Raises ValueError for others than float32, bfloat16 and float16."""
+    """A dtype by its name. Raises UserError for others than float32, bfloat16 and float16."""
     if name not in DTYPES:
         raise UserError(f"reward.dtype={name!r} must be one of {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -78,7 +78,7 @@ def _without_report() -> Iterator[None]:
 
 
 def load_weights(source: str, key: str) -> Mapping[str, Tensor]:
-    """The state dict in a file: a local path, or ORG/NAME/FILE on the hub. Raises ValueError naming `key`.
+    """The state dict in a file: a local path, or ORG/NAME/FILE on the hub. Raises UserError naming `key`.
 
     Nothing but tensors is unpickled. A dict below `state_dict`, where training scripts put it, is taken out.
     """

@@ -30,7 +30,7 @@ class Reward(Protocol):
 
 
 def checked(output: RewardOutput, count: int) -> RewardOutput:
-    """The output as it is. Raises ValueError unless it has `count` samples throughout."""
+    """The output as it is. Raises UserError unless it has `count` samples throughout."""
     for name, values in {"values": output.values, "is_valid": output.is_valid, **output.parts}.items():
         if values.shape != (count,):
             raise UserError(f"{count} images, but {name} of shape {tuple(values.shape)}")

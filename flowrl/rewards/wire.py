@@ -159,7 +159,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def read_answer(body: bytes, count: int) -> RewardOutput:
-    """The scores in an answer to `count` images. Raises ValueError, saying what is wrong, for anything else.
+    """The scores in an answer to `count` images. Raises UserError, saying what is wrong, for anything else.
 
     A value that is null, NaN or infinite makes its sample missing, with the server's reason where it gave one.
     """

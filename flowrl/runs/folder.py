@@ -41,7 +41,7 @@ def make_new(name: str) -> str:
 
 
 def claim(folder: str) -> None:
-    """Lock a run's folder on this machine until the process ends. Raises ValueError where another process has it."""
+    """Lock a run's folder on this machine until the process ends. Raises UserError where another process has it."""
     try:
         fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

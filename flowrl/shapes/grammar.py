@@ -79,7 +79,7 @@ class Caption:
 
 
 def parse(text: str) -> Caption:
-    """Read a caption back from its text. Raises ValueError, naming the word, for text outside the grammar."""
+    """Read a caption back from its text. Raises UserError, naming the word, for text outside the grammar."""
     relation = next((name for name in RELATIONS if f" {name} " in text), None)
     parts = text.split(f" {relation} " if relation else " and ")
     caption = Caption(tuple(_parse_phrase(part, text) for part in parts), relation)

@@ -76,7 +76,7 @@ def coverage(shape: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np
 def lay_out(caption: Caption, rng: random.Random) -> list[Placed]:
     """Place the caption's objects in cells of a two by two grid, jittered, fulfilling its relation.
 
-    Unspecified colours are drawn, one per phrase. Raises ValueError for a caption that no assignment of cells
+    Unspecified colours are drawn, one per phrase. Raises UserError for a caption that no assignment of cells
     fulfils, such as three objects left of a fourth.
     """
     owners = [index for index, phrase in enumerate(caption.phrases) for _ in range(phrase.count)]

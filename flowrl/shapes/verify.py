@@ -79,7 +79,7 @@ def find_objects(images: np.ndarray) -> tuple[list[list[Found]], np.ndarray]:
     """Objects of each image and the fraction of its pixels off the palette, shape (images,).
 
     `images` is float, shape (images, height, width, 3), in [0, 1]; NaN counts as background of no colour and
-    other sizes are resampled to IMAGE_SIZE. Raises ValueError for anything that is not such an array.
+    other sizes are resampled to IMAGE_SIZE. Raises UserError for anything that is not such an array.
     """
     pixels = _as_pixels(images)
     direction = PALETTE - BACKGROUND

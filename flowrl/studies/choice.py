@@ -14,7 +14,7 @@ from flowrl.studies.record import Record, evaluated
 def choose(stage: Stage, runs: Sequence[Planned], records: Mapping[Planned, Record]) -> dict[str, dict[str, Any]]:
     """For each method the variant of the highest mean final score over the stage's seeds, its overrides and score.
 
-    A variant with a failed run is out; of equals the first listed is taken. Raises ValueError while runs are missing,
+    A variant with a failed run is out; of equals the first listed is taken. Raises UserError while runs are missing,
     or where every variant of a method failed.
     """
     if any(run not in records for run in runs):

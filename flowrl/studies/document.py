@@ -32,7 +32,7 @@ class Pieces:
 def fill(text: str, pieces: Mapping[str, Pieces]) -> str:
     """The text with every block of the given studies filled; `pieces` maps studies to theirs.
 
-    Raises ValueError for a piece that a complete study does not have.
+    Raises UserError for a piece that a complete study does not have.
     """
 
     def replaced(match: re.Match[str]) -> str:

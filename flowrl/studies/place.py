@@ -30,7 +30,7 @@ class Place:
     is_quick: bool = False
 
     def study(self, name: str) -> Study:
-        """The plan of a study. Raises ValueError for an unknown one."""
+        """The plan of a study. Raises UserError for an unknown one."""
         return read(name, self.plans, self.is_quick)
 
     def runs(self, name: str) -> Path:

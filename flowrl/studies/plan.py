@@ -102,7 +102,7 @@ class Study:
 
 
 def read(name: str, folder: Path, is_quick: bool) -> Study:
-    """The study below `folder`. Raises ValueError for a name that has no sweep.yaml there."""
+    """The study below `folder`. Raises UserError for a name that has no sweep.yaml there."""
     path = folder / name / SWEEP
     if not path.is_file():
         raise UserError(f"{name}: no such study{meant(name, ORDER)}; choose one of {', '.join(ORDER)}")

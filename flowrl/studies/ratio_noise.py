@@ -212,7 +212,7 @@ def varied(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
 def matching_delta(estimator: Estimator, given: Mapping[str, Any], clip: float) -> float:
     """The threshold whose best range is `clip`, to the grid of `best_clip`: how large a trust region it makes.
 
-    Raises ValueError for a range that is best for no threshold within DELTAS.
+    Raises UserError for a range that is best for no threshold within DELTAS.
     """
     low, high = DELTAS
     if not at_best(estimator, {**given, "delta": low})[0] < clip < at_best(estimator, {**given, "delta": high})[0]:

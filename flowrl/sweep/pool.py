@@ -77,7 +77,7 @@ class Pool:
         self.num_signals = 0
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Run all waiting jobs; their states tell how each ended. Raises ValueError for one that can never fit."""
+        """Run all waiting jobs; their states tell how each ended. Raises UserError for one that can never fit."""
         for job in jobs:
             if job.num_processes > len(self.slots.names):
                 raise UserError(

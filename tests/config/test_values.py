@@ -242,3 +242,22 @@ def test_build_checks_too():
     """Whoever starts from a configuration, as a resumed run does. Mutation: check new runs alone."""
     with pytest.raises(UserError, match="seed=-1 must be"):
         build(config("seed=-1", "model.pretrained=/nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("++lora._partial_=true", "lora._partial_=true cannot be set"),
+        ("++sampler._args_=[1]", "sampler._args_ cannot be set: give each argument by its name"),
+    ],
+)
+def test_hydras_own_words_are_refused_where_they_would_break_a_node(words, told):
+    """Both ended in an unexpected AttributeError or TypeError. Mutation: let either through."""
+    with pytest.raises(UserError) as error:
+        examine(words)
+    assert told in explain(error.value)
+
+
+def test_an_evaluation_without_training_prompts_is_not_judged():
+    """scripts/evaluate.py trains on nothing. Mutation: look at the first of no prompts."""
+    scores.check_prompts(compose(["name=test"]), [])
