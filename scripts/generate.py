@@ -28,6 +28,7 @@ from flowrl.grids import INK, PAPER, to_pil
 from flowrl.launch.checks import check_guidance
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
+from flowrl.launch.validate import validate
 from flowrl.models import lora, lora_files
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.lora_files import LoRAFile
@@ -149,7 +150,9 @@ def main() -> None:
         raise UserError("--prompt or --prompts: nothing to draw; give at least one prompt")
     if args.count < 1:
         raise UserError(f"--count={args.count} must be at least 1")
-    generate(compose(["name=pictures", *args.overrides]), args, prompts)
+    cfg = compose(["name=pictures", *args.overrides])
+    validate(cfg)
+    generate(cfg, args, prompts)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from flowrl.batch_plan import BatchPlan
 from flowrl.launch.checks import check_guidance, check_trainer
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
+from flowrl.launch.validate import validate
 from flowrl.losses.nft import NFT
 from flowrl.models import lora
 from flowrl.models.architectures import TEXT_PARAMETERS
@@ -281,7 +282,9 @@ def main() -> None:
     parser.add_argument("--gpu", type=float, default=80, help="GiB of one GPU")
     args = parser.parse_intermixed_args()
     diffusers.utils.logging.set_verbosity_error()  # its warning about casts concerns weights, of which there are none
-    report(compose(["name=plan", *args.overrides]), args.gpu)
+    cfg = compose(["name=plan", *args.overrides])
+    validate(cfg)
+    report(cfg, args.gpu)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
 from flowrl.launch.services import check_services
+from flowrl.launch.validate import validate
 from flowrl.modules.reward import RewardModule
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.mixture import Mixture
@@ -181,6 +182,7 @@ def members(name: str, reward: Reward) -> dict[str, Reward]:
 def run(overrides: Sequence[str], kinds: Sequence[str] | None, max_seconds: float) -> None:
     quieten()
     cfg = compose(["name=doctor", *overrides])
+    validate(cfg)
     name = next((item.split("=")[1] for item in overrides if item.startswith("reward=")), "shapes")
     check_services(cfg.reward)
     failed = 0
