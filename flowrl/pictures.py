@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from flowrl.errors import UserError
@@ -14,17 +16,40 @@ KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000",
 """Formats that are read, of those that Pillow knows: some others start a program or are no pictures of pixels."""
 
 
+TILE = 256
+"""Side of the squares in which pixels are copied, so that what a conversion takes does not grow with the picture."""
+
+
 def to_rgb(picture: Image.Image) -> Image.Image:
     """The picture in 8-bit RGB; 16-bit greys are scaled, where Pillow's own conversion would cut them off at 255.
 
     Raises UserError for greys of 32 bits, whose range nobody knows.
     """
     if picture.mode.startswith("I;16"):
-        levels = np.asarray(picture).astype(np.uint32)
-        picture = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+        grey = np.empty((picture.height, picture.width), np.uint8)
+        for rows, columns, tile in _tiles(picture):
+            levels = np.asarray(tile).astype(np.uint32)
+            grey[rows, columns] = (levels * 255 + 32767) // 65535
+        picture = Image.fromarray(grey)
     elif picture.mode in ("I", "F"):
         raise UserError(f"32-bit levels (mode {picture.mode}) have no known range; save it with 8 or 16 bits")
     return picture.convert("RGB")
+
+
+def to_pixels(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture's pixels in RGB, as `to_rgb` has them, without a second picture of its size."""
+    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    for rows, columns, tile in _tiles(picture):
+        pixels[rows, columns] = np.asarray(to_rgb(tile))
+    return pixels
+
+
+def _tiles(picture: Image.Image) -> Iterator[tuple[slice, slice, Image.Image]]:
+    """Rows, columns and content of squares that cover the picture."""
+    for top in range(0, picture.height, TILE):
+        for left in range(0, picture.width, TILE):
+            bottom, right = min(top + TILE, picture.height), min(left + TILE, picture.width)
+            yield slice(top, bottom), slice(left, right), picture.crop((left, top, right, bottom))
 
 
 def is_picture(path: Path) -> bool:

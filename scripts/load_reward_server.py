@@ -186,7 +186,7 @@ CASES: dict[str, tuple[str, Callable[[], Case]]] = {
     "plain": ("nothing besides", lambda: plain),
     "bomb": ("a PNG of 8192 x 8192, 1 bit", lambda: at_once(body([png(8192, 8192, "1")]), 1)),
     "bombs": ("8 of them at once", lambda: at_once(body([png(8192, 8192, "1")]), 8)),
-    "largest": ("8 requests of 4 such PNGs of 4096 x 4096", lambda: at_once(body([png(4096, 4096, "1")] * 4), 8)),
+    "largest": ("8 requests of 16 such PNGs of 2048 x 2048", lambda: at_once(body([png(2048, 2048, "1")] * 16), 8)),
     "texts": (
         "16 PNGs with 60 MiB of compressed text each",
         lambda: at_once(body([with_texts(png(8, 8), 60)] * 16), 1),

@@ -10,14 +10,13 @@ import base64
 import io
 import struct
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.pictures import to_rgb
+from flowrl.pictures import to_pixels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER = struct.Struct(">8sI4sII5sI")
@@ -47,7 +46,7 @@ def decode(encoded: str) -> UInt8[Tensor, "3 H W"]:
     """The pixels of a base64 PNG as RGB. Raises UserError for a file that is damaged."""
     try:
         file = _pixel_chunks(base64.b64decode(encoded, validate=True))
-        pixels = np.array(to_rgb(PngImageFile(io.BytesIO(file))))
+        pixels = to_pixels(PngImageFile(io.BytesIO(file)))
     except UserError:
         raise
     except Exception as error:  # whatever the parser makes of bytes that a stranger chose
@@ -57,7 +56,8 @@ def decode(encoded: str) -> UInt8[Tensor, "3 H W"]:
 
 def _pixel_chunks(data: bytes) -> bytes:
     """The file without the chunks that pixels do not depend on: texts, profiles, further frames."""
-    kept = [SIGNATURE]
+    view = memoryview(data)  # its slices are no copies
+    kept = [memoryview(SIGNATURE)]
     position = len(SIGNATURE)
     num_chunks = 0
     while position + 8 <= len(data):
@@ -69,6 +69,6 @@ def _pixel_chunks(data: bytes) -> bytes:
         if kind == b"IHDR" and num_chunks > 1:
             raise UserError("damaged PNG: a second header")
         if kind in PIXEL_CHUNKS:
-            kept.append(data[position:end])
+            kept.append(view[position:end])
         position = end
     return b"".join(kept)

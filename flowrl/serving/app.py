@@ -34,12 +34,14 @@ class Limits:
     """What a request may ask for, and what all of them may hold while they are read.
 
     A body has up to `max_body` bytes and arrives within `body_seconds`; all bodies that are held have up to
-    `max_reading_bytes`. `max_reading` requests are parsed and decoded at a time. A request has up to `max_images`; each
+    `max_reading_bytes`, and one that comes slower than `min_rate` bytes a second makes room where there is none left.
+    `max_reading` requests are parsed and decoded at a time. A request has up to `max_images`; each
     takes up to `max_image_bytes` once it is decoded, and the whole request `max_decoded_bytes`.
     """
 
     max_body: Bytes
     body_seconds: Seconds
+    min_rate: Bytes
     max_images: Count
     max_image_bytes: Bytes
     max_decoded_bytes: Bytes
@@ -80,7 +82,12 @@ class Pages:
         token: str | None,
     ) -> None:
         self.name, self.batcher, self.counters, self.limits, self.token = name, batcher, counters, limits, token
-        self.uploads = Uploads(max_requests=max_requests, max_bytes=limits.max_reading_bytes, counters=counters)
+        self.uploads = Uploads(
+            max_requests=max_requests,
+            max_bytes=limits.max_reading_bytes,
+            min_rate=limits.min_rate,
+            counters=counters,
+        )
         self.reading = asyncio.Semaphore(limits.max_reading)
 
     async def score(self, request: Request) -> Response:

@@ -13,7 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from flowrl.serving.uploads import SILENCE
+from flowrl.serving.uploads import GRACE
 
 
 class Connection(H11Protocol):
@@ -42,7 +42,7 @@ class Connection(H11Protocol):
         idle = [each for each in self.connections if isinstance(each, Connection) and each.is_idle]
         if self.max_idle is not None and len(idle) > self.max_idle:
             longest = min(idle, key=lambda each: each.since)
-            if self.since - longest.since >= SILENCE:
+            if self.since - longest.since >= GRACE:
                 longest.close()
 
     def connection_lost(self, exc: Exception | None) -> None:

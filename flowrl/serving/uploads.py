@@ -1,17 +1,17 @@
-"""Room for requests and for their bodies: bounded over all clients, and not held by those that stand still."""
+"""Room for requests and for their bodies: bounded over all clients, and not held by those that are slow."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from flowrl.serving.counters import Counters
 
-SILENCE = 1.0
-"""Seconds without a byte after which a client must make room for another, where there is none left."""
+GRACE = 1.0
+"""Seconds that a body may fall behind its least rate before it must make room for another, where there is none left."""
 
 
 class Busy(Exception):
@@ -24,13 +24,13 @@ class TooSlow(Exception):
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Upload:
-    """A request under way: the bytes of its body that are held, and when the last of them came.
+    """A request under way: the bytes of its body that are held, and the time until which they have paid for its place.
 
     `timeout` is there while more of the body is awaited.
     """
 
     num_bytes: int
-    heard: float
+    paid_until: float
     timeout: asyncio.Timeout | None
     is_displaced: bool
 
@@ -38,19 +38,30 @@ class Upload:
 class Uploads:
     """The requests under way, up to `max_requests`, and the bytes of their bodies, up to `max_bytes` together.
 
-    Where there is no room for a request or for its next bytes, the body that has stood still longest, and for at least
-    `SILENCE` seconds, is given up, so that slow clients cannot lock others out. Where none has, the request itself is.
-    Both are told by Busy.
+    A body pays for its place with its bytes: `min_rate` of them for each second, at most `GRACE` seconds ahead, so that
+    many bytes at the start do not pay for few ones later. Where there is no room for a request or for its next bytes,
+    the body that is furthest behind is given up, so that slow clients cannot lock others out, whether they stand still
+    or send a byte now and then. Where none is behind, or the request itself is furthest, that request is given up. Both
+    are told by Busy. Nobody is given up for being slow while there is room.
     """
 
-    def __init__(self, *, max_requests: int, max_bytes: int, counters: Counters) -> None:
-        self.max_requests, self.max_bytes, self.counters = max_requests, max_bytes, counters
+    def __init__(
+        self,
+        *,
+        max_requests: int,
+        max_bytes: int,
+        min_rate: int,
+        counters: Counters,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.max_requests, self.max_bytes, self.min_rate = max_requests, max_bytes, min_rate
+        self.counters, self.clock = counters, clock
         self.uploads: set[Upload] = set()
 
     @contextmanager
     def admitted(self) -> Iterator[Upload]:
         """A place among the requests under way. Raises Busy where there is none."""
-        upload = Upload(num_bytes=0, heard=time.monotonic(), timeout=None, is_displaced=False)
+        upload = Upload(num_bytes=0, paid_until=self.clock() + GRACE, timeout=None, is_displaced=False)
         while len(self.uploads) >= self.max_requests:
             self._displace(upload, f"{len(self.uploads)} requests are under way already")
         self.uploads.add(upload)
@@ -71,11 +82,13 @@ class Uploads:
         finally:
             upload.timeout = None
         if upload.is_displaced:
-            raise Busy("the body stood still and had to make room for others")
+            raise Busy(
+                f"the body came slower than min_rate={self.min_rate} bytes a second and had to make room for others"
+            )
 
     def add(self, upload: Upload, num_bytes: int) -> None:
         """Count bytes that have come. Raises Busy where there is no room for them."""
-        upload.heard = time.monotonic()
+        upload.paid_until = min(upload.paid_until + num_bytes / self.min_rate, self.clock() + GRACE)
         if upload.is_displaced:  # it is told at its next turn
             return
         while self.counters.body_bytes + num_bytes > self.max_bytes:
@@ -89,9 +102,9 @@ class Uploads:
         upload.num_bytes = 0
 
     def _displace(self, newcomer: Upload, reason: str) -> None:
-        awaited = [upload for upload in self.uploads if upload.timeout is not None and upload is not newcomer]
-        slowest = min(awaited, key=lambda upload: upload.heard, default=newcomer)
-        if slowest.timeout is None or time.monotonic() - slowest.heard < SILENCE:
+        awaited = [upload for upload in self.uploads if upload.timeout is not None]
+        slowest = min(awaited, key=lambda upload: upload.paid_until, default=newcomer)
+        if slowest is newcomer or slowest.timeout is None or self.clock() < slowest.paid_until:
             raise Busy(f"{reason}; try again later")
         slowest.is_displaced = True
         slowest.timeout.reschedule(asyncio.get_running_loop().time())

@@ -1,13 +1,15 @@
 """Pictures of all modes as 8-bit RGB, and a folder of them whatever else is there."""
 
+import math
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from flowrl.assessment.pictures import folder_features
-from flowrl.pictures import read_rgb, to_rgb
+from flowrl.pictures import TILE, read_rgb, to_pixels, to_rgb
 
 LEVELS = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
 SCALED = [0, 0, 1, 1, 128, 255]
@@ -24,6 +26,25 @@ def test_16_bits_are_scaled(tmp_path, ending):
     path = tmp_path / f"a.{ending}"
     Image.fromarray(LEVELS).save(path, **({"irreversible": False} if ending == "jp2" else {}))
     assert np.array(read_rgb(path))[0].tolist() == [[level] * 3 for level in SCALED]
+
+
+def test_each_of_65536_levels_is_rounded():
+    """Against exact fractions. Mutation: products of 16 bits, which overflow; or a tile at another one's place."""
+    levels = np.arange(65536, dtype=np.uint16)
+    wanted = [math.floor(Fraction(255 * level, 65535) + Fraction(1, 2)) for level in range(65536)]
+    for shape in ((64, 1024), (1024, 64)):  # more than a tile in either direction
+        assert max(shape) > TILE
+        picture = Image.fromarray(levels.reshape(shape))
+        for pixels in (np.array(to_rgb(picture)), to_pixels(picture)):
+            assert pixels.shape == (*shape, 3)
+            assert all(pixels[:, :, i].ravel().tolist() == wanted for i in range(3))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_pixels_are_those_of_the_whole_picture(mode):
+    """Sides that are no multiples of a tile's. Mutation: swap rows and columns, or lose the rest at the edges."""
+    picture = Image.effect_noise((TILE + 7, 2 * TILE + 1), 90).convert("RGB").convert(mode)
+    assert np.array_equal(to_pixels(picture), np.array(picture.convert("RGB")))
 
 
 def test_levels_without_a_range_are_refused(tmp_path):
