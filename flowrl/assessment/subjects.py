@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from flowrl.errors import UserError
 from flowrl.models import lora, lora_files
 from flowrl.models.lora_names import NAMES
 from flowrl.modules.policy import Policy
-from flowrl.runs.files import CONFIG
+from flowrl.runs.files import CONFIG, file_digest
 
 EXPORTS = (lora_files.FOLDER, lora_files.WHOLE_FOLDER)
 """Where a run's folder holds what it exported."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """A label, and the file or folder of its weights (None for a base model), which may be a whole run's folder."""
 
@@ -50,6 +50,11 @@ class Subject:
 
     def weights(self) -> list[Path]:
         """The files that decide what is evaluated; none for a base model. Raises UserError for a folder without."""
+        return self._weights
+
+    @cached_property
+    def _weights(self) -> list[Path]:
+        # Looked for once: of a run that still trains, the newest checkpoint may be another one by then.
         if self.path is None:
             return []
         whole = lora_files.whole_files(self.path / lora_files.WHOLE_FOLDER) or lora_files.whole_files(self.path)
@@ -77,7 +82,7 @@ class Subject:
             if transformer is not None:
                 lora.check_whole(transformer, self.weights())
             return "a whole transformer"
-        given = lora_files.read(self.path)
+        given = lora_files.read(self.weights()[0])
         if transformer is not None:
             lora_files.check(given, transformer, self.path)
         return given.describe()
@@ -89,7 +94,7 @@ class Subject:
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What decides its samples and scores: the digests of its weights, and parts of the resolved configuration."""
-        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.weights()]
+        digests = [file_digest(path) for path in self.weights()]
         keys = ("model", "reward", "evaluation")
         return {"weights": " ".join(digests) or None} | {key: config[key] for key in keys}
 

@@ -26,8 +26,9 @@ from flowrl.weights import first_not_finite
 
 NO_CHECKPOINT = "no checkpoint yet"
 
-STATE_KEYS = ("num_iterations", "num_optimizer_steps", "record")
-"""What a checkpoint's state must hold to resume from; what belongs to one method is that method's to ask for."""
+STATE_KEYS: dict[str, type] = {"num_iterations": int, "num_optimizer_steps": int, "record": dict}
+"""What a checkpoint's state must hold to resume from, with its types; what belongs to one method is that
+method's to ask for."""
 
 
 class Checkpoint(Callback):
@@ -71,8 +72,8 @@ class Checkpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Policy)
         if trainer.is_global_zero and self.restored is not None:
-            checkpoint.sweep(self.folder / CHECKPOINTS)
             checkpoint.set_aside_after(self.restored)  # only now, since all processes have read theirs
+            checkpoint.sweep(self.folder / CHECKPOINTS)
         pl_module.ema.weights = {name: value.to(pl_module.device) for name, value in pl_module.ema.weights.items()}
         if self.restored is not None:
             weights, _ = checkpoint.load(self.restored)

@@ -81,7 +81,7 @@ class RunRecord(Callback):
             )
         evaluations, seconds = state.get("evaluations"), state.get("seconds")
         self.evaluations = evaluations if isinstance(evaluations, dict) else {}
-        self.seconds_before = float(seconds or 0.0)
+        self.seconds_before = float(seconds) if isinstance(seconds, float | int) else 0.0
         self._write_csv()
 
     def start_anew(self) -> None:

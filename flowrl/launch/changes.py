@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
+from flowrl.models.lora_files import START
+from flowrl.modules.parallel import is_later_rank
 from flowrl.runs import provenance
 from flowrl.runs.files import PROVENANCE, SUMMARY, read_object, write_whole
 from flowrl.types import Prompt
@@ -32,15 +35,28 @@ HARMLESS = {
     "embeddings": "where prompt embeddings are kept",
     "max_missing": "when it stops",
     "gate_tolerance": "when it stops",
+    "scorer_timeout": "when it stops waiting",
+    "trust_folder": "what may be built at all",
+    "evaluation.batch_size": "how much memory it takes: every image has noise of its own",
 }
 """Keys that do not decide a run's numbers, with the reason; a change of any other is told."""
 
-_PROMPTS = ("data", "evaluation")
+HARMLESS_OF_REWARDS = {
+    "client": "how a scoring server is asked",
+    "url": "where a scoring server is",
+}
+"""The same of keys and nodes anywhere below `reward`."""
+
+_PROMPTS = ("data.prompts", "evaluation.sets")
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
 _Json = dict[str, Any]
 
 
 def is_harmless(key: str) -> bool:
-    """Whether `key`, or a node that it lies in, is one of `HARMLESS`."""
+    """Whether `key`, or a node that it lies in, is one of `HARMLESS` or, of a reward, of `HARMLESS_OF_REWARDS`."""
+    group, *names = key.split(".")
+    if group == "reward" and not HARMLESS_OF_REWARDS.keys().isdisjoint(names):
+        return True
     return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
 
 
@@ -84,10 +100,13 @@ class Provenance:
 
     An input is a set of prompts, or a file, folder or hub repository that a key names. One that changed is refused
     unless the run's `overrides` name its key with `++`; where the key has another value, it was changed on purpose.
+    The LoRA that a run began from is no input any more once the run has its copy.
     """
 
     def __init__(self, cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
         self.cfg, self.path = cfg, folder / PROVENANCE
+        self.has_start = (folder / START).is_dir()
+        self.told: set[str] = set()
         self.accepted = [item[2:].split("=")[0] for item in overrides if item.startswith("++")]
         # A run of an earlier version has told its code in its summary.
         kept = [path for path in (self.path, folder / SUMMARY) if path.is_file()]
@@ -105,7 +124,9 @@ class Provenance:
         values = dict(leaves(plain))
         for key, value in values.items():
             # Prompts are compared as they are read, wherever they stand.
-            if is_harmless(key) or key.startswith(("data.prompts.", "evaluation.sets.")):
+            if is_harmless(key) or key.startswith(tuple(f"{name}." for name in _PROMPTS)):
+                continue
+            if key == "lora.start" and self.has_start:
                 continue
             revision = values.get(f"{key.rpartition('.')[0]}.revision")
             if digest := provenance.path_digest(key, value, revision):
@@ -126,7 +147,7 @@ class Provenance:
 
     def write(self) -> None:
         """Keep what this run is made of, for its next resumption."""
-        content = provenance.environment() | {"inputs": self.inputs}
+        content = provenance.environment() | {"digests": provenance.DIGESTS, "inputs": self.inputs}
         write_whole(self.path, json.dumps(content, indent=2) + "\n")
 
     def _check(self, key: str, value: Any, digest: str, label: str) -> None:
@@ -136,19 +157,51 @@ class Provenance:
         self.inputs[key] = now
         if not isinstance(before, dict) or before.get("value") != value or before.get("digest") == digest:
             return
-        if not self._is_accepted(key):
+        if not key.startswith(_PROMPTS) and self.before.get("digests") != provenance.DIGESTS:
+            return  # of an earlier version, whose digests are others
+        if (accepted := self._accepted_by(key)) is None:
             name, shown = _remedy(key, value)
             raise UserError(
                 f"{label} changed since the run began, so it would go on with other numbers; put back what was there, "
                 f"or take it as it is: ++{name}={shown}"
             )
+        if key not in self.told and not is_later_rank():
+            self.told.add(key)
+            print(f"{label} changed since the run began; taken as it is, as ++{accepted} says")
 
-    def _is_accepted(self, key: str) -> bool:
-        """Prompts of evaluation may be those of training, so that their keys stand for one another."""
-        group = key.partition(".")[0]
-        if group in _PROMPTS:
-            return any(name.partition(".")[0] in _PROMPTS for name in self.accepted)
-        return any(name == key or key.startswith(f"{name}.") for name in self.accepted)
+    def _accepted_by(self, key: str) -> str | None:
+        """The accepted key that stands for `key`: itself or a node that it lies in; None where there is none.
+
+        Prompts are accepted by any of their options too, and by those that their values refer to, as those of an
+        evaluation set may be the ones to train on.
+        """
+        names = {key}
+        if key.startswith(_PROMPTS):
+            names |= _options(OmegaConf.to_container(self.cfg), key)
+        return next((name for name in self.accepted if any(_lies_in(each, name) for each in names)), None)
+
+
+def _lies_in(key: str, node: str) -> bool:
+    return key == node or key.startswith(f"{node}.")
+
+
+def _options(config: Any, key: str) -> set[str]:
+    """The keys below a set of prompts, and those of other sets that their interpolations lead to."""
+    options: set[str] = set()
+    todo = [key]
+    while todo:
+        name = todo.pop()
+        if name in options or not name.startswith(_PROMPTS):
+            continue
+        options.add(name)
+        node = config
+        for word in name.split("."):
+            node = node.get(word) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            todo += [f"{name}.{word}" for word in node]
+        elif isinstance(node, str):
+            todo += _REFERENCE.findall(node)
+    return options
 
 
 def _remedy(key: str, value: Any) -> tuple[str, Any]:

@@ -13,14 +13,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from flowrl.errors import UserError
 from flowrl.launch.command_line import TRAIN, escape
+from flowrl.runs.files import read_text
 from flowrl.sweep.job import COMPOSED, Job, num_ranks
 
 _OF_THIS_LAUNCH = re.compile(r"\$\{\s*(hydra|now)\s*:")
+DAMAGED = "remove the job's folder, and start the sweep again with its overrides"
+"""What to do about a job's configuration that cannot be read."""
 _HEAD = """\
 # The job's configuration as the sweep composed it, and Hydra's own; train.py starts from it.
 defaults:
@@ -65,12 +70,20 @@ def job_of(cfg: DictConfig, folder: str | Path, *, is_started_by_hydra: bool = F
 
 
 def read_job(folder: Path) -> tuple[Job, DictConfig] | None:
-    """The job in `folder` and what it was composed as; None where the folder has no such file."""
-    if not (folder / COMPOSED).is_file():
+    """The job in `folder` and what it was composed as; None where the folder has no such file.
+
+    Raises UserError for a file that is no job's configuration.
+    """
+    path = folder / COMPOSED
+    if not path.is_file():
         return None
-    cfg = OmegaConf.load(folder / COMPOSED)
-    assert isinstance(cfg, DictConfig)
-    return _job(cfg, folder, cfg.hydra.job.num, ()), cfg
+    try:
+        cfg = OmegaConf.create(read_text(path, DAMAGED))
+        if not isinstance(cfg, DictConfig):
+            raise TypeError("it holds no configuration")
+        return _job(cfg, folder, cfg.hydra.job.num, ()), cfg
+    except (yaml.YAMLError, OmegaConfBaseException, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {DAMAGED}") from error
 
 
 def _job(cfg: DictConfig, folder: Path, number: int, overrides: tuple[str, ...]) -> Job:

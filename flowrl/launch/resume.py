@@ -57,7 +57,7 @@ def _resumed(run: Path, folder: str, *, is_trusted: bool) -> DictConfig:
     check_config(saved, run, is_trusted=is_trusted, conf=project_folders(HydraConfig.get(), leaving_out=run))
     OmegaConf.set_struct(saved, True)
     task = [item for item in HydraConfig.get().overrides.task if item.split("=")[0] not in ("resume", trust.KEY)]
-    refuse_other_start(task)
+    refuse_other_start(task, OmegaConf.select(saved, "lora.start"))
     merged = with_overrides(saved, task)
     OmegaConf.update(merged, "run_dir", folder)
     before: Any = read_config(run) or OmegaConf.to_container(saved, resolve=True)

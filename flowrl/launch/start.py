@@ -75,8 +75,9 @@ def keep_copy(cfg: DictConfig, folder: Path) -> None:
     print(f"beginning from {cfg.lora.start}: {given.describe()}; the reference is lora.reference={cfg.lora.reference}")
 
 
-def refuse_other_start(overrides: Sequence[str]) -> None:
-    """Raise UserError where a resumed run is told to begin from another LoRA."""
+def refuse_other_start(overrides: Sequence[str], start: str | None) -> None:
+    """Raise UserError where a resumed run, which began from the LoRA at `start`, is told to begin from another one."""
     for item in overrides:
-        if item.lstrip("+").partition("=")[0] == "lora.start":
+        key, _, value = item.lstrip("+").partition("=")
+        if key == "lora.start" and value != start:
             raise UserError(f"{item}: a resumed run keeps the LoRA that it began from; start a new run")

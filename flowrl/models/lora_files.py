@@ -73,7 +73,8 @@ def whole_files(folder: Path) -> list[Path]:
 
 
 def find(source: Path) -> Path:
-    """The file of a LoRA: itself, the one in a folder, or of a run its export, else its newest checkpoint's average.
+    """The file of a LoRA: itself, the one in a folder, or of a run its export, else the average of its newest
+    whole checkpoint.
 
     Raises UserError where there is none, several, or the weights of a whole transformer.
     """
@@ -90,8 +91,8 @@ def find(source: Path) -> Path:
             raise UserError(f"{folder}: {len(files)} LoRA files in this folder; give one by name")
         if files:
             return files[0]
-    if complete := checkpoint.list_complete(source / CHECKPOINTS):
-        return complete[-1] / AVERAGE
+    if newest := checkpoint.find_newest(source / CHECKPOINTS, [Path(AVERAGE).stem]):
+        return newest / AVERAGE
     raise UserError(f"{source}: neither a LoRA nor a checkpoint there; give a LoRA file, or a run's folder")
 
 

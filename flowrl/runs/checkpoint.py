@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from flowrl.errors import UserError
 from flowrl.runs import disk
-from flowrl.runs.files import set_aside
+from flowrl.runs.files import file_digest, set_aside
 from flowrl.sharding import part_of
 
 log = logging.getLogger(__name__)
@@ -31,17 +31,22 @@ SUMS = "SHA256SUMS"
 Weights = dict[str, dict[str, Tensor]]
 """Tensors by name, of each file by its stem."""
 
+_LEFTOVERS = (".partial", ".deleted")
+"""What a kill leaves behind: a checkpoint half-written or just written, and one half-deleted or about to be."""
+
+_Read = TypeVar("_Read")
+
 
 def save(folder: Path, *, keep: int, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
     """Write `folder/<iteration>` through a temporary folder and a rename, then delete all but the newest `keep`.
 
     `weights` maps file stems to tensors; `state` must hold `num_iterations`. After a crash or a kill at any moment,
-    every folder with a number for a name is complete. What such moments left behind earlier is removed, and so is what
-    this call wrote where it fails, as on a full disk.
+    every folder with a number for a name is complete, and `newest` finds the newest whole checkpoint. What such moments
+    left behind earlier is removed, and so is what this call wrote where it fails, as on a full disk.
     """
     target = folder / f"{state['num_iterations']:06d}"
     partial = folder / f"{target.name}.partial"
-    sweep(folder)
+    _take_back(folder)
     partial.mkdir(parents=True)
     try:
         for stem, tensors in weights.items():
@@ -50,7 +55,9 @@ def save(folder: Path, *, keep: int, weights: Mapping[str, Mapping[str, Tensor]]
                 partial / f"{stem}.safetensors",
             )
         (partial / STATE).write_text(json.dumps(dict(state), indent=2) + "\n")
-        (partial / SUMS).write_text("".join(f"{_digest(path)}  {path.name}\n" for path in sorted(partial.iterdir())))
+        (partial / SUMS).write_text(
+            "".join(f"{file_digest(path)}  {path.name}\n" for path in sorted(partial.iterdir()))
+        )
         for path in partial.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -62,30 +69,67 @@ def save(folder: Path, *, keep: int, weights: Mapping[str, Mapping[str, Tensor]]
                 f"{target}: a checkpoint takes {disk.in_words(size)}, and {disk.free(folder)} are free"
             ) from error
         raise
-    _delete(target)
+    # The old one of this iteration goes only once the new one stands.
+    replaced = _set_for_deletion(target) if target.exists() else None
     partial.rename(target)
+    if replaced is not None:
+        shutil.rmtree(replaced)
     for old in list_complete(folder)[:-keep]:
-        _delete(old)
+        shutil.rmtree(_set_for_deletion(old))
     return target
 
 
-def sweep(folder: Path) -> None:
-    """Remove what kills have left behind: half-written checkpoints and half-deleted ones."""
-    for path in (*folder.glob("*.partial"), *folder.glob("*.deleted")):
+def sweep(folder: Path) -> Path | None:
+    """Remove what kills have left behind: half-written checkpoints and half-deleted ones.
+
+    Where no numbered folder is whole, the leftover that `newest` takes in its place stays, and is returned.
+    """
+    kept = None
+    leftovers = [path for suffix in _LEFTOVERS for path in folder.glob(f"*{suffix}")]
+    if leftovers and not any(_is_whole(path) for path in reversed(_numbered(folder))):
+        kept = next((path for path in _whole_leftovers(folder) if _is_whole(path)), None)
+        leftovers = [path for path in leftovers if path != kept]
+    for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
+    return kept
 
 
-def _delete(path: Path) -> None:
-    """Remove a checkpoint so that a kill half-way leaves no numbered folder behind."""
-    if path.exists():
-        doomed = path.with_suffix(".deleted")
-        shutil.rmtree(doomed, ignore_errors=True)
-        shutil.rmtree(path.rename(doomed))
+def _take_back(folder: Path) -> None:
+    """Remove what kills have left behind, and give the only whole checkpoint its number back where it is among it."""
+    if kept := sweep(folder):
+        target = kept.with_suffix("")
+        if target.exists():  # damaged, or the leftover would be gone
+            set_aside(target, "damaged")
+        kept.rename(target)
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _whole_leftovers(folder: Path) -> list[Path]:
+    """Leftovers that may be whole, as far as their names and the list of their files say, newest first.
+
+    The digests are written last, so that without them a leftover is not known to be whole.
+    """
+    leftovers = [
+        path
+        for suffix in _LEFTOVERS
+        for path in folder.glob(f"*{suffix}")
+        if path.stem.isdigit() and (path / SUMS).is_file()
+    ]
+    return sorted(leftovers, key=lambda path: (path.stem, path.suffix), reverse=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        check(path)
+    except UserError:
+        return False
+    return True
+
+
+def _set_for_deletion(path: Path) -> Path:
+    """Rename a checkpoint so that a kill half-way through its deletion leaves no numbered folder behind."""
+    doomed = path.with_suffix(".deleted")
+    shutil.rmtree(doomed, ignore_errors=True)
+    return path.rename(doomed)
 
 
 def list_complete(folder: Path) -> list[Path]:
@@ -97,60 +141,98 @@ def _numbered(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
 
 
-def newest(folder: Path, stems: Iterable[str], keys: Iterable[str] = ()) -> tuple[Path, Weights, dict[str, Any]] | None:
-    """The newest whole checkpoint, read; None where there is no checkpoint at all. `stems` and `keys` as in `load`.
+def newest(
+    folder: Path, stems: Iterable[str], keys: Mapping[str, type] | None = None
+) -> tuple[Path, Weights, dict[str, Any]] | None:
+    """The newest whole checkpoint, read; None where there is no checkpoint at all. `stems` and `keys` as in `check`.
 
     Damaged ones are passed over with a warning. Raises UserError, naming the newest file, where all are damaged.
     """
+    found = _newest(folder, lambda path: load(path, stems, keys))
+    return None if found is None else (found[0], *found[1])
+
+
+def find_newest(folder: Path, stems: Iterable[str]) -> Path | None:
+    """The folder of the newest whole checkpoint, as `newest` takes it, with no weights read into memory."""
+    found = _newest(folder, lambda path: check(path, stems))
+    return None if found is None else found[0]
+
+
+def _newest(folder: Path, read: Callable[[Path], _Read]) -> tuple[Path, _Read] | None:
+    """The newest checkpoint that `read` does not refuse, with what it gives; leftovers of a kill where no other is."""
     damages: list[UserError] = []
-    for path in reversed(_numbered(folder)):
+    numbered = list(reversed(_numbered(folder)))
+    for path in (*numbered, *_whole_leftovers(folder)):
         try:
-            weights, state = load(path, stems, keys)
+            content = read(path)
         except UserError as error:
-            damages.append(error)
+            damages += [error] if path in numbered else []
             continue
         for damage in damages:
-            log.warning("%s; going on from %s, the newest whole one", damage, path)
-        return path, weights, state
+            _warn_once(f"{damage}; going on from {path}, the newest whole one")
+        return path, content
     if damages:
         others = f", as are the {len(damages) - 1} before it" if len(damages) > 1 else ""
         raise UserError(f"{damages[0]}{others}; restore one from a copy, or delete {folder} to begin again")
     return None
 
 
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Log a warning that several readers of one folder would give."""
+    log.warning("%s", text)
+
+
 def set_aside_after(path: Path) -> None:
     """Rename damaged checkpoints that are newer than the whole one at `path`, so that none counts as one to keep."""
     for later in _numbered(path.parent):
-        if later.name > path.name:
+        if later != path and later.name >= path.stem:
             set_aside(later, "damaged")
 
 
-def load(path: Path, stems: Iterable[str] = (), keys: Iterable[str] = ()) -> tuple[Weights, dict[str, Any]]:
-    """Read a checkpoint back. Raises UserError, naming the file, for a missing or a damaged one.
+def load(
+    path: Path, stems: Iterable[str] = (), keys: Mapping[str, type] | None = None
+) -> tuple[Weights, dict[str, Any]]:
+    """Read a checkpoint back. Raises UserError, naming the file, for one that `check` refuses."""
+    state = check(path, stems, keys)
+    weights = {}
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            weights[file.stem] = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"checkpoint {file} is damaged ({error})") from error
+    return weights, state
 
-    `stems` are the weights that it must hold, `keys` those of its state. Its files are compared with their digests,
-    which checkpoints of earlier versions do not have.
+
+def check(path: Path, stems: Iterable[str] = (), keys: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """The state of a checkpoint, all of whose files are whole.
+
+    `stems` are the weights that it must hold, `keys` those of its state, with their types. Its files are compared with
+    their digests, which checkpoints of earlier versions do not have. Raises UserError, naming the file, for a missing
+    or a damaged one.
     """
-    files = {file.stem: file for file in sorted(path.glob("*.safetensors"))}
     for stem in stems:
-        if stem not in files:
+        if not (path / f"{stem}.safetensors").is_file():
             raise UserError(f"checkpoint {path} is damaged ({stem}.safetensors is missing)")
     _check_sums(path)
-    weights = {}
-    for stem, file in files.items():
+    for file in sorted(path.glob("*.safetensors")):
         try:
-            weights[stem] = load_file(file)
+            with safe_open(file, framework="pt"):
+                pass
         except (SafetensorError, OSError) as error:
             raise UserError(f"checkpoint {file} is damaged ({error})") from error
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"checkpoint {path / STATE} is damaged ({error})") from error
-    if not isinstance(state, dict) or state.get("num_iterations") != int(path.name):
-        raise UserError(f"checkpoint {path / STATE} is damaged (it does not hold num_iterations={int(path.name)})")
-    if lacking := [key for key in keys if key not in state]:
-        raise UserError(f"checkpoint {path / STATE} is damaged (it does not hold {lacking[0]})")
-    return weights, state
+    if not isinstance(state, dict) or state.get("num_iterations") != int(path.stem):
+        raise UserError(f"checkpoint {path / STATE} is damaged (it does not hold num_iterations={int(path.stem)})")
+    for key, kind in (keys or {}).items():
+        if key not in state:
+            raise UserError(f"checkpoint {path / STATE} is damaged (it does not hold {key})")
+        if not isinstance(state[key], kind):
+            raise UserError(f"checkpoint {path / STATE} is damaged ({key} is a {type(state[key]).__name__})")
+    return state
 
 
 def _check_sums(path: Path) -> None:
@@ -158,9 +240,16 @@ def _check_sums(path: Path) -> None:
     sums = path / SUMS
     if not sums.is_file():
         return
+    digests: dict[str, str] = {}
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
-        if len(Path(name).parts) != 1 or not (path / name).is_file() or _digest(path / name) != digest:
+        digests[name] = digest
+    present = {file.name for file in path.iterdir() if not file.name.startswith(".")} - {SUMS}
+    if odd := sorted(present ^ digests.keys()):
+        problem = f"{odd[0]} is missing" if odd[0] in digests else f"{SUMS} lacks {odd[0]}"
+        raise UserError(f"checkpoint {path} is damaged ({problem})")
+    for name, digest in digests.items():
+        if file_digest(path / name) != digest:
             raise UserError(f"checkpoint {path / name} is damaged (it differs from its digest in {SUMS})")
 
 

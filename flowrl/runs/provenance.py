@@ -14,6 +14,7 @@ from typing import Any
 
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from flowrl.runs.files import file_digest
 from flowrl.types import Prompt
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "hydra-core", "numpy")
@@ -22,7 +23,13 @@ PATH_WORDS = {"path", "file", "folder", "pretrained", "processor", "weights", "e
 """Last words of the keys that name files, folders or hub repositories."""
 
 READ_WHOLE = 2**26
-"""Bytes up to which a file's content is compared; a larger one is known by its size and its time of change."""
+"""Bytes up to which a file's content is compared; a larger one is known by its size, its head and samples of it."""
+
+NUM_SAMPLES, SAMPLE_SIZE = 256, 2**14
+"""Blocks of a large file that are compared, evenly spaced from its first to its last bytes, and their bytes."""
+
+DIGESTS = 2
+"""The version of how files are digested; earlier ones, which went by the time of change, are not compared with."""
 
 _HUB_ID = re.compile(r"([\w.-]+)/([\w.-]+)(/.+)?")
 
@@ -90,11 +97,24 @@ def path_digest(key: str, value: Any, revision: str | None = None) -> str | None
 
 
 def _file_digest(path: Path) -> str:
-    stat = path.stat()
-    if stat.st_size > READ_WHOLE:
-        return f"{stat.st_size} bytes, changed at {stat.st_mtime_ns}"
+    size = path.stat().st_size
+    return file_digest(path) if size <= READ_WHOLE else _sampled_digest(path, size)
+
+
+def _sampled_digest(path: Path, size: int) -> str:
+    """A digest of a large file's size, of a safetensors file's header and of blocks all over it.
+
+    The time of change is left out: a copy of the file is the same input.
+    """
+    digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if path.suffix == ".safetensors":
+            length = int.from_bytes(file.read(8), "little")
+            digest.update(file.read(min(length, READ_WHOLE)))
+        for i in range(NUM_SAMPLES):
+            file.seek((size - SAMPLE_SIZE) * i // (NUM_SAMPLES - 1))
+            digest.update(file.read(SAMPLE_SIZE))
+    return digest.hexdigest()
 
 
 def _folder_digest(folder: Path) -> str:

@@ -12,6 +12,7 @@ from flowrl.studies.choice import choose
 from flowrl.studies.plan import Overrides, Planned, Study, read
 from flowrl.studies.record import Record, from_folder, load
 from flowrl.sweep.job import STATUS
+from flowrl.sweep.plan import read_status
 
 RESULTS, TUNED, RUNS = "results.json", "tuned.json", "runs"
 
@@ -99,5 +100,4 @@ class Place:
 
 def _by_overrides(paths: Iterable[Path]) -> dict[frozenset[str], Path]:
     """The folders of jobs by what they ran."""
-    remedy = "remove the folder, and its run is made again"
-    return {frozenset(read_object(path, remedy)["overrides"]): path.parent for path in sorted(paths)}
+    return {frozenset(read_status(path)["overrides"]): path.parent for path in sorted(paths)}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flowrl.launch.command_line import override
 from flowrl.runs.files import CONFIG, METRICS, SUMMARY, read_object, write_whole
@@ -132,5 +133,7 @@ def num_ranks(devices: int | str | Sequence[int]) -> int:
 
 def objective(folder: Path, name: str) -> float | None:
     """What a sweeper optimises: a score of the evaluation after training, None where that has no such score."""
-    score = read_object(folder / SUMMARY, DAMAGED).get("eval", {}).get("after", {}).get(name)
-    return float(score) if isinstance(score, float | int) else None
+    node: Any = read_object(folder / SUMMARY, DAMAGED)
+    for key in ("eval", "after", name):
+        node = node.get(key) if isinstance(node, dict) else None
+    return float(node) if isinstance(node, float | int) else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flowrl.errors import UserError
 from flowrl.launch.command_line import TRAIN
@@ -46,14 +47,37 @@ def read_sweep(folder: Path) -> Sweep:
     )
 
 
-def _record(folder: Path) -> dict:
+def _record(folder: Path) -> dict[str, Any]:
     """The file of a sweep; that of earlier versions is a list of overrides, begun by train.py in an unknown place."""
     path = folder / SWEEP
     record = read_json(path, DAMAGED) if path.is_file() else []
     if isinstance(record, list):
         jobs = [{"overrides": overrides, "number": None, "folder": None} for overrides in record]
         record = {"script": str(TRAIN), "directory": str(Path.cwd()), "jobs": jobs}
+    _check(record, {"script": str, "directory": str, "jobs": list}, path)
+    for job in record["jobs"]:
+        _check(job, {"overrides": list, "number": int | None, "folder": str | None}, path)
+        if job["number"] is not None and job["folder"] is None:
+            raise UserError(f"{path} is damaged (job {job['number']} has no folder); {DAMAGED}")
     return record
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """The status file of a job. Raises UserError for a damaged one."""
+    status = read_object(path, DAMAGED)
+    _check(status, {"overrides": list, "number": int, "seconds": float | int}, path)
+    return status
+
+
+def _check(entry: object, kinds: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError, naming the file, unless an entry is an object with values of these kinds, texts as overrides."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{path} is damaged ({json.dumps(entry)} stands where an object was expected); {DAMAGED}")
+    for key, kind in kinds.items():
+        if key not in entry or not isinstance(entry[key], kind):
+            raise UserError(f"{path} is damaged ({key} is {json.dumps(entry.get(key))}); {DAMAGED}")
+    if not all(isinstance(override, str) for override in entry.get("overrides", [])):
+        raise UserError(f"{path} is damaged (overrides must be texts); {DAMAGED}")
 
 
 def write_sweep(
@@ -78,7 +102,7 @@ def find_places(folder: Path, wanted: Sequence[Overrides]) -> list[Place]:
         if entry["number"] is not None:
             known[frozenset(entry["overrides"])] = Place(entry["number"], folder / entry["folder"])
     for path in folder.rglob(STATUS):
-        status = read_object(path, DAMAGED)
+        status = read_status(path)
         known[frozenset(status["overrides"])] = Place(status["number"], path.parent, status["seconds"])
     fresh = max((place.number for place in known.values()), default=-1) + 1
     places = []

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,10 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
-from flowrl.launch.changes import HARMLESS, Provenance, overridden
+from flowrl.launch.changes import HARMLESS, Provenance, is_harmless, overridden
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.resume import _lacking, read_config, read_source, write_config
+from flowrl.launch.start import refuse_other_start
 from flowrl.runs import disk, provenance
 from flowrl.runs.files import PROVENANCE, SOURCE, write_whole
 from flowrl.types import Prompt
@@ -161,6 +163,81 @@ def test_any_key_that_names_a_path_is_an_input(key, kind, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=rf"^{key}=weights changed since the run began.*: \+\+{key}=weights$"):
         examined(run, "a", path="p.txt", **node)
     examined(run, "a", path="p.txt", overrides=[f"++{key}=weights"], **node)
+
+
+def test_a_runs_copy_of_its_lora_stands_for_the_original(tmp_path, monkeypatch):
+    """The original may change or go. Mutation: compare it for ever, or refuse the remedy that the refusal names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").write_bytes(b"one")
+    node = {"lora": {"start": "weights"}}
+    examined(tmp_path, "a", path="p.txt", **node).write()
+    (tmp_path / "weights").write_bytes(b"two")
+    with pytest.raises(UserError, match=r"lora\.start=weights changed"):
+        examined(tmp_path, "a", path="p.txt", **node)
+    refuse_other_start(["++lora.start=weights"], "weights")
+    with pytest.raises(UserError, match="keeps the LoRA that it began from"):
+        refuse_other_start(["lora.start=other"], "weights")
+    (tmp_path / "start").mkdir()
+    examined(tmp_path, "a", path="p.txt", **node)
+
+
+def test_accepted_prompts_are_told(tmp_path, capsys):
+    """Those to train on, and the evaluation set that refers to their path. Mutation: accept without a word."""
+    examined(tmp_path, "a", path="p.txt").write()
+    examined(tmp_path, "b", path="p.txt", overrides=["++data.prompts.path=p.txt"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["data.prompts (p.txt)", "evaluation.sets.held_in (p.txt)"]
+    assert all(line.endswith("taken as it is, as ++data.prompts.path says") for line in lines)
+
+
+@pytest.mark.parametrize("key", ["evaluation.batch_size", "data.seed", "evaluation.sets.other.path"])
+def test_prompts_are_accepted_by_their_own_keys_alone(key, tmp_path):
+    """Mutation: take any key below data or evaluation for one of prompts."""
+    examined(tmp_path, "a", path="p.txt").write()
+    with pytest.raises(UserError, match="prompts changed since the run began"):
+        examined(tmp_path, "b", path="p.txt", overrides=[f"++{key}=4"])
+
+
+def test_a_large_file_is_known_by_its_content(tmp_path, monkeypatch):
+    """Touched and copied it is the same; with other bytes in its header, its body or its size it is not.
+
+    Mutation: compare times of change, sizes alone, or the first block alone.
+    """
+    monkeypatch.setattr(provenance, "READ_WHOLE", 100)
+    monkeypatch.setattr(provenance, "SAMPLE_SIZE", 8)
+    path = tmp_path / "model.safetensors"
+    content = (40).to_bytes(8, "little") + bytes(4000)
+    path.write_bytes(content)
+    before = provenance.path_digest("model.pretrained", str(path))
+    os.utime(path, (1, 1))
+    assert provenance.path_digest("model.pretrained", str(path)) == before
+    others = [content + b"0", content[:-1] + b"1", content[:2000] + b"1" * 100 + content[2100:]]
+    for other in (*others, content[:45] + b"1" + content[46:]):
+        path.write_bytes(other)
+        assert provenance.path_digest("model.pretrained", str(path)) != before
+
+
+def test_digests_of_an_earlier_version_are_not_compared(tmp_path):
+    """They went by times of change. Mutation: refuse a run of that version."""
+    (tmp_path / "weights").write_bytes(b"one")
+    node = {"reward": {"weights": str(tmp_path / "weights")}}
+    examined(tmp_path, "a", path="p.txt", **node).write()
+    record = json.loads((tmp_path / PROVENANCE).read_text())
+    del record["digests"]
+    (tmp_path / PROVENANCE).write_text(json.dumps(record))
+    (tmp_path / "weights").write_bytes(b"two")
+    examined(tmp_path, "a", path="p.txt", **node)
+    with pytest.raises(UserError, match="its 1 prompts changed"):
+        examined(tmp_path, "b", path="p.txt", **node)
+
+
+def test_how_a_server_is_asked_is_harmless():
+    """Mutation: tell of a time-out or an address, or pass over a judge's model."""
+    for key in ("reward.url", "reward.client.timeout", "reward.rewards.first.judge.client.retries", "scorer_timeout"):
+        assert is_harmless(key)
+    assert is_harmless("trust_folder") and is_harmless("evaluation.batch_size")
+    for key in ("reward.judge.model", "reward.weights", "evaluation.seed", "data.url"):
+        assert not is_harmless(key)
 
 
 def test_a_word_or_an_output_is_no_input(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 import errno
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,31 +47,63 @@ def test_a_save_that_dies_is_never_picked_up(tmp_path):
     assert checkpoint.load(tmp_path / "000002")[0]["lora"]["a"].tolist() == [2, 2, 2]
 
 
-@pytest.mark.parametrize("moment", ["rename", "rmtree"])
-def test_a_kill_while_saving_again_leaves_a_complete_checkpoint(tmp_path, monkeypatch, moment):
-    """Saving iteration 1 a second time dies half-way: what has a number for a name is whole.
+@pytest.mark.parametrize("step", range(1, 5))
+@pytest.mark.parametrize("moment", ["before", "half-way", "after"])
+def test_a_kill_while_saving_again_leaves_a_whole_checkpoint(tmp_path, monkeypatch, step, moment):
+    """With the only checkpoint saved a second time, a kill at each rename and deletion, and then a sweep.
 
-    Mutation: delete the finished folder file by file before the new one stands.
+    Mutation: delete the old folder before the new one stands, pass leftovers over, or sweep the only whole one away.
     """
+    rename, rmtree, count = Path.rename, shutil.rmtree, 0
 
-    def die(*args, **kwargs):
-        raise KeyboardInterrupt
+    def killed(operation):
+        def run(path, *args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == step and moment == "before":
+                raise KeyboardInterrupt
+            if count == step and moment == "half-way" and operation is rmtree and path.is_dir():
+                sorted(path.glob("*.safetensors"))[0].unlink()
+                raise KeyboardInterrupt
+            result = operation(path, *args, **kwargs)
+            if count == step:
+                raise KeyboardInterrupt
+            return result
 
-    def half_delete(path, **kwargs):
-        if path.is_dir():
-            sorted(path.glob("*.safetensors"))[0].unlink()
-            raise KeyboardInterrupt
+        return run
 
-    save(tmp_path, 1)
+    save(tmp_path, 1, keep=1)
     with monkeypatch.context() as patch:
-        if moment == "rename":
-            patch.setattr("pathlib.Path.rename", die)
-        else:
-            patch.setattr("shutil.rmtree", half_delete)
+        patch.setattr("pathlib.Path.rename", killed(rename))
+        patch.setattr("shutil.rmtree", killed(rmtree))
         with pytest.raises(KeyboardInterrupt):
-            save(tmp_path, 1)
+            save(tmp_path, 1, keep=1)
     for path in checkpoint.list_complete(tmp_path):
-        assert checkpoint.load(path)[0].keys() == {"lora", "ema"}
+        checkpoint.load(path, STEMS)
+    path, weights, state = checkpoint.newest(tmp_path, STEMS)
+    assert state == {"num_iterations": 1} and weights["lora"]["a"].tolist() == [1, 1, 1]
+    checkpoint.set_aside_after(path)
+    checkpoint.sweep(tmp_path)
+    assert checkpoint.newest(tmp_path, STEMS)[0] == path and len(list(tmp_path.iterdir())) == 1
+    save(tmp_path, 2)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["000001", "000002"]
+
+
+def test_a_whole_leftover_is_not_lost_to_a_damaged_checkpoint(tmp_path):
+    """Of the same iteration, which is saved again. Mutation: look only whether there is a numbered folder."""
+    save(tmp_path, 1).rename(tmp_path / "000001.deleted")
+    (save_damaged(tmp_path) / "state.json").write_text("{}")
+    assert checkpoint.newest(tmp_path, STEMS)[0].name == "000001.deleted"
+    checkpoint.sweep(tmp_path)
+    checkpoint.set_aside_after(tmp_path / "000001.deleted")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["000001.damaged", "000001.deleted"]
+
+
+def save_damaged(folder):
+    """A folder with the number of a checkpoint that a copy has cut short."""
+    path = folder / "000001"
+    path.mkdir()
+    return path
 
 
 @pytest.mark.parametrize("name", ["lora.safetensors", "state.json"])
@@ -180,7 +213,7 @@ def test_any_damage_is_found(tmp_path, data, has_sums):
         content[place] ^= data.draw(st.integers(1, 255))
     file.write_bytes(content)
     try:
-        weights, state = checkpoint.load(path, STEMS, ("num_iterations", "record"))
+        weights, state = checkpoint.load(path, STEMS, {"num_iterations": int, "record": dict})
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
         return
@@ -217,3 +250,26 @@ def test_a_full_disk_is_told_with_what_is_needed(tmp_path, monkeypatch, place):
         save(tmp_path, 2, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["000001"]
     assert checkpoint.load(tmp_path / "000001")[0]["lora"]["a"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("cut", ["", "first line", "one more file"])
+def test_a_list_of_digests_names_every_file(tmp_path, cut):
+    """Mutation: compare only the files that SHA256SUMS names, so that an empty one turns the comparison off."""
+    path = save(tmp_path, 1)
+    sums = path / checkpoint.SUMS
+    if cut == "one more file":
+        (path / "optimizer.safetensors").write_bytes((path / "ema.safetensors").read_bytes())
+    else:
+        sums.write_text(sums.read_text().splitlines(keepends=True)[0] if cut else "")
+    with pytest.raises(UserError, match=r"000001 is damaged \(SHA256SUMS lacks [a-z.]+\)"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("record", [None, [], 3])
+def test_a_state_of_another_kind_is_damage(tmp_path, record):
+    """As its reader would fail on it. Mutation: ask only whether the key is there."""
+    save(tmp_path, 1, record={})
+    save(tmp_path, 2, record=record)
+    assert checkpoint.newest(tmp_path, STEMS, {"record": dict})[0].name == "000001"
+    with pytest.raises(UserError, match=r"000002/state.json is damaged \(record is a (NoneType|list|int)\)"):
+        checkpoint.load(tmp_path / "000002", STEMS, {"record": dict})

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES
 
+from flowrl.assessment.subjects import Subject
 from flowrl.errors import UserError
 from flowrl.models import lora
 from flowrl.models.lora import attach
@@ -136,6 +137,20 @@ def test_a_checkpoint_is_read_at_the_alpha_of_its_run(tmp_path):
     write(mixed(), tmp_path / "start", "comfy")
     (tmp_path / "config.yaml").write_text("lora: {rank: null, alpha: null}\n")
     assert read(tmp_path).alpha == mixed().alpha
+
+
+def test_a_runs_newest_whole_checkpoint_is_taken(tmp_path, caplog):
+    """As training takes it, said once though it is asked twice. Mutation: take the last folder with a state.json."""
+    for number in (1, 2):
+        path = checkpoint.save(
+            tmp_path / "checkpoints", keep=2, weights={"ema": {"a": torch.ones(2)}}, state={"num_iterations": number}
+        )
+    (path / "ema.safetensors").write_bytes(b"cut")
+    for _ in range(2):
+        assert find(tmp_path) == tmp_path / "checkpoints" / "000001" / "ema.safetensors"
+    (message,) = caplog.messages
+    assert "000002/ema.safetensors is damaged" in message and "going on from" in message
+    assert Subject.read(str(tmp_path)).weights() == [find(tmp_path)]
 
 
 def test_a_run_is_its_export_or_else_its_newest_checkpoint(tmp_path):

@@ -10,10 +10,12 @@ import time
 
 import pytest
 
+from flowrl.errors import UserError
 from flowrl.launch.command_line import override
+from flowrl.launch.composed import read_job
 from flowrl.sweep import pool, ranks
 from flowrl.sweep.job import JobsFailed, environment, num_ranks, objective
-from flowrl.sweep.plan import match, read_sweep, write_sweep
+from flowrl.sweep.plan import find_places, match, read_sweep, write_sweep
 from flowrl.sweep.pool import Pool, Slots, find_slots
 from flowrl.sweep.table import line
 from hydra_plugins.flowrl_pool.pool_launcher import find_earlier
@@ -262,3 +264,36 @@ def test_what_a_search_maximises(tmp_path):
     assert objective(tmp_path, "strict") == 0.75
     assert objective(tmp_path, "soft") is None
     assert [num_ranks(devices) for devices in (2, "2", "auto", [0, 3])] == [2, 2, 1, 2]
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "3", "null", '{"jobs": [{}]}', '["a"]', "[[1]]", '{"script": 1}'])
+def test_a_damaged_record_of_a_sweep_is_one_line(text, tmp_path):
+    """Of any JSON that is no such record. Mutation: let KeyError or TypeError through."""
+    (tmp_path / "sweep.json").write_text(text)
+    for read in (read_sweep, lambda folder: find_places(folder, [("seed=0",)])):
+        with pytest.raises(UserError, match=r"^[^\n]*sweep.json is damaged \([^\n]*\); remove it, and start the sweep"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"overrides": 1}', '{"overrides": [1], "number": 0, "seconds": 1}', "[]"])
+def test_a_damaged_status_of_a_job_is_one_line(text, tmp_path):
+    """Mutation: let KeyError or TypeError through."""
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "job.json").write_text(text)
+    with pytest.raises(UserError, match=r"0/job.json is damaged \(.*\); remove it, and start the sweep again"):
+        find_places(tmp_path, [("seed=0",)])
+
+
+@pytest.mark.parametrize("evaluations", [None, [], {"after": None}, {"after": 3}])
+def test_a_summary_without_scores_has_no_objective(evaluations, tmp_path):
+    """Mutation: let AttributeError through."""
+    (tmp_path / "summary.json").write_text(json.dumps({"eval": evaluations}))
+    assert objective(tmp_path, "strict") is None
+
+
+@pytest.mark.parametrize("text", ["", "- a", "{}", "hydra: {}", "a: [", "hydra: {job: {num: 1}}"])
+def test_a_damaged_configuration_of_a_job_is_one_line(text, tmp_path):
+    """Mutation: let AttributeError, the parser's or omegaconf's error through."""
+    (tmp_path / "job.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"^[^\n]*job.yaml is damaged \([^\n]*\); remove the job's folder"):
+        read_job(tmp_path)
