@@ -50,14 +50,16 @@ def run_job(cfg: DictConfig) -> float | None:
     if hydra.mode == RunMode.MULTIRUN:  # under another launcher than our own, which calls train.py itself
         folder = Path(hydra.runtime.output_dir)
         if not cfg.get(trust.KEY):
-            trust.check_job(folder, trust.project_folders(hydra, leaving_out=folder))
+            conf = trust.project_folders(hydra, leaving_out=folder)
+            trust.check_job(folder, conf, tuple(hydra.overrides.task))
         job = job_of(cfg, folder, is_started_by_hydra=True)
         job.is_trusted = True  # what its folder holds was checked, or is trusted
         return run_to_end(job, cfg.objective, calling_script(), Path(hydra.runtime.cwd))
     status = one_line_errors(partial(run, cfg), log=Path(hydra.runtime.output_dir) / LOG)
-    background.leave(status)
     if status:
         discard_if_empty(hydra.runtime.output_dir)  # of a run refused before it wrote anything
+    background.leave(status)  # which may end the process
+    if status:
         sys.exit(status)
     return None
 

@@ -7,30 +7,42 @@ it, say, runs code. Such a configuration is therefore read before anything of it
 from __future__ import annotations
 
 import inspect
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
-from flowrl.launch.command_line import TRAIN
+from flowrl.launch.command_line import TRAIN, escape
 from flowrl.launch.compose import CONF
-from flowrl.runs.files import SOURCE
+from flowrl.launch.composed import DAMAGED, HEAD
+from flowrl.launch.saved import read_saved
+from flowrl.runs.files import SOURCE, read_text
 from flowrl.sweep.job import COMPOSED
+from flowrl.sweep.plan import Sweep
 
 KEY = "trust_folder"
 """The configuration key that turns the check off."""
 
-KINDS = (
-    ("torch.optim", "torch.optim.Optimizer"),
-    ("lightning", "lightning.Callback"),
-    ("lightning", "lightning.Trainer"),
-)
-"""Packages whose classes need not be named by the project, and of which base class each must be."""
+LIGHTNING = {
+    "lightning.Trainer",
+    "lightning.pytorch.Trainer",
+    "lightning.pytorch.callbacks.DeviceStatsMonitor",
+    "lightning.pytorch.callbacks.LearningRateMonitor",
+    "lightning.pytorch.callbacks.RichProgressBar",
+    "lightning.pytorch.callbacks.TQDMProgressBar",
+    "lightning.pytorch.callbacks.Timer",
+}
+"""Classes of Lightning that need not be named by the project; others write where they are told, or start commands."""
 
 OPEN = ("losses", "samplers", "rewards", "callbacks.progress", "learning_rate", "schedule", "prompts")
 """Modules of FlowRL whose classes need not be named by the project: none of them writes, deletes or starts anything."""
@@ -49,33 +61,137 @@ SETTINGS: dict[str, tuple[object, ...]] = {
 LOGGING = ("hydra.job_logging.", "hydra.hydra_logging.")
 """Hydra's own settings of logging, whose handlers and formatters are built by class name."""
 
+LOGGING_CLASSES = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "logging.Formatter")
+LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
 
-def check_config(cfg: DictConfig, folder: Path, *, is_trusted: bool, conf: Iterable[Path] = (CONF,)) -> DictConfig:
+PLACES = ("save_dir", "folder", "dirpath", "default_root_dir", "weights_save_path")
+"""Last words of keys under which something is written."""
+
+REFUSED = ("_args_", "model_registry")
+"""Keys that hide what their values are for, or that upload."""
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The faster of the safe ones, where there is it."""
+
+LOOPBACK = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/[\w./-]*)?")
+
+KNOWN = f"use it with {KEY}=true if you know it"
+CODE = "that can run code of whoever made the folder"
+AWAY = "that can send your files and secrets away"
+FILES = "that can overwrite your files"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value, a mapping or a list of a configuration: its place, its own name there, and the target it is handed to.
+
+    An entry of a list has no name.
+    """
+
+    key: str
+    name: str
+    value: Any
+    target: Any = None
+
+
+@dataclass(frozen=True)
+class Project:
+    """What the project's YAML files hold: targets, all values, and values with the last words of their keys."""
+
+    targets: set[Any]
+    values: set[Any]
+    named: set[tuple[str, Any]]
+
+    def has(self, node: Node) -> bool:
+        """Whether the same value stands under a key of the same name."""
+        return isinstance(node.value, Hashable) and (node.name, node.value) in self.named
+
+
+def check_config(
+    cfg: DictConfig,
+    folder: Path,
+    *,
+    is_trusted: bool,
+    conf: Iterable[Path] = (CONF,),
+    given: Collection[str] = (),
+) -> DictConfig:
     """The configuration `cfg` that was read from `folder`, as it is.
 
-    Raises UserError unless its targets are named by the YAML files in `conf` too, or are classes of `OPEN` modules or
-    `KINDS`; with `is_trusted` everything passes. Nothing is imported but modules of these packages.
+    Raises UserError unless its targets are named by the YAML files in `conf` too, or are classes of `OPEN` modules,
+    `torch.optim` or `LIGHTNING`; and for addresses of other machines, tokens, and places outside of the folder that
+    are neither named there nor by the keys that this command line has `given`. With `is_trusted` everything passes.
+    Nothing is imported but modules of these packages.
     """
     if is_trusted:
         return cfg
-    targets, texts = _named_by(conf)
-    for key, value in _leaves(OmegaConf.to_container(cfg, resolve=False)):
-        name = key.rpartition(".")[2]
-        problem = None
-        if name == "_target_" and value not in targets and not _is_harmless(value):
-            problem = "names what this project does not"
-        elif key.startswith(LOGGING) and not _is_plain_logging(name, value):
-            problem = "lets logging call code"
-        elif name in SETTINGS and value not in SETTINGS[name]:
-            problem = "lets a loader run code"
-        elif isinstance(value, str) and value not in texts and (resolvers := _resolvers(value) - RESOLVERS):
-            problem = f"calls the resolver {', '.join(sorted(resolvers))}"
-        if problem is not None:
-            raise UserError(
-                f"{folder}: its configuration {problem}: {key}={value}; that can run code of whoever made the folder. "
-                f"Use it with {KEY}=true if you know it, or name the same in a YAML file below conf/"
-            )
+    project = _project(conf)
+    for node in _nodes(OmegaConf.to_container(cfg, resolve=False)):
+        fault = _code(node, project) or ("" if node.key in given else _leak(node, project, folder))
+        if fault:
+            raise UserError(f"{folder}: its configuration {fault}")
     return cfg
+
+
+def _code(node: Node, project: Project) -> str:
+    """Why a node could run code, and the remedy; an empty text where it cannot."""
+    key, name, value = node.key, node.name, node.value
+    here, problem, remedy = f"{key}={value}; {CODE}", "", KNOWN
+    if name == "_target_" and not (isinstance(value, str) and (value in project.targets or _is_harmless(value))):
+        problem, remedy = "names what this project does not", f"{KNOWN}, or name the same in a YAML file below conf/"
+    elif name in REFUSED:
+        problem = f"holds {name}"
+    elif key.startswith(LOGGING) and not _is_plain_logging(name, value):
+        problem = "lets logging call code or write elsewhere"
+    elif name in SETTINGS and (isinstance(value, dict | list) or value not in SETTINGS[name]):
+        problem = "lets a loader run code"
+    elif isinstance(value, str) and value not in project.values and (resolvers := _resolvers(value) - RESOLVERS):
+        problem = f"calls the resolver {', '.join(sorted(resolvers))}"
+    return problem and f"{problem}: {here}; {remedy}"
+
+
+def _leak(node: Node, project: Project, folder: Path) -> str:
+    """Why a node could send something away, or write elsewhere, and the remedy; an empty text where it cannot."""
+    key, name, value = node.key, node.name, node.value
+    if value is None or value == "???" or key.startswith(LOGGING) or project.has(node):
+        return ""
+    is_logger = isinstance(node.target, str) and node.target.startswith("lightning.pytorch.loggers")
+    is_handed_over = name not in (*PLACES, "_target_") and isinstance(value, str)
+    problem, danger = "", AWAY
+    if name == "token_env":
+        problem = "names a secret of yours"
+    elif name == "url" or (isinstance(value, str) and "://" in value):
+        is_here = isinstance(value, str) and LOOPBACK.fullmatch(value)
+        problem = "" if is_here else "names another machine"
+    elif (name in PLACES and not _is_within(value, folder)) or (is_logger and is_handed_over and not _is_name(value)):
+        problem, danger = "writes outside of its folder", FILES
+    repeat = f"repeat it on the command line ({key}=VALUE) if you mean it, or {KNOWN}"
+    return problem and f"{problem}: {key}={value}; {danger}; {repeat}"
+
+
+def _is_within(value: object, folder: Path) -> bool:
+    """Whether a place is the run's folder or below it, by `${run_dir}` or by its path."""
+    if not isinstance(value, str):
+        return False
+    place = re.fullmatch(r"\$\{run_dir\}(/[\w./-]*)?", value)
+    if place is not None:
+        return ".." not in value
+    is_plain = "${" not in value and "://" not in value and Path(value).is_absolute()
+    return is_plain and Path(value).resolve().is_relative_to(folder.resolve())
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text, put after a folder and a slash, stays in that folder."""
+    return not text.startswith(("/", "~")) and not any(mark in text for mark in ("..", "${", "\\"))
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """The overrides as Hydra reads them."""
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def is_trusting(overrides: Sequence[str]) -> bool:
+    """Whether overrides that the user typed say `trust_folder=true`, in any of Hydra's spellings."""
+    return any(item.key_or_group == KEY and not item.is_delete() and item.value() is True for item in parse(overrides))
 
 
 def project_folders(hydra: Any, leaving_out: Path) -> list[Path]:
@@ -88,79 +204,194 @@ def project_folders(hydra: Any, leaving_out: Path) -> list[Path]:
     return [CONF, *(path for path in paths if not path.is_relative_to(leaving_out.resolve()))]
 
 
-def check_job(folder: Path, conf: Iterable[Path]) -> None:
-    """Check what a job of a sweep would start or continue from, and Hydra's part of it, as `check_config` does."""
+def check_job(folder: Path, conf: Iterable[Path], typed: Sequence[str] = ()) -> None:
+    """Check what a job of a sweep would start or continue from, and Hydra's part of it, as `check_config` does.
+
+    The job keeps what its file says, so an override that the user `typed` vouches for the same value alone.
+    """
+    values = {item.key_or_group: item.value() for item in parse(typed) if not item.is_delete()}
     for name in (COMPOSED, SOURCE):
         if (folder / name).is_file():
-            cfg = OmegaConf.load(folder / name)
-            assert isinstance(cfg, DictConfig)
-            check_config(cfg, folder, is_trusted=False, conf=conf)
+            cfg = read_saved(folder / name, DAMAGED if name == COMPOSED else "restore it")
+            same = {key for key, value in values.items() if _raw(cfg, key) == value}
+            check_config(cfg, folder, is_trusted=False, conf=conf, given=same)
+            if name == COMPOSED:
+                _check_composed(cfg, folder)
 
 
-def check_sweep(folder: Path, script: Path, running: Path, jobs: Iterable[Sequence[str]]) -> None:
-    """Check that a sweep's folder names the script that is `running`, or train.py, and harmless overrides alone."""
-    if script not in (TRAIN, running):
+def _raw(cfg: DictConfig, key: str) -> Any:
+    """The value at a dotted key as it is written; None where there is none."""
+    node = OmegaConf.to_container(cfg, resolve=False)
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def _check_composed(cfg: DictConfig, folder: Path) -> None:
+    """Check that Hydra composes a job's file from nothing beside it, and does nothing but what FlowRL writes there."""
+    path = folder / COMPOSED
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    # Its first lines may say into which package it goes, and a folder `hydra` beside it comes before Hydra's own.
+    is_ours = read_text(path, DAMAGED).startswith(HEAD) and raw.get("defaults") == yaml.safe_load(HEAD)["defaults"]
+    if not is_ours or (folder / "hydra").exists():
+        name = "defaults" if not is_ours else "the folder hydra beside it"
+        raise UserError(f"{path}: {name} is not as FlowRL writes it; {CODE}; {KNOWN}")
+    hydra = raw.get("hydra")
+    for key, value in _settings(hydra):
+        if key not in _HARMLESS or not _HARMLESS[key](value):
+            raise UserError(f"{path}: hydra.{key}={value} is not as FlowRL writes it; {CODE}; {KNOWN}")
+    place = hydra["run"].get("dir") if isinstance(hydra, dict) and isinstance(hydra.get("run"), dict) else None
+    if not isinstance(place, str) or Path(place).resolve() != Path(escape(str(folder))).resolve():
+        raise UserError(f"{path}: hydra.run.dir={place} is not its folder; {FILES}; move it back, or {KNOWN}")
+
+
+def _settings(hydra: Any) -> Iterator[tuple[str, Any]]:
+    """Hydra's settings of a job, with those of its groups of settings by their dotted keys."""
+    if not isinstance(hydra, dict):
+        yield "", hydra
+        return
+    for name, value in hydra.items():
+        if name in ("job", "run", "runtime") and isinstance(value, dict):
+            yield from ((f"{name}.{key}", child) for key, child in value.items())
+        else:
+            yield str(name), value
+
+
+def _is_label(value: object) -> bool:
+    return value is None or (isinstance(value, str | int) and _is_name(str(value)))
+
+
+_HARMLESS: dict[str, Callable[[Any], bool]] = {
+    "job_logging": lambda value: value is None or isinstance(value, dict),  # checked by `check_config`
+    "hydra_logging": lambda value: value is None or isinstance(value, dict),
+    "output_subdir": _is_label,
+    "callbacks": lambda value: not value,
+    "verbose": lambda value: not isinstance(value, dict),
+    "job.name": lambda value: _is_label(value) and "/" not in str(value),
+    "job.chdir": lambda value: value in (None, False),
+    "job.num": lambda value: isinstance(value, int),
+    "job.id": _is_label,
+    "job.env_set": lambda value: not value,
+    "job.env_copy": lambda value: not value,
+    "run.dir": lambda value: isinstance(value, str),
+    "runtime.choices": lambda value: isinstance(value, dict),
+}
+"""Hydra's settings that FlowRL writes to a job's file, and which of their values do nothing by themselves."""
+
+
+def check_sweep(folder: Path, sweep: Sweep, running: Path, conf: Iterable[Path] = (CONF,)) -> None:
+    """Check that a sweep's folder names the script that is `running`, or train.py, and harmless overrides alone.
+
+    Its jobs start in the directory that it names, as one's own sweep that is continued from elsewhere must. Python and
+    libraries look for code and settings there: it must lie outside of the sweep's folder and hold none of these.
+    """
+    if sweep.script not in (TRAIN, running):
         raise UserError(
-            f"{folder}: its jobs run {script}, not {running}; continue it with that script, or with {KEY}=true if you "
-            "know it"
+            f"{folder}: its jobs run {sweep.script}, not {running}; continue it with that script, or {KNOWN}"
         )
-    for overrides in jobs:
-        check_overrides(overrides, folder)
+    if sweep.directory.resolve() != Path.cwd():
+        _check_directory(folder, sweep.directory)
+    for overrides in sweep.jobs:
+        check_overrides(overrides, folder, conf)
 
 
-def check_overrides(overrides: Iterable[str], folder: Path) -> None:
+def _check_directory(folder: Path, directory: Path) -> None:
+    relative = [
+        name
+        for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
+        if os.environ.get(name) and not all(map(os.path.isabs, os.environ[name].split(os.pathsep)))
+    ]
+    problem = ""
+    if not directory.is_absolute() or directory.resolve().is_relative_to(folder.resolve()):
+        problem = "which comes with it"
+    elif (directory / "wandb" / "settings").exists():
+        problem = "whose wandb/settings would apply"
+    elif relative:
+        problem = f"in which {relative[0]} looks for code"
+    if problem:
+        raise UserError(f"{folder}: its jobs run in {directory}, {problem}; continue it from there, or {KNOWN}")
+
+
+def check_overrides(overrides: Iterable[str], folder: Path, conf: Iterable[Path] = (CONF,)) -> None:
     """Overrides that were read from a sweep's `folder` are values and options of the project, nothing that runs code.
 
-    Raises UserError for command-line flags, Hydra's settings, targets and resolvers.
+    Raises UserError for command-line flags, Hydra's settings, targets, resolvers, options outside of conf/, and for
+    what `check_config` refuses.
     """
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        is_odd = override.startswith("-") or key.split(".")[0].split("@")[0] in ("hydra", KEY) or "hydra/" in key
-        if is_odd or "_target_" in override or _resolvers(value) - RESOLVERS:
+    project = _project(conf)
+    for text in overrides:
+        try:
+            (item,) = parse([text])
+            is_odd = item.is_sweep_override() or "_target_" in text
+        except HydraException:
+            is_odd = True
+        fault = "holds more than a value or an option" if is_odd else _fault(item, project, folder)
+        if fault:
             raise UserError(
-                f"{folder}: its job's {override} can run code of whoever made the folder; use it with {KEY}=true if "
-                "you know it"
+                f"{folder}: its job's {text} {fault}, which can run code of whoever made the folder or send your files "
+                f"away; {KNOWN}"
             )
 
 
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The values below `node` with their places."""
+def _fault(item: Override, project: Project, folder: Path) -> str:
+    """What is wrong with an override; an empty text where nothing is."""
+    key = str(item.key_or_group)
+    if re.split(r"[./]", key)[0] in ("hydra", KEY) or "hydra" in re.split(r"[./]", item.package or ""):
+        return "sets what Hydra or this check does"
+    if item.is_delete():
+        return ""
+    for node in _nodes(item.value(), key):
+        text = node.value if isinstance(node.value, str) else ""
+        if "." not in key and (text.startswith("/") or ".." in text):  # an option's file, which may lie anywhere
+            return "takes an option from elsewhere"
+        if _resolvers(text) - RESOLVERS:
+            return "calls a resolver"
+        if fault := _code(node, project) or _leak(node, project, folder):
+            return fault.partition(":")[0]
+    return ""
+
+
+def _nodes(node: Any, key: str = "", target: Any = None) -> Iterator[Node]:
+    """All values, mappings and lists from `node` on."""
+    yield Node(key, "" if key.endswith("]") else key.rpartition(".")[2], node, target)
     if isinstance(node, dict):
         for name, child in node.items():
-            yield from _leaves(child, f"{key}.{name}" if key else str(name))
+            yield from _nodes(child, f"{key}.{name}" if key else str(name), node.get("_target_"))
     elif isinstance(node, list):
         for number, child in enumerate(node):
-            yield from _leaves(child, f"{key}[{number}]")
-    else:
-        yield key, node
+            yield from _nodes(child, f"{key}[{number}]")
 
 
-def _named_by(conf: Iterable[Path]) -> tuple[set[Any], set[Any]]:
-    """The targets, and all values, that YAML files of these folders hold; Hydra's own group does not count."""
-    targets, values = set(), set()
+def _project(conf: Iterable[Path]) -> Project:
+    """What the YAML files of these folders hold; Hydra's own group does not count."""
+    project = Project(set(), set(), set())
     for folder in conf:
         paths = (path for path in sorted(folder.rglob("*.yaml")) if path.relative_to(folder).parts[0] != "hydra")
         for path in paths:
-            for key, value in _leaves(yaml.safe_load(path.read_text(encoding="utf-8"))):
-                values.add(value)
-                if key.rpartition(".")[2] == "_target_":
-                    targets.add(value)
-    return targets, values
+            for node in _nodes(yaml.load(path.read_text(encoding="utf-8"), _LOADER)):
+                if not isinstance(node.value, Hashable):
+                    continue
+                project.values.add(node.value)
+                project.named.add((node.name, node.value))
+                if node.name == "_target_":
+                    project.targets.add(node.value)
+    return project
 
 
-def _is_harmless(target: Any) -> bool:
-    """Whether a target names a class of `KINDS` or an `OPEN` module, by the place where that class is defined."""
-    if not isinstance(target, str) or not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", target):
+def _is_harmless(target: str) -> bool:
+    """Whether a target is of `LIGHTNING`, an optimizer, or a class of an `OPEN` module, where it is defined."""
+    if target in LIGHTNING:
+        return True
+    if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", target):
         return False
     package = target.rpartition(".")[0]
     if _is_below(package, *(f"flowrl.{module}" for module in OPEN)):
         own = _class(target)
         return own is not None and own.__module__ == package
-    for prefix, base in KINDS:
-        own, kind = (_class(target), _class(base)) if _is_below(package, prefix) else (None, None)
-        if own is not None and kind is not None and issubclass(own, kind) and _is_below(own.__module__, prefix):
-            return True
-    return False
+    if not _is_below(package, "torch.optim"):
+        return False
+    own, kind = _class(target), _class("torch.optim.Optimizer")
+    return own is not None and kind is not None and issubclass(own, kind) and _is_below(own.__module__, "torch.optim")
 
 
 def _is_plain_logging(name: str, value: object) -> bool:
@@ -168,7 +399,9 @@ def _is_plain_logging(name: str, value: object) -> bool:
     if name == "()":
         return False
     if name == "class":
-        return isinstance(value, str) and value.startswith("logging.")
+        return value in LOGGING_CLASSES
+    if name == "filename":
+        return value == LOG_FILE
     return not isinstance(value, str) or "://" not in value or value in ("ext://sys.stdout", "ext://sys.stderr")
 
 

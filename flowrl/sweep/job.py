@@ -99,7 +99,7 @@ class Job:
         is_composed = (self.folder / COMPOSED).is_file()
         flags = ["--config-path", str(self.folder), "--config-name", Path(COMPOSED).stem] if is_composed else []
         if self.is_begun:
-            trust = [TRUSTED] if self.is_trusted or TRUSTED in self.overrides else []
+            trust = [TRUSTED] if self.is_trusted else []
             return [*flags, override("resume", str(self.folder)), *trust, *threads]
         if is_composed:
             return [*flags, *threads]
@@ -108,7 +108,7 @@ class Job:
 
 def has_key(overrides: Iterable[str], key: str) -> bool:
     """Whether one of the overrides sets `key`."""
-    return any(override.lstrip("+").startswith(f"{key}=") for override in overrides)
+    return any(override.lstrip("+").partition("=")[0].strip() == key for override in overrides)
 
 
 def environment(group: str) -> dict[str, str]:

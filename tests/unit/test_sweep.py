@@ -11,6 +11,7 @@ import time
 import pytest
 
 from flowrl.launch.command_line import override
+from flowrl.launch.trust import is_trusting
 from flowrl.sweep import pool, ranks
 from flowrl.sweep.job import JobsFailed, environment, num_ranks, objective
 from flowrl.sweep.plan import match, read_sweep, write_sweep
@@ -235,7 +236,9 @@ def test_a_resume_in_a_sweep_stands_alone(tmp_path):
     """The folder is read as Hydra reads it. Mutation: split at `=`, which keeps the quotes, or hand it to every job."""
     folder = tmp_path / "my sweep (é), #1 = 'x'"
     assert find_earlier([(override("resume", str(folder)),)]) == folder
-    assert find_earlier([("trust_folder=true", override("resume", str(folder)))]) == folder
+    for spelling in ("trust_folder=true", "trust_folder=True", "++trust_folder=true", "trust_folder=false"):
+        assert find_earlier([(spelling, override("resume", str(folder)))]) == folder
+        assert is_trusting([spelling, "seed=0"]) is (spelling != "trust_folder=false")
     assert find_earlier([("seed=0",)]) is None
     with pytest.raises(ValueError, match="stands alone"):
         find_earlier([("resume=x", "seed=0")])
