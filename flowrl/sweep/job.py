@@ -17,8 +17,8 @@ from flowrl.runs.files import CONFIG, METRICS, SUMMARY, read_object, write_whole
 STATUS, LOG = "job.json", "job.log"
 COMPOSED = "job.yaml"
 """The configuration that the job starts from, as its sweep composed it."""
-TRUSTED = "trust_folder=true"
-"""The override under which a resumed run may build whatever its folder names."""
+TRUSTED = "++trust_folder=true"
+"""The override for a resumed run whose folder was checked, or is trusted; a script of one's own may lack the key."""
 
 DAMAGED = "remove it, and the run is gone on with from its newest checkpoint"
 """What to do about a summary that cannot be read."""
