@@ -45,7 +45,7 @@ from flowrl.launch.build import build
 from flowrl.launch.compose import CONF, compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
-from flowrl.launch.resume import read_saved
+from flowrl.launch.saved import read_saved
 from flowrl.launch.start import with_copy
 from flowrl.launch.trust import check_config
 from flowrl.models import lora, lora_files
@@ -75,7 +75,7 @@ def configure(subjects: Sequence[Subject], overrides: Sequence[str], prompts: st
         kept = [key for key in ("reward", "evaluation", "data") if key not in chosen]
         # Another base model comes with its own grid, layers and backend.
         kept += [key for key in OWN if key not in chosen] if "model" not in chosen else []
-        cfg = taken(cfg, run_config(first, cfg), kept, overrides)
+        cfg = taken(cfg, run_config(first, cfg, overrides), kept, overrides)
     if prompts is not None:
         cfg.evaluation.sets = {Path(prompts).stem: prompt_set(prompts)}
         # All of them, unless the command line itself asks for a subset, which then is one of the whole file.
@@ -109,13 +109,14 @@ def taken(cfg: DictConfig, saved: DictConfig, keys: Sequence[str], overrides: Se
     return merged
 
 
-def run_config(subject: Subject, common: DictConfig) -> DictConfig:
+def run_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """A run's own configuration; `common` says whether its folder is trusted."""
     assert subject.path is not None
+    given = {item.lstrip("+").split("=")[0] for item in overrides}
     source = subject.path / SOURCE
     path = source if source.is_file() else subject.path / CONFIG
     saved = read_saved(path, "put the file back, or evaluate the weights below the run's folder")
-    return check_config(saved, subject.path, is_trusted=common.trust_folder)
+    return check_config(saved, subject.path, is_trusted=common.trust_folder, given=given)
 
 
 def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -123,7 +124,7 @@ def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -
     cfg = common.copy()
     if subject.is_run:
         keys = [key for key in OWN if key in TRAINED or key not in groups(overrides)]
-        cfg = taken(cfg, run_config(subject, common), keys, overrides)
+        cfg = taken(cfg, run_config(subject, common, overrides), keys, overrides)
     else:
         cfg.tuning = {"_target_": FULL, "dtype": "float32"} if subject.is_full else "${lora}"
         cfg.model.dtype = "float32" if subject.is_full else cfg.model.dtype

@@ -13,27 +13,29 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
 from flowrl.launch.command_line import TRAIN, escape
-from flowrl.runs.files import read_text
+from flowrl.launch.saved import read_saved
 from flowrl.sweep.job import COMPOSED, Job, num_ranks
 
 _OF_THIS_LAUNCH = re.compile(r"\$\{\s*(hydra|now)\s*:")
-DAMAGED = "remove the job's folder, and start the sweep again with its overrides"
-"""What to do about a job's configuration that cannot be read."""
-_HEAD = """\
+DAMAGED = "remove it, and start the sweep again with its overrides: the job is composed again"
+"""What to do about a job's file that cannot be read."""
+HEAD = """\
 # The job's configuration as the sweep composed it, and Hydra's own; train.py starts from it.
 defaults:
 - _self_
 - override hydra/job_logging: none
 - override hydra/hydra_logging: none
 """
-_KEPT = ("job_logging", "hydra_logging", "output_subdir", "callbacks", "verbose")
+KEPT = ("job_logging", "hydra_logging", "output_subdir", "callbacks", "verbose")
+"""What is taken from Hydra's own configuration as it is."""
+OF_JOB = ("name", "chdir", "num", "id")
+"""What is taken from `hydra.job`, beside its variables of the environment."""
 
 
 def freeze(cfg: DictConfig | ListConfig) -> None:
@@ -77,12 +79,10 @@ def read_job(folder: Path) -> tuple[Job, DictConfig] | None:
     path = folder / COMPOSED
     if not path.is_file():
         return None
+    cfg = read_saved(path, DAMAGED)
     try:
-        cfg = OmegaConf.create(read_text(path, DAMAGED))
-        if not isinstance(cfg, DictConfig):
-            raise TypeError("it holds no configuration")
         return _job(cfg, folder, cfg.hydra.job.num, ()), cfg
-    except (yaml.YAMLError, OmegaConfBaseException, AttributeError, TypeError, RecursionError) as error:
+    except (OmegaConfBaseException, AttributeError, TypeError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {DAMAGED}") from error
 
 
@@ -100,18 +100,18 @@ def _as_file(cfg: DictConfig, hydra: Any, folder: Path, left_out: tuple[str, ...
             task.run_dir = escape(str(folder))
     task._set_parent(None)
     freeze(task)
-    job = {key: hydra.job[key] for key in ("name", "chdir", "num", "id") if not OmegaConf.is_missing(hydra.job, key)}
+    job = {key: hydra.job[key] for key in OF_JOB if not OmegaConf.is_missing(hydra.job, key)}
     # Variables to copy are copied from the job's environment; their values, perhaps keys, do not belong in a file.
     job["env_set"] = {key: value for key, value in hydra.job.env_set.items() if key not in hydra.job.env_copy}
     job["env_copy"] = list(hydra.job.env_copy)
-    kept = OmegaConf.masked_copy(hydra, [key for key in _KEPT if key not in left_out])
+    kept = OmegaConf.masked_copy(hydra, [key for key in KEPT if key not in left_out])
     kept._set_parent(None)
     own = OmegaConf.create(OmegaConf.to_container(kept, resolve=False))
     assert isinstance(own, DictConfig)
     freeze(own)
     own.job, own.run = job, {"dir": escape(str(folder))}
     own.runtime = {"choices": {key: hydra.runtime.choices[key] for key in hydra.runtime.choices if "hydra/" not in key}}
-    return _HEAD + OmegaConf.to_yaml(task) + OmegaConf.to_yaml(OmegaConf.create({"hydra": own}))
+    return HEAD + OmegaConf.to_yaml(task) + OmegaConf.to_yaml(OmegaConf.create({"hydra": own}))
 
 
 def calling_script() -> Path:

@@ -20,10 +20,11 @@ from flowrl.launch import trust
 from flowrl.launch.changes import overridden
 from flowrl.launch.command_line import resume_command
 from flowrl.launch.composed import freeze
+from flowrl.launch.saved import read_saved
 from flowrl.launch.start import refuse_other_start, take_from_file
 from flowrl.launch.trust import check_config, project_folders
 from flowrl.modules.parallel import is_later_rank
-from flowrl.runs.files import CONFIG, SOURCE, read_text, write_whole
+from flowrl.runs.files import CONFIG, SOURCE, write_whole
 from flowrl.runs.folder import claim
 from flowrl.trackers import default_tags
 
@@ -54,9 +55,12 @@ def configure(cfg: DictConfig) -> DictConfig:
 
 def _resumed(run: Path, folder: str, *, is_trusted: bool) -> DictConfig:
     saved = read_source(run)
-    check_config(saved, run, is_trusted=is_trusted, conf=project_folders(HydraConfig.get(), leaving_out=run))
+    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    given = {item.key_or_group for item in overrides if not item.is_delete()}
+    folders = project_folders(HydraConfig.get(), leaving_out=run)
+    check_config(saved, run, is_trusted=is_trusted, conf=folders, given=given)
     OmegaConf.set_struct(saved, True)
-    task = [item for item in HydraConfig.get().overrides.task if item.split("=")[0] not in ("resume", trust.KEY)]
+    task = [str(item.input_line) for item in overrides if item.key_or_group not in ("resume", trust.KEY)]
     refuse_other_start(task, OmegaConf.select(saved, "lora.start"))
     merged = with_overrides(saved, task)
     OmegaConf.update(merged, "run_dir", folder)
@@ -95,19 +99,6 @@ def read_source(folder: Path) -> DictConfig:
     if not path.is_file():
         raise UserError(f"{path} is missing; {RESTORE}")
     return read_saved(path, RESTORE)
-
-
-def read_saved(path: Path, remedy: str) -> DictConfig:
-    """The configuration in a file of a run's folder. Raises UserError, with the remedy, for a damaged file."""
-    try:
-        saved = OmegaConf.create(read_text(path, remedy))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {remedy}") from error
-    if not isinstance(saved, DictConfig) or not saved:
-        raise UserError(f"{path} is damaged (it holds no configuration); {remedy}")
-    return saved
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

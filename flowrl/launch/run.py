@@ -24,12 +24,12 @@ from flowrl.errors import UserError
 from flowrl.launch import trust
 from flowrl.launch.build import build
 from flowrl.launch.changes import Provenance
-from flowrl.launch.command_line import resume_command
 from flowrl.launch.composed import calling_script, job_of
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
 from flowrl.launch.resume import configure, write_config
 from flowrl.launch.start import keep_copy, with_copy
+from flowrl.launch.trust_jobs import check_job, continue_command
 from flowrl.models import lora
 from flowrl.modules.learning import NothingLearned
 from flowrl.modules.measures import NotFinite
@@ -50,14 +50,16 @@ def run_job(cfg: DictConfig) -> float | None:
     if hydra.mode == RunMode.MULTIRUN:  # under another launcher than our own, which calls train.py itself
         folder = Path(hydra.runtime.output_dir)
         if not cfg.get(trust.KEY):
-            trust.check_job(folder, trust.project_folders(hydra, leaving_out=folder))
+            conf = trust.project_folders(hydra, leaving_out=folder)
+            check_job(folder, conf, tuple(hydra.overrides.task))
         job = job_of(cfg, folder, is_started_by_hydra=True)
         job.is_trusted = True  # what its folder holds was checked, or is trusted
         return run_to_end(job, cfg.objective, calling_script(), Path(hydra.runtime.cwd))
     status = one_line_errors(partial(run, cfg), log=Path(hydra.runtime.output_dir) / LOG)
-    background.leave(status)
     if status:
         discard_if_empty(hydra.runtime.output_dir)  # of a run refused before it wrote anything
+    background.leave(status)  # which may end the process
+    if status:
         sys.exit(status)
     return None
 
@@ -73,7 +75,7 @@ def run(cfg: DictConfig) -> None:
         if not disk.is_full(error):
             raise
         text = str(error) if isinstance(error, disk.DiskFull) else f"{folder}: no space left ({disk.free(folder)} free)"
-        remedy = f"continue with: {resume_command(folder)}" if (folder / CONFIG).is_file() else "run it again"
+        remedy = f"continue with: {_continue(folder)}" if (folder / CONFIG).is_file() else "run it again"
         raise disk.DiskFull(f"{text}; make some, then {remedy}") from error
 
 
@@ -119,7 +121,7 @@ def _train(cfg: DictConfig, folder: Path) -> None:
     if status == "finished":
         print(f"finished: {folder}/summary.json, images/, {lora.folder_name(policy.transformer)}/")
     elif not is_later_rank():  # whose failure would have Lightning kill the first one, which may still be writing
-        print(f"\nstopped; {saver.newest()}. Continue with: {resume_command(folder)}")
+        print(f"\nstopped; {saver.newest()}. Continue with: {_continue(folder)}")
         raise KeyboardInterrupt
 
 
@@ -144,10 +146,14 @@ def _way_on(error: Exception, saver: Checkpoint, folder: Path) -> str:
     if isinstance(error, NothingLearned):
         return f"{folder}/metrics.csv shows all iterations"
     if isinstance(error, TooManyMissingRewards):
-        return f"{saver.newest()}; once the scorer works, continue with: {resume_command(folder)}"
+        return f"{saver.newest()}; once the scorer works, continue with: {_continue(folder)}"
     if saver.newest() == NO_CHECKPOINT:
         return f"{NO_CHECKPOINT}: start again with a lower optimizer.lr"
-    return f"{saver.newest()}; continue from there with: {resume_command(folder)} optimizer.lr=LOWER"
+    return f"{saver.newest()}; continue from there with: {_continue(folder)} optimizer.lr=LOWER"
+
+
+def _continue(folder: Path) -> str:
+    return continue_command(folder, [folder], HydraConfig.get())
 
 
 def _prepare(loggers: list[Logger], cfg: DictConfig) -> None:

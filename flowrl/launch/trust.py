@@ -8,29 +8,33 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
-from flowrl.launch.command_line import TRAIN
 from flowrl.launch.compose import CONF
-from flowrl.runs.files import SOURCE
-from flowrl.sweep.job import COMPOSED
 
 KEY = "trust_folder"
 """The configuration key that turns the check off."""
 
-KINDS = (
-    ("torch.optim", "torch.optim.Optimizer"),
-    ("lightning", "lightning.Callback"),
-    ("lightning", "lightning.Trainer"),
-)
-"""Packages whose classes need not be named by the project, and of which base class each must be."""
+LIGHTNING = {
+    "lightning.Trainer",
+    "lightning.pytorch.Trainer",
+    "lightning.pytorch.callbacks.DeviceStatsMonitor",
+    "lightning.pytorch.callbacks.LearningRateMonitor",
+    "lightning.pytorch.callbacks.RichProgressBar",
+    "lightning.pytorch.callbacks.TQDMProgressBar",
+    "lightning.pytorch.callbacks.Timer",
+}
+"""Classes of Lightning that need not be named by the project; others write where they are told, or start commands."""
 
 OPEN = ("losses", "samplers", "rewards", "callbacks.progress", "learning_rate", "schedule", "prompts")
 """Modules of FlowRL whose classes need not be named by the project: none of them writes, deletes or starts anything."""
@@ -49,33 +53,137 @@ SETTINGS: dict[str, tuple[object, ...]] = {
 LOGGING = ("hydra.job_logging.", "hydra.hydra_logging.")
 """Hydra's own settings of logging, whose handlers and formatters are built by class name."""
 
+LOGGING_CLASSES = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "logging.Formatter")
+LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
 
-def check_config(cfg: DictConfig, folder: Path, *, is_trusted: bool, conf: Iterable[Path] = (CONF,)) -> DictConfig:
+PLACES = ("save_dir", "folder", "dirpath", "default_root_dir", "weights_save_path")
+"""Last words of keys under which something is written."""
+
+REFUSED = ("_args_", "model_registry")
+"""Keys that hide what their values are for, or that upload."""
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The faster of the safe ones, where there is it."""
+
+LOOPBACK = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/[\w./-]*)?")
+
+KNOWN = f"use it with {KEY}=true if you know it"
+CODE = "that can run code of whoever made the folder"
+AWAY = "that can send your files and secrets away"
+FILES = "that can overwrite your files"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value, a mapping or a list of a configuration: its place, its own name there, and the target it is handed to.
+
+    An entry of a list has no name.
+    """
+
+    key: str
+    name: str
+    value: Any
+    target: Any = None
+
+
+@dataclass(frozen=True)
+class Project:
+    """What the project's YAML files hold: targets, all values, and values with the last words of their keys."""
+
+    targets: set[Any]
+    values: set[Any]
+    named: set[tuple[str, Any]]
+
+    def has(self, node: Node) -> bool:
+        """Whether the same value stands under a key of the same name."""
+        return isinstance(node.value, Hashable) and (node.name, node.value) in self.named
+
+
+def check_config(
+    cfg: DictConfig,
+    folder: Path,
+    *,
+    is_trusted: bool,
+    conf: Iterable[Path] = (CONF,),
+    given: Collection[str] = (),
+) -> DictConfig:
     """The configuration `cfg` that was read from `folder`, as it is.
 
-    Raises UserError unless its targets are named by the YAML files in `conf` too, or are classes of `OPEN` modules or
-    `KINDS`; with `is_trusted` everything passes. Nothing is imported but modules of these packages.
+    Raises UserError unless its targets are named by the YAML files in `conf` too, or are classes of `OPEN` modules,
+    `torch.optim` or `LIGHTNING`; and for addresses of other machines, tokens, and places outside of the folder that
+    are neither named there nor by the keys that this command line has `given`. With `is_trusted` everything passes.
+    Nothing is imported but modules of these packages.
     """
     if is_trusted:
         return cfg
-    targets, texts = _named_by(conf)
-    for key, value in _leaves(OmegaConf.to_container(cfg, resolve=False)):
-        name = key.rpartition(".")[2]
-        problem = None
-        if name == "_target_" and value not in targets and not _is_harmless(value):
-            problem = "names what this project does not"
-        elif key.startswith(LOGGING) and not _is_plain_logging(name, value):
-            problem = "lets logging call code"
-        elif name in SETTINGS and value not in SETTINGS[name]:
-            problem = "lets a loader run code"
-        elif isinstance(value, str) and value not in texts and (resolvers := _resolvers(value) - RESOLVERS):
-            problem = f"calls the resolver {', '.join(sorted(resolvers))}"
-        if problem is not None:
-            raise UserError(
-                f"{folder}: its configuration {problem}: {key}={value}; that can run code of whoever made the folder. "
-                f"Use it with {KEY}=true if you know it, or name the same in a YAML file below conf/"
-            )
+    project = project_of(conf)
+    for node in nodes_of(OmegaConf.to_container(cfg, resolve=False)):
+        fault = code_fault(node, project) or ("" if node.key in given else leak_fault(node, project, folder))
+        if fault:
+            raise UserError(f"{folder}: its configuration {fault}")
     return cfg
+
+
+def code_fault(node: Node, project: Project) -> str:
+    """Why a node could run code, and the remedy; an empty text where it cannot."""
+    key, name, value = node.key, node.name, node.value
+    here, problem, remedy = f"{key}={value}; {CODE}", "", KNOWN
+    if name == "_target_" and not (isinstance(value, str) and (value in project.targets or _is_harmless(value))):
+        problem, remedy = "names what this project does not", f"{KNOWN}, or name the same in a YAML file below conf/"
+    elif name in REFUSED:
+        problem = f"holds {name}"
+    elif key.startswith(LOGGING) and not _is_plain_logging(name, value):
+        problem = "lets logging call code or write elsewhere"
+    elif name in SETTINGS and (isinstance(value, dict | list) or value not in SETTINGS[name]):
+        problem = "lets a loader run code"
+    elif isinstance(value, str) and value not in project.values and (resolvers := resolvers_of(value) - RESOLVERS):
+        problem = f"calls the resolver {', '.join(sorted(resolvers))}"
+    return problem and f"{problem}: {here}; {remedy}"
+
+
+def leak_fault(node: Node, project: Project, folder: Path) -> str:
+    """Why a node could send something away, or write elsewhere, and the remedy; an empty text where it cannot."""
+    key, name, value = node.key, node.name, node.value
+    if value is None or value == "???" or key.startswith(LOGGING) or project.has(node):
+        return ""
+    is_logger = isinstance(node.target, str) and node.target.startswith("lightning.pytorch.loggers")
+    is_handed_over = name not in (*PLACES, "_target_") and isinstance(value, str)
+    problem, danger = "", AWAY
+    if name == "token_env":
+        problem = "names a secret of yours"
+    elif name == "url" or (isinstance(value, str) and "://" in value):
+        is_here = isinstance(value, str) and LOOPBACK.fullmatch(value)
+        problem = "" if is_here else "names another machine"
+    elif (name in PLACES and not is_within(value, folder)) or (is_logger and is_handed_over and not is_name(value)):
+        problem, danger = "writes outside of its folder", FILES
+    repeat = f"repeat it on the command line ({key}=VALUE) if you mean it, or {KNOWN}"
+    return problem and f"{problem}: {key}={value}; {danger}; {repeat}"
+
+
+def is_within(value: object, folder: Path) -> bool:
+    """Whether a place is the run's folder or below it, by `${run_dir}` or by its path."""
+    if not isinstance(value, str):
+        return False
+    place = re.fullmatch(r"\$\{run_dir\}(/[\w./-]*)?", value)
+    if place is not None:
+        return ".." not in value
+    is_plain = "${" not in value and "://" not in value and Path(value).is_absolute()
+    return is_plain and Path(value).resolve().is_relative_to(folder.resolve())
+
+
+def is_name(text: str) -> bool:
+    """Whether a text, put after a folder and a slash, stays in that folder."""
+    return not text.startswith(("/", "~")) and not any(mark in text for mark in ("..", "${", "\\"))
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """The overrides as Hydra reads them."""
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def is_trusting(overrides: Sequence[str]) -> bool:
+    """Whether overrides that the user typed say `trust_folder=true`, in any of Hydra's spellings."""
+    return any(item.key_or_group == KEY and not item.is_delete() and item.value() is True for item in parse(overrides))
 
 
 def project_folders(hydra: Any, leaving_out: Path) -> list[Path]:
@@ -88,79 +196,47 @@ def project_folders(hydra: Any, leaving_out: Path) -> list[Path]:
     return [CONF, *(path for path in paths if not path.is_relative_to(leaving_out.resolve()))]
 
 
-def check_job(folder: Path, conf: Iterable[Path]) -> None:
-    """Check what a job of a sweep would start or continue from, and Hydra's part of it, as `check_config` does."""
-    for name in (COMPOSED, SOURCE):
-        if (folder / name).is_file():
-            cfg = OmegaConf.load(folder / name)
-            assert isinstance(cfg, DictConfig)
-            check_config(cfg, folder, is_trusted=False, conf=conf)
-
-
-def check_sweep(folder: Path, script: Path, running: Path, jobs: Iterable[Sequence[str]]) -> None:
-    """Check that a sweep's folder names the script that is `running`, or train.py, and harmless overrides alone."""
-    if script not in (TRAIN, running):
-        raise UserError(
-            f"{folder}: its jobs run {script}, not {running}; continue it with that script, or with {KEY}=true if you "
-            "know it"
-        )
-    for overrides in jobs:
-        check_overrides(overrides, folder)
-
-
-def check_overrides(overrides: Iterable[str], folder: Path) -> None:
-    """Overrides that were read from a sweep's `folder` are values and options of the project, nothing that runs code.
-
-    Raises UserError for command-line flags, Hydra's settings, targets and resolvers.
-    """
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        is_odd = override.startswith("-") or key.split(".")[0].split("@")[0] in ("hydra", KEY) or "hydra/" in key
-        if is_odd or "_target_" in override or _resolvers(value) - RESOLVERS:
-            raise UserError(
-                f"{folder}: its job's {override} can run code of whoever made the folder; use it with {KEY}=true if "
-                "you know it"
-            )
-
-
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The values below `node` with their places."""
+def nodes_of(node: Any, key: str = "", target: Any = None) -> Iterator[Node]:
+    """All values, mappings and lists from `node` on."""
+    yield Node(key, "" if key.endswith("]") else key.rpartition(".")[2], node, target)
     if isinstance(node, dict):
         for name, child in node.items():
-            yield from _leaves(child, f"{key}.{name}" if key else str(name))
+            yield from nodes_of(child, f"{key}.{name}" if key else str(name), node.get("_target_"))
     elif isinstance(node, list):
         for number, child in enumerate(node):
-            yield from _leaves(child, f"{key}[{number}]")
-    else:
-        yield key, node
+            yield from nodes_of(child, f"{key}[{number}]")
 
 
-def _named_by(conf: Iterable[Path]) -> tuple[set[Any], set[Any]]:
-    """The targets, and all values, that YAML files of these folders hold; Hydra's own group does not count."""
-    targets, values = set(), set()
+def project_of(conf: Iterable[Path]) -> Project:
+    """What the YAML files of these folders hold; Hydra's own group does not count."""
+    project = Project(set(), set(), set())
     for folder in conf:
         paths = (path for path in sorted(folder.rglob("*.yaml")) if path.relative_to(folder).parts[0] != "hydra")
         for path in paths:
-            for key, value in _leaves(yaml.safe_load(path.read_text(encoding="utf-8"))):
-                values.add(value)
-                if key.rpartition(".")[2] == "_target_":
-                    targets.add(value)
-    return targets, values
+            for node in nodes_of(yaml.load(path.read_text(encoding="utf-8"), _LOADER)):
+                if not isinstance(node.value, Hashable):
+                    continue
+                project.values.add(node.value)
+                project.named.add((node.name, node.value))
+                if node.name == "_target_":
+                    project.targets.add(node.value)
+    return project
 
 
-def _is_harmless(target: Any) -> bool:
-    """Whether a target names a class of `KINDS` or an `OPEN` module, by the place where that class is defined."""
-    if not isinstance(target, str) or not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", target):
+def _is_harmless(target: str) -> bool:
+    """Whether a target is of `LIGHTNING`, an optimizer, or a class of an `OPEN` module, where it is defined."""
+    if target in LIGHTNING:
+        return True
+    if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", target):
         return False
     package = target.rpartition(".")[0]
     if _is_below(package, *(f"flowrl.{module}" for module in OPEN)):
         own = _class(target)
         return own is not None and own.__module__ == package
-    for prefix, base in KINDS:
-        own, kind = (_class(target), _class(base)) if _is_below(package, prefix) else (None, None)
-        if own is not None and kind is not None and issubclass(own, kind) and _is_below(own.__module__, prefix):
-            return True
-    return False
+    if not _is_below(package, "torch.optim"):
+        return False
+    own, kind = _class(target), _class("torch.optim.Optimizer")
+    return own is not None and kind is not None and issubclass(own, kind) and _is_below(own.__module__, "torch.optim")
 
 
 def _is_plain_logging(name: str, value: object) -> bool:
@@ -168,7 +244,9 @@ def _is_plain_logging(name: str, value: object) -> bool:
     if name == "()":
         return False
     if name == "class":
-        return isinstance(value, str) and value.startswith("logging.")
+        return value in LOGGING_CLASSES
+    if name == "filename":
+        return value == LOG_FILE
     return not isinstance(value, str) or "://" not in value or value in ("ext://sys.stdout", "ext://sys.stderr")
 
 
@@ -186,7 +264,7 @@ def _class(target: str) -> type | None:
     return found if inspect.isclass(found) else None
 
 
-def _resolvers(text: str) -> set[str]:
+def resolvers_of(text: str) -> set[str]:
     """The resolvers that a text calls; a name that is itself computed counts as it is written."""
     found = set()
     for opening in re.finditer(r"\$\{", text):

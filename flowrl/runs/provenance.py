@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 import subprocess
@@ -58,13 +59,19 @@ def _short(revision: Any) -> str:
 
 def git_revision() -> str | None:
     """The checked-out commit of the package's repository, with `+` where there are changes; None outside one."""
-    here = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+        head, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    return head + ("+" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    """What git prints about the package's repository, without variables that give it another one or commands to run."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command, here = ["git", *arguments], Path(__file__).parent
+    done = subprocess.run(command, cwd=here, env=variables, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:

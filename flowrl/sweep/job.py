@@ -18,8 +18,8 @@ from flowrl.runs.files import CONFIG, METRICS, SUMMARY, read_object, write_whole
 STATUS, LOG = "job.json", "job.log"
 COMPOSED = "job.yaml"
 """The configuration that the job starts from, as its sweep composed it."""
-TRUSTED = "trust_folder=true"
-"""The override under which a resumed run may build whatever its folder names."""
+TRUSTED = "++trust_folder=true"
+"""The override for a resumed run whose folder was checked, or is trusted; a script of one's own may lack the key."""
 
 DAMAGED = "remove it, and the run is gone on with from its newest checkpoint"
 """What to do about a summary that cannot be read."""
@@ -100,7 +100,7 @@ class Job:
         is_composed = (self.folder / COMPOSED).is_file()
         flags = ["--config-path", str(self.folder), "--config-name", Path(COMPOSED).stem] if is_composed else []
         if self.is_begun:
-            trust = [TRUSTED] if self.is_trusted or TRUSTED in self.overrides else []
+            trust = [TRUSTED] if self.is_trusted else []
             return [*flags, override("resume", str(self.folder)), *trust, *threads]
         if is_composed:
             return [*flags, *threads]
@@ -109,7 +109,7 @@ class Job:
 
 def has_key(overrides: Iterable[str], key: str) -> bool:
     """Whether one of the overrides sets `key`."""
-    return any(override.lstrip("+").startswith(f"{key}=") for override in overrides)
+    return any(override.lstrip("+").partition("=")[0].strip() == key for override in overrides)
 
 
 def environment(group: str) -> dict[str, str]:

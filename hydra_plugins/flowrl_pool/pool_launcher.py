@@ -14,18 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flowrl.errors import UserError
-from flowrl.launch.command_line import resume_command
 from flowrl.launch.compose import check_folder
 from flowrl.launch.composed import job_of, read_job
-from flowrl.launch.trust import check_job, check_sweep, project_folders
-from flowrl.sweep.job import TRUSTED, Job, JobsFailed, has_key, objective
+from flowrl.launch.trust import KEY, is_trusting, parse, project_folders
+from flowrl.launch.trust_jobs import check_job, check_sweep, continue_command
+from flowrl.sweep.job import Job, JobsFailed, has_key, objective
 from flowrl.sweep.plan import Overrides, Place, Sweep, find_places, read_sweep, write_sweep
 from flowrl.sweep.pool import Pool, find_slots
 
@@ -50,19 +49,20 @@ class PoolLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         wanted = [tuple(filter_overrides(overrides)) for overrides in job_overrides]
-        is_trusted = any(TRUSTED in overrides for overrides in wanted)
+        is_trusted = any(is_trusting(overrides) for overrides in wanted)
         earlier = find_earlier(wanted)
         if earlier is not None:
             folder, sweep = earlier, read_sweep(earlier)
             if not is_trusted:
-                check_sweep(folder, sweep.script, self.script, sweep.jobs)
+                check_sweep(folder, sweep, self.script, project_folders(self.config.hydra, leaving_out=folder))
         else:
             folder = Path(str(self.config.hydra.sweep.dir)).absolute()
             sweep = Sweep(self.script, Path.cwd(), tuple(wanted))
         check_folder("hydra.sweep.dir", str(folder))
-        for place in find_places(folder, sweep.jobs):
+        for overrides, place in zip(sweep.jobs, find_places(folder, sweep.jobs), strict=True):
             if place.folder is not None and not is_trusted:
-                check_job(place.folder, project_folders(self.config.hydra, leaving_out=folder))
+                typed = overrides if earlier is None else ()
+                check_job(place.folder, project_folders(self.config.hydra, leaving_out=folder), typed)
         jobs, configs = self._jobs(folder, sweep.jobs, is_continued=earlier is not None)
         for job in jobs:
             job.is_trusted = True  # what the folders hold was checked, or is trusted
@@ -88,7 +88,7 @@ class PoolLauncher(Launcher):
         try:
             pool.run(jobs)
         except KeyboardInterrupt:
-            print(f"\nstopped. Continue with: {resume_command(folder, is_sweep=True)}")
+            print(f"\nstopped. Continue with: {self._continue(folder, jobs)}")
             raise
         return self._returns(jobs, configs, folder)
 
@@ -129,12 +129,15 @@ class PoolLauncher(Launcher):
         with hydra_config(config):
             return job_of(config, path), config
 
+    def _continue(self, folder: Path, jobs: Sequence[Job]) -> str:
+        return continue_command(folder, [job.folder for job in jobs], self.config.hydra, is_sweep=True)
+
     def _returns(self, jobs: Sequence[Job], configs: Sequence[DictConfig], folder: Path) -> list[JobReturn]:
         bad = [job for job in jobs if job.state != "finished"]
         failure = JobsFailed(
             f"{len(bad)} of {len(jobs)} jobs did not finish: "
             + "; ".join(f"job {job.number} {job.state} {job.problem}".strip() for job in bad)
-            + f". Each has its job.log in {folder}; `{resume_command(folder, is_sweep=True)}` runs what is missing"
+            + f". Each has its job.log in {folder}; `{self._continue(folder, jobs)}` runs what is missing"
         )
         returns = []
         for job, config in zip(jobs, configs, strict=True):
@@ -155,10 +158,10 @@ def find_earlier(wanted: Sequence[Overrides]) -> Path | None:
     """
     if not any(has_key(overrides, "resume") for overrides in wanted):
         return None
-    asked = [item for item in wanted[0] if item != TRUSTED]
+    asked = [item for item in parse(wanted[0]) if item.key_or_group != KEY]
     if len(wanted) > 1 or len(asked) > 1:
         raise UserError("resume= in a sweep stands alone: it continues the jobs of that folder with their overrides")
-    value = OverridesParser.create().parse_override(asked[0]).value()
+    value = asked[0].value()
     return Path(str(OmegaConf.create({"resume": value}).resume)).resolve()
 
 

@@ -165,7 +165,10 @@ def test_a_sweep_is_resumed_as_it_was_composed(place):
     printed = re.search(r"`(python .*?)` runs what is missing", result.stderr)[1]
     elsewhere = place.parent / "elsewhere"
     elsewhere.mkdir()
-    again = call(*shlex.split(printed)[2:], cwd=elsewhere, script=ROOT / "train.py")
+    command = shlex.split(printed)[2:]
+    other = call(*command, cwd=elsewhere, script=ROOT / "train.py")
+    assert other.returncode == 1 and f"its jobs run {place / 'mine.py'}" in other.stderr
+    again = call(*command, "++trust_folder=True", cwd=elsewhere, script=ROOT / "train.py")
     assert again.returncode == 0, again.stderr
     assert "2 of 3 jobs to run" in again.stdout
     assert (sweep / "0" / "resumed").exists() and not (sweep / "1" / "resumed").exists()

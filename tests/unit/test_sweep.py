@@ -13,6 +13,7 @@ import pytest
 from flowrl.errors import UserError
 from flowrl.launch.command_line import override
 from flowrl.launch.composed import read_job
+from flowrl.launch.trust import is_trusting
 from flowrl.sweep import pool, ranks
 from flowrl.sweep.job import JobsFailed, environment, num_ranks, objective
 from flowrl.sweep.plan import find_places, match, read_sweep, write_sweep
@@ -237,7 +238,9 @@ def test_a_resume_in_a_sweep_stands_alone(tmp_path):
     """The folder is read as Hydra reads it. Mutation: split at `=`, which keeps the quotes, or hand it to every job."""
     folder = tmp_path / "my sweep (é), #1 = 'x'"
     assert find_earlier([(override("resume", str(folder)),)]) == folder
-    assert find_earlier([("trust_folder=true", override("resume", str(folder)))]) == folder
+    for spelling in ("trust_folder=true", "trust_folder=True", "++trust_folder=true", "trust_folder=false"):
+        assert find_earlier([(spelling, override("resume", str(folder)))]) == folder
+        assert is_trusting([spelling, "seed=0"]) is (spelling != "trust_folder=false")
     assert find_earlier([("seed=0",)]) is None
     with pytest.raises(ValueError, match="stands alone"):
         find_earlier([("resume=x", "seed=0")])
@@ -295,5 +298,5 @@ def test_a_summary_without_scores_has_no_objective(evaluations, tmp_path):
 def test_a_damaged_configuration_of_a_job_is_one_line(text, tmp_path):
     """Mutation: let AttributeError, the parser's or omegaconf's error through."""
     (tmp_path / "job.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"^[^\n]*job.yaml is damaged \([^\n]*\); remove the job's folder"):
+    with pytest.raises(UserError, match=r"^[^\n]*job.yaml is damaged \([^\n]*\); remove it, and start the sweep"):
         read_job(tmp_path)

@@ -1,0 +1,25 @@
+"""Reading a configuration out of a folder's file, which may be damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flowrl.errors import UserError
+from flowrl.runs.files import read_text
+
+
+def read_saved(path: Path, remedy: str) -> DictConfig:
+    """The configuration in a file of a run's folder. Raises UserError, with the remedy, for a damaged file."""
+    try:
+        saved = OmegaConf.create(read_text(path, remedy))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {remedy}") from error
+    if not isinstance(saved, DictConfig) or not saved:
+        raise UserError(f"{path} is damaged (it holds no configuration); {remedy}")
+    return saved

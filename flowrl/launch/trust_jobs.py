@@ -1,0 +1,202 @@
+"""What the folder of a sweep may start: its record, and the configurations and overrides of its jobs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from flowrl.errors import UserError
+from flowrl.launch.command_line import TRAIN, escape, resume_command
+from flowrl.launch.compose import CONF
+from flowrl.launch.composed import DAMAGED, HEAD
+from flowrl.launch.saved import read_saved
+from flowrl.launch.trust import (
+    CODE,
+    FILES,
+    KEY,
+    KNOWN,
+    RESOLVERS,
+    Project,
+    check_config,
+    code_fault,
+    is_name,
+    leak_fault,
+    nodes_of,
+    parse,
+    project_folders,
+    project_of,
+    resolvers_of,
+)
+from flowrl.runs.files import SOURCE, read_text
+from flowrl.sweep.job import COMPOSED
+from flowrl.sweep.plan import Sweep
+
+
+def continue_command(folder: Path, jobs: Iterable[Path], hydra: Any, *, is_sweep: bool = False) -> str:
+    """The command that continues the run or the sweep in `folder`, which the runs in the folders `jobs` make up.
+
+    It trusts the folder where what the user has composed would otherwise be refused, such as a scorer elsewhere.
+    """
+    command = resume_command(folder, is_sweep=is_sweep)
+    conf = project_folders(hydra, leaving_out=folder)
+    try:
+        for job in jobs:
+            check_job(job, conf)
+    except UserError:
+        return f"{command} ++{KEY}=true"
+    return command
+
+
+def check_job(folder: Path, conf: Iterable[Path], typed: Sequence[str] = ()) -> None:
+    """Check what a job of a sweep would start or continue from, and Hydra's part of it, as `check_config` does.
+
+    The job keeps what its file says, so an override that the user `typed` vouches for the same value alone.
+    """
+    values = {item.key_or_group: item.value() for item in parse(typed) if not item.is_delete()}
+    for name in (COMPOSED, SOURCE):
+        if (folder / name).is_file():
+            cfg = read_saved(folder / name, DAMAGED if name == COMPOSED else "restore it")
+            same = {key for key, value in values.items() if _raw(cfg, key) == value}
+            check_config(cfg, folder, is_trusted=False, conf=conf, given=same)
+            if name == COMPOSED:
+                _check_composed(cfg, folder)
+
+
+def _raw(cfg: DictConfig, key: str) -> Any:
+    """The value at a dotted key as it is written; None where there is none."""
+    node = OmegaConf.to_container(cfg, resolve=False)
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def _check_composed(cfg: DictConfig, folder: Path) -> None:
+    """Check that Hydra composes a job's file from nothing beside it, and does nothing but what FlowRL writes there."""
+    path = folder / COMPOSED
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    # Its first lines may say into which package it goes, and a folder `hydra` beside it comes before Hydra's own.
+    is_ours = read_text(path, DAMAGED).startswith(HEAD) and raw.get("defaults") == yaml.safe_load(HEAD)["defaults"]
+    if not is_ours or (folder / "hydra").exists():
+        name = "defaults" if not is_ours else "the folder hydra beside it"
+        raise UserError(f"{path}: {name} is not as FlowRL writes it; {CODE}; {KNOWN}")
+    hydra = raw.get("hydra")
+    for key, value in _settings(hydra):
+        if key not in _HARMLESS or not _HARMLESS[key](value):
+            raise UserError(f"{path}: hydra.{key}={value} is not as FlowRL writes it; {CODE}; {KNOWN}")
+    place = hydra["run"].get("dir") if isinstance(hydra, dict) and isinstance(hydra.get("run"), dict) else None
+    if not isinstance(place, str) or Path(place).resolve() != Path(escape(str(folder))).resolve():
+        raise UserError(f"{path}: hydra.run.dir={place} is not its folder; {FILES}; move it back, or {KNOWN}")
+
+
+def _settings(hydra: Any) -> Iterator[tuple[str, Any]]:
+    """Hydra's settings of a job, with those of its groups of settings by their dotted keys."""
+    if not isinstance(hydra, dict):
+        yield "", hydra
+        return
+    for name, value in hydra.items():
+        if name in ("job", "run", "runtime") and isinstance(value, dict):
+            yield from ((f"{name}.{key}", child) for key, child in value.items())
+        else:
+            yield str(name), value
+
+
+def _is_label(value: object) -> bool:
+    return value is None or (isinstance(value, str | int) and is_name(str(value)))
+
+
+_HARMLESS: dict[str, Callable[[Any], bool]] = {
+    "job_logging": lambda value: value is None or isinstance(value, dict),  # checked by `check_config`
+    "hydra_logging": lambda value: value is None or isinstance(value, dict),
+    "output_subdir": _is_label,
+    "callbacks": lambda value: not value,
+    "verbose": lambda value: not isinstance(value, dict),
+    "job.name": lambda value: _is_label(value) and "/" not in str(value),
+    "job.chdir": lambda value: value in (None, False),
+    "job.num": lambda value: isinstance(value, int),
+    "job.id": _is_label,
+    "job.env_set": lambda value: not value,
+    "job.env_copy": lambda value: not value,
+    "run.dir": lambda value: isinstance(value, str),
+    "runtime.choices": lambda value: isinstance(value, dict),
+}
+"""Hydra's settings that FlowRL writes to a job's file, and which of their values do nothing by themselves."""
+
+
+def check_sweep(folder: Path, sweep: Sweep, running: Path, conf: Iterable[Path] = (CONF,)) -> None:
+    """Check that a sweep's folder names the script that is `running`, or train.py, and harmless overrides alone.
+
+    Its jobs start in the directory that it names, as one's own sweep that is continued from elsewhere must. Python and
+    libraries look for code and settings there: it must lie outside of the sweep's folder and hold none of these.
+    """
+    if sweep.script not in (TRAIN, running):
+        raise UserError(
+            f"{folder}: its jobs run {sweep.script}, not {running}; continue it with that script, or {KNOWN}"
+        )
+    if sweep.directory.resolve() != Path.cwd():
+        _check_directory(folder, sweep.directory)
+    for overrides in sweep.jobs:
+        check_overrides(overrides, folder, conf)
+
+
+def _check_directory(folder: Path, directory: Path) -> None:
+    relative = [
+        name
+        for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
+        if os.environ.get(name) and not all(map(os.path.isabs, os.environ[name].split(os.pathsep)))
+    ]
+    problem = ""
+    if not directory.is_absolute() or directory.resolve().is_relative_to(folder.resolve()):
+        problem = "which comes with it"
+    elif (directory / "wandb" / "settings").exists():
+        problem = "whose wandb/settings would apply"
+    elif relative:
+        problem = f"in which {relative[0]} looks for code"
+    if problem:
+        raise UserError(f"{folder}: its jobs run in {directory}, {problem}; continue it from there, or {KNOWN}")
+
+
+def check_overrides(overrides: Iterable[str], folder: Path, conf: Iterable[Path] = (CONF,)) -> None:
+    """Overrides that were read from a sweep's `folder` are values and options of the project, nothing that runs code.
+
+    Raises UserError for command-line flags, Hydra's settings, targets, resolvers, options outside of conf/, and for
+    what `check_config` refuses.
+    """
+    project = project_of(conf)
+    for text in overrides:
+        try:
+            (item,) = parse([text])
+            is_odd = item.is_sweep_override() or "_target_" in text
+        except HydraException:
+            is_odd = True
+        fault = "holds more than a value or an option" if is_odd else _fault(item, project, folder)
+        if fault:
+            raise UserError(
+                f"{folder}: its job's {text} {fault}, which can run code of whoever made the folder or send your files "
+                f"away; {KNOWN}"
+            )
+
+
+def _fault(item: Override, project: Project, folder: Path) -> str:
+    """What is wrong with an override; an empty text where nothing is."""
+    key = str(item.key_or_group)
+    if re.split(r"[./]", key)[0] in ("hydra", KEY) or "hydra" in re.split(r"[./]", item.package or ""):
+        return "sets what Hydra or this check does"
+    if item.is_delete():
+        return ""
+    for node in nodes_of(item.value(), key):
+        text = node.value if isinstance(node.value, str) else ""
+        if "." not in key and (text.startswith("/") or ".." in text):  # an option's file, which may lie anywhere
+            return "takes an option from elsewhere"
+        if resolvers_of(text) - RESOLVERS:
+            return "calls a resolver"
+        if fault := code_fault(node, project) or leak_fault(node, project, folder):
+            return fault.partition(":")[0]
+    return ""
