@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from flowrl import grids
 from flowrl.bounds import Count, Natural, Text
 from flowrl.callbacks.record import RunRecord
+from flowrl.errors import UserError
 from flowrl.evaluation import EvaluationResult, Evaluator
 from flowrl.modules.measures import gather
 from flowrl.modules.policy import Policy
@@ -111,6 +112,7 @@ class Evaluate(Callback):
         watched = self.watch(result.scores[main])
         if not policy.num_iterations:
             self.watched = watched
+            self.check_names(result.scores[main], getattr(policy.reward.reward, "monitors", ()))
         metrics = dict(result.metrics) | {f"eval/{main}/alarms": float(len(self.alarms(watched, trainer.loggers)))}
         policy.log_evaluation(metrics)
         headline = self.headline(result)
@@ -151,6 +153,20 @@ class Evaluate(Callback):
         found = [name for name in self.gold if name in output.parts]
         values = {"reward": torch.where(output.has_value, output.values, torch.nan)}
         return values | {name: torch.where(output.is_valid, output.parts[name], torch.nan) for name in found}
+
+    def check_names(self, output: RewardOutput, monitors: Iterable[str]) -> None:
+        """Refuse a headline or gold metric that the reward does not have, before anything is trained.
+
+        A mixture's monitor that failed leaves its parts out, so that nothing can be said of them then.
+        """
+        if any(name not in output.parts for name in monitors):
+            return
+        asked = [("evaluation.headline", self.evaluator.headline, {"reward", *output.parts})]
+        asked += [("viewing.gold", name, set(output.parts)) for name in self.gold]
+        for key, name, known in asked:
+            if name not in known:
+                words = ", ".join(sorted(known)) or "none"
+                raise UserError(f"{key}={name}: the reward has no such score; it has {words}")
 
     def alarms(self, watched: dict[str, Tensor], loggers: Sequence[Logger]) -> list[str]:
         """Gold metrics that fell while the reward rose; they are warned of, and trackers send an alert."""

@@ -5,7 +5,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from runs import CONF, ROOT
 
+from flowrl.launch.checks import check_rules
 from flowrl.launch.compose import register_resolvers
+from flowrl.launch.scores import check_parts
+from flowrl.launch.validate import validate
 from flowrl.metrics import check
 from flowrl.studies.plan import ORDER, read
 from flowrl.studies.tables import sides
@@ -31,7 +34,7 @@ def first_runs(name, is_quick):
 
 @pytest.mark.parametrize("name", ORDER)
 def test_every_condition_composes_and_makes_a_method(name):
-    """Mutation: misspell an override in a sweep.yaml."""
+    """Mutation: misspell an override in a sweep.yaml, or give a value a bound below what was studied."""
     runs = list(first_runs(name, is_quick=False))
     assert len({run.overrides for run in runs}) == len(runs) > 0
     register_resolvers()
@@ -40,6 +43,8 @@ def test_every_condition_composes_and_makes_a_method(name):
             cfg = compose("config", overrides=["name=test", *run.overrides])
             assert instantiate(cfg.algorithm).num_steps == 6 and cfg.num_threads == 1 and cfg.logger == {}
             instantiate(cfg.batch)
+            for check in (validate, check_parts, check_rules):
+                check(cfg)
 
 
 def test_a_quick_study_is_the_same_reduced():
@@ -51,7 +56,9 @@ def test_a_quick_study_is_the_same_reduced():
             assert {(run.stage, run.method) for run in quick} <= {(run.stage, run.method) for run in full}
             assert read(name, EXPERIMENTS, True).hours < read(name, EXPERIMENTS, False).hours / 4
             for run in {run.stage: run for run in quick}.values():
-                assert compose("config", overrides=["name=test", *run.overrides]).num_iterations <= 8
+                cfg = compose("config", overrides=["name=test", *run.overrides])
+                assert cfg.num_iterations <= 8
+                check_rules(cfg)
     assert sum(read(name, EXPERIMENTS, True).hours for name in ORDER) < 0.5
 
 

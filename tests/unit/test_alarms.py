@@ -7,6 +7,7 @@ import torch
 
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord
+from flowrl.errors import UserError
 from flowrl.evaluation import Evaluator
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.sde import FlowSDE
@@ -56,3 +57,17 @@ def test_a_gold_part_that_falls_while_the_reward_rises_is_warned_of(callback, ca
         assert callback.alarms(callback.watch(output(0.8, 0.7, 0.6)), []) == ["clean"]
         assert callback.alarms(callback.watch(output(0.4, 0.7, 0.6)), []) == []
     assert caplog.text.count("the reward rose and clean fell") == 2
+
+
+def test_a_score_that_the_reward_lacks_is_refused_at_the_first_evaluation(callback):
+    """Not where a mixture's monitor failed, since its parts are absent then.
+
+    Mutation: let a misspelt headline stand for the reward, or stop a run for a monitor.
+    """
+    output = RewardOutput(torch.ones(2), torch.ones(2, dtype=torch.bool), {"clean": torch.ones(2)})
+    callback.check_names(output, ["broken"])
+    with pytest.raises(UserError, match=r"viewing\.gold=sharp: the reward has no such score; it has clean"):
+        callback.check_names(output, [])
+    callback.evaluator.headline = "claen"
+    with pytest.raises(UserError, match=r"evaluation\.headline=claen: .* it has clean, reward"):
+        callback.check_names(output, ["clean"])
