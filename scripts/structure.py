@@ -1,0 +1,181 @@
+"""Measure how easily the package reads: its structure in numbers, for this tree or for an earlier commit.
+
+    python scripts/structure.py                   # flowrl/ as it is
+    python scripts/structure.py 09c2979 HEAD      # two commits side by side
+
+Tokens are Python's own without comments, line ends and indentation, and a line is a line of the file, whatever it
+holds. Branches of a function count what radon counts, and every comprehension, conditional
+expression and `and` or `or` besides. A docstring is a fragment when it begins with a preposition or a question word, or
+is shorter than three words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import re
+import statistics
+import subprocess
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).parents[1]
+BRANCHES = (
+    *(ast.If, ast.For, ast.While, ast.AsyncFor, ast.ExceptHandler, ast.With, ast.AsyncWith, ast.Assert),
+    *(ast.comprehension, ast.IfExp, ast.match_case),
+)
+FRAGMENT = re.compile(r"(Of|What|Where|How|Whether|In|For|With|Both|By|From|To|Under|Which|As)\b")
+LAYOUT = (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENDMARKER)
+LIMIT = 10
+"""Branches above which a function counts as too branched."""
+POLICIES = ("flowrl/training/policy.py", "flowrl/modules/policy.py")
+
+Sources = dict[str, str]
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def tree_sources() -> Sources:
+    """Read the package as it stands."""
+    return {str(path.relative_to(ROOT)): path.read_text() for path in sorted((ROOT / "flowrl").rglob("*.py"))}
+
+
+def commit_sources(revision: str) -> Sources:
+    """Read the package of a commit."""
+    names = _git("ls-tree", "-r", "--name-only", revision, "flowrl").splitlines()
+    return {name: _git("show", f"{revision}:{name}") for name in names if name.endswith(".py")}
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def definitions(tree: ast.Module) -> Iterator[Definition]:
+    """Walk the classes and functions of a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, Definition):
+            yield node
+
+
+def docstrings(tree: ast.Module) -> list[str]:
+    """Collect the docstrings of a module, its classes and its functions."""
+    texts = [ast.get_docstring(tree), *(ast.get_docstring(node) for node in definitions(tree))]
+    return [text for text in texts if text]
+
+
+def is_fragment(text: str) -> bool:
+    """Tell whether a docstring begins as no sentence or noun phrase does, or says next to nothing."""
+    return bool(FRAGMENT.match(text)) or len(text.split()) < 3
+
+
+def branches(function: ast.AST) -> int:
+    """Count the ways through a function, with those inside its expressions."""
+    count = 1
+    for node in ast.walk(function):
+        if isinstance(node, BRANCHES):
+            count += 1
+        if isinstance(node, ast.BoolOp):
+            count += len(node.values) - 1
+        if isinstance(node, ast.comprehension):
+            count += len(node.ifs)
+    return count
+
+
+def code_tokens(text: str) -> int:
+    """Count the tokens of a module without comments and layout; a docstring counts as one."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return sum(token.type not in LAYOUT for token in tokens)
+
+
+def comments(text: str) -> int:
+    """Count the comments of a module, directives for tools left out."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    texts = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return sum(not re.match(r"#\s*(noqa|type:)", comment) for comment in texts)
+
+
+def loss_checks(trees: dict[str, ast.Module]) -> int:
+    """Count the places that ask of which class a loss is, or which function."""
+    count = 0
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            text = ast.unparse(node) if isinstance(node, ast.Call | ast.Compare) else ""
+            is_class = bool(re.match(r"isinstance\(.*(NFT|DPPO|GRPO|Guard|AWM|PEPG)\b", text))
+            is_identity = isinstance(node, ast.Compare) and bool(re.search(r"\bis (not )?(guard|grpo|dppo)\b", text))
+            count += is_class or is_identity
+    return count
+
+
+def policy_size(trees: dict[str, ast.Module]) -> tuple[int, int]:
+    """Return the lines and the methods of the class Policy."""
+    for path in POLICIES:
+        for node in ast.walk(trees.get(path, ast.Module([], []))):
+            if isinstance(node, ast.ClassDef) and node.name == "Policy":
+                methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+                return (node.end_lineno or 0) - node.lineno + 1, len(methods)
+    return 0, 0
+
+
+def measure(sources: Sources) -> dict[str, float]:
+    """Measure a package, given the text of its modules by path."""
+    trees = {path: ast.parse(text) for path, text in sources.items()}
+    texts = [text for tree in trees.values() for text in docstrings(tree)]
+    functions = [node for tree in trees.values() for node in definitions(tree) if not isinstance(node, ast.ClassDef)]
+    counts = sorted(branches(function) for function in functions)
+    tokens = sum(code_tokens(text) for text in sources.values())
+    lines = sum(len(text.splitlines()) for text in sources.values())
+    hall = [path for path in sources if len(PurePosixPath(path).parts) == 2 and not path.endswith("__init__.py")]
+    policy_lines, policy_methods = policy_size(trees)
+    return {
+        "modules": len(sources),
+        "modules in the hall": len(hall),
+        "lines of Policy": policy_lines,
+        "methods of Policy": policy_methods,
+        "questions for a loss's class": loss_checks(trees),
+        "docstrings": len(texts),
+        "docstrings that are fragments": sum(map(is_fragment, texts)),
+        "words a docstring": statistics.mean(len(text.split()) for text in texts),
+        "tokens": tokens,
+        "tokens a line": tokens / lines,
+        f"functions above {LIMIT} branches": sum(count > LIMIT for count in counts),
+        "branches, 90th percentile": counts[int(0.9 * len(counts))],
+        "comments per 100 lines": 100 * sum(map(comments, sources.values())) / lines,
+    }
+
+
+def most_branched(sources: Sources, number: int) -> list[str]:
+    """Name the functions with the most branches, with their counts."""
+    rows = []
+    for path, text in sources.items():
+        for node in definitions(ast.parse(text)):
+            if not isinstance(node, ast.ClassDef):
+                rows.append((branches(node), f"{path}:{node.lineno} {node.name}"))
+    return [f"{count:>4}  {place}" for count, place in sorted(rows, reverse=True)[:number]]
+
+
+def _text(value: float) -> str:
+    return f"{value:,.1f}" if value % 1 else f"{int(value):,}"
+
+
+def main() -> None:
+    """Print the table, and with --worst the functions with the most branches."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("revisions", nargs="*", help="commits to measure; none measures the tree as it is")
+    parser.add_argument("--worst", type=int, default=0, metavar="N", help="name the N most branched functions")
+    args = parser.parse_args()
+    columns = {revision: commit_sources(revision) for revision in args.revisions} or {"tree": tree_sources()}
+    tables = {name: measure(sources) for name, sources in columns.items()}
+    print(f"{'':<34}" + "".join(f"{name[:12]:>14}" for name in tables))
+    for row in next(iter(tables.values())):
+        cells = "".join(
+            f"{table[row]:>14,.1f}" if table[row] % 1 else f"{int(table[row]):>14,}" for table in tables.values()
+        )
+        print(f"{row:<34}{cells}")
+    for name, sources in columns.items():
+        if args.worst:
+            print(f"\n{name}", *most_branched(sources, args.worst), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What scripts/structure.py counts, on a module small enough to count by hand."""
+
+import ast
+
+import pytest
+from runs import load_script
+
+SOURCE = '''"""Rooms of a house."""
+
+# Why, not what.
+def choose(values, key):  # noqa: D103
+    """Of all values."""
+    if key and values:
+        return [value for value in values if value > 0]
+    return values if key else None
+
+
+class Policy:
+    """A policy with one method."""
+
+    def act(self):
+        return 1
+'''
+
+
+@pytest.fixture(scope="module")
+def structure():
+    return load_script("structure")
+
+
+def test_branches_inside_expressions_count(structure):
+    """One way in, if, and, comprehension, its condition, conditional expression. Mutation: count statements alone."""
+    function = ast.parse(SOURCE).body[1]
+    assert structure.branches(function) == 6
+
+
+def test_a_module_by_hand(structure):
+    """Mutation: count directives as comments, take a phrase for a fragment, or lose the class's lines or methods."""
+    table = structure.measure({"flowrl/training/policy.py": SOURCE, "flowrl/hall.py": "x = isinstance(loss, DPPO)\n"})
+    assert table["modules"] == 2 and table["modules in the hall"] == 1
+    assert (table["lines of Policy"], table["methods of Policy"]) == (5, 1)
+    assert table["questions for a loss's class"] == 1
+    assert (table["docstrings"], table["docstrings that are fragments"]) == (3, 1)
+    assert table["words a docstring"] == pytest.approx((4 + 3 + 5) / 3)
+    assert table["comments per 100 lines"] == pytest.approx(100 / 16)
