@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen, Predicate
 
@@ -91,7 +91,10 @@ Processes = Annotated[
     Le(100_000),
     Told("a whole number of at least 1; with trainer.devices=auto, -1 or a list, set batch.num_processes as well"),
 ]
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Annotated[
+    str, Predicate(lambda word: word in ("float32", "bfloat16", "float16")), Told("float32, bfloat16 or float16")
+]
+Split = Annotated[str, Predicate(lambda word: word in ("train", "test")), Told("train or test")]
 Quality = Annotated[int, Ge(1), Le(100), Told("a whole number from 1 to 100")]
 Side = Annotated[int, Ge(32), Le(8192)]
 """Pixels to which an OCR enlarges an image's shorter side."""

@@ -38,11 +38,11 @@ def build(
     `examine` sees the prompts to train on and those of each evaluation set before that, too.
     """
     validate(cfg, is_resumed=True)  # that of a new run was looked at more strictly before PyTorch was loaded
-    check_rules(cfg)
     torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
     algorithm: Algorithm = instantiate(cfg.algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
     adapter, ema = instantiate(cfg.tuning), instantiate(cfg.ema)
+    check_rules(cfg)
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
     if examine is not None:

@@ -110,7 +110,7 @@ class Settings:
     max_missing: Share
     scorer_timeout: Duration | None
     trust_folder: bool
-    gate_tolerance: Rate
+    gate_tolerance: Share
     rollout: Rollout
     grid: Grid
     trust: Trust

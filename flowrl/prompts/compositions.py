@@ -13,9 +13,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from flowrl.bounds import Count, Prompts, Seed, Text
+from flowrl.bounds import Count, Prompts, Seed, Split, Text
 from flowrl.errors import UserError
 from flowrl.prompts.jsonl import jsonl_prompts
 from flowrl.types import Prompt
@@ -141,7 +140,7 @@ def sample_composition(num_atoms: int, rng: random.Random) -> Composition:
 
 def composition_prompts(
     *,
-    split: Literal["train", "test"],
+    split: Split,
     count: Prompts,
     seed: Seed,
     min_atoms: Count,

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from hydra.errors import InstantiationException
 from runs import awake, make
 
+from flowrl.errors import UserError
 from flowrl.prompts.subsets import chosen
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.sde import FlowSDE
@@ -66,5 +66,5 @@ def test_drift_that_is_not_measured_is_left_out(change):
 
 def test_a_negative_number_of_samples_is_refused():
     """Mutation: let Python count from the set's end."""
-    with pytest.raises(InstantiationException, match=r"evaluation\.kl_samples=-1 must be at least 0"):
+    with pytest.raises(UserError, match=r"evaluation\.kl_samples=-1 must be a whole number of at least 0"):
         make("evaluation.kl_samples=-1")
