@@ -94,6 +94,7 @@ Processes = Annotated[
 Dtype = Annotated[
     str, Predicate(lambda word: word in ("float32", "bfloat16", "float16")), Told("float32, bfloat16 or float16")
 ]
+Subset = Annotated[str, Predicate(lambda word: word in ("first", "even")), Told("first or even")]
 Split = Annotated[str, Predicate(lambda word: word in ("train", "test")), Told("train or test")]
 Quality = Annotated[int, Ge(1), Le(100), Told("a whole number from 1 to 100")]
 Side = Annotated[int, Ge(32), Le(8192)]

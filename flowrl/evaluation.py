@@ -7,13 +7,12 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.bounds import Count, Guidance, Natural, Samples, Seed, Steps, Text
+from flowrl.bounds import Count, Guidance, Natural, Samples, Seed, Steps, Subset, Text
 from flowrl.errors import UserError
 from flowrl.gaussian import Likelihood
 from flowrl.models import lora
@@ -81,7 +80,7 @@ class Evaluator:
         sampler: Sampler,
         kl_samples: Natural,
         seed: Seed,
-        subset: Literal["first", "even"] = "first",
+        subset: Subset = "first",
     ) -> None:
         for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
             if value < 1:

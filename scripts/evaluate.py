@@ -109,14 +109,19 @@ def taken(cfg: DictConfig, saved: DictConfig, keys: Sequence[str], overrides: Se
     return merged
 
 
-def run_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A run's own configuration; `common` says whether its folder is trusted."""
+def saved_config(subject: Subject) -> DictConfig:
+    """Read a run's own configuration, as it lies in its folder."""
     assert subject.path is not None
-    given = {item.lstrip("+").split("=")[0] for item in overrides}
     source = subject.path / SOURCE
     path = source if source.is_file() else subject.path / CONFIG
-    saved = read_saved(path, "put the file back, or evaluate the weights below the run's folder")
-    return check_config(saved, subject.path, is_trusted=common.trust_folder, given=given)
+    return read_saved(path, "put the file back, or evaluate the weights below the run's folder")
+
+
+def run_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Read and check a run's own configuration; `common` says whether its folder is trusted."""
+    assert subject.path is not None
+    given = {item.lstrip("+").split("=")[0] for item in overrides}
+    return check_config(saved_config(subject), subject.path, is_trusted=common.trust_folder, given=given)
 
 
 def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -145,12 +150,15 @@ def adapter_config(subject: Subject) -> dict[str, Any]:
     return ADAPTER | {"rank": None, "alpha": None, "targets": None, "start": str(subject.path)}
 
 
-def keep_reference(subject: Subject, policy: Policy, cfg: DictConfig) -> None:
-    """Measure a run's drift from the LoRA that it began from, where that was its reference."""
+def keep_reference(subject: Subject, policy: Policy) -> None:
+    """Measure a run's drift from the LoRA that it began from, where that was its reference.
+
+    Nothing of its configuration is built here, so that it need not be checked again.
+    """
     if not subject.is_run or subject.is_full:
         return
     assert subject.path is not None
-    began = with_copy(run_config(subject, cfg), subject.path).lora
+    began = with_copy(saved_config(subject), subject.path).lora
     if began.get("start") and began.reference == "start":
         lora.keep_reference(policy.transformer, lora_files.read(Path(began.start)))
 
@@ -158,7 +166,7 @@ def keep_reference(subject: Subject, policy: Policy, cfg: DictConfig) -> None:
 def load(subject: Subject, cfg: DictConfig) -> Policy:
     """The policy of a subject, on the GPU where there is one."""
     policy, _, _ = build(cfg)
-    keep_reference(subject, policy, cfg)
+    keep_reference(subject, policy)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy.to(device)
     for frozen in (policy.model, policy.embed, policy.reward):

@@ -31,6 +31,13 @@ class Fault(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Impossible(Callback):
+    """Asks of the gate what no replay can give."""
+
+    def on_train_start(self, trainer, pl_module):
+        pl_module.gate_tolerance = -1.0
+
+
 class Poison(Callback):
     """Makes a trained weight, or an averaged one, NaN after iteration number `after`. Not in a resumed run."""
 
@@ -41,6 +48,13 @@ class Poison(Callback):
         if pl_module.num_iterations == self.after and trainer.datamodule.start_iteration == 0:
             with torch.no_grad():
                 list(pl_module.weights()[self.kind].values())[5].view(-1)[1] = torch.nan
+
+
+class Failing:
+    """Scores nothing."""
+
+    def __call__(self, images, prompts):
+        raise RuntimeError("no scores today")
 
 
 class Hanging:

@@ -142,7 +142,7 @@ def test_a_run_of_before_subsets_keeps_its_first_prompts(script, saved, tmp_path
     """Its configuration says nothing of subsets. Mutation: take others than the run itself was evaluated on."""
     path = write_geneval2(tmp_path / "mine.jsonl", 9)
     run = saved("a", "data=jsonl", f"data.prompts.path={path}", "evaluation.max_prompts=3")
-    source = run.folder / SOURCE
+    source = run.path / SOURCE
     assert "  subset: even\n" in source.read_text()
     source.write_text(source.read_text().replace("  subset: even\n", ""))
     cfg = script.own_config(run, script.configure([run], [], None), [])
@@ -155,7 +155,7 @@ def test_a_run_of_before_subsets_keeps_its_first_prompts(script, saved, tmp_path
 def test_a_runs_damaged_configuration_is_named(script, saved, content):
     """Mutation: a traceback of the parser, or an empty configuration."""
     run = saved("a")
-    (run.folder / SOURCE).write_bytes(content)
+    (run.path / SOURCE).write_bytes(content)
     with pytest.raises(UserError, match=r"source\.yaml is damaged .*; put the file back"):
         script.configure([run], [], None)
 

@@ -200,5 +200,5 @@ def test_a_run_keeps_what_it_began_from(start, tmp_path):
 def test_a_resumed_run_begins_where_it_began(item):
     """Mutation: take the new file's name, and go on with the weights of the old one."""
     with pytest.raises(UserError, match="a resumed run keeps the LoRA that it began from"):
-        refuse_other_start(["seed=1", item])
-    refuse_other_start(["lora.reference=base"])
+        refuse_other_start(["seed=1", item], "/a/lora")
+    refuse_other_start(["lora.reference=base", "++lora.start=/a/lora"], "/a/lora")

@@ -3,7 +3,7 @@
 import json
 
 import offline
-from runs import train
+from runs import ROOT, train
 
 
 def test_a_resumed_run_is_one_wandb_run(tmp_path):
@@ -28,10 +28,12 @@ def test_a_resumed_run_is_one_wandb_run(tmp_path):
     assert offline.images(run) == 3
 
 
-def test_a_failed_gate_is_an_alert(tmp_path):
+def test_a_failed_gate_is_an_alert(tmp_path, monkeypatch):
     """Mutation: raise it where Lightning calls no hook, or leave W&B's run open."""
     run = tmp_path / "run"
-    result = train("debug=smoke", "gate_tolerance=-1", "logger=wandb", "num_threads=1", f"run_dir={run}", cwd=tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    fault = "+callbacks.impossible={_target_: faults.Impossible}"
+    result = train("debug=smoke", fault, "logger=wandb", "num_threads=1", f"run_dir={run}", cwd=tmp_path)
     assert result.returncode == 1
     (segment,) = offline.segments(run)
     (alert,) = offline.of_kind(segment, "alert")

@@ -12,6 +12,7 @@ from flowrl.callbacks.record import RunRecord
 from flowrl.evaluation import Evaluator
 from flowrl.modules.gate import GateFailed
 from flowrl.modules.reward import TooManyMissingRewards
+from flowrl.types import Prompt
 
 
 class Alerts(WandbLogger):
@@ -40,6 +41,7 @@ def test_reward_up_and_gold_down_is_an_alert(tmp_path):
     """Mutation: only write it to the log, or alert at the first evaluation."""
     evaluator, record = object.__new__(Evaluator), RunRecord(folder=str(tmp_path))
     evaluator.images_per_prompt = 1
+    evaluator.sets = {"own": [Prompt(str(i)) for i in range(50)]}
     viewer = Evaluate(
         evaluator=evaluator, record=record, folder=str(tmp_path), every=1, num_shown=1, gold=["clean_objects"]
     )

@@ -38,20 +38,21 @@ def test_nan_at_the_end_is_told_and_the_run_goes_on_from_before(tmp_path, monkey
     assert not (folder / "lora").exists()
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["error"]) == ("failed", "NotFinite")
-    resumed = train(f"resume={folder}", cwd=tmp_path)
+    resumed = train(f"resume={folder}", "trust_folder=true", cwd=tmp_path)  # whose fault the project does not name
     assert resumed.returncode == 0, resumed.stderr
     assert (folder / "lora").is_dir()
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.parametrize("is_missing", [True, False], ids=["all missing", "no change"])
-def test_a_run_that_learned_nothing_ends_with_status_1(tmp_path, is_missing):
-    """Prompts that the scorer cannot read, all allowed to be missing; a step below the weights' last bit.
+def test_a_run_that_learned_nothing_ends_with_status_1(tmp_path, is_missing, monkeypatch):
+    """A scorer that always fails, with all rewards allowed to be missing; a step below the weights' last bit.
 
     Mutation: `finished`, with the untouched LoRA exported.
     """
-    (tmp_path / "prompts.txt").write_text("a photo of a cow\n")
-    missing = ["data=text", f"data.prompts.path={tmp_path}/prompts.txt", "max_missing=1"]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    scorer = ["reward._target_=faults.Failing", "~reward.score", "evaluation.headline=reward"]
+    missing = [*scorer, "max_missing=1"]
     overrides = missing if is_missing else ["optimizer.lr=1e-60"]
     folder = tmp_path / "run"
     result = train(*QUICK, *overrides, f"run_dir={folder}", cwd=tmp_path)
