@@ -143,7 +143,7 @@ class Algorithm:
         return self.diagnostics(inputs, step)
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint must keep of the loss: a threshold that holds a budget."""
+        """Return what a checkpoint must keep of the loss: a threshold that holds a budget."""
         return {"delta": self.loss.current} if isinstance(self.loss, DPPO) and self.loss.delta == "auto" else {}
 
     def load_state(self, state: Mapping[str, float]) -> None:

@@ -70,7 +70,7 @@ class Inception:
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Of images rounded to 8 bits, which it resizes itself, as published scores are taken."""
+        """Compute features of images in 8 bits, which the network resizes itself, as published scores are taken."""
         return self.network((images.clamp(0, 1) * 255).round().byte())[0].double()
 
 

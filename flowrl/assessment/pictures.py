@@ -41,7 +41,7 @@ class Folder:
         return cls(name, pictures, others)
 
     def told(self) -> str:
-        """How many pictures there are, and how many other files, the first by name."""
+        """The numbers of pictures and of other files in words, the first of those by name."""
         text = f"{len(self.pictures)} pictures"
         if not self.others:
             return text

@@ -55,7 +55,7 @@ class Assessment:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to be drawn."""
+        """True where nothing is left to be drawn."""
         return all(len(self.samples(name)) == len(self.rows(name)) and self.drift(name) for name in self.evaluator.sets)
 
     def rows(self, name: str) -> list[Prompt]:

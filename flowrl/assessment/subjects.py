@@ -29,7 +29,7 @@ class Subject:
 
     @classmethod
     def read(cls, text: str) -> Subject:
-        """From `base`, a file, a folder, or any of them with a name before it: NAME=PATH.
+        """Read a subject from `base`, a file or a folder, or any of them with a name before it: NAME=PATH.
 
         Raises UserError where there is no such path.
         """
@@ -45,7 +45,7 @@ class Subject:
 
     @property
     def is_run(self) -> bool:
-        """Whether its folder is a run's, with a configuration."""
+        """True for the folder of a run, which holds a configuration."""
         return self.path is not None and (self.path / CONFIG).is_file()
 
     def weights(self) -> list[Path]:
@@ -62,7 +62,7 @@ class Subject:
 
     @property
     def is_full(self) -> bool:
-        """Whether its files hold the whole transformer, as full fine-tuning exports or averages it."""
+        """True where its files hold the whole transformer, as full fine-tuning exports or averages it."""
         files = self.weights()
         if files and files[0].name == lora_files.AVERAGE:
             return not any(".lora_" in key for key in _keys(files[0]))
@@ -93,7 +93,7 @@ class Subject:
             lora.load_files(policy.transformer, self.weights())
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What decides its samples and scores: the digests of its weights, and parts of the resolved configuration."""
+        """Collect what decides its samples and scores: digests of weights, and parts of the configuration."""
         digests = [file_digest(path) for path in self.weights()]
         keys = ("model", "reward", "evaluation")
         return {"weights": " ".join(digests) or None} | {key: config[key] for key in keys}
