@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The dtypes that weights may have, by their names in a configuration."""
+
 ADAPTER_MARKS = (".base_layer.", ".lora_", ".lora.")
 """Stand in the names of a network's weights where an adapter is attached to it."""
 

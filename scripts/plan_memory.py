@@ -39,8 +39,9 @@ from flowrl.losses.nft import NFT
 from flowrl.models import lora
 from flowrl.models.architectures import TEXT_PARAMETERS
 from flowrl.models.full import start_of
-from flowrl.models.loading import DTYPES, EMBEDDED, META, resolve
+from flowrl.models.loading import EMBEDDED, META, resolve
 from flowrl.types import Conditioning
+from flowrl.weights import DTYPES
 
 GIB = 2**30
 SPARE = 0.08

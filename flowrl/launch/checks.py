@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +15,7 @@ from torch import nn
 from flowrl.errors import UserError
 from flowrl.models.loading import EMBEDDED
 from flowrl.models.lora import LoRA
+from flowrl.runs.files import read_object
 from flowrl.sweep.job import num_ranks
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR", "NODE_RANK", "GROUP_RANK")
@@ -149,10 +150,11 @@ def check_average(cfg: DictConfig) -> None:
 def check_resolution(cfg: DictConfig) -> None:
     """An embedded pipeline draws images of one size alone. Raises UserError naming it."""
     name = cfg.model.pretrained
-    path = files("flowrl.shapes").joinpath("assets", name.removeprefix(EMBEDDED), "vae", "config.json")
+    folder = Path(str(files("flowrl.shapes")), "assets", name.removeprefix(EMBEDDED))
+    path = folder / "vae" / "config.json"
     if not name.startswith(EMBEDDED) or not path.is_file():
         return
-    side = json.loads(path.read_text())["sample_size"]
+    side = read_object(path, "install FlowRL again")["sample_size"]
     if cfg.model.resolution != side:
         raise UserError(
             f"model.resolution={cfg.model.resolution} must be {side}: model.pretrained={name} draws no other size"

@@ -18,8 +18,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
-from flowrl.launch.command_line import TRAIN, escape
 from flowrl.launch.saved import read_saved
+from flowrl.runs.command_line import TRAIN, escape
 from flowrl.sweep.job import COMPOSED, Job, num_ranks
 
 _OF_THIS_LAUNCH = re.compile(r"\$\{\s*(hydra|now)\s*:")

@@ -18,12 +18,12 @@ from omegaconf.errors import OmegaConfBaseException
 from flowrl.errors import UserError
 from flowrl.launch import trust
 from flowrl.launch.changes import overridden
-from flowrl.launch.command_line import resume_command
 from flowrl.launch.composed import freeze
 from flowrl.launch.saved import read_saved
 from flowrl.launch.start import refuse_other_start, take_from_file
 from flowrl.launch.trust import check_config, project_folders
 from flowrl.modules.parallel import is_later_rank
+from flowrl.runs.command_line import resume_command
 from flowrl.runs.files import CONFIG, SOURCE, write_whole
 from flowrl.runs.folder import claim
 from flowrl.trackers import default_tags

@@ -14,7 +14,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
-from flowrl.launch.command_line import TRAIN, escape, resume_command
 from flowrl.launch.compose import CONF
 from flowrl.launch.composed import DAMAGED, HEAD
 from flowrl.launch.saved import read_saved
@@ -35,6 +34,7 @@ from flowrl.launch.trust import (
     project_of,
     resolvers_of,
 )
+from flowrl.runs.command_line import TRAIN, escape, resume_command
 from flowrl.runs.files import SOURCE, read_text
 from flowrl.sweep.job import COMPOSED
 from flowrl.sweep.plan import Sweep

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 import transformers
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
@@ -30,6 +29,7 @@ from flowrl.errors import UserError
 from flowrl.models.architectures import pipeline_on_meta
 from flowrl.models.components import AGAIN, WEIGHTS, first_line, read_json
 from flowrl.models.components import load as load_component
+from flowrl.weights import DTYPES
 
 EMBEDDED = "embedded:"
 """Prefix of `model.pretrained` for a pipeline shipped inside the package."""
@@ -38,7 +38,6 @@ META = "meta:"
 """Prefix of `model.pretrained` for a released model or a folder without its weights: for plans."""
 
 INDEX = "model_index.json"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)

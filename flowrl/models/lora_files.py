@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ from flowrl.models import lora_names
 from flowrl.models.architectures import ARCHITECTURES, on_meta
 from flowrl.models.loading import resolve
 from flowrl.runs import checkpoint
-from flowrl.runs.files import CHECKPOINTS, CONFIG
+from flowrl.runs.files import CHECKPOINTS, CONFIG, read_yaml
 
 SUFFIX = ".safetensors"
 
@@ -202,14 +201,12 @@ def _alphas_of_run(a: Mapping[str, Tensor], file: Path) -> dict[str, float]:
         start = read(run / START).alpha
         if start.keys() == a.keys():
             return dict(start)
-    config = run / CONFIG
+    config, remedy = run / CONFIG, "python scripts/export_lora.py RUN exports a run's"
     try:
-        alpha = (yaml.safe_load(config.read_bytes()) if config.is_file() else {})["lora"]["alpha"]
-        return dict.fromkeys(a, float(alpha))
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        return dict.fromkeys(a, float((read_yaml(config, remedy) if config.is_file() else {})["lora"]["alpha"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{file} does not tell its alpha, as checkpoints do not, nor does {config}; python scripts/export_lora.py "
-            "RUN exports a run's"
+            f"{file} does not tell its alpha, as checkpoints do not, nor does {config}; {remedy}"
         ) from error
 
 

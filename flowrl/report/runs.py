@@ -11,14 +11,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flowrl.errors import UserError
-from flowrl.runs.files import CONFIG, METRICS, SUMMARY, read_object, read_text
+from flowrl.runs.files import CONFIG, METRICS, SUMMARY, read_object, read_yaml
 from flowrl.runs.metrics import read_figures
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The safe loader in C, where it was built: ten times faster, which counts for hundreds of runs."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -85,13 +81,7 @@ def read(folder: Path, label: str) -> Run:
     Raises UserError, naming the file, for one that is damaged: figures are compared whole or not at all.
     """
     remedy = "restore it, or leave this run out"
-    text = read_text(folder / CONFIG, remedy)
-    try:
-        node = yaml.load(text, LOADER)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder / CONFIG} is damaged ({' '.join(str(error).split())}); {remedy}") from error
-    if not isinstance(node, dict | None):
-        raise UserError(f"{folder / CONFIG} is damaged (it holds no configuration); {remedy}")
+    config = read_yaml(folder / CONFIG, remedy)
     summary = read_object(folder / SUMMARY, remedy) if (folder / SUMMARY).is_file() else {}
     figures = read_figures(folder / METRICS)
     if figures.problem:
@@ -101,7 +91,7 @@ def read(folder: Path, label: str) -> Run:
         numbers = {name: float(text) for name, text in texts.items() if text}
         rows.append({name: number for name, number in numbers.items() if math.isfinite(number)})
     images = sorted(path for path in (folder / "images").glob("*.png") if path.stem.isdigit())
-    return Run(label, dict(flatten(node or {})), rows, summary, images)
+    return Run(label, dict(flatten(config)), rows, summary, images)
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

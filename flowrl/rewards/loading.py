@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
-from flowrl.weights import fault, first_not_finite
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from flowrl.weights import DTYPES, fault, first_not_finite
 
 
 def require(module: str, extra: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +17,7 @@ from flowrl.bounds import Positive, Text
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.protocol import Images
+from flowrl.runs.files import read_object
 from flowrl.shapes.grammar import WORDS
 from flowrl.types import Prompt, RewardOutput
 
@@ -45,7 +45,7 @@ class ShapesProxy(nn.Module):
         if pretrained.startswith(EMBEDDED):
             folder = Path(str(files("flowrl.rewards").joinpath("assets", pretrained.removeprefix(EMBEDDED))))
         try:
-            self.model: Any = build(json.loads((folder / CONFIG).read_text()))
+            self.model: Any = build(read_object(folder / CONFIG, "write it again"))
             weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
             self.model.load_state_dict(weights)
         except (OSError, ValueError, SafetensorError, RuntimeError, TypeError) as error:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flowrl.errors import UserError
 from flowrl.launch.errors import meant
+from flowrl.runs.files import read_yaml
 
 Overrides = tuple[str, ...]
 SWEEP = "sweep.yaml"
+RESTORE = "restore it from the repository"
 ORDER = ("methods", "ratio_noise", "delta", "hard", "reuse", "forgetting", "multi_reward")
 """All studies, the one that tunes first."""
 
@@ -106,11 +106,11 @@ def read(name: str, folder: Path, is_quick: bool) -> Study:
     path = folder / name / SWEEP
     if not path.is_file():
         raise UserError(f"{name}: no such study{meant(name, ORDER)}; choose one of {', '.join(ORDER)}")
-    spec = yaml.safe_load(path.read_text())
+    spec = read_yaml(path, RESTORE)
     reduced = spec.get("quick", {}) if is_quick else {}
     common = spec.get("common", ())
     if isinstance(common, str):  # those of another study
-        common = yaml.safe_load((folder / common / SWEEP).read_text())["common"]
+        common = read_yaml(folder / common / SWEEP, RESTORE)["common"]
     common = merge(common, reduced.get("common", ()))
     stages = [
         _stage(stage, common, given, reduced.get("stages", {}).get(stage, {}))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowrl.launch.command_line import override
+from flowrl.runs.command_line import override
 from flowrl.runs.files import CONFIG, METRICS, SUMMARY, read_object, write_whole
 
 STATUS, LOG = "job.json", "job.log"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.errors import UserError
-from flowrl.launch.command_line import TRAIN
+from flowrl.runs.command_line import TRAIN
 from flowrl.runs.files import read_json, read_object, write_whole
 from flowrl.sweep.job import STATUS, Job, has_key
 

@@ -89,6 +89,11 @@ def test_dependencies_point_down(root, pattern, own):
         assert not odd, f"{path} imports {odd}"
 
 
+def test_sweeps_know_nothing_of_the_launch(root):
+    """The launch starts sweeps, not the other way. Mutation: take a name of flowrl.launch into flowrl.sweep."""
+    assert not {path for path in importers(root, "flowrl.launch") if path.startswith(("flowrl/sweep/", "flowrl/runs/"))}
+
+
 def test_hydra_stays_at_the_door(root):
     """Mutation: read a DictConfig inside the package."""
     allowed = ("train.py", "scripts/", "flowrl/launch/")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flowrl.launch.command_line import override
+from flowrl.runs.command_line import override
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import time
 
 import offline
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from runs import ROOT, train
 
-from flowrl.launch.command_line import override
+from flowrl.runs.command_line import override
 
 JOBS = ("debug=smoke", "num_iterations=1", "viewing.every=0", "num_threads=1", "steps.high=4,6")
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
@@ -36,6 +37,36 @@ def test_jobs_run_what_their_sweep_shows_and_are_runs_as_any(tmp_path):
     resumed = train(override("resume", str(job)), "num_iterations=2", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert [row["iteration"] for row in csv.DictReader((job / "metrics.csv").read_text().splitlines())] == ["1", "2"]
+
+
+HOSTILE = {
+    "a variable": lambda text, place: text.replace("env_set: {}", f"env_set: {{PYTHONPATH: {place}}}"),
+    "a target": lambda text, place: text.replace("flowrl.losses.dppo.DPPO", "site.addsitedir"),
+}
+
+
+def test_a_downloaded_sweep_that_would_run_code_is_refused_before_any_job_starts(tmp_path):
+    """One job is left to start, and its composed file was changed; the same sweep goes on once it is put back.
+
+    Mutation: start the jobs of a resumed sweep without checking what they start from.
+    """
+    words = ("debug=smoke", "num_iterations=1", "viewing.every=0", "num_threads=1", "seed=0,1")
+    assert train("-m", *words, "hydra.sweep.dir=sweep", cwd=tmp_path).returncode == 0
+    job = tmp_path / "sweep" / "1"
+    text = (job / "job.yaml").read_text()
+    shutil.rmtree(job)
+    job.mkdir()
+    for change in HOSTILE.values():
+        changed = change(text, tmp_path / "trap")
+        assert changed != text
+        (job / "job.yaml").write_text(changed)
+        result = train("-m", "resume=sweep", cwd=tmp_path)
+        assert result.returncode == 1
+        assert f"{job}" in result.stderr and "run code" in result.stderr, result.stderr
+        assert {path.name for path in job.iterdir()} == {"job.yaml"}
+    (job / "job.yaml").write_text(text)
+    assert train("-m", "resume=sweep", cwd=tmp_path).returncode == 0
+    assert json.loads((job / "summary.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from flowrl.launch.command_line import TRAIN, override, resume_command
 from flowrl.launch.compose import check_folder
+from flowrl.runs.command_line import TRAIN, override, resume_command
 
 PARSER = OverridesParser.create()
 PRINTABLE = st.characters(exclude_categories=("Cs", "Cc"))

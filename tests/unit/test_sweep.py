@@ -11,9 +11,9 @@ import time
 import pytest
 
 from flowrl.errors import UserError
-from flowrl.launch.command_line import override
 from flowrl.launch.composed import read_job
 from flowrl.launch.trust import is_trusting
+from flowrl.runs.command_line import override
 from flowrl.sweep import pool, ranks
 from flowrl.sweep.job import JobsFailed, environment, num_ranks, objective
 from flowrl.sweep.plan import find_places, match, read_sweep, write_sweep
