@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowrl.advantages import Advantages
-from flowrl.bounds import Guidance, Steps
 from flowrl.diagnostics import Diagnostics
 from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep, Likelihood, tv
@@ -25,6 +24,7 @@ from flowrl.samplers.sde import FlowSDE
 from flowrl.samplers.steps import StochasticSteps
 from flowrl.schedule import Interval, Schedule, intervals
 from flowrl.types import LossInputs, LossOutput, Trajectory
+from flowrl.values.bounds import Guidance, Steps
 
 
 def option(part: object) -> str:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.bounds import ClipHigh, Threshold
 from flowrl.types import LossInputs
+from flowrl.values.bounds import ClipHigh, Threshold
 
 SQUARED = "_squared"
 """Ends the name of a mean square, whose root is taken over all samples of a step and update, whatever the batches."""

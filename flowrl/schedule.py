@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
-from flowrl.bounds import Shift, Tokens
 from flowrl.errors import UserError
+from flowrl.values.bounds import Shift, Tokens
 
 
 @dataclass(frozen=True, slots=True)

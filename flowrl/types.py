@@ -125,7 +125,7 @@ class ForwardInputs:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """A scalar loss to minimise, and detached metrics named as in `flowrl.metrics`."""
+    """A scalar loss to minimise, and detached metrics named as in `flowrl.runs.glossary`."""
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Float[Tensor, ""]]

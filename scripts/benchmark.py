@@ -28,12 +28,12 @@ from lightning import Callback, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowrl.callbacks.record import peak_memory_gib
-from flowrl.data import PromptBatch
 from flowrl.launch.build import build
 from flowrl.launch.compose import compose
 from flowrl.launch.quiet import quieten
-from flowrl.modules.groups import Group
-from flowrl.modules.policy import Policy
+from flowrl.training.micro_batch import Group
+from flowrl.training.policy import Policy
+from flowrl.training.prompt_data import PromptBatch
 
 
 class BareParts:

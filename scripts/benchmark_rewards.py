@@ -29,12 +29,12 @@ from lightning import Callback, Trainer
 from torch import Tensor
 
 from flowrl.launch.compose import compose
-from flowrl.modules.policy import Policy
-from flowrl.modules.reward import RewardModule
 from flowrl.prompts.shapes import shapes_prompts
 from flowrl.rewards.shapes import ShapesReward
 from flowrl.shapes.grammar import parse
 from flowrl.shapes.render import lay_out, render
+from flowrl.training.policy import Policy
+from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt, RewardOutput
 
 

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from flowrl.metrics import is_known
+from flowrl.runs.glossary import is_known
 
 SETS = ("held_in", "held_out")
 STEPS = r"trust/kl_old/\d+"

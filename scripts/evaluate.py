@@ -32,15 +32,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from flowrl import background
-from flowrl.assessment.distances import Inception, RandomConv
-from flowrl.assessment.page import render
-from flowrl.assessment.pictures import folder_features
-from flowrl.assessment.samples import Assessment
-from flowrl.assessment.subjects import Subject
-from flowrl.assessment.summary import gallery, summarise
 from flowrl.errors import UserError
-from flowrl.evaluation import Evaluator
+from flowrl.evaluation.distances import Inception, RandomConv
+from flowrl.evaluation.evaluator import Evaluator
+from flowrl.evaluation.page import render
+from flowrl.evaluation.pictures import folder_features
+from flowrl.evaluation.samples import Assessment
+from flowrl.evaluation.subjects import Subject
+from flowrl.evaluation.summary import gallery, summarise
 from flowrl.launch.build import build
 from flowrl.launch.compose import CONF, compose
 from flowrl.launch.errors import one_line_errors
@@ -48,10 +47,11 @@ from flowrl.launch.quiet import quieten
 from flowrl.launch.saved import read_saved
 from flowrl.launch.start import with_copy
 from flowrl.launch.trust import check_config
-from flowrl.models import lora, lora_files
-from flowrl.modules.policy import Policy
+from flowrl.parallel import background
 from flowrl.prompts.files import prompt_set
 from flowrl.runs.files import CONFIG, SOURCE
+from flowrl.training.policy import Policy
+from flowrl.tuning import formats, lora
 
 TRAINED = ("model", "lora", "grid", "tuning")
 """Of the configuration: what a run's weights belong to."""
@@ -59,8 +59,8 @@ OWN = (*TRAINED, "schedule", "backend", "embeddings")
 """What each run is drawn with; overrides of the last three reach all subjects."""
 
 
-FULL = "flowrl.models.full.Full"
-ADAPTER = {"_target_": "flowrl.models.lora.LoRA", "init": "gaussian", "reference": "base"}
+FULL = "flowrl.tuning.full.Full"
+ADAPTER = {"_target_": "flowrl.tuning.lora.LoRA", "init": "gaussian", "reference": "base"}
 IDLE = ADAPTER | {"rank": 1, "alpha": 1, "targets": "proj_out", "start": None}
 """What a base model is drawn through: an adapter that is zero, on the layer that all transformers have."""
 
@@ -160,7 +160,7 @@ def keep_reference(subject: Subject, policy: Policy) -> None:
     assert subject.path is not None
     began = with_copy(saved_config(subject), subject.path).lora
     if began.get("start") and began.reference == "start":
-        lora.keep_reference(policy.transformer, lora_files.read(Path(began.start)))
+        lora.keep_reference(policy.transformer, formats.read(Path(began.start)))
 
 
 def load(subject: Subject, cfg: DictConfig) -> Policy:
@@ -257,7 +257,7 @@ def is_subject(word: str) -> bool:
         return True
     if name.startswith(("+", "~")) or is_key(name):
         return False
-    return place == "base" or Path(place).expanduser().exists() or "/" in place or place.endswith(lora_files.SUFFIX)
+    return place == "base" or Path(place).expanduser().exists() or "/" in place or place.endswith(formats.SUFFIX)
 
 
 def is_key(name: str) -> bool:

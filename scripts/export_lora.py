@@ -15,11 +15,11 @@ import torch
 
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
-from flowrl.models import lora_files
 from flowrl.models.architectures import on_meta
 from flowrl.models.loading import resolve
-from flowrl.models.lora_names import Format
-from flowrl.models.lora_writer import write
+from flowrl.tuning import formats
+from flowrl.tuning.layer_names import Format
+from flowrl.tuning.writer import write
 
 
 def beside(source: Path, file: Path) -> Path:
@@ -36,13 +36,13 @@ def main() -> None:
     parser.add_argument("--format", choices=get_args(Format), required=True)
     parser.add_argument("--out", type=Path)
     args = parser.parse_intermixed_args()
-    file = lora_files.find(args.source)
-    if file.name == lora_files.AVERAGE:
+    file = formats.find(args.source)
+    if file.name == formats.AVERAGE:
         print(f"{args.source} has not finished: its checkpoint {file.parent.name} is exported")
-    given = lora_files.read(file)
+    given = formats.read(file)
     if args.overrides:
         model = compose(["name=export", *args.overrides]).model
-        lora_files.check(given, on_meta(resolve(model.pretrained), torch.float32), file)
+        formats.check(given, on_meta(resolve(model.pretrained), torch.float32), file)
     folder = args.out or beside(args.source, file) / f"lora_{args.format}"
     print(f"{write(given, folder, args.format)}: {given.describe()}")
 

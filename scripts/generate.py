@@ -23,20 +23,21 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from flowrl.errors import UserError
-from flowrl.evaluation import Evaluator
-from flowrl.grids import INK, PAPER, to_pil
+from flowrl.evaluation.evaluator import Evaluator
+from flowrl.images.contact_sheet import INK, PAPER, to_pil
 from flowrl.launch.checks import check_guidance
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.validate import validate
-from flowrl.models import lora, lora_files
+from flowrl.models import loading
 from flowrl.models.embeddings import PromptEmbeddings
-from flowrl.models.lora_files import LoRAFile
 from flowrl.models.protocol import FlowModel
 from flowrl.models.text import device
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.prompts.files import file_prompts
 from flowrl.prompts.lines import checked_text
+from flowrl.tuning import formats, lora
+from flowrl.tuning.formats import LoRAFile
 from flowrl.types import Prompt
 
 ITERATION = 2**32 - 2
@@ -80,10 +81,10 @@ def read(args: argparse.Namespace, pretrained: str) -> LoRAFile | None:
     """The LoRA that was asked for, if any, compared with the base's architecture before weights load."""
     if args.lora is None:
         return None
-    given = lora_files.read(args.lora)
-    transformer = lora_files.architecture(pretrained)
+    given = formats.read(args.lora)
+    transformer = loading.transformer_on_meta(pretrained)
     if transformer is not None:
-        lora_files.check(given, transformer, args.lora)
+        formats.check(given, transformer, args.lora)
     print(f"{args.lora}: {given.describe()}")
     return given
 

@@ -1,8 +1,8 @@
-"""Write docs/metrics.md from the glossary in flowrl/metrics.py."""
+"""Write docs/metrics.md from the glossary in flowrl/runs/glossary.py."""
 
 from pathlib import Path
 
-from flowrl.metrics import page
+from flowrl.runs.glossary import page
 
 if __name__ == "__main__":
     Path(__file__).parents[1].joinpath("docs", "metrics.md").write_text(page())

@@ -30,24 +30,24 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from flowrl.algorithm import Algorithm
-from flowrl.batch_plan import BatchPlan
 from flowrl.launch.checks import check_guidance, check_trainer
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.validate import validate
 from flowrl.losses.nft import NFT
-from flowrl.models import lora
 from flowrl.models.architectures import TEXT_PARAMETERS
-from flowrl.models.full import start_of
 from flowrl.models.loading import EMBEDDED, META, resolve
+from flowrl.models.weights import DTYPES
+from flowrl.training.batch_plan import BatchPlan
+from flowrl.tuning import lora
+from flowrl.tuning.full import start_of
 from flowrl.types import Conditioning
-from flowrl.weights import DTYPES
 
 GIB = 2**30
 SPARE = 0.08
 """Share of the GPU left to the CUDA context, kernels' workspace and fragmentation."""
 
-STRATEGIES = {"flowrl.modules.parallel.replicas": "ddp", "flowrl.modules.parallel.parts": "fsdp"}
+STRATEGIES = {"flowrl.parallel.strategies.replicas": "ddp", "flowrl.parallel.strategies.parts": "fsdp"}
 
 BLOCKS_OF_A_PASS, BLOCKS_OF_AN_UPDATE = 3, 6
 """Whole blocks that FSDP2 holds at worst: one, the buffer it came in and the next one's; in a backward pass also its

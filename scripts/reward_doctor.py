@@ -30,12 +30,12 @@ from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
 from flowrl.launch.services import check_services
 from flowrl.launch.validate import validate
-from flowrl.modules.reward import RewardModule
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.mixture import Mixture
 from flowrl.rewards.protocol import Reward
 from flowrl.rewards.routed import Routed
 from flowrl.rewards.specimens import Pair, pairs
+from flowrl.training.reward import RewardModule
 
 TOLERANCE = 1e-4
 """Difference that two scores of one image may have, in units of the scores' spread over all images."""

@@ -30,7 +30,7 @@ FRAGMENT = re.compile(r"(Of|What|Where|How|Whether|In|For|With|Both|By|From|To|U
 LAYOUT = (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENDMARKER)
 LIMIT = 10
 """Branches above which a function counts as too branched."""
-POLICIES = ("flowrl/training/policy.py", "flowrl/modules/policy.py")
+POLICIES = ("flowrl/training/policy.py", "flowrl/training/policy.py")
 
 Sources = dict[str, str]
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

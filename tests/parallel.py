@@ -75,10 +75,10 @@ def _work(work, rank, count, port, arguments, queue):
 def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing watched
     from lightning import Callback, Trainer
 
-    from flowrl.models import lora
-    from flowrl.modules import policy as module
-    from flowrl.modules.parallel import parts, replicas
-    from flowrl.sharding import gathered
+    from flowrl.parallel.sharding import gathered
+    from flowrl.parallel.strategies import parts, replicas
+    from flowrl.training import policy as module
+    from flowrl.tuning import lora
 
     is_divided = "trainer=fsdp" in overrides
     policy, data, evaluator = make(*SMALL, f"trainer.devices={count}", *overrides)

@@ -12,7 +12,7 @@ from lightning import Trainer
 
 from flowrl.launch.build import build
 from flowrl.launch.compose import register_resolvers
-from flowrl.models import lora
+from flowrl.tuning import lora
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

@@ -10,19 +10,19 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from flowrl.bounds import Count
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
 from flowrl.errors import UserError
-from flowrl.models import lora
-from flowrl.modules.measures import require_finite
-from flowrl.modules.policy import Policy
-from flowrl.modules.reward import TooManyMissingRewards
+from flowrl.models.weights import first_not_finite
+from flowrl.parallel.sharding import gathered, is_divided
 from flowrl.runs import checkpoint
 from flowrl.runs.files import CHECKPOINTS
 from flowrl.runs.folder import point_latest_at
-from flowrl.sharding import gathered, is_divided
-from flowrl.weights import first_not_finite
+from flowrl.training.metric_means import require_finite
+from flowrl.training.policy import Policy
+from flowrl.training.reward import TooManyMissingRewards
+from flowrl.tuning import lora
+from flowrl.values.bounds import Count
 
 NO_CHECKPOINT = "no checkpoint yet"
 

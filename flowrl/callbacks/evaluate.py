@@ -16,18 +16,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowrl import grids
-from flowrl.bounds import Count, Natural, Text
 from flowrl.callbacks.record import RunRecord
+from flowrl.callbacks.trackers import alert
 from flowrl.errors import UserError
-from flowrl.evaluation import EvaluationResult, Evaluator
-from flowrl.modules.measures import gather
-from flowrl.modules.policy import Policy
+from flowrl.evaluation.evaluator import EvaluationResult, Evaluator
+from flowrl.images import contact_sheet
+from flowrl.parallel.sharding import is_divided
 from flowrl.prompts.subsets import same_texts
-from flowrl.sharding import is_divided
 from flowrl.statistics import fallen
-from flowrl.trackers import alert
+from flowrl.training.metric_means import gather
+from flowrl.training.policy import Policy
 from flowrl.types import RewardOutput
+from flowrl.values.bounds import Count, Natural, Text
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +138,9 @@ class Evaluate(Callback):
         columns = [] if self.first is None else [("before", self.first[0], self.first[1].tolist())]
         if policy.num_iterations:
             columns.append((f"iteration {policy.num_iterations}", images, values.tolist()))
-        sheet = grids.comparison(captions, columns, per_row=4)
+        sheet = contact_sheet.comparison(captions, columns, per_row=4)
         path = self.folder / "images" / f"{policy.num_iterations:06d}.png"
-        grids.save(sheet, path)
+        contact_sheet.save(sheet, path)
         log_image(trainer, sheet, path, policy.num_iterations)
         numbers = ", ".join(f"{key} {value:.3g}" for key, value in headline.items() if isinstance(value, float))
         policy.print(f"evaluation {when} (iteration {policy.num_iterations}): {numbers}; {path}")

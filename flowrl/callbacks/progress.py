@@ -7,7 +7,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from flowrl.data import PromptBatch, PromptData
+from flowrl.training.prompt_data import PromptBatch, PromptData
 
 
 class Progress(TQDMProgressBar):

@@ -18,12 +18,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from flowrl.modules.parallel import is_later_rank
-from flowrl.modules.policy import Policy
+from flowrl.callbacks.trackers import alert
+from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs.files import METRICS, SUMMARY, set_aside, write_whole
 from flowrl.runs.metrics import ITERATION, read_figures
 from flowrl.runs.provenance import environment
-from flowrl.trackers import alert
+from flowrl.training.policy import Policy
 
 _STATUS, _CLEAR_PEAK, _CPU = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/cpuinfo")
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from flowrl import background
-from flowrl.modules.measures import gather
-from flowrl.modules.parallel import is_later_rank
-from flowrl.modules.reward import RewardModule
+from flowrl.parallel import background
+from flowrl.parallel.strategies import is_later_rank
+from flowrl.training.metric_means import gather
+from flowrl.training.reward import RewardModule
 
 NOTICE = "stopping after this iteration, with a checkpoint"
 REPEATED = 1.0

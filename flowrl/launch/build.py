@@ -9,21 +9,21 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from flowrl.algorithm import Algorithm
-from flowrl.batch_plan import BatchPlan
-from flowrl.data import PromptData
 from flowrl.errors import UserError
-from flowrl.evaluation import Evaluator
+from flowrl.evaluation.evaluator import Evaluator
 from flowrl.launch.checks import check_layers, check_rules
 from flowrl.launch.scores import check_prompts
 from flowrl.launch.services import check_services
 from flowrl.launch.start import check_start
 from flowrl.launch.validate import validate
 from flowrl.losses.nft import NFT
-from flowrl.modules.forward import ForwardPolicy
-from flowrl.modules.parallel import norm_limit
-from flowrl.modules.policy import Policy
-from flowrl.modules.reference import ReferenceModule
-from flowrl.modules.reward import RewardModule
+from flowrl.parallel.strategies import norm_limit
+from flowrl.training.batch_plan import BatchPlan
+from flowrl.training.forward import ForwardPolicy
+from flowrl.training.policy import Policy
+from flowrl.training.prompt_data import PromptData
+from flowrl.training.reference import ReferenceModule
+from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt
 
 DEFAULT_THREADS = torch.get_num_threads()

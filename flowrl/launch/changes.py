@@ -11,10 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
-from flowrl.models.lora_files import START
-from flowrl.modules.parallel import is_later_rank
+from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs import provenance
 from flowrl.runs.files import PROVENANCE, SUMMARY, read_object, write_whole
+from flowrl.tuning.formats import START
 from flowrl.types import Prompt
 
 HARMLESS = {

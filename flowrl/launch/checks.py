@@ -14,9 +14,9 @@ from torch import nn
 
 from flowrl.errors import UserError
 from flowrl.models.loading import EMBEDDED
-from flowrl.models.lora import LoRA
 from flowrl.runs.files import read_object
 from flowrl.sweep.job import num_ranks
+from flowrl.tuning.lora import LoRA
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR", "NODE_RANK", "GROUP_RANK")
 """Variables by which whoever starts processes on several nodes tells them of each other."""
@@ -97,8 +97,8 @@ def check_trainer(cfg: DictConfig) -> None:
             "number; take bfloat16"
         )
     check_processes(cfg)
-    if OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.modules.parallel.parts":
-        if cfg.tuning._target_ != "flowrl.models.full.Full":
+    if OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.parallel.strategies.parts":
+        if cfg.tuning._target_ != "flowrl.tuning.full.Full":
             raise UserError("trainer=fsdp is for tuning=full, whose weights it divides; for LoRA take trainer=ddp")
         if cfg.backend.compile:
             raise UserError("trainer=fsdp does not go with backend.compile=true; set it to false")

@@ -9,10 +9,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from flowrl.bounds import is_folder_name
 from flowrl.errors import UserError
 from flowrl.runs.files import CONFIG
 from flowrl.runs.folder import make_new
+from flowrl.values.bounds import is_folder_name
 
 CONF = Path(__file__).parents[2] / "conf"
 

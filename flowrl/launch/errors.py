@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
 from flowrl.launch.compose import CONF
+from flowrl.values.wording import meant
 
 NO_OPTION = "Config group override must be a string or a list"
 """How Hydra's error begins, which does not say which group it is about."""
@@ -137,12 +138,6 @@ def _no_option(words: Iterable[str]) -> str:
         if folder.is_dir() and value not in (names := sorted(path.stem for path in folder.glob("*.yaml"))):
             return f"{word}: {group} is a group, of which one option is chosen: {', '.join(names)}"
     return f"{NO_OPTION}, such as loss=dppo"
-
-
-def meant(word: str, names: Iterable[str]) -> str:
-    """The nearest of some names to a misspelt one, as words for a message; empty where none is near."""
-    close = difflib.get_close_matches(word, sorted(names), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _suggest(key: str) -> str:

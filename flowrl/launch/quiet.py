@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 
-from flowrl.modules.parallel import is_later_rank
+from flowrl.parallel.strategies import is_later_rank
 
 
 def quieten() -> None:

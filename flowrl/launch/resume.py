@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flowrl.callbacks.trackers import default_tags
 from flowrl.errors import UserError
 from flowrl.launch import trust
 from flowrl.launch.changes import overridden
@@ -22,11 +23,10 @@ from flowrl.launch.composed import freeze
 from flowrl.launch.saved import read_saved
 from flowrl.launch.start import refuse_other_start, take_from_file
 from flowrl.launch.trust import check_config, project_folders
-from flowrl.modules.parallel import is_later_rank
+from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs.command_line import resume_command
 from flowrl.runs.files import CONFIG, SOURCE, write_whole
 from flowrl.runs.folder import claim
-from flowrl.trackers import default_tags
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,11 @@ from lightning import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from flowrl import background, trackers
+from flowrl.callbacks import trackers
 from flowrl.callbacks.checkpoint import NO_CHECKPOINT, Checkpoint
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
-from flowrl.data import PromptData
 from flowrl.errors import UserError
 from flowrl.launch import trust
 from flowrl.launch.build import build
@@ -30,16 +29,18 @@ from flowrl.launch.quiet import quieten
 from flowrl.launch.resume import configure, write_config
 from flowrl.launch.start import keep_copy, with_copy
 from flowrl.launch.trust_jobs import check_job, continue_command
-from flowrl.models import lora
-from flowrl.modules.learning import NothingLearned
-from flowrl.modules.measures import NotFinite
-from flowrl.modules.parallel import is_later_rank
-from flowrl.modules.policy import Policy
-from flowrl.modules.reward import TooManyMissingRewards
+from flowrl.parallel import background
+from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs import disk
 from flowrl.runs.files import CONFIG, LOG
 from flowrl.runs.folder import discard_if_empty
 from flowrl.sweep.ranks import run_to_end
+from flowrl.training.learning import NothingLearned
+from flowrl.training.metric_means import NotFinite
+from flowrl.training.policy import Policy
+from flowrl.training.prompt_data import PromptData
+from flowrl.training.reward import TooManyMissingRewards
+from flowrl.tuning import lora
 
 log = logging.getLogger(__name__)
 

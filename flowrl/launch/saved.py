@@ -9,11 +9,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
+from flowrl.launch.moved import move
 from flowrl.runs.files import read_text
 
 
 def read_saved(path: Path, remedy: str) -> DictConfig:
-    """The configuration in a file of a run's folder. Raises UserError, with the remedy, for a damaged file."""
+    """The configuration in a file of a run's folder, its targets by their names of today.
+
+    Raises UserError, with the remedy, for a damaged file.
+    """
     try:
         saved = OmegaConf.create(read_text(path, remedy))
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
@@ -22,4 +26,4 @@ def read_saved(path: Path, remedy: str) -> DictConfig:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {remedy}") from error
     if not isinstance(saved, DictConfig) or not saved:
         raise UserError(f"{path} is damaged (it holds no configuration); {remedy}")
-    return saved
+    return OmegaConf.create(move(OmegaConf.to_container(saved, resolve=False)))

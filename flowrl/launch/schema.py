@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, MaxLen, MinLen
 
-from flowrl.bounds import (
+from flowrl.values.bounds import (
     BelowOne,
     ClipLow,
     Count,

@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
-from flowrl.launch.errors import meant
 from flowrl.types import Prompt
+from flowrl.values.wording import meant
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "flowrl.rewards.shapes.ShapesReward": ("soft", "strict", "off_palette", "clean_objects"),

@@ -10,7 +10,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
-from flowrl.modules.parallel import is_later_rank
+from flowrl.parallel.strategies import is_later_rank
 from flowrl.rewards.client import Client, Unavailable, Unfit
 
 PAUSE = 0.5

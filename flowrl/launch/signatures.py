@@ -12,9 +12,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hydra.utils import get_object
 
 from flowrl.errors import UserError
-from flowrl.launch.errors import meant
 from flowrl.launch.schema import FOREIGN, Foreign
-from flowrl.launch.wording import show, unwrap
+from flowrl.values.wording import meant, show, unwrap
 
 
 def import_target(name: str, word: str) -> Any:

@@ -9,9 +9,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from flowrl.errors import UserError
-from flowrl.models import lora_files
-from flowrl.models.lora import LoRA
-from flowrl.models.lora_writer import write
+from flowrl.models import loading
+from flowrl.tuning import formats
+from flowrl.tuning.lora import LoRA
+from flowrl.tuning.writer import write
 
 KEYS = ("rank", "alpha", "targets")
 """Of `lora`, what a LoRA file says itself."""
@@ -43,9 +44,9 @@ def check_start(cfg: DictConfig, adapter: object) -> None:
             "(pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained) and give that as model.pretrained"
         )
     given = adapter.read_start()
-    transformer = lora_files.architecture(cfg.model.pretrained)
+    transformer = loading.transformer_on_meta(cfg.model.pretrained)
     if transformer is not None:
-        lora_files.check(given, transformer, Path(start))
+        formats.check(given, transformer, Path(start))
         adapter.check_targets(given, transformer)
 
 
@@ -54,7 +55,7 @@ def with_copy(cfg: DictConfig, folder: Path) -> DictConfig:
 
     What the run began from may be gone by the time it is resumed or evaluated, or be another LoRA.
     """
-    copy = folder / lora_files.START
+    copy = folder / formats.START
     if not (cfg.lora.get("start") and copy.is_dir()):
         return cfg
     changed = cfg.copy()
@@ -64,12 +65,12 @@ def with_copy(cfg: DictConfig, folder: Path) -> DictConfig:
 
 def keep_copy(cfg: DictConfig, folder: Path) -> None:
     """Write the LoRA that a run begins from into its folder, whole or not at all; kept where it is there."""
-    target = folder / lora_files.START
+    target = folder / formats.START
     if not cfg.lora.get("start") or target.is_dir():
         return
     partial = target.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    given = lora_files.read(Path(cfg.lora.start))
+    given = formats.read(Path(cfg.lora.start))
     write(given, partial, "comfy")
     partial.rename(target)
     print(f"beginning from {cfg.lora.start}: {given.describe()}; the reference is lora.reference={cfg.lora.reference}")

@@ -17,10 +17,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowrl.bounds import Dotted
 from flowrl.errors import UserError
 from flowrl.launch.compose import CONF
-from flowrl.launch.errors import explain, meant
+from flowrl.launch.errors import explain
 from flowrl.launch.schema import Node, Settings
 from flowrl.launch.signatures import (
     foreign_of,
@@ -31,7 +30,8 @@ from flowrl.launch.signatures import (
     require_key,
     require_kind,
 )
-from flowrl.launch.wording import describe, fits, nearest, show, unwrap
+from flowrl.values.bounds import Dotted
+from flowrl.values.wording import describe, fits, meant, nearest, show, unwrap
 
 REFERENCE = re.compile(r"\$\{([\w.\[\]]+)\}")
 """A key's value that is another's, such as ${trust.clip}; what a resolver computes is not."""

@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 
-from flowrl.bounds import Limit, Positive, Threshold
 from flowrl.errors import UserError
 from flowrl.losses.clip import require_gaussian, require_positive
 from flowrl.types import LossInputs, LossOutput
+from flowrl.values.bounds import Limit, Positive, Threshold
 
 
 @dataclass(kw_only=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from flowrl.bounds import ClipHigh, ClipLow, Limit
 from flowrl.losses.clip import clipped_surrogate, require_calibration, require_positive, require_range
 from flowrl.types import LossInputs, LossOutput
+from flowrl.values.bounds import ClipHigh, ClipLow, Limit
 
 
 def grpo(

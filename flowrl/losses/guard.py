@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from flowrl.bounds import ClipHigh, ClipLow, Limit
 from flowrl.errors import UserError
 from flowrl.losses.clip import clipped_surrogate, require_gaussian, require_positive, require_range
 from flowrl.types import LossInputs, LossOutput
+from flowrl.values.bounds import ClipHigh, ClipLow, Limit
 
 
 def guard(inputs: LossInputs, *, clip_low: ClipLow, clip_high: ClipHigh, advantage_clip: Limit) -> LossOutput:

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.bounds import Natural, NonNegative, Positive, Share
 from flowrl.errors import UserError
 from flowrl.types import ForwardInputs, LossOutput
+from flowrl.values.bounds import Natural, NonNegative, Positive, Share
 
 MIN_WEIGHT = 1e-5
 """Smallest mean absolute error that a sample's loss is divided by."""

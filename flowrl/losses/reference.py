@@ -8,10 +8,10 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.bounds import Guidance, NonNegative
 from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep, Likelihood
 from flowrl.schedule import Interval
+from flowrl.values.bounds import Guidance, NonNegative
 
 _MEAN_KL = Likelihood(reduction="mean", form="gaussian")
 

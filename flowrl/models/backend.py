@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from flowrl.bounds import Text
 from flowrl.errors import UserError
 from flowrl.models.protocol import FlowModel
+from flowrl.values.bounds import Text
 
 FLASH_3 = "_flash_3"
 """The one of diffusers' FlashAttention backends that it wraps into an operator without a derivative."""

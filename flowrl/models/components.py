@@ -17,7 +17,7 @@ from torch import nn
 
 from flowrl.errors import UserError
 from flowrl.models.text import quiet
-from flowrl.weights import fault, has_adapter
+from flowrl.models.weights import fault, has_adapter
 
 log = logging.getLogger(__name__)
 

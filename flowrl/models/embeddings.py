@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowrl.bounds import Chunk, Text
 from flowrl.errors import UserError
 from flowrl.models.protocol import TextModel
 from flowrl.types import Conditioning, Prompt
+from flowrl.values.bounds import Chunk, Text
 
 log = logging.getLogger(__name__)
 

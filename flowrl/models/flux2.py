@@ -16,14 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from flowrl.bounds import Dtype, Resolution, Text, TextLength
 from flowrl.errors import UserError
-from flowrl.models import lora
 from flowrl.models.guidance import check_embedded, classifier_free
 from flowrl.models.latents import latent_side, pack, per_row, to_images, token_positions, unpack
 from flowrl.models.loading import Source
 from flowrl.models.text import TextEncoders, quiet
+from flowrl.tuning import lora
 from flowrl.types import Conditioning
+from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
 
 TEXT = ("text_encoder", "tokenizer")
 AXES = 4

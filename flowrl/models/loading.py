@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
@@ -24,12 +25,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from torch import nn
 
 from flowrl.errors import UserError
-from flowrl.models.architectures import pipeline_on_meta
+from flowrl.models.architectures import ARCHITECTURES, on_meta, pipeline_on_meta
 from flowrl.models.components import AGAIN, WEIGHTS, first_line, read_json
 from flowrl.models.components import load as load_component
-from flowrl.weights import DTYPES
+from flowrl.models.weights import DTYPES
 
 EMBEDDED = "embedded:"
 """Prefix of `model.pretrained` for a pipeline shipped inside the package."""
@@ -188,3 +190,10 @@ def _entry(index: Mapping[str, Any], name: str) -> tuple[str, str] | None:
         case [str(library), str(kind)]:
             return library, kind
     return None
+
+
+def transformer_on_meta(pretrained: str) -> nn.Module | None:
+    """The transformer of a base model without its weights; None for a repository whose architecture is not listed."""
+    source = resolve(pretrained)
+    is_known = source in ARCHITECTURES or Path(source, "transformer").is_dir()
+    return on_meta(source, torch.float32) if is_known else None

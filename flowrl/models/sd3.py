@@ -11,14 +11,14 @@ from diffusers import StableDiffusion3Pipeline
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.bounds import Dtype, Resolution, Text, TextLength
 from flowrl.errors import UserError
-from flowrl.models import lora
 from flowrl.models.guidance import classifier_free
 from flowrl.models.latents import latent_side, per_row, to_images, unscale
 from flowrl.models.loading import Source
 from flowrl.models.text import TextEncoders, quiet
+from flowrl.tuning import lora
 from flowrl.types import Conditioning
+from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
 
 T5 = ("text_encoder_3", "tokenizer_3")
 CLIP_TOKENS = 77

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowrl.bounds import Count, Prompts, Seed, Split, Text
 from flowrl.errors import UserError
 from flowrl.prompts.jsonl import jsonl_prompts
 from flowrl.types import Prompt
+from flowrl.values.bounds import Count, Prompts, Seed, Split, Text
 
 _NOUNS = (
     "apple ball banana barrel basket bear bicycle bird boat book bottle bowl bucket candle car carrot cat chair "

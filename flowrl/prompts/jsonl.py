@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flowrl.bounds import Text
 from flowrl.errors import UserError
 from flowrl.prompts.lines import check_characters, checked_text, read_lines
 from flowrl.types import Prompt
+from flowrl.values.bounds import Text
 
 FAMILIES = ("family", "tag", "atom_count")
 """Keys of the task family: our own, GenEval's and GenEval2's."""

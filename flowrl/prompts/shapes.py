@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from flowrl.bounds import Prompts, Seed, Text
 from flowrl.errors import UserError
 from flowrl.shapes.grammar import FAMILIES, sample_caption
 from flowrl.types import Prompt
+from flowrl.values.bounds import Prompts, Seed, Text
 
 
 def shapes_prompts(

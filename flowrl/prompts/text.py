@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from flowrl.bounds import Text
 from flowrl.errors import UserError
 from flowrl.prompts.lines import checked_text, holds_objects, read_lines
 from flowrl.types import Prompt
+from flowrl.values.bounds import Text
 
 
 def text_prompts(*, path: Text) -> list[Prompt]:

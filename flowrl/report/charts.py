@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from flowrl.page import COLOURS
 from flowrl.report.compare import Condition
+from flowrl.report.frame import COLOURS
 from flowrl.report.runs import Run
 from flowrl.report.tables import frontier
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from flowrl.metrics import GLOSSARY
-from flowrl.page import document, embedded, paragraph, section
 from flowrl.report.charts import curve_chart, curves, frontier_chart, style
 from flowrl.report.compare import Condition
+from flowrl.report.frame import document, embedded, paragraph, section
 from flowrl.report.tables import Table
+from flowrl.runs.glossary import GLOSSARY
 from flowrl.statistics import FEWEST
 
 HEADLINES = (

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from flowrl.page import table
 from flowrl.report.compare import Condition, differences, short
+from flowrl.report.frame import table
 from flowrl.report.runs import Run
 from flowrl.statistics import Estimate, difference, mean
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from flowrl.bounds import Count, Dtype, Text
 from flowrl.errors import UserError
 from flowrl.rewards.clip import CLIP
 from flowrl.rewards.loading import load_weights
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
+from flowrl.values.bounds import Count, Dtype, Text
 
 WIDTHS = (1024, 128, 64, 16, 1)
 """Outputs of the predictor's linear layers (christophschuhmann/improved-aesthetic-predictor)."""

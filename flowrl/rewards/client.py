@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from flowrl.bounds import Bytes, Count, Natural, Positive, Seconds, Text
 from flowrl.errors import UserError
+from flowrl.values.bounds import Bytes, Count, Natural, Positive, Seconds, Text
 
 RETRIED = frozenset({429, 500, 502, 503, 504})
 """Statuses that may pass; any other refusal is final."""

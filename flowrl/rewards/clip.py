@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor
 
-from flowrl.bounds import Count, Dtype, Text
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.loading import dtype_of, load_pretrained
 from flowrl.rewards.protocol import Images
+from flowrl.values.bounds import Count, Dtype, Text
 
 
 class CLIP(nn.Module):

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from flowrl.bounds import Count, Dtype, Positive, Text
 from flowrl.errors import UserError
 from flowrl.rewards.clip import CLIP
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
+from flowrl.values.bounds import Count, Dtype, Positive, Text
 
 
 class CLIPScore(CLIP):

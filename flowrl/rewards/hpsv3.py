@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from flowrl.bounds import Positive
 from flowrl.errors import UserError
 from flowrl.rewards.client import Unanswered
 from flowrl.rewards.judge import Judge, Question
 from flowrl.rewards.outputs import REASON
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
+from flowrl.values.bounds import Positive
 
 
 class HPSv3:

@@ -15,12 +15,12 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from flowrl.bounds import Count, Dtype, Text
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.loading import dtype_of, load_pretrained, load_weights
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
+from flowrl.values.bounds import Count, Dtype, Text
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw reward over the authors' data: the published score is standardised by them."""

@@ -9,14 +9,14 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from flowrl.errors import UserError
-from flowrl.pictures import to_rgb
+from flowrl.images.pictures import to_rgb
 from flowrl.rewards.protocol import Images
 
 
 def to_pictures(images: Images) -> list[Image.Image]:
     """RGB pictures; tensors are clamped to [0, 1] and rounded to 8 bits. Raises UserError for NaN.
 
-    Scorers never see NaN: `flowrl.modules.reward` leaves such images out.
+    Scorers never see NaN: `flowrl.training.reward` leaves such images out.
     """
     if not isinstance(images, Tensor):
         return [to_rgb(image) for image in images]

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from flowrl.bounds import NonZero, Quality
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
+from flowrl.values.bounds import NonZero, Quality
 
 
 class JPEG:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from flowrl.bounds import Count, Natural, Text
 from flowrl.errors import UserError
 from flowrl.rewards import wire
 from flowrl.rewards.client import Client, Unanswered, Unfit, check_url
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.protocol import Images
+from flowrl.values.bounds import Count, Natural, Text
 
 Read = TypeVar("Read")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
-from flowrl.weights import DTYPES, fault, first_not_finite
+from flowrl.models.weights import DTYPES, fault, first_not_finite
 
 
 def require(module: str, extra: str) -> Any:

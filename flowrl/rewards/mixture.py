@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from flowrl.advantages import weighted_sum
-from flowrl.bounds import Finite
 from flowrl.errors import UserError
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.outputs import REASON
 from flowrl.rewards.protocol import Images, Reward
 from flowrl.types import Prompt, RewardOutput
+from flowrl.values.bounds import Finite
 
 
 class Mixture(nn.Module):

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowrl.bounds import Share, Side
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.loading import require
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
+from flowrl.values.bounds import Share, Side
 
 TARGET = "target"
 """The key of a prompt's metadata with the text to be drawn; where absent or null, text in double quotes is meant."""

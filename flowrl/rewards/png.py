@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.pictures import to_pixels
+from flowrl.images.pictures import to_pixels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER = struct.Struct(">8sI4sII5sI")

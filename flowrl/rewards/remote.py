@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from flowrl.bounds import Count, Text
 from flowrl.errors import UserError
 from flowrl.rewards import wire
 from flowrl.rewards.client import Client, Unanswered, Unavailable, Unfit, check_url, is_object
 from flowrl.rewards.outputs import concatenate, first_reason, missing
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
+from flowrl.values.bounds import Count, Text
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flowrl.bounds import Text
 from flowrl.errors import UserError
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.protocol import Images, Reward
 from flowrl.types import Prompt, RewardOutput
+from flowrl.values.bounds import Text
 
 
 class Routed(nn.Module):

@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flowrl.bounds import Positive, Text
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.protocol import Images
 from flowrl.runs.files import read_object
 from flowrl.shapes.grammar import WORDS
 from flowrl.types import Prompt, RewardOutput
+from flowrl.values.bounds import Positive, Text
 
 EMBEDDED = "embedded:"
 CONFIG, WEIGHTS = "shapes_proxy.json", "shapes_proxy.safetensors"

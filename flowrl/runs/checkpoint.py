@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flowrl.errors import UserError
+from flowrl.parallel.sharding import part_of
 from flowrl.runs import disk
 from flowrl.runs.files import file_digest, set_aside
-from flowrl.sharding import part_of
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.bounds import Share
 from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep
 from flowrl.schedule import Interval
+from flowrl.values.bounds import Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

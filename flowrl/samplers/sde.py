@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.bounds import NoiseLevel
 from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep
 from flowrl.schedule import Interval
+from flowrl.values.bounds import NoiseLevel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ import random
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from flowrl.bounds import Count, StepNumber, Steps
 from flowrl.errors import UserError
+from flowrl.values.bounds import Count, StepNumber, Steps
 
 
 @runtime_checkable

@@ -17,13 +17,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from flowrl import background
-from flowrl.bounds import Bytes, Count, Seconds
 from flowrl.errors import UserError
+from flowrl.parallel import background
 from flowrl.rewards import wire
 from flowrl.serving.batcher import Batcher
 from flowrl.serving.counters import Counters
 from flowrl.serving.uploads import Busy, TooSlow, Upload, Uploads
+from flowrl.values.bounds import Bytes, Count, Seconds
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

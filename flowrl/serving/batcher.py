@@ -14,7 +14,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from flowrl import background
+from flowrl.parallel import background
 from flowrl.rewards import wire
 from flowrl.rewards.outputs import concatenate, reorder
 from flowrl.serving.counters import Counters

@@ -9,12 +9,12 @@ import torch
 import uvicorn
 
 from flowrl.errors import UserError
-from flowrl.modules.reward import RewardModule
 from flowrl.rewards.protocol import Reward
 from flowrl.serving.app import Limits, Pages, build_app
 from flowrl.serving.batcher import Batcher
 from flowrl.serving.connections import Connection
 from flowrl.serving.counters import Counters
+from flowrl.training.reward import RewardModule
 
 log = logging.getLogger(__name__)
 

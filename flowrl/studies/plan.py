@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.errors import UserError
-from flowrl.launch.errors import meant
 from flowrl.runs.files import read_yaml
+from flowrl.values.wording import meant
 
 Overrides = tuple[str, ...]
 SWEEP = "sweep.yaml"

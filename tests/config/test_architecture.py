@@ -10,7 +10,75 @@ import pytest
 import flowrl.losses
 import flowrl.samplers
 
-PURE = {"torch", "jaxtyping", "flowrl.bounds", "flowrl.errors", "flowrl.types", *sys.stdlib_module_names}
+PURE = {"torch", "jaxtyping", *sys.stdlib_module_names}
+LEARNING = ("diffusers", "huggingface_hub", "open_clip", "peft", "safetensors", "transformers")
+ROOMS = {
+    # The hall: the mathematics, which sees torch and what stands before it.
+    "errors": (),
+    "types": (),
+    "statistics": ("numpy", "scipy"),
+    "schedule": ("errors", "values"),
+    "gaussian": ("errors", "values"),
+    "noise": ("numpy",),
+    "advantages": ("errors", "values"),
+    "diagnostics": ("types", "values"),
+    "samplers": ("errors", "gaussian", "schedule", "values"),
+    "losses": ("errors", "gaussian", "schedule", "types", "values"),
+    "rollout": ("gaussian", "samplers", "schedule", "types"),
+    "algorithm": (
+        "advantages",
+        "diagnostics",
+        "errors",
+        "gaussian",
+        "losses",
+        "samplers",
+        "schedule",
+        "types",
+        "values",
+    ),
+    # The rooms, each after those that it may know.
+    "values": ("errors", "annotated_types", "pydantic"),
+    "shapes": ("errors", "numpy", "scipy"),
+    "images": ("errors", "numpy", "PIL"),
+    "prompts": ("errors", "shapes", "types", "values", "numpy"),
+    "runs": ("errors", "parallel", "types", "yaml", *LEARNING),
+    "models": ("errors", "tuning", "types", "values", *LEARNING),
+    "tuning": ("errors", "models.weights", "parallel", "runs", "values", *LEARNING),
+    "parallel": ("errors", "tuning", "values", "lightning"),
+    "rewards": (
+        *("advantages", "errors", "images", "models.weights", "runs.files", "shapes", "types", "values"),
+        *("httpx", "numpy", "PIL", "pydantic_core", "rapidocr", "scipy", "torchvision", *LEARNING),
+    ),
+    "objectives": ("gaussian", "types"),
+    "training": (
+        *("advantages", "algorithm", "diagnostics", "errors", "gaussian", "losses", "models", "noise", "objectives"),
+        *("parallel", "rewards", "rollout", "runs", "samplers", "schedule", "tuning", "types", "values", "lightning"),
+    ),
+    "report": ("errors", "runs.files", "runs.glossary", "runs.metrics", "statistics", "numpy"),
+    "evaluation": (
+        *(
+            "errors",
+            "gaussian",
+            "images",
+            "models",
+            "noise",
+            "parallel",
+            "prompts",
+            "report",
+            "rewards",
+            "runs",
+            "samplers",
+        ),
+        *("schedule", "statistics", "training", "tuning", "types", "values", "numpy", "PIL", "scipy", *LEARNING),
+    ),
+    "callbacks": (
+        *("errors", "evaluation", "images", "models.weights", "parallel", "prompts", "runs", "statistics", "training"),
+        *("tuning", "types", "values", "httpx", "lightning", "numpy", "PIL", "wandb", *LEARNING),
+    ),
+    "serving": ("errors", "parallel", "rewards", "training", "types", "values", "starlette", "uvicorn"),
+    "sweep": ("errors", "runs"),
+}
+"""What each module of the hall and each room may import: names of FlowRL's own, then packages beside torch."""
 MODULES = [
     importlib.import_module(f"{package.__name__}.{info.name}")
     for package in (flowrl.samplers, flowrl.losses)
@@ -45,53 +113,23 @@ def importers(root, package):
     return {path for path, text in sources(root).items() if any(not strangers(n, {package}) for n in imports(text))}
 
 
-@pytest.mark.parametrize(
-    ("pattern", "own"),
-    [
-        ("types.py", ()),
-        ("bounds.py", ("annotated_types",)),
-        ("schedule.py", ()),
-        ("gaussian.py", ()),
-        ("samplers/*.py", ("flowrl.gaussian", "flowrl.schedule", "flowrl.samplers")),
-        ("rollout.py", ("flowrl.gaussian", "flowrl.schedule", "flowrl.samplers")),
-        ("advantages.py", ()),
-        ("diagnostics.py", ()),
-        ("losses/*.py", ("flowrl.losses",)),
-        ("losses/reference.py", ("flowrl.gaussian", "flowrl.schedule")),
-        ("batch_plan.py", ()),
-        ("ema.py", ()),
-        ("metrics.py", ()),
-        ("panel.py", ()),
-        ("statistics.py", ("numpy", "scipy")),
-        ("page.py", ()),
-        (
-            "report/*.py",
-            (
-                "flowrl.report",
-                "flowrl.page",
-                "flowrl.statistics",
-                "flowrl.metrics",
-                "flowrl.runs.files",
-                "flowrl.runs.metrics",
-                "numpy",
-                "yaml",
-            ),
-        ),
-        ("shapes/*.py", ("flowrl.shapes", "numpy", "scipy")),
-    ],
-)
-def test_dependencies_point_down(root, pattern, own):
+@pytest.mark.parametrize("room", ROOMS)
+def test_dependencies_point_down(root, room):
     """Mutation: import a sampler in a loss, or anything else against the direction."""
-    paths = [path for path in (root / "flowrl").glob(pattern) if path.stem != "reference" or "reference" in pattern]
+    place = root / "flowrl" / room
+    paths = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
     assert paths
+    names = {path.stem for path in (root / "flowrl").iterdir()}
+    allowed = {f"flowrl.{name}" if name.split(".")[0] in names else name for name in (room, *ROOMS[room])}
     for path in paths:
-        odd = {name for name in imports(path.read_text()) if strangers(name, PURE | set(own))}
+        odd = {name for name in imports(path.read_text()) if strangers(name, PURE | allowed)}
         assert not odd, f"{path} imports {odd}"
 
 
-def test_sweeps_know_nothing_of_the_launch(root):
-    """The launch starts sweeps, not the other way. Mutation: take a name of flowrl.launch into flowrl.sweep."""
-    assert not {path for path in importers(root, "flowrl.launch") if path.startswith(("flowrl/sweep/", "flowrl/runs/"))}
+def test_every_room_has_its_directions(root):
+    """Mutation: add a room, or a module to the hall, and say nothing of what it may import."""
+    free = {"__init__", "__pycache__", "launch", "studies"}
+    assert {path.stem for path in (root / "flowrl").iterdir()} - free == set(ROOMS)
 
 
 def test_hydra_stays_at_the_door(root):
@@ -102,9 +140,9 @@ def test_hydra_stays_at_the_door(root):
     assert {path for path in found if not path.startswith(allowed)} == set()
 
 
-def test_lightning_stays_in_modules_data_and_callbacks(root):
+def test_lightning_stays_in_training_parallel_and_callbacks(root):
     """Mutation: import lightning in a loss or a model."""
-    allowed = ("flowrl/modules/", "flowrl/data.py", "flowrl/callbacks/", "flowrl/launch/", "flowrl/trackers.py")
+    allowed = ("flowrl/training/", "flowrl/parallel/", "flowrl/callbacks/", "flowrl/launch/")
     found = importers(root, "lightning")
     assert found
     assert {path for path in found if not path.startswith((*allowed, "scripts/"))} == set()

@@ -13,16 +13,16 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.algorithm import Algorithm
-from flowrl.batch_plan import BatchPlan
-from flowrl.data import PromptData
-from flowrl.ema import EMA
-from flowrl.evaluation import Evaluator
+from flowrl.evaluation.evaluator import Evaluator
 from flowrl.launch.build import build
 from flowrl.launch.checks import check_deadlines, check_trainer
 from flowrl.launch.compose import register_resolvers
 from flowrl.launch.errors import explain
-from flowrl.models.lora import LoRA
-from flowrl.modules.parallel import clip, norm_limit
+from flowrl.parallel.strategies import clip, norm_limit
+from flowrl.training.batch_plan import BatchPlan
+from flowrl.training.ema import EMA
+from flowrl.training.prompt_data import PromptData
+from flowrl.tuning.lora import LoRA
 from flowrl.types import Prompt
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -9,14 +9,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from runs import CONF, load_script, make
 
-from flowrl.assessment.samples import Assessment
-from flowrl.assessment.subjects import Subject
 from flowrl.errors import UserError
-from flowrl.evaluation import Evaluator
+from flowrl.evaluation.evaluator import Evaluator
+from flowrl.evaluation.samples import Assessment
+from flowrl.evaluation.subjects import Subject
 from flowrl.launch.compose import register_resolvers
 from flowrl.launch.resume import write_config
-from flowrl.models import lora
 from flowrl.runs.files import SOURCE
+from flowrl.tuning import lora
 from flowrl.types import Prompt
 
 
@@ -222,7 +222,7 @@ def test_full_fine_tuning_is_loaded_whole(script, saved):
     alone = Subject("alone", run.path / "transformer")
     base = Subject("base", None)
     targets = [script.own_config(subject, common, []).tuning._target_ for subject in (run, alone, base)]
-    assert targets == ["flowrl.models.full.Full", "flowrl.models.full.Full", "flowrl.models.lora.LoRA"]
+    assert targets == ["flowrl.tuning.full.Full", "flowrl.tuning.full.Full", "flowrl.tuning.lora.LoRA"]
     fresh, _, _ = make("tuning=full")
     alone.load_into(fresh)
     own = lora.parameters(policy.transformer)

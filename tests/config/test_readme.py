@@ -49,7 +49,7 @@ def test_documented_make_targets_and_scripts_exist():
 
 def test_metrics_page_is_current():
     """Mutation: change the glossary without `make docs`."""
-    from flowrl.metrics import page
+    from flowrl.runs.glossary import page
 
     assert (ROOT / "docs" / "metrics.md").read_text() == page()
 

@@ -9,7 +9,7 @@ from flowrl.launch.checks import check_rules
 from flowrl.launch.compose import register_resolvers
 from flowrl.launch.scores import check_parts
 from flowrl.launch.validate import validate
-from flowrl.metrics import check
+from flowrl.runs.glossary import check
 from flowrl.studies.plan import ORDER, read
 from flowrl.studies.tables import sides
 

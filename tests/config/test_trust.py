@@ -12,8 +12,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from runs import CONF, load_script, train
 
-from flowrl.assessment.subjects import Subject
 from flowrl.errors import UserError
+from flowrl.evaluation.subjects import Subject
 from flowrl.launch.compose import compose
 from flowrl.launch.composed import HEAD
 from flowrl.launch.trust import check_config
@@ -184,7 +184,7 @@ def test_targets_that_are_refused(target, shape):
         "flowrl.rewards.mixture.Mixture",
         "flowrl.samplers.sde.DanceSDE",
         "flowrl.models.flux1.Flux1",
-        "flowrl.trackers.wandb_logger",
+        "flowrl.callbacks.trackers.wandb_logger",
         "flowrl.prompts.text.text_prompts",
     ],
 )

@@ -7,7 +7,7 @@ from runs import awake, fit, make
 from tiny import FAMILIES
 from torch import _dynamo, nn
 
-from flowrl.models import lora
+from flowrl.tuning import lora
 
 # Dynamo looks at the gradient of tensors that are no leaves, and hides the warning from all but this suite.
 traced = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

@@ -11,9 +11,9 @@ from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
 from flowrl.launch.errors import explain
-from flowrl.models import lora, lora_files
-from flowrl.models.full import Full
 from flowrl.models.sd3 import SD3
+from flowrl.tuning import formats, lora
+from flowrl.tuning.full import Full
 
 
 def shapes_model():
@@ -101,4 +101,4 @@ def test_weights_of_another_network_are_named(tmp_path):
     with pytest.raises(ValueError, match="do not fit this SD3Transformer2DModel"):
         lora.attach_whole(transformer, tmp_path)
     with pytest.raises(ValueError, match=r"holds a whole transformer.*no LoRA"):
-        lora_files.read(tmp_path)
+        formats.read(tmp_path)

@@ -10,14 +10,14 @@ import torch
 from runs import awake, fit, make
 from tiny import FAMILIES
 
-from flowrl.models import lora
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.protocol import FlowModel
-from flowrl.modules.groups import Group
 from flowrl.noise import gaussian_noise
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import intervals
+from flowrl.training.micro_batch import Group
+from flowrl.tuning import lora
 from flowrl.types import Prompt, RewardOutput
 
 families = pytest.mark.parametrize("name", FAMILIES)

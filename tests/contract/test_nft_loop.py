@@ -3,8 +3,8 @@
 import torch
 from runs import first_batch, make
 
-from flowrl.models import lora
-from flowrl.modules.measures import Record
+from flowrl.training.metric_means import Record
+from flowrl.tuning import lora
 
 
 def nft(*overrides):

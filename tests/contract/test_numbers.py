@@ -11,9 +11,9 @@ from runs import awake, make
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
-from flowrl.modules.learning import NothingLearned
-from flowrl.modules.measures import NotFinite, Record
 from flowrl.runs import checkpoint
+from flowrl.training.learning import NothingLearned
+from flowrl.training.metric_means import NotFinite, Record
 from flowrl.types import RewardOutput
 
 SMALL = ("num_threads=1", "viewing.every=0")

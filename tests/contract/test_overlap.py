@@ -13,10 +13,10 @@ from servers import answering, remote, scorer
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
-from flowrl.models import lora
-from flowrl.modules.reward import TooManyMissingRewards
 from flowrl.rewards.mixture import Mixture
 from flowrl.rewards.shapes import ShapesReward
+from flowrl.training.reward import TooManyMissingRewards
+from flowrl.tuning import lora
 
 SMALL = ("batch.max_micro_batch=2", "num_iterations=2", "num_threads=1")
 QUICK = ("reward=remote", "reward.batch_size=2", "reward.client.backoff=0.05", "reward.client.timeout=5")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from runs import awake, first_batch, fit, make
 
-from flowrl.models import lora
-from flowrl.modules.groups import Group
-from flowrl.modules.measures import Record
-from flowrl.modules.reward import TooManyMissingRewards
+from flowrl.training.metric_means import Record
+from flowrl.training.micro_batch import Group
+from flowrl.training.reward import TooManyMissingRewards
+from flowrl.tuning import lora
 from flowrl.types import RewardOutput
 
 GUIDED = ("model.has_guidance=true", "rollout.guidance_scale=3")

@@ -16,10 +16,11 @@ from flowrl.errors import UserError
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import explain
 from flowrl.launch.start import keep_copy, refuse_other_start, take_from_file, with_copy
-from flowrl.models import lora, lora_files
-from flowrl.models.lora_files import LoRAFile, read
-from flowrl.models.lora_writer import write
+from flowrl.models import loading
 from flowrl.models.sd3 import SD3
+from flowrl.tuning import lora
+from flowrl.tuning.formats import LoRAFile, read
+from flowrl.tuning.writer import write
 
 FROM_FILE = ("lora.rank=null", "lora.alpha=null", "lora.targets=null")
 SMALL = ("data.prompts.count=8", "num_threads=1", "evaluation.max_prompts=2", "num_iterations=1")
@@ -30,7 +31,7 @@ LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_out.0"
 def start(tmp_path_factory):
     """A LoRA for the embedded model, of two ranks and scales, with layers that its own configuration leaves out."""
     torch.manual_seed(0)
-    network = dict(lora_files.architecture("embedded:pipeline").named_modules())
+    network = dict(loading.transformer_on_meta("embedded:pipeline").named_modules())
     ranks = dict(zip(LAYERS, (4, 2, 2), strict=True))
     a = {name: 0.1 * torch.randn(rank, network[name].in_features) for name, rank in ranks.items()}
     b = {name: 0.1 * torch.randn(network[name].out_features, rank) for name, rank in ranks.items()}

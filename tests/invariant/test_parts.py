@@ -6,9 +6,9 @@ import torch
 from parallel import run, spawn
 from torch import distributed, nn
 
-from flowrl.models import lora
-from flowrl.models.full import Full
 from flowrl.runs.checkpoint import load_optimizer_tensors, optimizer_tensors
+from flowrl.tuning import lora
+from flowrl.tuning.full import Full
 
 LATENT, TOKENS, DIMENSIONS = (4, 8, 8), 3, {"joint_attention_dim": 16, "pooled_projection_dim": 12}
 
@@ -55,8 +55,8 @@ def parts(rank, count, folder):
     """The step with divided weights: this process's shares, and what is gathered and written."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    from flowrl import sharding
-    from flowrl.modules.parallel import clip
+    from flowrl.parallel import sharding
+    from flowrl.parallel.strategies import clip
 
     distributed.init_process_group("gloo", rank=rank, world_size=count)
     network = transformer()

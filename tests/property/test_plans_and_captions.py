@@ -5,8 +5,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from flowrl.batch_plan import BatchPlan
 from flowrl.shapes.grammar import FAMILIES, MAX_OBJECTS, corrupt, parse, sample_caption
+from flowrl.training.batch_plan import BatchPlan
 
 counts = st.integers(1, 6)
 

@@ -13,7 +13,7 @@ from runs import load_script, make
 from safetensors.torch import load_file, save_file
 
 from flowrl.errors import UserError
-from flowrl.models.lora_names import NAMES
+from flowrl.tuning.layer_names import NAMES
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from runs import load_script, train
 from safetensors.torch import load_file
 
-from flowrl.models.lora_files import read
+from flowrl.tuning.formats import read
 
 
 @pytest.fixture(scope="module")

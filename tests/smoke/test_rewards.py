@@ -7,9 +7,9 @@ import torch
 from runs import fit, load_script, make, train
 
 from flowrl.errors import UserError
-from flowrl.models import lora
-from flowrl.modules.reward import RewardModule
 from flowrl.rewards.mixture import Mixture
+from flowrl.training.reward import RewardModule
+from flowrl.tuning import lora
 from flowrl.types import RewardOutput
 
 TINY = ("data.prompts.count=7", "evaluation.sets.held_in.count=1", "evaluation.sets.held_out.count=1")

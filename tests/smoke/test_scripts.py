@@ -14,10 +14,10 @@ from runs import CONF
 from tiny import FAMILIES
 
 from flowrl.launch.compose import register_resolvers
-from flowrl.models import lora
-from flowrl.models.lora_files import LoRAFile, read
-from flowrl.models.lora_writer import write
 from flowrl.runs import checkpoint
+from flowrl.tuning import lora
+from flowrl.tuning.formats import LoRAFile, read
+from flowrl.tuning.writer import write
 
 LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2", "single_transformer_blocks.1.attn.to_v")
 

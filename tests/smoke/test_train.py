@@ -11,12 +11,12 @@ from PIL import Image
 from runs import make, train
 from safetensors.torch import load_file
 
-from flowrl import metrics as glossary
-from flowrl.models import lora
 from flowrl.models.loading import resolve
 from flowrl.prompts.shapes import shapes_prompts
+from flowrl.runs import glossary
 from flowrl.shapes.grammar import parse
 from flowrl.shapes.verify import verify
+from flowrl.tuning import lora
 
 
 def test_run_directory_is_complete(finished_run):

@@ -8,7 +8,7 @@ import torch
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord
 from flowrl.errors import UserError
-from flowrl.evaluation import Evaluator
+from flowrl.evaluation.evaluator import Evaluator
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import LinearShift

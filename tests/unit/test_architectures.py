@@ -11,8 +11,8 @@ from runs import CONF
 
 from flowrl.launch.checks import check_deadlines, check_guidance
 from flowrl.launch.compose import register_resolvers
-from flowrl.models import lora
 from flowrl.models.architectures import ARCHITECTURES, on_meta
+from flowrl.tuning import lora
 
 PARAMETERS = {
     "sd35_medium": 2_243_171_520,

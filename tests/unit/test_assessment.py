@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowrl.assessment.page import render
-from flowrl.assessment.samples import Assessment
-from flowrl.assessment.summary import gallery, numbers
+from flowrl.evaluation.page import render
+from flowrl.evaluation.samples import Assessment
+from flowrl.evaluation.summary import gallery, numbers
 from flowrl.types import Prompt
 
 FAMILIES = ("atom_count_10", "atom_count_9", "", "atom_count_9")

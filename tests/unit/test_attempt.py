@@ -4,7 +4,6 @@ import pytest
 import torch
 from servers import answering, client, remote, reply
 
-from flowrl.modules.reward import RewardModule
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.brisque import BRISQUE
 from flowrl.rewards.geneval2 import GenEval2
@@ -16,6 +15,7 @@ from flowrl.rewards.routed import Routed
 from flowrl.rewards.shapes import ShapesReward
 from flowrl.rewards.shapes_proxy import ShapesProxy
 from flowrl.rewards.unified_reward import UnifiedReward
+from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt, RewardOutput
 
 NUMBERS = torch.arange(16.0).view(16, 1, 1, 1).repeat(1, 3, 2, 2)

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from flowrl import background
+from flowrl.parallel import background
 
 
 def test_a_future_is_cancelled_before_its_work_or_not_at_all(monkeypatch):

@@ -1,6 +1,6 @@
 import pytest
 
-from flowrl.batch_plan import BatchPlan
+from flowrl.training.batch_plan import BatchPlan
 
 BASE = {
     "prompts_per_iteration": 4,

@@ -3,10 +3,10 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from flowrl.modules.reward import RewardModule
 from flowrl.rewards.brisque import BRISQUE, _fit, features
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.specimens import pairs
+from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt
 
 PAIRS = [pair for pair in pairs() if pair.kind == "sharpness"]

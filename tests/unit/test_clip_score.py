@@ -10,10 +10,10 @@ from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from flowrl.models.loading import resolve
-from flowrl.modules.reward import RewardModule
 from flowrl.rewards.aesthetic import Aesthetic
 from flowrl.rewards.clip_score import CLIPScore
 from flowrl.rewards.images import to_tensor
+from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt
 
 TEXTS = ("a red circle", "two blue squares and a green cross", "a red circle", "a cross")

@@ -1,6 +1,6 @@
 import pytest
 
-from flowrl.data import Iterations, PromptData
+from flowrl.training.prompt_data import Iterations, PromptData
 from flowrl.types import Prompt
 
 PROMPTS = [Prompt(str(i)) for i in range(7)]

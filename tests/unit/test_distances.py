@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import linalg
 
-from flowrl.assessment.distances import Inception, RandomConv, frechet, kernel
+from flowrl.evaluation.distances import Inception, RandomConv, frechet, kernel
 
 
 def test_frechet_distance_by_scipy(normal):

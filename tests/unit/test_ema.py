@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flowrl.ema import EMA
+from flowrl.training.ema import EMA
 
 
 def test_first_averages_by_hand():

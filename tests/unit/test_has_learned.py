@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from flowrl.advantages import group
-from flowrl.modules.learning import CONDITIONS, Learning, NothingLearned
+from flowrl.training.learning import CONDITIONS, Learning, NothingLearned
 
 WEIGHTS, GROUPS = torch.ones(1), torch.tensor([0, 0, 1, 1])
 ALL = torch.ones(4, dtype=torch.bool)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from flowrl.modules.reward import RewardModule
 from flowrl.rewards.hpsv2 import HPSv2
 from flowrl.rewards.images import to_tensor
+from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt
 
 open_clip = pytest.importorskip("open_clip")

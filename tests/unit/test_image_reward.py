@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from flowrl.modules.reward import RewardModule
 from flowrl.rewards.image_reward import ImageReward
 from flowrl.rewards.images import to_tensor
+from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle", "two", "blue", "squares", "and")

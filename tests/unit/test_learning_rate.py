@@ -1,6 +1,6 @@
 import pytest
 
-from flowrl.learning_rate import constant, cosine
+from flowrl.training.learning_rate import constant, cosine
 
 
 def test_cosine_by_hand():

@@ -12,13 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES
 
-from flowrl.assessment.subjects import Subject
 from flowrl.errors import UserError
-from flowrl.models import lora
-from flowrl.models.lora import attach
-from flowrl.models.lora_files import LoRAFile, check, find, read
-from flowrl.models.lora_writer import lora_config, write
+from flowrl.evaluation.subjects import Subject
 from flowrl.runs import checkpoint
+from flowrl.tuning import lora
+from flowrl.tuning.formats import LoRAFile, check, find, read
+from flowrl.tuning.lora import attach
+from flowrl.tuning.writer import lora_config, write
 
 FORMATS = ("diffusers", "peft", "comfy")
 LAYERS = ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.attn.to_v")

@@ -3,7 +3,7 @@
 import pytest
 
 from flowrl.diagnostics import Diagnostics
-from flowrl.modules.measures import Record
+from flowrl.training.metric_means import Record
 
 LOG_RATIOS = {(0, 0): [0.0, 0.1, -0.2, 0.4], (0, 1): [0.3, 0.0, 0.0, 0.1], (1, 0): [-0.3, -0.1, 0.2, 0.2]}
 """Of four samples at each term: number of the update, and of the step."""

@@ -2,26 +2,26 @@ import ast
 
 import pytest
 
-from flowrl import metrics
+from flowrl.runs import glossary
 
 
 def test_a_star_is_exactly_one_segment():
     """Mutation: match a prefix, or let the star span slashes."""
     known = ["reward/mean", "reward/part/strict", "eval/held_in/reward", "eval/x/family/binding"]
     unknown = ["reward", "reward/meen", "reward/part", "reward/part/a/b", "eval/reward", "eval/x/family"]
-    assert [metrics.is_known(name) for name in known + unknown] == [True] * 4 + [False] * 6
+    assert [glossary.is_known(name) for name in known + unknown] == [True] * 4 + [False] * 6
 
 
 def test_unknown_names_are_all_listed():
     """Mutation: report the first only, or warn."""
-    metrics.check(["iteration", "loss/policy"])
+    glossary.check(["iteration", "loss/policy"])
     with pytest.raises(KeyError, match="b/c, loss/polizy"):
-        metrics.check(["loss/polizy", "iteration", "b/c"])
+        glossary.check(["loss/polizy", "iteration", "b/c"])
 
 
 def test_every_name_in_the_package_is_in_the_glossary(root):
-    """Each literal like trust/kl_old outside metrics.py. Mutation: rename a glossary entry."""
-    families = {name.split("/")[0] for name in metrics.GLOSSARY if "/" in name} - {"eval"}
+    """Each literal like trust/kl_old outside glossary.py. Mutation: rename a glossary entry."""
+    families = {name.split("/")[0] for name in glossary.GLOSSARY if "/" in name} - {"eval"}
     used = {
         node.value
         for path in (root / "flowrl").rglob("*.py")
@@ -31,9 +31,9 @@ def test_every_name_in_the_package_is_in_the_glossary(root):
         if not node.value.endswith("/")
     }
     assert len(used) > 15
-    metrics.check(used)
+    glossary.check(used)
 
 
 def test_the_page_is_current(root):
     """Mutation: change the glossary without `make docs`."""
-    assert (root / "docs" / "metrics.md").read_text() == metrics.page()
+    assert (root / "docs" / "metrics.md").read_text() == glossary.page()

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from flowrl.modules.reward import RewardModule
 from flowrl.rewards.mixture import Mixture
+from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt, RewardOutput
 
 PROMPTS = [Prompt("a"), Prompt("b")]

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from flowrl.modules.reward import RewardModule
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.ocr import OCR, edit_distance, plain, target_of
 from flowrl.rewards.specimens import misspell, sign
+from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt
 
 pytest.importorskip("rapidocr")

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from flowrl.panel import MEANINGS, panel
+from flowrl.images.image_statistics import MEANINGS, panel
 
 RAMP = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)
 

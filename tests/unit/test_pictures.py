@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowrl.assessment.pictures import folder_features
-from flowrl.pictures import TILE, read_rgb, to_pixels, to_rgb
+from flowrl.evaluation.pictures import folder_features
+from flowrl.images.pictures import TILE, read_rgb, to_pixels, to_rgb
 
 LEVELS = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
 SCALED = [0, 0, 1, 1, 128, 255]

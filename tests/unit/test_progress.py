@@ -4,7 +4,7 @@ import torch
 from lightning import LightningModule, Trainer
 
 from flowrl.callbacks.progress import Progress
-from flowrl.data import PromptData
+from flowrl.training.prompt_data import PromptData
 from flowrl.types import Prompt
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flowrl.modules.reward import RewardModule, TooManyMissingRewards
+from flowrl.training.reward import RewardModule, TooManyMissingRewards
 from flowrl.types import Prompt, RewardOutput
 
 IMAGES, PROMPTS = torch.zeros(4, 3, 2, 2), [Prompt(str(i)) for i in range(4)]

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from flowrl.evaluation import Evaluator
+from flowrl.evaluation.evaluator import Evaluator
 from flowrl.prompts.files import file_prompts
 from flowrl.prompts.subsets import chosen, same_texts
 from flowrl.samplers.ode import ODE

@@ -9,9 +9,9 @@ from lightning.pytorch.loggers import WandbLogger
 
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord
-from flowrl.evaluation import Evaluator
-from flowrl.modules.gate import GateFailed
-from flowrl.modules.reward import TooManyMissingRewards
+from flowrl.evaluation.evaluator import Evaluator
+from flowrl.objectives.gate import GateFailed
+from flowrl.training.reward import TooManyMissingRewards
 from flowrl.types import Prompt
 
 

@@ -11,8 +11,8 @@ import pytest
 import wandb
 from wandb_server import KEY, TOKEN, Server
 
-from flowrl import trackers
-from flowrl.trackers import Destination, destination, start, wandb_logger
+from flowrl.callbacks import trackers
+from flowrl.callbacks.trackers import Destination, destination, start, wandb_logger
 
 
 @pytest.fixture

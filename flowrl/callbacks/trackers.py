@@ -1,0 +1,161 @@
+"""Experiment trackers that need a decision: W&B online where it can be reached with a key, offline by itself if not."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import httpx
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from flowrl.errors import UserError
+from flowrl.parallel.strategies import is_later_rank
+from flowrl.values.bounds import Text
+
+log = logging.getLogger(__name__)
+
+ID_FILE = "wandb_id"
+REACH_SECONDS = 4.0
+"""For W&B's server to give any answer; then its library checks the key, within ten seconds."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where W&B's runs go. An unasked `offline` has a reason, which is a fault where `is_fault` says so."""
+
+    mode: Literal["online", "offline", "disabled"]
+    reason: str = ""
+    is_fault: bool = False
+
+
+def wandb_logger(
+    *, project: Text, name: Text, group: Text | None, job_type: Text, tags: Sequence[Text] | None, folder: Text
+) -> WandbLogger:
+    """A W&B run whose id is kept in the run's folder, so that a resumed run continues it.
+
+    Without a `group` it is the sweep's, which W&B reads from WANDB_RUN_GROUP. Where it goes is decided here, before
+    weights load; `start` opens it. Raises UserError for settings that W&B itself refuses.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")
+    # Later ranks open no run.
+    place = Destination("disabled") if is_later_rank() else destination()
+    if place.is_fault:
+        log.warning("W&B: %s; the run is kept offline", place.reason)
+    id_file = Path(folder) / ID_FILE
+    logger = WandbLogger(
+        project=project,
+        name=name,
+        group=group,
+        job_type=job_type,
+        tags=list(tags or ()),
+        save_dir=folder,
+        id=id_file.read_text() if id_file.is_file() else uuid.uuid4().hex[:8],
+        resume="allow",
+        mode="offline" if place.mode == "offline" else None,
+        log_model=False,
+    )
+    logger._wandb_init.pop("anonymous", None)  # Lightning hands it on though W&B no longer takes it, and warns
+    return logger
+
+
+def destination() -> Destination:
+    """Where W&B would send a run, by its own word: environment, netrc and settings files as it reads them.
+
+    Raises UserError where it refuses its settings.
+    """
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    try:
+        settings = wandb.setup().settings
+        host = wbauth.HostUrl(settings.base_url, app_url=settings.app_url)
+    except (wandb.errors.Error, ValueError) as error:
+        raise UserError(f"W&B refuses its settings: {_one_line(error)}; correct them, or take logger=none") from error
+    if settings.mode == "disabled":
+        return Destination("disabled")
+    if settings.mode in ("offline", "dryrun"):
+        return Destination("offline", f"asked for by its mode {settings.mode}")
+    try:
+        key = wbauth.authenticate_session(host=host, source="flowrl", prompt=False, update_session=False)
+        if key is None:
+            return Destination("offline", f"no key for {host} (`wandb login` stores one)")
+        if not is_reachable(host.url):
+            return Destination("offline", f"{host} cannot be reached", is_fault=True)
+        key.verify()
+    except wandb.errors.Error as error:
+        return Destination("offline", _one_line(error), is_fault=True)
+    return Destination("online")
+
+
+def is_reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
+    """Whether a server gives any answer, through the environment's proxy, within `seconds`."""
+    answers: list[int] = []
+
+    def ask() -> None:
+        try:
+            # Only whether it answers; W&B's library has certificates of its own, and no key is sent here.
+            answers.append(httpx.get(url, timeout=seconds, verify=False).status_code)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError):
+            return
+
+    # Names are looked up without a time limit, so a thread waits for that.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answers)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def start(logger: WandbLogger, folder: str | Path) -> None:
+    """Open W&B's run, offline where that fails, and say where it goes; its id is kept in `folder`."""
+    import wandb
+
+    if is_later_rank():
+        return
+    try:
+        run = logger.experiment
+    except wandb.errors.Error as error:
+        log.warning("W&B: %s; the run is kept offline", _one_line(error))
+        logger._wandb_init["mode"] = "offline"
+        run = logger.experiment
+    (Path(folder) / ID_FILE).write_text(run.id)
+    # Our own axis: W&B's step would drop values logged out of order.
+    run.define_metric("*", step_metric="iteration")
+    if run.disabled:
+        return
+    if run.offline:
+        place = Path(run.dir).parent
+        print(f"W&B: offline, in {place}; send it with: {shlex.join(['wandb', 'sync', str(place)])}")
+    else:
+        print(f"W&B: {run.url}")
+
+
+def finish(logger: WandbLogger) -> None:
+    """Close W&B's run; where its service has died, that is told, and the run of FlowRL ends as it would have."""
+    try:
+        logger.experiment.finish()
+    except Exception as error:  # of any kind: its library does not say which
+        log.warning("W&B could not close its run (%s: %s)", type(error).__name__, _one_line(error))
+
+
+def default_tags(choices: Mapping[str, str], delta: object) -> list[str]:
+    """What tells runs apart, from the options chosen and the loss's threshold, if it has one."""
+    own = [f"{group}={choices[group]}" for group in ("sampler", "loss", "model", "reward")]
+    return own if delta is None else [*own, f"delta={delta}"]
+
+
+def alert(loggers: Sequence[Logger], title: str, text: str, *, level: Literal["WARN", "ERROR"]) -> None:
+    """Send a W&B alert, as mail or in Slack, by its user's settings; other trackers have none."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.alert(title=title, text=text, level=level)

@@ -1,0 +1,118 @@
+"""What is evaluated: a base model, a run, or a file or folder with a LoRA or a whole transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from flowrl.errors import UserError
+from flowrl.models import loading
+from flowrl.runs.files import CONFIG, file_digest
+from flowrl.training.policy import Policy
+from flowrl.tuning import formats, lora
+from flowrl.tuning.layer_names import NAMES
+
+EXPORTS = (formats.FOLDER, formats.WHOLE_FOLDER)
+"""Where a run's folder holds what it exported."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A label, and the file or folder of its weights (None for a base model), which may be a whole run's folder."""
+
+    label: str
+    path: Path | None
+
+    @classmethod
+    def read(cls, text: str) -> Subject:
+        """Read a subject from `base`, a file or a folder, or any of them with a name before it: NAME=PATH.
+
+        Raises UserError where there is no such path.
+        """
+        name, _, place = text.rpartition("=")
+        if place == "base":
+            return cls(name or "base", None)
+        path = Path(place).expanduser().resolve()
+        if not path.exists():
+            raise UserError(
+                f"{place}: no such file or folder; give `base`, a LoRA file, a run's folder or a folder with weights"
+            )
+        return cls(name or _label(path), path)
+
+    @property
+    def is_run(self) -> bool:
+        """True for the folder of a run, which holds a configuration."""
+        return self.path is not None and (self.path / CONFIG).is_file()
+
+    def weights(self) -> list[Path]:
+        """The files that decide what is evaluated; none for a base model. Raises UserError for a folder without."""
+        return self._weights
+
+    @cached_property
+    def _weights(self) -> list[Path]:
+        # Looked for once: of a run that still trains, the newest checkpoint may be another one by then.
+        if self.path is None:
+            return []
+        whole = formats.whole_files(self.path / formats.WHOLE_FOLDER) or formats.whole_files(self.path)
+        return whole or [formats.find(self.path)]
+
+    @property
+    def is_full(self) -> bool:
+        """True where its files hold the whole transformer, as full fine-tuning exports or averages it."""
+        files = self.weights()
+        if files and files[0].name == formats.AVERAGE:
+            return not any(".lora_" in key for key in _keys(files[0]))
+        return any(path.name.startswith(formats.WHOLE) for path in files)
+
+    def examine(self, pretrained: str) -> str | None:
+        """Read its weights and compare them with the base model's architecture, before anything is loaded or drawn.
+
+        Returns what was read in words, None for a base model. Raises UserError for weights that are missing, damaged,
+        of another kind or of another architecture; where the architecture is not known without the weights, that is
+        left to their loading.
+        """
+        if self.path is None:
+            return None
+        transformer = loading.transformer_on_meta(pretrained)
+        if self.is_full:
+            if transformer is not None:
+                lora.check_whole(transformer, self.weights())
+            return "a whole transformer"
+        given = formats.read(self.weights()[0])
+        if transformer is not None:
+            formats.check(given, transformer, self.path)
+        return given.describe()
+
+    def load_into(self, policy: Policy) -> None:
+        """Put a whole transformer in place of the policy's; a LoRA is there already, as what its policy began from."""
+        if self.is_full:
+            lora.load_files(policy.transformer, self.weights())
+
+    def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Collect what decides its samples and scores: digests of weights, and parts of the configuration."""
+        digests = [file_digest(path) for path in self.weights()]
+        keys = ("model", "reward", "evaluation")
+        return {"weights": " ".join(digests) or None} | {key: config[key] for key in keys}
+
+
+def _label(path: Path) -> str:
+    """A name by the path: a file's own, where it is not what every exported file is called, or its folder's."""
+    if path.is_file():
+        if path.name not in NAMES.values():
+            return path.stem
+        path = path.parent
+    parts = [part for part in path.parts if part not in (*EXPORTS, "outputs", "/")]
+    return "-".join(parts[-2:] if path.name in EXPORTS else parts[-1:])
+
+
+def _keys(file: Path) -> list[str]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged ({error}); delete its checkpoint to take the one before") from error

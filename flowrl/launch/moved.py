@@ -1,0 +1,37 @@
+"""Where the targets of older runs' configurations stand today: a run's folder names them as they were when it began."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MOVED = {
+    "flowrl.background": "flowrl.parallel.background",
+    "flowrl.batch_plan": "flowrl.training.batch_plan",
+    "flowrl.data": "flowrl.training.prompt_data",
+    "flowrl.ema": "flowrl.training.ema",
+    "flowrl.evaluation": "flowrl.evaluation.evaluator",
+    "flowrl.learning_rate": "flowrl.training.learning_rate",
+    "flowrl.models.full": "flowrl.tuning.full",
+    "flowrl.models.lora": "flowrl.tuning.lora",
+    "flowrl.modules.parallel": "flowrl.parallel.strategies",
+    "flowrl.trackers": "flowrl.callbacks.trackers",
+}
+"""Modules that held targets, and the modules in which the same names stand now."""
+
+
+def move(node: Any) -> Any:
+    """A copy of a plain configuration in which each target that stood elsewhere has its name of today."""
+    if isinstance(node, list):
+        return [move(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    moved = {key: move(value) for key, value in node.items()}
+    if isinstance(target := moved.get("_target_"), str):
+        moved["_target_"] = current_name(target)
+    return moved
+
+
+def current_name(target: str) -> str:
+    """The dotted name under which a target is found today: that of an unmoved one is its own."""
+    module, _, name = target.rpartition(".")
+    return f"{MOVED[module]}.{name}" if module in MOVED else target

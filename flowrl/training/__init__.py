@@ -1,0 +1,1 @@
+"""Training: one iteration of rollouts, rewards, advantages and updates, and what it is made of."""

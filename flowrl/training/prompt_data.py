@@ -1,0 +1,76 @@
+"""Training prompts as a LightningDataModule: one batch is the prompts of one iteration."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from flowrl.errors import UserError
+from flowrl.types import Prompt
+from flowrl.values.bounds import Count, Samples, Seed
+
+
+class PromptBatch(NamedTuple):
+    """The prompts of one iteration, over all processes; groups are made by the batch plan.
+
+    `progress` is the share of the run's iterations that came before, in [0, 1).
+    """
+
+    iteration: int
+    progress: float
+    prompts: tuple[Prompt, ...]
+
+
+class Iterations(Dataset[PromptBatch]):
+    """Iteration i's prompts as a function of (seed, i): a seeded permutation of the set per pass over it."""
+
+    def __init__(self, prompts: Sequence[Prompt], prompts_per_iteration: int, num_iterations: int, seed: int) -> None:
+        self.prompts = prompts
+        self.prompts_per_iteration = prompts_per_iteration
+        self.num_iterations = num_iterations
+        self.seed = seed
+        self._orders: dict[int, list[int]] = {}
+
+    def __len__(self) -> int:
+        return self.num_iterations
+
+    def __getitem__(self, iteration: int) -> PromptBatch:
+        first = iteration * self.prompts_per_iteration
+        prompts = tuple(self._pick(first + i) for i in range(self.prompts_per_iteration))
+        return PromptBatch(iteration, iteration / self.num_iterations, prompts)
+
+    def _pick(self, position: int) -> Prompt:
+        epoch, place = divmod(position, len(self.prompts))
+        if epoch not in self._orders:
+            order = list(range(len(self.prompts)))
+            random.Random(f"prompts {self.seed} {epoch}").shuffle(order)
+            self._orders = {epoch: order}
+        return self.prompts[self._orders[epoch][place]]
+
+
+class PromptData(LightningDataModule):
+    """`prompts` is a prompt set; `start_iteration` is set by a resumed run."""
+
+    def __init__(
+        self, *, prompts: Sequence[Prompt], prompts_per_iteration: Samples, num_iterations: Count, seed: Seed
+    ) -> None:
+        super().__init__()
+        if num_iterations < 1:
+            raise UserError(f"num_iterations={num_iterations} must be at least 1")
+        self.iterations = Iterations(prompts, prompts_per_iteration, num_iterations, seed)
+        self.prompts = list(prompts)
+        self.start_iteration = 0
+
+    def train_dataloader(self) -> DataLoader[PromptBatch]:
+        """The remaining iterations, in order."""
+        rest = range(self.start_iteration, len(self.iterations))
+        return DataLoader(self.iterations, batch_size=None, sampler=rest)
+
+    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+        """Prompts are text: there is nothing to move."""
+        return batch

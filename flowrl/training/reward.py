@@ -1,0 +1,180 @@
+"""The reward module: holds the frozen scorer, moves it, and turns failures into missing rewards."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from flowrl.advantages import weighted_sum
+from flowrl.errors import UserError
+from flowrl.parallel import background
+from flowrl.rewards.attempt import attempt
+from flowrl.rewards.outputs import LARGEST, REASON, concatenate, fill, first_reason, is_usable, missing
+from flowrl.rewards.protocol import Images, Reward
+from flowrl.types import Prompt, RewardOutput
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5
+"""Iterations in a row without a prompt that the reward judges, after which a run stops. One may come by chance."""
+
+
+NOT_FINITE = "image is not finite"
+"""Why an image that holds NaN or infinity has no score."""
+
+
+class TooManyMissingRewards(RuntimeError):
+    """More rewards failed than `max_missing` allows."""
+
+
+class RewardModule(LightningModule):
+    """Scores images without gradients. Samples that a scorer raises for, or gives no number, are missing.
+
+    Images that are not finite are missing without being shown to the scorer. `submit` scores in the background while
+    the next images are drawn; calls never overlap each other, so that a scorer need not be thread-safe. `check` raises
+    TooManyMissingRewards where more than `max_missing` (a share) of the samples that a reward judges failed.
+
+    A call that takes more than `scorer_timeout` seconds (None: no limit) is given up: its samples are missing, and so
+    are those of later calls, at once, for as long as it goes on. No thread can be killed, so it is left behind and
+    ends with the process, whose end it cannot hold up.
+    """
+
+    def __init__(self, *, reward: Reward, max_missing: float, scorer_timeout: float | None = None) -> None:
+        super().__init__()
+        if not 0 <= max_missing <= 1:
+            raise UserError(f"max_missing={max_missing} must be in [0, 1]")
+        if scorer_timeout is not None and not scorer_timeout > 0:
+            raise UserError(f"scorer_timeout={scorer_timeout} must be above 0 seconds, or null for no limit")
+        self.reward = reward
+        self.max_missing, self.scorer_timeout = max_missing, scorer_timeout
+        self.num_idle = 0
+        self.newest: Future[RewardOutput] | None = None
+        self.running: Future[RewardOutput] | None = None
+        self.began = 0.0
+        if isinstance(reward, nn.Module):
+            reward.requires_grad_(False).eval()
+
+    def submit(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> Future[RewardOutput]:
+        """Score in a background thread, after everything submitted before; `collect` waits for it."""
+        earlier = self.newest
+
+        def work() -> RewardOutput:
+            if earlier is not None:
+                wait([earlier])
+            return self.score(images, prompts)
+
+        self.newest = background.start(work, "reward")
+        return self.newest
+
+    def collect(self, scores: Sequence[Future[RewardOutput]]) -> RewardOutput:
+        """What was submitted, in the given order, once all of it is there."""
+        return concatenate([score.result() for score in scores])
+
+    def waits_for(self) -> str | None:
+        """The scorer that is being asked and since when, in words; None where none is."""
+        if self.running is None or self.running.done():
+            return None
+        return f"{type(self.reward).__name__}, asked {time.monotonic() - self.began:.0f} s ago"
+
+    def score(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+        """Checked scores on the CPU, with `terms` and `applies`; values and terms are NaN where no reward applies."""
+        return _complete(self._ask_finite(images, prompts))
+
+    def _ask_finite(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+        """The scorer's answer for the images that are finite; the others are missing."""
+        if not isinstance(images, Tensor) or images.isfinite().all():
+            return self._ask(images, prompts)
+        is_finite = images.isfinite().flatten(1).all(1).tolist()
+        rows = [row for row, ok in enumerate(is_finite) if ok]
+        log.warning("%d of %d images are not finite: they are not scored", len(prompts) - len(rows), len(prompts))
+        if not rows:
+            return self._missing(len(prompts), NOT_FINITE)
+        reasons = {row: NOT_FINITE for row, ok in enumerate(is_finite) if not ok}
+        return fill(self._ask(images[rows], [prompts[row] for row in rows]), reasons)
+
+    def _ask(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+        """The scorer's answer, or missing samples where it takes too long or an earlier call of it still does."""
+        if self.running is not None and not self.running.done():
+            return self._missing(len(prompts), f"{self.waits_for()}, is busy with an earlier call")
+
+        @torch.no_grad()
+        def work() -> RewardOutput:
+            if isinstance(images, Tensor) and images.is_cuda:
+                # The current device belongs to a thread, as does the stream: the default one, in the order of calls.
+                torch.cuda.set_device(images.device)
+            return attempt(self.reward, images, prompts)
+
+        self.began = time.monotonic()
+        self.running = background.start(work, "scorer")
+        wait([self.running], self.scorer_timeout)
+        if self.running.done():
+            return self.running.result()
+        background.give_up(self.running)
+        reason = f"{type(self.reward).__name__} gave no scores within scorer_timeout={self.scorer_timeout:g} s"
+        log.error("%s; it is left behind", reason)
+        return self._missing(len(prompts), reason)
+
+    def _missing(self, count: int, reason: str) -> RewardOutput:
+        return missing(count, reason, getattr(self.reward, "weights", None))
+
+    def total(self, terms: Float[Tensor, "B R"], weights: Float[Tensor, "R"]) -> Float[Tensor, "B"]:
+        """The weighted sum of an iteration's terms.
+
+        Raises UserError where no reward applied to any prompt of `PATIENCE` iterations in a row.
+        """
+        self.num_idle = self.num_idle + 1 if terms.isnan().all() else 0
+        if self.num_idle == PATIENCE:
+            raise UserError(
+                f"reward applied to no prompt of {PATIENCE} iterations in a row, so nothing can be learned; choose "
+                "data whose prompts it can judge (reward=ocr needs text in quotes), or another reward"
+            )
+        return weighted_sum(terms, weights)
+
+    def check(
+        self, is_valid: Bool[Tensor, "B"], terms: Float[Tensor, "B R"], info: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Raise where too many are missing; the message tells the first reason found in `info`.
+
+        The share is that of the samples with a term that is not NaN: where no reward applies, none can fail.
+        """
+        is_judged = ~terms.isnan().all(1)
+        num_missing, num_judged = int((~is_valid & is_judged).sum()), int(is_judged.sum())
+        # A quotient of counts rounds to the very float that the same share in YAML does, so that it is not above it.
+        share = num_missing / max(num_judged, 1)
+        if share > self.max_missing:
+            reason = first_reason(info)
+            cause = f"the first: {reason}" if reason else "see the errors above"
+            raise TooManyMissingRewards(
+                f"{share:.0%} of the rewards are missing ({num_missing} of {num_judged}), more than "
+                f"max_missing={self.max_missing:.0%}; {cause}"
+            )
+
+
+def _with_reasons(info: Sequence[Mapping[str, Any]], is_valid: Tensor) -> list[Mapping[str, Any]]:
+    """One entry a sample; a missing one has a reason."""
+    entries = list(info) if len(info) == len(is_valid) else [{} for _ in is_valid]
+    unknown = {REASON: f"the reward gave no number, or one beyond {LARGEST:.0e}"}
+    return [entry if ok else unknown | dict(entry) for entry, ok in zip(entries, is_valid.tolist(), strict=True)]
+
+
+def _complete(output: RewardOutput) -> RewardOutput:
+    """The output with `terms`, `applies` and reasons, where what is no number is missing."""
+    values = output.values.float().cpu()
+    parts = {name: part.float().cpu() for name, part in output.parts.items()}
+    parts = {name: part.where(is_usable(part), torch.nan) for name, part in parts.items()}
+    terms = (values[:, None] if output.terms is None else output.terms).float().cpu()
+    applies = torch.ones_like(terms, dtype=torch.bool) if output.applies is None else output.applies.cpu()
+    is_valid = output.is_valid.cpu() & (is_usable(terms) | ~applies).all(1)
+    is_valid &= is_usable(values) | ~applies.any(1)
+    values, terms = torch.where(is_valid, values, 0.0), torch.where(is_valid[:, None], terms, 0.0)
+    values, terms = values.masked_fill(~applies.any(1), torch.nan), terms.masked_fill(~applies, torch.nan)
+    info = _with_reasons(output.info, is_valid)
+    return RewardOutput(values, is_valid, parts, info, terms, output.weights, applies)

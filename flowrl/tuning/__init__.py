@@ -1,0 +1,1 @@
+"""Tuning: which weights are trained, and the files that hold them."""

@@ -1,0 +1,79 @@
+"""Runs that began under an earlier version name targets where they stood then."""
+
+import pytest
+from hydra.utils import get_object
+
+from flowrl.launch.moved import MOVED, current_name, move
+from flowrl.launch.saved import read_saved
+
+EARLIER = [
+    "flowrl.advantages.gdpo",
+    "flowrl.advantages.global_std",
+    "flowrl.advantages.group",
+    "flowrl.advantages.zscore",
+    "flowrl.algorithm.Algorithm",
+    "flowrl.batch_plan.BatchPlan",
+    "flowrl.callbacks.progress.Progress",
+    "flowrl.data.PromptData",
+    "flowrl.diagnostics.Diagnostics",
+    "flowrl.ema.EMA",
+    "flowrl.evaluation.Evaluator",
+    "flowrl.gaussian.Likelihood",
+    "flowrl.learning_rate.constant",
+    "flowrl.learning_rate.cosine",
+    "flowrl.losses.dppo.DPPO",
+    "flowrl.losses.grpo.grpo",
+    "flowrl.losses.guard.guard",
+    "flowrl.losses.nft.NFT",
+    "flowrl.losses.reference.ReferencePenalty",
+    "flowrl.models.backend.Backend",
+    "flowrl.models.embeddings.PromptEmbeddings",
+    "flowrl.models.flux1.Flux1",
+    "flowrl.models.flux2.Flux2Dev",
+    "flowrl.models.flux2.Flux2Klein",
+    "flowrl.models.full.Full",
+    "flowrl.models.lora.LoRA",
+    "flowrl.models.sd3.SD3",
+    "flowrl.modules.parallel.parts",
+    "flowrl.modules.parallel.replicas",
+    "flowrl.prompts.compositions.composition_prompts",
+    "flowrl.prompts.jsonl.jsonl_prompts",
+    "flowrl.prompts.shapes.shapes_prompts",
+    "flowrl.prompts.text.text_prompts",
+    "flowrl.rewards.clip_score.CLIPScore",
+    "flowrl.rewards.mixture.Mixture",
+    "flowrl.rewards.shapes.ShapesReward",
+    "flowrl.samplers.cps.CPS",
+    "flowrl.samplers.dpm2.DPM2",
+    "flowrl.samplers.ode.ODE",
+    "flowrl.samplers.sde.FlowSDE",
+    "flowrl.samplers.steps.Window",
+    "flowrl.schedule.LinearShift",
+    "flowrl.serving.app.Limits",
+    "flowrl.trackers.wandb_logger",
+]
+"""Targets of the configurations at 09c2979."""
+
+
+@pytest.mark.parametrize("target", EARLIER)
+def test_every_earlier_target_is_found(target):
+    """Mutation: move a module without a line in the table."""
+    assert callable(get_object(current_name(target)))
+
+
+def test_only_what_moved_is_renamed():
+    """Mutation: rename by prefix, which would move what stands beside."""
+    assert current_name("flowrl.database.X") == "flowrl.database.X"
+    assert current_name("flowrl.evaluation.evaluator.Evaluator") == "flowrl.evaluation.evaluator.Evaluator"
+    assert not set(MOVED.values()) & set(MOVED)
+
+
+def test_targets_are_renamed_at_every_depth_and_nothing_else(tmp_path):
+    old = {"a": [{"_target_": "flowrl.ema.EMA", "decay": "${x}"}], "b": {"_target_": "mine.X", "t": "flowrl.ema.EMA"}}
+    new = {"a": [old["a"][0] | {"_target_": "flowrl.training.ema.EMA"}], "b": old["b"]}
+    assert move(old) == new
+    path = tmp_path / "source.yaml"
+    path.write_text("ema:\n  _target_: flowrl.ema.EMA\n  every: ${num}\nnum: ???\n")
+    saved = read_saved(path, "")
+    assert saved._get_node("ema")._get_node("_target_")._value() == "flowrl.training.ema.EMA"
+    assert saved._get_node("ema")._get_node("every")._value() == "${num}"
