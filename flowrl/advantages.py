@@ -1,11 +1,12 @@
 """Group-relative advantages: rewards, their weights and integer group ids in, advantages out.
 
-A sample has R rewards; most runs have one, of weight 1.
-Statistics are population statistics over the whole batch handed in. Samples whose reward is missing are left out of
-them and get 0; a group with fewer than two valid samples, or whose rewards are all equal, gets exactly 0 and is
-counted. The former is dropped: its lone sample is in no statistic of the batch. A reward that does not apply to a
-sample's prompt is NaN there: it adds nothing and is in none of its own statistics. Whether it applies is the same
-throughout a group, so nobody gains by it. A sample to which no reward applies is left out, as a missing one is.
+A sample has R rewards; most runs have one, of weight 1. Statistics are population statistics over
+the whole batch handed in. Samples whose reward is missing are left out of them and get 0; a group
+with fewer than two valid samples, or whose rewards are all equal, gets exactly 0 and is counted.
+The former is dropped: its lone sample is in no statistic of the batch. A reward that does not apply
+to a sample's prompt is NaN there: it adds nothing and is in none of its own statistics. Whether it
+applies is the same throughout a group, so nobody gains by it. A sample to which no reward applies
+is left out, as a missing one is.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 STD_FLOOR = 1e-4
-"""Added to a standard deviation before dividing (Flow-GRPO, arXiv 2505.05470, and its reference code)."""
+"""Added to a standard deviation before dividing (Flow-GRPO, arXiv 2505.05470, and its reference
+code).
+"""
 SCORE_FLOOR = 1e-6
 """The least standard deviation that GDPO divides by (Flow-Factory)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """Advantages of B samples, which of them have one at all, and what share of the groups taught nothing.
+    """Advantages of B samples, which of them have one at all, and what share of the groups taught
+    nothing.
 
-    A sample is used where its reward is valid and its group has another valid one; in a constant group that gives 0.
+    A sample is used where its reward is valid and its group has another valid one; in a constant
+    group that gives 0.
     """
 
     values: Float[Tensor, "B"]
@@ -44,15 +49,22 @@ class Advantages:
 
 
 def weighted_sum(rewards: Float[Tensor, "B R"], weights: Float[Tensor, "R"]) -> Float[Tensor, "B"]:
-    """The sum over the rewards that apply to a sample, with nothing in place of the others; NaN where none applies."""
+    """The sum over the rewards that apply to a sample, with nothing in place of the others; NaN
+    where none applies.
+    """
     applies = ~rewards.isnan()
     return torch.where(applies.any(1), torch.where(applies, rewards, 0.0) @ weights, torch.nan)
 
 
 def group(
-    rewards: Float[Tensor, "B R"], weights: Float[Tensor, "R"], groups: Int[Tensor, "B"], is_valid: Bool[Tensor, "B"]
+    rewards: Float[Tensor, "B R"],
+    weights: Float[Tensor, "R"],
+    groups: Int[Tensor, "B"],
+    is_valid: Bool[Tensor, "B"],
 ) -> Advantages:
-    """(r - mean_g) / (std_g + 1e-4), with mean and std of each group; r is the weighted sum of the rewards."""
+    """(r - mean_g) / (std_g + 1e-4), with mean and std of each group; r is the weighted sum of the
+    rewards.
+    """
     total = weighted_sum(rewards, weights)
     has_value = is_valid & ~total.isnan()
     centred, std, counts, index = _centre(total, groups, has_value)
@@ -60,11 +72,16 @@ def group(
 
 
 def global_std(
-    rewards: Float[Tensor, "B R"], weights: Float[Tensor, "R"], groups: Int[Tensor, "B"], is_valid: Bool[Tensor, "B"]
+    rewards: Float[Tensor, "B R"],
+    weights: Float[Tensor, "R"],
+    groups: Int[Tensor, "B"],
+    is_valid: Bool[Tensor, "B"],
 ) -> Advantages:
-    """(r - mean_g) / (std + 1e-4), with the mean of each group and one std over the batch (flow_grpo's default).
+    """(r - mean_g) / (std + 1e-4), with the mean of each group and one std over the batch
+    (flow_grpo's default).
 
-    Prompts that fewer rewards judge have other sums, which widens that std: with routed rewards prefer `zscore`.
+    Prompts that fewer rewards judge have other sums, which widens that std: with routed rewards
+    prefer `zscore`.
     """
     total = weighted_sum(rewards, weights)
     has_value = _in_company(groups, is_valid & ~total.isnan())
@@ -73,15 +90,21 @@ def global_std(
 
 
 def zscore(
-    rewards: Float[Tensor, "B R"], weights: Float[Tensor, "R"], groups: Int[Tensor, "B"], is_valid: Bool[Tensor, "B"]
+    rewards: Float[Tensor, "B R"],
+    weights: Float[Tensor, "R"],
+    groups: Int[Tensor, "B"],
+    is_valid: Bool[Tensor, "B"],
 ) -> Advantages:
-    """The weighted sum of (r - mean_g) / (std_r + 1e-4), with each reward's own std over the samples it applies to.
+    """The weighted sum of (r - mean_g) / (std_r + 1e-4), with each reward's own std over the
+    samples it applies to.
 
-    So a reward's scale does not matter, and prompts on which a reward varies more count more; GDPO levels them. With
-    one reward this is `global_std`. A group is constant where all of its rewards are.
+    So a reward's scale does not matter, and prompts on which a reward varies more count more; GDPO
+    levels them. With one reward this is `global_std`. A group is constant where all of its rewards
+    are.
     """
     has_value = _in_company(groups, is_valid & ~rewards.isnan().all(1))
-    total, widest = torch.zeros_like(rewards[:, 0]), None
+    total = torch.zeros_like(rewards[:, 0])
+    widest = None
     for column, weight in zip(rewards.unbind(1), weights, strict=True):
         has_term = has_value & ~column.isnan()
         centred, std, _, _ = _centre(column, groups, has_term)
@@ -92,12 +115,17 @@ def zscore(
 
 
 def gdpo(
-    rewards: Float[Tensor, "B R"], weights: Float[Tensor, "R"], groups: Int[Tensor, "B"], is_valid: Bool[Tensor, "B"]
+    rewards: Float[Tensor, "B R"],
+    weights: Float[Tensor, "R"],
+    groups: Int[Tensor, "B"],
+    is_valid: Bool[Tensor, "B"],
 ) -> Advantages:
-    """Each reward's z-score within the group, their weighted sum, normalised over the batch (Flow-Factory's `gdpo`).
+    """Each reward's z-score within the group, their weighted sum, normalised over the batch
+    (Flow-Factory's `gdpo`).
 
-    So a reward's scale does not matter, only its weight. A group is constant where all of its rewards are. A reward
-    that does not apply adds nothing, so a prompt that fewer rewards judge moves less.
+    So a reward's scale does not matter, only its weight. A group is constant where all of its
+    rewards are. A reward that does not apply adds nothing, so a prompt that fewer rewards judge
+    moves less.
     """
     has_value = _in_company(groups, is_valid & ~rewards.isnan().all(1))
     counts, index = _count(groups, has_value)
@@ -123,30 +151,47 @@ def _count(groups: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _in_company(groups: Tensor, is_valid: Tensor) -> Tensor:
-    """Valid samples in whose group another one is valid; a lone one must not set the spread of the batch."""
+    """Valid samples in whose group another one is valid; a lone one must not set the spread of the
+    batch.
+    """
     counts, index = _count(groups, is_valid)
     return is_valid & (counts > 1)[index]
 
 
-def _centre(rewards: Tensor, groups: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rewards minus their group's mean, std and number of valid samples per group, and each sample's group index."""
+def _centre(
+    rewards: Tensor, groups: Tensor, is_valid: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rewards minus their group's mean, std and number of valid samples per group, and each
+    sample's group index.
+    """
     counts, index = _count(groups, is_valid)
     rewards = torch.where(is_valid, rewards, 0.0)
     mean = rewards.new_zeros(len(counts)).index_add_(0, index, rewards) / counts.clamp(min=1)
     centred = torch.where(is_valid, rewards - mean[index], 0.0)
-    std = (rewards.new_zeros(len(counts)).index_add_(0, index, centred.square()) / counts.clamp(min=1)).sqrt()
-    low = torch.full_like(mean, torch.inf).scatter_reduce(0, index[is_valid], rewards[is_valid], "amin")
-    high = torch.full_like(mean, -torch.inf).scatter_reduce(0, index[is_valid], rewards[is_valid], "amax")
+    std = (
+        rewards.new_zeros(len(counts)).index_add_(0, index, centred.square()) / counts.clamp(min=1)
+    ).sqrt()
+    low = torch.full_like(mean, torch.inf).scatter_reduce(
+        0, index[is_valid], rewards[is_valid], "amin"
+    )
+    high = torch.full_like(mean, -torch.inf).scatter_reduce(
+        0, index[is_valid], rewards[is_valid], "amax"
+    )
     # The mean of equal floats can differ from them in the last bit; equality of extremes cannot.
     varies = low < high
     return torch.where(varies[index], centred, 0.0), torch.where(varies, std, 0.0), counts, index
 
 
-def _finish(values: Tensor, std: Tensor, counts: Tensor, index: Tensor, is_valid: Tensor) -> Advantages:
+def _finish(
+    values: Tensor, std: Tensor, counts: Tensor, index: Tensor, is_valid: Tensor
+) -> Advantages:
     is_dropped = counts < 2
     is_constant = (std == 0) & ~is_dropped
     teaches = is_valid & ~(is_dropped | is_constant)[index]
     is_used = is_valid & ~is_dropped[index]
     return Advantages(
-        torch.where(teaches, values, 0.0), is_used, float(is_constant.float().mean()), float(is_dropped.float().mean())
+        torch.where(teaches, values, 0.0),
+        is_used,
+        float(is_constant.float().mean()),
+        float(is_dropped.float().mean()),
     )

@@ -1,4 +1,6 @@
-"""What exact divergences tell about an update: how noisy the ratio is, where clipping errs, what the bound promises."""
+"""What exact divergences tell about an update: how noisy the ratio is, where clipping errs, what
+the bound promises.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,23 @@ from flowrl.types import LossInputs
 from flowrl.values.bounds import ClipHigh, Threshold
 
 SQUARED = "_squared"
-"""Ends the name of a mean square, whose root is taken over all samples of a step and update, whatever the batches."""
+"""Ends the name of a mean square, whose root is taken over all samples of a step and update,
+whatever the batches.
+"""
 LARGEST_LOG_RATIO = 60.0
-"""Above it the bound's ratio is cut off, so that sums of it stay finite in float32, which ends at exp(88)."""
+"""Above it the bound's ratio is cut off, so that sums of it stay finite in float32, which ends at
+exp(88).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnostics:
-    """Compares ratio clipping at `clip` with the divergence mask at `delta`, whichever of them trains.
+    """Compares ratio clipping at `clip` with the divergence mask at `delta`, whichever of them
+    trains.
 
-    With d = mean - old_mean the log-ratio is a noise part of standard deviation |d| / std over the signal -|d|^2 /
-    (2 std^2), which is minus the KL (algorithm page of Flow-DPPO, arXiv 2606.11025): a clip decides by the first, the
-    mask by the second.
+    With d = mean - old_mean the log-ratio is a noise part of standard deviation |d| / std over the
+    signal -|d|^2 / (2 std^2), which is minus the KL (algorithm page of Flow-DPPO, arXiv
+    2606.11025): a clip decides by the first, the mask by the second.
     """
 
     clip: ClipHigh
@@ -33,7 +40,8 @@ class Diagnostics:
     @torch.no_grad()
     def __call__(self, inputs: LossInputs, step: int) -> dict[str, Float[Tensor, ""]]:
         log_ratio = inputs.log_prob - inputs.old_log_prob
-        ratio, advantage = log_ratio.exp(), inputs.advantage
+        ratio = log_ratio.exp()
+        advantage = inputs.advantage
         moves_away = ((advantage > 0) & (ratio > 1)) | ((advantage < 0) & (ratio < 1))
         is_clipped = moves_away & ((ratio - 1).abs() > self.clip)
         is_far = moves_away & (inputs.kl >= self.delta)
@@ -47,7 +55,9 @@ class Diagnostics:
             f"trust/kl_old/{step}": inputs.kl.mean(),
             f"trust/tv_old/{step}": inputs.tv.mean(),
             f"trust/ratio_std{SQUARED}": (ratio - 1).square().mean(),
-            "bound/surrogate": (advantage * full_log_ratio(inputs).clamp(max=LARGEST_LOG_RATIO).expm1()).mean(),
+            "bound/surrogate": (
+                advantage * full_log_ratio(inputs).clamp(max=LARGEST_LOG_RATIO).expm1()
+            ).mean(),
         }
         if inputs.form == "gaussian":
             metrics[f"trust/log_ratio_noise{SQUARED}"] = (log_ratio + inputs.kl).square().mean()
@@ -56,8 +66,10 @@ class Diagnostics:
 
 
 def full_log_ratio(inputs: LossInputs) -> Float[Tensor, "B"]:
-    """log N(x_next; mean, std^2 I) - log N(x_next; old_mean, std^2 I), summed over dimensions, in whichever form and
-    reduction the log-probabilities were taken. Of means in float32 it keeps their rounding, near 1e-7, D times."""
+    """log N(x_next; mean, std^2 I) - log N(x_next; old_mean, std^2 I), summed over dimensions, in
+    whichever form and reduction the log-probabilities were taken. Of means in float32 it keeps
+    their rounding, near 1e-7, D times.
+    """
     log_ratio = inputs.log_prob - inputs.old_log_prob
     if inputs.reduction == "mean":
         log_ratio = log_ratio * inputs.dimensions
@@ -65,16 +77,25 @@ def full_log_ratio(inputs: LossInputs) -> Float[Tensor, "B"]:
 
 
 def bound(metrics: Mapping[str, float], num_stochastic: int) -> dict[str, float]:
-    """Both sides of the policy-improvement bound of an iteration, from its metrics; nothing without divergences.
+    """Both sides of the policy-improvement bound of an iteration, from its metrics; nothing without
+    divergences.
 
-    Flow-DPPO (arXiv 2606.11025): J(new) - J(old) >= surrogate - 2 xi (K - 1)(K - 2) (max TV)^2, with xi the largest
-    absolute return. Of its K sampling steps K - 1 are stochastic, so with n = `num_stochastic` the factor is n (n - 1),
-    and the surrogate is the sum over steps of the mean A (r - 1). Returns are advantages here, on both sides, and r and
-    TV are those of the full Gaussian, whatever the likelihood's reduction and form.
+    Flow-DPPO (arXiv 2606.11025): J(new) - J(old) >= surrogate - 2 xi (K - 1)(K - 2) (max TV)^2,
+    with xi the largest absolute return. Of its K sampling steps K - 1 are stochastic, so with n =
+    `num_stochastic` the factor is n (n - 1), and the surrogate is the sum over steps of the mean A
+    (r - 1). Returns are advantages here, on both sides, and r and TV are those of the full
+    Gaussian, whatever the likelihood's reduction and form.
     """
     if "trust/tv_old_max" not in metrics:
         return {}
     penalty = (
-        2 * metrics["advantage/largest"] * num_stochastic * (num_stochastic - 1) * metrics["trust/tv_old_max"] ** 2
+        2
+        * metrics["advantage/largest"]
+        * num_stochastic
+        * (num_stochastic - 1)
+        * metrics["trust/tv_old_max"] ** 2
     )
-    return {"bound/surrogate": metrics["bound/surrogate"] * num_stochastic, "bound/penalty": penalty}
+    return {
+        "bound/surrogate": metrics["bound/surrogate"] * num_stochastic,
+        "bound/penalty": penalty,
+    }

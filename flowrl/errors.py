@@ -4,7 +4,8 @@
 class UserError(ValueError):
     """A mistake in what was asked for or in a file that was given.
 
-    Its text is one line that names the offending key or path, its value, the bound it breaks and the remedy; commands
-    print that line and nothing else. Every other exception is treated as a fault of the program and keeps its
-    traceback. It is a ValueError, so that code which uses the package as a library can catch it as one.
+    Its text is one line that names the offending key or path, its value, the bound it breaks and
+    the remedy; commands print that line and nothing else. Every other exception is treated as a
+    fault of the program and keeps its traceback. It is a ValueError, so that code which uses the
+    package as a library can catch it as one.
     """

@@ -1,7 +1,7 @@
 """One sampling step is a Gaussian: drawing, log-probability and divergences exist once, here.
 
-This is the only place where a reduction over latent dimensions is chosen. All arithmetic is in the dtype of `mean`,
-float32 in training.
+This is the only place where a reduction over latent dimensions is chosen. All arithmetic is in the
+dtype of `mean`, float32 in training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ LogProbForm = Literal["gaussian", "unnormalised"]
 
 @dataclass(frozen=True, slots=True)
 class GaussianStep:
-    """The distribution N(mean, std^2 I) of `x_next` given `x`; `std` is that of the whole step, 0 for an ODE step."""
+    """The distribution N(mean, std^2 I) of `x_next` given `x`; `std` is that of the whole step, 0
+    for an ODE step.
+    """
 
     mean: Float[Tensor, "B C H W"]
     std: float
@@ -36,9 +38,9 @@ class GaussianStep:
 class Likelihood:
     """How log-probabilities and divergences of a step are reduced over its D latent dimensions.
 
-    `reduction`: `mean` is what every published clip range and threshold is calibrated to; `sum` is the true
-    likelihood. `form`: `gaussian` is the log-density; `unnormalised` is `-(x_next - mean)^2`, what Flow-CPS
-    published, whose clip ranges do not carry over to other samplers.
+    `reduction`: `mean` is what every published clip range and threshold is calibrated to; `sum` is
+    the true likelihood. `form`: `gaussian` is the log-density; `unnormalised` is `-(x_next -
+    mean)^2`, what Flow-CPS published, whose clip ranges do not carry over to other samplers.
     """
 
     reduction: Reduction
@@ -60,10 +62,12 @@ class Likelihood:
         return self._reduce(-squared / (2 * step.std**2) - constant)
 
     def kl(self, step: GaussianStep, other_mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
-        """KL between two steps of equal std, |mean - other_mean|^2 / (2 std^2), reduced; symmetric and exact.
+        """KL between two steps of equal std, |mean - other_mean|^2 / (2 std^2), reduced; symmetric
+        and exact.
 
-        Flow-DPPO (arXiv 2606.11025), the divergence of its mask. `std` is the whole step's: a diffusion coefficient
-        without sqrt(-dt), or Flow-SDE's std under another sampler, is a published mistake.
+        Flow-DPPO (arXiv 2606.11025), the divergence of its mask. `std` is the whole step's: a
+        diffusion coefficient without sqrt(-dt), or Flow-SDE's std under another sampler, is a
+        published mistake.
         """
         _require_noise(step)
         return self._reduce((step.mean - other_mean).square()) / (2 * step.std**2)
@@ -73,7 +77,9 @@ class Likelihood:
 
 
 def tv(step: GaussianStep, other_mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
-    """Total variation between two steps of equal std, 2 Phi(|mean - other_mean| / (2 std)) - 1, exact."""
+    """Total variation between two steps of equal std, 2 Phi(|mean - other_mean| / (2 std)) - 1,
+    exact.
+    """
     _require_noise(step)
     distance = (step.mean - other_mean).square().sum((1, 2, 3)).sqrt()
     return torch.erf(distance / (2 * math.sqrt(2) * step.std))
@@ -81,4 +87,7 @@ def tv(step: GaussianStep, other_mean: Float[Tensor, "B C H W"]) -> Float[Tensor
 
 def _require_noise(step: GaussianStep) -> None:
     if not step.std > 0:
-        raise UserError(f"a step with std={step.std} has no density: ODE and zero-variance steps are never trained on")
+        raise UserError(
+            f"a step with std={step.std} has no density: ODE and zero-variance steps are never "
+            "trained on"
+        )

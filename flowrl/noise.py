@@ -21,12 +21,18 @@ CHOICE = 1 << 48
 
 
 def gaussian_noise(
-    shape: Sequence[int], *, seed: int, iteration: int, samples: Sequence[tuple[int, int]], step: int
+    shape: Sequence[int],
+    *,
+    seed: int,
+    iteration: int,
+    samples: Sequence[tuple[int, int]],
+    step: int,
 ) -> Float[Tensor, "B ..."]:
-    """Standard normal float32 noise on the CPU, one row of `shape` for each (prompt index, sample index).
+    """Standard normal float32 noise on the CPU, one row of `shape` for each (prompt index, sample
+    index).
 
-    Each row is its own Philox stream with key (seed, iteration) and counter (0, step + 1, sample, prompt): equal
-    indices give equal rows in whatever batch they are drawn.
+    Each row is its own Philox stream with key (seed, iteration) and counter (0, step + 1, sample,
+    prompt): equal indices give equal rows in whatever batch they are drawn.
     """
     rows = np.empty((len(samples), *shape), dtype=np.float32)
     for row, (prompt, sample) in zip(rows, samples, strict=True):

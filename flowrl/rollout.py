@@ -1,4 +1,5 @@
-"""Rollouts: `rollout` draws trajectories under given weights, `replay` re-evaluates one of their steps under others.
+"""Rollouts: `rollout` draws trajectories under given weights, `replay` re-evaluates one of their
+steps under others.
 
 Neither knows about models, prompts or rewards: a velocity field is a callable.
 """
@@ -18,8 +19,9 @@ from flowrl.schedule import Interval
 from flowrl.types import Trajectory
 
 Velocity = Callable[[Float[Tensor, "B C H W"], float, bool], Float[Tensor, "B C H W"]]
-"""(x, sigma, is_shared) -> velocity in float32; `is_shared` promises that rows of one group are equal, so that a field
-may evaluate one of them for all."""
+"""(x, sigma, is_shared) -> velocity in float32; `is_shared` promises that rows of one group are
+equal, so that a field may evaluate one of them for all.
+"""
 
 
 @torch.no_grad()
@@ -34,11 +36,12 @@ def rollout(
     likelihood: Likelihood,
     shares_start: bool,
 ) -> Trajectory:
-    """Sample from noise `x` to data; `stochastic` steps use `sampler` and `noise(k)`, the others the Euler ODE,
-    or `sampler` itself where it is deterministic.
+    """Sample from noise `x` to data; `stochastic` steps use `sampler` and `noise(k)`, the others
+    the Euler ODE, or `sampler` itself where it is deterministic.
 
-    Only the states of stochastic steps are kept. With no stochastic step the trajectory holds `x0` alone. With
-    `shares_start` the rows of a group begin equal, and stay so until the first noise is drawn.
+    Only the states of stochastic steps are kept. With no stochastic step the trajectory holds `x0`
+    alone. With `shares_start` the rows of a group begin equal, and stay so until the first noise is
+    drawn.
     """
     solver = sampler if isinstance(sampler, Solver) else ODE()
     history: History | None = None
@@ -53,20 +56,29 @@ def rollout(
         step = sampler.step(x, v, interval)
         x_next = step.sample(noise(k).to(x))
         kept.append((x, x_next, step.mean, likelihood.log_prob(step, x_next)))
-        x, history = x_next, None
+        x = x_next
+        history = None
     if not kept:
         none = x.new_zeros(len(x), 0, *x.shape[1:])
         return Trajectory((), shares_start, none, none, none, x.new_zeros(len(x), 0), x)
-    states, nexts, means, log_probs = (torch.stack(values, dim=1) for values in zip(*kept, strict=True))
+    states, nexts, means, log_probs = (
+        torch.stack(values, dim=1) for values in zip(*kept, strict=True)
+    )
     return Trajectory(tuple(sorted(stochastic)), shares_start, states, nexts, means, log_probs, x)
 
 
 def replay(
-    velocity: Velocity, trajectory: Trajectory, index: int, intervals: Sequence[Interval], sampler: Sampler
+    velocity: Velocity,
+    trajectory: Trajectory,
+    index: int,
+    intervals: Sequence[Interval],
+    sampler: Sampler,
 ) -> GaussianStep:
-    """The Gaussian of the trajectory's `index`-th stochastic step under the weights behind `velocity`.
+    """The Gaussian of the trajectory's `index`-th stochastic step under the weights behind
+    `velocity`.
 
-    With the rollout's own weights and batch shape, its mean equals `trajectory.old_mean[:, index]` bitwise.
+    With the rollout's own weights and batch shape, its mean equals `trajectory.old_mean[:, index]`
+    bitwise.
     """
     interval = intervals[trajectory.steps[index]]
     x = trajectory.x[:, index].contiguous()

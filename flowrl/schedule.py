@@ -1,7 +1,7 @@
 """Sigma grids: the noise levels a sampler visits, from 1 to 0.
 
-Published results depend on the grid, so it is a configuration choice. Each grid is a frozen dataclass with
-`sigmas(num_steps)`; `Interval` is one step of a grid.
+Published results depend on the grid, so it is a configuration choice. Each grid is a frozen
+dataclass with `sigmas(num_steps)`; `Interval` is one step of a grid.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from flowrl.values.bounds import Shift, Tokens
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """One step of a grid. `sigma_max` is the grid's second value, which stands in for sigma where 1 - sigma is 0."""
+    """One step of a grid. `sigma_max` is the grid's second value, which stands in for sigma where 1
+    - sigma is 0.
+    """
 
     sigma: float
     sigma_next: float
@@ -42,8 +44,8 @@ class Schedule(Protocol):
 class LinearShift:
     """s(u) = shift u / (1 + (shift - 1) u) on u = 1, (K-1)/K, ..., 1/K, then 0.
 
-    The grid of Flow-Factory and UniRL; SD3.5 uses shift 3. Differs from flow_grpo's, which applies diffusers' default
-    timesteps and so shifts the small end twice.
+    The grid of Flow-Factory and UniRL; SD3.5 uses shift 3. Differs from flow_grpo's, which applies
+    diffusers' default timesteps and so shifts the small end twice.
     """
 
     shift: Shift
@@ -60,10 +62,12 @@ class LinearShift:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffusersDefault:
-    """What diffusers' FlowMatchEulerDiscreteScheduler gives when it is asked for K timesteps and no sigmas.
+    """What diffusers' FlowMatchEulerDiscreteScheduler gives when it is asked for K timesteps and no
+    sigmas.
 
-    Its K values run evenly from 1 to its smallest sigma, which is s(1/1000) already, and are then shifted by s again:
-    twice at the small end, so the second-to-last step nearly reaches 0. flow_grpo and DiffusionNFT sample SD3 so.
+    Its K values run evenly from 1 to its smallest sigma, which is s(1/1000) already, and are then
+    shifted by s again: twice at the small end, so the second-to-last step nearly reaches 0.
+    flow_grpo and DiffusionNFT sample SD3 so.
     """
 
     shift: Shift
@@ -81,10 +85,11 @@ class DiffusersDefault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DynamicShift:
-    """s(u) = e^mu / (e^mu + 1/u - 1) on u = 1, (K-1)/K, ..., 1/K, then 0; mu grows with the number of image tokens.
+    """s(u) = e^mu / (e^mu + 1/u - 1) on u = 1, (K-1)/K, ..., 1/K, then 0; mu grows with the number
+    of image tokens.
 
-    `rule` `linear`: mu from 0.5 at 256 tokens to 1.15 at 4,096 (FLUX.1). `empirical`: FLUX.2's fit, which depends on K
-    too. `tokens` is the length of the image's token sequence: 1,024 at 512x512.
+    `rule` `linear`: mu from 0.5 at 256 tokens to 1.15 at 4,096 (FLUX.1). `empirical`: FLUX.2's fit,
+    which depends on K too. `tokens` is the length of the image's token sequence: 1,024 at 512x512.
     """
 
     rule: Literal["linear", "empirical"]

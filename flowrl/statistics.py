@@ -1,13 +1,16 @@
-"""Means with bootstrap intervals, over prompts within an evaluation and over seeds between runs. NumPy and SciPy alone.
+"""Means with bootstrap intervals, over prompts within an evaluation and over seeds between runs.
+NumPy and SciPy alone.
 
-The images of one prompt are not independent, so prompts are resampled, not images: an image more for the same prompts
-must not shrink an interval as a prompt more does. Nor must a line more with the same prompt.
+The images of one prompt are not independent, so prompts are resampled, not images: an image more
+for the same prompts must not shrink an interval as a prompt more does. Nor must a line more with
+the same prompt.
 
-A percentile interval of few values is too narrow: it takes a variance over n where n - 1 is right, and a normal's
-quantile for Student's. Hesterberg's expanded percentiles (2015, arXiv 1411.5279) mend both and are the usual ones for
-many values: of 5 normal values 95 % intervals cover 92 % of the time, not 84 %. Of fewer no resampling covers more than
-their range, 75 % for 3, so a mean has Student's interval there, and a ratio or an unpaired difference none. Two values
-have none either: Student's would be 13 standard errors either side.
+A percentile interval of few values is too narrow: it takes a variance over n where n - 1 is right,
+and a normal's quantile for Student's. Hesterberg's expanded percentiles (2015, arXiv 1411.5279)
+mend both and are the usual ones for many values: of 5 normal values 95 % intervals cover 92 % of
+the time, not 84 %. Of fewer no resampling covers more than their range, 75 % for 3, so a mean has
+Student's interval there, and a ratio or an unpaired difference none. Two values have none either:
+Student's would be 13 standard errors either side.
 """
 
 from __future__ import annotations
@@ -20,15 +23,19 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtr, stdtrit
 
-RESAMPLES, BLOCK = 10_000, 500
+RESAMPLES = 10_000
+BLOCK = 500
 """Resamples, and how many are drawn at once, which bounds memory."""
-LEVEL, FEWEST = 0.95, 5
+LEVEL = 0.95
+FEWEST = 5
 """Of the intervals; and the fewest values that are resampled for one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over `count` prompts or seeds, and the bounds of its 95 % interval: NaN from fewer than three."""
+    """A mean over `count` prompts or seeds, and the bounds of its 95 % interval: NaN from fewer
+    than three.
+    """
 
     mean: float
     low: float
@@ -45,12 +52,15 @@ class Estimate:
         return mean if math.isnan(self.low) else f"{mean} [{self.low:{form}}, {self.high:{form}}]"
 
 
-def mean(values: Sequence[float] | Float[np.ndarray, "N"], clusters: Int[np.ndarray, "N"] | None = None) -> Estimate:
-    """The mean of one value a prompt or seed, NaN left out, with its bootstrap interval; of 3 or 4 with Student's.
+def mean(
+    values: Sequence[float] | Float[np.ndarray, "N"], clusters: Int[np.ndarray, "N"] | None = None
+) -> Estimate:
+    """The mean of one value a prompt or seed, NaN left out, with its bootstrap interval; of 3 or 4
+    with Student's.
 
-    Values of one number in `clusters` are not independent: the clusters are counted and resampled, each with all of its
-    values, and the mean stays that of the values. Without `clusters` each value is independent of all others.
-    Resampling is seeded, so equal values give equal intervals.
+    Values of one number in `clusters` are not independent: the clusters are counted and resampled,
+    each with all of its values, and the mean stays that of the values. Without `clusters` each
+    value is independent of all others. Resampling is seeded, so equal values give equal intervals.
     """
     every = np.asarray(values, dtype=np.float64)
     is_known = ~np.isnan(every)
@@ -61,7 +71,8 @@ def mean(values: Sequence[float] | Float[np.ndarray, "N"], clusters: Int[np.ndar
     numbers = np.arange(len(known))
     if clusters is not None:
         numbers = np.unique(clusters[is_known], return_inverse=True)[1]
-    totals, sizes = np.bincount(numbers, known), np.bincount(numbers)
+    totals = np.bincount(numbers, known)
+    sizes = np.bincount(numbers)
     count = len(sizes)
     if count < 3:
         return Estimate(centre, math.nan, math.nan, count)
@@ -74,18 +85,22 @@ def mean(values: Sequence[float] | Float[np.ndarray, "N"], clusters: Int[np.ndar
 
 
 def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
-    """`values` minus `baseline`, both by seed: over shared seeds as pairs, if there are two or more.
+    """`values` minus `baseline`, both by seed: over shared seeds as pairs, if there are two or
+    more.
 
-    Otherwise the two means are resampled apart; with fewer than five on either side there is no interval.
+    Otherwise the two means are resampled apart; with fewer than five on either side there is no
+    interval.
     """
     shared = [seed for seed in values if seed in baseline]
     if len(shared) > 1 or len(values) == len(baseline) == len(shared) == 1:
         paired = mean([values[seed] - baseline[seed] for seed in shared])
         return Estimate(paired.mean, paired.low, paired.high, paired.count, is_paired=True)
-    ours, theirs = np.array(list(values.values())), np.array(list(baseline.values()))
+    ours = np.array(list(values.values()))
+    theirs = np.array(list(baseline.values()))
     if not len(ours) or not len(theirs):
         return Estimate(math.nan, math.nan, math.nan, 0)
-    gap, count = float(ours.mean() - theirs.mean()), min(len(ours), len(theirs))
+    gap = float(ours.mean() - theirs.mean())
+    count = min(len(ours), len(theirs))
     if count < FEWEST:
         return Estimate(gap, math.nan, math.nan, count)
     return _estimate(_resampled(ours, 0) - _resampled(theirs, 1), gap, count)
@@ -94,7 +109,8 @@ def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Es
 def ratio(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
     """The mean of `values` over that of `baseline`, on shared seeds, which are resampled as pairs.
 
-    NaN where either mean is not positive: a ratio would mean nothing; no interval for fewer than five seeds.
+    NaN where either mean is not positive: a ratio would mean nothing; no interval for fewer than
+    five seeds.
     """
     shared = [seed for seed in values if seed in baseline]
     ours, theirs = (np.asarray([own[seed] for seed in shared]) for own in (values, baseline))
@@ -111,8 +127,11 @@ def ratio(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimat
 
 
 def _resampled(totals: np.ndarray, stream: int, sizes: np.ndarray | None = None) -> np.ndarray:
-    """Means of resamples: of sums over clusters of `sizes` values, without them of single values."""
-    rng, shape = np.random.default_rng(stream), (BLOCK, len(totals))
+    """Means of resamples: of sums over clusters of `sizes` values, without them of single
+    values.
+    """
+    rng = np.random.default_rng(stream)
+    shape = (BLOCK, len(totals))
     means = []
     for _ in range(RESAMPLES // BLOCK):
         rows = rng.integers(len(totals), size=shape)
@@ -132,7 +151,9 @@ def _estimate(means: np.ndarray, centre: float, count: int) -> Estimate:
     return Estimate(centre, float(low), float(high), count)
 
 
-def by_prompt(values: Float[np.ndarray, "B"], prompts: Int[np.ndarray, "B"]) -> Float[np.ndarray, "P"]:
+def by_prompt(
+    values: Float[np.ndarray, "B"], prompts: Int[np.ndarray, "B"]
+) -> Float[np.ndarray, "P"]:
     """The mean of each prompt's finite values, NaN where it has none; `prompts` counts from 0."""
     num_prompts = int(prompts.max()) + 1 if len(prompts) else 0
     usable = np.isfinite(values)
@@ -149,9 +170,9 @@ def fallen(
 ) -> list[str]:
     """Metrics that fell while the first one rose, both beyond what their prompts' spread explains.
 
-    `before` and `now` hold the same metrics of the same prompts and noise, the training reward first; prompts of one
-    number in `texts` are the same one. Gold metrics that fall while the reward rises are the mark of a reward that is
-    being cheated.
+    `before` and `now` hold the same metrics of the same prompts and noise, the training reward
+    first; prompts of one number in `texts` are the same one. Gold metrics that fall while the
+    reward rises are the mark of a reward that is being cheated.
     """
     changes = {}
     for name, values in before.items():

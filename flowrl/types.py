@@ -1,11 +1,12 @@
 """The frozen dataclasses that cross module borders, and the one shape legend.
 
 Shape letters, in jaxtyping annotations everywhere:
-    B samples (prompts times group), P prompts, G group, K sampling steps, T trained (stochastic) steps,
-    C H W latent channels, height, width; L text tokens, D text features.
+    B samples (prompts times group), P prompts, G group, K sampling steps, T trained (stochastic)
+    steps, C H W latent channels, height, width; L text tokens, D text features.
 
-Time runs from noise to data: sigma 1 is noise, 0 is data, and a step goes from `sigma` to `sigma_next` < `sigma`.
-`old_` marks the behaviour policy that produced the rollout, `ref_` the frozen reference, no prefix the current policy.
+Time runs from noise to data: sigma 1 is noise, 0 is data, and a step goes from `sigma` to
+`sigma_next` < `sigma`. `old_` marks the behaviour policy that produced the rollout, `ref_` the
+frozen reference, no prefix the current policy.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What the velocity field is conditioned on, one row a sample; `negative` serves classifier-free guidance."""
+    """What the velocity field is conditioned on, one row a sample; `negative` serves
+    classifier-free guidance.
+    """
 
     tokens: Float[Tensor, "B L D"]
     pooled: Float[Tensor, "B F"]
@@ -33,7 +36,9 @@ class Conditioning:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt, the task family it is reported under (may be empty), and whatever its reward needs to know."""
+    """A prompt, the task family it is reported under (may be empty), and whatever its reward needs
+    to know.
+    """
 
     text: str
     family: str = ""
@@ -42,11 +47,12 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A rollout of B samples: final latents, and the states of its T stochastic steps (trained steps only).
+    """A rollout of B samples: final latents, and the states of its T stochastic steps (trained
+    steps only).
 
     `old_mean` is kept in float32: in bfloat16 its rounding alone gives divergences of 3e-6 to 1e-5.
-    `shares_start` says that samples of one group began from the same noise, so that they are equal up to and in the
-    state of the first stochastic step.
+    `shares_start` says that samples of one group began from the same noise, so that they are equal
+    up to and in the state of the first stochastic step.
     """
 
     steps: tuple[int, ...]
@@ -60,13 +66,15 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class RewardOutput:
-    """Scores of B samples. A failed sample is missing (`is_valid` False), never a number; its value is ignored.
+    """Scores of B samples. A failed sample is missing (`is_valid` False), never a number; its value
+    is ignored.
 
     `info` is empty or has one entry a sample; that of a missing one may say why under `missing`.
 
-    A mixture of R rewards gives its `terms` and `weights` too, and their weighted sum as `values`. `applies` says which
-    rewards have anything to say about a sample's prompt, and must follow from the prompt alone; None means all of them.
-    Where none applies, the sample is neither missing nor zero: it has no value, and belongs to no statistic.
+    A mixture of R rewards gives its `terms` and `weights` too, and their weighted sum as `values`.
+    `applies` says which rewards have anything to say about a sample's prompt, and must follow from
+    the prompt alone; None means all of them. Where none applies, the sample is neither missing nor
+    zero: it has no value, and belongs to no statistic.
     """
 
     values: Float[Tensor, "B"]
@@ -87,10 +95,10 @@ class RewardOutput:
 class LossInputs:
     """What a policy loss may look at, for one step of B samples.
 
-    `kl` and `tv` are the exact divergences KL(old || current) and TV(old, current) of the step. `kl` follows the
-    configured reduction, `tv` is that of the full Gaussian, `velocity` is mean (v - old_v)^2. `std` and `dt` are those
-    of the step; `form` and `reduction` say how the log-probabilities were taken (see `flowrl.gaussian.Likelihood`),
-    over D = `dimensions`.
+    `kl` and `tv` are the exact divergences KL(old || current) and TV(old, current) of the step.
+    `kl` follows the configured reduction, `tv` is that of the full Gaussian, `velocity` is mean (v
+    - old_v)^2. `std` and `dt` are those of the step; `form` and `reduction` say how the
+    log-probabilities were taken (see `flowrl.gaussian.Likelihood`), over D = `dimensions`.
     """
 
     log_prob: Float[Tensor, "B"]
@@ -110,8 +118,8 @@ class LossInputs:
 class ForwardInputs:
     """What a forward-process loss may look at: B generated samples x0, noised again to `sigma`.
 
-    `x = (1 - sigma) x0 + sigma eps`; the velocities are the current and the old policy's at x. A sample whose reward is
-    missing is not `is_used`: it counts in the mean and gives no gradient.
+    `x = (1 - sigma) x0 + sigma eps`; the velocities are the current and the old policy's at x. A
+    sample whose reward is missing is not `is_used`: it counts in the mean and gives no gradient.
     """
 
     x0: Float[Tensor, "B C H W"]

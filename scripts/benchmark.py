@@ -1,16 +1,20 @@
-"""Time training iterations against their bare parts, alternating in one process, and say where the time goes.
+"""Time training iterations against their bare parts, alternating in one process, and say where the
+time goes.
 
     python scripts/benchmark.py                       # time: 10 iterations of the main job
-    python scripts/benchmark.py --memory              # peak memory against steps and group size, one process each
+    python scripts/benchmark.py --memory    # peak memory against steps and group size
     python scripts/benchmark.py sampler=flow_sde      # any override of train.py
-    python scripts/random_pipelines.py model=sd35_medium weights    # on a GPU, SD3.5 Medium's size: 2 prompts x 16
-    python scripts/benchmark.py experiment=flow_dppo_sd35 model.pretrained=weights batch.prompts_per_iteration=2 \
+    # On a GPU, SD3.5 Medium's size, 2 prompts x 16:
+    python scripts/random_pipelines.py model=sd35_medium weights
+    python scripts/benchmark.py experiment=flow_dppo_sd35 model.pretrained=weights \
+        batch.prompts_per_iteration=2 \
         data.prompts.count=32 reward=jpeg_compressibility batch.max_micro_batch=8 --iterations 5
 
-The share of a large matrix product's speed that the networks reach is given too: bare, and over the run's phases.
+The share of a large matrix product's speed that the networks reach is given too: bare, and over the
+run's phases.
 
-The bare parts are the same transformer forwards and backwards, decodes and reward calls, batched as the run batches
-them, in plain loops with nothing around them.
+The bare parts are the same transformer forwards and backwards, decodes and reward calls, batched as
+the run batches them, in plain loops with nothing around them.
 """
 
 from __future__ import annotations
@@ -39,28 +43,35 @@ from flowrl.training.prompt_data import PromptBatch
 class BareParts:
     """The parts of one iteration of a policy, each as a plain loop over its micro-batches.
 
-    Rows of a group are evaluated once while they are equal, exactly as the run does for the same iteration's steps.
+    Rows of a group are evaluated once while they are equal, exactly as the run does for the same
+    iteration's steps.
     """
 
     def __init__(self, policy: Policy, batch: PromptBatch) -> None:
         self.policy = policy
-        plan, method = policy.plan, policy.algorithm
+        plan = policy.plan
+        method = policy.algorithm
         stochastic = method.steps.draw(method.num_steps, batch.iteration, policy.seed)
         shares = method.shared_initial_noise
         sigmas = [interval.sigma for interval in method.intervals]
-        self.rollout_steps = [(sigma, shares and k <= stochastic[0]) for k, sigma in enumerate(sigmas)]
+        self.rollout_steps = [
+            (sigma, shares and k <= stochastic[0]) for k, sigma in enumerate(sigmas)
+        ]
         self.trained_steps = [(sigmas[k], shares and i == 0) for i, k in enumerate(stochastic)]
         self.num_micro_batches = plan.num_samples // plan.micro_batch
         self.prompts = [batch.prompts[row // plan.group_size] for row in range(plan.num_samples)]
         starts = [row // plan.group_size if shares else row for row in range(plan.micro_batch)]
         self.group = group = Group(*policy.embed.shared(self.prompts[: plan.micro_batch]), starts)
         self.is_checkpointed = bool(policy.transformer.is_gradient_checkpointing)
-        self.field, self.ref_field = group.field(policy.velocity), group.field(policy.reference.velocity)
+        self.field = group.field(policy.velocity)
+        self.ref_field = group.field(policy.reference.velocity)
         self.x = torch.randn(plan.micro_batch, *policy.model.latent_shape, device=policy.device)
         # Real images: the verifier is slower on noise.
         part = policy.sample(batch, range(plan.micro_batch))
         part.score.result()  # or it would go on beside what is timed next
-        self.images = policy.model.decode(part.trajectory.x0).repeat(self.num_micro_batches, 1, 1, 1)
+        self.images = policy.model.decode(part.trajectory.x0).repeat(
+            self.num_micro_batches, 1, 1, 1
+        )
 
     @torch.no_grad()
     def rollout(self) -> None:
@@ -103,14 +114,18 @@ class Alternate(Callback):
         self.whole: list[float] = []
         self.laps: list[dict[str, float]] = []
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.batch = batch
         parts = BareParts(pl_module, batch)
         self.bare.append({name: seconds(part) for name, part in parts.parts().items()})
         wait_for_gpu()
         self.start = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         wait_for_gpu()
         self.whole.append(time.perf_counter() - self.start)
         self.laps.append(dict(pl_module.last_metrics))
@@ -144,8 +159,12 @@ def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 @torch.compiler.set_stance("force_eager")  # compiled blocks cannot be counted
 def flops_per_row(parts: BareParts) -> dict[str, int]:
-    """Floating-point operations on one sample, of one velocity and of decoding; recomputation is left out."""
-    policy, x, one = parts.policy, parts.x[:1], parts.group.conditioning[:1]
+    """Floating-point operations on one sample, of one velocity and of decoding; recomputation is
+    left out.
+    """
+    policy = parts.policy
+    x = parts.x[:1]
+    one = parts.group.conditioning[:1]
     policy.transformer.disable_gradient_checkpointing()
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         policy.velocity(x, 0.5, one)
@@ -179,7 +198,11 @@ def model_flops(parts: BareParts) -> dict[str, float]:
 
     trained = parts.trained_steps * parts.policy.plan.inner_epochs
     has_reference = parts.policy.algorithm.penalty.beta != 0
-    steps = {"rollout": parts.rollout_steps, "update": trained, "reference": trained if has_reference else []}
+    steps = {
+        "rollout": parts.rollout_steps,
+        "update": trained,
+        "reference": trained if has_reference else [],
+    }
     count = {is_shared: rows(is_shared) for is_shared in (False, True)}
     num_rows = {name: sum(count[is_shared] for _, is_shared in own) for name, own in steps.items()}
     num_rows["decode"] = len(parts.x)
@@ -188,16 +211,21 @@ def model_flops(parts: BareParts) -> dict[str, float]:
 
 
 def report_utilisation(alternate: Alternate, num_samples: int, bare: dict[str, float]) -> None:
-    """How much of a large matrix product's speed the networks reach, and images per second of the two phases.
+    """How much of a large matrix product's speed the networks reach, and images per second of the
+    two phases.
 
-    A phase of the run is all it does: rollouts decode and wait for the last rewards, updates ask the reference.
+    A phase of the run is all it does: rollouts decode and wait for the last rewards, updates ask
+    the reference.
     """
-    flops, best = alternate.flops, alternate.best
+    flops = alternate.flops
+    best = alternate.best
     print(f"a large matrix product            {best / 1e12:.3g} TFLOP/s")
     laps_of = {"rollout": ("rollout", "reward"), "update": ("update",)}
     parts_of = {"rollout": ("rollout", "decode"), "update": ("update", "reference")}
     for name in laps_of:
-        took = statistics.median(sum(lap[f"perf/{own}_seconds"] for own in laps_of[name]) for lap in alternate.laps[1:])
+        took = statistics.median(
+            sum(lap[f"perf/{own}_seconds"] for own in laps_of[name]) for lap in alternate.laps[1:]
+        )
         whole = sum(flops[part] for part in parts_of[name])
         print(
             f"{name}: {num_samples / took:.2f} images/s, model FLOP utilisation "
@@ -208,7 +236,10 @@ def report_utilisation(alternate: Alternate, num_samples: int, bare: dict[str, f
 def fit(overrides: list[str], num_iterations: int, callbacks: list[Callback]) -> Policy:
     quieten()
     settings = ["name=benchmark", "logger=none", f"num_iterations={num_iterations}"]
-    settings += ["evaluation.max_prompts=1", "embeddings.folder=null"]  # nothing is evaluated, nothing kept
+    settings += [
+        "evaluation.max_prompts=1",
+        "embeddings.folder=null",
+    ]  # nothing is evaluated, nothing kept
     cfg = compose([*settings, *overrides])
     policy, data, _ = build(cfg)
     trainer = Trainer(
@@ -228,22 +259,31 @@ def fit(overrides: list[str], num_iterations: int, callbacks: list[Callback]) ->
 def time_table(overrides: list[str], num_iterations: int) -> None:
     alternate = Alternate()
     policy = fit(overrides, num_iterations + 1, [alternate])
-    bare, whole, laps = alternate.bare[1:], alternate.whole[1:], alternate.laps[1:]  # the first one warms up
+    bare, whole, laps = (
+        alternate.bare[1:],
+        alternate.whole[1:],
+        alternate.laps[1:],
+    )  # the first one warms up
     median = {name: statistics.median(row[name] for row in bare) for name in bare[0]}
     total = statistics.median(whole)
     ratio = statistics.median(w / sum(b.values()) for w, b in zip(whole, bare, strict=True))
     rollout = statistics.median(
         # Scoring runs beside the rollout, so the two have one time.
-        (lap["perf/rollout_seconds"] + lap["perf/reward_seconds"]) / (b["rollout"] + b["decode"] + b["reward"])
+        (lap["perf/rollout_seconds"] + lap["perf/reward_seconds"])
+        / (b["rollout"] + b["decode"] + b["reward"])
         for lap, b in zip(laps, bare, strict=True)
     )
     print(
-        f"{num_iterations} iterations of {policy.plan.num_samples} images, {torch.get_num_threads()} threads; medians"
+        f"{num_iterations} iterations of {policy.plan.num_samples} images, "
+        f"{torch.get_num_threads()} threads; medians"
     )
     print(f"{'part':<34}{'seconds':>9}{'share':>8}")
     for name, value in median.items():
         print(f"{'bare ' + name:<34}{value:>9.3f}{value / total:>8.1%}")
-    print(f"{'everything else':<34}{total - sum(median.values()):>9.3f}{1 - sum(median.values()) / total:>8.1%}")
+    print(
+        f"{'everything else':<34}{total - sum(median.values()):>9.3f}"
+        f"{1 - sum(median.values()) / total:>8.1%}"
+    )
     print(f"{'iteration':<34}{total:>9.3f}{1:>8.0%}")
     print(f"images per second                 {policy.plan.num_samples / total:.1f}")
     print(f"iteration over bare parts         {ratio:.3f}")
@@ -257,12 +297,16 @@ def memory_table(overrides: list[str]) -> None:
     for num_steps, group_size in ((6, 12), (12, 12), (24, 12), (6, 24), (6, 48)):
         case = [f"rollout.num_steps={num_steps}", f"batch.group_size={group_size}"]
         command = [sys.executable, __file__, "--one-memory-case", *overrides, *case]
-        peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+        peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[
+            -1
+        ]
         print(f"{num_steps:>6}{group_size:>6}{float(peak):>10.3f}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as for train.py")
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--memory", action="store_true")

@@ -1,10 +1,12 @@
-"""What a reward behind a server costs, and what scoring beside the rollout saves; always side by side, alternating.
+"""What a reward behind a server costs, and what scoring beside the rollout saves; always side by
+side, alternating.
 
-    python scripts/benchmark_rewards.py                          # throughput of the server against calling the scorer
-    python scripts/benchmark_rewards.py --overlap --delay 0.5    # iterations with and without overlap
+    python scripts/benchmark_rewards.py          # the server's throughput against the scorer's own
+    python scripts/benchmark_rewards.py --overlap --delay 0.5   # with and without overlap
 
-`--overlap` trains with a remote scorer that takes `--delay` seconds a request longer than the verifier, then with the
-verifier in process; every other iteration scores only after all rollouts, as if there were no overlap.
+`--overlap` trains with a remote scorer that takes `--delay` seconds a request longer than the
+verifier, then with the verifier in process; every other iteration scores only after all rollouts,
+as if there were no overlap.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class Slow:
     """The verifier, after `delay` seconds."""
 
     def __init__(self, *, delay: float) -> None:
-        self.delay, self.reward = delay, ShapesReward(score="soft")
+        self.delay = delay
+        self.reward = ShapesReward(score="soft")
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardOutput:
         time.sleep(self.delay)
@@ -53,7 +56,9 @@ class Slow:
 def server(*overrides: str):
     """scripts/serve_reward.py on a free port; its address."""
     script = Path(__file__).with_name("serve_reward.py")
-    process = subprocess.Popen([sys.executable, str(script), "port=0", *overrides], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(script), "port=0", *overrides], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout
     try:
         yield process.stdout.readline().split()[3].removesuffix("/score")
@@ -70,13 +75,16 @@ def throughput(num_images: int, size: int, rounds: int) -> None:
     images = torch.nn.functional.interpolate(images, size=size) if size else images
     with server("reward=shapes") as url:
         cfg = compose(["name=benchmark", "reward=remote", f"reward.url={url}"])
-        direct, remote = ShapesReward(score="soft"), instantiate(cfg.reward)
+        direct = ShapesReward(score="soft")
+        remote = instantiate(cfg.reward)
         times: dict[str, list[float]] = {"direct": [], "server": []}
         for _ in range(rounds + 1):
             times["direct"].append(seconds(lambda: direct(images, prompts)))
             times["server"].append(seconds(lambda: remote(images, prompts)))
     rows = {name: statistics.median(values[1:]) for name, values in times.items()}
-    ratio = statistics.median(b / a for a, b in zip(times["direct"][1:], times["server"][1:], strict=True))
+    ratio = statistics.median(
+        b / a for a, b in zip(times["direct"][1:], times["server"][1:], strict=True)
+    )
     print(f"{num_images} images of {images.shape[-1]} pixels, medians of {rounds} rounds")
     for name, value in rows.items():
         print(f"{name:<8}{value:8.3f} s{num_images / value:10.0f} images/s")
@@ -89,15 +97,21 @@ class Alternating(Callback):
     def __init__(self) -> None:
         self.times: dict[bool, list[float]] = {True: [], False: []}
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.is_overlapped = batch_idx % 2 == 0
         assert isinstance(pl_module, Policy)
         pl_module.reward.__dict__.pop("submit", None)
         if not self.is_overlapped:
-            pl_module.reward.__dict__["submit"] = lambda images, prompts: Later(pl_module.reward, images, prompts)
+            pl_module.reward.__dict__["submit"] = lambda images, prompts: Later(
+                pl_module.reward, images, prompts
+            )
         self.start = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.times[self.is_overlapped].append(time.perf_counter() - self.start)
 
 
@@ -116,29 +130,43 @@ class Later(Future):  # type: ignore[type-arg]
 def overlap(name: str, overrides: list[str], pairs: int) -> None:
     alternating = Alternating()
     fit(overrides, 2 * pairs + 2, [alternating])
-    beside, after = alternating.times[True][1:], alternating.times[False][1:]
+    beside = alternating.times[True][1:]
+    after = alternating.times[False][1:]
     ratio = statistics.median(b / a for a, b in zip(after, beside, strict=True))
     print(
-        f"{name:<28}after {statistics.median(after):.3f} s, beside {statistics.median(beside):.3f} s an iteration; "
+        f"{name:<28}after {statistics.median(after):.3f} s, beside {statistics.median(beside):.3f} "
+        "s an iteration; "
         f"ratio {ratio:.3f}",
         flush=True,
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="configuration overrides, as for train.py (--overlap)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="configuration overrides, as for train.py (--overlap)"
+    )
     parser.add_argument("--overlap", action="store_true")
-    parser.add_argument("--delay", type=float, default=0.5, help="seconds that the slow remote scorer waits")
+    parser.add_argument(
+        "--delay", type=float, default=0.5, help="seconds that the slow remote scorer waits"
+    )
     parser.add_argument("--rounds", type=int, default=6, help="rounds, or pairs of iterations")
     parser.add_argument("--images", type=int, default=288)
-    parser.add_argument("--size", type=int, default=0, help="pixels of an image's side; 0: the shapes world's own")
+    parser.add_argument(
+        "--size", type=int, default=0, help="pixels of an image's side; 0: the shapes world's own"
+    )
     args = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores before the start")
     if not args.overlap:
         throughput(args.images, args.size, args.rounds)
         return
-    slow = ["reward._target_=benchmark_rewards.Slow", "~reward.score", f"+reward.delay={args.delay}"]
+    slow = [
+        "reward._target_=benchmark_rewards.Slow",
+        "~reward.score",
+        f"+reward.delay={args.delay}",
+    ]
     with server(*slow, "max_batch=1024") as url:
         remote = ["reward=remote", f"reward.url={url}", "reward.batch_size=1024"]
         overlap(f"remote, {args.delay} s a request", [*args.overrides, *remote], args.rounds)

@@ -1,6 +1,8 @@
-"""Build the project's W&B workspace and report from code: python scripts/dashboard.py --entity me --project flowrl
+"""Build the project's W&B workspace and report from code: python scripts/dashboard.py --entity me
+--project flowrl
 
-Needs wandb-workspaces (pip install '.[dashboard]'). With --dry-run nothing is sent: both are written as JSON.
+Needs wandb-workspaces (pip install '.[dashboard]'). With --dry-run nothing is sent: both are
+written as JSON.
 """
 
 import argparse
@@ -21,10 +23,16 @@ def curves(wr):
         unknown = [name for name in names if not is_known(name)]
         assert not unknown, unknown
         shared = {"x": "iteration", "groupby": wr.Config("name"), "groupby_rangefunc": "minmax"}
-        return wr.LinePlot(title=title or names[0], y=list(names), metric_regex=regex, **shared, **options)
+        return wr.LinePlot(
+            title=title or names[0], y=list(names), metric_regex=regex, **shared, **options
+        )
 
     return {
-        "Reward": [line("reward/mean"), *(line(f"eval/{own}/reward") for own in SETS), line("reward/missing")],
+        "Reward": [
+            line("reward/mean"),
+            *(line(f"eval/{own}/reward") for own in SETS),
+            line("reward/missing"),
+        ],
         "Trust region": [
             line("trust/kl_old", log_y=True),
             line("trust/masked_fraction"),
@@ -32,7 +40,11 @@ def curves(wr):
             line("trust/tv_old_max"),
             line(title="KL to the old policy, by step of the grid", regex=STEPS, log_y=True),
         ],
-        "Drift": [line("eval/held_in/kl_ref"), line("eval/held_in/diversity"), line("update/grad_norm")],
+        "Drift": [
+            line("eval/held_in/kl_ref"),
+            line("eval/held_in/diversity"),
+            line("update/grad_norm"),
+        ],
         "Speed": [line("perf/images_per_second")],
     }
 
@@ -55,7 +67,9 @@ def build(entity, project, group, is_dry):
 
     samples = wr.MediaBrowser(title="Samples, before and now", media_keys=["images"], num_columns=2)
     sections = [ws.Section(name="Comparison", panels=comparisons(wr), is_open=True)]
-    sections += [ws.Section(name=name, panels=panels, is_open=True) for name, panels in curves(wr).items()]
+    sections += [
+        ws.Section(name=name, panels=panels, is_open=True) for name, panels in curves(wr).items()
+    ]
     sections.append(ws.Section(name="Samples", panels=[samples], is_open=True))
     workspace = ws.Workspace(entity=entity, project=project, name="FlowRL", sections=sections)
 
@@ -65,20 +79,30 @@ def build(entity, project, group, is_dry):
         place = {} if is_dry else {"entity": entity, "project": project}
         return [wr.Runset(name=group or "all runs", filters=filters, **place)]
 
-    blocks = [wr.TableOfContents(), wr.H1("Comparison"), wr.PanelGrid(runsets=runs(), panels=comparisons(wr))]
+    blocks = [
+        wr.TableOfContents(),
+        wr.H1("Comparison"),
+        wr.PanelGrid(runsets=runs(), panels=comparisons(wr)),
+    ]
     for name, panels in curves(wr).items():
         blocks += [wr.H1(name), wr.PanelGrid(runsets=runs(), panels=panels)]
     blocks += [wr.H1("Samples"), wr.PanelGrid(runsets=runs(), panels=[samples])]
     title = f"FlowRL: {group}" if group else "FlowRL"
-    return workspace, wr.Report(entity=entity, project=project, title=title, blocks=blocks, width="fluid")
+    return workspace, wr.Report(
+        entity=entity, project=project, title=title, blocks=blocks, width="fluid"
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--entity", required=True, help="W&B user or team")
     parser.add_argument("--project", default="flowrl")
     parser.add_argument("--group", help="a sweep's folder name: the report shows its runs alone")
-    parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write workspace.json and report.json there")
+    parser.add_argument(
+        "--dry-run", type=Path, metavar="FOLDER", help="write workspace.json and report.json there"
+    )
     args = parser.parse_args()
     try:
         workspace, report = build(args.entity, args.project, args.group, bool(args.dry_run))

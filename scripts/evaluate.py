@@ -1,21 +1,24 @@
 """Evaluate base models, runs and LoRA folders side by side, into one page.
 
-    python scripts/evaluate.py base outputs/latest                        # before and after, on the run's own sets
+    python scripts/evaluate.py base outputs/latest    # before and after, on the run's sets
     python scripts/evaluate.py base outputs/a outputs/b/lora --out outputs/compared
     python scripts/evaluate.py base outputs/latest --prompts prompts.txt reward=clip_score
     python scripts/evaluate.py base outputs/latest --prompts geneval2_data.jsonl reward=geneval2
 
-A subject is `base` (the configured base model), the folder of a run (its model, what it exported or else its newest
-checkpoint's average), or a file or folder with a LoRA or a whole transformer for the configured base model;
-`NAME=SUBJECT` gives it a name. LoRA files are read as scripts/generate.py reads them.
-Words with `=` after the subjects are overrides of train.py. Where they choose no reward, model or evaluation, those of
-the first run are taken. All prompts of --prompts are drawn: lines of text, or of JSON objects with a `prompt`, its
-metadata, and its task family under `family`, GenEval's `tag` or GenEval2's `atom_count`; `evaluation.max_prompts=100`
-takes as many, spread over the file. All subjects draw the same prompts from the same noise, each on the sigma grid that
-its run was trained with. The drift (`kl_ref`) of a run that began from a LoRA is measured from its own reference, that
-of all others from the base. An evaluation that was stopped goes on with the same command.
+A subject is `base` (the configured base model), the folder of a run (its model, what it exported or
+else its newest checkpoint's average), or a file or folder with a LoRA or a whole transformer for
+the configured base model; `NAME=SUBJECT` gives it a name. LoRA files are read as
+scripts/generate.py reads them. Words with `=` after the subjects are overrides of train.py. Where
+they choose no reward, model or evaluation, those of the first run are taken. All prompts of
+--prompts are drawn: lines of text, or of JSON objects with a `prompt`, its metadata, and its task
+family under `family`, GenEval's `tag` or GenEval2's `atom_count`; `evaluation.max_prompts=100`
+takes as many, spread over the file. All subjects draw the same prompts from the same noise, each on
+the sigma grid that its run was trained with. The drift (`kl_ref`) of a run that began from a LoRA
+is measured from its own reference, that of all others from the base. An evaluation that was stopped
+goes on with the same command.
 
-Below --out: SUBJECT/SET/images/*.png and samples.jsonl, results.json, and page.html, one file without links.
+Below --out: SUBJECT/SET/images/*.png and samples.jsonl, results.json, and page.html, one file
+without links.
 """
 
 from __future__ import annotations
@@ -62,10 +65,14 @@ OWN = (*TRAINED, "schedule", "backend", "embeddings")
 FULL = "flowrl.tuning.full.Full"
 ADAPTER = {"_target_": "flowrl.tuning.lora.LoRA", "init": "gaussian", "reference": "base"}
 IDLE = ADAPTER | {"rank": 1, "alpha": 1, "targets": "proj_out", "start": None}
-"""What a base model is drawn through: an adapter that is zero, on the layer that all transformers have."""
+"""What a base model is drawn through: an adapter that is zero, on the layer that all transformers
+have.
+"""
 
 
-def configure(subjects: Sequence[Subject], overrides: Sequence[str], prompts: str | None) -> DictConfig:
+def configure(
+    subjects: Sequence[Subject], overrides: Sequence[str], prompts: str | None
+) -> DictConfig:
     """The common configuration: the overrides', or the first run's where they leave it open."""
     cfg = compose(["name=evaluation", "logger=none", *overrides])
     first = next((subject for subject in subjects if subject.is_run), None)
@@ -78,7 +85,8 @@ def configure(subjects: Sequence[Subject], overrides: Sequence[str], prompts: st
         cfg = taken(cfg, run_config(first, cfg, overrides), kept, overrides)
     if prompts is not None:
         cfg.evaluation.sets = {Path(prompts).stem: prompt_set(prompts)}
-        # All of them, unless the command line itself asks for a subset, which then is one of the whole file.
+        # All of them, unless the command line itself asks for a subset, which then is one of the
+        # whole file.
         named = {item.lstrip("+").split("=")[0] for item in overrides}
         for key, value in (("max_prompts", None), ("subset", "even")):
             if f"evaluation.{key}" not in named:
@@ -92,18 +100,27 @@ def groups(overrides: Sequence[str]) -> set[str]:
     return chosen | ({"embeddings"} if "backend" in chosen else set())
 
 
-def taken(cfg: DictConfig, saved: DictConfig, keys: Sequence[str], overrides: Sequence[str]) -> DictConfig:
+def taken(
+    cfg: DictConfig, saved: DictConfig, keys: Sequence[str], overrides: Sequence[str]
+) -> DictConfig:
     """The configuration with a run's own `keys`, and the values below them that overrides give."""
     keys = [key for key in keys if key in saved]
     for key in keys:
         cfg[key] = saved[key]
     if "evaluation" in keys:
-        # What it takes from other parts of the run, such as rollout.guidance_scale; its grid stays each subject's.
-        for key in [key for key in saved.evaluation if OmegaConf.is_interpolation(saved.evaluation, key)]:
+        # What it takes from other parts of the run, such as rollout.guidance_scale; its grid stays
+        # each subject's.
+        for key in [
+            key for key in saved.evaluation if OmegaConf.is_interpolation(saved.evaluation, key)
+        ]:
             if key != "schedule":
                 cfg.evaluation[key] = saved.evaluation[key]
     values = [item.lstrip("+") for item in overrides]
-    values = [item for item in values if item.split("=")[0].partition(".")[0] in keys and "." in item.split("=")[0]]
+    values = [
+        item
+        for item in values
+        if item.split("=")[0].partition(".")[0] in keys and "." in item.split("=")[0]
+    ]
     merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(values))
     assert isinstance(merged, DictConfig)
     return merged
@@ -121,11 +138,15 @@ def run_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -
     """Read and check a run's own configuration; `common` says whether its folder is trusted."""
     assert subject.path is not None
     given = {item.lstrip("+").split("=")[0] for item in overrides}
-    return check_config(saved_config(subject), subject.path, is_trusted=common.trust_folder, given=given)
+    return check_config(
+        saved_config(subject), subject.path, is_trusted=common.trust_folder, given=given
+    )
 
 
 def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The common configuration on the subject's own model and sigma grid, without training prompts."""
+    """The common configuration on the subject's own model and sigma grid, without training
+    prompts.
+    """
     cfg = common.copy()
     if subject.is_run:
         keys = [key for key in OWN if key in TRAINED or key not in groups(overrides)]
@@ -136,7 +157,8 @@ def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -
     if cfg.tuning._target_ == FULL:
         cfg.lora = IDLE
     else:
-        cfg.lora, cfg.tuning = adapter_config(subject), "${lora}"
+        cfg.lora = adapter_config(subject)
+        cfg.tuning = "${lora}"
     # Resolved first: its prompts may be said to be the training prompts.
     cfg.evaluation = OmegaConf.to_container(cfg.evaluation, resolve=True)
     cfg.data.prompts = []  # nothing is trained, so no training prompt needs to be encoded
@@ -176,7 +198,8 @@ def load(subject: Subject, cfg: DictConfig) -> Policy:
 
 
 def examined(words: Sequence[str], prompts: str | None) -> tuple[list[Subject], list[DictConfig]]:
-    """Read the subjects and their configurations, and see that each can be drawn, before the first image is.
+    """Read the subjects and their configurations, and see that each can be drawn, before the first
+    image is.
 
     Raises UserError for one that cannot, and where there is none or two have one name.
     """
@@ -185,7 +208,9 @@ def examined(words: Sequence[str], prompts: str | None) -> tuple[list[Subject], 
     if not subjects:
         raise UserError("nothing to evaluate; give `base`, run folders, LoRA files or folders")
     if len({subject.label for subject in subjects}) < len(subjects):
-        raise UserError("two subjects have one name; name them as in before=base after=outputs/latest")
+        raise UserError(
+            "two subjects have one name; name them as in before=base after=outputs/latest"
+        )
     common = configure(subjects, overrides, prompts)
     configs = [own_config(subject, common, overrides) for subject in subjects]
     for subject, cfg in zip(subjects, configs, strict=True):
@@ -206,16 +231,21 @@ def run(args: argparse.Namespace) -> None:
         features, told = folder_features(args.reference, network)
         reference = (f"{args.reference} ({told})", features)
         print(f"--reference {args.reference}: {told}")
-    out, assessments = Path(args.out), {}
+    out = Path(args.out)
+    assessments = {}
     for subject, cfg, evaluator in zip(subjects, configs, evaluators, strict=True):
-        assessments[subject.label] = Assessment(out / subject.label, evaluator, subject.settings(plain(cfg)))
+        assessments[subject.label] = Assessment(
+            out / subject.label, evaluator, subject.settings(plain(cfg))
+        )
     for subject, cfg in zip(subjects, configs, strict=True):
         if not assessments[subject.label].is_complete:
             assessments[subject.label].run(load(subject, cfg))
     results = summarise(assessments, network, reference)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     galleries = {name: gallery(assessments, name, args.shown) for name in results}
-    (out / "page.html").write_text(render(" and ".join(assessments), subtitle(evaluators), results, galleries))
+    (out / "page.html").write_text(
+        render(" and ".join(assessments), subtitle(evaluators), results, galleries)
+    )
     for name, found in results.items():
         for label, each in found.items():
             print(f"{name:<12} {label:<24} {shown(each['metrics'].get('reward'))}")
@@ -234,7 +264,8 @@ def subtitle(evaluators: Sequence[Evaluator]) -> str:
     has_one_grid = all(each.intervals == first.intervals for each in evaluators)
     grid = "" if has_one_grid else ", each on its own sigma grid"
     return (
-        f"{first.images_per_prompt} images a prompt, {len(first.intervals)} steps of {type(first.solver).__name__}, "
+        f"{first.images_per_prompt} images a prompt, {len(first.intervals)} steps of "
+        f"{type(first.solver).__name__}, "
         f"guidance {first.guidance_scale:g}, the same noise for all{grid}."
     )
 
@@ -247,21 +278,29 @@ def shown(reward: dict[str, Any] | None) -> str:
 
 
 def is_subject(word: str) -> bool:
-    """Whether a word of the command line names a subject, not an override such as reward=ocr or rollout.num_steps=8.
+    """Whether a word of the command line names a subject, not an override such as reward=ocr or
+    rollout.num_steps=8.
 
-    With a name before it that no key of the configuration has, a path that exists or looks like one is a subject; what
-    else there is goes to Hydra, which says what key may have been meant.
+    With a name before it that no key of the configuration has, a path that exists or looks like one
+    is a subject; what else there is goes to Hydra, which says what key may have been meant.
     """
     name, _, place = word.rpartition("=")
     if not name:
         return True
     if name.startswith(("+", "~")) or is_key(name):
         return False
-    return place == "base" or Path(place).expanduser().exists() or "/" in place or place.endswith(formats.SUFFIX)
+    return (
+        place == "base"
+        or Path(place).expanduser().exists()
+        or "/" in place
+        or place.endswith(formats.SUFFIX)
+    )
 
 
 def is_key(name: str) -> bool:
-    """Whether the configuration has a group or a value of this name: `lora`, which has keys below it, has no value."""
+    """Whether the configuration has a group or a value of this name: `lora`, which has keys below
+    it, has no value.
+    """
     config = OmegaConf.load(CONF / "config.yaml")
     first, dot, _ = name.partition(".")
     group = first.partition("@")[0].partition("/")[0]
@@ -271,15 +310,26 @@ def is_key(name: str) -> bool:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("words", nargs="+", help="subjects, then overrides")
     parser.add_argument("--out", default="outputs/evaluation", help="where everything is written")
     parser.add_argument(
-        "--prompts", help="in place of the configured sets: a text file, one prompt a line, or .jsonl with metadata"
+        "--prompts",
+        help=(
+            "in place of the configured sets: a text file, one prompt a line, or .jsonl with "
+            "metadata"
+        ),
     )
-    parser.add_argument("--reference", help="folder of real pictures to measure distances from, not the first subject")
+    parser.add_argument(
+        "--reference",
+        help="folder of real pictures to measure distances from, not the first subject",
+    )
     parser.add_argument("--inception", help="torch-fidelity's weights file, for FID and KID proper")
-    parser.add_argument("--shown", type=int, default=16, help="prompts of each set whose images are on the page")
+    parser.add_argument(
+        "--shown", type=int, default=16, help="prompts of each set whose images are on the page"
+    )
     return parser
 
 

@@ -1,8 +1,9 @@
-"""Convert a LoRA between the formats of diffusers, peft and ComfyUI: python scripts/export_lora.py RUN --format comfy
+"""Convert a LoRA between the formats of diffusers, peft and ComfyUI: python scripts/export_lora.py
+RUN --format comfy
 
-RUN is a run's folder, its lora/ folder, or any LoRA file; the result is written beside it, or into --out. Of a run that
-has not finished its newest checkpoint's EMA is taken. With `model=NAME` the file's layers are checked against that
-model's transformer, of which no weights are needed.
+RUN is a run's folder, its lora/ folder, or any LoRA file; the result is written beside it, or into
+--out. Of a run that has not finished its newest checkpoint's EMA is taken. With `model=NAME` the
+file's layers are checked against that model's transformer, of which no weights are needed.
 """
 
 from __future__ import annotations
@@ -23,16 +24,22 @@ from flowrl.tuning.writer import write
 
 
 def beside(source: Path, file: Path) -> Path:
-    """Where the result goes by default: into the run's folder, or else next to the folder of the LoRA file."""
+    """Where the result goes by default: into the run's folder, or else next to the folder of the
+    LoRA file.
+    """
     if source.is_dir() and file.parent != source:
         return source
     return file.parent.parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
-    parser.add_argument("overrides", nargs="*", help="model=NAME, and configuration overrides as for train.py")
+    parser.add_argument(
+        "overrides", nargs="*", help="model=NAME, and configuration overrides as for train.py"
+    )
     parser.add_argument("--format", choices=get_args(Format), required=True)
     parser.add_argument("--out", type=Path)
     args = parser.parse_intermixed_args()

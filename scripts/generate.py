@@ -1,11 +1,16 @@
-"""Draw prompts with a base model and a LoRA, or a fully trained transformer, side by side, from the same noise.
+"""Draw prompts with a base model and a LoRA, or a fully trained transformer, side by side, from the
+same noise.
 
-    python scripts/generate.py model=shapes --prompt "a red circle" --lora outputs/latest/lora --count 4
-    python scripts/generate.py model=sd35_medium --prompts prompts.txt --lora outputs/latest/lora --out pictures
-    python scripts/generate.py model=shapes --prompt "a red circle" --transformer outputs/latest/transformer
+    python scripts/generate.py model=shapes --prompt "a red circle" \
+        --lora outputs/latest/lora --count 4
+    python scripts/generate.py model=sd35_medium --prompts prompts.txt \
+        --lora outputs/latest/lora --out pictures
+    python scripts/generate.py model=shapes --prompt "a red circle" \
+        --transformer outputs/latest/transformer
 
-Steps, guidance, grid and seed are the evaluation's (`evaluation.num_steps=28` changes them). Every image is written as
-a PNG that carries its prompt, model, LoRA, seed and number; grid.png shows all, base beside trained.
+Steps, guidance, grid and seed are the evaluation's (`evaluation.num_steps=28` changes them). Every
+image is written as a PNG that carries its prompt, model, LoRA, seed and number; grid.png shows all,
+base beside trained.
 """
 
 from __future__ import annotations
@@ -43,17 +48,29 @@ from flowrl.types import Prompt
 ITERATION = 2**32 - 2
 """The noise iteration of pictures, which neither training nor evaluation reaches."""
 
-MARGIN, LINE = 8, 16
+MARGIN = 8
+LINE = 16
 
 
 @torch.no_grad()
 def draw(
-    model: FlowModel, embed: PromptEmbeddings, evaluator: Evaluator, prompt: Prompt, number: int, count: int
+    model: FlowModel,
+    embed: PromptEmbeddings,
+    evaluator: Evaluator,
+    prompt: Prompt,
+    number: int,
+    count: int,
 ) -> Sequence[Image.Image]:
-    """`count` images of a prompt, which is the `number`-th; their noise depends on seed, number and place alone."""
+    """`count` images of a prompt, which is the `number`-th; their noise depends on seed, number and
+    place alone.
+    """
     samples = [(number, i) for i in range(count)]
-    x = gaussian_noise(model.latent_shape, seed=evaluator.seed, iteration=ITERATION, samples=samples, step=INITIAL)
-    x, history, conditioning = x.to(device()), None, embed([prompt] * count)
+    x = gaussian_noise(
+        model.latent_shape, seed=evaluator.seed, iteration=ITERATION, samples=samples, step=INITIAL
+    )
+    x = x.to(device())
+    history = None
+    conditioning = embed([prompt] * count)
     for interval in evaluator.intervals:
         velocity = model.velocity(x, interval.sigma, conditioning, evaluator.guidance_scale)
         x, history = evaluator.solver.advance(x, velocity, interval, history)
@@ -78,7 +95,9 @@ def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> Imag
 
 
 def read(args: argparse.Namespace, pretrained: str) -> LoRAFile | None:
-    """The LoRA that was asked for, if any, compared with the base's architecture before weights load."""
+    """The LoRA that was asked for, if any, compared with the base's architecture before weights
+    load.
+    """
     if args.lora is None:
         return None
     given = formats.read(args.lora)
@@ -90,7 +109,9 @@ def read(args: argparse.Namespace, pretrained: str) -> LoRAFile | None:
 
 
 def attach(args: argparse.Namespace, given: LoRAFile | None, transformer: Any) -> str | None:
-    """Attach the LoRA or take the whole transformer that was asked for, if any; what it is called."""
+    """Attach the LoRA or take the whole transformer that was asked for, if any; what it is
+    called.
+    """
     if given is not None:
         lora.attach(given, transformer, args.lora)
         return "lora"
@@ -120,11 +141,18 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for i, prompt in enumerate(prompts):
-        images = [(f"{name} {j}", drawn[i, name][j]) for j in range(args.count) for name in variants]
+        images = [
+            (f"{name} {j}", drawn[i, name][j]) for j in range(args.count) for name in variants
+        ]
         rows.append((prompt.text, images))
         for title, image in images:
             name, j = title.split()
-            facts = {"prompt": prompt.text, "model": cfg.model.pretrained, "seed": evaluator.seed, "number": j}
+            facts = {
+                "prompt": prompt.text,
+                "model": cfg.model.pretrained,
+                "seed": evaluator.seed,
+                "number": j,
+            }
             facts |= {name: getattr(args, name)} if name != "base" else {}
             notes = PngInfo()
             for key, value in facts.items():
@@ -135,12 +163,18 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="model=NAME, and configuration overrides as for train.py")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="model=NAME, and configuration overrides as for train.py"
+    )
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--prompts", help="a file with one prompt, or one JSON object, a line")
     trained = parser.add_mutually_exclusive_group()
-    trained.add_argument("--lora", type=Path, help="a LoRA file, a folder with one, or a run's folder")
+    trained.add_argument(
+        "--lora", type=Path, help="a LoRA file, a folder with one, or a run's folder"
+    )
     trained.add_argument("--transformer", type=Path, help="a folder that full fine-tuning exported")
     parser.add_argument("--count", type=int, default=1, help="images a prompt")
     parser.add_argument("--out", type=Path, default=Path("outputs/pictures"))

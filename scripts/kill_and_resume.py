@@ -1,14 +1,16 @@
-"""Kill, terminate and interrupt short runs at random moments, resume them, and compare them with one never stopped.
+"""Kill, terminate and interrupt short runs at random moments, resume them, and compare them with
+one never stopped.
 
     python scripts/kill_and_resume.py                       # 30 runs a signal
     python scripts/kill_and_resume.py --count 5 loss=nft sampler=ode
 
-Each trial starts a run, sends it the signal at a random moment between its first file and its end, resumes it, often
-with another signal, until it has finished. Then its rows of metrics.csv without times, the tensors of its last
-checkpoint, its exported weights and its last picture must equal the reference's bitwise, nothing half-written may be
-left behind, and no traceback may have been printed. Runs are forked from this process, which has imported everything,
-so that moments during imports, when nothing is written, are rare. Words with `=` are overrides of train.py for all
-runs. The exit status is 1 if any trial failed; the folders of those that did are kept.
+Each trial starts a run, sends it the signal at a random moment between its first file and its end,
+resumes it, often with another signal, until it has finished. Then its rows of metrics.csv without
+times, the tensors of its last checkpoint, its exported weights and its last picture must equal the
+reference's bitwise, nothing half-written may be left behind, and no traceback may have been
+printed. Runs are forked from this process, which has imported everything, so that moments during
+imports, when nothing is written, are rare. Words with `=` are overrides of train.py for all runs.
+The exit status is 1 if any trial failed; the folders of those that did are kept.
 """
 
 from __future__ import annotations
@@ -35,7 +37,13 @@ from flowrl.runs.files import CHECKPOINTS, CONFIG, METRICS
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-SHORT = ("debug=smoke", "num_iterations=6", "num_threads=1", "viewing.every=3", "evaluation.max_prompts=2")
+SHORT = (
+    "debug=smoke",
+    "num_iterations=6",
+    "num_threads=1",
+    "viewing.every=3",
+    "evaluation.max_prompts=2",
+)
 SHORT += ("evaluation.images_per_prompt=1", "evaluation.kl_samples=2", "evaluation.num_steps=2")
 MOST_SIGNALS = 3
 TIMES = "perf/"
@@ -48,7 +56,9 @@ def start(overrides: list[str], log: Path) -> int:
         return child
     status = 1
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a script in the background ignores it
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a script in the background ignores it
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -68,7 +78,9 @@ def start(overrides: list[str], log: Path) -> int:
 
 
 def wait(process: int, seconds: float) -> int | None:
-    """The exit status of a process, negative after a signal; None if it still runs after `seconds`."""
+    """The exit status of a process, negative after a signal; None if it still runs after
+    `seconds`.
+    """
     deadline = time.monotonic() + seconds
     while True:
         done, status = os.waitpid(process, os.WNOHANG)
@@ -80,14 +92,20 @@ def wait(process: int, seconds: float) -> int | None:
 
 
 def await_config(folder: Path) -> None:
-    """Wait until a new run has written its configuration, or for a minute: then its process has ended or hangs."""
+    """Wait until a new run has written its configuration, or for a minute: then its process has
+    ended or hangs.
+    """
     deadline = time.monotonic() + 60
     while not (folder / CONFIG).is_file() and time.monotonic() < deadline:
         time.sleep(0.002)
 
 
-def finish(folder: Path, log: Path, overrides: list[str], number: int, rng: random.Random, seconds: float) -> int:
-    """Run to the end through at most `MOST_SIGNALS` signals; returns how many have met a running process."""
+def finish(
+    folder: Path, log: Path, overrides: list[str], number: int, rng: random.Random, seconds: float
+) -> int:
+    """Run to the end through at most `MOST_SIGNALS` signals; returns how many have met a running
+    process.
+    """
     num_sent = 0
     for attempt in range(MOST_SIGNALS + 1):
         begun = (folder / CONFIG).is_file()
@@ -109,14 +127,26 @@ def finish(folder: Path, log: Path, overrides: list[str], number: int, rng: rand
 
 
 def state(folder: Path) -> dict[str, object]:
-    """What must be equal, by name: rows, tensors of the last checkpoint, exported weights, last picture."""
+    """What must be equal, by name: rows, tensors of the last checkpoint, exported weights, last
+    picture.
+    """
     rows = list(csv.DictReader(io.StringIO((folder / METRICS).read_text())))
-    untimed = [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
+    untimed = [
+        {name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows
+    ]
     last = list_complete(folder / CHECKPOINTS)[-1]
-    files = [*last.glob("*.safetensors"), *folder.glob("lora/*"), *folder.glob("transformer/*.safetensors")]
+    files = [
+        *last.glob("*.safetensors"),
+        *folder.glob("lora/*"),
+        *folder.glob("transformer/*.safetensors"),
+    ]
     # Not the files: safetensors writes the entries of a file's head in any order.
     tensors = {
-        f"{file.relative_to(folder)} {name}": (str(tensor.dtype), tensor.shape, tensor.numpy().tobytes())
+        f"{file.relative_to(folder)} {name}": (
+            str(tensor.dtype),
+            tensor.shape,
+            tensor.numpy().tobytes(),
+        )
         for file in files
         for name, tensor in load_file(file).items()
     }
@@ -127,20 +157,32 @@ def state(folder: Path) -> dict[str, object]:
 def check(folder: Path, log: Path, reference: dict[str, object]) -> None:
     """Raise AssertionError, naming what differs from the reference or was left behind."""
     result = state(folder)
-    differing = sorted(name for name in result.keys() | reference.keys() if result.get(name) != reference.get(name))
-    left = [path.name for path in folder.rglob("*") if path.suffix in (".partial", ".deleted", ".damaged")]
+    differing = sorted(
+        name for name in result.keys() | reference.keys() if result.get(name) != reference.get(name)
+    )
+    left = [
+        path.name
+        for path in folder.rglob("*")
+        if path.suffix in (".partial", ".deleted", ".damaged")
+    ]
     has_traceback = "Traceback" in log.read_text(errors="replace")
     if differing or left or has_traceback:
-        raise AssertionError(f"differing: {differing}; left behind: {left}; traceback: {has_traceback}; see {log}")
+        raise AssertionError(
+            f"differing: {differing}; left behind: {left}; traceback: {has_traceback}; see {log}"
+        )
 
 
 def main() -> int:
     """Run all trials and print one line for each signal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("overrides", nargs="*", help="overrides of train.py for all runs")
     parser.add_argument("--count", type=int, default=30, help="trials of each signal")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--work", type=Path, help="where runs are written; a temporary folder without it")
+    parser.add_argument(
+        "--work", type=Path, help="where runs are written; a temporary folder without it"
+    )
     args = parser.parse_intermixed_args()
     work = (args.work or Path(tempfile.mkdtemp(prefix="kill_and_resume_"))).resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -151,16 +193,25 @@ def main() -> int:
     before = time.monotonic()
     if wait(process, 600) != 0:
         raise SystemExit(f"the reference failed: {work / 'reference.log'}")
-    seconds, expected = time.monotonic() - before, state(reference)
+    seconds = time.monotonic() - before
+    expected = state(reference)
     print(f"{work}: a run writes for {seconds:.1f} seconds", flush=True)
     num_failed = 0
     for number in SIGNALS:
-        num_sent, num_equal = 0, 0
+        num_sent = 0
+        num_equal = 0
         for trial in range(args.count):
             folder = work / f"{number.name}-{args.seed}-{trial}"
             log = folder.with_suffix(".log")
             try:
-                num_sent += finish(folder, log, overrides, number, random.Random(f"{args.seed} {folder.name}"), seconds)
+                num_sent += finish(
+                    folder,
+                    log,
+                    overrides,
+                    number,
+                    random.Random(f"{args.seed} {folder.name}"),
+                    seconds,
+                )
                 check(folder, log, expected)
                 num_equal += 1
                 shutil.rmtree(folder)
@@ -168,7 +219,11 @@ def main() -> int:
             except AssertionError as error:
                 print(f"{folder.name}: {error}")
         num_failed += args.count - num_equal
-        print(f"{number.name}: {num_sent} sent, {num_equal} of {args.count} runs equal to the reference", flush=True)
+        print(
+            f"{number.name}: {num_sent} sent, {num_equal} of {args.count} runs equal to the "
+            "reference",
+            flush=True,
+        )
     return int(num_failed > 0)
 
 

@@ -1,11 +1,12 @@
-"""Trouble for a reward server: image bombs, slow clients, many connections. Prints its memory and answers as a table.
+"""Trouble for a reward server: image bombs, slow clients, many connections. Prints its memory and
+answers as a table.
 
     python scripts/load_reward_server.py
     python scripts/load_reward_server.py bomb idle limits.max_image_bytes=4194304
 
-Each case has a server of its own, scripts/serve_reward.py reward=shapes with the overrides that are given. Memory is
-the resident set of its process before the case and at the peak (Linux). "Others" is a well-behaved client that sends 20
-requests during the case, one after the other.
+Each case has a server of its own, scripts/serve_reward.py reward=shapes with the overrides that are
+given. Memory is the resident set of its process before the case and at the peak (Linux). "Others"
+is a well-behaved client that sends 20 requests during the case, one after the other.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Answers:
         counts = ", ".join(f"{count} x {status}" for status, count in sorted(self.statuses.items()))
         if not self.seconds:
             return counts or "-"
-        return f"{counts}; median {np.median(self.seconds):.3f} s, longest {max(self.seconds):.3f} s"
+        return (
+            f"{counts}; median {np.median(self.seconds):.3f} s, longest {max(self.seconds):.3f} s"
+        )
 
 
 @dataclass
@@ -98,7 +101,9 @@ def head(length: int) -> bytes:
 
 def body(pngs: list[bytes]) -> bytes:
     images = [base64.b64encode(png).decode() for png in pngs]
-    return json.dumps({"images": images, "prompts": [{"text": "a red circle"}] * len(pngs)}).encode()
+    return json.dumps(
+        {"images": images, "prompts": [{"text": "a red circle"}] * len(pngs)}
+    ).encode()
 
 
 def png(width: int, height: int, mode: str = "RGB") -> bytes:
@@ -148,7 +153,9 @@ def held_back(num_connections: int, sent: bytes) -> Case:
         connections = [await server.connect() for _ in range(num_connections)]
         for _, writer in connections:
             writer.write(sent)
-        drains = asyncio.gather(*(writer.drain() for _, writer in connections), return_exceptions=True)
+        drains = asyncio.gather(
+            *(writer.drain() for _, writer in connections), return_exceptions=True
+        )
         await asyncio.wait([drains], timeout=10)
         await asyncio.sleep(2)
         await others(server, besides)
@@ -171,7 +178,9 @@ async def end(reader: asyncio.StreamReader, answers: Answers) -> None:
 
 
 async def thousand(server: Server, asked: Answers, besides: Answers) -> None:
-    """1,000 connections at once, each with one request; told to come again, it comes again after a second."""
+    """1,000 connections at once, each with one request; told to come again, it comes again after a
+    second.
+    """
 
     async def persist() -> None:
         start = time.perf_counter()
@@ -186,16 +195,28 @@ CASES: dict[str, tuple[str, Callable[[], Case]]] = {
     "plain": ("nothing besides", lambda: plain),
     "bomb": ("a PNG of 8192 x 8192, 1 bit", lambda: at_once(body([png(8192, 8192, "1")]), 1)),
     "bombs": ("8 of them at once", lambda: at_once(body([png(8192, 8192, "1")]), 8)),
-    "largest": ("8 requests of 16 such PNGs of 2048 x 2048", lambda: at_once(body([png(2048, 2048, "1")] * 16), 8)),
+    "largest": (
+        "8 requests of 16 such PNGs of 2048 x 2048",
+        lambda: at_once(body([png(2048, 2048, "1")] * 16), 8),
+    ),
     "texts": (
         "16 PNGs with 60 MiB of compressed text each",
         lambda: at_once(body([with_texts(png(8, 8), 60)] * 16), 1),
     ),
-    "json": ("30 MB of JSON objects", lambda: at_once(b'{"images": [' + b"{}," * 10_000_000 + b"{}]}", 1)),
+    "json": (
+        "30 MB of JSON objects",
+        lambda: at_once(b'{"images": [' + b"{}," * 10_000_000 + b"{}]}", 1),
+    ),
     "idle": ("300 idle connections", lambda: held_back(300, b"")),
     "heads": ("300 half heads", lambda: held_back(300, b"POST /score HTTP/1.1\r\nHost: load\r\n")),
-    "bodies": ("8 bodies of 100 MB held back by a byte", lambda: held_back(8, head(LARGE) + b" " * (LARGE - 1))),
-    "slow": ("300 bodies of 100 bytes held back by a byte", lambda: held_back(300, head(100) + b" " * 99)),
+    "bodies": (
+        "8 bodies of 100 MB held back by a byte",
+        lambda: held_back(8, head(LARGE) + b" " * (LARGE - 1)),
+    ),
+    "slow": (
+        "300 bodies of 100 bytes held back by a byte",
+        lambda: held_back(300, head(100) + b" " * 99),
+    ),
     "thousand": ("1,000 connections at once, each until it is scored", lambda: thousand),
 }
 
@@ -203,8 +224,17 @@ CASES: dict[str, tuple[str, Callable[[], Case]]] = {
 @asynccontextmanager
 async def running(overrides: list[str]) -> AsyncIterator[Server]:
     script = Path(__file__).with_name("serve_reward.py")
-    command = [sys.executable, str(script), "reward=shapes", "port=0", "shutdown_seconds=1", *overrides]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    command = [
+        sys.executable,
+        str(script),
+        "reward=shapes",
+        "port=0",
+        "shutdown_seconds=1",
+        *overrides,
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line.startswith("serving "):
@@ -220,7 +250,8 @@ async def measure(name: str, overrides: list[str]) -> str:
     """A row of the table."""
     meaning, make = CASES[name]
     case = make()
-    asked, besides = Answers(), Answers()
+    asked = Answers()
+    besides = Answers()
     async with running(overrides) as server:
         await others(server, Answers(), 3)
         before = server.memory("VmRSS")
@@ -232,8 +263,12 @@ async def measure(name: str, overrides: list[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help=f"cases ({', '.join(CASES)}; all of them), keys of conf/serve.yaml")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "words", nargs="*", help=f"cases ({', '.join(CASES)}; all of them), keys of conf/serve.yaml"
+    )
     words = parser.parse_args().words
     overrides = [word for word in words if "=" in word]
     names = [word for word in words if "=" not in word] or list(CASES)

@@ -1,4 +1,6 @@
-"""What code on PyTorch's meta device would allocate: the bytes alive at once, with attention as a fused kernel's."""
+"""What code on PyTorch's meta device would allocate: the bytes alive at once, with attention as a
+fused kernel's.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class Peak(TorchDispatchMode):
-    """Counts the bytes of all tensors made while it is active and still alive; `peak` is the most there were."""
+    """Counts the bytes of all tensors made while it is active and still alive; `peak` is the most
+    there were.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +26,11 @@ class Peak(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)}
+        given = {
+            id(leaf.untyped_storage())
+            for leaf in tree_leaves((args, kwargs or {}))
+            if isinstance(leaf, Tensor)
+        }
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in self._seen | given:
@@ -30,7 +38,8 @@ class Peak(TorchDispatchMode):
         return result
 
     def _take(self, storage: Any) -> None:
-        key, size = id(storage), storage.nbytes()
+        key = id(storage)
+        size = storage.nbytes()
         self._seen.add(key)
         self.live += size
         self.peak = max(self.peak, self.live)
@@ -47,7 +56,9 @@ class FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         output = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        ctx.save_for_backward(
+            query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32)
+        )
         return output
 
     @staticmethod

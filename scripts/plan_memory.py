@@ -3,14 +3,16 @@
     python scripts/plan_memory.py model=sd35_medium --gpu 24
     python scripts/plan_memory.py experiment=flow_dppo_flux2 batch.num_processes=8 --gpu 80
 
-Columns: `all along` and, on top of it, an evaluation or what an `iteration` holds of its samples; on top of that the
-largest of rollout, decoding, update and optimizer step. The largest models take minutes.
+Columns: `all along` and, on top of it, an evaluation or what an `iteration` holds of its samples;
+on top of that the largest of rollout, decoding, update and optimizer step. The largest models take
+minutes.
 
-The networks are built on PyTorch's meta device and run there, forwards and backwards as a run would; what each
-operation allocates and frees is counted, with attention as a fused kernel keeps it. The `batch.max_micro_batch` that
-it proposes changes nothing but memory and speed. Kernels' own workspace is not counted, so a share of the GPU is kept
-free; reward models are not counted either. trainer=ddp adds the buckets of its reduction; trainer=fsdp divides weights,
-gradients and optimizer state over `batch.num_processes` and makes blocks whole for a pass, of which an upper bound is
+The networks are built on PyTorch's meta device and run there, forwards and backwards as a run
+would; what each operation allocates and frees is counted, with attention as a fused kernel keeps
+it. The `batch.max_micro_batch` that it proposes changes nothing but memory and speed. Kernels' own
+workspace is not counted, so a share of the GPU is kept free; reward models are not counted either.
+trainer=ddp adds the buckets of its reduction; trainer=fsdp divides weights, gradients and optimizer
+state over `batch.num_processes` and makes blocks whole for a pass, of which an upper bound is
 counted.
 """
 
@@ -47,11 +49,16 @@ GIB = 2**30
 SPARE = 0.08
 """Share of the GPU left to the CUDA context, kernels' workspace and fragmentation."""
 
-STRATEGIES = {"flowrl.parallel.strategies.replicas": "ddp", "flowrl.parallel.strategies.parts": "fsdp"}
+STRATEGIES = {
+    "flowrl.parallel.strategies.replicas": "ddp",
+    "flowrl.parallel.strategies.parts": "fsdp",
+}
 
-BLOCKS_OF_A_PASS, BLOCKS_OF_AN_UPDATE = 3, 6
-"""Whole blocks that FSDP2 holds at worst: one, the buffer it came in and the next one's; in a backward pass also its
-gradients, the buffer they leave in and the last one's."""
+BLOCKS_OF_A_PASS = 3
+BLOCKS_OF_AN_UPDATE = 6
+"""Whole blocks that FSDP2 holds at worst: one, the buffer it came in and the next one's; in a
+backward pass also its gradients, the buffer they leave in and the last one's.
+"""
 
 
 def size(module: nn.Module) -> int:
@@ -60,7 +67,9 @@ def size(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Costs:
-    """Bytes: `fixed` always, `iteration` on top of it but in evaluations, the others on top of these in their phase."""
+    """Bytes: `fixed` always, `iteration` on top of it but in evaluations, the others on top of
+    these in their phase.
+    """
 
     fixed: int
     iteration: int
@@ -76,8 +85,12 @@ class Costs:
         return self.fixed + max(iteration, self.evaluation)
 
     def beyond(self, other: Costs, times: int) -> Costs:
-        """What lies `times` the step from `other` to these costs further on: it grows with the rows, or not at all."""
-        return Costs(*(b + times * (b - a) for a, b in zip(astuple(other), astuple(self), strict=True)))
+        """What lies `times` the step from `other` to these costs further on: it grows with the
+        rows, or not at all.
+        """
+        return Costs(
+            *(b + times * (b - a) for a, b in zip(astuple(other), astuple(self), strict=True))
+        )
 
 
 class Plan:
@@ -104,19 +117,27 @@ class Plan:
         self.trained = lora.parameters(self.model.transformer)
         self.whole = sum(value.nbytes for value in self.trained.values())
         self.own = self.whole // self.parts
-        # Copies of the trained weights while others stand in their place: Diffusion-NFT's old ones in rollouts and
-        # updates; the reference where its weights are divided, since then a pass reads them in place.
+        # Copies of the trained weights while others stand in their place: Diffusion-NFT's old ones
+        # in rollouts and updates; the reference where its weights are divided, since then a pass
+        # reads them in place.
         self.aside_for_old = self.own if isinstance(self.method.loss, NFT) else 0
         self.aside_for_ref = self.own if self.parts > 1 else 0
         for parameter in self.trained.values():
             parameter.grad = torch.empty_like(parameter)  # counted among what is there all along
 
     def conditioning(self, rows: int) -> Conditioning:
-        config, dtype = self.model.transformer.config, self.model.transformer.dtype
-        tokens = torch.empty(rows, self.model.num_text_tokens, config.joint_attention_dim, dtype=dtype, device="meta")
-        pooled = torch.empty(rows, config.get("pooled_projection_dim") or 0, dtype=dtype, device="meta")
+        config = self.model.transformer.config
+        dtype = self.model.transformer.dtype
+        tokens = torch.empty(
+            rows, self.model.num_text_tokens, config.joint_attention_dim, dtype=dtype, device="meta"
+        )
+        pooled = torch.empty(
+            rows, config.get("pooled_projection_dim") or 0, dtype=dtype, device="meta"
+        )
         return Conditioning(
-            tokens, pooled, None if self.model.negative_prompt is None else Conditioning(tokens, pooled)
+            tokens,
+            pooled,
+            None if self.model.negative_prompt is None else Conditioning(tokens, pooled),
         )
 
     def weights(self) -> dict[str, int]:
@@ -141,21 +162,31 @@ class Plan:
         optimizer = instantiate(self.cfg.optimizer)(list(self.trained.values()))
         for group in optimizer.param_groups:
             if group.get("foreach", False) is None and not group.get("fused"):
-                group["foreach"] = True  # PyTorch's choice on a GPU: a temporary of all weights at once
+                group["foreach"] = (
+                    True  # PyTorch's choice on a GPU: a temporary of all weights at once
+                )
         optimizer.step()
-        tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+        tensors = [
+            value
+            for state in optimizer.state.values()
+            for value in state.values()
+            if torch.is_tensor(value)
+        ]
         kept = sum(value.nbytes for value in tensors if value.is_meta)  # step counts are on the CPU
         return kept // self.parts, peak_of(optimizer.step) // self.parts
 
     @cached_property
     def gathered(self) -> tuple[int, int]:
-        """Of divided weights, what is whole in a pass, and in an update: what is in no block, and some blocks."""
+        """Of divided weights, what is whole in a pass, and in an update: what is in no block, and
+        some blocks.
+        """
         if self.parts == 1:
             return 0, 0
         kinds = set(getattr(self.model.transformer, "_no_split_modules", None) or ())
         named = [part for part in self.model.transformer.modules() if type(part).__name__ in kinds]
         blocks = [sum(value.nbytes for value in part.parameters()) for part in named]
-        rest, largest = self.whole - sum(blocks), max(blocks, default=0)
+        rest = self.whole - sum(blocks)
+        largest = max(blocks, default=0)
         return rest + BLOCKS_OF_A_PASS * largest, 2 * rest + BLOCKS_OF_AN_UPDATE * largest
 
     @torch.no_grad()
@@ -166,7 +197,9 @@ class Plan:
         del held
 
     def costs(self, rows: int) -> Costs:
-        x, given, scale = self.noise(rows), self.conditioning(rows), self.method.guidance_scale
+        x = self.noise(rows)
+        given = self.conditioning(rows)
+        scale = self.method.guidance_scale
 
         def update() -> None:
             velocity = self.model.velocity(x, 0.5, given, scale)
@@ -188,16 +221,23 @@ class Plan:
 
     @cached_property
     def evaluation(self) -> int:
-        """What an evaluation takes while gradients and optimizer state are there: a copy of the trained weights, whose
-        place the average's take (so does an export); a set's initial noise; a batch; its images until they are scored,
-        at worst all of them. Of sets whose number of prompts has no bound, a batch is counted.
+        """What an evaluation takes while gradients and optimizer state are there: a copy of the
+        trained weights, whose place the average's take (so does an export); a set's initial noise;
+        a batch; its images until they are scored, at worst all of them. Of sets whose number of
+        prompts has no bound, a batch is counted.
         """
-        settings, rows = self.cfg.evaluation, self.cfg.evaluation.batch_size
-        x, given = self.noise(rows), self.conditioning(rows)
+        settings = self.cfg.evaluation
+        rows = self.cfg.evaluation.batch_size
+        x = self.noise(rows)
+        given = self.conditioning(rows)
         aside = self.aside_for_ref if settings.kl_samples else 0
-        network = peak_of(lambda: self.look(x, given, settings.guidance_scale, aside)) + self.gathered[0]
+        network = (
+            peak_of(lambda: self.look(x, given, settings.guidance_scale, aside)) + self.gathered[0]
+        )
         count = (settings.max_prompts or 0) * settings.images_per_prompt
-        held = 12 * self.pixels * (-(-count // self.plan.num_processes)) + count * self.noise(1).nbytes
+        held = (
+            12 * self.pixels * (-(-count // self.plan.num_processes)) + count * self.noise(1).nbytes
+        )
         return self.own + held + max(network + self.prompts(rows, given), self.decode(rows))
 
     def noise(self, rows: int) -> Tensor:
@@ -212,8 +252,9 @@ class Plan:
         return (self.model.latent_shape[-1] * self.model.pipeline.vae_scale_factor) ** 2
 
     def iteration(self, given: Conditioning) -> int:
-        """What a process holds of all its samples: states, next states and means of trained steps, images, and its
-        prompts once, for micro-batches that divide a group or hold whole ones."""
+        """What a process holds of all its samples: states, next states and means of trained steps,
+        images, and its prompts once, for micro-batches that divide a group or hold whole ones.
+        """
         samples = self.plan.num_samples // self.plan.num_processes
         num_prompts = -(-samples // self.plan.group_size)
         # Images until they are scored, at worst all of them.
@@ -225,7 +266,9 @@ class Plan:
         return (given.tokens.nbytes + given.pooled.nbytes) // len(given.tokens)
 
     def prompts(self, rows: int, given: Conditioning) -> int:
-        """Prompts copied for each row while a velocity field is at work, and so is the negative prompt."""
+        """Prompts copied for each row while a velocity field is at work, and so is the negative
+        prompt.
+        """
         return rows * self.prompt(given) * (1 if given.negative is None else 2)
 
     def text_encoders(self) -> int | None:
@@ -239,7 +282,11 @@ class Plan:
 
     def remedies(self, costs: Costs) -> str:
         """What may be changed where not even these costs fit."""
-        found = ["batch.num_processes (more GPUs)", "batch.prompts_per_iteration", "model.resolution"]
+        found = [
+            "batch.num_processes (more GPUs)",
+            "batch.prompts_per_iteration",
+            "model.resolution",
+        ]
         if costs.peak == costs.fixed + costs.evaluation:
             found.insert(0, "evaluation.batch_size, evaluation.max_prompts")
         if not self.cfg.backend.gradient_checkpointing:
@@ -258,16 +305,24 @@ def report(cfg: DictConfig, gpu: float) -> None:
             print(f"  {name:<24}{value / GIB:>9.2f}")
     encoders = plan.text_encoders()
     if encoders is not None:
-        has_room = "dropped; the networks above come after" if encoders <= room else "more than fits: embed elsewhere"
+        has_room = (
+            "dropped; the networks above come after"
+            if encoders <= room
+            else "more than fits: embed elsewhere"
+        )
         print(f"  {'text encoders, before':<24}{encoders / GIB:>9.2f}  ({has_room})")
     print("  passes are being counted", flush=True)
     names = ("all along", "iteration", "rollout", "decode", "update", "step", "evaluation", "peak")
     print(f"{'micro-batch':>12}" + "".join(f"{name:>{len(name) + 3}}" for name in names))
-    fits, one, two = None, plan.costs(1), plan.costs(2)
+    fits = None
+    one = plan.costs(1)
+    two = plan.costs(2)
     for rows in plan.micro_batches():
         costs = two.beyond(one, rows - 2)
         values = zip(names, (*astuple(costs), costs.peak), strict=True)
-        print(f"{rows:>12}" + "".join(f"{value / GIB:>{len(name) + 3}.2f}" for name, value in values))
+        print(
+            f"{rows:>12}" + "".join(f"{value / GIB:>{len(name) + 3}.2f}" for name, value in values)
+        )
         if costs.peak > room:
             break
         fits = rows
@@ -278,11 +333,14 @@ def report(cfg: DictConfig, gpu: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as for train.py")
     parser.add_argument("--gpu", type=float, default=80, help="GiB of one GPU")
     args = parser.parse_intermixed_args()
-    diffusers.utils.logging.set_verbosity_error()  # its warning about casts concerns weights, of which there are none
+    # its warning about casts concerns weights, of which there are none
+    diffusers.utils.logging.set_verbosity_error()
     cfg = compose(["name=plan", *args.overrides])
     validate(cfg)
     report(cfg, args.gpu)

@@ -1,11 +1,13 @@
-"""Pretrain the embedded shapes pipeline: autoencoder, then transformer and text encoders, then export.
+"""Pretrain the embedded shapes pipeline: autoencoder, then transformer and text encoders, then
+export.
 
     python scripts/pretrain_shapes.py --work outputs/pretrain          # about an hour on two cores
 
-Stages run in order and resume where they stopped (`--work` keeps checkpoints, a log and sample grids):
-`autoencoder`; `clean` (flow matching on true captions to convergence); `corrupted` (the same on captions of which some
-are replaced whole and others in single words, at fixed rates, which makes the able but unreliable model that
-reinforcement learning starts from); `export` (a StableDiffusion3Pipeline folder in diffusers layout, with its metrics).
+Stages run in order and resume where they stopped (`--work` keeps checkpoints, a log and sample
+grids): `autoencoder`; `clean` (flow matching on true captions to convergence); `corrupted` (the
+same on captions of which some are replaced whole and others in single words, at fixed rates, which
+makes the able but unreliable model that reinforcement learning starts from); `export` (a
+StableDiffusion3Pipeline folder in diffusers layout, with its metrics).
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from shapes_pipeline import AUTOENCODER, Generator, draw_scenes, evaluate, export, reconstruction_score
+from shapes_pipeline import (
+    AUTOENCODER,
+    Generator,
+    draw_scenes,
+    evaluate,
+    export,
+    reconstruction_score,
+)
 from torch import Tensor, nn
 
 from flowrl.shapes.grammar import FAMILIES, Caption, corrupt, sample_caption
@@ -47,7 +56,12 @@ class Log:
 
     def write(self, **row: float | str) -> None:
         row["seconds"] = round(time.time() - self.start, 1)
-        print("  ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+        print(
+            "  ".join(
+                f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()
+            ),
+            flush=True,
+        )
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -59,13 +73,18 @@ def save_checkpoint(path: Path, **state: object) -> None:
     partial.replace(path)
 
 
-def train_autoencoder(work: Path, log: Log, num_steps: int, batch_size: int, peak: float) -> AutoencoderKL:
+def train_autoencoder(
+    work: Path, log: Log, num_steps: int, batch_size: int, peak: float
+) -> AutoencoderKL:
     """Stage 1: mean squared and absolute error plus a light KL, on fresh scenes."""
     torch.manual_seed(1)
     autoencoder = AutoencoderKL(**AUTOENCODER)
     autoencoder.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.0)
-    path, start = work / "autoencoder.pt", 0
+    optimizer = torch.optim.AdamW(
+        autoencoder.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.0
+    )
+    path = work / "autoencoder.pt"
+    start = 0
     if path.exists():
         state = torch.load(path, weights_only=True)
         autoencoder.load_state_dict(state["model"])
@@ -77,7 +96,10 @@ def train_autoencoder(work: Path, log: Log, num_steps: int, batch_size: int, pea
         _, images = draw_scenes(batch_size, random.Random(f"autoencoder {step}"))
         images = images.contiguous(memory_format=torch.channels_last)
         posterior = autoencoder.encode(images).latent_dist
-        error = autoencoder.decode(posterior.sample(torch.Generator().manual_seed(step))).sample - images
+        error = (
+            autoencoder.decode(posterior.sample(torch.Generator().manual_seed(step))).sample
+            - images
+        )
         loss = error.square().mean() + 0.2 * error.abs().mean()
         loss = loss + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
         optimizer.zero_grad(set_to_none=True)
@@ -86,16 +108,26 @@ def train_autoencoder(work: Path, log: Log, num_steps: int, batch_size: int, pea
         optimizer.step()
         if (step + 1) % 250 == 0 or step + 1 == num_steps:
             strict = reconstruction_score(autoencoder, 512)
-            log.write(stage="autoencoder", step=step + 1, loss=loss.item(), reconstruction_strict=strict)
-            save_checkpoint(path, model=autoencoder.state_dict(), optimizer=optimizer.state_dict(), step=step + 1)
+            log.write(
+                stage="autoencoder", step=step + 1, loss=loss.item(), reconstruction_strict=strict
+            )
+            save_checkpoint(
+                path,
+                model=autoencoder.state_dict(),
+                optimizer=optimizer.state_dict(),
+                step=step + 1,
+            )
     return autoencoder.eval()
 
 
 @torch.no_grad()
 def encode_latents(work: Path, autoencoder: AutoencoderKL) -> tuple[list[Caption], Tensor, float]:
-    """Captions and latents of NUM_LATENTS scenes, float16 and scaled to unit variance, and the scale used."""
+    """Captions and latents of NUM_LATENTS scenes, float16 and scaled to unit variance, and the
+    scale used.
+    """
     path = work / "latents.pt"
-    captions, parts = [], []
+    captions = []
+    parts = []
     cached = torch.load(path, weights_only=True) if path.exists() else None
     for start in range(0, NUM_LATENTS, 2000):
         rng = random.Random(f"latents {start}")
@@ -136,14 +168,16 @@ def train_generator(
 ) -> Generator:
     """Stage 2: flow matching, `mean (velocity - (noise - data))^2`; returns the averaged weights.
 
-    With `rates`, every view of a scene gets a freshly corrupted caption. A few batches carry T5's zero tokens, so
-    that the stock pipeline's default call works as well as the short sequences used in training.
+    With `rates`, every view of a scene gets a freshly corrupted caption. A few batches carry T5's
+    zero tokens, so that the stock pipeline's default call works as well as the short sequences used
+    in training.
     """
     captions, latents = data
     torch.manual_seed(2)
     average = copy.deepcopy(generator)
     optimizers = make_optimizers(generator, peak)
-    path, start = work / f"{stage}.pt", 0
+    path = work / f"{stage}.pt"
+    start = 0
     if path.exists():
         state = torch.load(path, weights_only=True)
         generator.load_state_dict(state["model"])
@@ -157,7 +191,9 @@ def train_generator(
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(step, num_steps, peak)
         num_pads = int(256 ** rng.random()) if rng.random() < 0.06 else 0
-        chosen = [rng.randrange(len(captions)) for _ in range(batch_size // 4 if num_pads else batch_size)]
+        chosen = [
+            rng.randrange(len(captions)) for _ in range(batch_size // 4 if num_pads else batch_size)
+        ]
         views = [corrupt(captions[i], rates, rng) if rates else captions[i] for i in chosen]
         texts = ["" if rng.random() < CAPTION_DROPOUT else view.text for view in views]
         data_latents = latents[chosen].float()
@@ -174,7 +210,9 @@ def train_generator(
             optimizer.step()
         decay = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 - decay)
+            torch._foreach_lerp_(
+                list(average.parameters()), list(generator.parameters()), 1 - decay
+            )
         if (step + 1) % 500 == 0 or step + 1 == num_steps:
             score = evaluate(average, decode, 350, work / f"{stage}.png")
             log.write(stage=stage, step=step + 1, loss=loss.item(), **score)
@@ -189,9 +227,18 @@ def train_generator(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("outputs/pretrain"), help="checkpoints, log and grids")
-    parser.add_argument("--out", type=Path, default=Path("flowrl/shapes/assets/pipeline"), help="the exported pipeline")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/pretrain"), help="checkpoints, log and grids"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("flowrl/shapes/assets/pipeline"),
+        help="the exported pipeline",
+    )
     parser.add_argument("--autoencoder-steps", type=int, default=2000)
     parser.add_argument("--clean-steps", type=int, default=6000)
     parser.add_argument("--corrupted-steps", type=int, default=400)
@@ -199,7 +246,9 @@ def main() -> None:
     torch.set_flush_denormal(True)
     args.work.mkdir(parents=True, exist_ok=True)
     log = Log(args.work / "log.jsonl")
-    autoencoder = train_autoencoder(args.work, log, args.autoencoder_steps, batch_size=32, peak=3e-3)
+    autoencoder = train_autoencoder(
+        args.work, log, args.autoencoder_steps, batch_size=32, peak=3e-3
+    )
     captions, latents, scale = encode_latents(args.work, autoencoder)
     autoencoder.register_to_config(scaling_factor=scale, shift_factor=0.0)
     data = (captions, latents)
@@ -207,7 +256,14 @@ def main() -> None:
     generator = Generator()
     shared = {"data": data, "decode": autoencoder, "batch_size": 256}
     clean = train_generator(
-        args.work, log, "clean", generator, num_steps=args.clean_steps, peak=2e-3, rates=None, **shared
+        args.work,
+        log,
+        "clean",
+        generator,
+        num_steps=args.clean_steps,
+        peak=2e-3,
+        rates=None,
+        **shared,
     )
     corrupted = train_generator(
         args.work,

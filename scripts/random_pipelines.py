@@ -1,9 +1,10 @@
-"""Pipelines of each family with random weights, in diffusers layout: real classes at any size, for tests and timing.
+"""Pipelines of each family with random weights, in diffusers layout: real classes at any size, for
+tests and timing.
 
-    python scripts/random_pipelines.py model=sd35_medium FOLDER    # the released transformer's size, tiny text encoders
+    python scripts/random_pipelines.py model=sd35_medium FOLDER  # released size, tiny text encoders
 
-Text encoders are as wide as the transformer wants and as shallow as the pipeline allows; tokenizers know single
-characters.
+Text encoders are as wide as the transformer wants and as shallow as the pipeline allows; tokenizers
+know single characters.
 """
 
 from __future__ import annotations
@@ -53,24 +54,41 @@ NUM_CLIP_TOKENS = 77
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}"
-    "{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}<|im_end|>\n{% endfor "
+    "%}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    tokens = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
+    tokens = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *LETTERS,
+        *(f"{letter}</w>" for letter in LETTERS),
+    ]
     vocab = {token: number for number, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=NUM_CLIP_TOKENS)
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in LETTERS)]
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("▁", -2.0),
+        *((letter, -3.0) for letter in LETTERS),
+    ]
     return T5Tokenizer(vocab=pieces, extra_ids=0)
 
 
 def chat_tokenizer() -> Qwen2Tokenizer:
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+    ]
     vocab = {token: number for number, token in enumerate(tokens)}
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], chat_template=CHAT)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
@@ -122,8 +140,11 @@ def language_model(tokenizer: Qwen2Tokenizer, width: int, num_layers: int) -> di
 
 def sd3(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> StableDiffusion3Pipeline:
     network = SD3Transformer2DModel(**transformer)
-    own, width, pooled = network.config, network.config.joint_attention_dim, network.config.pooled_projection_dim
-    words, pieces = clip_tokenizer(), t5_tokenizer()
+    own = network.config
+    width = network.config.joint_attention_dim
+    pooled = network.config.pooled_projection_dim
+    words = clip_tokenizer()
+    pieces = t5_tokenizer()
     return StableDiffusion3Pipeline(
         transformer=network,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -143,7 +164,8 @@ def autoencoder(vae: Mapping[str, Any], latent_channels: int) -> AutoencoderKL:
 
 def flux1(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> FluxPipeline:
     network = FluxTransformer2DModel(**transformer)
-    words, pieces = clip_tokenizer(), t5_tokenizer()
+    words = clip_tokenizer()
+    pieces = t5_tokenizer()
     return FluxPipeline(
         transformer=network,
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
@@ -162,7 +184,12 @@ def flux2_parts(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[
         coder.bn.running_mean.normal_()
         coder.bn.running_var.uniform_(0.5, 2.0)
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    return {"transformer": network, "vae": coder, "scheduler": scheduler, "tokenizer": chat_tokenizer()}
+    return {
+        "transformer": network,
+        "vae": coder,
+        "scheduler": scheduler,
+        "tokenizer": chat_tokenizer(),
+    }
 
 
 def flux2_klein(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Flux2KleinPipeline:
@@ -176,9 +203,16 @@ def flux2_dev(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Flux2Pi
     parts = flux2_parts(transformer, vae)
     width = parts["transformer"].config.joint_attention_dim // 3
     text = {"model_type": "mistral", **language_model(parts["tokenizer"], width, 30)}
-    sight = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sight = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+    }
     sight |= {"num_attention_heads": 2, "head_dim": 8, "image_size": 28}
-    encoder = Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=sight))
+    encoder = Mistral3ForConditionalGeneration(
+        Mistral3Config(text_config=text, vision_config=sight)
+    )
     return Flux2Pipeline(**parts, text_encoder=encoder)
 
 
@@ -201,7 +235,9 @@ def save(pipeline: Any, folder: Path, dtype: torch.dtype) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="model=NAME, one of conf/model")
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """Compare runs on one offline page: python scripts/report.py outputs/2026-01-01/12-00-00-sweep
 
-Reads config.yaml, metrics.csv, summary.json and images/ of every run in or below the given folders. Writes report.html,
-report.md and the tables as CSV.
+Reads config.yaml, metrics.csv, summary.json and images/ of every run in or below the given folders.
+Writes report.html, report.md and the tables as CSV.
 """
 
 import argparse
@@ -23,13 +23,25 @@ from flowrl.report.tables import (
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("places", nargs="+", type=Path, help="run folders, or folders above them such as a sweep's")
-    parser.add_argument("--out", type=Path, help="where to write; default: report/ in the first folder")
-    parser.add_argument("--baseline", help="the condition to compare with, by its label; default: the first")
-    parser.add_argument("--metrics", nargs="+", help="what the tables compare; default: the evaluation's headlines")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--smooth", type=int, help="iterations in a running mean; default: a fortieth of the longest run"
+        "places", nargs="+", type=Path, help="run folders, or folders above them such as a sweep's"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="where to write; default: report/ in the first folder"
+    )
+    parser.add_argument(
+        "--baseline", help="the condition to compare with, by its label; default: the first"
+    )
+    parser.add_argument(
+        "--metrics", nargs="+", help="what the tables compare; default: the evaluation's headlines"
+    )
+    parser.add_argument(
+        "--smooth",
+        type=int,
+        help="iterations in a running mean; default: a fortieth of the longest run",
     )
     parser.add_argument("--title", help="head of the page; default: the first folder's name")
     return parser.parse_args()
@@ -40,9 +52,15 @@ def headlines(runs: list[Run]) -> list[str]:
     logged = list(dict.fromkeys(name for run in runs for name in run.metrics))
     sets = list(dict.fromkeys(name.split("/")[1] for name in logged if name.startswith("eval/")))
     parts = list(dict.fromkeys(run.config.get("evaluation.headline", "") for run in runs))
-    names = [f"eval/{own}/{what}" for own in sets for what in ("reward", *(f"part/{part}" for part in parts))]
+    names = [
+        f"eval/{own}/{what}"
+        for own in sets
+        for what in ("reward", *(f"part/{part}" for part in parts))
+    ]
     names += [f"eval/{own}/{what}" for own in sets[:1] for what in ("kl_ref", "diversity")]
-    return [name for name in names if name in logged] or [name for name in ("reward/mean",) if name in logged]
+    return [name for name in names if name in logged] or [
+        name for name in ("reward/mean",) if name in logged
+    ]
 
 
 def pick(groups: list[Condition], label: str | None) -> Condition:
@@ -51,7 +69,10 @@ def pick(groups: list[Condition], label: str | None) -> Condition:
     for group in groups:
         if group.label == label:
             return group
-    raise UserError(f"--baseline={label}: no such condition; choose one of {', '.join(repr(g.label) for g in groups)}")
+    raise UserError(
+        f"--baseline={label}: no such condition; choose one of "
+        f"{', '.join(repr(g.label) for g in groups)}"
+    )
 
 
 def main() -> None:
@@ -63,22 +84,35 @@ def main() -> None:
         if not any(name in run.metrics for run in runs):
             raise UserError(f"--metrics {name}: no run has it; see the head of a metrics.csv")
     kls = [name for name in metrics if name.endswith("/kl_ref")]
-    frontiers = [(kl, m) for kl in kls for m in metrics if m.split("/")[:2] == kl.split("/")[:2] and m not in kls][:2]
+    frontiers = [
+        (kl, m)
+        for kl in kls
+        for m in metrics
+        if m.split("/")[:2] == kl.split("/")[:2] and m not in kls
+    ][:2]
     tables = [ablation_table(groups, metrics)]
     if len(groups) > 1:
-        tables += [difference_table(groups, pick(groups, args.baseline), metrics), effect_table(groups, metrics)]
+        tables += [
+            difference_table(groups, pick(groups, args.baseline), metrics),
+            effect_table(groups, metrics),
+        ]
     tables += [frontier_table(groups, *pair) for pair in frontiers[:1]]
     tables += [config_table(runs), run_table(runs, groups, metrics)]
     window = args.smooth or max(1, max(len(run.rows) for run in runs) // 40)
     title = args.title or args.places[0].resolve().name
     out = args.out or args.places[0] / "report"
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.html").write_text(render(title, groups, tables, metrics=metrics, frontiers=frontiers, window=window))
-    (out / "report.md").write_text(f"# {title}\n\n" + "\n".join(table.markdown() for table in tables))
+    (out / "report.html").write_text(
+        render(title, groups, tables, metrics=metrics, frontiers=frontiers, window=window)
+    )
+    (out / "report.md").write_text(
+        f"# {title}\n\n" + "\n".join(table.markdown() for table in tables)
+    )
     for table in tables:
         (out / f"{table.stem}.csv").write_text(table.csv())
     print(
-        f"{len(runs)} runs in {len(groups)} conditions: {out / 'report.html'}, report.md, {len(tables)} tables as CSV"
+        f"{len(runs)} runs in {len(groups)} conditions: {out / 'report.html'}, report.md, "
+        f"{len(tables)} tables as CSV"
     )
 
 

@@ -1,13 +1,16 @@
-"""Examine a configured reward on images rendered on the spot: does it order, does it repeat, how long does it take?
+"""Examine a configured reward on images rendered on the spot: does it order, does it repeat, how
+long does it take?
 
     python scripts/reward_doctor.py reward=ocr
-    python scripts/reward_doctor.py reward=pickscore reward.pretrained=/models/PickScore_v1 --max-seconds 0.5
+    python scripts/reward_doctor.py reward=pickscore reward.pretrained=/models/PickScore_v1 \
+        --max-seconds 0.5
     python scripts/reward_doctor.py reward=my_own --pairs content text
 
-Each reward of a mixture is examined by itself. Exit status 1 if a check fails. The checks: good images score above bad
-ones (of the kinds of pairs that the reward is about, or those of --pairs); scores are finite, differ, and lie in the
-reward's range; a second call gives the same; an image alone gives what it gives in a batch; tensors give what pictures
-give; an image takes no longer than --max-seconds.
+Each reward of a mixture is examined by itself. Exit status 1 if a check fails. The checks: good
+images score above bad ones (of the kinds of pairs that the reward is about, or those of --pairs);
+scores are finite, differ, and lie in the reward's range; a second call gives the same; an image
+alone gives what it gives in a batch; tensors give what pictures give; an image takes no longer than
+--max-seconds.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ from flowrl.rewards.specimens import Pair, pairs
 from flowrl.training.reward import RewardModule
 
 TOLERANCE = 1e-4
-"""Difference that two scores of one image may have, in units of the scores' spread over all images."""
+"""Difference that two scores of one image may have, in units of the scores' spread over all images.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +87,28 @@ class Patient:
         start = time.perf_counter()
         self.scores, self.is_valid, self.applies = self.score(range(len(self.pictures)))
         self.first_seconds = time.perf_counter() - start
-        self.spread = max(float(self.scores[self.usable].std()) if self.usable.sum() > 1 else 0.0, 1e-12)
+        self.spread = max(
+            float(self.scores[self.usable].std()) if self.usable.sum() > 1 else 0.0, 1e-12
+        )
 
     @property
     def usable(self) -> torch.Tensor:
         return self.is_valid & self.applies
 
     def score(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        output = self.module.score([self.pictures[row] for row in rows], [self.prompts[row] for row in rows])
+        output = self.module.score(
+            [self.pictures[row] for row in rows], [self.prompts[row] for row in rows]
+        )
         assert output.applies is not None
         return output.values, output.is_valid, output.applies.any(1)
 
     def difference(self, other: torch.Tensor) -> float:
         """Largest difference from the first scores, in units of their spread."""
-        return float((self.scores - other)[self.usable].abs().max()) / self.spread if self.usable.any() else math.nan
+        return (
+            float((self.scores - other)[self.usable].abs().max()) / self.spread
+            if self.usable.any()
+            else math.nan
+        )
 
 
 def examine(reward: Reward, kinds: Sequence[str] | None, max_seconds: float) -> list[Check]:
@@ -105,7 +117,10 @@ def examine(reward: Reward, kinds: Sequence[str] | None, max_seconds: float) -> 
     wanted = tuple(kinds) if kinds else expected.kinds
     every = pairs()
     if unknown := set(wanted) - {pair.kind for pair in every}:
-        raise UserError(f"--pairs {' '.join(sorted(unknown))}: choose of {', '.join({pair.kind for pair in every})}")
+        raise UserError(
+            f"--pairs {' '.join(sorted(unknown))}: choose of "
+            f"{', '.join({pair.kind for pair in every})}"
+        )
     patient = Patient(reward, [pair for pair in every if pair.kind in wanted] or every)
     start = time.perf_counter()
     again, _, _ = patient.score(range(len(patient.pictures)))
@@ -117,8 +132,16 @@ def examine(reward: Reward, kinds: Sequence[str] | None, max_seconds: float) -> 
     is_in_range = low >= expected.low and high <= expected.high and low < high
     return [
         Check("scored", bool(usable.any()), _census(patient)),
-        _ordering(patient, wanted, math.copysign(1.0, getattr(reward, "scale", -1.0)) if wanted == ("size",) else -1.0),
-        Check("range", is_in_range, f"{low:.4g} to {high:.4g}, allowed {expected.low:g} to {expected.high:g}"),
+        _ordering(
+            patient,
+            wanted,
+            math.copysign(1.0, getattr(reward, "scale", -1.0)) if wanted == ("size",) else -1.0,
+        ),
+        Check(
+            "range",
+            is_in_range,
+            f"{low:.4g} to {high:.4g}, allowed {expected.low:g} to {expected.high:g}",
+        ),
         _same("determinism", patient, again, 0.0),
         _same("batch of one", patient, alone, TOLERANCE),
         _same("tensor input", patient, _of_tensors(patient), TOLERANCE),
@@ -132,28 +155,40 @@ def examine(reward: Reward, kinds: Sequence[str] | None, max_seconds: float) -> 
 
 
 def _census(patient: Patient) -> str:
-    missing, outside = (~patient.is_valid).sum(), (~patient.applies).sum()
+    missing = (~patient.is_valid).sum()
+    outside = (~patient.applies).sum()
     return f"{len(patient.pictures)} images, {missing} missing, {outside} not judged"
 
 
 def _ordering(patient: Patient, wanted: Sequence[str], sign: float) -> Check:
-    """`sign` is -1 as a rule: an incompressibility reward likes the "bad" image of a size pair better."""
+    """`sign` is -1 as a rule: an incompressibility reward likes the "bad" image of a size pair
+    better.
+    """
     if not wanted:
         return Check("ordering", None, "no expectation for this reward; say --pairs")
-    good, bad = patient.scores[::2], patient.scores[1::2]
+    good = patient.scores[::2]
+    bad = patient.scores[1::2]
     is_right = (-sign * (good - bad) > 0) & patient.usable[::2] & patient.usable[1::2]
     wrong = [
         f"{pair.prompt.text} ({g:.4g}, {b:.4g})"
-        for pair, g, b, right in zip(patient.pairs, good.tolist(), bad.tolist(), is_right.tolist(), strict=True)
+        for pair, g, b, right in zip(
+            patient.pairs, good.tolist(), bad.tolist(), is_right.tolist(), strict=True
+        )
         if not right
     ]
     detail = f"{int(is_right.sum())} of {len(is_right)} pairs of {', '.join(wanted)}"
-    return Check("ordering", bool(is_right.all()), detail + "".join(f"; wrong: {each}" for each in wrong))
+    return Check(
+        "ordering", bool(is_right.all()), detail + "".join(f"; wrong: {each}" for each in wrong)
+    )
 
 
 def _same(name: str, patient: Patient, other: torch.Tensor, tolerance: float) -> Check:
     difference = patient.difference(other)
-    return Check(name, difference <= tolerance, f"differs by {difference:.1e} of the spread, allowed {tolerance:.0e}")
+    return Check(
+        name,
+        difference <= tolerance,
+        f"differs by {difference:.1e} of the spread, allowed {tolerance:.0e}",
+    )
 
 
 def _of_tensors(patient: Patient) -> torch.Tensor:
@@ -175,7 +210,9 @@ def members(name: str, reward: Reward) -> dict[str, Reward]:
         return members(name, reward.reward)
     if isinstance(reward, Mixture):
         inner = {**reward.terms, **reward.monitors}
-        return {key: each for part, own in inner.items() for key, each in members(part, own).items()}
+        return {
+            key: each for part, own in inner.items() for key, each in members(part, own).items()
+        }
     return {name: reward}
 
 
@@ -197,9 +234,13 @@ def run(overrides: Sequence[str], kinds: Sequence[str] | None, max_seconds: floa
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("overrides", nargs="*", help="reward=NAME and any reward.KEY=VALUE")
-    parser.add_argument("--pairs", nargs="+", help="kinds of pairs to order: shapes text size sharpness content")
+    parser.add_argument(
+        "--pairs", nargs="+", help="kinds of pairs to order: shapes text size sharpness content"
+    )
     parser.add_argument("--max-seconds", type=float, default=5.0, help="longest time for one image")
     args = parser.parse_intermixed_args()
     return one_line_errors(partial(run, args.overrides, args.pairs, args.max_seconds))

@@ -35,8 +35,12 @@ SETTINGS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="reward=NAME, and keys of conf/serve.yaml or of the reward")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="reward=NAME, and keys of conf/serve.yaml or of the reward"
+    )
     overrides = parser.parse_args().overrides
     try:
         from flowrl.serving.server import serve
@@ -47,7 +51,9 @@ def main() -> None:
         torch.set_num_threads(cfg.num_threads)
     check_services(cfg.reward)
     settings = {name: cfg[name] for name in SETTINGS}
-    serve(instantiate(cfg.reward), limits=instantiate(cfg.limits), token_env=cfg.token_env, **settings)
+    serve(
+        instantiate(cfg.reward), limits=instantiate(cfg.limits), token_env=cfg.token_env, **settings
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The parts of the embedded shapes pipeline: their sizes, how captions condition them, scoring, export."""
+"""The parts of the embedded shapes pipeline: their sizes, how captions condition them, scoring,
+export.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ from diffusers import (
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
 
 from flowrl.shapes.grammar import FAMILIES, WORDS, Caption, sample_caption
 from flowrl.shapes.render import lay_out, render
@@ -67,7 +75,9 @@ SHIFT = 2.0
 
 
 def draw_scenes(count: int, rng: random.Random) -> tuple[list[Caption], Tensor]:
-    """Captions of all families in equal shares and their images, float32 in [-1, 1], shape (count, 3, H, W)."""
+    """Captions of all families in equal shares and their images, float32 in [-1, 1], shape (count,
+    3, H, W).
+    """
     captions = [sample_caption(rng.choice(FAMILIES), rng) for _ in range(count)]
     images = torch.from_numpy(render([lay_out(caption, rng) for caption in captions]))
     return captions, images.permute(0, 3, 1, 2) * 2 - 1
@@ -79,7 +89,9 @@ def to_pixels(images: Tensor) -> np.ndarray:
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer in which every word of the grammar is one token and other words fall back to letters."""
+    """A CLIP tokenizer in which every word of the grammar is one token and other words fall back to
+    letters.
+    """
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = list(string.ascii_lowercase)
@@ -93,21 +105,36 @@ def make_tokenizer() -> CLIPTokenizer:
     )
     bpe.train_from_iterator([*WORDS, *letters], trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    # The trainer numbers the alphabet in an order that changes from process to process: number everything here.
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    # The trainer numbers the alphabet in an order that changes from process to process: number
+    # everything here.
+    tokens = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+    ]
     tokens += [first + second for first, second in merges]
     return CLIPTokenizer(
-        vocab={token: number for number, token in enumerate(tokens)}, merges=merges, model_max_length=NUM_TOKENS
+        vocab={token: number for number, token in enumerate(tokens)},
+        merges=merges,
+        model_max_length=NUM_TOKENS,
     )
 
 
 class Generator(nn.Module):
-    """What stage 2 trains: the transformer and the two text encoders, and how a caption conditions them."""
+    """What stage 2 trains: the transformer and the two text encoders, and how a caption conditions
+    them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = make_tokenizer()
-        special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "vocab_size": len(self.tokenizer)}
+        special = {
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 1,
+            "vocab_size": len(self.tokenizer),
+        }
         config = CLIPTextConfig(**TEXT_ENCODER, **special)
         self.text_encoder = CLIPTextModelWithProjection(config)
         self.text_encoder_2 = CLIPTextModelWithProjection(config)
@@ -116,17 +143,24 @@ class Generator(nn.Module):
 
     def token_ids(self, texts: list[str]) -> Tensor:
         for text in set(texts) - self._ids.keys():
-            ids = self.tokenizer(text, padding="max_length", max_length=NUM_TOKENS, truncation=True).input_ids
+            ids = self.tokenizer(
+                text, padding="max_length", max_length=NUM_TOKENS, truncation=True
+            ).input_ids
             self._ids[text] = torch.tensor(ids)
         return torch.stack([self._ids[text] for text in texts])
 
     def encode(self, texts: list[str], num_pads: int = 0) -> tuple[Tensor, Tensor]:
-        """Token embeddings (B, NUM_TOKENS + num_pads, D) and pooled ones (B, D), as StableDiffusion3Pipeline does.
+        """Token embeddings (B, NUM_TOKENS + num_pads, D) and pooled ones (B, D), as
+        StableDiffusion3Pipeline does.
 
-        `num_pads` zero tokens stand where T5's would: the stock pipeline appends `max_sequence_length` of them.
+        `num_pads` zero tokens stand where T5's would: the stock pipeline appends
+        `max_sequence_length` of them.
         """
         ids = self.token_ids(texts)
-        outputs = [encoder(ids, output_hidden_states=True) for encoder in (self.text_encoder, self.text_encoder_2)]
+        outputs = [
+            encoder(ids, output_hidden_states=True)
+            for encoder in (self.text_encoder, self.text_encoder_2)
+        ]
         tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)
         pads = tokens.new_zeros(len(texts), num_pads, tokens.shape[-1])
@@ -140,26 +174,44 @@ class Generator(nn.Module):
 def reconstruction_score(autoencoder: AutoencoderKL, count: int) -> float:
     """Strict score of the verifier on reconstructions of `count` unseen scenes."""
     captions, images = draw_scenes(count, random.Random("reconstruction"))
-    decoded = [autoencoder.decode(autoencoder.encode(part).latent_dist.mean).sample for part in images.split(256)]
-    return float(np.mean([verdict.strict for verdict in verify(to_pixels(torch.cat(decoded)), captions)]))
+    decoded = [
+        autoencoder.decode(autoencoder.encode(part).latent_dist.mean).sample
+        for part in images.split(256)
+    ]
+    return float(
+        np.mean([verdict.strict for verdict in verify(to_pixels(torch.cat(decoded)), captions)])
+    )
 
 
 @torch.no_grad()
 def evaluate(
     generator: Generator, autoencoder: AutoencoderKL, count: int, grid: Path | None = None
 ) -> dict[str, float]:
-    """Strict score per family and overall, soft score and share of clean objects; 12 Euler steps, no guidance."""
+    """Strict score per family and overall, soft score and share of clean objects; 12 Euler steps,
+    no guidance.
+    """
     rng = random.Random("evaluate")
     captions = [sample_caption(FAMILIES[i % len(FAMILIES)], rng) for i in range(count)]
     size = generator.transformer.config.sample_size
     x = torch.randn(
-        count, generator.transformer.config.in_channels, size, size, generator=torch.Generator().manual_seed(0)
+        count,
+        generator.transformer.config.in_channels,
+        size,
+        size,
+        generator=torch.Generator().manual_seed(0),
     )
     tokens, pooled = generator.encode([caption.text for caption in captions])
     sigmas = [SHIFT * u / (1 + (SHIFT - 1) * u) for u in torch.linspace(1, 0, 13).tolist()]
     for sigma, sigma_next in pairwise(sigmas):
-        x = x + (sigma_next - sigma) * generator.velocity(x, torch.full((count,), sigma), tokens, pooled)
-    images = torch.cat([autoencoder.decode(part).sample for part in (x / autoencoder.config.scaling_factor).split(128)])
+        x = x + (sigma_next - sigma) * generator.velocity(
+            x, torch.full((count,), sigma), tokens, pooled
+        )
+    images = torch.cat(
+        [
+            autoencoder.decode(part).sample
+            for part in (x / autoencoder.config.scaling_factor).split(128)
+        ]
+    )
     pixels = to_pixels(images)
     if grid is not None:
         rows = [np.concatenate(list(pixels[i : i + 14]), axis=1) for i in range(0, 98, 14)]
@@ -169,7 +221,9 @@ def evaluate(
 
 
 def summarise(captions: list[Caption], verdicts: list[Verdict]) -> dict[str, float]:
-    """Mean scores: overall, per family, and the share of found objects that are clean shapes of the palette."""
+    """Mean scores: overall, per family, and the share of found objects that are clean shapes of the
+    palette.
+    """
     families = defaultdict(list)
     for caption, verdict in zip(captions, verdicts, strict=True):
         families[caption.family].append(verdict.strict)
@@ -199,12 +253,22 @@ def export(folder: Path, generator: Generator, autoencoder: AutoencoderKL) -> No
 
 
 def silent_t5(vocab_size: int) -> T5EncoderModel:
-    """A tiny T5 whose output is exactly zero, as StableDiffusion3Pipeline itself substitutes for an absent T5.
+    """A tiny T5 whose output is exactly zero, as StableDiffusion3Pipeline itself substitutes for an
+    absent T5.
 
-    Stock diffusers refuses to load an SD3 folder that lists no T5 unless None is passed for it by hand.
+    Stock diffusers refuses to load an SD3 folder that lists no T5 unless None is passed for it by
+    hand.
     """
     width = TRANSFORMER["joint_attention_dim"]
-    config = T5Config(vocab_size=vocab_size, d_model=width, d_kv=8, d_ff=8, num_heads=1, num_layers=1, pad_token_id=1)
+    config = T5Config(
+        vocab_size=vocab_size,
+        d_model=width,
+        d_kv=8,
+        d_ff=8,
+        num_heads=1,
+        num_layers=1,
+        pad_token_id=1,
+    )
     encoder = T5EncoderModel(config)
     nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
     return encoder

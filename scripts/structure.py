@@ -1,12 +1,13 @@
-"""Measure how easily the package reads: its structure in numbers, for this tree or for an earlier commit.
+"""Measure how easily the package reads: its structure in numbers, for this tree or for an earlier
+commit.
 
     python scripts/structure.py                   # flowrl/ as it is
     python scripts/structure.py 09c2979 HEAD      # two commits side by side
 
-Tokens are Python's own without comments, line ends and indentation, and a line is a line of the file, whatever it
-holds. Branches of a function count what radon counts, and every comprehension, conditional
-expression and `and` or `or` besides. A docstring is a fragment when it begins with a preposition or a question word, or
-is shorter than three words.
+Tokens are Python's own without comments, line ends and indentation, and a line is a line of the
+file, whatever it holds. Branches of a function count what radon counts, and every comprehension,
+conditional expression and `and` or `or` besides. A docstring is a fragment when it begins with a
+preposition or a question word, or is shorter than three words.
 """
 
 from __future__ import annotations
@@ -23,11 +24,27 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parents[1]
 BRANCHES = (
-    *(ast.If, ast.For, ast.While, ast.AsyncFor, ast.ExceptHandler, ast.With, ast.AsyncWith, ast.Assert),
+    *(
+        ast.If,
+        ast.For,
+        ast.While,
+        ast.AsyncFor,
+        ast.ExceptHandler,
+        ast.With,
+        ast.AsyncWith,
+        ast.Assert,
+    ),
     *(ast.comprehension, ast.IfExp, ast.match_case),
 )
 FRAGMENT = re.compile(r"(Of|What|Where|How|Whether|In|For|With|Both|By|From|To|Under|Which|As)\b")
-LAYOUT = (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENDMARKER)
+LAYOUT = (
+    tokenize.NEWLINE,
+    tokenize.NL,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.COMMENT,
+    tokenize.ENDMARKER,
+)
 LIMIT = 10
 """Branches above which a function counts as too branched."""
 POLICIES = ("flowrl/training/policy.py", "flowrl/training/policy.py")
@@ -38,7 +55,10 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 def tree_sources() -> Sources:
     """Read the package as it stands."""
-    return {str(path.relative_to(ROOT)): path.read_text() for path in sorted((ROOT / "flowrl").rglob("*.py"))}
+    return {
+        str(path.relative_to(ROOT)): path.read_text()
+        for path in sorted((ROOT / "flowrl").rglob("*.py"))
+    }
 
 
 def commit_sources(revision: str) -> Sources:
@@ -48,7 +68,9 @@ def commit_sources(revision: str) -> Sources:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def definitions(tree: ast.Module) -> Iterator[Definition]:
@@ -65,7 +87,9 @@ def docstrings(tree: ast.Module) -> list[str]:
 
 
 def is_fragment(text: str) -> bool:
-    """Tell whether a docstring begins as no sentence or noun phrase does, or says next to nothing."""
+    """Tell whether a docstring begins as no sentence or noun phrase does, or says next to
+    nothing.
+    """
     return bool(FRAGMENT.match(text)) or len(text.split()) < 3
 
 
@@ -102,7 +126,9 @@ def loss_checks(trees: dict[str, ast.Module]) -> int:
         for node in ast.walk(tree):
             text = ast.unparse(node) if isinstance(node, ast.Call | ast.Compare) else ""
             is_class = bool(re.match(r"isinstance\(.*(NFT|DPPO|GRPO|Guard|AWM|PEPG)\b", text))
-            is_identity = isinstance(node, ast.Compare) and bool(re.search(r"\bis (not )?(guard|grpo|dppo)\b", text))
+            is_identity = isinstance(node, ast.Compare) and bool(
+                re.search(r"\bis (not )?(guard|grpo|dppo)\b", text)
+            )
             count += is_class or is_identity
     return count
 
@@ -121,11 +147,20 @@ def measure(sources: Sources) -> dict[str, float]:
     """Measure a package, given the text of its modules by path."""
     trees = {path: ast.parse(text) for path, text in sources.items()}
     texts = [text for tree in trees.values() for text in docstrings(tree)]
-    functions = [node for tree in trees.values() for node in definitions(tree) if not isinstance(node, ast.ClassDef)]
+    functions = [
+        node
+        for tree in trees.values()
+        for node in definitions(tree)
+        if not isinstance(node, ast.ClassDef)
+    ]
     counts = sorted(branches(function) for function in functions)
     tokens = sum(code_tokens(text) for text in sources.values())
     lines = sum(len(text.splitlines()) for text in sources.values())
-    hall = [path for path in sources if len(PurePosixPath(path).parts) == 2 and not path.endswith("__init__.py")]
+    hall = [
+        path
+        for path in sources
+        if len(PurePosixPath(path).parts) == 2 and not path.endswith("__init__.py")
+    ]
     policy_lines, policy_methods = policy_size(trees)
     return {
         "modules": len(sources),
@@ -160,16 +195,25 @@ def _text(value: float) -> str:
 
 def main() -> None:
     """Print the table, and with --worst the functions with the most branches."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("revisions", nargs="*", help="commits to measure; none measures the tree as it is")
-    parser.add_argument("--worst", type=int, default=0, metavar="N", help="name the N most branched functions")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "revisions", nargs="*", help="commits to measure; none measures the tree as it is"
+    )
+    parser.add_argument(
+        "--worst", type=int, default=0, metavar="N", help="name the N most branched functions"
+    )
     args = parser.parse_args()
-    columns = {revision: commit_sources(revision) for revision in args.revisions} or {"tree": tree_sources()}
+    columns = {revision: commit_sources(revision) for revision in args.revisions} or {
+        "tree": tree_sources()
+    }
     tables = {name: measure(sources) for name, sources in columns.items()}
     print(f"{'':<34}" + "".join(f"{name[:12]:>14}" for name in tables))
     for row in next(iter(tables.values())):
         cells = "".join(
-            f"{table[row]:>14,.1f}" if table[row] % 1 else f"{int(table[row]):>14,}" for table in tables.values()
+            f"{table[row]:>14,.1f}" if table[row] % 1 else f"{int(table[row]):>14,}"
+            for table in tables.values()
         )
         print(f"{row:<34}{cells}")
     for name, sources in columns.items():

@@ -1,15 +1,16 @@
 """Run, collect and write up a study: python scripts/study.py run methods
 
-    plan       what there is to run, what of it is over
-    run        start or continue the study's runs, below outputs/studies/<study>/runs
-    collect    take what is over into experiments/<study>/results.json, and its sample grids
-    render     fill the READMEs' tables and draw the figures, from results.json alone
-    reproduce  all of it from nothing, below outputs/reproduce/<commit>, beside the record; --quick: reduced. What a
-               study takes from another's tuning is that of the same folder, or else of the committed record. Without
-               --quick the studies must be named: all of them take half a day
+    plan       what there is to run, what of it is over run        start or continue the study's
+    runs, below outputs/studies/<study>/runs collect    take what is over into
+    experiments/<study>/results.json, and its sample grids render     fill the READMEs' tables and
+    draw the figures, from results.json alone reproduce  all of it from nothing, below
+    outputs/reproduce/<commit>, beside the record; --quick: reduced. What a
+               study takes from another's tuning is that of the same folder, or else of the
+               committed record. Without --quick the studies must be named: all of them take half a
+               day
 
-Ctrl-C or SIGTERM stops the runs after their iteration; the same command goes on. A run in results.json is over for
-good, so a study may take many sittings: collect and commit after each.
+Ctrl-C or SIGTERM stops the runs after their iteration; the same command goes on. A run in
+results.json is over for good, so a study may take many sittings: collect and commit after each.
 """
 
 import argparse
@@ -37,15 +38,24 @@ from flowrl.sweep.pool import Pool, find_slots
 
 ROOT = Path(__file__).parents[1]
 PLANS = ROOT / "experiments"
-GRACE, REFRESH = 60.0, 2.0
+GRACE = 60.0
+REFRESH = 2.0
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=("plan", "run", "collect", "render", "reproduce"))
-    parser.add_argument("studies", nargs="*", default=[], help=f"default: all, in this order: {', '.join(ORDER)}")
-    parser.add_argument("--quick", action="store_true", help="the reduced version, below outputs/quick/<commit>")
-    parser.add_argument("--retry", action="store_true", help="run failed runs again, which are results otherwise")
+    parser.add_argument(
+        "studies", nargs="*", default=[], help=f"default: all, in this order: {', '.join(ORDER)}"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="the reduced version, below outputs/quick/<commit>"
+    )
+    parser.add_argument(
+        "--retry", action="store_true", help="run failed runs again, which are results otherwise"
+    )
     parser.add_argument("--slots", type=int, help="runs at a time; default: one for each core")
     return parser.parse_intermixed_args()  # options may stand between action and studies
 
@@ -62,14 +72,23 @@ def place(action: str, is_quick: bool) -> Place:
 def revision() -> str:
     """The commit, with `+` where there are changes; `unknown` outside a repository."""
     words = (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain"])
-    head, changes = (subprocess.run(["git", *own], cwd=ROOT, capture_output=True, text=True) for own in words)
-    return "unknown" if head.returncode else head.stdout.strip() + ("+" if changes.stdout.strip() else "")
+    head, changes = (
+        subprocess.run(["git", *own], cwd=ROOT, capture_output=True, text=True) for own in words
+    )
+    return (
+        "unknown"
+        if head.returncode
+        else head.stdout.strip() + ("+" if changes.stdout.strip() else "")
+    )
 
 
 def show_plan(where: Place, study: Study) -> None:
     planned = where.planned(study)
     found = where.find(study.name, planned)
-    print(f"{study.name}: {study.num_runs} runs, about {study.hours:.1f} hours on two cores; {len(found)} are over")
+    print(
+        f"{study.name}: {study.num_runs} runs, about {study.hours:.1f} hours on two cores; "
+        f"{len(found)} are over"
+    )
     for stage in study.stages:
         own = [run for run in planned if run.stage == stage.name]
         over = sum(run in found for run in own)
@@ -91,10 +110,14 @@ def run(where: Place, study: Study, slots: int | None, is_retry: bool) -> None:
             print(f"{study.name}: tuned, see {path}")
 
 
-def sweep(where: Place, study: Study, runs: Sequence[Planned], slots: int | None, is_retry: bool) -> None:
+def sweep(
+    where: Place, study: Study, runs: Sequence[Planned], slots: int | None, is_retry: bool
+) -> None:
     """Run what is not over. Raises JobsFailed where something has ended without a result."""
     found = where.find(study.name, runs)
-    missing = [own for own in runs if own not in found or (is_retry and found[own]["status"] == "failed")]
+    missing = [
+        own for own in runs if own not in found or (is_retry and found[own]["status"] == "failed")
+    ]
     if not missing:
         return
     folder = where.runs(study.name)
@@ -102,11 +125,14 @@ def sweep(where: Place, study: Study, runs: Sequence[Planned], slots: int | None
     write_sweep(folder, jobs, is_new=False)
     devices = find_slots(slots, 0, len(jobs))
     print(
-        f"{study.name}, {runs[0].stage}: {len(missing)} of {len(runs)} runs, {len(devices.names)} at a time, {folder}"
+        f"{study.name}, {runs[0].stage}: {len(missing)} of {len(runs)} runs, {len(devices.names)} "
+        f"at a time, {folder}"
     )
     Pool(devices, is_fail_fast=False, grace=GRACE, refresh=REFRESH, group=study.name).run(jobs)
     if lost := len(missing) - len(where.find(study.name, missing)):
-        raise JobsFailed(f"{lost} runs ended without a result; see job.log in the folders below {folder}")
+        raise JobsFailed(
+            f"{lost} runs ended without a result; see job.log in the folders below {folder}"
+        )
 
 
 def length(planned: Planned) -> int:
@@ -121,7 +147,8 @@ def collect(where: Place, study: Study) -> None:
     if study.simulation:
         results["simulation"] = simulated(study, load(where.results(study.name)).get("simulation"))
     write(where.results(study.name), results | {"runs": list(found.values())})
-    folders, samples = where.every_folder, where.results(study.name).parent / "samples"
+    folders = where.every_folder
+    samples = where.results(study.name).parent / "samples"
     for planned in found:
         folder = folders.get(frozenset(planned.overrides))
         is_shown = planned.stage in study.report["stages"] and planned.seed == first_seed(study)
@@ -132,7 +159,9 @@ def collect(where: Place, study: Study) -> None:
 
 
 def simulated(study: Study, earlier: dict[str, Any] | None) -> dict[str, Any]:
-    """What is computed without runs: kept while its setting is; delete results.json to compute it anew."""
+    """What is computed without runs: kept while its setting is; delete results.json to compute it
+    anew.
+    """
     if earlier and earlier["setting"] == study.simulation:
         return earlier
     from flowrl.studies.ratio_noise import simulate  # PyTorch
@@ -149,29 +178,40 @@ def render(where: Place, names: Sequence[str]) -> None:
     studies = {name: where.study(name) for name in names}
     filled = {name: pieces(study, load(where.results(name))) for name, study in studies.items()}
     for name, study in studies.items():
-        results, folder = load(where.results(name)), where.results(name).parent
+        results = load(where.results(name))
+        folder = where.results(name).parent
         if results["runs"] or results.get("simulation"):
             draw(study, results, folder / "figures")
             own = conditions(results["runs"], study.report["stages"])
-            shown = [label for label in own if (folder / "samples" / f"{slug(label)}.png").is_file()]
+            shown = [
+                label for label in own if (folder / "samples" / f"{slug(label)}.png").is_file()
+            ]
             if shown:
                 score = study.report.get("score", "headline score")
-                (folder / "samples.md").write_text(samples_page(name, shown, first_seed(study), score))
+                (folder / "samples.md").write_text(
+                    samples_page(name, shown, first_seed(study), score)
+                )
         if folder.parent != PLANS and folder.is_dir():
             (folder / "results.md").write_text(page(study, results))
             print(f"{name}: {folder / 'results.md'}")
     if where.records == PLANS:
         for path in (ROOT / "README.md", *(PLANS / name / "README.md" for name in names)):
             path.write_text(fill(path.read_text(), filled))
-        print(f"README.md and those of {', '.join(names)} are filled, figures and samples.md with them")
+        print(
+            f"README.md and those of {', '.join(names)} are filled, figures and samples.md with "
+            "them"
+        )
 
 
 def main() -> None:
     args = arguments()
-    start, where = time.monotonic(), place(args.action, args.quick)
+    start = time.monotonic()
+    where = place(args.action, args.quick)
     if args.action == "reproduce" and not (args.studies or args.quick):
         hours = sum(where.study(name).hours for name in ORDER)
-        raise UserError(f"reproduce: name the studies; all of them ({', '.join(ORDER)}) take {hours:.0f} hours")
+        raise UserError(
+            f"reproduce: name the studies; all of them ({', '.join(ORDER)}) take {hours:.0f} hours"
+        )
     names = args.studies or list(ORDER)
     for name in names:
         study = where.study(name)

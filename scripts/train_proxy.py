@@ -1,8 +1,10 @@
-"""Train the learned reward of the shapes world: python scripts/train_proxy.py --out flowrl/rewards/assets
+"""Train the learned reward of the shapes world: python scripts/train_proxy.py --out
+flowrl/rewards/assets
 
-A contrastive open_clip model of 32x32 scenes and their captions, from fixed seeds. It sees few scenes, all of them
-drawn by the renderer, so that it is right about them and easily misled by anything else: a proxy, not a judge. The
-shipped weak one: --out flowrl/rewards/assets/weak --scenes 64 --steps 300.
+A contrastive open_clip model of 32x32 scenes and their captions, from fixed seeds. It sees few
+scenes, all of them drawn by the renderer, so that it is right about them and easily misled by
+anything else: a proxy, not a judge. The shipped weak one: --out flowrl/rewards/assets/weak --scenes
+64 --steps 300.
 """
 
 import argparse
@@ -23,17 +25,42 @@ from flowrl.rewards.shapes_proxy import CONFIG, END, WEIGHTS, build, normalised,
 
 ARCHITECTURE = {
     "embed_dim": 48,
-    "vision_cfg": {"image_size": 32, "patch_size": 4, "width": 64, "layers": 3, "head_width": 32, "mlp_ratio": 2.0},
-    "text_cfg": {"context_length": 12, "vocab_size": END + 1, "width": 64, "heads": 2, "layers": 2, "mlp_ratio": 2.0},
+    "vision_cfg": {
+        "image_size": 32,
+        "patch_size": 4,
+        "width": 64,
+        "layers": 3,
+        "head_width": 32,
+        "mlp_ratio": 2.0,
+    },
+    "text_cfg": {
+        "context_length": 12,
+        "vocab_size": END + 1,
+        "width": 64,
+        "heads": 2,
+        "layers": 2,
+        "mlp_ratio": 2.0,
+    },
 }
-BATCH, RATE, DECAY = 128, 1e-3, 0.05
+BATCH = 128
+RATE = 1e-3
+DECAY = 0.05
 TESTED = 512
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for configuration and weights")
-    parser.add_argument("--scenes", type=int, default=6000, help="to learn from; with few of them it is easily misled")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for configuration and weights"
+    )
+    parser.add_argument(
+        "--scenes",
+        type=int,
+        default=6000,
+        help="to learn from; with few of them it is easily misled",
+    )
     parser.add_argument("--steps", type=int, default=1000, help="about four minutes of one core")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -43,11 +70,15 @@ def scenes(count: int, seed: str) -> tuple[Tensor, Tensor]:
     """Images in [-1, 1] and tokens of captions."""
     captions, images = draw_scenes(count, random.Random(seed))
     rounded = normalised(((images / 2 + 0.5) * 255).round() / 255)  # as the reward sees them
-    return rounded, tokenize([caption.text for caption in captions], ARCHITECTURE["text_cfg"]["context_length"])
+    return rounded, tokenize(
+        [caption.text for caption in captions], ARCHITECTURE["text_cfg"]["context_length"]
+    )
 
 
 def logits(model: torch.nn.Module, images: Tensor, tokens: Tensor) -> Tensor:
-    features = model.encode_image(images, normalize=True) @ model.encode_text(tokens, normalize=True).T
+    features = (
+        model.encode_image(images, normalize=True) @ model.encode_text(tokens, normalize=True).T
+    )
     return model.logit_scale.exp() * features
 
 
@@ -73,11 +104,14 @@ def train(steps: int, seed: int, num_scenes: int) -> torch.nn.Module:
     model = build(ARCHITECTURE).train()
     images, tokens = scenes(num_scenes, f"proxy {seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, RATE, total_steps=steps, pct_start=0.1
+    )
     start = time.monotonic()
     for step in range(steps):
         rows = torch.randint(len(images), (BATCH,))
-        scores, wanted = logits(model, images[rows], tokens[rows]), targets(tokens[rows])
+        scores = logits(model, images[rows], tokens[rows])
+        wanted = targets(tokens[rows])
         loss = (cross_entropy(scores, wanted) + cross_entropy(scores.T, wanted)) / 2
         optimizer.zero_grad()
         loss.backward()

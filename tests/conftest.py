@@ -7,13 +7,19 @@ from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parents[1]
 # The shapes world has no tensors, and millions of calls.
-CHECKED = [f"flowrl.{path.stem}" for path in (ROOT / "flowrl").iterdir() if path.stem not in ("__init__", "shapes")]
+CHECKED = [
+    f"flowrl.{path.stem}"
+    for path in (ROOT / "flowrl").iterdir()
+    if path.stem not in ("__init__", "shapes")
+]
 install_import_hook(CHECKED, "runtime_types.check")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-hypothesis.settings.register_profile("repeatable", deadline=None, max_examples=30, derandomize=True, database=None)
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, max_examples=30, derandomize=True, database=None
+)
 hypothesis.settings.load_profile("repeatable")
 
 
@@ -39,10 +45,21 @@ def normal():
 
 @pytest.fixture
 def loss_inputs():
-    """LossInputs from plain lists; the rollout's log-probability is 0, so that `log_prob` is the log-ratio."""
+    """LossInputs from plain lists; the rollout's log-probability is 0, so that `log_prob` is the
+    log-ratio.
+    """
     from flowrl.types import LossInputs
 
-    def build(log_ratio, advantage, kl=None, tv=None, velocity=None, form="gaussian", reduction="mean", dimensions=1):
+    def build(
+        log_ratio,
+        advantage,
+        kl=None,
+        tv=None,
+        velocity=None,
+        form="gaussian",
+        reduction="mean",
+        dimensions=1,
+    ):
         log_prob = torch.as_tensor(log_ratio, dtype=torch.float64).requires_grad_()
         none = torch.zeros(len(log_prob), dtype=torch.float64)
         given = (advantage, kl, tv, velocity)

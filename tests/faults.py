@@ -1,4 +1,6 @@
-"""What goes wrong in a job, on order: callbacks and a scorer for `train.py`, which finds them by PYTHONPATH."""
+"""What goes wrong in a job, on order: callbacks and a scorer for `train.py`, which finds them by
+PYTHONPATH.
+"""
 
 import os
 import signal
@@ -13,7 +15,8 @@ from flowrl.rewards.shapes import ShapesReward
 
 
 class Fault(Callback):
-    """After its second iteration the last rank of the job with seed `crash` raises, and that of `kill` is killed.
+    """After its second iteration the last rank of the job with seed `crash` raises, and that of
+    `kill` is killed.
 
     Not in a resumed run.
     """
@@ -39,7 +42,9 @@ class Impossible(Callback):
 
 
 class Poison(Callback):
-    """Makes a trained weight, or an averaged one, NaN after iteration number `after`. Not in a resumed run."""
+    """Makes a trained weight, or an averaged one, NaN after iteration number `after`. Not in a
+    resumed run.
+    """
 
     def __init__(self, *, after, kind):
         self.after, self.kind = after, kind
@@ -58,7 +63,8 @@ class Failing:
 
 
 class Hanging:
-    """Scores like the shapes' verifier, but the process of rank `rank` hangs for minutes in its `call`th call.
+    """Scores like the shapes' verifier, but the process of rank `rank` hangs for minutes in its
+    `call`th call.
 
     It writes the file `marker` then, and hangs in a thread that the interpreter's end waits for.
     """

@@ -5,7 +5,9 @@ import struct
 from wandb.proto.wandb_internal_pb2 import Record
 
 HEAD, BLOCK, ENTRY = 7, 32768, 7
-"""Bytes of the file's head, of a block, and of the head of an entry: checksum, length, kind (whole or which part)."""
+"""Bytes of the file's head, of a block, and of the head of an entry: checksum, length, kind (whole
+or which part).
+"""
 
 
 def segments(run):
@@ -34,7 +36,11 @@ def records(segment):
 
 def of_kind(segment, kind):
     """The records of one kind, such as run, history, alert or exit."""
-    return [getattr(record, kind) for record in records(segment) if record.WhichOneof("record_type") == kind]
+    return [
+        getattr(record, kind)
+        for record in records(segment)
+        if record.WhichOneof("record_type") == kind
+    ]
 
 
 def history(segment, name):

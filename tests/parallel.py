@@ -1,4 +1,6 @@
-"""Work in 1, 2 or 4 processes of this machine: runs of a few iterations, and what each process saw."""
+"""Work in 1, 2 or 4 processes of this machine: runs of a few iterations, and what each process
+saw.
+"""
 
 import hashlib
 import multiprocessing
@@ -11,13 +13,20 @@ import torch
 from runs import make
 from torch import Tensor
 
-SMALL = ("num_iterations=3", "batch={prompts_per_iteration: 4, group_size: 4}", "num_threads=1", "optimizer.lr=1e-4")
+SMALL = (
+    "num_iterations=3",
+    "batch={prompts_per_iteration: 4, group_size: 4}",
+    "num_threads=1",
+    "optimizer.lr=1e-4",
+)
 SMALL += ("evaluation.batch_size=3",)  # which splits the two images of a prompt
 
 
 @dataclass
 class Seen:
-    """By iteration and row: prompt, hash of the initial noise, reward, advantage; and what is the same everywhere."""
+    """By iteration and row: prompt, hash of the initial noise, reward, advantage; and what is the
+    same everywhere.
+    """
 
     rank: int
     prompts: dict = field(default_factory=dict)
@@ -40,20 +49,26 @@ def run(count, *overrides):
 
 
 def spawn(work, count, *arguments):
-    """What `count` processes return that call work(rank, count, *arguments) and find each other by the environment."""
+    """What `count` processes return that call work(rank, count, *arguments) and find each other by
+    the environment.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["runs"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     queue = context.Queue()
-    workers = [context.Process(target=_work, args=(work, rank, count, port, arguments, queue)) for rank in range(count)]
+    workers = [
+        context.Process(target=_work, args=(work, rank, count, port, arguments, queue))
+        for rank in range(count)
+    ]
     for worker in workers:
         worker.start()
     answers = []
     for _ in workers:
         answers.append(queue.get(timeout=200))
-        if isinstance(answers[-1], str):  # the traceback of a process that failed: the others may wait for it
+        # The traceback of a process that failed: the others may wait for it.
+        if isinstance(answers[-1], str):
             for worker in workers:
                 worker.kill()
             raise AssertionError(answers[-1])
@@ -106,11 +121,17 @@ def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing wa
         assign(parts, record)
         rows = [(part.iteration, row) for part in parts for row in part.rows]
         own.rewards.update(zip(rows, scores[-1].tolist(), strict=True))
-        own.advantages.update(zip(rows, torch.cat([part.advantage for part in parts]).tolist(), strict=True))
-        own.prompts.update(zip(rows, [prompt.text for part in parts for prompt in part.prompts], strict=True))
+        own.advantages.update(
+            zip(rows, torch.cat([part.advantage for part in parts]).tolist(), strict=True)
+        )
+        own.prompts.update(
+            zip(rows, [prompt.text for part in parts for prompt in part.prompts], strict=True)
+        )
 
     def reported(values):
-        own.metrics.append({name: value for name, value in values.items() if not name.startswith("perf/")})
+        own.metrics.append(
+            {name: value for name, value in values.items() if not name.startswith("perf/")}
+        )
         report(values)
 
     def weights():

@@ -1,4 +1,6 @@
-"""How tests start train.py, load scripts, build policies in process, and where the project's folders are."""
+"""How tests start train.py, load scripts, build policies in process, and where the project's
+folders are.
+"""
 
 import importlib.util
 import signal
@@ -23,7 +25,9 @@ def start(*overrides, cwd):
     """Start train.py in `cwd`, as a user would."""
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=pipe, text=True, preexec_fn=_heed_interrupts)
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=pipe, stderr=pipe, text=True, preexec_fn=_heed_interrupts
+    )
 
 
 def _heed_interrupts():
@@ -39,7 +43,9 @@ def train(*overrides, cwd, seconds=300):
 
 
 def load_script(name):
-    """scripts/`name`.py as a module of its own, loaded anew with each call; its `main` does not run."""
+    """scripts/`name`.py as a module of its own, loaded anew with each call; its `main` does not
+    run.
+    """
     spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look themselves up there
@@ -64,7 +70,11 @@ def awake(policy):
 
 def first_batch(policy, data):
     """The first iteration's rollout, a part for each micro-batch."""
-    return [policy.sample(data.iterations[0], rows) for update in policy.plan.updates(0) for rows in update]
+    return [
+        policy.sample(data.iterations[0], rows)
+        for update in policy.plan.updates(0)
+        for rows in update
+    ]
 
 
 def fit(policy, data):

@@ -1,4 +1,6 @@
-"""The runtime type checker of the suite: beartype, behind jaxtyping's import hook (see conftest)."""
+"""The runtime type checker of the suite: beartype, behind jaxtyping's import hook (see
+conftest).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ _strict = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def check(target: Any) -> Any:
-    """Check shapes and types of `target` at run time, except where a Protocol is not `runtime_checkable`."""
+    """Check shapes and types of `target` at run time, except where a Protocol is not
+    `runtime_checkable`.
+    """
     try:
         return _strict(target)
     except BeartypeDecorHintPep3119Exception:

@@ -48,7 +48,9 @@ def healthy(handler):
 
 @contextmanager
 def answering(behave, port=0, get=healthy):
-    """A server in a thread; `behave(handler, body)` answers each POST, `get(handler)` each GET. Gives its address."""
+    """A server in a thread; `behave(handler, body)` answers each POST, `get(handler)` each GET.
+    Gives its address.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -102,7 +104,9 @@ def cut(handler, body):
 
 def read(body):
     """A request's body, within limits that no test reaches."""
-    return wire.read_request(body, max_images=1000, max_image_bytes=1 << 26, max_decoded_bytes=1 << 28)
+    return wire.read_request(
+        body, max_images=1000, max_image_bytes=1 << 26, max_decoded_bytes=1 << 28
+    )
 
 
 def scorer(reward):
@@ -145,7 +149,12 @@ class Process:
     """scripts/serve_reward.py on a free port, or on `port`."""
 
     def __init__(self, *overrides, port=0, env=()):
-        command = [sys.executable, str(ROOT / "scripts" / "serve_reward.py"), f"port={port}", *overrides]
+        command = [
+            sys.executable,
+            str(ROOT / "scripts" / "serve_reward.py"),
+            f"port={port}",
+            *overrides,
+        ]
         paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
         self.process = subprocess.Popen(
             command,

@@ -1,4 +1,6 @@
-"""Small random pipelines of each family, saved in diffusers layout, and how the tests configure runs on them."""
+"""Small random pipelines of each family, saved in diffusers layout, and how the tests configure
+runs on them.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,12 @@ def tokens(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Family:
-    """All that the tests know of a family of base models: a `model` option, its small pipeline, its stock class.
+    """All that the tests know of a family of base models: a `model` option, its small pipeline, its
+    stock class.
 
-    `noise` gives FlowRL's initial noise as the stock pipeline takes it, `latents` the last latents, with the
-    autoencoder, as it gives them. `arguments` are those of a stock call of so many steps that FlowRL's own grid needs.
+    `noise` gives FlowRL's initial noise as the stock pipeline takes it, `latents` the last latents,
+    with the autoencoder, as it gives them. `arguments` are those of a stock call of so many steps
+    that FlowRL's own grid needs.
     """
 
     option: str
@@ -64,7 +68,9 @@ class Family:
     length: int = 80  # of a text in tokens, which are characters
     has_negative: bool = False  # prompt, embedded beside the others
     num_idle: int = 0  # layers with LoRA whose output the transformer never uses
-    repeats: bool = False  # another family's network, so that what costs time is left to the slow tests
+    repeats: bool = (
+        False  # another family's network, so that what costs time is left to the slow tests
+    )
 
     def save(self, folder: Path) -> Path:
         with torch.random.fork_rng():
@@ -113,9 +119,13 @@ FAMILIES = {
         guidance=4.5,
         noise=lambda x: x,
         latents=lambda x0, _: x0,
-        arguments=lambda steps: {"sigmas": [(steps - k) / steps for k in range(steps)]},  # linear_shift's
+        arguments=lambda steps: {
+            "sigmas": [(steps - k) / steps for k in range(steps)]
+        },  # linear_shift's
         has_negative=True,
-        num_idle=1,  # the last block discards the text stream's attention output, so its text query has no gradient
+        # the last block discards the text stream's attention output, so its text query has no
+        # gradient
+        num_idle=1,
     ),
     "flux1": Family(
         "flux1_dev",

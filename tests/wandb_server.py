@@ -1,4 +1,6 @@
-"""A stand-in for W&B's server on this machine: it takes one key and answers what its library asks at a run's start."""
+"""A stand-in for W&B's server on this machine: it takes one key and answers what its library asks
+at a run's start.
+"""
 
 import base64
 import json
@@ -9,9 +11,23 @@ KEY = "0123456789" * 4
 TOKEN, ACCESS = "header.payload.signature", "an-access-token"
 ENTITY = {"id": "e", "name": "me"}
 PROJECT = {"id": "p", "name": "flowrl", "entity": ENTITY}
-BUCKET = {"id": "b", "name": "the-id", "displayName": "a run", "config": "{}", "historyLineCount": 0}
+BUCKET = {
+    "id": "b",
+    "name": "the-id",
+    "displayName": "a run",
+    "config": "{}",
+    "historyLineCount": 0,
+}
 ANSWERS = {
-    "Viewer": {"viewer": {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}},
+    "Viewer": {
+        "viewer": {
+            "id": "v",
+            "entity": "me",
+            "username": "me",
+            "flags": "{}",
+            "teams": {"edges": []},
+        }
+    },
     "RunResumeStatus": {"model": PROJECT | {"bucket": None}},
     "UpsertBucket": {"upsertBucket": {"bucket": BUCKET | {"project": PROJECT}, "inserted": True}},
     "CreateRunFiles": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}},
@@ -19,7 +35,9 @@ ANSWERS = {
 
 
 class Server:
-    """Listens while it is entered; `seen` holds the operations that were asked for with the right key."""
+    """Listens while it is entered; `seen` holds the operations that were asked for with the right
+    key.
+    """
 
     def __init__(self):
         self.seen = []
@@ -55,7 +73,9 @@ class Server:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 if self.path == "/oidc/token":
                     is_known = TOKEN.encode() in body
-                    self.answer(200 if is_known else 401, {"access_token": ACCESS, "expires_in": 3600})
+                    self.answer(
+                        200 if is_known else 401, {"access_token": ACCESS, "expires_in": 3600}
+                    )
                 elif self.path != "/graphql":
                     self.answer(200, {})
                 elif self.headers.get("Authorization") in (basic(KEY), f"Bearer {ACCESS}"):

@@ -27,37 +27,51 @@ from flowrl.values.bounds import Count
 NO_CHECKPOINT = "no checkpoint yet"
 
 STATE_KEYS: dict[str, type] = {"num_iterations": int, "num_optimizer_steps": int, "record": dict}
-"""What a checkpoint's state must hold to resume from, with its types; what belongs to one method is that
-method's to ask for."""
+"""What a checkpoint's state must hold to resume from, with its types; what belongs to one method is
+that method's to ask for.
+"""
 
 
 class Checkpoint(Callback):
     """Writes `checkpoints/<iteration>` every `every` iterations and keeps the newest `keep`.
 
-    When a stop is asked for, it writes one after the running iteration and ends the run. With the first checkpoint
-    that it writes `outputs/latest` moves to the run.
-    `export` writes the EMA weights to `lora/`, in the format of the stock pipeline's `load_lora_weights`, or after full
+    When a stop is asked for, it writes one after the running iteration and ends the run. With the
+    first checkpoint that it writes `outputs/latest` moves to the run. `export` writes the EMA
+    weights to `lora/`, in the format of the stock pipeline's `load_lora_weights`, or after full
     fine-tuning to `transformer/`, in that of the network's `from_pretrained`.
     """
 
-    def __init__(self, *, record: RunRecord, stop: Stop, folder: str, every: Count, keep: Count) -> None:
+    def __init__(
+        self, *, record: RunRecord, stop: Stop, folder: str, every: Count, keep: Count
+    ) -> None:
         if every < 1 or keep < 1:
-            raise UserError(f"checkpoint.every={every} and checkpoint.keep={keep} must be at least 1")
-        self.record, self.stop, self.folder, self.every, self.keep = record, stop, Path(folder), every, keep
+            raise UserError(
+                f"checkpoint.every={every} and checkpoint.keep={keep} must be at least 1"
+            )
+        self.record = record
+        self.stop = stop
+        self.folder = Path(folder)
+        self.every = every
+        self.keep = keep
         self.restored: Path | None = None
         self.is_whole = False
         self.has_moved_latest = False
 
     def resume_from(self, policy: Policy) -> int:
-        """Load the newest whole checkpoint's weights and counters, 0 iterations if there is none."""
+        """Load the newest whole checkpoint's weights and counters, 0 iterations if there is
+        none.
+        """
         found = checkpoint.newest(self.folder / CHECKPOINTS, self.stems(policy), STATE_KEYS)
         if found is None:
             self.record.start_anew()
             return 0
         self.restored, weights, state = found
-        if name := first_not_finite({f"{stem} {name}": v for stem, ws in weights.items() for name, v in ws.items()}):
+        if name := first_not_finite(
+            {f"{stem} {name}": v for stem, ws in weights.items() for name, v in ws.items()}
+        ):
             raise UserError(
-                f"checkpoint {self.restored}: the weight {name} holds NaN or infinity; delete its folder to resume "
+                f"checkpoint {self.restored}: the weight {name} holds NaN or infinity; delete its "
+                "folder to resume "
                 "from the one before"
             )
         policy.load_weights(weights)
@@ -72,9 +86,13 @@ class Checkpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Policy)
         if trainer.is_global_zero and self.restored is not None:
-            checkpoint.set_aside_after(self.restored)  # only now, since all processes have read theirs
+            checkpoint.set_aside_after(
+                self.restored
+            )  # only now, since all processes have read theirs
             checkpoint.sweep(self.folder / CHECKPOINTS)
-        pl_module.ema.weights = {name: value.to(pl_module.device) for name, value in pl_module.ema.weights.items()}
+        pl_module.ema.weights = {
+            name: value.to(pl_module.device) for name, value in pl_module.ema.weights.items()
+        }
         if self.restored is not None:
             weights, _ = checkpoint.load(self.restored)
             checkpoint.load_optimizer_tensors(trainer.optimizers[0], weights["optimizer"])
@@ -90,11 +108,14 @@ class Checkpoint(Callback):
         if is_last or must_stop or pl_module.num_iterations % self.every == 0:
             self.save(trainer, pl_module)
         if must_stop and not is_last:
-            trainer.strategy.barrier()  # a process that ended sooner would have the one that saves killed
+            # a process that ended sooner would have the one that saves killed
+            trainer.strategy.barrier()
             raise SIGTERMException
 
     def save(self, trainer: Trainer, policy: Policy) -> None:
-        """Write a checkpoint. Raises NotFinite, and leaves those that are there, where a weight is no number."""
+        """Write a checkpoint. Raises NotFinite, and leaves those that are there, where a weight is
+        no number.
+        """
         tensors = {
             **policy.weights(),
             "optimizer": checkpoint.optimizer_tensors(trainer.optimizers[0]),
@@ -102,7 +123,9 @@ class Checkpoint(Callback):
         }
         assert tensors.keys() == set(self.stems(policy))
         require_finite(tensors)  # before an older checkpoint is deleted for this one
-        weights = {stem: gathered(own, is_kept=trainer.is_global_zero) for stem, own in tensors.items()}
+        weights = {
+            stem: gathered(own, is_kept=trainer.is_global_zero) for stem, own in tensors.items()
+        }
         if trainer.is_global_zero:
             state = policy.state() | {"record": self.record.state()}
             checkpoint.save(self.folder / CHECKPOINTS, keep=self.keep, weights=weights, state=state)
@@ -110,22 +133,35 @@ class Checkpoint(Callback):
                 self.has_moved_latest = True
                 point_latest_at(self.folder)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         assert isinstance(pl_module, Policy)
-        # Rewards are checked before the first update of an iteration, so the state is that of the last one's end.
-        # Before the optimizer has its state back, there is nothing to save that the checkpoint does not hold.
-        if isinstance(exception, TooManyMissingRewards) and pl_module.num_iterations and self.is_whole:
-            if len(self.record.rows) < pl_module.num_iterations:  # an evaluation stopped it, before the row was written
+        # Rewards are checked before the first update of an iteration, so the state is that of the
+        # last one's end. Before the optimizer has its state back, there is nothing to save that the
+        # checkpoint does not hold.
+        if (
+            isinstance(exception, TooManyMissingRewards)
+            and pl_module.num_iterations
+            and self.is_whole
+        ):
+            # An evaluation stopped it, before the row was written.
+            if len(self.record.rows) < pl_module.num_iterations:
                 self.record.on_train_batch_end(trainer, pl_module, None, None, 0)
             self.save(trainer, pl_module)
 
     def newest(self) -> str:
         """What a resumed run would start from, in words."""
         complete = checkpoint.list_complete(self.folder / CHECKPOINTS)
-        return f"the newest checkpoint is after iteration {int(complete[-1].name)}" if complete else NO_CHECKPOINT
+        return (
+            f"the newest checkpoint is after iteration {int(complete[-1].name)}"
+            if complete
+            else NO_CHECKPOINT
+        )
 
     def export(self, trainer: Trainer, policy: Policy) -> None:
-        """Write the EMA's weights, whole or not at all. All processes call it: divided weights are gathered.
+        """Write the EMA's weights, whole or not at all. All processes call it: divided weights are
+        gathered.
 
         Raises NotFinite where a weight is no number.
         """

@@ -33,11 +33,13 @@ log = logging.getLogger(__name__)
 
 
 class Evaluate(Callback):
-    """Runs the evaluator at the start, every `every` iterations, and at the end; keeps the first images to compare.
+    """Runs the evaluator at the start, every `every` iterations, and at the end; keeps the first
+    images to compare.
 
-    Writes `images/<iteration>.png` with the samples before and now, from the same noise, for `num_shown` prompts of
-    the first set, taken as its prompts are. Warns when the reward has risen on that set since the start while one of
-    `gold`, parts of the reward that are not trained on, has fallen.
+    Writes `images/<iteration>.png` with the samples before and now, from the same noise, for
+    `num_shown` prompts of the first set, taken as its prompts are. Warns when the reward has risen
+    on that set since the start while one of `gold`, parts of the reward that are not trained on,
+    has fallen.
     """
 
     def __init__(
@@ -50,8 +52,12 @@ class Evaluate(Callback):
         num_shown: Count,
         gold: Sequence[Text],
     ) -> None:
-        self.evaluator, self.record, self.folder = evaluator, record, Path(folder)
-        self.every, self.num_shown, self.gold = every, num_shown, tuple(gold)
+        self.evaluator = evaluator
+        self.record = record
+        self.folder = Path(folder)
+        self.every = every
+        self.num_shown = num_shown
+        self.gold = tuple(gold)
         self.first: tuple[Tensor, Tensor] | None = None
         self.watched: dict[str, Tensor] = {}
 
@@ -70,16 +76,22 @@ class Evaluate(Callback):
             self.run(trainer, pl_module, "before")
 
     def restore(self) -> None:
-        """Take back what was drawn before training; without it, later pictures and alarms have nothing beside them."""
+        """Take back what was drawn before training; without it, later pictures and alarms have
+        nothing beside them.
+        """
         if not self.before_path.is_file():
-            log.warning("%s is gone: no pictures from before training will be shown, no alarms given", self.before_path)
+            log.warning(
+                "%s is gone: no pictures from before training will be shown, no alarms given",
+                self.before_path,
+            )
             return
         try:
             kept = load_file(self.before_path)
             self.first = (kept["images"], kept["scores"])
         except (OSError, SafetensorError, KeyError) as error:
             log.warning(
-                "%s is damaged (%s): no pictures from before training will be shown, no alarms given; "
+                "%s is damaged (%s): no pictures from before training will be shown, no alarms "
+                "given; "
                 "put the file back and resume to have them",
                 *(self.before_path, error),
             )
@@ -95,7 +107,9 @@ class Evaluate(Callback):
             self.run(trainer, pl_module, "after" if is_last else "during")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run resumed with no iteration left, such as one whose last evaluation failed, is evaluated now."""
+        """A run resumed with no iteration left, such as one whose last evaluation failed, is
+        evaluated now.
+        """
         assert isinstance(pl_module, Policy)
         is_last = pl_module.num_iterations == len(trainer.datamodule.iterations)  # type: ignore[attr-defined]
         if is_last and "after" not in self.record.evaluations:
@@ -113,12 +127,15 @@ class Evaluate(Callback):
         if not policy.num_iterations:
             self.watched = watched
             self.check_names(result.scores[main], getattr(policy.reward.reward, "monitors", ()))
-        metrics = dict(result.metrics) | {f"eval/{main}/alarms": float(len(self.alarms(watched, trainer.loggers)))}
+        metrics = dict(result.metrics) | {
+            f"eval/{main}/alarms": float(len(self.alarms(watched, trainer.loggers)))
+        }
         policy.log_evaluation(metrics)
         headline = self.headline(result)
         self.record.add(when, metrics, headline)
         places = self.evaluator.spread_over(len(self.evaluator.sets[main]), self.num_shown)
-        scores, drawn = result.scores[main], result.images[main]
+        scores = result.scores[main]
+        drawn = result.images[main]
         shown = [place * self.evaluator.images_per_prompt for place in places]  # one image a prompt
         # Of all processes; copies, since a view would keep its whole batch for the rest of the run.
         parts = gather({row: drawn[row].clone() for row in shown if row in drawn})
@@ -132,7 +149,9 @@ class Evaluate(Callback):
             self.first = (images, values)
             self.before_path.parent.mkdir(parents=True, exist_ok=True)
             partial = self.before_path.with_suffix(".partial")
-            save_file({"images": images.contiguous(), "scores": values.contiguous(), **watched}, partial)
+            save_file(
+                {"images": images.contiguous(), "scores": values.contiguous(), **watched}, partial
+            )
             partial.replace(self.before_path)
         captions = [self.evaluator.sets[main][place].text for place in places]
         columns = [] if self.first is None else [("before", self.first[0], self.first[1].tolist())]
@@ -142,22 +161,34 @@ class Evaluate(Callback):
         path = self.folder / "images" / f"{policy.num_iterations:06d}.png"
         contact_sheet.save(sheet, path)
         log_image(trainer, sheet, path, policy.num_iterations)
-        numbers = ", ".join(f"{key} {value:.3g}" for key, value in headline.items() if isinstance(value, float))
+        numbers = ", ".join(
+            f"{key} {value:.3g}" for key, value in headline.items() if isinstance(value, float)
+        )
         policy.print(f"evaluation {when} (iteration {policy.num_iterations}): {numbers}; {path}")
 
     def watch(self, output: RewardOutput) -> dict[str, Tensor]:
-        """The reward and the gold metrics of each sample, NaN where there is none; warns of one that is no part."""
+        """The reward and the gold metrics of each sample, NaN where there is none; warns of one
+        that is no part.
+        """
         if unknown := [name for name in self.gold if name not in output.parts]:
             names = ", ".join(output.parts) or "none"
-            log.warning("viewing.gold=%s: no part of the reward, whose parts are: %s", ",".join(unknown), names)
+            log.warning(
+                "viewing.gold=%s: no part of the reward, whose parts are: %s",
+                ",".join(unknown),
+                names,
+            )
         found = [name for name in self.gold if name in output.parts]
         values = {"reward": torch.where(output.has_value, output.values, torch.nan)}
-        return values | {name: torch.where(output.is_valid, output.parts[name], torch.nan) for name in found}
+        return values | {
+            name: torch.where(output.is_valid, output.parts[name], torch.nan) for name in found
+        }
 
     def check_names(self, output: RewardOutput, monitors: Iterable[str]) -> None:
-        """Refuse a headline or gold metric that the reward does not have, before anything is trained.
+        """Refuse a headline or gold metric that the reward does not have, before anything is
+        trained.
 
-        A mixture's monitor that failed leaves its parts out, so that nothing can be said of them then.
+        A mixture's monitor that failed leaves its parts out, so that nothing can be said of them
+        then.
         """
         if any(name not in output.parts for name in monitors):
             return
@@ -169,16 +200,23 @@ class Evaluate(Callback):
                 raise UserError(f"{key}={name}: the reward has no such score; it has {words}")
 
     def alarms(self, watched: dict[str, Tensor], loggers: Sequence[Logger]) -> list[str]:
-        """Gold metrics that fell while the reward rose; they are warned of, and trackers send an alert."""
+        """Gold metrics that fell while the reward rose; they are warned of, and trackers send an
+        alert.
+        """
         texts = same_texts(next(iter(self.evaluator.sets.values())))
         prompts = np.arange(len(watched["reward"])) // self.evaluator.images_per_prompt
         if not self.watched:
             return []
         both = [name for name in self.watched if name in watched]
-        before, now = ({name: values[name].numpy() for name in both} for values in (self.watched, watched))
+        before, now = (
+            {name: values[name].numpy() for name in both} for values in (self.watched, watched)
+        )
         fell = fallen(before, now, prompts, texts)
         if fell:
-            text = f"the reward rose and {', '.join(fell)} fell: the reward may be being cheated; look at images/"
+            text = (
+                f"the reward rose and {', '.join(fell)} fell: the reward may be being cheated; "
+                "look at images/"
+            )
             log.warning(text)
             alert(loggers, "Reward up, gold down", text, level="WARN")
         return fell
@@ -188,11 +226,27 @@ class Evaluate(Callback):
         scores: dict[str, Any] = {}
         for i, name in enumerate(self.evaluator.sets):
             prefix = f"eval/{name}/"
-            own = {key.removeprefix(prefix): value for key, value in result.metrics.items() if key.startswith(prefix)}
-            plain = {key: value for key, value in own.items() if not key.startswith(("family/", "panel/"))}
-            flat: dict[str, Any] = {key.removeprefix("part/"): value for key, value in plain.items()}
-            flat["families"] = {key.removeprefix("family/"): v for key, v in own.items() if key.startswith("family/")}
-            flat["panel"] = {key.removeprefix("panel/"): v for key, v in own.items() if key.startswith("panel/")}
+            own = {
+                key.removeprefix(prefix): value
+                for key, value in result.metrics.items()
+                if key.startswith(prefix)
+            }
+            plain = {
+                key: value
+                for key, value in own.items()
+                if not key.startswith(("family/", "panel/"))
+            }
+            flat: dict[str, Any] = {
+                key.removeprefix("part/"): value for key, value in plain.items()
+            }
+            flat["families"] = {
+                key.removeprefix("family/"): v
+                for key, v in own.items()
+                if key.startswith("family/")
+            }
+            flat["panel"] = {
+                key.removeprefix("panel/"): v for key, v in own.items() if key.startswith("panel/")
+            }
             scores |= flat if i == 0 else {name: flat}
         return scores
 

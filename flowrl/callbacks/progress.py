@@ -11,7 +11,8 @@ from flowrl.training.prompt_data import PromptBatch, PromptData
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar with this loop's metrics alone, without the tracker's run id; it fits 80 columns.
+    """Lightning's bar with this loop's metrics alone, without the tracker's run id; it fits 80
+    columns.
 
     It counts the iterations of the run, so that a resumed one goes on where it stopped.
     """
@@ -33,7 +34,12 @@ class Progress(TQDMProgressBar):
         self.train_progress_bar.initial = self.train_progress_bar.n = self._data.start_iteration
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: PromptBatch,
+        batch_idx: int,
     ) -> None:
         """An iteration more."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch.iteration)
@@ -41,4 +47,8 @@ class Progress(TQDMProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        return {
+            name: value
+            for name, value in super().get_metrics(trainer, pl_module).items()
+            if name != "v_num"
+        }

@@ -1,4 +1,6 @@
-"""The run's machine-readable record: metrics.csv, one row an iteration, and summary.json at the end."""
+"""The run's machine-readable record: metrics.csv, one row an iteration, and summary.json at the
+end.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from flowrl.runs.metrics import ITERATION, read_figures
 from flowrl.runs.provenance import environment
 from flowrl.training.policy import Policy
 
-_STATUS, _CLEAR_PEAK, _CPU = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/cpuinfo")
+_STATUS = Path("/proc/self/status")
+_CLEAR_PEAK = Path("/proc/self/clear_refs")
+_CPU = Path("/proc/cpuinfo")
 
 SPEED = "perf/images_per_second"
 
@@ -33,7 +37,9 @@ log = logging.getLogger(__name__)
 
 
 class RunRecord(Callback):
-    """Owns metrics.csv and summary.json of `folder`; evaluations hand their metrics in through `add`."""
+    """Owns metrics.csv and summary.json of `folder`; evaluations hand their metrics in through
+    `add`.
+    """
 
     def __init__(self, *, folder: str) -> None:
         self.folder = Path(folder)
@@ -50,7 +56,8 @@ class RunRecord(Callback):
         self.evaluations.pop("after", None)  # of an end that was none
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:  # an earlier end's, for which a killed resumption must not be taken
+        # An earlier end's, for which a killed resumption must not be taken.
+        if trainer.is_global_zero:
             (self.folder / SUMMARY).unlink(missing_ok=True)
         # Now, since Lightning takes the policy off its device at the end.
         on_gpu = pl_module.device.type == "cuda"
@@ -61,34 +68,50 @@ class RunRecord(Callback):
         return self.folder / METRICS
 
     def add(self, when: str, metrics: dict[str, float], headline: dict[str, Any]) -> None:
-        """Take an evaluation's metrics into the next row, and its headline as `eval.<when>` of the summary."""
+        """Take an evaluation's metrics into the next row, and its headline as `eval.<when>` of the
+        summary.
+        """
         self.pending |= metrics
         self.evaluations[when] = headline
 
     def restore(self, num_iterations: int, state: dict[str, Any]) -> None:
         """Continue the record of a stopped run: drop the rows its checkpoint does not know.
 
-        Where some of the others are missing or damaged, the file as it is is kept under another name.
+        Where some of the others are missing or damaged, the file as it is is kept under another
+        name.
         """
         figures = read_figures(self.csv_path)
         self.rows = [dict(row) for row in figures.rows if int(row[ITERATION]) <= num_iterations]
         if len(self.rows) < num_iterations:
-            problem = figures.problem or ("rows are missing" if self.csv_path.is_file() else "the file is gone")
-            kept = f"; it is kept as {self._keep('unreadable').name}" if self.csv_path.is_file() else ""
+            problem = figures.problem or (
+                "rows are missing" if self.csv_path.is_file() else "the file is gone"
+            )
+            kept = (
+                f"; it is kept as {self._keep('unreadable').name}"
+                if self.csv_path.is_file()
+                else ""
+            )
             log.warning(
                 "%s: %s: the rows of %d of the first %d iterations are left%s",
                 *(self.csv_path, problem, len(self.rows), num_iterations, kept),
             )
-        evaluations, seconds = state.get("evaluations"), state.get("seconds")
+        evaluations = state.get("evaluations")
+        seconds = state.get("seconds")
         self.evaluations = evaluations if isinstance(evaluations, dict) else {}
         self.seconds_before = float(seconds) if isinstance(seconds, float | int) else 0.0
         self._write_csv()
 
     def start_anew(self) -> None:
-        """Keep what an earlier start without a checkpoint has recorded, before the first row is written again."""
+        """Keep what an earlier start without a checkpoint has recorded, before the first row is
+        written again.
+        """
         if self.csv_path.is_file() and not is_later_rank():
             kept = self._keep("before")
-            log.warning("no checkpoint yet: starting from the beginning; %s is kept as %s", self.csv_path, kept.name)
+            log.warning(
+                "no checkpoint yet: starting from the beginning; %s is kept as %s",
+                self.csv_path,
+                kept.name,
+            )
 
     def _keep(self, kind: str) -> Path:
         return self.csv_path if is_later_rank() else set_aside(self.csv_path, kind)
@@ -123,7 +146,9 @@ class RunRecord(Callback):
             self.pending = {}
             self._write_csv()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         if isinstance(exception, Exception):  # not the user's interrupt
             self.error = type(exception).__name__
             alert(trainer.loggers, type(exception).__name__, str(exception), level="ERROR")
@@ -162,7 +187,9 @@ class RunRecord(Callback):
 
 
 def reset_peak_memory() -> None:
-    """Start measuring the peak anew, so that the later jobs of a sweep in one process report their own."""
+    """Start measuring the peak anew, so that the later jobs of a sweep in one process report their
+    own.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif os.access(_CLEAR_PEAK, os.W_OK):

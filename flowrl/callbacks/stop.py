@@ -1,4 +1,6 @@
-"""Stopping after the running iteration, in all processes: on Ctrl-C, and on SIGTERM, as before Slurm's time limit."""
+"""Stopping after the running iteration, in all processes: on Ctrl-C, and on SIGTERM, as before
+Slurm's time limit.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,20 @@ from flowrl.training.reward import RewardModule
 
 NOTICE = "stopping after this iteration, with a checkpoint"
 REPEATED = 1.0
-"""Seconds within which further signals are the first one's echo: a launcher forwards what its whole group has had."""
+"""Seconds within which further signals are the first one's echo: a launcher forwards what its whole
+group has had.
+"""
 
 
 class Stop(Callback):
-    """Remembers that SIGTERM came, or a first Ctrl-C once iterations have begun, and says what it waits for.
+    """Remembers that SIGTERM came, or a first Ctrl-C once iterations have begun, and says what it
+    waits for.
 
     A second Ctrl-C stops at once, and so does a second SIGTERM while the run waits for a scorer.
 
-    Must stand before callbacks that work long in `on_train_start`. It replaces Lightning's own answer, which
-    broadcasts from within the signal handler: one process may do so while another waits in a different collective, and
-    both hang.
+    Must stand before callbacks that work long in `on_train_start`. It replaces Lightning's own
+    answer, which broadcasts from within the signal handler: one process may do so while another
+    waits in a different collective, and both hang.
     """
 
     def __init__(self) -> None:
@@ -39,12 +44,20 @@ class Stop(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.reward = getattr(pl_module, "reward", None)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._remember)  # Lightning restores the one before at the end
+            signal.signal(
+                signal.SIGTERM, self._remember
+            )  # Lightning restores the one before at the end
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         # A run in a script's background ignores Ctrl-C, and goes on doing so.
         is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        if not batch_idx and not is_ignored and threading.current_thread() is threading.main_thread():
+        if (
+            not batch_idx
+            and not is_ignored
+            and threading.current_thread() is threading.main_thread()
+        ):
             signal.signal(signal.SIGINT, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -53,7 +66,8 @@ class Stop(Callback):
             if waits_for is not None and time.monotonic() - self.since > REPEATED:
                 self._stop_at_once(number, frame)
             return
-        self.has_signal, self.since = True, time.monotonic()
+        self.has_signal = True
+        self.since = time.monotonic()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._stop_at_once)
         if not is_later_rank():

@@ -1,4 +1,6 @@
-"""Experiment trackers that need a decision: W&B online where it can be reached with a key, offline by itself if not."""
+"""Experiment trackers that need a decision: W&B online where it can be reached with a key, offline
+by itself if not.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ REACH_SECONDS = 4.0
 
 @dataclass(frozen=True)
 class Destination:
-    """Where W&B's runs go. An unasked `offline` has a reason, which is a fault where `is_fault` says so."""
+    """Where W&B's runs go. An unasked `offline` has a reason, which is a fault where `is_fault`
+    says so.
+    """
 
     mode: Literal["online", "offline", "disabled"]
     reason: str = ""
@@ -36,12 +40,19 @@ class Destination:
 
 
 def wandb_logger(
-    *, project: Text, name: Text, group: Text | None, job_type: Text, tags: Sequence[Text] | None, folder: Text
+    *,
+    project: Text,
+    name: Text,
+    group: Text | None,
+    job_type: Text,
+    tags: Sequence[Text] | None,
+    folder: Text,
 ) -> WandbLogger:
     """A W&B run whose id is kept in the run's folder, so that a resumed run continues it.
 
-    Without a `group` it is the sweep's, which W&B reads from WANDB_RUN_GROUP. Where it goes is decided here, before
-    weights load; `start` opens it. Raises UserError for settings that W&B itself refuses.
+    Without a `group` it is the sweep's, which W&B reads from WANDB_RUN_GROUP. Where it goes is
+    decided here, before weights load; `start` opens it. Raises UserError for settings that W&B
+    itself refuses.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
     # Later ranks open no run.
@@ -61,12 +72,15 @@ def wandb_logger(
         mode="offline" if place.mode == "offline" else None,
         log_model=False,
     )
-    logger._wandb_init.pop("anonymous", None)  # Lightning hands it on though W&B no longer takes it, and warns
+    logger._wandb_init.pop(
+        "anonymous", None
+    )  # Lightning hands it on though W&B no longer takes it, and warns
     return logger
 
 
 def destination() -> Destination:
-    """Where W&B would send a run, by its own word: environment, netrc and settings files as it reads them.
+    """Where W&B would send a run, by its own word: environment, netrc and settings files as it
+    reads them.
 
     Raises UserError where it refuses its settings.
     """
@@ -77,13 +91,17 @@ def destination() -> Destination:
         settings = wandb.setup().settings
         host = wbauth.HostUrl(settings.base_url, app_url=settings.app_url)
     except (wandb.errors.Error, ValueError) as error:
-        raise UserError(f"W&B refuses its settings: {_one_line(error)}; correct them, or take logger=none") from error
+        raise UserError(
+            f"W&B refuses its settings: {_one_line(error)}; correct them, or take logger=none"
+        ) from error
     if settings.mode == "disabled":
         return Destination("disabled")
     if settings.mode in ("offline", "dryrun"):
         return Destination("offline", f"asked for by its mode {settings.mode}")
     try:
-        key = wbauth.authenticate_session(host=host, source="flowrl", prompt=False, update_session=False)
+        key = wbauth.authenticate_session(
+            host=host, source="flowrl", prompt=False, update_session=False
+        )
         if key is None:
             return Destination("offline", f"no key for {host} (`wandb login` stores one)")
         if not is_reachable(host.url):
@@ -100,7 +118,8 @@ def is_reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
 
     def ask() -> None:
         try:
-            # Only whether it answers; W&B's library has certificates of its own, and no key is sent here.
+            # Only whether it answers; W&B's library has certificates of its own, and no key is sent
+            # here.
             answers.append(httpx.get(url, timeout=seconds, verify=False).status_code)
         except (httpx.HTTPError, httpx.InvalidURL, OSError):
             return
@@ -117,7 +136,9 @@ def _one_line(error: Exception) -> str:
 
 
 def start(logger: WandbLogger, folder: str | Path) -> None:
-    """Open W&B's run, offline where that fails, and say where it goes; its id is kept in `folder`."""
+    """Open W&B's run, offline where that fails, and say where it goes; its id is kept in
+    `folder`.
+    """
     import wandb
 
     if is_later_rank():
@@ -135,13 +156,17 @@ def start(logger: WandbLogger, folder: str | Path) -> None:
         return
     if run.offline:
         place = Path(run.dir).parent
-        print(f"W&B: offline, in {place}; send it with: {shlex.join(['wandb', 'sync', str(place)])}")
+        print(
+            f"W&B: offline, in {place}; send it with: {shlex.join(['wandb', 'sync', str(place)])}"
+        )
     else:
         print(f"W&B: {run.url}")
 
 
 def finish(logger: WandbLogger) -> None:
-    """Close W&B's run; where its service has died, that is told, and the run of FlowRL ends as it would have."""
+    """Close W&B's run; where its service has died, that is told, and the run of FlowRL ends as it
+    would have.
+    """
     try:
         logger.experiment.finish()
     except Exception as error:  # of any kind: its library does not say which
@@ -154,7 +179,9 @@ def default_tags(choices: Mapping[str, str], delta: object) -> list[str]:
     return own if delta is None else [*own, f"delta={delta}"]
 
 
-def alert(loggers: Sequence[Logger], title: str, text: str, *, level: Literal["WARN", "ERROR"]) -> None:
+def alert(
+    loggers: Sequence[Logger], title: str, text: str, *, level: Literal["WARN", "ERROR"]
+) -> None:
     """Send a W&B alert, as mail or in Slack, by its user's settings; other trackers have none."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):

@@ -1,1 +1,3 @@
-"""Evaluation of one policy: its images, their scores and statistics, and the page that shows them."""
+"""Evaluation of one policy: its images, their scores and statistics, and the page that shows
+them.
+"""

@@ -1,4 +1,6 @@
-"""Evaluation: fixed prompts, fixed initial noise, ODE sampling, EMA weights; training state is left untouched."""
+"""Evaluation: fixed prompts, fixed initial noise, ODE sampling, EMA weights; training state is left
+untouched.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,9 @@ _NOISE_ITERATION = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Metrics as in the glossary and scores, the same in every process, and of each set the images by row number that
-    this process drew, on the CPU: all of them where it is alone."""
+    """Metrics as in the glossary and scores, the same in every process, and of each set the images
+    by row number that this process drew, on the CPU: all of them where it is alone.
+    """
 
     metrics: Mapping[str, float]
     images: Mapping[str, Mapping[int, Float[Tensor, "3 S S"]]]
@@ -56,13 +59,15 @@ class _Share:
 
 
 class Evaluator:
-    """Evaluates a policy on named prompt sets, with `images_per_prompt` images for every prompt, drawn by `solver`.
+    """Evaluates a policy on named prompt sets, with `images_per_prompt` images for every prompt,
+    drawn by `solver`.
 
-    Of a set with more than `max_prompts` prompts a subset is taken, as `subset` says: `even` over the set, or the
-    `first` ones, as in runs from before there was this key. `headline` names the reward part that is broken down by
-    task family and written under the images; a name that is no part, such as `reward`, stands for the reward's value.
-    `sampler` gives the Gaussian steps whose divergence from the reference's is measured, on `kl_samples` samples of a
-    set, taken in the same way, where these are not 0.
+    Of a set with more than `max_prompts` prompts a subset is taken, as `subset` says: `even` over
+    the set, or the `first` ones, as in runs from before there was this key. `headline` names the
+    reward part that is broken down by task family and written under the images; a name that is no
+    part, such as `reward`, stands for the reward's value. `sampler` gives the Gaussian steps whose
+    divergence from the reference's is measured, on `kl_samples` samples of a set, taken in the same
+    way, where these are not 0.
     """
 
     def __init__(
@@ -86,11 +91,15 @@ class Evaluator:
             if value < 1:
                 raise UserError(f"evaluation.{name}={value} must be at least 1")
         if kl_samples < 0:
-            raise UserError(f"evaluation.kl_samples={kl_samples} must be at least 0; 0 leaves kl_ref out")
+            raise UserError(
+                f"evaluation.kl_samples={kl_samples} must be at least 0; 0 leaves kl_ref out"
+            )
         if not sets:
             raise UserError("evaluation.sets must name at least one prompt set")
         if max_prompts is not None and max_prompts < 1:
-            raise UserError(f"evaluation.max_prompts={max_prompts} must be at least 1, or null for all")
+            raise UserError(
+                f"evaluation.max_prompts={max_prompts} must be at least 1, or null for all"
+            )
         self.subset = subset
         self.sizes = {name: len(prompts) for name, prompts in sets.items()}
         self.sets: dict[str, list[Prompt]] = {}
@@ -98,8 +107,12 @@ class Evaluator:
             self.sets[name] = [prompts[i] for i in chosen(len(prompts), max_prompts, subset)]
         self.intervals = intervals(schedule, num_steps)
         self.guidance_scale = guidance_scale
-        self.images_per_prompt, self.batch_size = images_per_prompt, batch_size
-        self.headline, self.sampler, self.kl_samples, self.seed = headline, sampler, kl_samples, seed
+        self.images_per_prompt = images_per_prompt
+        self.batch_size = batch_size
+        self.headline = headline
+        self.sampler = sampler
+        self.kl_samples = kl_samples
+        self.seed = seed
         self.solver = solver
 
     @property
@@ -108,20 +121,30 @@ class Evaluator:
         return [prompt for prompts in self.sets.values() for prompt in prompts]
 
     def told(self, name: str) -> str:
-        """How many prompts of a set are used, which ones where not all are, and how many texts where some repeat."""
-        count, total = len(self.sets[name]), self.sizes[name]
-        taken = f"{count} prompts" if count == total else f"{count} of {total} prompts, {WAYS[self.subset]}"
+        """How many prompts of a set are used, which ones where not all are, and how many texts
+        where some repeat.
+        """
+        count = len(self.sets[name])
+        total = self.sizes[name]
+        taken = (
+            f"{count} prompts"
+            if count == total
+            else f"{count} of {total} prompts, {WAYS[self.subset]}"
+        )
         num_texts = len(set(same_texts(self.sets[name]).tolist()))
         repeats = f"; {num_texts} different texts, each of which counts once in intervals"
         return taken if num_texts == count else taken + repeats
 
     def spread_over(self, total: int, wanted: int) -> list[int]:
-        """The places of `wanted` of a set's `total` prompts or samples, taken as its prompts are from their source."""
+        """The places of `wanted` of a set's `total` prompts or samples, taken as its prompts are
+        from their source.
+        """
         return chosen(total, wanted, self.subset)
 
     @torch.no_grad()
     def evaluate(self, policy: Policy) -> EvaluationResult:
-        """Generate and score every set under the EMA weights; the trained weights come back bitwise.
+        """Generate and score every set under the EMA weights; the trained weights come back
+        bitwise.
 
         Raises TooManyMissingRewards as training does, and NotFinite where a weight is no number.
         """
@@ -143,28 +166,43 @@ class Evaluator:
         return EvaluationResult(metrics, images, scores)
 
     def initial_noise(self, policy: Policy, num_samples: int, first: int = 0) -> Tensor:
-        """The fixed initial noise of a set's samples from row `first` on, the same in every evaluation of every run."""
+        """The fixed initial noise of a set's samples from row `first` on, the same in every
+        evaluation of every run.
+        """
         return self._noise(policy, range(first, first + num_samples))
 
     def _noise(self, policy: Policy, rows: Sequence[int]) -> Tensor:
         samples = [divmod(row, self.images_per_prompt) for row in rows]
         shape = policy.model.latent_shape
-        noise = gaussian_noise(shape, seed=self.seed, iteration=_NOISE_ITERATION, samples=samples, step=INITIAL)
+        noise = gaussian_noise(
+            shape, seed=self.seed, iteration=_NOISE_ITERATION, samples=samples, step=INITIAL
+        )
         return noise.to(policy.device)
 
     @torch.no_grad()
-    def draw(self, policy: Policy, prompts: Sequence[Prompt], first: int = 0) -> Float[Tensor, "B 3 S S"]:
-        """Images of a set's samples from row `first` on, whose prompts are given, under the weights as they are."""
-        return torch.cat([images for _, images in self._batches(policy, prompts, first, self._starts(prompts))])
+    def draw(
+        self, policy: Policy, prompts: Sequence[Prompt], first: int = 0
+    ) -> Float[Tensor, "B 3 S S"]:
+        """Images of a set's samples from row `first` on, whose prompts are given, under the weights
+        as they are.
+        """
+        return torch.cat(
+            [images for _, images in self._batches(policy, prompts, first, self._starts(prompts))]
+        )
 
     def _starts(self, prompts: Sequence[Prompt]) -> range:
         return range(0, len(prompts), self.batch_size)
 
-    def _draw_and_score(self, policy: Policy, prompts: Sequence[Prompt]) -> tuple[dict[int, Tensor], _Share]:
-        """Every process draws and scores its share of the batches: whole ones, so that the share changes no image, and
-        whole prompts, so that no image has to leave its process. Returns its own images, and what all rows say."""
+    def _draw_and_score(
+        self, policy: Policy, prompts: Sequence[Prompt]
+    ) -> tuple[dict[int, Tensor], _Share]:
+        """Every process draws and scores its share of the batches: whole ones, so that the share
+        changes no image, and whole prompts, so that no image has to leave its process. Returns its
+        own images, and what all rows say.
+        """
         images: dict[int, Tensor] = {}
-        scores, looks = [], []
+        scores = []
+        looks = []
         # The least number of batches that ends where a prompt ends.
         block = math.lcm(self.batch_size, self.images_per_prompt) // self.batch_size
         size = policy.plan.num_processes
@@ -172,9 +210,12 @@ class Evaluator:
         for i, start in enumerate(self._starts(prompts)):
             shares[i // block % size].append(start)
         starts = shares[policy.global_rank]
-        # Divided weights are gathered in every pass, so all processes make equally many, some for nothing.
+        # Divided weights are gathered in every pass, so all processes make equally many, some for
+        # nothing.
         idle = max(map(len, shares)) - len(starts) if is_divided(policy.transformer) else 0
-        for number, (rows, batch) in enumerate(self._batches(policy, prompts, 0, [*starts, *[0] * idle])):
+        for number, (rows, batch) in enumerate(
+            self._batches(policy, prompts, 0, [*starts, *[0] * idle])
+        ):
             if number >= len(starts):
                 continue
             scores.append(policy.reward.submit(batch, prompts[rows]))
@@ -183,7 +224,12 @@ class Evaluator:
         own: _Share | None = None
         if images:  # there may be fewer batches than processes
             values = {stat: torch.cat([look[stat].cpu() for look in looks]) for stat in looks[0]}
-            own = _Share(list(images), policy.reward.collect(scores), values, self._spread(list(images.values())))
+            own = _Share(
+                list(images),
+                policy.reward.collect(scores),
+                values,
+                self._spread(list(images.values())),
+            )
         return images, _merge([part for part in gather(own) if part is not None])
 
     def _batches(
@@ -194,18 +240,27 @@ class Evaluator:
         for start in starts:
             rows = slice(start, start + self.batch_size)
             conditioning = policy.embed(prompts[rows])
-            x, history = noise[rows], None
+            x = noise[rows]
+            history = None
             for interval in self.intervals:
-                velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
+                velocity = policy.model.velocity(
+                    x, interval.sigma, conditioning, self.guidance_scale
+                )
                 x, history = self.solver.advance(x, velocity, interval, history)
             yield rows, policy.model.decode(x)
 
     def _score(self, name: str, prompts: Sequence[Prompt], share: _Share) -> dict[str, float]:
         output = share.scores
-        valid, has_value = output.is_valid, output.has_value
+        valid = output.is_valid
+        has_value = output.has_value
         metrics = {f"eval/{name}/missing": float(1 - valid.float().mean())}
         if num_broken := int((~share.looks["brightness"].isfinite()).sum()):
-            log.warning("%s: %d of %d images have pixels that are no numbers", name, num_broken, len(prompts))
+            log.warning(
+                "%s: %d of %d images have pixels that are no numbers",
+                name,
+                num_broken,
+                len(prompts),
+            )
         if self.images_per_prompt > 1:  # a 0 would read as collapse
             metrics |= _finite_mean(f"eval/{name}/diversity", share.spread, torch.sqrt)
         for stat, values in share.looks.items():
@@ -218,13 +273,19 @@ class Evaluator:
                 metrics[f"eval/{name}/part/{part}"] = float(usable.mean())
         families = defaultdict(list)
         shown = output.parts.get(self.headline, output.values)
-        for prompt, value, ok in zip(prompts, shown.tolist(), (valid & shown.isfinite()).tolist(), strict=True):
+        for prompt, value, ok in zip(
+            prompts, shown.tolist(), (valid & shown.isfinite()).tolist(), strict=True
+        ):
             if prompt.family and ok:
                 families[prompt.family].append(value)
-        return metrics | {f"eval/{name}/family/{family}": sum(own) / len(own) for family, own in families.items()}
+        return metrics | {
+            f"eval/{name}/family/{family}": sum(own) / len(own) for family, own in families.items()
+        }
 
     def _spread(self, images: Sequence[Tensor]) -> Float[Tensor, "B"]:
-        """For each image, the mean square distance, per pixel, of its prompt's images; NaN for a single one."""
+        """For each image, the mean square distance, per pixel, of its prompt's images; NaN for a
+        single one.
+        """
         count = self.images_per_prompt
         if count == 1:
             return torch.full((len(images),), math.nan)
@@ -235,7 +296,8 @@ class Evaluator:
 
     @torch.no_grad()
     def kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float | None:
-        """Mean exact KL(current || reference) per step and dimension, over `kl_samples` of a set's samples.
+        """Mean exact KL(current || reference) per step and dimension, over `kl_samples` of a set's
+        samples.
 
         None where nothing is measured: without samples, or without a stochastic step.
         """
@@ -245,13 +307,23 @@ class Evaluator:
             return None
         noise = self._noise(policy, rows)
         batches = [
-            self._divergences(policy, prompts[start : start + self.batch_size], noise[start : start + self.batch_size])
+            self._divergences(
+                policy,
+                prompts[start : start + self.batch_size],
+                noise[start : start + self.batch_size],
+            )
             for start in self._starts(prompts)
         ]
-        return float(torch.stack([torch.cat(parts).mean() for parts in zip(*batches, strict=True)]).mean())
+        return float(
+            torch.stack([torch.cat(parts).mean() for parts in zip(*batches, strict=True)]).mean()
+        )
 
-    def _divergences(self, policy: Policy, prompts: Sequence[Prompt], x: Tensor) -> list[Float[Tensor, "B"]]:
-        """For each stochastic step, the samples' KL between the current policy's Gaussian and the reference's."""
+    def _divergences(
+        self, policy: Policy, prompts: Sequence[Prompt], x: Tensor
+    ) -> list[Float[Tensor, "B"]]:
+        """For each stochastic step, the samples' KL between the current policy's Gaussian and the
+        reference's.
+        """
         conditioning = policy.embed(prompts)
         divergences = []
         for interval in self.intervals:
@@ -259,15 +331,21 @@ class Evaluator:
             step = self.sampler.step(x, velocity, interval)
             if step.std > 0:
                 with lora.at_reference(policy.transformer):
-                    ref_velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
+                    ref_velocity = policy.model.velocity(
+                        x, interval.sigma, conditioning, self.guidance_scale
+                    )
                 ref_step = self.sampler.step(x, ref_velocity, interval)
                 divergences.append(_MEAN_KL.kl(step, ref_step.mean))
             x = ODE().step(x, velocity, interval).mean
         return divergences
 
 
-def _finite_mean(name: str, values: Tensor, then: Callable[[Tensor], Tensor] = torch.clone) -> dict[str, float]:
-    """The mean of an image statistic over the images whose pixels are numbers; no metric where there is none."""
+def _finite_mean(
+    name: str, values: Tensor, then: Callable[[Tensor], Tensor] = torch.clone
+) -> dict[str, float]:
+    """The mean of an image statistic over the images whose pixels are numbers; no metric where
+    there is none.
+    """
     usable = values[values.isfinite()]
     return {name: float(then(usable.mean()))} if len(usable) else {}
 
@@ -275,7 +353,9 @@ def _finite_mean(name: str, values: Tensor, then: Callable[[Tensor], Tensor] = t
 def _merge(parts: Sequence[_Share]) -> _Share:
     """What all processes have, in the order of the rows."""
     order = torch.tensor([row for part in parts for row in part.rows]).argsort()
-    looks = {stat: torch.cat([part.looks[stat] for part in parts])[order] for stat in parts[0].looks}
+    looks = {
+        stat: torch.cat([part.looks[stat] for part in parts])[order] for stat in parts[0].looks
+    }
     spread = torch.cat([part.spread for part in parts])[order]
     scores = reorder(concatenate([part.scores for part in parts]), order)
     return _Share(sorted(row for part in parts for row in part.rows), scores, looks, spread)

@@ -1,4 +1,6 @@
-"""The page of several evaluated policies side by side: numbers, task families, the hacking panel and images."""
+"""The page of several evaluated policies side by side: numbers, task families, the hacking panel
+and images.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,32 @@ from flowrl.report.frame import COLOURS, document, embedded, paragraph, section,
 Numbers = Mapping[str, Any]
 Found = Numbers | None
 LONGEST = 192
-"""Pixels of an image's longer side on the page; smaller images are shown enlarged, larger ones are reduced."""
+"""Pixels of an image's longer side on the page; smaller images are shown enlarged, larger ones are
+reduced.
+"""
 REWARDS = (
-    "Means over prompts with 95 % bootstrap intervals, prompts resampled. Green is more and red is less than the "
-    "first column beyond chance: the difference, prompt by prompt with the same noise, has an interval without 0."
+    "Means over prompts with 95 % bootstrap intervals, prompts resampled. Green is more and red is "
+    "less than the "
+    "first column beyond chance: the difference, prompt by prompt with the same noise, has an "
+    "interval without 0."
 )
-LOOKS = "What the images look like, whatever a reward says: a policy that cheats its reward moves here first."
+LOOKS = (
+    "What the images look like, whatever a reward says: a policy that cheats its reward moves here "
+    "first."
+)
 
 
 def render(
-    title: str, subtitle: str, sets: Mapping[str, Mapping[str, Numbers]], galleries: Mapping[str, Sequence[Any]]
+    title: str,
+    subtitle: str,
+    sets: Mapping[str, Mapping[str, Numbers]],
+    galleries: Mapping[str, Sequence[Any]],
 ) -> str:
     """The page as text.
 
-    `sets` maps a prompt set to the numbers of each policy by its label (see `flowrl.evaluation.summary.numbers`), the
-    base model's first; `galleries` maps a set to its rows (see `gallery` there).
+    `sets` maps a prompt set to the numbers of each policy by its label (see
+    `flowrl.evaluation.summary.numbers`), the base model's first; `galleries` maps a set to its rows
+    (see `gallery` there).
     """
     body = []
     for name, found in sets.items():
@@ -43,12 +56,22 @@ def render(
 
 
 def _rewards(policies: Mapping[str, Numbers]) -> str:
-    names = dict.fromkeys(key for each in policies.values() for key in each["metrics"] if not key.startswith("panel/"))
+    names = dict.fromkeys(
+        key for each in policies.values() for key in each["metrics"] if not key.startswith("panel/")
+    )
     rows = [_compared(escape(key), policies, partial(_metric, key=key)) for key in names]
     rows += [
-        _row("diversity <small>rms distance within a prompt</small>", policies, lambda each: _value(each["diversity"])),
+        _row(
+            "diversity <small>rms distance within a prompt</small>",
+            policies,
+            lambda each: _value(each["diversity"]),
+        ),
         _row("KL to the reference <small>per step and dimension</small>", policies, _drift),
-        _row("missing", policies, lambda each: f"{each['missing']:.1%} <small>of {each['num_images']}</small>"),
+        _row(
+            "missing",
+            policies,
+            lambda each: f"{each['missing']:.1%} <small>of {each['num_images']}</small>",
+        ),
     ]
     return section("Rewards", REWARDS, _table(policies, rows), level=3)
 
@@ -58,7 +81,11 @@ def _families(policies: Mapping[str, Numbers]) -> str:
     rows = []
     for family, found in base["families"].items():
         count = f" <small>{found['num_prompts']} prompts</small>" if found else ""
-        rows.append(_compared(escape(family.replace("_", " ")) + count, policies, partial(_family, family=family)))
+        rows.append(
+            _compared(
+                escape(family.replace("_", " ")) + count, policies, partial(_family, family=family)
+            )
+        )
     note = f"The mean of {base['headline']} by the prompts' task family."
     return section("Task families", note, _table(policies, rows), level=3) if rows else ""
 
@@ -82,7 +109,9 @@ def _distances(policies: Mapping[str, Numbers]) -> str:
         return ""
     note = f"Features: {known['features']}, against {known['against']}."
     if not known["is_published"]:
-        note += " These are the FID and KID formulas on another network: comparable on this page only."
+        note += (
+            " These are the FID and KID formulas on another network: comparable on this page only."
+        )
     rows = [
         _row(label, policies, partial(_distance, key=key))
         for key, label in (("frechet", "Fréchet distance"), ("kernel", "kernel distance"))
@@ -91,11 +120,15 @@ def _distances(policies: Mapping[str, Numbers]) -> str:
 
 
 def _table(policies: Mapping[str, Numbers], rows: Sequence[str]) -> str:
-    keys = (f"<i class='key c{i % COLOURS}'></i>{escape(label)}" for i, label in enumerate(policies))
+    keys = (
+        f"<i class='key c{i % COLOURS}'></i>{escape(label)}" for i, label in enumerate(policies)
+    )
     return table(["", *keys, ""], rows)
 
 
-def _row(label: str, policies: Mapping[str, Numbers], cell: Callable[[Numbers], str], plot: str = "") -> str:
+def _row(
+    label: str, policies: Mapping[str, Numbers], cell: Callable[[Numbers], str], plot: str = ""
+) -> str:
     cells = "".join(f"<td class=number>{cell(each)}</td>" for each in policies.values())
     return f"<th>{label}</th>{cells}<td>{plot}</td>"
 
@@ -122,7 +155,9 @@ def _family(each: Numbers, family: str) -> tuple[Found, Found]:
 def _value(found: Found) -> str:
     if found is None:
         return "-"
-    interval = "" if found["low"] is None else f" <small>{found['low']:.4g} to {found['high']:.4g}</small>"
+    interval = (
+        "" if found["low"] is None else f" <small>{found['low']:.4g} to {found['high']:.4g}</small>"
+    )
     return f"{found['mean']:.4g}{interval}"
 
 
@@ -136,7 +171,9 @@ def _cell(found: Found, change: Found, is_relative: bool) -> str:
     if is_relative and direction:  # neither way is the good one
         direction = "moved"
     start = found["mean"] - change["mean"]
-    shown = f"{change['mean'] / abs(start):+.0%}" if is_relative and start else f"{change['mean']:+.3g}"
+    shown = (
+        f"{change['mean'] / abs(start):+.0%}" if is_relative and start else f"{change['mean']:+.3g}"
+    )
     return f"{_value(found)} <span class='{direction}'>{shown}</span>"
 
 
@@ -153,14 +190,19 @@ def _plot(found: Sequence[Found]) -> str:
     known = [(i, each) for i, each in enumerate(found) if each and each["low"] is not None]
     if len(known) < 2:
         return ""
-    low, high = min(each["low"] for _, each in known), max(each["high"] for _, each in known)
-    width, step = 160, 12
+    low = min(each["low"] for _, each in known)
+    high = max(each["high"] for _, each in known)
+    width = 160
+    step = 12
     scale = (width - 12) / (high - low or 1.0)
     marks = []
     for i, each in known:
         a, m, b = (6 + (each[name] - low) * scale for name in ("low", "mean", "high"))
         line = f"<path d='M{a:.1f} {step * (i + 0.5)}H{b:.1f}'/>"
-        marks.append(f"<g class='c{i % COLOURS}'>{line}<circle cx='{m:.1f}' cy='{step * (i + 0.5)}' r='3.5'/></g>")
+        marks.append(
+            f"<g class='c{i % COLOURS}'>{line}<circle cx='{m:.1f}' cy='{step * (i + 0.5)}' "
+            "r='3.5'/></g>"
+        )
     size = f"viewBox='0 0 {width} {step * len(found)}'"
     return f"<svg class=intervals {size} role=img aria-label='intervals'>{''.join(marks)}</svg>"
 
@@ -171,8 +213,14 @@ def _gallery(rows: Sequence[Any]) -> str:
         pictures = []
         for label, path, score in images:
             caption = "no score" if score is None else f"{score:.3f}"
-            pictures.append(f"<figure>{_picture(path)}<figcaption>{escape(label)} {caption}</figcaption></figure>")
-        head = f"<div class=prompt>{escape(prompt)} <small>{escape(family.replace('_', ' '))}</small></div>"
+            pictures.append(
+                f"<figure>{_picture(path)}<figcaption>{escape(label)} "
+                f"{caption}</figcaption></figure>"
+            )
+        head = (
+            f"<div class=prompt>{escape(prompt)} "
+            f"<small>{escape(family.replace('_', ' '))}</small></div>"
+        )
         cells.append(f"<div>{head}<div class=side>{''.join(pictures)}</div></div>")
     return f"<div class=gallery style='--wide: {130 * len(rows[0][2])}px'>{''.join(cells)}</div>"
 

@@ -28,9 +28,12 @@ class Folder:
 
     @classmethod
     def read(cls, name: str) -> Folder:
-        """List the files below a folder: hidden ones, such as a Mac's ._x.png, and other kinds are not read."""
+        """List the files below a folder: hidden ones, such as a Mac's ._x.png, and other kinds are
+        not read.
+        """
         root = Path(name).expanduser()
-        pictures, others = [], []
+        pictures = []
+        others = []
         for path in sorted(path for path in root.rglob("*") if path.is_file()):
             if any(segment.startswith(".") for segment in path.relative_to(root).parts):
                 others.append((path, "hidden"))
@@ -50,7 +53,8 @@ class Folder:
 
 
 def folder_features(folder: str, features: Features) -> tuple[Float[Tensor, "N D"], str]:
-    """The features of the pictures in a folder, of whatever sizes, and how many there are, in words.
+    """The features of the pictures in a folder, of whatever sizes, and how many there are, in
+    words.
 
     Raises UserError below two pictures, and for one that is damaged or too large, by its name.
     """
@@ -63,7 +67,9 @@ def folder_features(folder: str, features: Features) -> tuple[Float[Tensor, "N D
 
 
 def read_images(paths: Sequence[Path]) -> Iterator[Float[Tensor, "B 3 H W"]]:
-    """Pictures as tensors in [0, 1], in order and in batches; where the size changes, a new batch begins."""
+    """Pictures as tensors in [0, 1], in order and in batches; where the size changes, a new batch
+    begins.
+    """
     batch: list[np.ndarray] = []
     for path in paths:
         picture = np.array(read_rgb(path))

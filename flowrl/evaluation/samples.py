@@ -27,7 +27,9 @@ from flowrl.tuning import lora
 from flowrl.types import Prompt, RewardOutput
 
 Sample = dict[str, Any]
-SAMPLES, SETTINGS, DRIFT = "samples.jsonl", "settings.json", "drift.json"
+SAMPLES = "samples.jsonl"
+SETTINGS = "settings.json"
+DRIFT = "drift.json"
 KEYS = {"row", "prompt", "family", "file", "reward", "is_valid", "parts", "spread", "panel"}
 """What a record of a sample has."""
 REMEDY = "choose another --out, or remove that folder"
@@ -36,31 +38,43 @@ REMEDY = "choose another --out, or remove that folder"
 class Assessment:
     """The samples of one policy on the evaluator's sets, below `folder`.
 
-    `settings` is whatever decides them. A folder with the same settings is gone on with where it stopped, one with
-    others is refused.
+    `settings` is whatever decides them. A folder with the same settings is gone on with where it
+    stopped, one with others is refused.
     """
 
     def __init__(self, folder: Path, evaluator: Evaluator, settings: Mapping[str, Any]) -> None:
-        self.folder, self.evaluator = folder, evaluator
-        every = dict(settings) | {"prompts": {name: _digest(prompts) for name, prompts in evaluator.sets.items()}}
+        self.folder = folder
+        self.evaluator = evaluator
+        every = dict(settings) | {
+            "prompts": {name: _digest(prompts) for name, prompts in evaluator.sets.items()}
+        }
         text = json.dumps(every, indent=2, sort_keys=True, default=str)
         path = folder / SETTINGS
         if path.is_file():
             known = read_object(path, REMEDY)
             known.setdefault("prompts", every["prompts"])  # which earlier versions did not keep
             if odd := [key for key, value in json.loads(text).items() if known.get(key) != value]:
-                raise UserError(f"{folder} holds an evaluation with other settings ({', '.join(odd)}); {REMEDY}")
+                raise UserError(
+                    f"{folder} holds an evaluation with other settings ({', '.join(odd)}); {REMEDY}"
+                )
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
 
     @property
     def is_complete(self) -> bool:
         """True where nothing is left to be drawn."""
-        return all(len(self.samples(name)) == len(self.rows(name)) and self.drift(name) for name in self.evaluator.sets)
+        return all(
+            len(self.samples(name)) == len(self.rows(name)) and self.drift(name)
+            for name in self.evaluator.sets
+        )
 
     def rows(self, name: str) -> list[Prompt]:
         """The prompt of every sample of a set."""
-        return [prompt for prompt in self.evaluator.sets[name] for _ in range(self.evaluator.images_per_prompt)]
+        return [
+            prompt
+            for prompt in self.evaluator.sets[name]
+            for _ in range(self.evaluator.images_per_prompt)
+        ]
 
     def samples(self, name: str) -> list[Sample]:
         """The records so far, in order; a line that a kill cut short ends them."""
@@ -74,20 +88,27 @@ class Assessment:
         return read_object(path, "remove it, and it is measured again") if path.is_file() else {}
 
     def run(self, policy: Policy) -> None:
-        """Draw and score what is missing, under the policy's current weights, which must be numbers (NotFinite)."""
+        """Draw and score what is missing, under the policy's current weights, which must be numbers
+        (NotFinite).
+        """
         require_finite({"trained": lora.parameters(policy.transformer)})
         count = self.evaluator.images_per_prompt
         step = max(self.evaluator.batch_size // count, 1) * count
         for name in self.evaluator.sets:
-            prompts, done = self.rows(name), self.samples(name)
+            prompts = self.rows(name)
+            done = self.samples(name)
             # Whole batches only, so that a resumed evaluation draws the same bits.
             done = done[: len(done) // step * step] if len(done) < len(prompts) else done
             (self.folder / name / "images").mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / name / SAMPLES, "".join(json.dumps(sample) + "\n" for sample in done))
+            write_whole(
+                self.folder / name / SAMPLES, "".join(json.dumps(sample) + "\n" for sample in done)
+            )
             for first in range(len(done), len(prompts), step):
                 self._draw(policy, name, prompts[first : first + step], first)
                 print(
-                    f"{self.folder.name}/{name}: {min(first + step, len(prompts))} of {len(prompts)} images", flush=True
+                    f"{self.folder.name}/{name}: {min(first + step, len(prompts))} of "
+                    f"{len(prompts)} images",
+                    flush=True,
                 )
             if not self.drift(name):
                 kl = self.evaluator.kl_to_reference(policy, prompts)
@@ -96,15 +117,25 @@ class Assessment:
     def _draw(self, policy: Policy, name: str, prompts: Sequence[Prompt], first: int) -> None:
         images = self.evaluator.draw(policy, prompts, first).cpu()
         output = policy.reward.score(images.to(policy.device), prompts)
-        looks, count = panel(images), self.evaluator.images_per_prompt
+        looks = panel(images)
+        count = self.evaluator.images_per_prompt
         # The mean over pairs of |a - b|^2 is twice the unbiased variance within the prompt.
         groups = images.unflatten(0, (-1, count)).flatten(2)
-        spread = (2 * groups.var(1, correction=1)).mean(1) if count > 1 else torch.full((len(groups),), math.nan)
+        spread = (
+            (2 * groups.var(1, correction=1)).mean(1)
+            if count > 1
+            else torch.full((len(groups),), math.nan)
+        )
         lines = []
         for i, prompt in enumerate(prompts):
             file = f"images/{first + i:06d}.png"
             to_pil(images[i]).save(self.folder / name / file)
-            sample = {"row": first + i, "prompt": prompt.text, "family": prompt.family, "file": file}
+            sample = {
+                "row": first + i,
+                "prompt": prompt.text,
+                "family": prompt.family,
+                "file": file,
+            }
             sample |= _scores(output, i) | {"spread": _number(spread[i // count])}
             sample["panel"] = {key: _number(values[i]) for key, values in looks.items()}
             lines.append(json.dumps(sample) + "\n")
@@ -120,7 +151,9 @@ class Assessment:
         return same_texts(self.evaluator.sets[name])
 
     def prompt_means(self, name: str) -> dict[str, Float[np.ndarray, "P"]]:
-        """Every metric of a set as one mean a prompt: reward, its parts, the panel and the squared spread."""
+        """Every metric of a set as one mean a prompt: reward, its parts, the panel and the squared
+        spread.
+        """
         samples = self.samples(name)
         prompts = np.arange(len(samples)) // self.evaluator.images_per_prompt
         columns: dict[str, np.ndarray] = {}
@@ -128,7 +161,9 @@ class Assessment:
             values = {"reward": sample["reward"], "spread": sample["spread"]} | sample["parts"]
             values |= {f"panel/{key}": value for key, value in sample["panel"].items()}
             for key, value in values.items():
-                columns.setdefault(key, np.full(len(samples), math.nan))[i] = math.nan if value is None else value
+                columns.setdefault(key, np.full(len(samples), math.nan))[i] = (
+                    math.nan if value is None else value
+                )
         return {key: by_prompt(values, prompts) for key, values in columns.items()}
 
 
@@ -152,7 +187,12 @@ def _scores(output: RewardOutput, i: int) -> Sample:
     is_valid = bool(output.is_valid[i])
     parts = {key: _number(values[i]) if is_valid else None for key, values in output.parts.items()}
     reward = _number(output.values[i]) if is_valid else None
-    return {"reward": reward, "is_valid": is_valid, "parts": parts, "info": dict(output.info[i]) if output.info else {}}
+    return {
+        "reward": reward,
+        "is_valid": is_valid,
+        "parts": parts,
+        "info": dict(output.info[i]) if output.info else {},
+    }
 
 
 def _number(value: Tensor) -> float | None:

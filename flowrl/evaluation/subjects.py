@@ -1,4 +1,6 @@
-"""What is evaluated: a base model, a run, or a file or folder with a LoRA or a whole transformer."""
+"""What is evaluated: a base model, a run, or a file or folder with a LoRA or a whole
+transformer.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,17 @@ EXPORTS = (formats.FOLDER, formats.WHOLE_FOLDER)
 
 @dataclass(frozen=True)
 class Subject:
-    """A label, and the file or folder of its weights (None for a base model), which may be a whole run's folder."""
+    """A label, and the file or folder of its weights (None for a base model), which may be a whole
+    run's folder.
+    """
 
     label: str
     path: Path | None
 
     @classmethod
     def read(cls, text: str) -> Subject:
-        """Read a subject from `base`, a file or a folder, or any of them with a name before it: NAME=PATH.
+        """Read a subject from `base`, a file or a folder, or any of them with a name before it:
+        NAME=PATH.
 
         Raises UserError where there is no such path.
         """
@@ -40,7 +45,8 @@ class Subject:
         path = Path(place).expanduser().resolve()
         if not path.exists():
             raise UserError(
-                f"{place}: no such file or folder; give `base`, a LoRA file, a run's folder or a folder with weights"
+                f"{place}: no such file or folder; give `base`, a LoRA file, a run's folder or a "
+                "folder with weights"
             )
         return cls(name or _label(path), path)
 
@@ -50,31 +56,39 @@ class Subject:
         return self.path is not None and (self.path / CONFIG).is_file()
 
     def weights(self) -> list[Path]:
-        """The files that decide what is evaluated; none for a base model. Raises UserError for a folder without."""
+        """The files that decide what is evaluated; none for a base model. Raises UserError for a
+        folder without.
+        """
         return self._weights
 
     @cached_property
     def _weights(self) -> list[Path]:
-        # Looked for once: of a run that still trains, the newest checkpoint may be another one by then.
+        # Looked for once: of a run that still trains, the newest checkpoint may be another one by
+        # then.
         if self.path is None:
             return []
-        whole = formats.whole_files(self.path / formats.WHOLE_FOLDER) or formats.whole_files(self.path)
+        whole = formats.whole_files(self.path / formats.WHOLE_FOLDER) or formats.whole_files(
+            self.path
+        )
         return whole or [formats.find(self.path)]
 
     @property
     def is_full(self) -> bool:
-        """True where its files hold the whole transformer, as full fine-tuning exports or averages it."""
+        """True where its files hold the whole transformer, as full fine-tuning exports or averages
+        it.
+        """
         files = self.weights()
         if files and files[0].name == formats.AVERAGE:
             return not any(".lora_" in key for key in _keys(files[0]))
         return any(path.name.startswith(formats.WHOLE) for path in files)
 
     def examine(self, pretrained: str) -> str | None:
-        """Read its weights and compare them with the base model's architecture, before anything is loaded or drawn.
+        """Read its weights and compare them with the base model's architecture, before anything is
+        loaded or drawn.
 
-        Returns what was read in words, None for a base model. Raises UserError for weights that are missing, damaged,
-        of another kind or of another architecture; where the architecture is not known without the weights, that is
-        left to their loading.
+        Returns what was read in words, None for a base model. Raises UserError for weights that are
+        missing, damaged, of another kind or of another architecture; where the architecture is not
+        known without the weights, that is left to their loading.
         """
         if self.path is None:
             return None
@@ -89,19 +103,25 @@ class Subject:
         return given.describe()
 
     def load_into(self, policy: Policy) -> None:
-        """Put a whole transformer in place of the policy's; a LoRA is there already, as what its policy began from."""
+        """Put a whole transformer in place of the policy's; a LoRA is there already, as what its
+        policy began from.
+        """
         if self.is_full:
             lora.load_files(policy.transformer, self.weights())
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Collect what decides its samples and scores: digests of weights, and parts of the configuration."""
+        """Collect what decides its samples and scores: digests of weights, and parts of the
+        configuration.
+        """
         digests = [file_digest(path) for path in self.weights()]
         keys = ("model", "reward", "evaluation")
         return {"weights": " ".join(digests) or None} | {key: config[key] for key in keys}
 
 
 def _label(path: Path) -> str:
-    """A name by the path: a file's own, where it is not what every exported file is called, or its folder's."""
+    """A name by the path: a file's own, where it is not what every exported file is called, or its
+    folder's.
+    """
     if path.is_file():
         if path.name not in NAMES.values():
             return path.stem
@@ -115,4 +135,6 @@ def _keys(file: Path) -> list[str]:
         with safe_open(file, framework="pt") as opened:
             return list(opened.keys())
     except SafetensorError as error:
-        raise UserError(f"{file} is damaged ({error}); delete its checkpoint to take the one before") from error
+        raise UserError(
+            f"{file} is damaged ({error}); delete its checkpoint to take the one before"
+        ) from error

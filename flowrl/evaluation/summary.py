@@ -1,4 +1,6 @@
-"""The numbers of several evaluated policies, each with its interval, and their differences from the first one's."""
+"""The numbers of several evaluated policies, each with its interval, and their differences from the
+first one's.
+"""
 
 from __future__ import annotations
 
@@ -22,22 +24,28 @@ Numbers = dict[str, Any]
 
 
 def summarise(
-    assessments: Mapping[str, Assessment], network: RandomConv | Inception, reference: tuple[str, Tensor] | None
+    assessments: Mapping[str, Assessment],
+    network: RandomConv | Inception,
+    reference: tuple[str, Tensor] | None,
 ) -> dict[str, dict[str, Numbers]]:
     """Set by set, the numbers of each policy by its label.
 
-    Distances are measured from `reference`, the name of a folder and its pictures' features, or else from the images of
-    the first policy; only on sets with two images or more.
+    Distances are measured from `reference`, the name of a folder and its pictures' features, or
+    else from the images of the first policy; only on sets with two images or more.
     """
     (first, base), *_ = assessments.items()
     results: dict[str, dict[str, Numbers]] = {}
     for name in base.evaluator.sets:
         results[name] = {
-            label: numbers(each, name, None if each is base else base) for label, each in assessments.items()
+            label: numbers(each, name, None if each is base else base)
+            for label, each in assessments.items()
         }
         if len(base.rows(name)) < 2:
             continue
-        ours = {label: all_features(network, read_images(each.files(name))) for label, each in assessments.items()}
+        ours = {
+            label: all_features(network, read_images(each.files(name)))
+            for label, each in assessments.items()
+        }
         against, theirs = reference or (f"the images of {first}", ours[first])
         if reference is None:
             del ours[first]
@@ -53,11 +61,15 @@ def summarise(
 
 
 def numbers(own: Assessment, name: str, base: Assessment | None) -> Numbers:
-    """Estimates of all metrics of a set, and of their differences from the base model's, prompt by prompt.
+    """Estimates of all metrics of a set, and of their differences from the base model's, prompt by
+    prompt.
 
-    The metric that the evaluation's headline names, else the reward, is broken down by the prompts' task families.
+    The metric that the evaluation's headline names, else the reward, is broken down by the prompts'
+    task families.
     """
-    means, samples, texts = own.prompt_means(name), own.samples(name), own.texts(name)
+    means = own.prompt_means(name)
+    samples = own.samples(name)
+    texts = own.texts(name)
     others = base.prompt_means(name) if base else {}
     spread = means.pop("spread")
     changes = {key: values - others[key] for key, values in means.items() if key in others}
@@ -78,7 +90,9 @@ def numbers(own: Assessment, name: str, base: Assessment | None) -> Numbers:
 
 
 def _by_family(
-    values: Float[np.ndarray, "P"] | None, texts: Int[np.ndarray, "P"], families: Mapping[str, np.ndarray]
+    values: Float[np.ndarray, "P"] | None,
+    texts: Int[np.ndarray, "P"],
+    families: Mapping[str, np.ndarray],
 ) -> dict[str, Numbers | None]:
     """The estimate of each family's prompts; nothing without values."""
     if values is None:
@@ -87,8 +101,12 @@ def _by_family(
 
 
 def _families(names: list[str]) -> dict[str, np.ndarray]:
-    """The numbers of each task family's prompts; families in the set's order, or by the numbers in their names."""
-    found = sorted(dict.fromkeys(names), key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
+    """The numbers of each task family's prompts; families in the set's order, or by the numbers in
+    their names.
+    """
+    found = sorted(
+        dict.fromkeys(names), key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)]
+    )
     return {family: np.flatnonzero(np.array(names) == family) for family in found if family}
 
 
@@ -103,13 +121,20 @@ def plain(found: Estimate) -> Numbers | None:
 
 def _root(found: Numbers | None) -> Numbers | None:
     """The root of a mean square, and of its interval."""
-    return found and found | {key: found[key] and found[key] ** 0.5 for key in ("mean", "low", "high")}
+    return found and found | {
+        key: found[key] and found[key] ** 0.5 for key in ("mean", "low", "high")
+    }
 
 
-def gallery(assessments: Mapping[str, Assessment], name: str, count: int) -> list[tuple[str, str, list[Any]]]:
-    """The first image of some prompts of a set, drawn by lot: (prompt, family, [(label, file, score or None), ...])."""
+def gallery(
+    assessments: Mapping[str, Assessment], name: str, count: int
+) -> list[tuple[str, str, list[Any]]]:
+    """The first image of some prompts of a set, drawn by lot: (prompt, family, [(label, file, score
+    or None), ...]).
+    """
     base = next(iter(assessments.values())).evaluator
-    stride, total = base.images_per_prompt, len(base.sets[name])
+    stride = base.images_per_prompt
+    total = len(base.sets[name])
     records = {label: each.samples(name)[::stride] for label, each in assessments.items()}
     rows = []
     for i in sorted(random.Random(0).sample(range(total), min(count, total))):

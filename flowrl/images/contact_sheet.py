@@ -13,7 +13,10 @@ from torch import Tensor
 CELL = 128
 LINE = 15
 MARGIN = 6
-INK, GOOD, BAD, PAPER = (40, 40, 40), (20, 120, 50), (180, 50, 40), (255, 255, 255)
+INK = (40, 40, 40)
+GOOD = (20, 120, 50)
+BAD = (180, 50, 40)
+PAPER = (255, 255, 255)
 
 
 def to_pil(image: Float[Tensor, "3 H W"]) -> Image.Image:
@@ -28,10 +31,11 @@ def comparison(
     *,
     per_row: int,
 ) -> Image.Image:
-    """Captioned samples, each as one image per column (such as before and after) with its score underneath.
+    """Captioned samples, each as one image per column (such as before and after) with its score
+    underneath.
 
-    A column is (title, images, scores), all with one entry per caption; `per_row` samples stand side by side. A score
-    of NaN is missing.
+    A column is (title, images, scores), all with one entry per caption; `per_row` samples stand
+    side by side. A score of NaN is missing.
     """
     font = ImageFont.load_default(size=12)
     width = len(columns) * (CELL + MARGIN) + 2 * MARGIN
@@ -40,12 +44,16 @@ def comparison(
     sheet = Image.new("RGB", (per_row * width, num_rows * height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, caption in enumerate(captions):
-        left, top = (i % per_row) * width + MARGIN, (i // per_row) * height + MARGIN
+        left = (i % per_row) * width + MARGIN
+        top = (i // per_row) * height + MARGIN
         for line, text in enumerate(_wrap(caption, font, width - 2 * MARGIN)[:2]):
             draw.text((left, top + line * LINE), text, INK, font)
         for j, (title, images, scores) in enumerate(columns):
             x = left + j * (CELL + MARGIN)
-            sheet.paste(to_pil(images[i]).resize((CELL, CELL), Image.Resampling.NEAREST), (x, top + 2 * LINE + 2))
+            sheet.paste(
+                to_pil(images[i]).resize((CELL, CELL), Image.Resampling.NEAREST),
+                (x, top + 2 * LINE + 2),
+            )
             ink = GOOD if scores[i] >= 1 else BAD if scores[i] < 0.5 else INK
             score = "missing" if math.isnan(scores[i]) else f"{scores[i]:z.2f}"
             draw.text((x, top + 2 * LINE + CELL + 4), f"{title} {score}", ink, font)

@@ -1,7 +1,8 @@
 """The hacking panel: what images look like, whatever any reward says of them.
 
-Rewards that are cheated leave traces here first: edges and colours vanish, pictures grow darker or lighter, grids and
-noise appear. Each number is compared with the base model's own images, not with an ideal.
+Rewards that are cheated leave traces here first: edges and colours vanish, pictures grow darker or
+lighter, grids and noise appear. Each number is compared with the base model's own images, not with
+an ideal.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ MEANINGS = {
     "edge_density": "share of pixels on an edge (gradient of brightness above 0.1 per pixel)",
     "colour_entropy": "entropy of the 64-colour histogram, in bits",
     "brightness": "mean brightness",
-    "high_frequency": "share of the brightness's energy, mean removed, above a quarter cycle per pixel",
+    "high_frequency": (
+        "share of the brightness's energy, mean removed, above a quarter cycle per pixel"
+    ),
 }
 
 
 def panel(images: Float[Tensor, "B 3 S S"]) -> dict[str, Float[Tensor, "B"]]:
-    """The four numbers of each image in [0, 1], named as in `MEANINGS`; NaN where a pixel is no number."""
+    """The four numbers of each image in [0, 1], named as in `MEANINGS`; NaN where a pixel is no
+    number.
+    """
     images = images.float()
     is_whole = images.isfinite().flatten(1).all(1)
     images = images.where(is_whole[:, None, None, None], 0.0)

@@ -1,4 +1,6 @@
-"""Pictures of whatever mode as 8-bit RGB, and reading one from a file, with an error that names it."""
+"""Pictures of whatever mode as 8-bit RGB, and reading one from a file, with an error that names
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,20 @@ from PIL import Image
 from flowrl.errors import UserError
 
 KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Formats that are read, of those that Pillow knows: some others start a program or are no pictures of pixels."""
+"""Formats that are read, of those that Pillow knows: some others start a program or are no pictures
+of pixels.
+"""
 
 
 TILE = 256
-"""Side of the squares in which pixels are copied, so that what a conversion takes does not grow with the picture."""
+"""Side of the squares in which pixels are copied, so that what a conversion takes does not grow
+with the picture.
+"""
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """The picture in 8-bit RGB; 16-bit greys are scaled, where Pillow's own conversion would cut them off at 255.
+    """The picture in 8-bit RGB; 16-bit greys are scaled, where Pillow's own conversion would cut
+    them off at 255.
 
     Raises UserError for greys of 32 bits, whose range nobody knows.
     """
@@ -32,7 +39,9 @@ def to_rgb(picture: Image.Image) -> Image.Image:
             grey[rows, columns] = (levels * 255 + 32767) // 65535
         picture = Image.fromarray(grey)
     elif picture.mode in ("I", "F"):
-        raise UserError(f"32-bit levels (mode {picture.mode}) have no known range; save it with 8 or 16 bits")
+        raise UserError(
+            f"32-bit levels (mode {picture.mode}) have no known range; save it with 8 or 16 bits"
+        )
     return picture.convert("RGB")
 
 
@@ -48,7 +57,8 @@ def _tiles(picture: Image.Image) -> Iterator[tuple[slice, slice, Image.Image]]:
     """Rows, columns and content of squares that cover the picture."""
     for top in range(0, picture.height, TILE):
         for left in range(0, picture.width, TILE):
-            bottom, right = min(top + TILE, picture.height), min(left + TILE, picture.width)
+            bottom = min(top + TILE, picture.height)
+            right = min(left + TILE, picture.width)
             yield slice(top, bottom), slice(left, right), picture.crop((left, top, right, bottom))
 
 
@@ -73,7 +83,9 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """The picture of a file in 8-bit RGB, the first one where it holds several. Raises UserError, naming the file."""
+    """The picture of a file in 8-bit RGB, the first one where it holds several. Raises UserError,
+    naming the file.
+    """
     try:
         with _quietly(path) as picture:
             return to_rgb(picture)
@@ -82,7 +94,9 @@ def read_rgb(path: Path) -> Image.Image:
 
 
 def _quietly(path: Path) -> Image.Image:
-    """Open a picture, without Pillow's warning of a large one: of those that are too large it raises an error."""
+    """Open a picture, without Pillow's warning of a large one: of those that are too large it
+    raises an error.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(path, formats=_known())

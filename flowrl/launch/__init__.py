@@ -1,1 +1,3 @@
-"""From a command line to a finished run; beside it only train.py, scripts/ and hydra_plugins/ know Hydra."""
+"""From a command line to a finished run; beside it only train.py, scripts/ and hydra_plugins/ know
+Hydra.
+"""

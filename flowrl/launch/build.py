@@ -31,17 +31,22 @@ DEFAULT_THREADS = torch.get_num_threads()
 
 
 def build(
-    cfg: DictConfig, examine: Callable[[Sequence[Prompt], Mapping[str, Sequence[Prompt]]], None] | None = None
+    cfg: DictConfig,
+    examine: Callable[[Sequence[Prompt], Mapping[str, Sequence[Prompt]]], None] | None = None,
 ) -> tuple[Policy, PromptData, Evaluator]:
-    """The policy, its training prompts and its evaluator; rules between components are checked before weights load.
+    """The policy, its training prompts and its evaluator; rules between components are checked
+    before weights load.
 
     `examine` sees the prompts to train on and those of each evaluation set before that, too.
     """
-    validate(cfg, is_resumed=True)  # that of a new run was looked at more strictly before PyTorch was loaded
+    validate(
+        cfg, is_resumed=True
+    )  # that of a new run was looked at more strictly before PyTorch was loaded
     torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
     algorithm: Algorithm = instantiate(cfg.algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
-    adapter, ema = instantiate(cfg.tuning), instantiate(cfg.ema)
+    adapter = instantiate(cfg.tuning)
+    ema = instantiate(cfg.ema)
     check_rules(cfg)
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
@@ -52,12 +57,15 @@ def build(
     max_grad_norm = norm_limit(cfg.max_grad_norm)
     if algorithm.state() and plan.updates_per_iteration * plan.inner_epochs < 3:
         raise UserError(
-            "loss.delta=auto needs batch.updates_per_iteration times batch.inner_epochs above 2: an iteration's first "
+            "loss.delta=auto needs batch.updates_per_iteration times batch.inner_epochs above 2: "
+            "an iteration's first "
             "update is never masked, so it alone makes the second one's KL"
         )
     check_services(cfg.reward)
     reward = RewardModule(
-        reward=instantiate(cfg.reward), max_missing=cfg.max_missing, scorer_timeout=cfg.get("scorer_timeout")
+        reward=instantiate(cfg.reward),
+        max_missing=cfg.max_missing,
+        scorer_timeout=cfg.get("scorer_timeout"),
     )
     model = instantiate(cfg.model)
     check_layers(adapter, model.transformer)

@@ -1,4 +1,6 @@
-"""What a resumed run changes: keys that decide its numbers, the code, and inputs that are no longer the same."""
+"""What a resumed run changes: keys that decide its numbers, the code, and inputs that are no longer
+the same.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ _Json = dict[str, Any]
 
 
 def is_harmless(key: str) -> bool:
-    """Whether `key`, or a node that it lies in, is one of `HARMLESS` or, of a reward, of `HARMLESS_OF_REWARDS`."""
+    """Whether `key`, or a node that it lies in, is one of `HARMLESS` or, of a reward, of
+    `HARMLESS_OF_REWARDS`.
+    """
     group, *names = key.split(".")
     if group == "reward" and not HARMLESS_OF_REWARDS.keys().isdisjoint(names):
         return True
@@ -61,7 +65,9 @@ def is_harmless(key: str) -> bool:
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf of a plain container that is no interpolation; entries of lists are leaves."""
+    """(dotted key, value) of every leaf of a plain container that is no interpolation; entries of
+    lists are leaves.
+    """
     if isinstance(node, dict):
         for key, value in node.items():
             yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
@@ -73,12 +79,17 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def overridden(before: Any, cfg: DictConfig) -> list[str]:
-    """What a configuration says otherwise than the plain container `before`, in words, harmless keys left out."""
+    """What a configuration says otherwise than the plain container `before`, in words, harmless
+    keys left out.
+    """
     old = dict(leaves(before))
     texts = []
     for key, value in leaves(OmegaConf.to_container(cfg)):
         if not is_harmless(key) and (key not in old or old[key] != value):
-            texts.append(f"{key} {_text(old[key]) if key in old else 'none'} -> {_text(value)}: {_consequence(key)}")
+            texts.append(
+                f"{key} {_text(old[key]) if key in old else 'none'} -> {_text(value)}: "
+                f"{_consequence(key)}"
+            )
     return texts
 
 
@@ -89,34 +100,43 @@ def _text(value: Any) -> str:
 def _consequence(key: str) -> str:
     if key == "num_iterations":
         return (
-            "schedules over the run, such as learning_rate=cosine, now follow the new length, so the numbers differ "
+            "schedules over the run, such as learning_rate=cosine, now follow the new length, so "
+            "the numbers differ "
             "from those of a run never stopped"
         )
     return "from here on the numbers are not those of a run with either value throughout"
 
 
 class Provenance:
-    """The inputs and the code of the run in `folder`, compared on resumption with those that it began with.
+    """The inputs and the code of the run in `folder`, compared on resumption with those that it
+    began with.
 
-    An input is a set of prompts, or a file, folder or hub repository that a key names. One that changed is refused
-    unless the run's `overrides` name its key with `++`; where the key has another value, it was changed on purpose.
-    The LoRA that a run began from is no input any more once the run has its copy.
+    An input is a set of prompts, or a file, folder or hub repository that a key names. One that
+    changed is refused unless the run's `overrides` name its key with `++`; where the key has
+    another value, it was changed on purpose. The LoRA that a run began from is no input any more
+    once the run has its copy.
     """
 
     def __init__(self, cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
-        self.cfg, self.path = cfg, folder / PROVENANCE
+        self.cfg = cfg
+        self.path = folder / PROVENANCE
         self.has_start = (folder / START).is_dir()
         self.told: set[str] = set()
         self.accepted = [item[2:].split("=")[0] for item in overrides if item.startswith("++")]
         # A run of an earlier version has told its code in its summary.
         kept = [path for path in (self.path, folder / SUMMARY) if path.is_file()]
-        self.before: _Json = read_object(kept[0], "delete it to go on without comparing") if kept else {}
+        self.before: _Json = (
+            read_object(kept[0], "delete it to go on without comparing") if kept else {}
+        )
         self.inputs: _Json = {}
 
     def tell_changes(self) -> None:
         """Say in one line with which other code and packages the run goes on."""
         if self.before and (texts := provenance.changes(self.before, provenance.environment())):
-            print(f"{', '.join(texts)}: the run goes on with other code, so its numbers may differ from here on")
+            print(
+                f"{', '.join(texts)}: the run goes on with other code, so its numbers may differ "
+                "from here on"
+            )
 
     def check_paths(self) -> None:
         """Compare what keys name by path. Raises UserError for what has changed."""
@@ -133,14 +153,23 @@ class Provenance:
                 self._check(key, value, digest, f"{key}={value}")
 
     def check_prompts(self, train: Sequence[Prompt], sets: Mapping[str, Sequence[Prompt]]) -> None:
-        """Compare the prompts to train on and those of each evaluation set. Raises UserError for what has changed."""
+        """Compare the prompts to train on and those of each evaluation set. Raises UserError for
+        what has changed.
+        """
         cfg = self.cfg
-        nodes: dict[str, tuple[Sequence[Prompt], Any, _Json]] = {"data.prompts": (train, cfg.data.prompts, {})}
-        subset = {"max_prompts": cfg.evaluation.max_prompts, "subset": cfg.evaluation.get("subset", "first")}
+        nodes: dict[str, tuple[Sequence[Prompt], Any, _Json]] = {
+            "data.prompts": (train, cfg.data.prompts, {})
+        }
+        subset = {
+            "max_prompts": cfg.evaluation.max_prompts,
+            "subset": cfg.evaluation.get("subset", "first"),
+        }
         for name, prompts in sets.items():
             nodes[f"evaluation.sets.{name}"] = (prompts, cfg.evaluation.sets[name], subset)
         for key, (chosen, node, options) in nodes.items():
-            value = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+            value = (
+                OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+            )
             path = f" ({value['path']})" if isinstance(value, dict) and "path" in value else ""
             label = f"{key}{path}: its {len(chosen)} prompts"
             self._check(key, {"node": value, **options}, provenance.prompts_digest(chosen), label)
@@ -155,14 +184,19 @@ class Provenance:
         inputs = self.before.get("inputs")
         before = inputs.get(key) if isinstance(inputs, dict) else None
         self.inputs[key] = now
-        if not isinstance(before, dict) or before.get("value") != value or before.get("digest") == digest:
+        if (
+            not isinstance(before, dict)
+            or before.get("value") != value
+            or before.get("digest") == digest
+        ):
             return
         if not key.startswith(_PROMPTS) and self.before.get("digests") != provenance.DIGESTS:
             return  # of an earlier version, whose digests are others
         if (accepted := self._accepted_by(key)) is None:
             name, shown = _remedy(key, value)
             raise UserError(
-                f"{label} changed since the run began, so it would go on with other numbers; put back what was there, "
+                f"{label} changed since the run began, so it would go on with other numbers; put "
+                "back what was there, "
                 f"or take it as it is: ++{name}={shown}"
             )
         if key not in self.told and not is_later_rank():
@@ -170,15 +204,18 @@ class Provenance:
             print(f"{label} changed since the run began; taken as it is, as ++{accepted} says")
 
     def _accepted_by(self, key: str) -> str | None:
-        """The accepted key that stands for `key`: itself or a node that it lies in; None where there is none.
+        """The accepted key that stands for `key`: itself or a node that it lies in; None where
+        there is none.
 
-        Prompts are accepted by any of their options too, and by those that their values refer to, as those of an
-        evaluation set may be the ones to train on.
+        Prompts are accepted by any of their options too, and by those that their values refer to,
+        as those of an evaluation set may be the ones to train on.
         """
         names = {key}
         if key.startswith(_PROMPTS):
             names |= _options(OmegaConf.to_container(self.cfg), key)
-        return next((name for name in self.accepted if any(_lies_in(each, name) for each in names)), None)
+        return next(
+            (name for name in self.accepted if any(_lies_in(each, name) for each in names)), None
+        )
 
 
 def _lies_in(key: str, node: str) -> bool:
@@ -186,7 +223,9 @@ def _lies_in(key: str, node: str) -> bool:
 
 
 def _options(config: Any, key: str) -> set[str]:
-    """The keys below a set of prompts, and those of other sets that their interpolations lead to."""
+    """The keys below a set of prompts, and those of other sets that their interpolations lead
+    to.
+    """
     options: set[str] = set()
     todo = [key]
     while todo:
@@ -205,10 +244,16 @@ def _options(config: Any, key: str) -> set[str]:
 
 
 def _remedy(key: str, value: Any) -> tuple[str, Any]:
-    """A key and its value to name with `++`: a path's own, or of a set of prompts its path or its first option."""
+    """A key and its value to name with `++`: a path's own, or of a set of prompts its path or its
+    first option.
+    """
     if not isinstance(value, dict):
         return key, value
     node = value["node"]
-    options = {name: each for name, each in node.items() if name != "_target_"} if isinstance(node, dict) else {}
+    options = (
+        {name: each for name, each in node.items() if name != "_target_"}
+        if isinstance(node, dict)
+        else {}
+    )
     name = "path" if "path" in options else next(iter(options), "")
     return (f"{key}.{name}", options[name]) if name else (key, "VALUE")

@@ -1,4 +1,6 @@
-"""Rules between parts of the configuration, checked before anything is built; each names the keys that it is about."""
+"""Rules between parts of the configuration, checked before anything is built; each names the keys
+that it is about.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +50,11 @@ def check_guidance(cfg: DictConfig) -> None:
 
 
 def check_deadlines(cfg: DictConfig) -> None:
-    """Other processes wait in a collective for the one whose scores are late. Raises UserError naming both keys.
+    """Other processes wait in a collective for the one whose scores are late. Raises UserError
+    naming both keys.
 
-    Until its circuit opens, a service that hangs may cost `open_after` calls, each up to its deadline; those of a
-    mixture are asked one after the other.
+    Until its circuit opens, a service that hangs may cost `open_after` calls, each up to its
+    deadline; those of a mixture are asked one after the other.
     """
     strategy = cfg.trainer.get("strategy")
     minutes = strategy.get("timeout_minutes") if OmegaConf.is_dict(strategy) else None
@@ -61,17 +64,21 @@ def check_deadlines(cfg: DictConfig) -> None:
     clients = dict(_clients(OmegaConf.to_container(cfg.reward, resolve=True), "reward"))
     if sum(client["open_after"] * client["deadline"] for client in clients.values()) >= limit:
         each = [
-            f"{name}.deadline={c['deadline']:g} seconds x open_after={c['open_after']}" for name, c in clients.items()
+            f"{name}.deadline={c['deadline']:g} seconds x open_after={c['open_after']}"
+            for name, c in clients.items()
         ]
         raise UserError(
-            f"{' + '.join(each)} must stay below trainer.strategy.timeout_minutes={minutes:g} ({limit:g} seconds), "
+            f"{' + '.join(each)} must stay below trainer.strategy.timeout_minutes={minutes:g} "
+            f"({limit:g} seconds), "
             "after which the other processes give up: lower the former, or raise the latter"
         )
     seconds = cfg.get("scorer_timeout")
     if seconds is not None and seconds >= limit:
         raise UserError(
-            f"scorer_timeout={seconds:g} seconds must stay below trainer.strategy.timeout_minutes={minutes:g} "
-            f"({limit:g} seconds), after which the other processes give up: lower the former, or raise the latter"
+            f"scorer_timeout={seconds:g} seconds must stay below "
+            f"trainer.strategy.timeout_minutes={minutes:g} "
+            f"({limit:g} seconds), after which the other processes give up: lower the former, or "
+            "raise the latter"
         )
 
 
@@ -88,25 +95,34 @@ def check_trainer(cfg: DictConfig) -> None:
     """How a run may be spread and rounded. Raises UserError naming both keys."""
     if str(cfg.trainer.get("precision")) not in ("None", "32", "32-true"):
         raise UserError(
-            f"trainer.precision={cfg.trainer.precision} rounds the trained weights, or keeps casts of them that later "
-            "updates of an iteration do not see; take model.dtype=bfloat16, whose LoRA stays float32"
+            f"trainer.precision={cfg.trainer.precision} rounds the trained weights, or keeps casts "
+            "of them that later "
+            "updates of an iteration do not see; take model.dtype=bfloat16, whose LoRA stays "
+            "float32"
         )
     if cfg.model.dtype == "float16":
         raise UserError(
-            "model.dtype=float16 cannot be trained: gradients of mean-reduced log-probabilities are below its smallest "
+            "model.dtype=float16 cannot be trained: gradients of mean-reduced log-probabilities "
+            "are below its smallest "
             "number; take bfloat16"
         )
     check_processes(cfg)
     if OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.parallel.strategies.parts":
         if cfg.tuning._target_ != "flowrl.tuning.full.Full":
-            raise UserError("trainer=fsdp is for tuning=full, whose weights it divides; for LoRA take trainer=ddp")
+            raise UserError(
+                "trainer=fsdp is for tuning=full, whose weights it divides; for LoRA take "
+                "trainer=ddp"
+            )
         if cfg.backend.compile:
             raise UserError("trainer=fsdp does not go with backend.compile=true; set it to false")
 
 
 def check_processes(cfg: DictConfig) -> None:
-    """Devices times nodes are the processes of the batch plan. Raises UserError naming all three keys."""
-    devices, num_nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+    """Devices times nodes are the processes of the batch plan. Raises UserError naming all three
+    keys.
+    """
+    devices = cfg.trainer.devices
+    num_nodes = cfg.trainer.num_nodes
     # How many `auto` and -1 are is known later.
     if devices not in ("auto", -1) and num_ranks(devices) * num_nodes != cfg.batch.num_processes:
         raise UserError(
@@ -116,33 +132,44 @@ def check_processes(cfg: DictConfig) -> None:
 
 
 def check_nodes(cfg: DictConfig) -> None:
-    """Processes on other nodes are waited for, so something must start them. Raises UserError naming the key."""
+    """Processes on other nodes are waited for, so something must start them. Raises UserError
+    naming the key.
+    """
     num_nodes = cfg.trainer.num_nodes
     if num_nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
         raise UserError(
-            f"trainer.num_nodes={num_nodes} would wait for processes on other nodes, which nothing starts: start "
+            f"trainer.num_nodes={num_nodes} would wait for processes on other nodes, which nothing "
+            "starts: start "
             "train.py on each by torchrun or srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
         )
 
 
 def check_amounts(cfg: DictConfig) -> None:
-    """An iteration's and an evaluation's samples stay within what can be held. Raises UserError naming the keys."""
+    """An iteration's and an evaluation's samples stay within what can be held. Raises UserError
+    naming the keys.
+    """
     plan = cfg.batch
     if (count := plan.prompts_per_iteration * plan.group_size) > MAX_SAMPLES:
         raise UserError(
-            f"batch.prompts_per_iteration={plan.prompts_per_iteration} x batch.group_size={plan.group_size} are "
-            f"{count} samples an iteration, more than the {MAX_SAMPLES} that are held at once; lower one of them"
+            f"batch.prompts_per_iteration={plan.prompts_per_iteration} x "
+            f"batch.group_size={plan.group_size} are "
+            f"{count} samples an iteration, more than the {MAX_SAMPLES} that are held at once; "
+            "lower one of them"
         )
 
 
 def check_average(cfg: DictConfig) -> None:
-    """The average of the weights, which is exported, must take in at least one update. Raises UserError."""
+    """The average of the weights, which is exported, must take in at least one update. Raises
+    UserError.
+    """
     plan = cfg.batch
     steps = cfg.num_iterations * plan.updates_per_iteration * plan.inner_epochs
     if cfg.ema.every > steps:
         raise UserError(
-            f"ema.every={cfg.ema.every} is more than the run's {steps} optimizer steps (num_iterations="
-            f"{cfg.num_iterations}), so that the average, which is evaluated and exported, would stay at the start; "
+            f"ema.every={cfg.ema.every} is more than the run's {steps} optimizer steps "
+            "(num_iterations="
+            f"{cfg.num_iterations}), so that the average, which is evaluated and exported, would "
+            "stay at the start; "
             "lower ema.every"
         )
 
@@ -157,16 +184,19 @@ def check_resolution(cfg: DictConfig) -> None:
     side = read_object(path, "install FlowRL again")["sample_size"]
     if cfg.model.resolution != side:
         raise UserError(
-            f"model.resolution={cfg.model.resolution} must be {side}: model.pretrained={name} draws no other size"
+            f"model.resolution={cfg.model.resolution} must be {side}: model.pretrained={name} "
+            "draws no other size"
         )
 
 
 def check_layers(adapter: Any, transformer: Any) -> None:
-    """A LoRA needs layers to sit in, and a rank above their width would only cost. Raises UserError naming the key.
+    """A LoRA needs layers to sit in, and a rank above their width would only cost. Raises UserError
+    naming the key.
 
     `adapter` may be full fine-tuning, of which nothing is asked.
     """
-    if not isinstance(adapter, LoRA) or adapter.start:  # a LoRA that is started from is compared as a whole
+    # A LoRA that is started from is compared as a whole.
+    if not isinstance(adapter, LoRA) or adapter.start:
         return
     assert adapter.rank is not None and adapter.targets is not None
     widths = {
@@ -178,14 +208,20 @@ def check_layers(adapter: Any, transformer: Any) -> None:
     if isinstance(targets, str):
         sizes = [width for name, width in widths.items() if re.fullmatch(targets, name)]
     else:
-        sizes = [width for name, width in widths.items() if any(f".{name}".endswith(f".{end}") for end in targets)]
+        sizes = [
+            width
+            for name, width in widths.items()
+            if any(f".{name}".endswith(f".{end}") for end in targets)
+        ]
     if not sizes:
         example = next(reversed(widths), "none")
         raise UserError(
-            f"lora.targets={targets} names no linear layer of the model, whose layers are such as {example}"
+            f"lora.targets={targets} names no linear layer of the model, whose layers are such as "
+            f"{example}"
         )
     if adapter.rank > max(sizes):
         raise UserError(
-            f"lora.rank={adapter.rank} must be at most {max(sizes)}, the width of the widest layer that lora.targets "
+            f"lora.rank={adapter.rank} must be at most {max(sizes)}, the width of the widest layer "
+            "that lora.targets "
             "names: a higher rank adds nothing"
         )

@@ -1,4 +1,6 @@
-"""Composing the configuration: where it stands, the resolvers that its files use, and one way to compose it."""
+"""Composing the configuration: where it stands, the resolvers that its files use, and one way to
+compose it.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def compose(overrides: Sequence[str], *, config: str = "config", folder: Path = CONF) -> DictConfig:
-    """The configuration `folder`/`config`.yaml with command-line `overrides`, outside of a Hydra application.
+    """The configuration `folder`/`config`.yaml with command-line `overrides`, outside of a Hydra
+    application.
 
-    Raises Hydra's errors for unknown keys and options, which `flowrl.launch.errors.explain` puts into one line.
+    Raises Hydra's errors for unknown keys and options, which `flowrl.launch.errors.explain` puts
+    into one line.
     """
     register_resolvers()
     with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
@@ -30,18 +34,22 @@ def compose(overrides: Sequence[str], *, config: str = "config", folder: Path = 
 def register_resolvers() -> None:
     """The resolvers that YAML files use.
 
-    `${run_folder:RESUME,RUN_DIR,NEW}` is the run to resume, the folder asked for, or a new one, which is made;
-    `${image_tokens:RESOLUTION,PIXELS}` the length of a square image's sequence of tokens of PIXELS a side;
-    `${folder_name:NAME}` a name that may be part of a folder's.
+    `${run_folder:RESUME,RUN_DIR,NEW}` is the run to resume, the folder asked for, or a new one,
+    which is made; `${image_tokens:RESOLUTION,PIXELS}` the length of a square image's sequence of
+    tokens of PIXELS a side; `${folder_name:NAME}` a name that may be part of a folder's.
     """
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
-    OmegaConf.register_new_resolver("image_tokens", lambda side, pixels: (side // pixels) ** 2, replace=True)
+    OmegaConf.register_new_resolver(
+        "image_tokens", lambda side, pixels: (side // pixels) ** 2, replace=True
+    )
     OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
 
 
 def _folder_name(name: str | float) -> str:
     if not is_folder_name(str(name)):
-        raise UserError(f"name={name} must be a name without slashes: it is part of the run's folder")
+        raise UserError(
+            f"name={name} must be a name without slashes: it is part of the run's folder"
+        )
     return str(name)
 
 
@@ -50,8 +58,11 @@ def _run_folder(resume: str | None, run_dir: str | None, new: str) -> str:
     if resume and not (Path(resume) / CONFIG).is_file():
         raise UserError(f"resume={resume}: no {CONFIG} there; give the folder of an earlier run")
     if resume:
-        folder = str(Path(resume).resolve())  # since `outputs/latest` is a link that this very run will move
-    elif run_dir or "TORCHELASTIC_RUN_ID" in os.environ:  # whose processes would each make one; refused later
+        folder = str(
+            Path(resume).resolve()
+        )  # since `outputs/latest` is a link that this very run will move
+    elif run_dir or "TORCHELASTIC_RUN_ID" in os.environ:
+        # Whose processes would each make one; refused later.
         folder = run_dir or new
     else:
         check_folder("run_dir", new)
@@ -64,4 +75,6 @@ def check_folder(key: str, folder: str) -> None:
     """Raise UserError where Hydra would take a piece of the folder's path for an interpolation."""
     path = os.path.abspath(folder)
     if "${" in path:
-        raise UserError(f"{key}={path}: Hydra cannot write to a folder whose path holds '${{'; choose another")
+        raise UserError(
+            f"{key}={path}: Hydra cannot write to a folder whose path holds '${{'; choose another"
+        )

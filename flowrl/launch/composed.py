@@ -1,8 +1,9 @@
 """The composed configuration of a sweep's job, as the file that the job's process starts from.
 
-A job does not compose again: flags of the command line, files on its search path, the working directory and the time
-may differ by then. What was composed is written to the job's folder, and Hydra reads that file as the whole
-configuration: `python SCRIPT --config-path FOLDER --config-name job`.
+A job does not compose again: flags of the command line, files on its search path, the working
+directory and the time may differ by then. What was composed is written to the job's folder, and
+Hydra reads that file as the whole configuration: `python SCRIPT --config-path FOLDER --config-name
+job`.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ OF_JOB = ("name", "chdir", "num", "id")
 def freeze(cfg: DictConfig | ListConfig) -> None:
     """Replace, in place, what `${hydra:...}` and `${now:...}` mean in this launch by their values.
 
-    Another process, or the same run resumed, has other choices, another number and another time. What has no value in
-    this launch stays as it is.
+    Another process, or the same run resumed, has other choices, another number and another time.
+    What has no value in this launch stays as it is.
     """
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
     for key, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
@@ -89,7 +90,9 @@ def read_job(folder: Path) -> tuple[Job, DictConfig] | None:
 def _job(cfg: DictConfig, folder: Path, number: int, overrides: tuple[str, ...]) -> Job:
     has_threads = "num_threads" not in cfg or cfg.num_threads is not None
     num_processes = num_ranks(cfg.trainer.devices)
-    return Job(number, overrides, folder, num_processes, cfg.num_iterations, has_threads=has_threads)
+    return Job(
+        number, overrides, folder, num_processes, cfg.num_iterations, has_threads=has_threads
+    )
 
 
 def _as_file(cfg: DictConfig, hydra: Any, folder: Path, left_out: tuple[str, ...]) -> str:
@@ -101,22 +104,33 @@ def _as_file(cfg: DictConfig, hydra: Any, folder: Path, left_out: tuple[str, ...
     task._set_parent(None)
     freeze(task)
     job = {key: hydra.job[key] for key in OF_JOB if not OmegaConf.is_missing(hydra.job, key)}
-    # Variables to copy are copied from the job's environment; their values, perhaps keys, do not belong in a file.
-    job["env_set"] = {key: value for key, value in hydra.job.env_set.items() if key not in hydra.job.env_copy}
+    # Variables to copy are copied from the job's environment; their values, perhaps keys, do not
+    # belong in a file.
+    job["env_set"] = {
+        key: value for key, value in hydra.job.env_set.items() if key not in hydra.job.env_copy
+    }
     job["env_copy"] = list(hydra.job.env_copy)
     kept = OmegaConf.masked_copy(hydra, [key for key in KEPT if key not in left_out])
     kept._set_parent(None)
     own = OmegaConf.create(OmegaConf.to_container(kept, resolve=False))
     assert isinstance(own, DictConfig)
     freeze(own)
-    own.job, own.run = job, {"dir": escape(str(folder))}
-    own.runtime = {"choices": {key: hydra.runtime.choices[key] for key in hydra.runtime.choices if "hydra/" not in key}}
+    own.job = job
+    own.run = {"dir": escape(str(folder))}
+    own.runtime = {
+        "choices": {
+            key: hydra.runtime.choices[key] for key in hydra.runtime.choices if "hydra/" not in key
+        }
+    }
     return HEAD + OmegaConf.to_yaml(task) + OmegaConf.to_yaml(OmegaConf.create({"hydra": own}))
 
 
 def calling_script() -> Path:
-    """The script whose task function is being called; in a launcher's worker the main module is another one."""
-    # A function that was pickled by value keeps its module's `__name__` and `__file__`, but not its code's file.
+    """The script whose task function is being called; in a launcher's worker the main module is
+    another one.
+    """
+    # A function that was pickled by value keeps its module's `__name__` and `__file__`, but not its
+    # code's file.
     modules = [frame.frame.f_globals for frame in inspect.stack()]
     mains = (module for module in modules if module.get("__name__") == "__main__")
     path = next((Path(module["__file__"]) for module in mains if module.get("__file__")), TRAIN)

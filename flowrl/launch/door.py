@@ -19,10 +19,11 @@ from flowrl.runs.folder import claim, discard_if_empty
 
 
 def admit(cfg: DictConfig) -> None:
-    """End the process, with one line, for a configuration that cannot be run; nothing heavy is loaded before.
+    """End the process, with one line, for a configuration that cannot be run; nothing heavy is
+    loaded before.
 
-    A resumed run is looked at later, since its configuration is that of its folder, and so is a sweep's job, which is a
-    process of its own.
+    A resumed run is looked at later, since its configuration is that of its folder, and so is a
+    sweep's job, which is a process of its own.
     """
     hydra = HydraConfig.get()
     if cfg.resume or hydra.mode == RunMode.MULTIRUN:
@@ -36,8 +37,12 @@ def admit(cfg: DictConfig) -> None:
 
 
 def examine(cfg: DictConfig) -> None:
-    """Raise UserError for the first key that is wrong by itself, or that names a score which the reward lacks."""
+    """Raise UserError for the first key that is wrong by itself, or that names a score which the
+    reward lacks.
+    """
     validate(cfg)
-    from flowrl.launch.scores import check_parts  # PyTorch has been imported by now, with the targets
+    from flowrl.launch.scores import (
+        check_parts,
+    )  # PyTorch has been imported by now, with the targets
 
     check_parts(cfg)

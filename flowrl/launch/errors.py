@@ -29,9 +29,9 @@ NO_OPTION = "Config group override must be a string or a list"
 def one_line_errors(main: Callable[[], Any], log: Path | None = None) -> int:
     """Call `main` and return the exit status: 0, 1 after an error, 130 after an interrupt.
 
-    What the user asked for wrongly is printed as one line. Any other exception is a fault of the program: its traceback
-    is appended to the file `log`, which the one line then names; without a `log` it is raised. FLOWRL_TRACEBACK=1
-    raises all of them.
+    What the user asked for wrongly is printed as one line. Any other exception is a fault of the
+    program: its traceback is appended to the file `log`, which the one line then names; without a
+    `log` it is raised. FLOWRL_TRACEBACK=1 raises all of them.
     """
     # Hydra then raises instead of printing its own multi-line report.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -62,16 +62,20 @@ def _keep_traceback(error: Exception, log: Path) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What made Hydra's instantiation of a configuration node fail, or the error itself where that is another one."""
+    """What made Hydra's instantiation of a configuration node fail, or the error itself where that
+    is another one.
+    """
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def is_users(error: BaseException) -> bool:
-    """Whether an error is about what was asked for: one of FlowRL's own, the configuration, or a file by name.
+    """Whether an error is about what was asked for: one of FlowRL's own, the configuration, or a
+    file by name.
 
-    An error of a library is, where it came while a configuration node was instantiated, since the node can be named.
+    An error of a library is, where it came while a configuration node was instantiated, since the
+    node can be named.
     """
     if (
         str(error).startswith(NO_OPTION)
@@ -83,7 +87,9 @@ def is_users(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """Put an error into one line: its innermost cause, with a suggestion for a misspelt key or option."""
+    """Put an error into one line: its innermost cause, with a suggestion for a misspelt key or
+    option.
+    """
     place = ""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         key = re.search(r"full_key: (\S+)", str(error))
@@ -104,44 +110,67 @@ def explain(error: BaseException) -> str:
         return f"{place}{match[1]} configuration key {match[2]}"
     if match := re.search(r"missing (?:a|\d+) required (?:keyword-only )?arguments?: (.*)", text):
         first = re.findall(r"'(\w+)'", match[1])[0]
-        remedy = f"give what another version's run lacks, as in ++{place.replace(': ', '.')}{first}=VALUE"
+        remedy = (
+            "give what another version's run lacks, as in "
+            f"++{place.replace(': ', '.')}{first}=VALUE"
+        )
         return f"{place}missing configuration key {match[1]}; {remedy}"
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     line = " ".join(text.split("\n    full_key")[0].split())
-    return line if not isinstance(error, Exception) or is_users(error) else f"unexpected {type(error).__name__}: {line}"
+    return (
+        line
+        if not isinstance(error, Exception) or is_users(error)
+        else f"unexpected {type(error).__name__}: {line}"
+    )
 
 
 def _refused_override(text: str) -> str | None:
-    """Hydra's message about an override that it does not take, in one line; None for any other message."""
+    """Hydra's message about an override that it does not take, in one line; None for any other
+    message.
+    """
     if text.startswith(NO_OPTION):
         return _no_option(sys.argv)
     if match := re.search(
-        r"Could not find '([^']+)'.*?Available options in '([^']+)':\n((?:\t\S+\n)*)", text, re.DOTALL
+        r"Could not find '([^']+)'.*?Available options in '([^']+)':\n((?:\t\S+\n)*)",
+        text,
+        re.DOTALL,
     ):
         group, option = match[1].rsplit("/", 1)
         options = match[3].split()
-        return f"{group}={option}: no such option{meant(option, options)}; choose one of {', '.join(options)}"
+        return (
+            f"{group}={option}: no such option{meant(option, options)}; choose one of "
+            f"{', '.join(options)}"
+        )
     if match := re.search(r"Could not override '([^']+)'", text):
         if (CONF / match[1]).is_dir():
             return _no_option(sys.argv)
-        return f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python train.py --cfg job`"
+        return (
+            f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python "
+            "train.py --cfg job`"
+        )
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values are a sweep, add -m; a list is written key=[a,b]"
     return None
 
 
 def _no_option(words: Iterable[str]) -> str:
-    """What is wrong with the first word of the command line that gives a group something else than an option."""
+    """What is wrong with the first word of the command line that gives a group something else than
+    an option.
+    """
     for word in words:
         group, _, value = word.lstrip("+").partition("=")
         folder = CONF / group.partition("@")[0]
-        if folder.is_dir() and value not in (names := sorted(path.stem for path in folder.glob("*.yaml"))):
+        if folder.is_dir() and value not in (
+            names := sorted(path.stem for path in folder.glob("*.yaml"))
+        ):
             return f"{word}: {group} is a group, of which one option is chosen: {', '.join(names)}"
     return f"{NO_OPTION}, such as loss=dppo"
 
 
 def _suggest(key: str) -> str:
-    """The nearest name to the part of `key` that is wrong: its first word, or where that exists its last."""
+    """The nearest name to the part of `key` that is wrong: its first word, or where that exists its
+    last.
+    """
     first, _, rest = key.partition(".")
     tops = {str(name) for name in OmegaConf.load(CONF / "config.yaml")} - {"defaults"}
     tops |= {path.name for path in CONF.iterdir() if path.is_dir()}

@@ -1,4 +1,6 @@
-"""Where the targets of older runs' configurations stand today: a run's folder names them as they were when it began."""
+"""Where the targets of older runs' configurations stand today: a run's folder names them as they
+were when it began.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ MOVED = {
 
 
 def move(node: Any) -> Any:
-    """A copy of a plain configuration in which each target that stood elsewhere has its name of today."""
+    """A copy of a plain configuration in which each target that stood elsewhere has its name of
+    today.
+    """
     if isinstance(node, list):
         return [move(item) for item in node]
     if not isinstance(node, dict):

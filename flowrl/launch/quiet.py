@@ -11,12 +11,16 @@ from flowrl.parallel.strategies import is_later_rank
 
 
 def quieten() -> None:
-    """Silence advice about Lightning's defaults that does not concern this loop, and later ranks' standard output."""
+    """Silence advice about Lightning's defaults that does not concern this loop, and later ranks'
+    standard output.
+    """
     if is_later_rank():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     advice = ("available:", "litlogger", "litmodels", "`Trainer.fit` stopped", "Detected Keyb")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).addFilter(lambda record: not any(word in record.getMessage() for word in advice))
+        logging.getLogger(name).addFilter(
+            lambda record: not any(word in record.getMessage() for word in advice)
+        )
     for message in (
         ".*does not have many workers.*",
         ".*module\\(s\\) in eval mode.*",

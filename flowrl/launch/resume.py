@@ -1,4 +1,6 @@
-"""The configuration that a run starts from: the composed one, or a resumed run's own with overrides applied."""
+"""The configuration that a run starts from: the composed one, or a resumed run's own with overrides
+applied.
+"""
 
 from __future__ import annotations
 
@@ -30,25 +32,37 @@ from flowrl.runs.folder import claim
 
 log = logging.getLogger(__name__)
 
-RESTORE = f"restore it, or copy {CONFIG} over it: an override then reaches no other key than the one it names"
+RESTORE = (
+    f"restore it, or copy {CONFIG} over it: an override then reaches no other key than the one it "
+    "names"
+)
 
 
 def configure(cfg: DictConfig) -> DictConfig:
-    """The configuration to run: the given one, or the resumed run's own with value overrides applied."""
+    """The configuration to run: the given one, or the resumed run's own with value overrides
+    applied.
+    """
     folder = HydraConfig.get().runtime.output_dir
     if not is_later_rank():
         claim(folder)
     if not cfg.resume:
         if torch.distributed.is_torchelastic_launched() and not cfg.run_dir:
-            raise UserError("run_dir=PATH is needed under torchrun: its processes must write to one folder")
+            raise UserError(
+                "run_dir=PATH is needed under torchrun: its processes must write to one folder"
+            )
         if (Path(folder) / CONFIG).exists() and not is_later_rank():
             raise UserError(
-                f"run_dir={folder} holds a run already; choose another, or continue it with: {resume_command(folder)}"
+                f"run_dir={folder} holds a run already; choose another, or continue it with: "
+                f"{resume_command(folder)}"
             )
         cfg.run_dir = folder
-        freeze(cfg)  # a resumed run must not take the choices and the time of the launch that resumes it
+        freeze(
+            cfg
+        )  # a resumed run must not take the choices and the time of the launch that resumes it
         take_from_file(cfg, HydraConfig.get().overrides.task)
-        cfg.tags = cfg.tags or default_tags(HydraConfig.get().runtime.choices, cfg.loss.get("delta"))
+        cfg.tags = cfg.tags or default_tags(
+            HydraConfig.get().runtime.choices, cfg.loss.get("delta")
+        )
         return cfg
     return _resumed(Path(cfg.resume), folder, is_trusted=bool(cfg.get(trust.KEY)))
 
@@ -60,7 +74,9 @@ def _resumed(run: Path, folder: str, *, is_trusted: bool) -> DictConfig:
     folders = project_folders(HydraConfig.get(), leaving_out=run)
     check_config(saved, run, is_trusted=is_trusted, conf=folders, given=given)
     OmegaConf.set_struct(saved, True)
-    task = [str(item.input_line) for item in overrides if item.key_or_group not in ("resume", trust.KEY)]
+    task = [
+        str(item.input_line) for item in overrides if item.key_or_group not in ("resume", trust.KEY)
+    ]
     refuse_other_start(task, OmegaConf.select(saved, "lora.start"))
     merged = with_overrides(saved, task)
     OmegaConf.update(merged, "run_dir", folder)
@@ -68,7 +84,8 @@ def _resumed(run: Path, folder: str, *, is_trusted: bool) -> DictConfig:
     if lacking := _lacking(before, OmegaConf.to_container(merged)):
         others = f" and {len(lacking) - 1} other keys" if len(lacking) > 1 else ""
         raise UserError(
-            f"{run / SOURCE} lacks {lacking[0]}{others} of {CONFIG}; {RESTORE}; or give it: ++{lacking[0]}=VALUE"
+            f"{run / SOURCE} lacks {lacking[0]}{others} of {CONFIG}; {RESTORE}; or give it: "
+            f"++{lacking[0]}=VALUE"
         )
     if not is_later_rank():
         for text in overridden(before, merged):
@@ -79,22 +96,28 @@ def _resumed(run: Path, folder: str, *, is_trusted: bool) -> DictConfig:
 def with_overrides(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """A saved configuration with the command line's values, which are read as Hydra reads them.
 
-    `+` and `++` are for keys that the run has and the defaults lack, or the other way round. Raises UserError for one
-    that would replace or delete a group of keys, and omegaconf's error for a key that the run lacks.
+    `+` and `++` are for keys that the run has and the defaults lack, or the other way round. Raises
+    UserError for one that would replace or delete a group of keys, and omegaconf's error for a key
+    that the run lacks.
     """
     merged = copy.deepcopy(saved)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         if override.is_delete() or OmegaConf.is_dict(OmegaConf.select(merged, key)):
             raise UserError(
-                f"{override.input_line}: a resumed run keeps its {key}; only single values can be overridden"
+                f"{override.input_line}: a resumed run keeps its {key}; only single values can be "
+                "overridden"
             )
-        OmegaConf.update(merged, key, override.value(), force_add=override.is_add() or override.is_force_add())
+        OmegaConf.update(
+            merged, key, override.value(), force_add=override.is_add() or override.is_force_add()
+        )
     return merged
 
 
 def read_source(folder: Path) -> DictConfig:
-    """The configuration of a run with its interpolations. Raises UserError for a missing or a damaged file."""
+    """The configuration of a run with its interpolations. Raises UserError for a missing or a
+    damaged file.
+    """
     path = folder / SOURCE
     if not path.is_file():
         raise UserError(f"{path} is missing; {RESTORE}")
@@ -102,7 +125,9 @@ def read_source(folder: Path) -> DictConfig:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration that a run was last run with, plain; None where its file cannot be read, which is told."""
+    """The configuration that a run was last run with, plain; None where its file cannot be read,
+    which is told.
+    """
     path = folder / CONFIG
     try:
         config = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))

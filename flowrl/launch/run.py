@@ -1,4 +1,6 @@
-"""One training run: from a composed configuration to a fitted policy, its exported weights and its summary."""
+"""One training run: from a composed configuration to a fitted policy, its exported weights and its
+summary.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +48,12 @@ log = logging.getLogger(__name__)
 
 
 def run_job(cfg: DictConfig) -> float | None:
-    """The task of train.py: a job of a sweep is a process of its own; alone, a failure ends in one line."""
+    """The task of train.py: a job of a sweep is a process of its own; alone, a failure ends in one
+    line.
+    """
     hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:  # under another launcher than our own, which calls train.py itself
+    # Under another launcher than our own, which calls train.py itself.
+    if hydra.mode == RunMode.MULTIRUN:
         folder = Path(hydra.runtime.output_dir)
         if not cfg.get(trust.KEY):
             conf = trust.project_folders(hydra, leaving_out=folder)
@@ -66,7 +71,9 @@ def run_job(cfg: DictConfig) -> float | None:
 
 
 def run(cfg: DictConfig) -> None:
-    """One training run in its own folder, from the start or from the newest checkpoint of `resume`."""
+    """One training run in its own folder, from the start or from the newest checkpoint of
+    `resume`.
+    """
     cfg = configure(cfg)
     quieten()
     folder = Path(cfg.run_dir)
@@ -75,8 +82,14 @@ def run(cfg: DictConfig) -> None:
     except Exception as error:
         if not disk.is_full(error):
             raise
-        text = str(error) if isinstance(error, disk.DiskFull) else f"{folder}: no space left ({disk.free(folder)} free)"
-        remedy = f"continue with: {_continue(folder)}" if (folder / CONFIG).is_file() else "run it again"
+        text = (
+            str(error)
+            if isinstance(error, disk.DiskFull)
+            else f"{folder}: no space left ({disk.free(folder)} free)"
+        )
+        remedy = (
+            f"continue with: {_continue(folder)}" if (folder / CONFIG).is_file() else "run it again"
+        )
         raise disk.DiskFull(f"{text}; make some, then {remedy}") from error
 
 
@@ -87,12 +100,16 @@ def _train(cfg: DictConfig, folder: Path) -> None:
     # Before weights load: whether a tracker can be reached is answered in seconds.
     loggers: list[Logger] = [instantiate(logger) for logger in (cfg.logger or {}).values()]
     policy, data, evaluator = build(with_copy(cfg, folder), provenance.check_prompts)
-    provenance.check_paths()  # again, since loading may have moved a hub repository to a newer commit
+    # again, since loading may have moved a hub repository to a newer commit
+    provenance.check_paths()
     stop = Stop()
     saver = Checkpoint(record=record, stop=stop, folder=str(folder), **cfg.checkpoint)
     data.start_iteration = saver.resume_from(policy)
     if data.start_iteration > len(data.iterations):
-        raise UserError(f"num_iterations={len(data.iterations)}: the run has finished {data.start_iteration} already")
+        raise UserError(
+            f"num_iterations={len(data.iterations)}: the run has finished {data.start_iteration} "
+            "already"
+        )
     if not is_later_rank():
         provenance.tell_changes()
         write_config(cfg, folder)
@@ -121,7 +138,8 @@ def _train(cfg: DictConfig, folder: Path) -> None:
             _close(loggers, status)
     if status == "finished":
         print(f"finished: {folder}/summary.json, images/, {lora.folder_name(policy.transformer)}/")
-    elif not is_later_rank():  # whose failure would have Lightning kill the first one, which may still be writing
+    elif not is_later_rank():
+        # Whose failure would have Lightning kill the first one, which may still be writing.
         print(f"\nstopped; {saver.newest()}. Continue with: {_continue(folder)}")
         raise KeyboardInterrupt
 
@@ -129,7 +147,8 @@ def _train(cfg: DictConfig, folder: Path) -> None:
 def _fit(trainer: Trainer, policy: Policy, data: PromptData, saver: Checkpoint) -> str:
     """Train, and export what was learned: `finished`; or `stopped` by an interrupt.
 
-    Raises NotFinite and NothingLearned, with nothing exported, where the weights are no numbers or never changed.
+    Raises NotFinite and NothingLearned, with nothing exported, where the weights are no numbers or
+    never changed.
     """
     try:
         trainer.fit(policy, datamodule=data)
@@ -143,7 +162,9 @@ def _fit(trainer: Trainer, policy: Policy, data: PromptData, saver: Checkpoint) 
 
 
 def _way_on(error: Exception, saver: Checkpoint, folder: Path) -> str:
-    """What to do after a run that failed by its rewards or its numbers, which would go the same way again."""
+    """What to do after a run that failed by its rewards or its numbers, which would go the same way
+    again.
+    """
     if isinstance(error, NothingLearned):
         return f"{folder}/metrics.csv shows all iterations"
     if isinstance(error, TooManyMissingRewards):

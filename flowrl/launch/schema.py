@@ -1,7 +1,9 @@
-"""Types and bounds of the keys that no target of FlowRL's takes: those of the launch, and those of other libraries.
+"""Types and bounds of the keys that no target of FlowRL's takes: those of the launch, and those of
+other libraries.
 
-Every other key has its type in the signature of what its node's `_target_` names. A key of the configuration that has
-a type in neither place is refused, so a new key needs a line here or a parameter there.
+Every other key has its type in the signature of what its node's `_target_` names. A key of the
+configuration that has a type in neither place is refused, so a new key needs a line here or a
+parameter there.
 """
 
 from __future__ import annotations
@@ -71,7 +73,10 @@ class Grid:
 class Trust:
     """Trust regions, of which a loss takes its own."""
 
-    delta: Annotated[Threshold, Told("a number of at least 0; inf is no mask, and loss.delta=auto a budget of the KL")]
+    delta: Annotated[
+        Threshold,
+        Told("a number of at least 0; inf is no mask, and loss.delta=auto a budget of the KL"),
+    ]
     clip: ClipLow
     cps_clip: ClipLow
     guard_clip: ClipLow
@@ -89,7 +94,9 @@ class Checkpointing:
 class Viewing:
     """The options of `flowrl.callbacks.evaluate.Evaluate`."""
 
-    every: Annotated[Natural, Told("a whole number of at least 0; 0 evaluates before and after training alone")]
+    every: Annotated[
+        Natural, Told("a whole number of at least 0; 0 evaluates before and after training alone")
+    ]
     num_shown: Count
     gold: Sequence[Text]
 
@@ -106,7 +113,9 @@ class Settings:
     name: FolderName | int
     tags: Sequence[Text] | None
     objective: Text
-    max_grad_norm: Annotated[Limit | Literal["inf", ".inf"], Told("above 0; for no clipping set it to .inf")]
+    max_grad_norm: Annotated[
+        Limit | Literal["inf", ".inf"], Told("above 0; for no clipping set it to .inf")
+    ]
     max_missing: Share
     scorer_timeout: Duration | None
     trust_folder: bool
@@ -143,9 +152,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Foreign:
-    """Another library's target: hints for its keys, before those of its signature, and keys that are refused.
+    """Another library's target: hints for its keys, before those of its signature, and keys that
+    are refused.
 
-    `refused` has the reason and the remedy by key. `needed` are keys that its signature must have, with the reason.
+    `refused` has the reason and the remedy by key. `needed` are keys that its signature must have,
+    with the reason.
     """
 
     hints: Mapping[str, Any] = field(default_factory=dict)
@@ -160,7 +171,10 @@ FOREIGN = {
         hints={
             "lr": Annotated[Rate, Told("a number above 0 and at most 1: at 0 nothing is trained")],
             "betas": Annotated[
-                Sequence[BelowOne], MinLen(2), MaxLen(2), Told("a list of two numbers of at least 0 and below 1")
+                Sequence[BelowOne],
+                MinLen(2),
+                MaxLen(2),
+                Told("a list of two numbers of at least 0 and below 1"),
             ],
             "eps": Rate,
             "weight_decay": NonNegative,
@@ -173,7 +187,10 @@ FOREIGN = {
         },
         refused={"params": "the trained weights are given by the launch"},
         needed={
-            "eps": "update/grad_rms_over_eps compares gradients with it; take one of Adam's kind, such as AdamW",
+            "eps": (
+                "update/grad_rms_over_eps compares gradients with it; take one of Adam's kind, "
+                "such as AdamW"
+            ),
         },
     ),
     "lightning.pytorch.trainer.trainer.Trainer": Foreign(
@@ -183,10 +200,14 @@ FOREIGN = {
             "num_nodes": Annotated[int, Ge(1), Le(10_000)],
             "max_epochs": Annotated[Literal[1], Told(f"1: {_ITERATIONS}")],
             "log_every_n_steps": Count,
-            "enable_checkpointing": Annotated[Literal[False], Told("false: checkpoint.every and checkpoint.keep save")],
+            "enable_checkpointing": Annotated[
+                Literal[False], Told("false: checkpoint.every and checkpoint.keep save")
+            ],
             "enable_model_summary": bool,
             "enable_progress_bar": bool,
-            "use_distributed_sampler": Annotated[Literal[False], Told("false: another sampler would split the groups")],
+            "use_distributed_sampler": Annotated[
+                Literal[False], Told("false: another sampler would split the groups")
+            ],
             "deterministic": bool | Literal["warn"] | None,
             "benchmark": bool | None,
             "detect_anomaly": bool,
@@ -197,7 +218,14 @@ FOREIGN = {
         },
         refused={
             **dict.fromkeys(
-                ("max_steps", "min_steps", "min_epochs", "limit_train_batches", "overfit_batches", "fast_dev_run"),
+                (
+                    "max_steps",
+                    "min_steps",
+                    "min_epochs",
+                    "limit_train_batches",
+                    "overfit_batches",
+                    "fast_dev_run",
+                ),
                 f"{_ITERATIONS}; set that",
             ),
             **dict.fromkeys(

@@ -1,4 +1,6 @@
-"""What a configured reward judges and which parts it has, as far as that is known before its weights are loaded."""
+"""What a configured reward judges and which parts it has, as far as that is known before its
+weights are loaded.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 ALWAYS = ("reward", "missing", "diversity", "kl_ref", "alarms")
 """Scores that an evaluation has whatever the reward is."""
 
-MIXTURE, ROUTED = "flowrl.rewards.mixture.Mixture", "flowrl.rewards.routed.Routed"
+MIXTURE = "flowrl.rewards.mixture.Mixture"
+ROUTED = "flowrl.rewards.routed.Routed"
 
 
 def parts_of(node: Mapping[str, Any]) -> list[str] | None:
@@ -50,7 +53,9 @@ def parts_of(node: Mapping[str, Any]) -> list[str] | None:
 
 
 def check_parts(cfg: DictConfig) -> None:
-    """Refuse a headline, an objective or a gold metric that the reward does not have, where that is known."""
+    """Refuse a headline, an objective or a gold metric that the reward does not have, where that is
+    known.
+    """
     reward = OmegaConf.to_container(cfg.reward, resolve=True)
     assert isinstance(reward, dict)
     names = parts_of({str(key): value for key, value in reward.items()})
@@ -63,7 +68,8 @@ def check_parts(cfg: DictConfig) -> None:
     for key, name, known in asked:
         if name not in known:
             raise UserError(
-                f"{key}={name}: the reward has no such score{meant(name, known)}; it has {', '.join(known) or 'none'}"
+                f"{key}={name}: the reward has no such score{meant(name, known)}; it has "
+                f"{', '.join(known) or 'none'}"
             )
 
 
@@ -88,12 +94,16 @@ def _needs() -> dict[str, Need]:
 
     return {
         "flowrl.rewards.ocr.OCR": Need(
-            lambda prompt: bool(plain(target_of(prompt))), 'text in double quotes, or metadata "target"'
+            lambda prompt: bool(plain(target_of(prompt))),
+            'text in double quotes, or metadata "target"',
         ),
         "flowrl.rewards.geneval2.GenEval2": Need(
-            lambda prompt: bool(prompt.metadata.get("vqa_list")), 'metadata "vqa_list", as data=compositions has'
+            lambda prompt: bool(prompt.metadata.get("vqa_list")),
+            'metadata "vqa_list", as data=compositions has',
         ),
-        "flowrl.rewards.shapes.ShapesReward": Need(is_caption, "captions of the shapes world, as data=shapes has"),
+        "flowrl.rewards.shapes.ShapesReward": Need(
+            is_caption, "captions of the shapes world, as data=shapes has"
+        ),
     }
 
 
@@ -112,14 +122,22 @@ def check_prompts(cfg: DictConfig, prompts: Sequence[Prompt]) -> None:
     if not any(needs[target].is_met(prompt) for target in targets for prompt in prompts):
         words = " or ".join(dict.fromkeys(needs[target].words for target in targets))
         raise UserError(
-            f"reward._target_={targets[0]} could judge none of the {len(prompts)} prompts of data, such as "
+            f"reward._target_={targets[0]} could judge none of the {len(prompts)} prompts of data, "
+            "such as "
             f"{prompts[0].text!r}: it needs {words}; choose other data or another reward"
         )
 
 
 def _trained(node: Any) -> list[str]:
-    """The targets of the rewards that are trained on; those that are asked for some prompts only are left out."""
+    """The targets of the rewards that are trained on; those that are asked for some prompts only
+    are left out.
+    """
     if node["_target_"] != MIXTURE:
         return [str(node["_target_"])]
     weights = node["weights"]
-    return [target for name, each in node["rewards"].items() if weights.get(name) for target in _trained(each)]
+    return [
+        target
+        for name, each in node["rewards"].items()
+        if weights.get(name)
+        for target in _trained(each)
+    ]

@@ -19,7 +19,9 @@ PAUSE = 0.5
 
 @runtime_checkable
 class Service(Protocol):
-    """A part of a reward that asks a server; `examine` raises Unavailable or Unfit unless that is there and right."""
+    """A part of a reward that asks a server; `examine` raises Unavailable or Unfit unless that is
+    there and right.
+    """
 
     client: Client
 
@@ -27,10 +29,11 @@ class Service(Protocol):
 
 
 def check_services(reward: DictConfig) -> None:
-    """Ask every service below the configuration node `reward` whether it is there and what was meant.
+    """Ask every service below the configuration node `reward` whether it is there and what was
+    meant.
 
-    For one that is not there yet, `client.start_seconds` are waited, with a line that says so. Raises UserError with
-    the key to look at. The first process asks for all.
+    For one that is not there yet, `client.start_seconds` are waited, with a line that says so.
+    Raises UserError with the key to look at. The first process asks for all.
     """
     if is_later_rank():
         return
@@ -42,7 +45,9 @@ def check_services(reward: DictConfig) -> None:
 
 
 def _nodes(node: Any, key: str) -> Iterator[tuple[str, DictConfig]]:
-    """The nodes of services, with their keys; they are built alone, since what holds them may load weights."""
+    """The nodes of services, with their keys; they are built alone, since what holds them may load
+    weights.
+    """
     if not OmegaConf.is_dict(node):
         return
     target = node.get("_target_")
@@ -54,7 +59,8 @@ def _nodes(node: Any, key: str) -> Iterator[tuple[str, DictConfig]]:
 
 
 def _wait_for(service: Service, key: str, url: str, seconds: float) -> None:
-    until, is_told = time.monotonic() + seconds, False
+    until = time.monotonic() + seconds
+    is_told = False
     while True:
         try:
             return service.examine()
@@ -63,10 +69,15 @@ def _wait_for(service: Service, key: str, url: str, seconds: float) -> None:
         except Unavailable as error:
             if time.monotonic() >= until:
                 raise UserError(
-                    f"{key}.url={url}: no server there ({error}); start it, or mend the address. A server that starts "
-                    f"later is waited for with {key}.client.start_seconds={max(2 * seconds, 60):g} or more"
+                    f"{key}.url={url}: no server there ({error}); start it, or mend the address. A "
+                    "server that starts "
+                    f"later is waited for with {key}.client.start_seconds={max(2 * seconds, 60):g} "
+                    "or more"
                 ) from error
             if not is_told:
-                print(f"{key}.url={url}: {error}; waiting up to {seconds:g} s for the server", flush=True)
+                print(
+                    f"{key}.url={url}: {error}; waiting up to {seconds:g} s for the server",
+                    flush=True,
+                )
                 is_told = True
             time.sleep(min(PAUSE, max(until - time.monotonic(), 0)))

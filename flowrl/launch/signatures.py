@@ -17,7 +17,9 @@ from flowrl.values.wording import meant, show, unwrap
 
 
 def import_target(name: str, word: str) -> Any:
-    """The class or function of that dotted name. Raises UserError naming the node where there is none."""
+    """The class or function of that dotted name. Raises UserError naming the node where there is
+    none.
+    """
     log = logging.getLogger(get_object.__module__)
     log.disabled = True  # it prints what the error says, too
     try:
@@ -33,11 +35,19 @@ def import_target(name: str, word: str) -> Any:
 
 
 def require_kind(name: str, word: str, target: Any, hint: Any) -> None:
-    """A class must be one of the classes and protocols of the hint, where that can be said of a class."""
+    """A class must be one of the classes and protocols of the hint, where that can be said of a
+    class.
+    """
     base, _ = unwrap(hint)
     kinds = get_args(base) if get_origin(base) in (Union, types.UnionType) else (base,)
-    classes = [kind for kind in kinds if inspect.isclass(kind) and get_origin(kind) is None and kind is not Any]
-    if not inspect.isclass(target) or len(classes) < len([kind for kind in kinds if kind is not type(None)]):
+    classes = [
+        kind
+        for kind in kinds
+        if inspect.isclass(kind) and get_origin(kind) is None and kind is not Any
+    ]
+    if not inspect.isclass(target) or len(classes) < len(
+        [kind for kind in kinds if kind is not type(None)]
+    ):
         return
     try:
         is_one = any(issubclass(target, kind) or kind.__name__ == "Node" for kind in classes)
@@ -59,11 +69,18 @@ def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
 
 @cache
 def hints_of(target: Any) -> dict[str, Any]:
-    """The type hints of a target's parameters, with their bounds; none where they cannot be read."""
+    """The type hints of a target's parameters, with their bounds; none where they cannot be
+    read.
+    """
     function = target.__init__ if inspect.isclass(target) else target
     try:
         return get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # names that another library imports for type checkers alone
+    except (
+        NameError,
+        TypeError,
+        AttributeError,
+    ):
+        # Names that another library imports for type checkers alone.
         if str(getattr(target, "__module__", "")).startswith("flowrl."):
             raise
         return {}
@@ -87,18 +104,27 @@ def require_key(
     if key not in parameters and not is_open:
         taken = ", ".join(each for each in parameters if each != "self") or "none"
         raise UserError(
-            f"{name}={show(value)}: {word} has no such key{meant(key, parameters)}, but takes {taken}; leave it out, "
+            f"{name}={show(value)}: {word} has no such key{meant(key, parameters)}, but takes "
+            f"{taken}; leave it out, "
             f"as ~{name} does"
         )
 
 
-def require_all(name: str, given: Sequence[str], parameters: Mapping[str, inspect.Parameter], is_partial: bool) -> None:
-    """Refuse a node that lacks what its target needs; a partial one gets its positional arguments later."""
+def require_all(
+    name: str, given: Sequence[str], parameters: Mapping[str, inspect.Parameter], is_partial: bool
+) -> None:
+    """Refuse a node that lacks what its target needs; a partial one gets its positional arguments
+    later.
+    """
     for key, each in parameters.items():
-        is_needed = each.default is each.empty and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+        is_needed = each.default is each.empty and each.kind not in (
+            each.VAR_KEYWORD,
+            each.VAR_POSITIONAL,
+        )
         is_later = is_partial and each.kind is not each.KEYWORD_ONLY
         if is_needed and not is_later and key not in given:
             raise UserError(
-                f"{name}: missing configuration key '{key}'; give what another version's run lacks, as in "
+                f"{name}: missing configuration key '{key}'; give what another version's run "
+                "lacks, as in "
                 f"++{name}.{key}=VALUE"
             )

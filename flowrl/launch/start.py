@@ -1,4 +1,6 @@
-"""Beginning from a LoRA: `lora.start` is looked at before weights load, and each run keeps a copy of it."""
+"""Beginning from a LoRA: `lora.start` is looked at before weights load, and each run keeps a copy
+of it.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ KEYS = ("rank", "alpha", "targets")
 
 
 def take_from_file(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """With `lora.start`, leave to its file what the command line does not say, and make its path absolute.
+    """With `lora.start`, leave to its file what the command line does not say, and make its path
+    absolute.
 
-    The model's rank, alpha and layers are those of a fresh adapter; written into the run's configuration, they would
-    say what is not so. Those of the command line stay and must be the file's.
+    The model's rank, alpha and layers are those of a fresh adapter; written into the run's
+    configuration, they would say what is not so. Those of the command line stay and must be the
+    file's.
     """
     if not cfg.lora.get("start"):
         return
@@ -34,14 +38,18 @@ def take_from_file(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def check_start(cfg: DictConfig, adapter: object) -> None:
-    """Read the LoRA that is started from and compare it with the base's architecture, before weights load."""
+    """Read the LoRA that is started from and compare it with the base's architecture, before
+    weights load.
+    """
     start = cfg.lora.get("start")
     if not start:
         return
     if not isinstance(adapter, LoRA):
         raise UserError(
-            f"lora.start={start} is for tuning=lora; to train all weights from there, fuse the LoRA into the base "
-            "(pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained) and give that as model.pretrained"
+            f"lora.start={start} is for tuning=lora; to train all weights from there, fuse the "
+            "LoRA into the base "
+            "(pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained) and give that as "
+            "model.pretrained"
         )
     given = adapter.read_start()
     transformer = loading.transformer_on_meta(cfg.model.pretrained)
@@ -51,7 +59,8 @@ def check_start(cfg: DictConfig, adapter: object) -> None:
 
 
 def with_copy(cfg: DictConfig, folder: Path) -> DictConfig:
-    """The configuration of a run in `folder`, beginning from the run's copy of the LoRA where there is one.
+    """The configuration of a run in `folder`, beginning from the run's copy of the LoRA where there
+    is one.
 
     What the run began from may be gone by the time it is resumed or evaluated, or be another LoRA.
     """
@@ -64,7 +73,9 @@ def with_copy(cfg: DictConfig, folder: Path) -> DictConfig:
 
 
 def keep_copy(cfg: DictConfig, folder: Path) -> None:
-    """Write the LoRA that a run begins from into its folder, whole or not at all; kept where it is there."""
+    """Write the LoRA that a run begins from into its folder, whole or not at all; kept where it is
+    there.
+    """
     target = folder / formats.START
     if not cfg.lora.get("start") or target.is_dir():
         return
@@ -73,12 +84,19 @@ def keep_copy(cfg: DictConfig, folder: Path) -> None:
     given = formats.read(Path(cfg.lora.start))
     write(given, partial, "comfy")
     partial.rename(target)
-    print(f"beginning from {cfg.lora.start}: {given.describe()}; the reference is lora.reference={cfg.lora.reference}")
+    print(
+        f"beginning from {cfg.lora.start}: {given.describe()}; the reference is "
+        f"lora.reference={cfg.lora.reference}"
+    )
 
 
 def refuse_other_start(overrides: Sequence[str], start: str | None) -> None:
-    """Raise UserError where a resumed run, which began from the LoRA at `start`, is told to begin from another one."""
+    """Raise UserError where a resumed run, which began from the LoRA at `start`, is told to begin
+    from another one.
+    """
     for item in overrides:
         key, _, value = item.lstrip("+").partition("=")
         if key == "lora.start" and value != start:
-            raise UserError(f"{item}: a resumed run keeps the LoRA that it began from; start a new run")
+            raise UserError(
+                f"{item}: a resumed run keeps the LoRA that it began from; start a new run"
+            )

@@ -1,7 +1,9 @@
-"""What a configuration that lies in a run's folder may build, since the folder may be somebody else's.
+"""What a configuration that lies in a run's folder may build, since the folder may be somebody
+else's.
 
-Instantiating a configuration calls what its `_target_`s name, with arguments of its own: `torch.load` of a file beside
-it, say, runs code. Such a configuration is therefore read before anything of it is resolved or instantiated.
+Instantiating a configuration calls what its `_target_`s name, with arguments of its own:
+`torch.load` of a file beside it, say, runs code. Such a configuration is therefore read before
+anything of it is resolved or instantiated.
 """
 
 from __future__ import annotations
@@ -34,26 +36,47 @@ LIGHTNING = {
     "lightning.pytorch.callbacks.TQDMProgressBar",
     "lightning.pytorch.callbacks.Timer",
 }
-"""Classes of Lightning that need not be named by the project; others write where they are told, or start commands."""
+"""Classes of Lightning that need not be named by the project; others write where they are told, or
+start commands.
+"""
 
-OPEN = ("losses", "samplers", "rewards", "callbacks.progress", "learning_rate", "schedule", "prompts")
-"""Modules of FlowRL whose classes need not be named by the project: none of them writes, deletes or starts anything."""
+OPEN = (
+    "losses",
+    "samplers",
+    "rewards",
+    "callbacks.progress",
+    "learning_rate",
+    "schedule",
+    "prompts",
+)
+"""Modules of FlowRL whose classes need not be named by the project: none of them writes, deletes or
+starts anything.
+"""
 
 RESOLVERS = {"image_tokens"}
-"""Resolvers that a saved configuration may call; `oc.env` reads secrets, `oc.create` makes targets out of text."""
+"""Resolvers that a saved configuration may call; `oc.env` reads secrets, `oc.create` makes targets
+out of text.
+"""
 
 SETTINGS: dict[str, tuple[object, ...]] = {
     "trust_remote_code": (False, None),
     "allow_pickle": (False, None),
     "weights_only": (True,),
 }
-"""Settings under which loaders run code, whoever names the loader, and the values under which they do not."""
+"""Settings under which loaders run code, whoever names the loader, and the values under which they
+do not.
+"""
 
 
 LOGGING = ("hydra.job_logging.", "hydra.hydra_logging.")
 """Hydra's own settings of logging, whose handlers and formatters are built by class name."""
 
-LOGGING_CLASSES = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "logging.Formatter")
+LOGGING_CLASSES = (
+    "logging.StreamHandler",
+    "logging.FileHandler",
+    "logging.NullHandler",
+    "logging.Formatter",
+)
 LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
 
 PLACES = ("save_dir", "folder", "dirpath", "default_root_dir", "weights_save_path")
@@ -75,7 +98,8 @@ FILES = "that can overwrite your files"
 
 @dataclass(frozen=True)
 class Node:
-    """A value, a mapping or a list of a configuration: its place, its own name there, and the target it is handed to.
+    """A value, a mapping or a list of a configuration: its place, its own name there, and the
+    target it is handed to.
 
     An entry of a list has no name.
     """
@@ -88,7 +112,9 @@ class Node:
 
 @dataclass(frozen=True)
 class Project:
-    """What the project's YAML files hold: targets, all values, and values with the last words of their keys."""
+    """What the project's YAML files hold: targets, all values, and values with the last words of
+    their keys.
+    """
 
     targets: set[Any]
     values: set[Any]
@@ -109,16 +135,19 @@ def check_config(
 ) -> DictConfig:
     """The configuration `cfg` that was read from `folder`, as it is.
 
-    Raises UserError unless its targets are named by the YAML files in `conf` too, or are classes of `OPEN` modules,
-    `torch.optim` or `LIGHTNING`; and for addresses of other machines, tokens, and places outside of the folder that
-    are neither named there nor by the keys that this command line has `given`. With `is_trusted` everything passes.
-    Nothing is imported but modules of these packages.
+    Raises UserError unless its targets are named by the YAML files in `conf` too, or are classes of
+    `OPEN` modules, `torch.optim` or `LIGHTNING`; and for addresses of other machines, tokens, and
+    places outside of the folder that are neither named there nor by the keys that this command line
+    has `given`. With `is_trusted` everything passes. Nothing is imported but modules of these
+    packages.
     """
     if is_trusted:
         return cfg
     project = project_of(conf)
     for node in nodes_of(OmegaConf.to_container(cfg, resolve=False)):
-        fault = code_fault(node, project) or ("" if node.key in given else leak_fault(node, project, folder))
+        fault = code_fault(node, project) or (
+            "" if node.key in given else leak_fault(node, project, folder)
+        )
         if fault:
             raise UserError(f"{folder}: its configuration {fault}")
     return cfg
@@ -126,36 +155,55 @@ def check_config(
 
 def code_fault(node: Node, project: Project) -> str:
     """Why a node could run code, and the remedy; an empty text where it cannot."""
-    key, name, value = node.key, node.name, node.value
-    here, problem, remedy = f"{key}={value}; {CODE}", "", KNOWN
-    if name == "_target_" and not (isinstance(value, str) and (value in project.targets or _is_harmless(value))):
-        problem, remedy = "names what this project does not", f"{KNOWN}, or name the same in a YAML file below conf/"
+    key = node.key
+    name = node.name
+    value = node.value
+    here = f"{key}={value}; {CODE}"
+    problem = ""
+    remedy = KNOWN
+    if name == "_target_" and not (
+        isinstance(value, str) and (value in project.targets or _is_harmless(value))
+    ):
+        problem = "names what this project does not"
+        remedy = f"{KNOWN}, or name the same in a YAML file below conf/"
     elif name in REFUSED:
         problem = f"holds {name}"
     elif key.startswith(LOGGING) and not _is_plain_logging(name, value):
         problem = "lets logging call code or write elsewhere"
     elif name in SETTINGS and (isinstance(value, dict | list) or value not in SETTINGS[name]):
         problem = "lets a loader run code"
-    elif isinstance(value, str) and value not in project.values and (resolvers := resolvers_of(value) - RESOLVERS):
+    elif (
+        isinstance(value, str)
+        and value not in project.values
+        and (resolvers := resolvers_of(value) - RESOLVERS)
+    ):
         problem = f"calls the resolver {', '.join(sorted(resolvers))}"
     return problem and f"{problem}: {here}; {remedy}"
 
 
 def leak_fault(node: Node, project: Project, folder: Path) -> str:
-    """Why a node could send something away, or write elsewhere, and the remedy; an empty text where it cannot."""
-    key, name, value = node.key, node.name, node.value
+    """Why a node could send something away, or write elsewhere, and the remedy; an empty text where
+    it cannot.
+    """
+    key = node.key
+    name = node.name
+    value = node.value
     if value is None or value == "???" or key.startswith(LOGGING) or project.has(node):
         return ""
     is_logger = isinstance(node.target, str) and node.target.startswith("lightning.pytorch.loggers")
     is_handed_over = name not in (*PLACES, "_target_") and isinstance(value, str)
-    problem, danger = "", AWAY
+    problem = ""
+    danger = AWAY
     if name == "token_env":
         problem = "names a secret of yours"
     elif name == "url" or (isinstance(value, str) and "://" in value):
         is_here = isinstance(value, str) and LOOPBACK.fullmatch(value)
         problem = "" if is_here else "names another machine"
-    elif (name in PLACES and not is_within(value, folder)) or (is_logger and is_handed_over and not is_name(value)):
-        problem, danger = "writes outside of its folder", FILES
+    elif (name in PLACES and not is_within(value, folder)) or (
+        is_logger and is_handed_over and not is_name(value)
+    ):
+        problem = "writes outside of its folder"
+        danger = FILES
     repeat = f"repeat it on the command line ({key}=VALUE) if you mean it, or {KNOWN}"
     return problem and f"{problem}: {key}={value}; {danger}; {repeat}"
 
@@ -182,17 +230,25 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def is_trusting(overrides: Sequence[str]) -> bool:
-    """Whether overrides that the user typed say `trust_folder=true`, in any of Hydra's spellings."""
-    return any(item.key_or_group == KEY and not item.is_delete() and item.value() is True for item in parse(overrides))
+    """Whether overrides that the user typed say `trust_folder=true`, in any of Hydra's
+    spellings.
+    """
+    return any(
+        item.key_or_group == KEY and not item.is_delete() and item.value() is True
+        for item in parse(overrides)
+    )
 
 
 def project_folders(hydra: Any, leaving_out: Path) -> list[Path]:
-    """List the folders that Hydra, given its own configuration, composes from; none that lies in `leaving_out`.
+    """List the folders that Hydra, given its own configuration, composes from; none that lies in
+    `leaving_out`.
 
     A job starts from a configuration in its own folder, which must not vouch for itself.
     """
     sources = hydra.runtime.config_sources
-    paths = [Path(source.path).resolve() for source in sources if source.schema == "file" and source.path]
+    paths = [
+        Path(source.path).resolve() for source in sources if source.schema == "file" and source.path
+    ]
     return [CONF, *(path for path in paths if not path.is_relative_to(leaving_out.resolve()))]
 
 
@@ -211,7 +267,11 @@ def project_of(conf: Iterable[Path]) -> Project:
     """What the YAML files of these folders hold; Hydra's own group does not count."""
     project = Project(set(), set(), set())
     for folder in conf:
-        paths = (path for path in sorted(folder.rglob("*.yaml")) if path.relative_to(folder).parts[0] != "hydra")
+        paths = (
+            path
+            for path in sorted(folder.rglob("*.yaml"))
+            if path.relative_to(folder).parts[0] != "hydra"
+        )
         for path in paths:
             for node in nodes_of(yaml.load(path.read_text(encoding="utf-8"), _LOADER)):
                 if not isinstance(node.value, Hashable):
@@ -224,7 +284,9 @@ def project_of(conf: Iterable[Path]) -> Project:
 
 
 def _is_harmless(target: str) -> bool:
-    """Whether a target is of `LIGHTNING`, an optimizer, or a class of an `OPEN` module, where it is defined."""
+    """Whether a target is of `LIGHTNING`, an optimizer, or a class of an `OPEN` module, where it is
+    defined.
+    """
     if target in LIGHTNING:
         return True
     if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", target):
@@ -235,19 +297,31 @@ def _is_harmless(target: str) -> bool:
         return own is not None and own.__module__ == package
     if not _is_below(package, "torch.optim"):
         return False
-    own, kind = _class(target), _class("torch.optim.Optimizer")
-    return own is not None and kind is not None and issubclass(own, kind) and _is_below(own.__module__, "torch.optim")
+    own = _class(target)
+    kind = _class("torch.optim.Optimizer")
+    return (
+        own is not None
+        and kind is not None
+        and issubclass(own, kind)
+        and _is_below(own.__module__, "torch.optim")
+    )
 
 
 def _is_plain_logging(name: str, value: object) -> bool:
-    """Whether a setting of logging builds nothing but Python's own handlers, and imports no object by name."""
+    """Whether a setting of logging builds nothing but Python's own handlers, and imports no object
+    by name.
+    """
     if name == "()":
         return False
     if name == "class":
         return value in LOGGING_CLASSES
     if name == "filename":
         return value == LOG_FILE
-    return not isinstance(value, str) or "://" not in value or value in ("ext://sys.stdout", "ext://sys.stderr")
+    return (
+        not isinstance(value, str)
+        or "://" not in value
+        or value in ("ext://sys.stdout", "ext://sys.stderr")
+    )
 
 
 def _is_below(module: str, *packages: str) -> bool:
@@ -255,7 +329,9 @@ def _is_below(module: str, *packages: str) -> bool:
 
 
 def _class(target: str) -> type | None:
-    """The class MODULE.NAME; None for anything else, such as a function, or a place below what is no module."""
+    """The class MODULE.NAME; None for anything else, such as a function, or a place below what is
+    no module.
+    """
     package, _, name = target.rpartition(".")
     try:
         found = getattr(import_module(package), name, None)

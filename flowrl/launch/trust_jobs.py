@@ -1,4 +1,6 @@
-"""What the folder of a sweep may start: its record, and the configurations and overrides of its jobs."""
+"""What the folder of a sweep may start: its record, and the configurations and overrides of its
+jobs.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +42,14 @@ from flowrl.sweep.job import COMPOSED
 from flowrl.sweep.plan import Sweep
 
 
-def continue_command(folder: Path, jobs: Iterable[Path], hydra: Any, *, is_sweep: bool = False) -> str:
-    """The command that continues the run or the sweep in `folder`, which the runs in the folders `jobs` make up.
+def continue_command(
+    folder: Path, jobs: Iterable[Path], hydra: Any, *, is_sweep: bool = False
+) -> str:
+    """The command that continues the run or the sweep in `folder`, which the runs in the folders
+    `jobs` make up.
 
-    It trusts the folder where what the user has composed would otherwise be refused, such as a scorer elsewhere.
+    It trusts the folder where what the user has composed would otherwise be refused, such as a
+    scorer elsewhere.
     """
     command = resume_command(folder, is_sweep=is_sweep)
     conf = project_folders(hydra, leaving_out=folder)
@@ -56,9 +62,11 @@ def continue_command(folder: Path, jobs: Iterable[Path], hydra: Any, *, is_sweep
 
 
 def check_job(folder: Path, conf: Iterable[Path], typed: Sequence[str] = ()) -> None:
-    """Check what a job of a sweep would start or continue from, and Hydra's part of it, as `check_config` does.
+    """Check what a job of a sweep would start or continue from, and Hydra's part of it, as
+    `check_config` does.
 
-    The job keeps what its file says, so an override that the user `typed` vouches for the same value alone.
+    The job keeps what its file says, so an override that the user `typed` vouches for the same
+    value alone.
     """
     values = {item.key_or_group: item.value() for item in parse(typed) if not item.is_delete()}
     for name in (COMPOSED, SOURCE):
@@ -79,21 +87,35 @@ def _raw(cfg: DictConfig, key: str) -> Any:
 
 
 def _check_composed(cfg: DictConfig, folder: Path) -> None:
-    """Check that Hydra composes a job's file from nothing beside it, and does nothing but what FlowRL writes there."""
+    """Check that Hydra composes a job's file from nothing beside it, and does nothing but what
+    FlowRL writes there.
+    """
     path = folder / COMPOSED
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    # Its first lines may say into which package it goes, and a folder `hydra` beside it comes before Hydra's own.
-    is_ours = read_text(path, DAMAGED).startswith(HEAD) and raw.get("defaults") == yaml.safe_load(HEAD)["defaults"]
+    # Its first lines may say into which package it goes, and a folder `hydra` beside it comes
+    # before Hydra's own.
+    is_ours = (
+        read_text(path, DAMAGED).startswith(HEAD)
+        and raw.get("defaults") == yaml.safe_load(HEAD)["defaults"]
+    )
     if not is_ours or (folder / "hydra").exists():
         name = "defaults" if not is_ours else "the folder hydra beside it"
         raise UserError(f"{path}: {name} is not as FlowRL writes it; {CODE}; {KNOWN}")
     hydra = raw.get("hydra")
     for key, value in _settings(hydra):
         if key not in _HARMLESS or not _HARMLESS[key](value):
-            raise UserError(f"{path}: hydra.{key}={value} is not as FlowRL writes it; {CODE}; {KNOWN}")
-    place = hydra["run"].get("dir") if isinstance(hydra, dict) and isinstance(hydra.get("run"), dict) else None
+            raise UserError(
+                f"{path}: hydra.{key}={value} is not as FlowRL writes it; {CODE}; {KNOWN}"
+            )
+    place = (
+        hydra["run"].get("dir")
+        if isinstance(hydra, dict) and isinstance(hydra.get("run"), dict)
+        else None
+    )
     if not isinstance(place, str) or Path(place).resolve() != Path(escape(str(folder))).resolve():
-        raise UserError(f"{path}: hydra.run.dir={place} is not its folder; {FILES}; move it back, or {KNOWN}")
+        raise UserError(
+            f"{path}: hydra.run.dir={place} is not its folder; {FILES}; move it back, or {KNOWN}"
+        )
 
 
 def _settings(hydra: Any) -> Iterator[tuple[str, Any]]:
@@ -113,7 +135,9 @@ def _is_label(value: object) -> bool:
 
 
 _HARMLESS: dict[str, Callable[[Any], bool]] = {
-    "job_logging": lambda value: value is None or isinstance(value, dict),  # checked by `check_config`
+    "job_logging": lambda value: (
+        value is None or isinstance(value, dict)
+    ),  # checked by `check_config`
     "hydra_logging": lambda value: value is None or isinstance(value, dict),
     "output_subdir": _is_label,
     "callbacks": lambda value: not value,
@@ -127,18 +151,23 @@ _HARMLESS: dict[str, Callable[[Any], bool]] = {
     "run.dir": lambda value: isinstance(value, str),
     "runtime.choices": lambda value: isinstance(value, dict),
 }
-"""Hydra's settings that FlowRL writes to a job's file, and which of their values do nothing by themselves."""
+"""Hydra's settings that FlowRL writes to a job's file, and which of their values do nothing by
+themselves.
+"""
 
 
 def check_sweep(folder: Path, sweep: Sweep, running: Path, conf: Iterable[Path] = (CONF,)) -> None:
-    """Check that a sweep's folder names the script that is `running`, or train.py, and harmless overrides alone.
+    """Check that a sweep's folder names the script that is `running`, or train.py, and harmless
+    overrides alone.
 
-    Its jobs start in the directory that it names, as one's own sweep that is continued from elsewhere must. Python and
-    libraries look for code and settings there: it must lie outside of the sweep's folder and hold none of these.
+    Its jobs start in the directory that it names, as one's own sweep that is continued from
+    elsewhere must. Python and libraries look for code and settings there: it must lie outside of
+    the sweep's folder and hold none of these.
     """
     if sweep.script not in (TRAIN, running):
         raise UserError(
-            f"{folder}: its jobs run {sweep.script}, not {running}; continue it with that script, or {KNOWN}"
+            f"{folder}: its jobs run {sweep.script}, not {running}; continue it with that script, "
+            f"or {KNOWN}"
         )
     if sweep.directory.resolve() != Path.cwd():
         _check_directory(folder, sweep.directory)
@@ -160,14 +189,17 @@ def _check_directory(folder: Path, directory: Path) -> None:
     elif relative:
         problem = f"in which {relative[0]} looks for code"
     if problem:
-        raise UserError(f"{folder}: its jobs run in {directory}, {problem}; continue it from there, or {KNOWN}")
+        raise UserError(
+            f"{folder}: its jobs run in {directory}, {problem}; continue it from there, or {KNOWN}"
+        )
 
 
 def check_overrides(overrides: Iterable[str], folder: Path, conf: Iterable[Path] = (CONF,)) -> None:
-    """Overrides that were read from a sweep's `folder` are values and options of the project, nothing that runs code.
+    """Overrides that were read from a sweep's `folder` are values and options of the project,
+    nothing that runs code.
 
-    Raises UserError for command-line flags, Hydra's settings, targets, resolvers, options outside of conf/, and for
-    what `check_config` refuses.
+    Raises UserError for command-line flags, Hydra's settings, targets, resolvers, options outside
+    of conf/, and for what `check_config` refuses.
     """
     project = project_of(conf)
     for text in overrides:
@@ -179,7 +211,8 @@ def check_overrides(overrides: Iterable[str], folder: Path, conf: Iterable[Path]
         fault = "holds more than a value or an option" if is_odd else _fault(item, project, folder)
         if fault:
             raise UserError(
-                f"{folder}: its job's {text} {fault}, which can run code of whoever made the folder or send your files "
+                f"{folder}: its job's {text} {fault}, which can run code of whoever made the "
+                "folder or send your files "
                 f"away; {KNOWN}"
             )
 
@@ -187,13 +220,16 @@ def check_overrides(overrides: Iterable[str], folder: Path, conf: Iterable[Path]
 def _fault(item: Override, project: Project, folder: Path) -> str:
     """What is wrong with an override; an empty text where nothing is."""
     key = str(item.key_or_group)
-    if re.split(r"[./]", key)[0] in ("hydra", KEY) or "hydra" in re.split(r"[./]", item.package or ""):
+    if re.split(r"[./]", key)[0] in ("hydra", KEY) or "hydra" in re.split(
+        r"[./]", item.package or ""
+    ):
         return "sets what Hydra or this check does"
     if item.is_delete():
         return ""
     for node in nodes_of(item.value(), key):
         text = node.value if isinstance(node.value, str) else ""
-        if "." not in key and (text.startswith("/") or ".." in text):  # an option's file, which may lie anywhere
+        # An option's file, which may lie anywhere.
+        if "." not in key and (text.startswith("/") or ".." in text):
             return "takes an option from elsewhere"
         if resolvers_of(text) - RESOLVERS:
             return "calls a resolver"

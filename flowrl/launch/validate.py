@@ -1,8 +1,9 @@
 """Checks types and bounds of every key of a composed configuration before anything heavy loads.
 
-A key's type is in the signature of what its node's `_target_` names, or in `flowrl.launch.schema`; pydantic compares,
-without conversions. Keys that need no target come first, so that most slips are answered before PyTorch is imported. A
-value is named by the key where it was set: `loss.clip_low: ${trust.clip}` is told as trust.clip.
+A key's type is in the signature of what its node's `_target_` names, or in `flowrl.launch.schema`;
+pydantic compares, without conversions. Keys that need no target come first, so that most slips are
+answered before PyTorch is imported. A value is named by the key where it was set: `loss.clip_low:
+${trust.clip}` is told as trust.clip.
 """
 
 from __future__ import annotations
@@ -49,19 +50,25 @@ Path = tuple[str | int, ...]
 CALLED = ("optimizer", "loss", "advantage", "learning_rate", "embeddings")
 """Nodes that may name a function to be called later, with `_partial_: true`."""
 
-WHOLE = {(key,) for key, hint in get_type_hints(Settings).items() if hint is Node and key not in CALLED}
+WHOLE = {
+    (key,) for key, hint in get_type_hints(Settings).items() if hint is Node and key not in CALLED
+}
 """Nodes that are built as they stand."""
 
 
 def validate(cfg: DictConfig, *, is_resumed: bool = False) -> None:
-    """Raise UserError, in one line, for the first key whose value is not of its type or out of its bounds.
+    """Raise UserError, in one line, for the first key whose value is not of its type or out of its
+    bounds.
 
-    A run of another version, which `is_resumed`, may lack keys that nothing reads, and have some that nothing knows.
+    A run of another version, which `is_resumed`, may lack keys that nothing reads, and have some
+    that nothing knows.
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
     if raw.get("run_dir", "") is None:
-        raw["run_dir"] = "outputs"  # the new folder, which is made later, stands for all that take it from there
+        raw["run_dir"] = (
+            "outputs"  # the new folder, which is made later, stands for all that take it from there
+        )
     _Walk(cfg, {str(key): value for key, value in raw.items()}, is_resumed).run()
 
 
@@ -74,11 +81,17 @@ def name_of(path: Path) -> str:
 
 
 class _Walk:
-    """One pass over a configuration; `raw` is its plain form with interpolations as they are written."""
+    """One pass over a configuration; `raw` is its plain form with interpolations as they are
+    written.
+    """
 
     def __init__(self, cfg: DictConfig, raw: dict[str, Any], is_resumed: bool) -> None:
-        self.cfg, self.raw, self.is_resumed = cfg, raw, is_resumed
-        self.references = {match for text in _texts(raw) for match in re.findall(r"\$\{([\w.]+)[}\[]", text)}
+        self.cfg = cfg
+        self.raw = raw
+        self.is_resumed = is_resumed
+        self.references = {
+            match for text in _texts(raw) for match in re.findall(r"\$\{([\w.]+)[}\[]", text)
+        }
         self.targets: list[tuple[Path, dict[str, Any], Any]] = []
         self.computed: list[tuple[Path, str, Any]] = []
         self.known: set[Path] = set()
@@ -87,7 +100,8 @@ class _Walk:
         self.check_fields((), self.raw, Settings)
         while self.targets:
             self.check_target(*self.targets.pop(0))
-        # Last, since what they are computed from is more likely to be wrong, and then that is named.
+        # Last, since what they are computed from is more likely to be wrong, and then that is
+        # named.
         for path, text, hint in self.computed:
             self.check(path, self.compute(path, text), hint)
         while self.targets:
@@ -106,7 +120,9 @@ class _Walk:
             try:
                 node = node[key]
             except (KeyError, IndexError, TypeError):
-                raise UserError(f"{name_of(path)}={value}: there is no key {match[1]}; give one, or a value") from None
+                raise UserError(
+                    f"{name_of(path)}={value}: there is no key {match[1]}; give one, or a value"
+                ) from None
             other, node = self.locate((*other, key), node, (*via, path))
         return other, node
 
@@ -132,7 +148,10 @@ class _Walk:
         if not fits(value, hint):
             role = f" (as {name_of(path)})" if path != place else ""
             key = name_of(place)
-            text = f"{key}={show(value)}{role} must be {describe(hint, value)}{nearest(key, value, hint)}"
+            text = (
+                f"{key}={show(value)}{role} must be "
+                f"{describe(hint, value)}{nearest(key, value, hint)}"
+            )
             raise UserError(text)
 
     def check_node(self, place: Path, node: dict[str, Any], hint: Any) -> None:
@@ -173,14 +192,19 @@ class _Walk:
             self.check(path, value, Any)
         elif not any(other == key or other.startswith(f"{key}.") for other in self.references):
             raise UserError(
-                f"{key}={show(value)}: no such key{meant(str(path[-1]), names)}; nothing refers to it as "
+                f"{key}={show(value)}: no such key{meant(str(path[-1]), names)}; nothing refers to "
+                "it as "
                 f"${{{key}}}, so it would have no effect"
             )
 
     def check_target(self, place: Path, node: dict[str, Any], hint: Any) -> None:
-        """A node with a target: the keys must be parameters of its signature, their values of its hints."""
+        """A node with a target: the keys must be parameters of its signature, their values of its
+        hints.
+        """
         if "_args_" in node:
-            raise UserError(f"{name_of((*place, '_args_'))} cannot be set: give each argument by its name")
+            raise UserError(
+                f"{name_of((*place, '_args_'))} cannot be set: give each argument by its name"
+            )
         for key, kind in SPECIAL.items():
             if key in node:
                 self.check((*place, key), node[key], kind)
@@ -188,11 +212,14 @@ class _Walk:
         target = import_target(name_of(place), word)
         is_partial = bool(self.locate(place, node.get("_partial_"))[1])
         if is_partial and place in WHOLE:
-            raise UserError(f"{name_of(place)}._partial_=true cannot be set: what stands there is built at once")
+            raise UserError(
+                f"{name_of(place)}._partial_=true cannot be set: what stands there is built at once"
+            )
         if not is_partial:
             require_kind(name_of(place), word, target, hint)
         parameters = parameters_of(target)
-        foreign, hints = foreign_of(target), hints_of(target)
+        foreign = foreign_of(target)
+        hints = hints_of(target)
         for key, reason in foreign.needed.items():
             if key not in parameters:
                 raise UserError(f"{name_of(place)}._target_={word} has no {key}: {reason}")
@@ -210,7 +237,9 @@ class _Walk:
             for step in path:
                 node = node[step]
         except OmegaConfBaseException as error:
-            raise UserError(f"{name_of(path)}={text} cannot be computed: {explain(error)}") from error
+            raise UserError(
+                f"{name_of(path)}={text} cannot be computed: {explain(error)}"
+            ) from error
         return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 

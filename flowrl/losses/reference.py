@@ -18,11 +18,13 @@ _MEAN_KL = Likelihood(reduction="mean", form="gaussian")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferencePenalty:
-    """`beta` times a distance between the current and the reference step, mean-reduced over latent dimensions.
+    """`beta` times a distance between the current and the reference step, mean-reduced over latent
+    dimensions.
 
-    `kl`: the exact |mean - ref_mean|^2 / (2 std^2). `mean_squared`: |mean - ref_mean|^2 (Flow-Factory, and the
-    Flow-DPPO recipes). `velocity`: mean (v - ref_v)^2. `flow_grpo`: KL times -dt, as published by Flow-GRPO. beta 0
-    switches the penalty and its forward pass off. The reference runs at its own `guidance_scale`.
+    `kl`: the exact |mean - ref_mean|^2 / (2 std^2). `mean_squared`: |mean - ref_mean|^2
+    (Flow-Factory, and the Flow-DPPO recipes). `velocity`: mean (v - ref_v)^2. `flow_grpo`: KL times
+    -dt, as published by Flow-GRPO. beta 0 switches the penalty and its forward pass off. The
+    reference runs at its own `guidance_scale`.
     """
 
     form: Literal["kl", "mean_squared", "velocity", "flow_grpo"]
@@ -31,14 +33,22 @@ class ReferencePenalty:
 
     def __post_init__(self) -> None:
         if self.form not in ("kl", "mean_squared", "velocity", "flow_grpo"):
-            raise UserError(f"penalty.form={self.form!r} must be kl, mean_squared, velocity or flow_grpo")
+            raise UserError(
+                f"penalty.form={self.form!r} must be kl, mean_squared, velocity or flow_grpo"
+            )
         if self.beta < 0:
             raise UserError(f"penalty.beta={self.beta} must not be negative")
 
     def __call__(
-        self, step: GaussianStep, ref_mean: Float[Tensor, "B C H W"], interval: Interval, gain: float
+        self,
+        step: GaussianStep,
+        ref_mean: Float[Tensor, "B C H W"],
+        interval: Interval,
+        gain: float,
     ) -> Float[Tensor, "B"]:
-        """The distance of each sample, not yet times beta; `gain` is the sampler's d mean / d velocity."""
+        """The distance of each sample, not yet times beta; `gain` is the sampler's d mean / d
+        velocity.
+        """
         if self.form == "mean_squared":
             return (step.mean - ref_mean).square().mean((1, 2, 3))
         if self.form == "velocity":

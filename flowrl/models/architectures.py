@@ -1,4 +1,5 @@
-"""The transformers of the released models by hub id: what they are made of, for tests and plans without weights.
+"""The transformers of the released models by hub id: what they are made of, for tests and plans
+without weights.
 
 Arguments beyond the classes' defaults, as in the `transformer/config.json` of each repository.
 """
@@ -91,22 +92,31 @@ AUTOENCODER = {
 }
 """The released autoencoders' size, in all families; they differ in their latent channels."""
 
-SCALING = {"scaling_factor": 1.5, "shift_factor": 0.06, "use_quant_conv": False, "use_post_quant_conv": False}
-"""SD3's and FLUX.1's autoencoders scale and shift their latents; the numbers matter to images alone."""
+SCALING = {
+    "scaling_factor": 1.5,
+    "shift_factor": 0.06,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+"""SD3's and FLUX.1's autoencoders scale and shift their latents; the numbers matter to images
+alone.
+"""
 
 AUTOENCODERS: Mapping[type[Any], tuple[type[Any], Mapping[str, Any], int]] = {
     SD3Transformer2DModel: (AutoencoderKL, SCALING, 1),
     FluxTransformer2DModel: (AutoencoderKL, SCALING, 4),
     Flux2Transformer2DModel: (AutoencoderKLFlux2, {}, 4),
 }
-"""By transformer: its autoencoder's class and arguments beyond the above, and how many latents its pipeline packs into
-one token's channels."""
+"""By transformer: its autoencoder's class and arguments beyond the above, and how many latents its
+pipeline packs into one token's channels.
+"""
 
 
 def on_meta(pretrained: str, dtype: torch.dtype) -> nn.Module:
     """The transformer of a released model or of a local folder, without its weights.
 
-    Raises UserError for a hub id that is not listed, and for a folder's transformer of another class.
+    Raises UserError for a hub id that is not listed, and for a folder's transformer of another
+    class.
     """
     folder = Path(pretrained, "transformer")
     with torch.device("meta"):
@@ -118,18 +128,24 @@ def on_meta(pretrained: str, dtype: torch.dtype) -> nn.Module:
             return _cast(kinds[found].from_config(config), dtype)
         if pretrained not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
-            raise UserError(f"{pretrained}: unknown architecture; give a local folder, or one of {known}")
+            raise UserError(
+                f"{pretrained}: unknown architecture; give a local folder, or one of {known}"
+            )
         kind, arguments = ARCHITECTURES[pretrained]
         return _cast(kind(**arguments), dtype)
 
 
 def _cast(network: Any, dtype: torch.dtype) -> Any:
-    """The network in a dtype; one that has it is left alone, since diffusers warns of every cast."""
+    """The network in a dtype; one that has it is left alone, since diffusers warns of every
+    cast.
+    """
     return network if network.dtype == dtype else network.to(dtype)
 
 
 def pipeline_on_meta(kind: type[Any], pretrained: str, dtype: torch.dtype) -> Any:
-    """A pipeline with neither weights nor text encoders, for plans: nothing in it computes a number."""
+    """A pipeline with neither weights nor text encoders, for plans: nothing in it computes a
+    number.
+    """
     transformer: Any = on_meta(pretrained, dtype)
     folder = Path(pretrained, "vae")
     coder, own, patch = AUTOENCODERS[type(transformer)]
@@ -137,6 +153,15 @@ def pipeline_on_meta(kind: type[Any], pretrained: str, dtype: torch.dtype) -> An
         if folder.is_dir():
             vae = coder.from_config(coder.load_config(folder))
         else:
-            vae = coder(**AUTOENCODER, **own, latent_channels=transformer.config.in_channels // patch)
-    missing = dict.fromkeys(name for name in kind._get_signature_keys(kind)[0] if "text" in name or "token" in name)
-    return kind(transformer=transformer, vae=vae.to(dtype), scheduler=FlowMatchEulerDiscreteScheduler(), **missing)
+            vae = coder(
+                **AUTOENCODER, **own, latent_channels=transformer.config.in_channels // patch
+            )
+    missing = dict.fromkeys(
+        name for name in kind._get_signature_keys(kind)[0] if "text" in name or "token" in name
+    )
+    return kind(
+        transformer=transformer,
+        vae=vae.to(dtype),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        **missing,
+    )

@@ -1,4 +1,6 @@
-"""How a base model's networks are run: memory against speed, without changing what is computed beyond rounding."""
+"""How a base model's networks are run: memory against speed, without changing what is computed
+beyond rounding.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,20 @@ from flowrl.models.protocol import FlowModel
 from flowrl.values.bounds import Text
 
 FLASH_3 = "_flash_3"
-"""The one of diffusers' FlashAttention backends that it wraps into an operator without a derivative."""
+"""The one of diffusers' FlashAttention backends that it wraps into an operator without a
+derivative.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
     """Options of diffusers' networks.
 
-    `gradient_checkpointing` recomputes the transformer's blocks in backward passes; without gradients, in rollouts, it
-    is off by itself. `attention` is one of diffusers' attention backends, null PyTorch's own choice. `compile` compiles
-    each of the transformer's blocks in place, so that no weight changes its name. `slice_decoding` decodes images one
-    at a time, `tile_decoding` in pieces, whose seams are blended.
+    `gradient_checkpointing` recomputes the transformer's blocks in backward passes; without
+    gradients, in rollouts, it is off by itself. `attention` is one of diffusers' attention
+    backends, null PyTorch's own choice. `compile` compiles each of the transformer's blocks in
+    place, so that no weight changes its name. `slice_decoding` decodes images one at a time,
+    `tile_decoding` in pieces, whose seams are blended.
     """
 
     gradient_checkpointing: bool
@@ -32,7 +37,9 @@ class Backend:
     tile_decoding: bool
 
     def apply(self, model: FlowModel) -> None:
-        """Set the options; the adapter must be attached. Raises UserError for an attention that is not available."""
+        """Set the options; the adapter must be attached. Raises UserError for an attention that is
+        not available.
+        """
         transformer: Any = model.transformer
         vae: Any = model.vae
         if self.gradient_checkpointing:
@@ -50,30 +57,38 @@ class Backend:
         if "sage" in attention or attention == FLASH_3:
             other = f"{FLASH_3}_hub" if attention == FLASH_3 else "another"
             raise UserError(
-                f"backend.attention={attention} has no backward pass in diffusers, so nothing before an attention "
+                f"backend.attention={attention} has no backward pass in diffusers, so nothing "
+                "before an attention "
                 f"would be trained; choose {other}, or null"
             )
         processors = transformer.attn_processors.values()
         if not any(hasattr(processor, "_attention_backend") for processor in processors):
             raise UserError(
-                f"backend.attention={attention}: {type(transformer).__name__} always uses PyTorch's attention; set it "
+                f"backend.attention={attention}: {type(transformer).__name__} always uses "
+                "PyTorch's attention; set it "
                 "to null"
             )
         try:
             transformer.set_attention_backend(attention)
         except (ValueError, RuntimeError, ImportError) as error:
-            raise UserError(f"backend.attention={attention} cannot be used: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"backend.attention={attention} cannot be used: {str(error).splitlines()[0]}"
+            ) from error
 
 
 def _compile_blocks(transformer: nn.Module) -> None:
-    """diffusers' own `compile_repeated_blocks` does not know SD3's; all families keep their blocks in module lists."""
+    """diffusers' own `compile_repeated_blocks` does not know SD3's; all families keep their blocks
+    in module lists.
+    """
     from torch import _dynamo, _inductor  # slow to import
 
-    # Programs with and without gradients are fused differently. Unless each operator's result is rounded to its dtype,
-    # as without compilation, a bfloat16 replay is further from its rollout than the smallest thresholds.
+    # Programs with and without gradients are fused differently. Unless each operator's result is
+    # rounded to its dtype, as without compilation, a bfloat16 replay is further from its rollout
+    # than the smallest thresholds.
     _inductor.config.emulate_precision_casts = True
-    # With and without gradients, LoRA on and off, and a few batch sizes, times the kinds of block: beyond PyTorch's 8
-    # programs for one piece of code it would go on uncompiled, with a warning alone.
+    # With and without gradients, LoRA on and off, and a few batch sizes, times the kinds of block:
+    # beyond PyTorch's 8 programs for one piece of code it would go on uncompiled, with a warning
+    # alone.
     _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, 64)
     for part in transformer.children():
         for block in part if isinstance(part, nn.ModuleList) else ():

@@ -1,4 +1,6 @@
-"""One component of a pipeline's folder: which weights are there, loading them, and whether all of them came."""
+"""One component of a pipeline's folder: which weights are there, loading them, and whether all of
+them came.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from flowrl.models.weights import fault, has_adapter
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("diffusers", "transformers")
-WEIGHTS = re.compile(r"(?:model|diffusion_pytorch_model)(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
+WEIGHTS = re.compile(
+    r"(?:model|diffusion_pytorch_model)(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors"
+)
 """A weights file's name; its group is the variant, as in `model.fp16.safetensors`."""
 
 AGAIN = "restore the folder or download it again"
@@ -35,18 +39,27 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; {AGAIN}") from error
     if data.startswith(b"\xef\xbb\xbf"):
-        raise UserError(f"{path} begins with a byte-order mark, which diffusers does not read; save it as plain UTF-8")
+        raise UserError(
+            f"{path} begins with a byte-order mark, which diffusers does not read; save it as "
+            "plain UTF-8"
+        )
     try:
         content = json.loads(data)
     except ValueError as error:
-        raise UserError(f"{path} is cut or damaged ({error}); replace this file by the published one") from error
+        raise UserError(
+            f"{path} is cut or damaged ({error}); replace this file by the published one"
+        ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__} and no JSON object; replace it by the published one")
+        raise UserError(
+            f"{path} holds a {type(content).__name__} and no JSON object; replace it by the "
+            "published one"
+        )
     return content
 
 
 def load(folder: Path, name: str, entry: Sequence[str], dtype: torch.dtype) -> Any:
-    """The component `name` of a pipeline's folder, of the class that its entry of the index says, `dtype` if a network.
+    """The component `name` of a pipeline's folder, of the class that its entry of the index says,
+    `dtype` if a network.
 
     Raises UserError naming the component, what is wrong with its files, and the remedy.
     """
@@ -60,14 +73,20 @@ def load(folder: Path, name: str, entry: Sequence[str], dtype: torch.dtype) -> A
     try:
         return kind.from_pretrained(place)
     except Exception as error:  # of any type, by what is wrong with the folder
-        raise UserError(f"{name}: {place} holds no {kind.__name__} ({first_line(error)}); {AGAIN}") from error
+        raise UserError(
+            f"{name}: {place} holds no {kind.__name__} ({first_line(error)}); {AGAIN}"
+        ) from error
 
 
 def _class_of(folder: Path, name: str, entry: Sequence[str]) -> type[Any]:
     library, kind = entry
     found = getattr(import_module(library), kind, None) if library in LIBRARIES else None
     if not isinstance(found, type):
-        version = f"{library} {import_module(library).__version__}" if library in LIBRARIES else repr(library)
+        version = (
+            f"{library} {import_module(library).__version__}"
+            if library in LIBRARIES
+            else repr(library)
+        )
         raise UserError(
             f"{name}: model_index.json asks for {library}.{kind}, which {version} does not have; "
             "give a pipeline whose classes are diffusers' and transformers', or update the library"
@@ -78,8 +97,13 @@ def _class_of(folder: Path, name: str, entry: Sequence[str]) -> type[Any]:
 def _network(place: Path, name: str, kind: type[Any], dtype: torch.dtype) -> nn.Module:
     read_json(place / "config.json")
     is_transformers = issubclass(kind, transformers.PreTrainedModel)
-    # As the pipeline itself loads them, but that other shapes are counted, not raised, where the library can.
-    own = {"dtype": dtype, "ignore_mismatched_sizes": True} if is_transformers else {"torch_dtype": dtype}
+    # As the pipeline itself loads them, but that other shapes are counted, not raised, where the
+    # library can.
+    own = (
+        {"dtype": dtype, "ignore_mismatched_sizes": True}
+        if is_transformers
+        else {"torch_dtype": dtype}
+    )
     variant = variant_of(place, name)
     try:
         with quiet():
@@ -92,10 +116,14 @@ def _network(place: Path, name: str, kind: type[Any], dtype: torch.dtype) -> nn.
     if problem := fault(network, info):
         raise UserError(f"{name}: {problem}; {_remedy(place, info)}")
     if surplus := sorted(info["unexpected_keys"]):
-        text = f"weights without a place in the network of its config.json: {len(surplus)}, the first {surplus[0]!r}"
+        text = (
+            f"weights without a place in the network of its config.json: {len(surplus)}, the first "
+            f"{surplus[0]!r}"
+        )
         if not is_transformers:
             raise UserError(f"{name}: {text}; {AGAIN}, config.json and weights together")
-        # Text encoders are often released with the weights of a head or a decoder that nothing here uses.
+        # Text encoders are often released with the weights of a head or a decoder that nothing here
+        # uses.
         log.warning("%s: %s; they are left out", name, text)
     assert isinstance(network, nn.Module)
     return network
@@ -105,13 +133,15 @@ def _remedy(place: Path, info: Mapping[str, Any]) -> str:
     if not has_adapter(info):
         return f"restore {place} or download it again"
     return (
-        "call fuse_lora() and then unload_lora_weights() of the pipeline before its save_pretrained(), or give the "
+        "call fuse_lora() and then unload_lora_weights() of the pipeline before its "
+        "save_pretrained(), or give the "
         "base model here and the LoRA by lora.start or --lora"
     )
 
 
 def variant_of(place: Path, name: str) -> str | None:
-    """The variant to load: None for weights under their plain names, which come first, else the only one there is.
+    """The variant to load: None for weights under their plain names, which come first, else the
+    only one there is.
 
     Raises UserError where there are several variants, only pickled weights, or none.
     """
@@ -121,29 +151,40 @@ def variant_of(place: Path, name: str) -> str | None:
         return None
     if len(variants) > 1:
         several = ", ".join(sorted(map(str, variants)))
-        raise UserError(f"{name}: {place} holds weights of several variants ({several}); keep one of them there")
+        raise UserError(
+            f"{name}: {place} holds weights of several variants ({several}); keep one of them there"
+        )
     if variants:
         variant = str(variants.pop())
-        log.warning("%s: only weights of the variant %s are there, so they are taken", name, variant)
+        log.warning(
+            "%s: only weights of the variant %s are there, so they are taken", name, variant
+        )
         return variant
     if pickled := [file for file in names if file.endswith((".bin", ".pt", ".ckpt"))]:
         raise UserError(
-            f"{name}: only pickled weights there ({pickled[0]}), which can run code while they load; convert them "
-            "once, if you trust them, by DiffusionPipeline.from_pretrained(OLD, use_safetensors=False)"
+            f"{name}: only pickled weights there ({pickled[0]}), which can run code while they "
+            "load; convert them "
+            "once, if you trust them, by DiffusionPipeline.from_pretrained(OLD, "
+            "use_safetensors=False)"
             ".save_pretrained(NEW), and set model.pretrained=NEW"
         )
     raise UserError(f"{name}: no weights in {place}; {AGAIN}")
 
 
 def _check_vocabulary(place: Path, name: str, kind: type[Any]) -> None:
-    """Raise UserError for a tokenizer without its vocabulary, in whose place transformers puts an empty one."""
+    """Raise UserError for a tokenizer without its vocabulary, in whose place transformers puts an
+    empty one.
+    """
     files: dict[str, str] = getattr(kind, "vocab_files_names", {})
     whole = files.get("tokenizer_file")
     apart = [file for role, file in files.items() if role != "tokenizer_file"]
     has_whole = whole is not None and (place / whole).is_file()
     absent = [file for file in apart if not (place / file).is_file()]
     if files and not has_whole and (absent or not apart):
-        raise UserError(f"{name}: no vocabulary in {place}, which lacks {', '.join(absent or files.values())}; {AGAIN}")
+        raise UserError(
+            f"{name}: no vocabulary in {place}, which lacks {', '.join(absent or files.values())}; "
+            f"{AGAIN}"
+        )
 
 
 def _shape_reason(error: Exception) -> str | None:

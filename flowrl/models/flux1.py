@@ -1,4 +1,6 @@
-"""FLUX.1: an adapter over `FluxPipeline`. Latents of 16 channels, packed into tokens of 2x2 patches inside."""
+"""FLUX.1: an adapter over `FluxPipeline`. Latents of 16 channels, packed into tokens of 2x2 patches
+inside.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.guidance import check_embedded
-from flowrl.models.latents import latent_side, pack, per_row, to_images, token_positions, unpack, unscale
+from flowrl.models.latents import (
+    latent_side,
+    pack,
+    per_row,
+    to_images,
+    token_positions,
+    unpack,
+    unscale,
+)
 from flowrl.models.loading import Source
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.tuning import lora
@@ -26,10 +36,11 @@ AXES = 3
 
 
 class Flux1:
-    """FLUX.1-dev, which takes the guidance scale as an input (`has_guidance`), and FLUX.1-schnell, which does not.
+    """FLUX.1-dev, which takes the guidance scale as an input (`has_guidance`), and FLUX.1-schnell,
+    which does not.
 
-    `max_sequence_length` is the number of T5 tokens; CLIP gives the pooled embedding alone. `resolution` is the image
-    side in pixels.
+    `max_sequence_length` is the number of T5 tokens; CLIP gives the pooled embedding alone.
+    `resolution` is the image side in pixels.
     """
 
     negative_prompt = None
@@ -48,7 +59,9 @@ class Flux1:
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = self.pipeline.vae.requires_grad_(False).eval()
-        kept = {name: self.pipeline.components[name] for name in ("transformer", "vae", "scheduler")}
+        kept = {
+            name: self.pipeline.components[name] for name in ("transformer", "vae", "scheduler")
+        }
         self.text = TextEncoders(lambda: source.load(**kept), TEXT)
         check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.1")
         self.has_guidance = has_guidance
@@ -72,14 +85,21 @@ class Flux1:
         return Conditioning(tokens, pooled)
 
     def truncated_part(self, prompt: str) -> str:
-        limits = {"tokenizer": self.text.pipeline().tokenizer_max_length, "tokenizer_2": self.max_sequence_length}
+        limits = {
+            "tokenizer": self.text.pipeline().tokenizer_max_length,
+            "tokenizer_2": self.max_sequence_length,
+        }
         return self.text.truncated_part(prompt, limits)
 
     def drop_text_encoders(self) -> None:
         self.text.drop()
 
     def velocity(
-        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning, guidance_scale: float
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: float,
+        conditioning: Conditioning,
+        guidance_scale: float,
     ) -> Float[Tensor, "B C H W"]:
         if guidance_scale != 1 and not self.has_guidance:
             raise UserError(f"guidance_scale={guidance_scale} needs model.has_guidance=true")

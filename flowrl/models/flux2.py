@@ -1,7 +1,8 @@
 """FLUX.2: adapters over `Flux2KleinPipeline` (`Flux2Klein`) and `Flux2Pipeline` (`Flux2Dev`).
 
-The rest of FlowRL sees normalised latents of 32 channels at an eighth of the resolution. Packing into tokens of 2x2
-patches, and the autoencoder's batch-norm statistics over their 128 channels, stay in here.
+The rest of FlowRL sees normalised latents of 32 channels at an eighth of the resolution. Packing
+into tokens of 2x2 patches, and the autoencoder's batch-norm statistics over their 128 channels,
+stay in here.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ AXES = 4
 
 
 class Flux2Klein:
-    """FLUX.2-klein: the base models use a true negative prompt (`has_guidance`), the distilled ones no guidance.
+    """FLUX.2-klein: the base models use a true negative prompt (`has_guidance`), the distilled ones
+    no guidance.
 
-    `max_sequence_length` is the number of text tokens, chat template included. `resolution` is the image side in
-    pixels.
+    `max_sequence_length` is the number of text tokens, chat template included. `resolution` is the
+    image side in pixels.
     """
 
     def __init__(
@@ -51,7 +53,8 @@ class Flux2Klein:
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         if has_guidance and self.pipeline.config.is_distilled:
             raise UserError(
-                f"model.has_guidance=true, but {pretrained} is distilled and ignores guidance: set it to false"
+                f"model.has_guidance=true, but {pretrained} is distilled and ignores guidance: set "
+                "it to false"
             )
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = self.pipeline.vae.requires_grad_(False).eval()
@@ -70,14 +73,20 @@ class Flux2Klein:
     def truncated_part(self, prompt: str) -> str:
         messages = [{"role": "user", "content": prompt}]
         template = self.text.pipeline().tokenizer.apply_chat_template
-        text = str(template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+        text = str(
+            template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        )
         return self.text.truncated_part(text, {"tokenizer": self.max_sequence_length})
 
     def drop_text_encoders(self) -> None:
         self.text.drop()
 
     def velocity(
-        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning, guidance_scale: float
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: float,
+        conditioning: Conditioning,
+        guidance_scale: float,
     ) -> Float[Tensor, "B C H W"]:
         def forward(x: Tensor, conditioning: Conditioning) -> Tensor:
             return _velocity(self.transformer, x, sigma, conditioning, None)
@@ -92,10 +101,11 @@ class Flux2Klein:
 
 
 class Flux2Dev:
-    """FLUX.2-dev: guidance-distilled, so that the scale is an input and there is no negative prompt.
+    """FLUX.2-dev: guidance-distilled, so that the scale is an input and there is no negative
+    prompt.
 
-    `max_sequence_length` is the number of text tokens, system message included. `resolution` is the image side in
-    pixels.
+    `max_sequence_length` is the number of text tokens, system message included. `resolution` is the
+    image side in pixels.
     """
 
     negative_prompt = None
@@ -129,15 +139,26 @@ class Flux2Dev:
     def truncated_part(self, prompt: str) -> str:
         pipeline = self.text.pipeline()
         said = {"system": pipeline.system_message, "user": prompt.replace("[IMG]", "")}
-        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said.items()]
-        text = str(pipeline.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": text}]}
+            for role, text in said.items()
+        ]
+        text = str(
+            pipeline.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=False
+            )
+        )
         return self.text.truncated_part(text, {"tokenizer": self.max_sequence_length})
 
     def drop_text_encoders(self) -> None:
         self.text.drop()
 
     def velocity(
-        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning, guidance_scale: float
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: float,
+        conditioning: Conditioning,
+        guidance_scale: float,
     ) -> Float[Tensor, "B C H W"]:
         return _velocity(self.transformer, x, sigma, conditioning, guidance_scale)
 
@@ -161,11 +182,15 @@ def _latent_shape(pipeline: Any, resolution: int) -> tuple[int, int, int]:
 def _encode(pipeline: Any, prompts: Sequence[str], max_sequence_length: int) -> Conditioning:
     with quiet():
         device = pipeline.text_encoder.device
-        tokens, _ = pipeline.encode_prompt(list(prompts), device=device, max_sequence_length=max_sequence_length)
+        tokens, _ = pipeline.encode_prompt(
+            list(prompts), device=device, max_sequence_length=max_sequence_length
+        )
     return Conditioning(tokens, tokens.new_zeros(len(tokens), 0))
 
 
-def _velocity(transformer: Any, x: Tensor, sigma: float, conditioning: Conditioning, guidance: float | None) -> Tensor:
+def _velocity(
+    transformer: Any, x: Tensor, sigma: float, conditioning: Conditioning, guidance: float | None
+) -> Tensor:
     """One pass; `guidance` is the scale that a distilled model takes as an input."""
     num_text = conditioning.tokens.shape[1]
     text_positions = torch.zeros(num_text, AXES, device=x.device)
@@ -188,7 +213,12 @@ def _decode(x0: Tensor, vae: Any) -> Tensor:
 
 
 def denormalise(x: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B C H W"]:
-    """The autoencoder's own latents: each of the 128 patch channels times its running std, plus its mean."""
+    """The autoencoder's own latents: each of the 128 patch channels times its running std, plus its
+    mean.
+    """
     std = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()
-    patches = functional.pixel_unshuffle(x, 2) * std[:, None, None] + vae.bn.running_mean.float()[:, None, None]
+    patches = (
+        functional.pixel_unshuffle(x, 2) * std[:, None, None]
+        + vae.bn.running_mean.float()[:, None, None]
+    )
     return functional.pixel_shuffle(patches, 2)

@@ -1,4 +1,6 @@
-"""Guidance: a second pass on the negative prompt, or a number that a distilled model takes as an input."""
+"""Guidance: a second pass on the negative prompt, or a number that a distilled model takes as an
+input.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ Forward = Callable[[Float[Tensor, "B C H W"], Conditioning], Float[Tensor, "B C 
 def classifier_free(
     forward: Forward, x: Float[Tensor, "B C H W"], conditioning: Conditioning, scale: float
 ) -> Float[Tensor, "B C H W"]:
-    """v_negative + scale (v - v_negative), in one pass of twice the rows; scale 1 is one plain pass.
+    """v_negative + scale (v - v_negative), in one pass of twice the rows; scale 1 is one plain
+    pass.
 
     Raises UserError where the conditioning holds no negative prompt.
     """
@@ -28,14 +31,17 @@ def classifier_free(
     if negative is None:
         raise UserError(f"guidance_scale={scale} needs model.has_guidance=true")
     both = Conditioning(
-        torch.cat([negative.tokens, conditioning.tokens]), torch.cat([negative.pooled, conditioning.pooled])
+        torch.cat([negative.tokens, conditioning.tokens]),
+        torch.cat([negative.pooled, conditioning.pooled]),
     )
     unconditional, conditional = forward(torch.cat([x, x]), both).chunk(2)
     return unconditional + scale * (conditional - unconditional)
 
 
 def check_embedded(has_guidance: bool, is_embedded: bool, kind: str) -> None:
-    """A distilled model takes guidance as an input or not at all. Raises UserError naming the key."""
+    """A distilled model takes guidance as an input or not at all. Raises UserError naming the
+    key.
+    """
     if has_guidance != is_embedded:
         takes = "takes a guidance scale as an input" if is_embedded else "takes no guidance scale"
         raise UserError(

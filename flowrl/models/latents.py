@@ -1,4 +1,6 @@
-"""Between latents as the rest of FlowRL sees them, (B, C, H, W), and what transformers and autoencoders take."""
+"""Between latents as the rest of FlowRL sees them, (B, C, H, W), and what transformers and
+autoencoders take.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from flowrl.errors import UserError
 
 
 def latent_side(resolution: int, factor: int, patch: int) -> int:
-    """Height and width of the latents of a square image, `factor` pixels each, which patches of `patch` must tile.
+    """Height and width of the latents of a square image, `factor` pixels each, which patches of
+    `patch` must tile.
 
     Raises UserError naming the nearest resolutions that work.
     """
@@ -21,14 +24,17 @@ def latent_side(resolution: int, factor: int, patch: int) -> int:
     if resolution < unit or resolution % unit:
         below = max(resolution // unit, 1) * unit
         raise UserError(
-            f"model.resolution={resolution} must be a multiple of {unit} for this model, such as {below} or "
+            f"model.resolution={resolution} must be a multiple of {unit} for this model, such as "
+            f"{below} or "
             f"{below + unit}"
         )
     return resolution // factor
 
 
 def pack(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N Q"]:
-    """Tokens of 2x2 patches, row by row, channels first within a token, as FLUX.1 and FLUX.2 take them."""
+    """Tokens of 2x2 patches, row by row, channels first within a token, as FLUX.1 and FLUX.2 take
+    them.
+    """
     return functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
 
 
@@ -41,7 +47,8 @@ def token_positions(side: int, num_axes: int, device: torch.device) -> Float[Ten
     """Row and column of every packed token, as axes 1 and 2 of `num_axes`; the others are 0."""
     positions = torch.zeros(side // 2, side // 2, num_axes, device=device)
     steps = torch.arange(side // 2, device=device)
-    positions[..., 1], positions[..., 2] = steps[:, None], steps
+    positions[..., 1] = steps[:, None]
+    positions[..., 2] = steps
     return positions.flatten(0, 1)
 
 

@@ -1,4 +1,6 @@
-"""Loading a diffusers pipeline, whole or in parts, with errors that name the path and the remedy."""
+"""Loading a diffusers pipeline, whole or in parts, with errors that name the path and the
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,11 @@ INDEX = "model_index.json"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a pipeline comes from: its class in diffusers, a local folder or hub id, a revision, and one dtype.
+    """Where a pipeline comes from: its class in diffusers, a local folder or hub id, a revision,
+    and one dtype.
 
-    A token for gated repositories is taken as the hub library takes it: from `hf auth login` or `HF_TOKEN`.
+    A token for gated repositories is taken as the hub library takes it: from `hf auth login` or
+    `HF_TOKEN`.
     """
 
     kind: type[Any]
@@ -57,12 +61,15 @@ class Source:
     def load(self, **parts: Any) -> Any:
         """The pipeline; each of `parts` replaces a component, None leaves it out and unread.
 
-        Raises UserError, in one line, for another kind of pipeline and for missing or unreadable weights.
+        Raises UserError, in one line, for another kind of pipeline and for missing or unreadable
+        weights.
         """
         if self.dtype not in DTYPES:
             raise UserError(f"model.dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
         if self.pretrained.startswith(META):
-            return pipeline_on_meta(self.kind, self.pretrained.removeprefix(META), DTYPES[self.dtype])
+            return pipeline_on_meta(
+                self.kind, self.pretrained.removeprefix(META), DTYPES[self.dtype]
+            )
         source = resolve(self.pretrained)
         index = self.index()
         if (actual := index.get("_class_name")) != self.kind.__name__:
@@ -82,21 +89,30 @@ class Source:
             raise UserError(f"model.pretrained={self.pretrained}: {error}") from error
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"model.pretrained={self.pretrained}: cannot load {self.kind.__name__} ({first_line(error)})"
+                f"model.pretrained={self.pretrained}: cannot load {self.kind.__name__} "
+                f"({first_line(error)})"
             ) from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def index(self) -> dict[str, Any]:
-        """The pipeline's index. Raises UserError where it is not there, not readable or not to be had."""
+        """The pipeline's index. Raises UserError where it is not there, not readable or not to be
+        had.
+        """
         return read_index(resolve(self.pretrained), self.pretrained, self.revision)
 
     def has(self, name: str) -> bool:
-        """Whether the pipeline has this component, which its index may leave out; known without loading any."""
+        """Whether the pipeline has this component, which its index may leave out; known without
+        loading any.
+        """
         return self.pretrained.startswith(META) or bool(_entry(self.index(), name))
 
-    def _entries(self, index: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-        """Library and class of each component to load. Raises UserError where one that the pipeline needs is null."""
+    def _entries(
+        self, index: Mapping[str, Any], parts: Mapping[str, Any]
+    ) -> dict[str, tuple[str, str]]:
+        """Library and class of each component to load. Raises UserError where one that the pipeline
+        needs is null.
+        """
         entries = {}
         for name in self.kind._get_signature_keys(self.kind)[0]:
             entry = _entry(index, name)
@@ -109,22 +125,33 @@ class Source:
         return entries
 
     def _download(self, source: str, parts: Mapping[str, Any]) -> Path:
-        """The folder of a hub id's files, without those of `parts`; of networks, the only variant if there is but one.
+        """The folder of a hub id's files, without those of `parts`; of networks, the only variant
+        if there is but one.
 
         Raises what the hub's library raises.
         """
-        get = partial(self.kind.download, source, revision=self.revision, use_safetensors=True, **parts)
+        get = partial(
+            self.kind.download, source, revision=self.revision, use_safetensors=True, **parts
+        )
         folder = Path(get())
         index = self.index()
-        networks = [name for name in self._entries(index, parts) if (folder / name / "config.json").is_file()]
+        networks = [
+            name
+            for name in self._entries(index, parts)
+            if (folder / name / "config.json").is_file()
+        ]
         if all(any((folder / name).glob("*.safetensors")) for name in networks):
             return folder
         files = HfApi().list_repo_files(source, revision=self.revision)
-        found = {match[1] for file in files if (match := WEIGHTS.fullmatch(file.rpartition("/")[2]))} - {None}
+        found = {
+            match[1] for file in files if (match := WEIGHTS.fullmatch(file.rpartition("/")[2]))
+        } - {None}
         return Path(get(variant=min(found))) if found else folder
 
     def identity(self, parts: Sequence[str]) -> str:
-        """A text that changes with the weights of the components `parts`: for keys of what they computed."""
+        """A text that changes with the weights of the components `parts`: for keys of what they
+        computed.
+        """
         if self.pretrained.startswith(META):
             return self.pretrained
         source = resolve(self.pretrained)
@@ -132,8 +159,13 @@ class Source:
             # The index lies in a folder named after the commit that the revision stands for.
             commit = Path(_fetch_index(source, self.revision)).parent.name
             return f"{source}@{commit} {self.dtype}"
-        paths = sorted(path for part in parts for path in Path(source, part).glob("*") if path.is_file())
-        stats = [f"{path.parent.name}/{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in paths]
+        paths = sorted(
+            path for part in parts for path in Path(source, part).glob("*") if path.is_file()
+        )
+        stats = [
+            f"{path.parent.name}/{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}"
+            for path in paths
+        ]
         return f"{source} {' '.join(stats)} {self.dtype}"
 
 
@@ -143,39 +175,56 @@ def resolve(pretrained: str) -> str:
         return str(files("flowrl.shapes").joinpath("assets", pretrained.removeprefix(EMBEDDED)))
     path = Path(pretrained).expanduser()
     # ORG of ORG/NAME is rarely a folder here.
-    looks_local = pretrained.startswith((".", "~")) or pretrained.count("/") != 1 or path.parent.is_dir()
+    looks_local = (
+        pretrained.startswith((".", "~")) or pretrained.count("/") != 1 or path.parent.is_dir()
+    )
     if path.is_dir():
         if not (path / INDEX).is_file():
-            raise UserError(f"model.pretrained={pretrained}: no {INDEX}; give a folder in diffusers layout")
+            raise UserError(
+                f"model.pretrained={pretrained}: no {INDEX}; give a folder in diffusers layout"
+            )
         return str(path)
     if looks_local:
-        raise UserError(f"model.pretrained={pretrained}: no such folder; give a diffusers folder or a hub id ORG/NAME")
+        raise UserError(
+            f"model.pretrained={pretrained}: no such folder; give a diffusers folder or a hub id "
+            "ORG/NAME"
+        )
     return pretrained
 
 
 def read_index(source: str, pretrained: str, revision: str | None) -> dict[str, Any]:
-    """A pipeline's index, from a folder or the hub. Raises UserError saying what stands in the way of a hub id."""
+    """A pipeline's index, from a folder or the hub. Raises UserError saying what stands in the way
+    of a hub id.
+    """
     if os.path.isdir(source):
         return read_json(Path(source, INDEX))
     try:
         return read_json(Path(_fetch_index(source, revision)))
     except GatedRepoError as error:
         reason = (
-            f"gated, and your token does not open it: accept the licence at https://huggingface.co/{source}, then run "
+            "gated, and your token does not open it: accept the licence at "
+            f"https://huggingface.co/{source}, then run "
             "`hf auth login` or set HF_TOKEN"
         )
         cause: Exception = error
     except RepositoryNotFoundError as error:
-        reason, cause = "no such repository on the hub, or a private one: check the name, or set HF_TOKEN", error
+        reason = "no such repository on the hub, or a private one: check the name, or set HF_TOKEN"
+        cause = error
     except RevisionNotFoundError as error:
-        reason, cause = f"model.revision={revision} does not exist; give a branch, tag or commit", error
+        reason = f"model.revision={revision} does not exist; give a branch, tag or commit"
+        cause = error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        reason = "not in the local hub cache, and the hub cannot be reached; download it first, or give a folder"
+        reason = (
+            "not in the local hub cache, and the hub cannot be reached; download it first, or give "
+            "a folder"
+        )
         cause = error
     except EntryNotFoundError as error:
-        reason, cause = f"no {INDEX} in the repository; give one in diffusers layout", error
+        reason = f"no {INDEX} in the repository; give one in diffusers layout"
+        cause = error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason, cause = f"the hub refused ({str(error).strip().splitlines()[0]})", error
+        reason = f"the hub refused ({str(error).strip().splitlines()[0]})"
+        cause = error
     raise UserError(f"model.pretrained={pretrained}: {reason}") from cause
 
 
@@ -193,7 +242,9 @@ def _entry(index: Mapping[str, Any], name: str) -> tuple[str, str] | None:
 
 
 def transformer_on_meta(pretrained: str) -> nn.Module | None:
-    """The transformer of a base model without its weights; None for a repository whose architecture is not listed."""
+    """The transformer of a base model without its weights; None for a repository whose architecture
+    is not listed.
+    """
     source = resolve(pretrained)
     is_known = source in ARCHITECTURES or Path(source, "transformer").is_dir()
     return on_meta(source, torch.float32) if is_known else None

@@ -27,7 +27,9 @@ class TextModel(Protocol):
         ...
 
     def truncated_part(self, prompt: str) -> str:
-        """What of a prompt an encoder does not see since it is too long, in words; empty where all see all of it."""
+        """What of a prompt an encoder does not see since it is too long, in words; empty where all
+        see all of it.
+        """
         ...
 
     def drop_text_encoders(self) -> None:
@@ -48,10 +50,15 @@ class FlowModel(TextModel, Protocol):
         ...
 
     def velocity(
-        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning, guidance_scale: float
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: float,
+        conditioning: Conditioning,
+        guidance_scale: float,
     ) -> Float[Tensor, "B C H W"]:
-        """noise - data, float32. A guidance_scale of 1 is one pass without guidance; a distilled model takes any scale
-        as an input of its one pass."""
+        """noise - data, float32. A guidance_scale of 1 is one pass without guidance; a distilled
+        model takes any scale as an input of its one pass.
+        """
         ...
 
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
@@ -59,6 +66,7 @@ class FlowModel(TextModel, Protocol):
         ...
 
     def save_lora(self, folder: Path) -> None:
-        """Write the adapter so that the stock pipeline's `load_lora_weights(folder)` takes it, or all weights where
-        all are trained."""
+        """Write the adapter so that the stock pipeline's `load_lora_weights(folder)` takes it, or
+        all weights where all are trained.
+        """
         ...

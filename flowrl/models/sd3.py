@@ -1,4 +1,6 @@
-"""Stable Diffusion 3 and 3.5, and the embedded shapes model: an adapter over `StableDiffusion3Pipeline`."""
+"""Stable Diffusion 3 and 3.5, and the embedded shapes model: an adapter over
+`StableDiffusion3Pipeline`.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,9 @@ TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", *T5)
 class SD3:
     """A pipeline in diffusers layout, from a local folder or a hub id.
 
-    `max_sequence_length` is the number of T5 tokens; 0 leaves the T5 encoder out. `resolution` is the image side in
-    pixels. With `has_guidance` False negative prompts are not encoded and guidance is refused.
+    `max_sequence_length` is the number of T5 tokens; 0 leaves the T5 encoder out. `resolution` is
+    the image side in pixels. With `has_guidance` False negative prompts are not encoded and
+    guidance is refused.
     """
 
     def __init__(
@@ -48,13 +51,16 @@ class SD3:
         source = Source(StableDiffusion3Pipeline, pretrained, revision, dtype)
         if max_sequence_length and not source.has("text_encoder_3"):
             raise UserError(
-                f"model.max_sequence_length={max_sequence_length} asks for T5 tokens, but {pretrained} has no "
+                f"model.max_sequence_length={max_sequence_length} asks for T5 tokens, but "
+                f"{pretrained} has no "
                 "text_encoder_3; set model.max_sequence_length=0, or give a folder with T5"
             )
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = self.pipeline.vae.requires_grad_(False).eval()
-        kept = {name: self.pipeline.components[name] for name in ("transformer", "vae", "scheduler")}
+        kept = {
+            name: self.pipeline.components[name] for name in ("transformer", "vae", "scheduler")
+        }
         left_out = {} if max_sequence_length else dict.fromkeys(T5)
         self.text = TextEncoders(lambda: source.load(**kept, **left_out), TEXT)
         if channels_last:
@@ -63,11 +69,14 @@ class SD3:
         self.num_text_tokens = CLIP_TOKENS + max_sequence_length
         self.negative_prompt = "" if has_guidance else None
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
-        side = latent_side(resolution, self.pipeline.vae_scale_factor, self.transformer.config.patch_size)
+        side = latent_side(
+            resolution, self.pipeline.vae_scale_factor, self.transformer.config.patch_size
+        )
         most = self.transformer.config.pos_embed_max_size * self.transformer.config.patch_size
         if side > most:
             raise UserError(
-                f"model.resolution={resolution} is more than the {most * self.pipeline.vae_scale_factor} pixels that "
+                f"model.resolution={resolution} is more than the "
+                f"{most * self.pipeline.vae_scale_factor} pixels that "
                 "this model's positions reach"
             )
         self.latent_shape = (self.transformer.config.in_channels, side, side)
@@ -100,7 +109,11 @@ class SD3:
         self.text.drop()
 
     def velocity(
-        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning, guidance_scale: float
+        self,
+        x: Float[Tensor, "B C H W"],
+        sigma: float,
+        conditioning: Conditioning,
+        guidance_scale: float,
     ) -> Float[Tensor, "B C H W"]:
         def forward(x: Tensor, conditioning: Conditioning) -> Tensor:
             output = self.transformer(

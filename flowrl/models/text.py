@@ -1,4 +1,6 @@
-"""The text side of a pipeline: loaded at the first prompt, dropped when every prompt is embedded."""
+"""The text side of a pipeline: loaded at the first prompt, dropped when every prompt is
+embedded.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,16 @@ Limits = Mapping[str, int]
 
 
 class TextEncoders:
-    """`load()` gives a pipeline with text encoders and tokenizers; it is kept from `pipeline()` to `drop()`.
+    """`load()` gives a pipeline with text encoders and tokenizers; it is kept from `pipeline()` to
+    `drop()`.
 
-    Encoders run on a GPU where there is one, one process's on its own, whatever the transformer's place.
+    Encoders run on a GPU where there is one, one process's on its own, whatever the transformer's
+    place.
     """
 
     def __init__(self, load: Callable[[], Any], names: Sequence[str]) -> None:
-        self._load, self._names = load, names
+        self._load = load
+        self._names = names
         self._pipeline: Any = None
 
     def pipeline(self) -> Any:
@@ -43,17 +48,26 @@ class TextEncoders:
             torch.cuda.empty_cache()
 
     def truncated_part(self, text: str, limits: Limits) -> str:
-        """What of a text the first tokenizer to cut it leaves out, in words; empty where none does."""
+        """What of a text the first tokenizer to cut it leaves out, in words; empty where none
+        does.
+        """
         for name, limit in limits.items():
             if lost := _beyond(getattr(self.pipeline(), name), text, limit):
-                return f"{textwrap.shorten(lost, 240)!r} beyond the {limit} tokens of the model's {name}"
+                return (
+                    f"{textwrap.shorten(lost, 240)!r} beyond the {limit} tokens of the model's "
+                    f"{name}"
+                )
         return ""
 
 
 def device() -> torch.device:
     """This process's GPU, or the CPU."""
     has_gpu = torch.cuda.is_available()
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if has_gpu else torch.device("cpu")
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if has_gpu
+        else torch.device("cpu")
+    )
 
 
 @contextmanager
@@ -71,11 +85,15 @@ def quiet() -> Iterator[None]:
 
 
 def _beyond(tokenizer: Any, text: str, limit: int) -> str:
-    """What of a text lies beyond `limit` tokens; where the tokenizer closes texts, the last of them is its mark."""
+    """What of a text lies beyond `limit` tokens; where the tokenizer closes texts, the last of them
+    is its mark.
+    """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # FLUX.2-dev's is a processor
     ids = tokenizer(text, verbose=False).input_ids
     if len(ids) <= limit:
         return ""
     is_closed = ids[-1] in tokenizer.all_special_ids
     kept = limit - 1 if is_closed else limit
-    return str(tokenizer.decode(ids[kept:], skip_special_tokens=True)).strip() or "its closing tokens"
+    return (
+        str(tokenizer.decode(ids[kept:], skip_special_tokens=True)).strip() or "its closing tokens"
+    )

@@ -1,4 +1,6 @@
-"""What is asked of every network's weights before they are used, saved or exported: all there, and all numbers."""
+"""What is asked of every network's weights before they are used, saved or exported: all there, and
+all numbers.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,14 @@ ADAPTER_MARKS = (".base_layer.", ".lora_", ".lora.")
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor that holds a NaN or an infinity, None where all are numbers.
 
-    One fused norm and one wait for the device where all is well. Divided tensors are looked at whole, so that all
-    processes, which must call this alike, get the same answer.
+    One fused norm and one wait for the device where all is well. Divided tensors are looked at
+    whole, so that all processes, which must call this alike, get the same answer.
     """
-    floating = {name: value for name, value in tensors.items() if value.is_floating_point() and value.numel()}
+    floating = {
+        name: value
+        for name, value in tensors.items()
+        if value.is_floating_point() and value.numel()
+    }
     if not floating or _has_finite_norm(list(floating.values())):
         return None
     return next(name for name, value in floating.items() if not _has_finite_norm([value]))
@@ -32,27 +38,36 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 @torch.no_grad()
 def _has_finite_norm(tensors: list[Tensor]) -> bool:
-    norm = get_total_norm(tensors, norm_type=math.inf)  # a maximum, which NaN and infinity pass through
+    norm = get_total_norm(
+        tensors, norm_type=math.inf
+    )  # a maximum, which NaN and infinity pass through
     whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
     return bool(whole.isfinite())
 
 
 def fault(network: nn.Module, info: Mapping[str, Any]) -> str | None:
-    """What is wrong with a network that `from_pretrained` has just loaded, in words; None where nothing is.
+    """What is wrong with a network that `from_pretrained` has just loaded, in words; None where
+    nothing is.
 
-    `info` is what it returns with `output_loading_info=True`: diffusers leaves missing weights without values, and
-    transformers draws them at random. Weights that have no place are a fault only beside missing ones.
+    `info` is what it returns with `output_loading_info=True`: diffusers leaves missing weights
+    without values, and transformers draws them at random. Weights that have no place are a fault
+    only beside missing ones.
     """
     names = list(network.state_dict())
     if missing := set(info["missing_keys"]):
         first = next((name for name in names if name in missing), min(missing))
         text = f"{len(missing)} of its {len(names)} weights are missing, the first {first!r}"
-        attached = sum(any(mark in name for mark in ADAPTER_MARKS) for name in info["unexpected_keys"])
-        return f"{text}, and {attached} of an attached adapter are there instead" if attached else text
+        attached = sum(
+            any(mark in name for mark in ADAPTER_MARKS) for name in info["unexpected_keys"]
+        )
+        return (
+            f"{text}, and {attached} of an attached adapter are there instead" if attached else text
+        )
     if mismatched := sorted(info["mismatched_keys"]):
         name, shape, wanted = mismatched[0]
         return (
-            f"{len(mismatched)} of its {len(names)} weights have another shape than config.json says, the first "
+            f"{len(mismatched)} of its {len(names)} weights have another shape than config.json "
+            "says, the first "
             f"{name!r} {tuple(shape)} instead of {tuple(wanted)}"
         )
     if name := first_not_finite(network.state_dict()):
@@ -61,5 +76,7 @@ def fault(network: nn.Module, info: Mapping[str, Any]) -> str | None:
 
 
 def has_adapter(info: Mapping[str, Any]) -> bool:
-    """True where a network's weights were saved with an adapter attached, so that the base's have other names."""
+    """True where a network's weights were saved with an adapter attached, so that the base's have
+    other names.
+    """
     return any(mark in name for name in info["unexpected_keys"] for mark in ADAPTER_MARKS)

@@ -15,11 +15,15 @@ class GateFailed(RuntimeError):
 
 
 def check_replay(
-    trajectory: Trajectory, replay: Callable[[int], GaussianStep], likelihood: Likelihood, tolerance: float
+    trajectory: Trajectory,
+    replay: Callable[[int], GaussianStep],
+    likelihood: Likelihood,
+    tolerance: float,
 ) -> None:
     """Raise GateFailed where a step's log-ratio or divergence is not 0 within `tolerance`.
 
-    `replay` gives the Gaussian of the trajectory's i-th stochastic step, evaluated as an update would.
+    `replay` gives the Gaussian of the trajectory's i-th stochastic step, evaluated as an update
+    would.
     """
     with torch.enable_grad():
         for index, number in enumerate(trajectory.steps):
@@ -27,9 +31,12 @@ def check_replay(
             log_prob = likelihood.log_prob(step, trajectory.x_next[:, index]).detach()
             drift = (log_prob - trajectory.old_log_prob[:, index]).abs().max().item()
             divergence = likelihood.kl(step, trajectory.old_mean[:, index]).max().item()
-            if not (drift <= tolerance and divergence <= tolerance):  # so written, NaN does not pass
+            # So written, NaN does not pass.
+            if not (drift <= tolerance and divergence <= tolerance):
                 raise GateFailed(
-                    f"step {number}: replaying the rollout moved its log-probability by {drift:.2e} and its mean by a "
-                    f"divergence of {divergence:.2e}, above gate_tolerance={tolerance:.0e}: rollout and update "
+                    f"step {number}: replaying the rollout moved its log-probability by "
+                    f"{drift:.2e} and its mean by a "
+                    f"divergence of {divergence:.2e}, above gate_tolerance={tolerance:.0e}: "
+                    "rollout and update "
                     "disagree in precision, batch shape or mode"
                 )

@@ -1,6 +1,8 @@
-"""Work in a daemon thread: it runs beside the caller, and the interpreter's end does not wait for it.
+"""Work in a daemon thread: it runs beside the caller, and the interpreter's end does not wait for
+it.
 
-`concurrent.futures` joins its threads at exit, so that a scorer that hangs would keep Ctrl-C from ending a run.
+`concurrent.futures` joins its threads at exit, so that a scorer that hangs would keep Ctrl-C from
+ending a run.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _lost: list[Future[Any]] = []
 def start(work: Callable[[], Result], name: str) -> Future[Result]:
     """Run `work` in a thread called `name`; its result, or what it raised, waits in the future.
 
-    A future that is cancelled before the thread has begun is not worked on; after that it cannot be cancelled.
+    A future that is cancelled before the thread has begun is not worked on; after that it cannot be
+    cancelled.
     """
     future: Future[Result] = Future()
 
@@ -45,9 +48,11 @@ def give_up(future: Future[Any]) -> None:
 
 
 def leave(status: int) -> None:
-    """End the process with `status`, at once, where work that was given up still goes on; else do nothing.
+    """End the process with `status`, at once, where work that was given up still goes on; else do
+    nothing.
 
-    A daemon thread does not hold up the interpreter's end, but others that it has started, such as those of a pool, do.
+    A daemon thread does not hold up the interpreter's end, but others that it has started, such as
+    those of a pool, do.
     """
     if all(future.done() for future in _lost):
         return

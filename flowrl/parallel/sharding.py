@@ -1,7 +1,8 @@
-"""FSDP2: every process holds a part of each weight, gradient and optimizer state; whole again for files.
+"""FSDP2: every process holds a part of each weight, gradient and optimizer state; whole again for
+files.
 
-Divided tensors are DTensors under the names they had. Everything here works in place on a transformer whose class names
-its blocks, as those of diffusers do.
+Divided tensors are DTensors under the names they had. Everything here works in place on a
+transformer whose class names its blocks, as those of diffusers do.
 """
 
 from __future__ import annotations
@@ -16,37 +17,50 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def divide(transformer: nn.Module, mesh: DeviceMesh) -> None:
-    """Divide the weights of each block, then the rest, over a one-dimensional mesh; before there is an optimizer.
+    """Divide the weights of each block, then the rest, over a one-dimensional mesh; before there is
+    an optimizer.
 
-    Each part is gathered for a pass and freed after it, the rest too: a pass under other weights may come between a
-    forward pass and its backward pass (the reference's does).
+    Each part is gathered for a pass and freed after it, the rest too: a pass under other weights
+    may come between a forward pass and its backward pass (the reference's does).
     """
     blocks = set(getattr(transformer, "_no_split_modules", None) or ())
-    for module in [*(part for part in transformer.modules() if type(part).__name__ in blocks), transformer]:
+    for module in [
+        *(part for part in transformer.modules() if type(part).__name__ in blocks),
+        transformer,
+    ]:
         divided = fully_shard(module, mesh=mesh, reshard_after_forward=True)
         if mesh.device_type == "cpu":
-            divided.set_force_sum_reduction_for_comms(True)  # gloo's reduce-scatter sums where a mean is asked for
+            divided.set_force_sum_reduction_for_comms(
+                True
+            )  # gloo's reduce-scatter sums where a mean is asked for
 
 
 def is_divided(transformer: nn.Module) -> bool:
-    """Whether `divide` was called: then all processes must make the same passes, gathering weights in each."""
+    """Whether `divide` was called: then all processes must make the same passes, gathering weights
+    in each.
+    """
     return isinstance(transformer, FSDPModule)
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor that all have whole, divided as `like` is; the tensor itself where that is not.
+    """This process's part of a tensor that all have whole, divided as `like` is; the tensor itself
+    where that is not.
 
     Raises nothing for another shape, such as an optimizer's step count: that stays whole.
     """
     if not isinstance(like, DTensor) or isinstance(whole, DTensor) or whole.shape != like.shape:
         return whole
     # A copy, so that the part does not keep the whole in memory.
-    part: Tensor = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).clone()
+    part: Tensor = distribute_tensor(
+        whole, like.device_mesh, like.placements, src_data_rank=None
+    ).clone()
     return part
 
 
 def gathered(tensors: Mapping[str, Tensor], is_kept: bool) -> dict[str, Tensor]:
-    """The tensors made whole one after the other, on the CPU, where `is_kept`; to be called by all processes alike."""
+    """The tensors made whole one after the other, on the CPU, where `is_kept`; to be called by all
+    processes alike.
+    """
     found = {}
     for name, value in tensors.items():
         whole = value.full_tensor().detach().cpu() if isinstance(value, DTensor) else value
@@ -56,9 +70,11 @@ def gathered(tensors: Mapping[str, Tensor], is_kept: bool) -> dict[str, Tensor]:
 
 
 def save(transformer: nn.Module, folder: object) -> None:
-    """Write a divided diffusers transformer for its class's `from_pretrained`: all processes gather, the first writes.
+    """Write a divided diffusers transformer for its class's `from_pretrained`: all processes
+    gather, the first writes.
 
-    Dividing changes a module's class in place, so the file is written by a fresh one of the class it had.
+    Dividing changes a module's class in place, so the file is written by a fresh one of the class
+    it had.
     """
     is_first = distributed.get_rank() == 0
     weights = gathered(transformer.state_dict(), is_kept=is_first)

@@ -20,7 +20,9 @@ from flowrl.values.bounds import Count, Minutes
 
 
 def replicas(*, timeout_minutes: Minutes, bucket_megabytes: Count) -> DDPStrategy:
-    """The same weights in every process, gradients averaged: what suits LoRA, whose gradients are small."""
+    """The same weights in every process, gradients averaged: what suits LoRA, whose gradients are
+    small.
+    """
     return DDPStrategy(
         timeout=timedelta(minutes=timeout_minutes),
         bucket_cap_mb=bucket_megabytes,
@@ -29,7 +31,9 @@ def replicas(*, timeout_minutes: Minutes, bucket_megabytes: Count) -> DDPStrateg
 
 
 def parts(*, num_processes: Count, timeout_minutes: Minutes) -> ModelParallelStrategy:
-    """A part of every weight, gradient and optimizer state in each process (FSDP2): for full fine-tuning."""
+    """A part of every weight, gradient and optimizer state in each process (FSDP2): for full
+    fine-tuning.
+    """
     return ModelParallelStrategy(
         data_parallel_size=num_processes,  # Lightning's own choice would be the number of nodes
         tensor_parallel_size=1,
@@ -39,7 +43,9 @@ def parts(*, num_processes: Count, timeout_minutes: Minutes) -> ModelParallelStr
 
 
 def shard(module: LightningModule, transformer: nn.Module) -> bool:
-    """Divide the transformer and its start where the strategy is `parts`; whether this was done now."""
+    """Divide the transformer and its start where the strategy is `parts`; whether this was done
+    now.
+    """
     strategy = module.trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy) or is_divided(transformer):
         return False
@@ -52,9 +58,11 @@ def shard(module: LightningModule, transformer: nn.Module) -> bool:
 
 
 def synchronised(module: LightningModule, is_last: bool) -> AbstractContextManager[None]:
-    """Gradients are reduced over processes once per optimizer step, in the backward pass of its last term.
+    """Gradients are reduced over processes once per optimizer step, in the backward pass of its
+    last term.
 
-    Those of divided weights are reduced in every backward pass: no process has room for the whole ones.
+    Those of divided weights are reduced in every backward pass: no process has room for the whole
+    ones.
     """
     strategy = module.trainer.strategy
     if is_last or not isinstance(strategy, DDPStrategy):
@@ -63,22 +71,30 @@ def synchronised(module: LightningModule, is_last: bool) -> AbstractContextManag
 
 
 def norm_limit(max_grad_norm: float | str | None) -> float:
-    """The setting as a number. Infinity is no clipping; YAML spells it `.inf`, Hydra's command line `inf`.
+    """The setting as a number. Infinity is no clipping; YAML spells it `.inf`, Hydra's command line
+    `inf`.
 
-    Raises UserError unless it is above 0: at 0 every gradient would be 0, below 0 its sign would flip.
+    Raises UserError unless it is above 0: at 0 every gradient would be 0, below 0 its sign would
+    flip.
     """
     limit = math.inf if max_grad_norm in ("inf", ".inf") else max_grad_norm
     if not (isinstance(limit, int | float) and limit > 0):
-        raise UserError(f"max_grad_norm={max_grad_norm} must be above 0; for no clipping set it to .inf")
+        raise UserError(
+            f"max_grad_norm={max_grad_norm} must be above 0; for no clipping set it to .inf"
+        )
     return limit
 
 
 def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale the gradients down to a global norm of `max_norm`; the norm before, over all parts of divided ones."""
+    """Scale the gradients down to a global norm of `max_norm`; the norm before, over all parts of
+    divided ones.
+    """
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def is_later_rank() -> bool:
-    """Whether this process joins a run that another one began; known before the processes have met."""
+    """Whether this process joins a run that another one began; known before the processes have
+    met.
+    """
     return bool(getattr(rank_zero_only, "rank", 0))

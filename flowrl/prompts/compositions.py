@@ -1,8 +1,10 @@
-"""Training prompts in the manner of GenEval2, with their questions: objects, counts, colours, materials, positions.
+"""Training prompts in the manner of GenEval2, with their questions: objects, counts, colours,
+materials, positions.
 
-GenEval2 (Kamath et al. 2025, arXiv 2512.16853) publishes 800 test prompts and no training split. These are drawn from a
-grammar and a vocabulary of our own, in its format: an atom is an object, an attribute, a count above one or a position;
-`vqa_list` asks for each of them, and for the count of a single object too, which is no atom.
+GenEval2 (Kamath et al. 2025, arXiv 2512.16853) publishes 800 test prompts and no training split.
+These are drawn from a grammar and a vocabulary of our own, in its format: an atom is an object, an
+attribute, a count above one or a position; `vqa_list` asks for each of them, and for the count of a
+single object too, which is no atom.
 """
 
 from __future__ import annotations
@@ -20,17 +22,48 @@ from flowrl.types import Prompt
 from flowrl.values.bounds import Count, Prompts, Seed, Split, Text
 
 _NOUNS = (
-    "apple ball banana barrel basket bear bicycle bird boat book bottle bowl bucket candle car carrot cat chair "
-    "clock cow cup dog donkey drum duck elephant flower frog guitar hammer hat horse kettle kite ladder lamp "
-    "lantern lemon lion mug owl pencil penguin piano pig pillow pizza plate pumpkin rabbit robot rocket shoe "
-    "spoon suitcase table teapot tent tiger train tree trumpet truck turtle umbrella vase violin wheel zebra"
+    "apple ball banana barrel basket bear bicycle bird boat book bottle bowl bucket candle car "
+    "carrot cat chair "
+    "clock cow cup dog donkey drum duck elephant flower frog guitar hammer hat horse kettle kite "
+    "ladder lamp "
+    "lantern lemon lion mug owl pencil penguin piano pig pillow pizza plate pumpkin rabbit robot "
+    "rocket shoe "
+    "spoon suitcase table teapot tent tiger train tree trumpet truck turtle umbrella vase violin "
+    "wheel zebra"
 )
 OBJECTS = {noun: f"{noun}s" for noun in _NOUNS.split()}
-OBJECTS |= {"bench": "benches", "brush": "brushes", "bus": "buses", "cherry": "cherries", "fox": "foxes"}
+OBJECTS |= {
+    "bench": "benches",
+    "brush": "brushes",
+    "bus": "buses",
+    "cherry": "cherries",
+    "fox": "foxes",
+}
 """Singular and plural."""
-COLOURS = ("red", "blue", "green", "yellow", "orange", "purple", "pink", "white", "black", "brown", "grey")
+COLOURS = (
+    "red",
+    "blue",
+    "green",
+    "yellow",
+    "orange",
+    "purple",
+    "pink",
+    "white",
+    "black",
+    "brown",
+    "grey",
+)
 MATERIALS = ("wooden", "metal", "plastic", "glass", "stone", "paper", "knitted", "ceramic")
-RELATIONS = ("in front of", "behind", "to the left of", "to the right of", "on top of", "under", "above", "below")
+RELATIONS = (
+    "in front of",
+    "behind",
+    "to the left of",
+    "to the right of",
+    "on top of",
+    "under",
+    "above",
+    "below",
+)
 COUNTS = ("one", "two", "three", "four", "five", "six", "seven")
 MAX_OBJECTS = 3
 MAX_ATOMS = 4 * MAX_OBJECTS - 1
@@ -71,7 +104,9 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """One to three phrases; `relations[i]` is where phrase i is relative to phrase i + 1, or empty."""
+    """One to three phrases; `relations[i]` is where phrase i is relative to phrase i + 1, or
+    empty.
+    """
 
     phrases: tuple[Phrase, ...]
     relations: tuple[str, ...]
@@ -92,7 +127,9 @@ class Composition:
                 return f"{first} {relation} {second}, and {third}"
             case (relation, other):
                 # "a behind b under c" would leave open who is under c.
-                return f"{first} {relation} {second}, with the {self.phrases[1].name} {other} {third}"
+                return (
+                    f"{first} {relation} {second}, with the {self.phrases[1].name} {other} {third}"
+                )
         raise AssertionError(self)
 
     @property
@@ -101,12 +138,20 @@ class Composition:
         asked = []
         for i, phrase in enumerate(self.phrases):
             plural = OBJECTS[phrase.noun]
-            asked.append(("count", f"How many {plural} are in the image?", COUNTS[phrase.count - 1]))
+            asked.append(
+                ("count", f"How many {plural} are in the image?", COUNTS[phrase.count - 1])
+            )
             if phrase.attribute:
                 asked.append(("attribute", f"{phrase.the} {phrase.attribute}?", "Yes"))
             asked.append(("object", f"Are there any {plural} in the image?", "Yes"))
             if i < len(self.relations) and self.relations[i]:
-                asked.append(("position", f"{phrase.the} {self.relations[i]} the {self.phrases[i + 1].name}?", "Yes"))
+                asked.append(
+                    (
+                        "position",
+                        f"{phrase.the} {self.relations[i]} the {self.phrases[i + 1].name}?",
+                        "Yes",
+                    )
+                )
         return asked
 
     @property
@@ -127,7 +172,8 @@ class Composition:
 
 def sample_composition(num_atoms: int, rng: random.Random) -> Composition:
     """A composition of exactly `num_atoms` atoms, all its objects different."""
-    # k objects leave 3 k - 1 things that may be said or not: k attributes, k counts, k - 1 positions.
+    # k objects leave 3 k - 1 things that may be said or not: k attributes, k counts, k - 1
+    # positions.
     k = rng.choice([k for k in range(1, MAX_OBJECTS + 1) if k <= num_atoms <= 4 * k - 1])
     said = set(rng.sample(range(3 * k - 1), num_atoms - k))
     nouns = rng.sample(sorted(OBJECTS), k)
@@ -135,7 +181,10 @@ def sample_composition(num_atoms: int, rng: random.Random) -> Composition:
     for i, noun in enumerate(nouns):
         attribute = rng.choice(rng.choice((COLOURS, MATERIALS))) if i in said else ""
         phrases.append(Phrase(rng.randint(2, len(COUNTS)) if k + i in said else 1, attribute, noun))
-    return Composition(tuple(phrases), tuple(rng.choice(RELATIONS) if 2 * k + i in said else "" for i in range(k - 1)))
+    return Composition(
+        tuple(phrases),
+        tuple(rng.choice(RELATIONS) if 2 * k + i in said else "" for i in range(k - 1)),
+    )
 
 
 def composition_prompts(
@@ -149,21 +198,28 @@ def composition_prompts(
 ) -> list[Prompt]:
     """`count` different prompts of a split, in equal shares of `min_atoms` to `max_atoms` atoms.
 
-    What a composition asks decides its split, so that sets of both never overlap, whatever their seeds and sizes:
-    neither a text nor a set of questions and answers is in both. Nor is one, apart from case, spaces and punctuation,
-    in `exclude`, a GenEval2 file.
+    What a composition asks decides its split, so that sets of both never overlap, whatever their
+    seeds and sizes: neither a text nor a set of questions and answers is in both. Nor is one, apart
+    from case, spaces and punctuation, in `exclude`, a GenEval2 file.
     """
     if split not in ("train", "test"):
         raise UserError(f"split={split!r} must be train or test")
     if count < 1:
         raise UserError(f"count={count} must be at least 1")
     if not 1 <= min_atoms <= max_atoms <= MAX_ATOMS:
-        raise UserError(f"min_atoms={min_atoms} and max_atoms={max_atoms} must be ordered and within 1 to {MAX_ATOMS}")
+        raise UserError(
+            f"min_atoms={min_atoms} and max_atoms={max_atoms} must be ordered and within 1 to "
+            f"{MAX_ATOMS}"
+        )
     taken = set[object]()
     if exclude:
         if not Path(exclude).expanduser().is_file():
-            raise UserError(f"prompts exclude={exclude}: no such file; give GenEval2's jsonl file, or null")
-        for prompt in jsonl_prompts(path=exclude, text="prompt", family=None, required=["vqa_list"]):
+            raise UserError(
+                f"prompts exclude={exclude}: no such file; give GenEval2's jsonl file, or null"
+            )
+        for prompt in jsonl_prompts(
+            path=exclude, text="prompt", family=None, required=["vqa_list"]
+        ):
             taken |= set(_marks(prompt.text, prompt.metadata["vqa_list"]))
     rng = random.Random(f"compositions {split} {seed}")
     prompts: list[Prompt] = []
@@ -175,7 +231,9 @@ def composition_prompts(
         if words in taken or asked in taken or _split(asked) != split:
             num_misses += 1
             if num_misses > PATIENCE:
-                raise UserError(f"count={count}: there are only {len(prompts)} different prompts to be found")
+                raise UserError(
+                    f"count={count}: there are only {len(prompts)} different prompts to be found"
+                )
             continue
         num_misses = 0
         taken |= {words, asked}

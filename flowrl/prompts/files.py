@@ -11,11 +11,17 @@ from flowrl.types import Prompt
 
 
 def prompt_set(path: str) -> dict[str, Any]:
-    """A file as a prompt set of the configuration: lines of text, or JSON objects with the task families they name."""
+    """A file as a prompt set of the configuration: lines of text, or JSON objects with the task
+    families they name.
+    """
     if not holds_objects(path, read_lines(path)):
         return {"_target_": f"{text_prompts.__module__}.{text_prompts.__qualname__}", "path": path}
     options: dict[str, Any] = {"text": "prompt", "family": family_key(path), "required": []}
-    return {"_target_": f"{jsonl_prompts.__module__}.{jsonl_prompts.__qualname__}", "path": path, **options}
+    return {
+        "_target_": f"{jsonl_prompts.__module__}.{jsonl_prompts.__qualname__}",
+        "path": path,
+        **options,
+    }
 
 
 def file_prompts(path: str) -> list[Prompt]:

@@ -1,7 +1,8 @@
-"""Prompts with metadata from a file of JSON objects, one a line: any such file, GenEval's and GenEval2's among them.
+"""Prompts with metadata from a file of JSON objects, one a line: any such file, GenEval's and
+GenEval2's among them.
 
-GenEval (arXiv 2310.11513) has `prompt`, `tag` and `include`; GenEval2 (arXiv 2512.16853) has `prompt`, `atom_count`,
-`vqa_list` (pairs of a question and its answer) and `skills`.
+GenEval (arXiv 2310.11513) has `prompt`, `tag` and `include`; GenEval2 (arXiv 2512.16853) has
+`prompt`, `atom_count`, `vqa_list` (pairs of a question and its answer) and `skills`.
 """
 
 from __future__ import annotations
@@ -20,19 +21,29 @@ FAMILIES = ("family", "tag", "atom_count")
 
 
 def family_key(path: str) -> str | None:
-    """Which of `FAMILIES` the objects of a file have, if only some of them; None for none of them."""
+    """Which of `FAMILIES` the objects of a file have, if only some of them; None for none of
+    them.
+    """
     prompts = jsonl_prompts(path=path, text="prompt", family=None, required=[])
-    return next((key for key in FAMILIES if any(key in prompt.metadata for prompt in prompts)), None)
+    return next(
+        (key for key in FAMILIES if any(key in prompt.metadata for prompt in prompts)), None
+    )
 
 
-def jsonl_prompts(*, path: Text, text: Text, family: Text | None, required: Sequence[Text]) -> list[Prompt]:
-    """`text` names the key of the prompt, `family` that of the task family, which a number names as KEY_NUMBER.
+def jsonl_prompts(
+    *, path: Text, text: Text, family: Text | None, required: Sequence[Text]
+) -> list[Prompt]:
+    """`text` names the key of the prompt, `family` that of the task family, which a number names as
+    KEY_NUMBER.
 
-    Every other key is metadata. Raises UserError, naming the line, for one that is no object, lacks a key, or has a
-    value of another kind than its key means.
+    Every other key is metadata. Raises UserError, naming the line, for one that is no object, lacks
+    a key, or has a value of another kind than its key means.
     """
     keys = [text, *required, *([family] if family else [])]
-    return [_prompt(line, f"prompts {path} line {number}", text, family, keys) for number, line in read_lines(path)]
+    return [
+        _prompt(line, f"prompts {path} line {number}", text, family, keys)
+        for number, line in read_lines(path)
+    ]
 
 
 def _prompt(line: str, place: str, text: str, family: str | None, keys: Sequence[str]) -> Prompt:
@@ -52,7 +63,9 @@ def _object(line: str, place: str) -> dict[str, Any]:
         raise UserError(f"{place}: not JSON ({error}); a line must be one whole object") from error
     if not isinstance(data, dict):
         raise UserError(f"{place}: a JSON object was expected, not {type(data).__name__}")
-    check_characters(json.dumps(data, ensure_ascii=False), place)  # the line may spell them, as \ud800
+    check_characters(
+        json.dumps(data, ensure_ascii=False), place
+    )  # the line may spell them, as \ud800
     return data
 
 
@@ -62,7 +75,9 @@ def _refuse_constant(name: str) -> None:
 
 def _family_name(key: str, value: Any, place: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"{place}: {key!r}: {value!r:.40} is no task family; give a text or a number")
+        raise UserError(
+            f"{place}: {key!r}: {value!r:.40} is no task family; give a text or a number"
+        )
     name = value if isinstance(value, str) else f"{key}_{value}"
     return name.replace("/", "_")  # it is one segment of a metric's name
 
@@ -74,8 +89,12 @@ def _check_questions(data: Mapping[str, Any], place: str) -> None:
         raise UserError(f"{place}: 'vqa_list' must be a list of pairs of texts, [question, answer]")
     skills = data.get("skills", [])
     if not isinstance(skills, list) or not all(isinstance(skill, str) for skill in skills):
-        raise UserError(f"{place}: 'skills' must be a list of texts, one for each question, or be left out")
+        raise UserError(
+            f"{place}: 'skills' must be a list of texts, one for each question, or be left out"
+        )
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
+    return (
+        isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
+    )

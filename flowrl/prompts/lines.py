@@ -1,4 +1,6 @@
-"""The lines of a file of prompts, decoded and numbered, and what may stand in them; the rest is refused by line."""
+"""The lines of a file of prompts, decoded and numbered, and what may stand in them; the rest is
+refused by line.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,16 @@ REMEDY = "save its prompts as UTF-8, one a line (.txt), or one JSON object a lin
 def read_lines(path: str) -> list[tuple[int, str]]:
     """The lines of a file that are not blank, with their numbers from 1.
 
-    Byte-order marks are left out, wherever files that were put together have them. Raises UserError for a file that is
-    not there, is a table, holds no line, or is not text in UTF-8 or, with its mark, UTF-16.
+    Byte-order marks are left out, wherever files that were put together have them. Raises UserError
+    for a file that is not there, is a table, holds no line, or is not text in UTF-8 or, with its
+    mark, UTF-16.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         kind = "a folder" if file.is_dir() else "no such file"
-        raise UserError(f"prompts path={path}: {kind}; give a file with one prompt, or one JSON object, a line")
+        raise UserError(
+            f"prompts path={path}: {kind}; give a file with one prompt, or one JSON object, a line"
+        )
     data = file.read_bytes()
     if file.suffix.lower() in TABLES or data.startswith(b"PAR1"):
         kind = "parquet" if data.startswith(b"PAR1") else file.suffix.lower()
@@ -47,7 +52,11 @@ def _decoded(path: str, data: bytes) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        kind = "binary" if b"\0" in data else f"not {encoding.upper()} (byte 0x{data[error.start]:02x})"
+        kind = (
+            "binary"
+            if b"\0" in data
+            else f"not {encoding.upper()} (byte 0x{data[error.start]:02x})"
+        )
         raise UserError(f"prompts {path} line {line}: {kind}; {REMEDY}") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -68,7 +77,9 @@ def _is_object(line: str) -> bool:
 
 
 def checked_text(text: Any, place: str) -> str:
-    """A prompt's text, which may be any but an empty one that can be written as UTF-8. Raises UserError at `place`."""
+    """A prompt's text, which may be any but an empty one that can be written as UTF-8. Raises
+    UserError at `place`.
+    """
     if not isinstance(text, str):
         raise UserError(f"{place}: {text!r:.40} is no prompt; give a text")
     if not text.strip():
@@ -78,6 +89,10 @@ def checked_text(text: Any, place: str) -> str:
 
 
 def check_characters(text: str, place: str) -> None:
-    """Raises UserError for a NUL, and for half of a surrogate pair, which no tokenizer, file or server takes."""
+    """Raises UserError for a NUL, and for half of a surrogate pair, which no tokenizer, file or
+    server takes.
+    """
     if odd := re.search("[\0\ud800-\udfff]", text):
-        raise UserError(f"{place}: the character \\u{ord(odd[0]):04x} cannot be part of a prompt; leave it out")
+        raise UserError(
+            f"{place}: the character \\u{ord(odd[0]):04x} cannot be part of a prompt; leave it out"
+        )

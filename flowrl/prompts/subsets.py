@@ -17,12 +17,14 @@ WAYS = {"even": "evenly spread", "first": "the first"}
 
 
 def chosen(total: int, wanted: int | None, way: str) -> list[int]:
-    """The places of `wanted` of `total` things, in order; all of them where None or more are wanted.
+    """The places of `wanted` of `total` things, in order; all of them where None or more are
+    wanted.
 
-    `first` takes the first ones: for sets that are drawn by lot, any of whose places is as good as another. `even`
-    cuts the whole into equal stretches and takes one place from each, by a lot that is always the same: files are
-    sorted by what their prompts are about, so that their first lines are of a few kinds; and fixed distances would fall
-    in step with a file that takes its kinds in turn.
+    `first` takes the first ones: for sets that are drawn by lot, any of whose places is as good as
+    another. `even` cuts the whole into equal stretches and takes one place from each, by a lot that
+    is always the same: files are sorted by what their prompts are about, so that their first lines
+    are of a few kinds; and fixed distances would fall in step with a file that takes its kinds in
+    turn.
     """
     if way not in WAYS:
         raise UserError(f"evaluation.subset={way!r} must be one of {', '.join(WAYS)}")
@@ -36,6 +38,10 @@ def chosen(total: int, wanted: int | None, way: str) -> list[int]:
 
 
 def same_texts(prompts: Sequence[Prompt]) -> Int[np.ndarray, "P"]:
-    """A number for each prompt, equal for those of one text, which are drawn from one distribution of images."""
+    """A number for each prompt, equal for those of one text, which are drawn from one distribution
+    of images.
+    """
     numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(prompt.text, len(numbers)) for prompt in prompts], dtype=np.int64)
+    return np.array(
+        [numbers.setdefault(prompt.text, len(numbers)) for prompt in prompts], dtype=np.int64
+    )

@@ -15,5 +15,11 @@ def text_prompts(*, path: Text) -> list[Prompt]:
     """
     lines = read_lines(path)
     if holds_objects(path, lines):
-        raise UserError(f"prompts path={path}: a file of JSON objects; take data=jsonl, geneval or geneval2 for it")
-    return [Prompt(checked_text(line.strip(), f"prompts {path} line {number}")) for number, line in lines]
+        raise UserError(
+            f"prompts path={path}: a file of JSON objects; take data=jsonl, geneval or geneval2 "
+            "for it"
+        )
+    return [
+        Prompt(checked_text(line.strip(), f"prompts {path} line {number}"))
+        for number, line in lines
+    ]

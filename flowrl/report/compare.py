@@ -1,4 +1,6 @@
-"""Which runs differ in what: conditions (runs alike but for their seed) and the configuration keys that make them."""
+"""Which runs differ in what: conditions (runs alike but for their seed) and the configuration keys
+that make them.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,16 @@ IMMATERIAL = (
     "batch.num_processes",
     "batch.max_micro_batch",
 )
-"""Where, how fast and with what record a run went: no part of its condition. Labels are no difference at all."""
+"""Where, how fast and with what record a run went: no part of its condition. Labels are no
+difference at all.
+"""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Runs with the same configuration but for their seed; `values` are of the keys that tell conditions apart."""
+    """Runs with the same configuration but for their seed; `values` are of the keys that tell
+    conditions apart.
+    """
 
     label: str
     values: Mapping[str, str]
@@ -39,7 +45,9 @@ class Condition:
 
 
 def differences(runs: Sequence[Run]) -> dict[tuple[str, ...], list[str]]:
-    """Values, run by run, of each key that differs; keys that differ alike, such as copies, share an entry."""
+    """Values, run by run, of each key that differs; keys that differ alike, such as copies, share
+    an entry.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.config)
     alike: dict[tuple[str, ...], list[str]] = {}
     for key in sorted(keys, key=_order):
@@ -50,11 +58,16 @@ def differences(runs: Sequence[Run]) -> dict[tuple[str, ...], list[str]]:
 
 
 def _names_folder(key: str, runs: Sequence[Run]) -> bool:
-    return all(run.config.get("run_dir") is not None and run.config.get(key) == run.config["run_dir"] for run in runs)
+    return all(
+        run.config.get("run_dir") is not None and run.config.get(key) == run.config["run_dir"]
+        for run in runs
+    )
 
 
 def conditions(runs: Sequence[Run]) -> list[Condition]:
-    """The runs, grouped; keys that follow from others (a loss brings its own options) are not named."""
+    """The runs, grouped; keys that follow from others (a loss brings its own options) are not
+    named.
+    """
     keys: list[str] = []
     cells: list[tuple[str, ...]] = [() for _ in runs]
     seeds = [run.seed for run in runs]
@@ -80,14 +93,18 @@ def _condition(values: Mapping[str, str], runs: Sequence[Run]) -> Condition:
 
 
 def short(value: str) -> str:
-    """A `_target_` by the name of its option: flowrl.samplers.sde.FlowSDE is flow_sde. Other values stay."""
+    """A `_target_` by the name of its option: flowrl.samplers.sde.FlowSDE is flow_sde. Other values
+    stay.
+    """
     if not re.fullmatch(r"[a-z_]\w*(\.\w+)+", value):
         return value
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", value.rsplit(".", 1)[1]).lower()
 
 
 def _order(key: str) -> tuple[bool, int, str]:
-    """Options before their values, short keys before the copies that interpolations make of them."""
+    """Options before their values, short keys before the copies that interpolations make of
+    them.
+    """
     return not key.endswith("_target_"), key.count("."), key
 
 

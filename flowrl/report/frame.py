@@ -1,4 +1,6 @@
-"""What the HTML pages of FlowRL share: one file that works offline, with style, script and pictures inside it."""
+"""What the HTML pages of FlowRL share: one file that works offline, with style, script and pictures
+inside it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def document(title: str, lead: str, body: str, script: str = "") -> str:
 
 def section(title: str, note: str, content: str, level: int = 2) -> str:
     """Content below a heading and a note, which may be empty."""
-    return f"<section><h{level}>{escape(title)}</h{level}>{paragraph(note) if note else ''}{content}</section>"
+    head = f"<h{level}>{escape(title)}</h{level}>"
+    return f"<section>{head}{paragraph(note) if note else ''}{content}</section>"
 
 
 def paragraph(note: str) -> str:
@@ -32,10 +35,13 @@ def paragraph(note: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[str]) -> str:
-    """A table that scrolls sideways where it is wide; `heads` are HTML, `rows` the HTML of their cells."""
+    """A table that scrolls sideways where it is wide; `heads` are HTML, `rows` the HTML of their
+    cells.
+    """
     head = "".join(f"<th>{name}</th>" for name in heads)
     body = "".join(f"<tr>{cells}</tr>" for cells in rows)
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    rows = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f"<div class=scroll><table>{rows}</table></div>"
 
 
 def embedded(png: bytes) -> str:

@@ -20,7 +20,9 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 @dataclass(frozen=True)
 class Run:
-    """One run: `config` maps dotted keys to texts, `rows` are those of metrics.csv, `images` its grids in order."""
+    """One run: `config` maps dotted keys to texts, `rows` are those of metrics.csv, `images` its
+    grids in order.
+    """
 
     label: str
     config: Mapping[str, str]
@@ -41,8 +43,8 @@ class Run:
     def curve(self, metric: str) -> list[tuple[float, float]]:
         """(iteration, value) wherever the metric was logged.
 
-        The evaluation before training is logged with iteration 1 and belongs to iteration 0, unless every iteration is
-        evaluated.
+        The evaluation before training is logged with iteration 1 and belongs to iteration 0, unless
+        every iteration is evaluated.
         """
         points = [(row["iteration"], row[metric]) for row in self.rows if metric in row]
         is_start = metric.startswith("eval/") and points and points[0][0] == 1
@@ -67,9 +69,13 @@ def find(places: Iterable[Path]) -> list[Run]:
     for place in places:
         # A run's own subfolders (trackers, checkpoints) hold no runs.
         found = sorted({path.parent for path in place.rglob(CONFIG)}, key=_natural)
-        found = [folder for folder in found if not any(parent in found for parent in folder.parents)]
+        found = [
+            folder for folder in found if not any(parent in found for parent in folder.parents)
+        ]
         if not found:
-            raise UserError(f"{place}: no run there; give folders of runs, which hold a {CONFIG}, or of sweeps")
+            raise UserError(
+                f"{place}: no run there; give folders of runs, which hold a {CONFIG}, or of sweeps"
+            )
         folders += [folder for folder in found if folder not in folders]
     names = _labels(folders)
     return [read(folder, name) for folder, name in zip(folders, names, strict=True)]
@@ -78,7 +84,8 @@ def find(places: Iterable[Path]) -> list[Run]:
 def read(folder: Path, label: str) -> Run:
     """Read one run; what is missing, and a last row cut short by a kill, is left out.
 
-    Raises UserError, naming the file, for one that is damaged: figures are compared whole or not at all.
+    Raises UserError, naming the file, for one that is damaged: figures are compared whole or not at
+    all.
     """
     remedy = "restore it, or leave this run out"
     config = read_yaml(folder / CONFIG, remedy)
@@ -105,7 +112,8 @@ def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def value_text(value: Any) -> str:
     """A value as users write it: 1e-5, true, null."""
-    if isinstance(value, str) and not ("e" in value and _NUMBER.fullmatch(value)):  # YAML 1.1 reads 1e-5 as text
+    # YAML 1.1 reads 1e-5 as text.
+    if isinstance(value, str) and not ("e" in value and _NUMBER.fullmatch(value)):
         return value
     if isinstance(value, str | float):
         plain = repr(float(value))
@@ -122,6 +130,11 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     """The shortest tails of the paths that tell them apart."""
     parts = [folder.absolute().parts for folder in folders]
     length = next(
-        (n for n in range(1, max(map(len, parts), default=1)) if len({part[-n:] for part in parts}) == len(parts)), 1
+        (
+            n
+            for n in range(1, max(map(len, parts), default=1))
+            if len({part[-n:] for part in parts}) == len(parts)
+        ),
+        1,
     )
     return ["/".join(part[-length:]) for part in parts]

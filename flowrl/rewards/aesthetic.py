@@ -19,17 +19,24 @@ WIDTHS = (1024, 128, 64, 16, 1)
 
 
 class Aesthetic(CLIP):
-    """The predictor's raw score, about 1 to 10, of the unit image features; the prompt does not matter.
+    """The predictor's raw score, about 1 to 10, of the unit image features; the prompt does not
+    matter.
 
-    CLIP is OpenAI's ViT-L/14, the predictor `sac+logos+ava1-l14-linearMSE.pth`: five linear layers without
-    activations between them. `weights` is its file, a local path or ORG/NAME/FILE on the hub.
+    CLIP is OpenAI's ViT-L/14, the predictor `sac+logos+ava1-l14-linearMSE.pth`: five linear layers
+    without activations between them. `weights` is its file, a local path or ORG/NAME/FILE on the
+    hub.
     """
 
-    def __init__(self, *, pretrained: Text, processor: Text, dtype: Dtype, batch_size: Count, weights: Text) -> None:
-        super().__init__(pretrained=pretrained, processor=processor, dtype=dtype, batch_size=batch_size)
+    def __init__(
+        self, *, pretrained: Text, processor: Text, dtype: Dtype, batch_size: Count, weights: Text
+    ) -> None:
+        super().__init__(
+            pretrained=pretrained, processor=processor, dtype=dtype, batch_size=batch_size
+        )
         state = load_weights(weights, "weights")
         sizes = (self.model.config.projection_dim, *WIDTHS)
-        # The published file numbers its layers with three dropouts among them, which do nothing at inference.
+        # The published file numbers its layers with three dropouts among them, which do nothing at
+        # inference.
         self.layers = nn.ModuleDict(
             {
                 str(number): nn.Linear(width, width_next)
@@ -37,10 +44,13 @@ class Aesthetic(CLIP):
             }
         )
         try:
-            self.layers.load_state_dict({name.removeprefix("layers."): value for name, value in state.items()})
+            self.layers.load_state_dict(
+                {name.removeprefix("layers."): value for name, value in state.items()}
+            )
         except RuntimeError as error:
             raise UserError(
-                f"reward.weights={weights}: not the aesthetic predictor for features of {sizes[0]} dimensions; "
+                f"reward.weights={weights}: not the aesthetic predictor for features of {sizes[0]} "
+                "dimensions; "
                 "give sac+logos+ava1-l14-linearMSE.pth with CLIP ViT-L/14"
             ) from error
 

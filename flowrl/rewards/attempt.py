@@ -12,15 +12,21 @@ from flowrl.types import Prompt, RewardOutput
 log = logging.getLogger(__name__)
 
 HOPELESS = 4
-"""Pieces of a call that all raise: the fault is then taken for the scorer's, which is asked no further."""
+"""Pieces of a call that all raise: the fault is then taken for the scorer's, which is asked no
+further.
+"""
 
 
-def attempt(reward: Reward, images: Images, prompts: Sequence[Prompt], name: str = "reward") -> RewardOutput:
-    """The scores of all samples; those for which `reward` raises are missing, with the exception as their reason.
+def attempt(
+    reward: Reward, images: Images, prompts: Sequence[Prompt], name: str = "reward"
+) -> RewardOutput:
+    """The scores of all samples; those for which `reward` raises are missing, with the exception as
+    their reason.
 
-    A call that raises is repeated on its halves, and on theirs, until the samples at fault stand alone, or until
-    `HOPELESS` pieces have raised and nothing has been scored. An output of the wrong form is no sample's fault, and
-    makes all samples missing at once. The log calls the reward `name`.
+    A call that raises is repeated on its halves, and on theirs, until the samples at fault stand
+    alone, or until `HOPELESS` pieces have raised and nothing has been scored. An output of the
+    wrong form is no sample's fault, and makes all samples missing at once. The log calls the reward
+    `name`.
     """
     try:
         output = reward(images, prompts)
@@ -34,7 +40,9 @@ def attempt(reward: Reward, images: Images, prompts: Sequence[Prompt], name: str
         return missing(len(prompts), _told(error), getattr(reward, "weights", None))
 
 
-def _by_halves(reward: Reward, images: Images, prompts: Sequence[Prompt], error: Exception) -> RewardOutput:
+def _by_halves(
+    reward: Reward, images: Images, prompts: Sequence[Prompt], error: Exception
+) -> RewardOutput:
     """The scores of a call that has raised `error`, from smaller ones."""
     scored: dict[int, RewardOutput] = {}
     failed = [range(len(prompts))]

@@ -1,8 +1,9 @@
-"""BRISQUE: how unnatural an image's local statistics are, without a reference (Mittal et al. 2012; LIVE's C++ release).
+"""BRISQUE: how unnatural an image's local statistics are, without a reference (Mittal et al. 2012;
+LIVE's C++ release).
 
-Three packages were looked at and left: `piq` and `pyiqa` download their weights, and `brisque` compiles a C library and
-fits one image at a time. Its model file ships here as safetensors; where it comes from, and LIVE's notice, are in
-`assets/brisque.txt`.
+Three packages were looked at and left: `piq` and `pyiqa` download their weights, and `brisque`
+compiles a C library and fits one image at a time. Its model file ships here as safetensors; where
+it comes from, and LIVE's notice, are in `assets/brisque.txt`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from flowrl.rewards.images import to_tensor
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 
-SIDE, SIGMA = 7, 7 / 6
+SIDE = 7
+SIGMA = 7 / 6
 """Window of the local mean and standard deviation, and its Gaussian."""
 NOISE_FLOOR = 1 / 255
 FLAT = 1e-9
@@ -28,15 +30,19 @@ FLAT = 1e-9
 
 
 class BRISQUE:
-    """-score / 100, where LIVE's score runs from about 0 (natural) to 100 (distorted); the prompt does not matter.
+    """-score / 100, where LIVE's score runs from about 0 (natural) to 100 (distorted); the prompt
+    does not matter.
 
-    36 features (18 at full and half size: shapes of the distributions of normalised brightness and of the products of
-    neighbours) go through LIVE's support vector regression. An image without any texture has no score and is missing.
-    It was made for photographs: in drawings only differences mean something. Part: score.
+    36 features (18 at full and half size: shapes of the distributions of normalised brightness and
+    of the products of neighbours) go through LIVE's support vector regression. An image without any
+    texture has no score and is missing. It was made for photographs: in drawings only differences
+    mean something. Part: score.
     """
 
     def __init__(self) -> None:
-        self.model = load_file(str(files("flowrl.rewards").joinpath("assets", "brisque.safetensors")))
+        self.model = load_file(
+            str(files("flowrl.rewards").joinpath("assets", "brisque.safetensors"))
+        )
         self.model = {name: value.double() for name, value in self.model.items()}
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
@@ -46,9 +52,12 @@ class BRISQUE:
 
     def score(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B"]:
         """LIVE's score, lower is better; NaN for an image without texture."""
-        low, high = self.model["low"], self.model["high"]
+        low = self.model["low"]
+        high = self.model["high"]
         scaled = 2 * (features(images) - low) / (high - low) - 1
-        kernel = torch.exp(-self.model["gamma"] * torch.cdist(scaled, self.model["vectors"]).square())
+        kernel = torch.exp(
+            -self.model["gamma"] * torch.cdist(scaled, self.model["vectors"]).square()
+        )
         return (kernel @ self.model["coefficients"] - self.model["rho"]).float()
 
 
@@ -64,8 +73,10 @@ def _statistics(grey: Tensor) -> Tensor:
     n = _normalise(grey)[:, 0]
     alpha, left, right = _fit(n)
     columns = [alpha, (left + right) / 2]
-    beside, below = n[:, :, :-1] * n[:, :, 1:], n[:, :-1] * n[:, 1:]
-    falling, rising = n[:, :-1, :-1] * n[:, 1:, 1:], n[:, 1:, :-1] * n[:, :-1, 1:]
+    beside = n[:, :, :-1] * n[:, :, 1:]
+    below = n[:, :-1] * n[:, 1:]
+    falling = n[:, :-1, :-1] * n[:, 1:, 1:]
+    rising = n[:, 1:, :-1] * n[:, :-1, 1:]
     for products in (beside, below, falling, rising):
         alpha, left, right = _fit(products)
         gammas = torch.lgamma(2 / alpha) - (torch.lgamma(1 / alpha) + torch.lgamma(3 / alpha)) / 2
@@ -89,9 +100,14 @@ def _normalise(grey: Tensor) -> Tensor:
 
 
 def _fit(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Asymmetric generalised Gaussian by matching moments: shape alpha, and the variances left and right of 0."""
+    """Asymmetric generalised Gaussian by matching moments: shape alpha, and the variances left and
+    right of 0.
+    """
     flat = values.flatten(1)
-    left, right = (torch.where(is_side, flat, 0.0).square().sum(1) / is_side.sum(1) for is_side in (flat < 0, flat > 0))
+    left, right = (
+        torch.where(is_side, flat, 0.0).square().sum(1) / is_side.sum(1)
+        for is_side in (flat < 0, flat > 0)
+    )
     ratio = (left / right).sqrt()
     moment = flat.abs().mean(1).square() / flat.square().mean(1)
     target = moment * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1).square()

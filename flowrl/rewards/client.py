@@ -1,4 +1,6 @@
-"""Asking a scoring service over HTTP: time-outs, retries with back-off, a circuit breaker, size limits, a token."""
+"""Asking a scoring service over HTTP: time-outs, retries with back-off, a circuit breaker, size
+limits, a token.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,15 @@ class Unanswered(Exception):
 
 
 class Unavailable(Exception):
-    """A failure that may pass: no connection, a time-out, an answer cut short, a status of `RETRIED`."""
+    """A failure that may pass: no connection, a time-out, an answer cut short, a status of
+    `RETRIED`.
+    """
 
 
 class Unfit(Exception):
-    """Why what answers is not the service that was meant; `setting` is the key below the service's to look at."""
+    """Why what answers is not the service that was meant; `setting` is the key below the service's
+    to look at.
+    """
 
     def __init__(self, reason: str, setting: str) -> None:
         super().__init__(reason)
@@ -41,17 +47,20 @@ class Unfit(Exception):
 
 
 class Client:
-    """POSTs JSON to a service, `concurrency` requests at a time. What gets no answer is reported, never raised.
+    """POSTs JSON to a service, `concurrency` requests at a time. What gets no answer is reported,
+    never raised.
 
-    A try, its answer included, takes at most `timeout` seconds. What may pass is tried again up to `retries` times,
-    after pauses of `backoff` seconds, doubling up to `max_backoff`, each shortened by up to half at random. `deadline`
-    seconds after a call began, all its requests that have no answer are given up, however many wait for their turn;
-    those being asked count as failed, since a service too slow for its deadline must not keep other processes waiting.
-    After `open_after` requests in a row that failed in either way the circuit is open: requests fail at once for
-    `open_seconds`, then get one try each until one succeeds. An answer has at most `max_answer` bytes.
-    `token_env` names the environment variable that holds a bearer token; its value stands in no file and no message.
-    `start_seconds` is how long a run waits for a service that is not there before it loads anything; with None, as for
-    runs of earlier versions, it does not ask beforehand.
+    A try, its answer included, takes at most `timeout` seconds. What may pass is tried again up to
+    `retries` times, after pauses of `backoff` seconds, doubling up to `max_backoff`, each shortened
+    by up to half at random. `deadline` seconds after a call began, all its requests that have no
+    answer are given up, however many wait for their turn; those being asked count as failed, since
+    a service too slow for its deadline must not keep other processes waiting. After `open_after`
+    requests in a row that failed in either way the circuit is open: requests fail at once for
+    `open_seconds`, then get one try each until one succeeds. An answer has at most `max_answer`
+    bytes. `token_env` names the environment variable that holds a bearer token; its value stands in
+    no file and no message. `start_seconds` is how long a run waits for a service that is not there
+    before it loads anything; with None, as for runs of earlier versions, it does not ask
+    beforehand.
     """
 
     def __init__(
@@ -69,7 +78,11 @@ class Client:
         token_env: Text | None,
         start_seconds: Seconds | None = None,
     ) -> None:
-        least = {"timeout": (timeout, 1e-3), "deadline": (deadline, timeout), "retries": (retries, 0)}
+        least = {
+            "timeout": (timeout, 1e-3),
+            "deadline": (deadline, timeout),
+            "retries": (retries, 0),
+        }
         least |= {"concurrency": (concurrency, 1), "open_after": (open_after, 1)}
         least |= {"backoff": (backoff, 0), "max_answer": (max_answer, 1)}
         least |= {} if start_seconds is None else {"start_seconds": (start_seconds, 0)}
@@ -77,12 +90,21 @@ class Client:
             if value < bound:
                 raise UserError(f"client.{name}={value} must be at least {bound}")
         if token_env is not None and not os.environ.get(token_env):
-            raise UserError(f"client.token_env={token_env}: set the environment variable {token_env} to the token")
-        self.timeout, self.deadline, self.retries = timeout, deadline, retries
-        self.concurrency, self.max_answer = concurrency, max_answer
-        self.backoff, self.max_backoff = backoff, max_backoff
-        self.open_after, self.open_seconds = open_after, open_seconds
-        self.token_env, self.start_seconds = token_env, start_seconds
+            raise UserError(
+                f"client.token_env={token_env}: set the environment variable {token_env} to the "
+                "token"
+            )
+        self.timeout = timeout
+        self.deadline = deadline
+        self.retries = retries
+        self.concurrency = concurrency
+        self.max_answer = max_answer
+        self.backoff = backoff
+        self.max_backoff = max_backoff
+        self.open_after = open_after
+        self.open_seconds = open_seconds
+        self.token_env = token_env
+        self.start_seconds = start_seconds
         self.failures_in_a_row = 0
         self.open_until = 0.0
         # Its own generator: jitter must not move the draws of a seeded run.
@@ -92,16 +114,23 @@ class Client:
     def probe(self, url: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
         """Status and content of one answer, without retries: GET, or POST of a `body`.
 
-        Raises Unavailable where there is none, or a status that may pass, and Unfit for a refused token.
+        Raises Unavailable where there is none, or a status that may pass, and Unfit for a refused
+        token.
         """
         method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
         try:
-            with httpx.Client(headers=self._headers(), timeout=PROBE_SECONDS, trust_env=not _is_local(url)) as http:
+            with httpx.Client(
+                headers=self._headers(), timeout=PROBE_SECONDS, trust_env=not _is_local(url)
+            ) as http:
                 response = http.request(method, url, content=content)
         except httpx.RequestError as error:
             raise Unavailable(str(error) or type(error).__name__) from error
         if response.status_code in (401, 403):
-            token = "no token was sent" if self.token_env is None else f"the token in {self.token_env} was refused"
+            token = (
+                "no token was sent"
+                if self.token_env is None
+                else f"the token in {self.token_env} was refused"
+            )
             raise Unfit(f"HTTP {response.status_code} from {url}: {token}", "client.token_env")
         if response.status_code in RETRIED - {500}:
             raise Unavailable(f"HTTP {response.status_code}")
@@ -111,11 +140,17 @@ class Client:
         """The body of the answer to each request, in their order, or why there is none."""
         return asyncio.run(self._post_all(url, requests))
 
-    async def _post_all(self, url: str, requests: Sequence[Mapping[str, Any]]) -> list[bytes | Unanswered]:
+    async def _post_all(
+        self, url: str, requests: Sequence[Mapping[str, Any]]
+    ) -> list[bytes | Unanswered]:
         places = asyncio.Semaphore(self.concurrency)
-        async with httpx.AsyncClient(headers=self._headers(), timeout=None, trust_env=not _is_local(url)) as http:
+        async with httpx.AsyncClient(
+            headers=self._headers(), timeout=None, trust_env=not _is_local(url)
+        ) as http:
             until = asyncio.get_running_loop().time() + self.deadline
-            return await asyncio.gather(*(self._post(http, places, until, url, request) for request in requests))
+            return await asyncio.gather(
+                *(self._post(http, places, until, url, request) for request in requests)
+            )
 
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -124,9 +159,15 @@ class Client:
         return headers
 
     async def _post(
-        self, http: httpx.AsyncClient, places: asyncio.Semaphore, until: float, url: str, request: Mapping[str, Any]
+        self,
+        http: httpx.AsyncClient,
+        places: asyncio.Semaphore,
+        until: float,
+        url: str,
+        request: Mapping[str, Any],
     ) -> bytes | Unanswered:
-        last, attempt = "no answer", 0
+        last = "no answer"
+        attempt = 0
         try:
             async with asyncio.timeout_at(until), places:
                 if not (num_tries := self._tries()):
@@ -160,11 +201,17 @@ class Client:
             async for piece in response.aiter_bytes():
                 answer += piece
                 if len(answer) > self.max_answer:
-                    raise Unanswered(f"{url}: an answer of more than client.max_answer={self.max_answer} bytes")
+                    raise Unanswered(
+                        f"{url}: an answer of more than client.max_answer={self.max_answer} bytes"
+                    )
         if not response.is_success:
             text = " ".join(answer[:200].decode(errors="replace").split())
             message = f"HTTP {response.status_code} {text}".strip()
-            raise Unavailable(message) if response.status_code in RETRIED else Unanswered(f"{url}: {message}")
+            raise (
+                Unavailable(message)
+                if response.status_code in RETRIED
+                else Unanswered(f"{url}: {message}")
+            )
         return bytes(answer)
 
     def _tries(self) -> int:
@@ -177,11 +224,15 @@ class Client:
         self.open_until = time.monotonic() + self.open_seconds
 
     def _pause(self, attempt: int) -> float:
-        return min(self.backoff * 2 ** (attempt - 1), self.max_backoff) * self.jitter.uniform(0.5, 1.0)
+        return min(self.backoff * 2 ** (attempt - 1), self.max_backoff) * self.jitter.uniform(
+            0.5, 1.0
+        )
 
 
 def _encoded(request: Mapping[str, Any]) -> bytes:
-    """The request as JSON. Raises Unanswered for one that is none, such as metadata of other types."""
+    """The request as JSON. Raises Unanswered for one that is none, such as metadata of other
+    types.
+    """
     try:
         return json.dumps(request).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -189,7 +240,8 @@ def _encoded(request: Mapping[str, Any]) -> bytes:
 
 
 def check_url(url: str, *endings: str) -> str:
-    """A service's address without a slash at its end, and without paths of its pages, `endings`, in this order.
+    """A service's address without a slash at its end, and without paths of its pages, `endings`, in
+    this order.
 
     Raises UserError for anything but http(s)://host[:port][/path].
     """
@@ -197,7 +249,10 @@ def check_url(url: str, *endings: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise UserError(f"reward.url={url} must be http://host:port or https://host:port")
     if parts.username or parts.password:
-        raise UserError("reward.url must not hold a password; name a variable with the token in client.token_env")
+        raise UserError(
+            "reward.url must not hold a password; name a variable with the token in "
+            "client.token_env"
+        )
     url = url.rstrip("/")
     for ending in endings:
         url = url.removesuffix(ending).rstrip("/")

@@ -1,4 +1,6 @@
-"""CLIP of transformers with its processor: normalised features of images and texts, for the scorers built on it."""
+"""CLIP of transformers with its processor: normalised features of images and texts, for the scorers
+built on it.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,13 @@ from flowrl.values.bounds import Count, Dtype, Text
 
 
 class CLIP(nn.Module):
-    """`pretrained` and `processor` are local folders or hub ids; `batch_size` images go through the network at once."""
+    """`pretrained` and `processor` are local folders or hub ids; `batch_size` images go through the
+    network at once.
+    """
 
-    def __init__(self, *, pretrained: Text, processor: Text, dtype: Dtype, batch_size: Count) -> None:
+    def __init__(
+        self, *, pretrained: Text, processor: Text, dtype: Dtype, batch_size: Count
+    ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"reward.batch_size={batch_size} must be at least 1")
@@ -35,16 +41,21 @@ class CLIP(nn.Module):
 
     def image_features(self, images: Images) -> Float[Tensor, "B D"]:
         """Unit vectors of the images, float32."""
-        pictures, features = to_pictures(images), []
+        pictures = to_pictures(images)
+        features = []
         for start in range(0, len(pictures), self.batch_size):
             batch = pictures[start : start + self.batch_size]
             pixels = self.processor.image_processor(batch, return_tensors="pt")["pixel_values"]
             pixels = pixels.to(self.model.device, self.model.dtype)
-            features.append(self.model.get_image_features(pixel_values=pixels).pooler_output.float())
+            features.append(
+                self.model.get_image_features(pixel_values=pixels).pooler_output.float()
+            )
         return normalize(torch.cat(features), dim=-1)
 
     def text_features(self, texts: Sequence[str]) -> Float[Tensor, "B D"]:
-        """Unit vectors of the texts, cut at the model's length (77 tokens); equal texts are encoded once."""
+        """Unit vectors of the texts, cut at the model's length (77 tokens); equal texts are encoded
+        once.
+        """
         unique = sorted(set(texts))
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.processor.tokenizer(

@@ -16,15 +16,23 @@ from flowrl.values.bounds import Count, Dtype, Positive, Text
 class CLIPScore(CLIP):
     """exp(logit_scale) cos(image, text) / `divisor`, each image against its own prompt.
 
-    CLIP score (flow_grpo): OpenAI's ViT-L/14 and divisor 30. PickScore (arXiv 2305.01569, flow_grpo): the weights
-    `yuvalkirstain/PickScore_v1`, a fine-tuned ViT-H/14, and divisor 26. The divisor only matters in a mixture.
-    Part: cosine.
+    CLIP score (flow_grpo): OpenAI's ViT-L/14 and divisor 30. PickScore (arXiv 2305.01569,
+    flow_grpo): the weights `yuvalkirstain/PickScore_v1`, a fine-tuned ViT-H/14, and divisor 26. The
+    divisor only matters in a mixture. Part: cosine.
     """
 
     def __init__(
-        self, *, pretrained: Text, processor: Text, dtype: Dtype, batch_size: Count, divisor: Positive
+        self,
+        *,
+        pretrained: Text,
+        processor: Text,
+        dtype: Dtype,
+        batch_size: Count,
+        divisor: Positive,
     ) -> None:
-        super().__init__(pretrained=pretrained, processor=processor, dtype=dtype, batch_size=batch_size)
+        super().__init__(
+            pretrained=pretrained, processor=processor, dtype=dtype, batch_size=batch_size
+        )
         if divisor <= 0:
             raise UserError(f"reward.divisor={divisor} must be above 0")
         self.divisor = divisor

@@ -18,19 +18,23 @@ from flowrl.values.bounds import Count, Dtype, Text
 class HPSv2(nn.Module):
     """cos(image, text), about 0.2 to 0.4, each image against its own prompt.
 
-    `weights` is the checkpoint, a local path or ORG/NAME/FILE on the hub, for open_clip's `architecture`. As in the
-    hpsv2 package, an image's longer side is resized and the rest padded, where CLIP crops. That package computes under
-    autocast to float16; in float32 the score differs by its rounding. Needs the extra `clip`.
+    `weights` is the checkpoint, a local path or ORG/NAME/FILE on the hub, for open_clip's
+    `architecture`. As in the hpsv2 package, an image's longer side is resized and the rest padded,
+    where CLIP crops. That package computes under autocast to float16; in float32 the score differs
+    by its rounding. Needs the extra `clip`.
     """
 
-    def __init__(self, *, architecture: Text, weights: Text, dtype: Dtype, batch_size: Count) -> None:
+    def __init__(
+        self, *, architecture: Text, weights: Text, dtype: Dtype, batch_size: Count
+    ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"reward.batch_size={batch_size} must be at least 1")
         open_clip = require("open_clip", "clip")
         if architecture not in open_clip.list_models():
             raise UserError(
-                f"reward.architecture={architecture!r}: no architecture of open_clip; the published is ViT-H-14"
+                f"reward.architecture={architecture!r}: no architecture of open_clip; the "
+                "published is ViT-H-14"
             )
         state = load_weights(weights, "weights")
         self.model = open_clip.create_model(architecture, pretrained=None)
@@ -42,18 +46,25 @@ class HPSv2(nn.Module):
             ) from error
         self.model.to(dtype_of(dtype))
         self.tokenize = open_clip.get_tokenizer(architecture)
-        self.preprocess = open_clip.image_transform(self.model.visual.image_size, is_train=False, resize_mode="longest")
+        self.preprocess = open_clip.image_transform(
+            self.model.visual.image_size, is_train=False, resize_mode="longest"
+        )
         self.batch_size = batch_size
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         unique = sorted({prompt.text for prompt in prompts})
         row = {text: i for i, text in enumerate(unique)}
         first = next(self.model.parameters())
-        texts = self.model.encode_text(self.tokenize(unique).to(first.device), normalize=True).float()
-        pictures, cosines = to_pictures(images), []
+        texts = self.model.encode_text(
+            self.tokenize(unique).to(first.device), normalize=True
+        ).float()
+        pictures = to_pictures(images)
+        cosines = []
         for start in range(0, len(pictures), self.batch_size):
             rows = slice(start, start + self.batch_size)
             pixels = torch.stack([self.preprocess(picture) for picture in pictures[rows]]).to(first)
             features = self.model.encode_image(pixels, normalize=True).float()
-            cosines.append((features * texts[[row[prompt.text] for prompt in prompts[rows]]]).sum(-1))
+            cosines.append(
+                (features * texts[[row[prompt.text] for prompt in prompts[rows]]]).sum(-1)
+            )
         return RewardOutput(torch.cat(cosines).cpu(), torch.ones(len(prompts), dtype=torch.bool))

@@ -1,7 +1,9 @@
-"""ImageReward v1.0 (arXiv 2304.05977): BLIP's text encoder attending to the image, and a head on its first token.
+"""ImageReward v1.0 (arXiv 2304.05977): BLIP's text encoder attending to the image, and a head on
+its first token.
 
-The published package pins releases of timm and transformers that no longer install beside current ones. The network is
-BLIP's own, which transformers has, so the published checkpoint is loaded into that instead.
+The published package pins releases of timm and transformers that no longer install beside current
+ones. The network is BLIP's own, which transformers has, so the published checkpoint is loaded into
+that instead.
 """
 
 from __future__ import annotations
@@ -11,7 +13,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms import (
+    CenterCrop,
+    Compose,
+    InterpolationMode,
+    Normalize,
+    Resize,
+    ToTensor,
+)
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -22,12 +31,14 @@ from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Count, Dtype, Text
 
-MEAN, STD = 0.16717362830052426, 1.0333394966054072
+MEAN = 0.16717362830052426
+STD = 1.0333394966054072
 """Of the raw reward over the authors' data: the published score is standardised by them."""
 MAX_TOKENS = 35
 HEAD_WIDTH = 64
 """Width of one attention head, in both towers."""
-PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _VISION_NAMES = (
     (r"^cls_token$", "embeddings.class_embedding"),
@@ -39,14 +50,18 @@ _VISION_NAMES = (
     (r"\.attn\.qkv\.", ".self_attn.qkv."),
     (r"^norm\.", "post_layernorm."),
 )
-"""The checkpoint's names in the image tower, and BLIP's in transformers; the text tower's are the same."""
+"""The checkpoint's names in the image tower, and BLIP's in transformers; the text tower's are the
+same.
+"""
 
 
 class ImageReward(nn.Module):
-    """The standardised score, mostly -2 to 2, each image against its own prompt (never the list interface's N x N).
+    """The standardised score, mostly -2 to 2, each image against its own prompt (never the list
+    interface's N x N).
 
-    `weights` is ImageReward.pt, a local path or ORG/NAME/FILE on the hub; sizes of the towers are read off it.
-    `tokenizer` is bert-base-uncased's folder or hub id. Prompts are cut at 35 tokens, as published.
+    `weights` is ImageReward.pt, a local path or ORG/NAME/FILE on the hub; sizes of the towers are
+    read off it. `tokenizer` is bert-base-uncased's folder or hub id. Prompts are cut at 35 tokens,
+    as published.
     """
 
     def __init__(self, *, weights: Text, tokenizer: Text, dtype: Dtype, batch_size: Count) -> None:
@@ -55,14 +70,21 @@ class ImageReward(nn.Module):
             raise UserError(f"reward.batch_size={batch_size} must be at least 1")
         state = load_weights(weights, "weights")
         try:
-            vision, text = _below(state, "blip.visual_encoder."), _below(state, "blip.text_encoder.")
-            self.vision, self.text = _vision_tower(vision), _text_tower(text)
+            vision = _below(state, "blip.visual_encoder.")
+            text = _below(state, "blip.text_encoder.")
+            self.vision = _vision_tower(vision)
+            self.text = _text_tower(text)
             self.head = nn.ModuleDict(
-                {name: nn.Linear(value.shape[1], len(value)) for name, value in _head_weights(state).items()}
+                {
+                    name: nn.Linear(value.shape[1], len(value))
+                    for name, value in _head_weights(state).items()
+                }
             )
             self.head.load_state_dict(_below(state, "mlp.layers."))
         except (KeyError, RuntimeError) as error:
-            raise UserError(f"reward.weights={weights}: not a checkpoint of ImageReward v1.0") from error
+            raise UserError(
+                f"reward.weights={weights}: not a checkpoint of ImageReward v1.0"
+            ) from error
         towers: list[nn.Module] = [self.vision, self.text]
         for tower in towers:
             tower.to(dtype_of(dtype))
@@ -78,7 +100,8 @@ class ImageReward(nn.Module):
         self.batch_size = batch_size
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        pictures, scores = to_pictures(images), []
+        pictures = to_pictures(images)
+        scores = []
         for start in range(0, len(pictures), self.batch_size):
             rows = slice(start, start + self.batch_size)
             scores.append(self._score(pictures[rows], [prompt.text for prompt in prompts[rows]]))
@@ -107,7 +130,9 @@ class ImageReward(nn.Module):
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
 
 
 def _head_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

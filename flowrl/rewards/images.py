@@ -1,4 +1,6 @@
-"""One view of images for all scorers: 8-bit RGB pictures, so that tensors and pictures give the same number."""
+"""One view of images for all scorers: 8-bit RGB pictures, so that tensors and pictures give the
+same number.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,14 @@ def to_pictures(images: Images) -> list[Image.Image]:
         return [to_rgb(image) for image in images]
     if images.isnan().any():
         raise UserError("images hold NaN")
-    pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = (
+        (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    )
     return [Image.fromarray(each) for each in pixels]
 
 
 def to_tensor(images: Images) -> Float[Tensor, "B 3 S S"]:
-    """Float images in [0, 1] on the CPU, all of one size; tensors are rounded to 8 bits as pictures are."""
+    """Float images in [0, 1] on the CPU, all of one size; tensors are rounded to 8 bits as pictures
+    are.
+    """
     return torch.stack([pil_to_tensor(picture) for picture in to_pictures(images)]).float() / 255

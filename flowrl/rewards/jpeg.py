@@ -1,4 +1,6 @@
-"""JPEG size as a reward: compressibility and incompressibility, the calibration tasks of DDPO (arXiv 2305.13301)."""
+"""JPEG size as a reward: compressibility and incompressibility, the calibration tasks of DDPO
+(arXiv 2305.13301).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from flowrl.values.bounds import NonZero, Quality
 
 
 class JPEG:
-    """Kilobytes (1000 bytes) of each image as a JPEG of `quality`, times `scale`; the prompt does not matter.
+    """Kilobytes (1000 bytes) of each image as a JPEG of `quality`, times `scale`; the prompt does
+    not matter.
 
     flow_grpo's incompressibility has scale 1, its compressibility -1/500. Part: kilobytes.
     """
@@ -25,8 +28,11 @@ class JPEG:
         if not 1 <= quality <= 100:
             raise UserError(f"reward.quality={quality} must be from 1 to 100")
         if scale == 0:
-            raise UserError("reward.scale=0 gives every image the same reward; it must differ from 0")
-        self.quality, self.scale = quality, scale
+            raise UserError(
+                "reward.scale=0 gives every image the same reward; it must differ from 0"
+            )
+        self.quality = quality
+        self.scale = scale
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         kilobytes = torch.tensor([self._size(picture) / 1000 for picture in to_pictures(images)])

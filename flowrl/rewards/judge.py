@@ -1,4 +1,6 @@
-"""A vision-language judge behind an OpenAI-compatible server, such as `vllm serve MODEL` starts one."""
+"""A vision-language judge behind an OpenAI-compatible server, such as `vllm serve MODEL` starts
+one.
+"""
 
 from __future__ import annotations
 
@@ -35,33 +37,47 @@ class Reply:
 
 
 class Judge:
-    """Asks `model` at `url` (the server's address, with or without /v1), one request a question, decoding greedily.
+    """Asks `model` at `url` (the server's address, with or without /v1), one request a question,
+    decoding greedily.
 
-    A reply has at most `max_tokens` tokens; `top_logprobs` first tokens come with their probability (0: none; vLLM
-    gives at most 20 unless started with --max-logprobs).
+    A reply has at most `max_tokens` tokens; `top_logprobs` first tokens come with their probability
+    (0: none; vLLM gives at most 20 unless started with --max-logprobs).
     """
 
-    def __init__(self, *, url: Text, model: Text, max_tokens: Count, top_logprobs: Natural, client: Client) -> None:
-        for name, value, least in (("max_tokens", max_tokens, 1), ("top_logprobs", top_logprobs, 0)):
+    def __init__(
+        self, *, url: Text, model: Text, max_tokens: Count, top_logprobs: Natural, client: Client
+    ) -> None:
+        for name, value, least in (
+            ("max_tokens", max_tokens, 1),
+            ("top_logprobs", top_logprobs, 0),
+        ):
             if value < least:
                 raise UserError(f"judge.{name}={value} must be at least {least}")
-        self.url, self.model, self.client = check_url(url, "/chat/completions", "/pooling", "/v1"), model, client
-        self.max_tokens, self.top_logprobs = max_tokens, top_logprobs
+        self.url = check_url(url, "/chat/completions", "/pooling", "/v1")
+        self.model = model
+        self.client = client
+        self.max_tokens = max_tokens
+        self.top_logprobs = top_logprobs
 
     def examine(self) -> None:
         """Ask for the models that the server has.
 
-        Raises Unavailable where nothing answers, and Unfit for a server that lacks the model or is no such server.
+        Raises Unavailable where nothing answers, and Unfit for a server that lacks the model or is
+        no such server.
         """
         status, said = self.client.probe(f"{self.url}/v1/models")
         try:
             names = [str(each["id"]) for each in json.loads(said)["data"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise Unfit(
-                f"{self.url}/v1/models answers HTTP {status} {said[:60]!r}, as no OpenAI-compatible server does", "url"
+                f"{self.url}/v1/models answers HTTP {status} {said[:60]!r}, as no "
+                "OpenAI-compatible server does",
+                "url",
             ) from None
         if self.model not in names:
-            raise Unfit(f"{self.url} has no model {self.model!r} but {', '.join(names) or 'none'}", "model")
+            raise Unfit(
+                f"{self.url} has no model {self.model!r} but {', '.join(names) or 'none'}", "model"
+            )
 
     def ask(self, images: Images, questions: Sequence[Question]) -> list[Reply | Unanswered]:
         """The reply to each question, or why there is none (/v1/chat/completions)."""
@@ -71,7 +87,9 @@ class Judge:
         return self._post("/v1/chat/completions", images, questions, options, _reply)
 
     def pool(self, images: Images, questions: Sequence[Question]) -> list[list[float] | Unanswered]:
-        """The outputs of a reward model's head for each question, or why there are none (/pooling)."""
+        """The outputs of a reward model's head for each question, or why there are none
+        (/pooling).
+        """
         return self._post("/pooling", images, questions, {"encoding_format": "float"}, _pooled)
 
     def _post(
@@ -87,7 +105,9 @@ class Judge:
         requests = []
         for question in questions:
             content = [pictures[question.image], {"type": "text", "text": question.text}]
-            requests.append({"model": self.model, "messages": [{"role": "user", "content": content}], **options})
+            requests.append(
+                {"model": self.model, "messages": [{"role": "user", "content": content}], **options}
+            )
         answers = self.client.post_all(self.url + path, requests)
         return [self._read(answer, read) for answer in answers]
 
@@ -96,7 +116,15 @@ class Judge:
             return answer
         try:
             return read(json.loads(answer))
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        except (
+            ValueError,
+            KeyError,
+            IndexError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            OverflowError,
+        ) as error:
             return Unanswered(f"{self.url}: unusable answer: {type(error).__name__}: {error}")
 
 
@@ -107,7 +135,8 @@ def _reply(data: Any) -> Reply:
         raise UserError(f"the message holds no text but {type(text).__name__}")
     listed = choice.get("logprobs")
     tops = listed["content"][0]["top_logprobs"] if listed else []
-    # By token text: two tokens of one text cannot be told apart here, and each probability counts once.
+    # By token text: two tokens of one text cannot be told apart here, and each probability counts
+    # once.
     chances = {str(top["token"]): math.exp(min(float(top["logprob"]), 0.0)) for top in tops}
     if not all(math.isfinite(chance) for chance in chances.values()):
         raise UserError("a log-probability is not a number")

@@ -21,7 +21,8 @@ def require(module: str, extra: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"this reward needs the package {error.name!r}; install it with: pip install 'flowrl[{extra}]'"
+            f"this reward needs the package {error.name!r}; install it with: pip install "
+            f"'flowrl[{extra}]'"
         ) from error
 
 
@@ -35,8 +36,8 @@ def dtype_of(name: str) -> torch.dtype:
 def load_pretrained(kind: Any, source: str, key: str, **options: Any) -> Any:
     """`kind.from_pretrained` of a local folder or hub id.
 
-    Raises UserError naming the configuration key `key`, also for a network with weights that are missing, which
-    transformers would draw at random, or are no numbers.
+    Raises UserError naming the configuration key `key`, also for a network with weights that are
+    missing, which transformers would draw at random, or are no numbers.
     """
     path = Path(source).expanduser()
     place = str(path) if path.is_dir() else source
@@ -47,13 +48,19 @@ def load_pretrained(kind: Any, source: str, key: str, **options: Any) -> Any:
             network, info = kind.from_pretrained(
                 place, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
-    except Exception as error:  # a dozen types, by what is wrong with the folder, the hub or the network
+    except (
+        Exception
+    ) as error:  # a dozen types, by what is wrong with the folder, the hub or the network
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"reward.{key}={source}: cannot load {kind.__name__} ({reason}); give a local folder or a hub id ORG/NAME"
+            f"reward.{key}={source}: cannot load {kind.__name__} ({reason}); give a local folder "
+            "or a hub id ORG/NAME"
         ) from error
     if problem := fault(network, info):
-        raise UserError(f"reward.{key}={source}: {kind.__name__}: {problem}; restore the folder or download it again")
+        raise UserError(
+            f"reward.{key}={source}: {kind.__name__}: {problem}; restore the folder or download it "
+            "again"
+        )
     return network
 
 
@@ -76,9 +83,11 @@ def _without_report() -> Iterator[None]:
 
 
 def load_weights(source: str, key: str) -> Mapping[str, Tensor]:
-    """The state dict in a file: a local path, or ORG/NAME/FILE on the hub. Raises UserError naming `key`.
+    """The state dict in a file: a local path, or ORG/NAME/FILE on the hub. Raises UserError naming
+    `key`.
 
-    Nothing but tensors is unpickled. A dict below `state_dict`, where training scripts put it, is taken out.
+    Nothing but tensors is unpickled. A dict below `state_dict`, where training scripts put it, is
+    taken out.
     """
     path = Path(source).expanduser()
     if not path.is_file():
@@ -90,14 +99,25 @@ def load_weights(source: str, key: str) -> Mapping[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle, safetensors and value errors alike mean a file that is no weights
+    except (
+        Exception
+    ) as error:  # zip, pickle, safetensors and value errors alike mean a file that is no weights
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"reward.{key}={source}: no readable weights ({reason}); download the file again") from error
+        raise UserError(
+            f"reward.{key}={source}: no readable weights ({reason}); download the file again"
+        ) from error
     weights = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(weights, Mapping):
-        raise UserError(f"reward.{key}={source}: holds a {type(weights).__name__} and no weights by name")
-    if name := first_not_finite({name: value for name, value in weights.items() if isinstance(value, Tensor)}):
-        raise UserError(f"reward.{key}={source}: its weight {name!r} holds NaN or infinity; download the file again")
+        raise UserError(
+            f"reward.{key}={source}: holds a {type(weights).__name__} and no weights by name"
+        )
+    if name := first_not_finite(
+        {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    ):
+        raise UserError(
+            f"reward.{key}={source}: its weight {name!r} holds NaN or infinity; download the file "
+            "again"
+        )
     return weights
 
 
@@ -106,9 +126,13 @@ def _download(source: str, key: str) -> str:
 
     parts = source.split("/")
     if source.startswith((".", "/", "~")) or len(parts) < 3:
-        raise UserError(f"reward.{key}={source}: no such file; give a path, or ORG/NAME/FILE on the hub")
+        raise UserError(
+            f"reward.{key}={source}: no such file; give a path, or ORG/NAME/FILE on the hub"
+        )
     try:
         return hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]))
     except Exception as error:  # no network, no such repository, no such file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"reward.{key}={source}: cannot download it ({reason}); give a local path") from error
+        raise UserError(
+            f"reward.{key}={source}: cannot download it ({reason}); give a local path"
+        ) from error

@@ -17,19 +17,23 @@ from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Share, Side
 
 TARGET = "target"
-"""The key of a prompt's metadata with the text to be drawn; where absent or null, text in double quotes is meant."""
+"""The key of a prompt's metadata with the text to be drawn; where absent or null, text in double
+quotes is meant.
+"""
 
 _QUOTED = re.compile(r'"([^"]+)"|\u201c([^\u201d]+)\u201d')
 
 
 class OCR:
-    """1 - min(d, n) / n, with d the edit distance between the text read and the n characters wanted.
+    """1 - min(d, n) / n, with d the edit distance between the text read and the n characters
+    wanted.
 
-    Both are compared in lower case without white space, and several quoted pieces are joined. With `allows_more_text`,
-    as in flow_grpo, d is 0 wherever the wanted text occurs in what was read; without it, every further letter counts,
-    so writing the word twice, a known way to cheat, does not pay. Text that the OCR is less sure of than
-    `min_confidence` does not count as read. The image is enlarged until its shorter side has `side` pixels. A prompt
-    that wants no text is one that the reward does not apply to. Part: exact (1 where d is 0). Needs the extra `ocr`.
+    Both are compared in lower case without white space, and several quoted pieces are joined. With
+    `allows_more_text`, as in flow_grpo, d is 0 wherever the wanted text occurs in what was read;
+    without it, every further letter counts, so writing the word twice, a known way to cheat, does
+    not pay. Text that the OCR is less sure of than `min_confidence` does not count as read. The
+    image is enlarged until its shorter side has `side` pixels. A prompt that wants no text is one
+    that the reward does not apply to. Part: exact (1 where d is 0). Needs the extra `ocr`.
     """
 
     def __init__(self, *, allows_more_text: bool, min_confidence: Share, side: Side) -> None:
@@ -51,8 +55,13 @@ class OCR:
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         wanted = [plain(target_of(prompt)) for prompt in prompts]
-        found = ["" if not text else self._read(image) for image, text in zip(to_pictures(images), wanted, strict=True)]
-        distances = [self._distance(plain(read), text) for read, text in zip(found, wanted, strict=True)]
+        found = [
+            "" if not text else self._read(image)
+            for image, text in zip(to_pictures(images), wanted, strict=True)
+        ]
+        distances = [
+            self._distance(plain(read), text) for read, text in zip(found, wanted, strict=True)
+        ]
         values = [
             1 - min(distance, len(text)) / len(text) if text else 0.0
             for distance, text in zip(distances, wanted, strict=True)
@@ -71,7 +80,9 @@ class OCR:
         return 0 if self.allows_more_text and wanted in read else edit_distance(read, wanted)
 
     def _read(self, image: Any) -> str:
-        pixels = np.ascontiguousarray(np.asarray(image)[..., ::-1])  # the engine takes arrays as BGR
+        pixels = np.ascontiguousarray(
+            np.asarray(image)[..., ::-1]
+        )  # the engine takes arrays as BGR
         return " ".join(self.engine(pixels).txts or ())
 
 
@@ -91,7 +102,8 @@ def edit_distance(a: str, b: str) -> int:
     """Levenshtein's: the least number of characters inserted, deleted or replaced."""
     row = list(range(len(b) + 1))
     for i, left in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
+        diagonal = row[0]
+        row[0] = i
         for j, right in enumerate(b, 1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
     return row[-1]

@@ -15,24 +15,33 @@ REASON = "missing"
 """The key of a missing sample's `info` that says why."""
 
 LARGEST = 1e12
-"""A reward further from 0 is missing: the squares of such numbers, summed over a batch, leave float32."""
+"""A reward further from 0 is missing: the squares of such numbers, summed over a batch, leave
+float32.
+"""
 
 
 def is_usable(values: Tensor) -> Bool[Tensor, "..."]:
-    """Which values are numbers that statistics can be made of: neither NaN nor infinite, nor beyond `LARGEST`."""
+    """Which values are numbers that statistics can be made of: neither NaN nor infinite, nor beyond
+    `LARGEST`.
+    """
     return values.abs() <= LARGEST
 
 
 def missing(count: int, reason: str, weights: tuple[float, ...] | None = None) -> RewardOutput:
-    """`count` samples without a score, all for the same reason; `weights` are those of a mixture, which has terms."""
-    none, info = torch.zeros(count), [{REASON: reason}] * count
+    """`count` samples without a score, all for the same reason; `weights` are those of a mixture,
+    which has terms.
+    """
+    none = torch.zeros(count)
+    info = [{REASON: reason}] * count
     if weights is None:
         return RewardOutput(none, none.bool(), {}, info)
     return RewardOutput(none, none.bool(), {}, info, torch.zeros(count, len(weights)), weights)
 
 
 def fill(output: RewardOutput, reasons: Mapping[int, str]) -> RewardOutput:
-    """The output with missing samples put in: `reasons` says why, by the number that each has among all samples."""
+    """The output with missing samples put in: `reasons` says why, by the number that each has among
+    all samples.
+    """
     weights = None if output.terms is None else output.weights
     whole = concatenate([output, *(missing(1, reason, weights) for reason in reasons.values())])
     others = [row for row in range(len(whole.values)) if row not in reasons]
@@ -40,7 +49,9 @@ def fill(output: RewardOutput, reasons: Mapping[int, str]) -> RewardOutput:
 
 
 def concatenate(outputs: Sequence[RewardOutput]) -> RewardOutput:
-    """The outputs of consecutive samples as one, on the CPU. A part that one of them lacks is NaN there."""
+    """The outputs of consecutive samples as one, on the CPU. A part that one of them lacks is NaN
+    there.
+    """
     parts = {}
     for name in dict.fromkeys(name for output in outputs for name in output.parts):
         absent = [torch.full(output.values.shape, torch.nan) for output in outputs]
@@ -53,7 +64,10 @@ def concatenate(outputs: Sequence[RewardOutput]) -> RewardOutput:
     assert len(terms) in (0, len(outputs))
     applies = None
     if any(output.applies is not None for output in outputs):
-        everywhere = [torch.ones(len(output.values), len(output.weights), dtype=torch.bool) for output in outputs]
+        everywhere = [
+            torch.ones(len(output.values), len(output.weights), dtype=torch.bool)
+            for output in outputs
+        ]
         own = [
             every if output.applies is None else output.applies.cpu()
             for output, every in zip(outputs, everywhere, strict=True)

@@ -1,7 +1,9 @@
-"""PNG files from strangers: their size without decoding, and their pixels without anything else that a file can hold.
+"""PNG files from strangers: their size without decoding, and their pixels without anything else
+that a file can hold.
 
-Pillow inflates texts and colour profiles, up to 64 MiB of them a file, and takes the last of several headers. Here a
-file has one header, which says what its pixels will take, and Pillow is shown only the chunks that pixels depend on.
+Pillow inflates texts and colour profiles, up to 64 MiB of them a file, and takes the last of
+several headers. Here a file has one header, which says what its pixels will take, and Pillow is
+shown only the chunks that pixels depend on.
 """
 
 from __future__ import annotations
@@ -25,11 +27,15 @@ HEADER = struct.Struct(">8sI4sII5sI")
 PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
 FREE_CHUNKS = 64
-"""Chunks that any file may have. Beyond, chunks must have 1 KiB on average: each costs time, however small it is."""
+"""Chunks that any file may have. Beyond, chunks must have 1 KiB on average: each costs time,
+however small it is.
+"""
 
 
 def read_size(encoded: object) -> tuple[int, int]:
-    """Width and height in pixels, from the header of a base64 PNG. Raises UserError for anything else."""
+    """Width and height in pixels, from the header of a base64 PNG. Raises UserError for anything
+    else.
+    """
     if not isinstance(encoded, str):
         raise UserError(f"not a base64 PNG: {type(encoded).__name__}")
     try:
@@ -65,7 +71,10 @@ def _pixel_chunks(data: bytes) -> bytes:
         end = position + length + 12
         num_chunks += 1
         if num_chunks > FREE_CHUNKS + position // 1024:
-            raise UserError(f"damaged PNG: {num_chunks} chunks in its first {position} bytes, less than 1 KiB each")
+            raise UserError(
+                f"damaged PNG: {num_chunks} chunks in its first {position} bytes, less than 1 KiB "
+                "each"
+            )
         if kind == b"IHDR" and num_chunks > 1:
             raise UserError("damaged PNG: a second header")
         if kind in PIXEL_CHUNKS:

@@ -20,10 +20,11 @@ Images = Float[Tensor, "B 3 S S"] | Sequence[Image.Image]
 class Reward(Protocol):
     """Scores images against prompts, one each.
 
-    Higher is better. A sample that cannot be scored is marked missing in the output; raising marks the whole call
-    missing. A prompt that the reward has nothing to say about is marked in `applies` of the output instead. `parts` of
-    the output are logged and evaluated under their names and never trained on. A scorer with weights of its own is a
-    `torch.nn.Module`, so that it is frozen and moved.
+    Higher is better. A sample that cannot be scored is marked missing in the output; raising marks
+    the whole call missing. A prompt that the reward has nothing to say about is marked in `applies`
+    of the output instead. `parts` of the output are logged and evaluated under their names and
+    never trained on. A scorer with weights of its own is a `torch.nn.Module`, so that it is frozen
+    and moved.
     """
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput: ...
@@ -31,11 +32,17 @@ class Reward(Protocol):
 
 def checked(output: RewardOutput, count: int) -> RewardOutput:
     """The output as it is. Raises UserError unless it has `count` samples throughout."""
-    for name, values in {"values": output.values, "is_valid": output.is_valid, **output.parts}.items():
+    for name, values in {
+        "values": output.values,
+        "is_valid": output.is_valid,
+        **output.parts,
+    }.items():
         if values.shape != (count,):
             raise UserError(f"{count} images, but {name} of shape {tuple(values.shape)}")
     shape = (count, len(output.weights))
     for name, table in {"terms": output.terms, "applies": output.applies}.items():
         if table is not None and table.shape != shape:
-            raise UserError(f"{count} images and {shape[1]} weights, but {name} of shape {tuple(table.shape)}")
+            raise UserError(
+                f"{count} images and {shape[1]} weights, but {name} of shape {tuple(table.shape)}"
+            )
     return output

@@ -17,31 +17,40 @@ log = logging.getLogger(__name__)
 
 
 ABSENT = (404, 405, 501)
-"""Statuses of a page that a server does not have; /health may be left out by one that is not FlowRL's."""
+"""Statuses of a page that a server does not have; /health may be left out by one that is not
+FlowRL's.
+"""
 
 
 class Remote:
-    """Sends images to `url`/score in requests of `batch_size`; see `flowrl.rewards.wire` for what is said.
+    """Sends images to `url`/score in requests of `batch_size`; see `flowrl.rewards.wire` for what
+    is said.
 
-    The samples of a request that gets no answer, or one of the wrong length or form, are missing, and so is a sample
-    whose value is no number. A mixture behind the server comes back as one value: to treat its rewards apart (`gdpo`),
-    mix remote rewards here instead.
+    The samples of a request that gets no answer, or one of the wrong length or form, are missing,
+    and so is a sample whose value is no number. A mixture behind the server comes back as one
+    value: to treat its rewards apart (`gdpo`), mix remote rewards here instead.
     """
 
     def __init__(self, *, url: Text, batch_size: Count, client: Client) -> None:
         if batch_size < 1:
             raise UserError(f"reward.batch_size={batch_size} must be at least 1")
-        self.url, self.batch_size, self.client = check_url(url, "/score"), batch_size, client
+        self.url = check_url(url, "/score")
+        self.batch_size = batch_size
+        self.client = client
 
     def examine(self) -> None:
-        """Ask whether the server is there and takes the token, with a request of no images, which it refuses as such.
+        """Ask whether the server is there and takes the token, with a request of no images, which
+        it refuses as such.
 
         Raises Unavailable where nothing answers, and Unfit for anything but a scoring server.
         """
         status, said = self.client.probe(f"{self.url}/health")
         is_healthy = status == 200 and is_object(said)
         if not is_healthy and status not in ABSENT:
-            raise Unfit(f"{self.url}/health answers HTTP {status} {said[:60]!r}, as no scoring server does", "url")
+            raise Unfit(
+                f"{self.url}/health answers HTTP {status} {said[:60]!r}, as no scoring server does",
+                "url",
+            )
         try:
             status, _ = self.client.probe(f"{self.url}/score", {"images": [], "prompts": []})
         except Unavailable:
@@ -52,15 +61,26 @@ class Remote:
             raise Unfit(f"{self.url}/score answers HTTP {status}, as no scoring server does", "url")
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        parts = [slice(start, start + self.batch_size) for start in range(0, len(prompts), self.batch_size)]
+        parts = [
+            slice(start, start + self.batch_size)
+            for start in range(0, len(prompts), self.batch_size)
+        ]
         answers = self.client.post_all(
             f"{self.url}/score", [wire.request(images[part], prompts[part]) for part in parts]
         )
         counts = [len(prompts[part]) for part in parts]
-        output = concatenate([self._read(answer, count) for answer, count in zip(answers, counts, strict=True)])
+        output = concatenate(
+            [self._read(answer, count) for answer, count in zip(answers, counts, strict=True)]
+        )
         if num_missing := int((~output.is_valid).sum()):
             reason = first_reason(output.info)
-            log.warning("%s: %d of %d samples are missing; the first: %s", self.url, num_missing, len(prompts), reason)
+            log.warning(
+                "%s: %d of %d samples are missing; the first: %s",
+                self.url,
+                num_missing,
+                len(prompts),
+                reason,
+            )
         return output
 
     def _read(self, answer: bytes | Unanswered, count: int) -> RewardOutput:

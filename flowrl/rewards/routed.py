@@ -15,19 +15,26 @@ from flowrl.values.bounds import Text
 
 
 class Routed(nn.Module):
-    """`reward` on the prompts whose `key` is one of `values`; it does not apply to the others and never sees them.
+    """`reward` on the prompts whose `key` is one of `values`; it does not apply to the others and
+    never sees them.
 
-    `key` is `family`, the prompt's task family, or a key of its metadata. Where the reward does not apply, a sample is
-    neither missing nor zero: a mixture sums the rewards that do, and advantages compare within a prompt anyway.
-    Values are compared as text, so 3 is "3"; booleans are JSON's words true and false. A key that is absent or null
-    has no value. Where the reward raises, or gives the wrong length, its own prompts are missing, and no others.
+    `key` is `family`, the prompt's task family, or a key of its metadata. Where the reward does not
+    apply, a sample is neither missing nor zero: a mixture sums the rewards that do, and advantages
+    compare within a prompt anyway. Values are compared as text, so 3 is "3"; booleans are JSON's
+    words true and false. A key that is absent or null has no value. Where the reward raises, or
+    gives the wrong length, its own prompts are missing, and no others.
     """
 
     def __init__(self, *, reward: Reward, key: Text, values: Sequence[str | float | bool]) -> None:
         super().__init__()
         if isinstance(values, str) or not values:
-            raise UserError(f"reward.values={values!r} must be a list of the values of {key!r} that the reward is for")
-        self.reward, self.key, self.values = reward, key, frozenset(map(_text, values))
+            raise UserError(
+                f"reward.values={values!r} must be a list of the values of {key!r} that the reward "
+                "is for"
+            )
+        self.reward = reward
+        self.key = key
+        self.values = frozenset(map(_text, values))
         self.name = f"reward for {key} in {sorted(self.values)}"
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
@@ -38,7 +45,11 @@ class Routed(nn.Module):
             return RewardOutput(none, ~applies, applies=applies[:, None])
         some = images[rows] if isinstance(images, Tensor) else [images[row] for row in rows]
         output = attempt(self.reward, some, [prompts[row] for row in rows], self.name)
-        inside = torch.ones(len(rows), dtype=torch.bool) if output.applies is None else output.applies.cpu().any(1)
+        inside = (
+            torch.ones(len(rows), dtype=torch.bool)
+            if output.applies is None
+            else output.applies.cpu().any(1)
+        )
         index = torch.tensor(rows)
 
         def spread(values: Tensor) -> Tensor:

@@ -18,12 +18,15 @@ from flowrl.types import Prompt, RewardOutput
 
 
 class ShapesReward:
-    """`score`: `soft` (mean over atoms), `geometric` (geometric mean), `strict` (1 where every atom holds) or `clean`.
+    """`score`: `soft` (mean over atoms), `geometric` (geometric mean), `strict` (1 where every atom
+    holds) or `clean`.
 
-    `clean` is the share of found objects that match a shape template, 0 where nothing was found; it ignores the prompt.
+    `clean` is the share of found objects that match a shape template, 0 where nothing was found; it
+    ignores the prompt.
 
-    Parts: soft, strict, off_palette (share of pixels that no blend of background and one colour explains) and
-    clean_objects (share of found objects that match a shape template; missing where nothing was found).
+    Parts: soft, strict, off_palette (share of pixels that no blend of background and one colour
+    explains) and clean_objects (share of found objects that match a shape template; missing where
+    nothing was found).
     """
 
     def __init__(self, *, score: Literal["soft", "geometric", "strict", "clean"]) -> None:
@@ -32,7 +35,8 @@ class ShapesReward:
         self.score = score
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        captions, reasons = [], {}
+        captions = []
+        reasons = {}
         for i, prompt in enumerate(prompts):
             try:
                 captions.append(parse(prompt.text))
@@ -46,7 +50,9 @@ class ShapesReward:
             "soft": [verdict.soft for verdict in verdicts],
             "strict": [verdict.strict for verdict in verdicts],
             "off_palette": [verdict.off_palette for verdict in verdicts],
-            "clean_objects": [sum(clean) / len(clean) if clean else float("nan") for clean in cleanness],
+            "clean_objects": [
+                sum(clean) / len(clean) if clean else float("nan") for clean in cleanness
+            ],
         }
         tensors = {name: torch.tensor(part) for name, part in parts.items()}
         if self.score == "clean":
@@ -54,5 +60,8 @@ class ShapesReward:
         else:
             values = torch.tensor([getattr(verdict, self.score) for verdict in verdicts])
         is_valid = torch.tensor([i not in reasons for i in range(len(prompts))])
-        info = [{REASON: reasons[i]} if i in reasons else dict(verdict.atoms) for i, verdict in enumerate(verdicts)]
+        info = [
+            {REASON: reasons[i]} if i in reasons else dict(verdict.atoms)
+            for i, verdict in enumerate(verdicts)
+        ]
         return RewardOutput(values, is_valid, tensors, info)

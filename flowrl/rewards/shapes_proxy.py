@@ -1,4 +1,6 @@
-"""A small open_clip model of the shapes world: a learned reward that is only nearly right, for studies of hacking."""
+"""A small open_clip model of the shapes world: a learned reward that is only nearly right, for
+studies of hacking.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Positive, Text
 
 EMBEDDED = "embedded:"
-CONFIG, WEIGHTS = "shapes_proxy.json", "shapes_proxy.safetensors"
+CONFIG = "shapes_proxy.json"
+WEIGHTS = "shapes_proxy.safetensors"
 TOKENS = {word: number for number, word in enumerate(dict.fromkeys(WORDS), start=1)}
 """Of each word of the grammar; 0 fills up."""
 END = len(TOKENS) + 1
@@ -30,11 +33,13 @@ END = len(TOKENS) + 1
 
 
 class ShapesProxy(nn.Module):
-    """exp(logit_scale) cos(image, text) / `divisor`, each image against its own prompt, as CLIPScore does it.
+    """exp(logit_scale) cos(image, text) / `divisor`, each image against its own prompt, as
+    CLIPScore does it.
 
-    `pretrained` is a folder with the model's open_clip configuration and weights, as `scripts/train_proxy.py` writes
-    it, or a shipped one: `embedded:`, or `embedded:weak`, which saw so few scenes that it knows little of any other.
-    Words outside the grammar are left out. Part: cosine.
+    `pretrained` is a folder with the model's open_clip configuration and weights, as
+    `scripts/train_proxy.py` writes it, or a shipped one: `embedded:`, or `embedded:weak`, which saw
+    so few scenes that it knows little of any other. Words outside the grammar are left out. Part:
+    cosine.
     """
 
     def __init__(self, *, pretrained: Text, divisor: Positive) -> None:
@@ -43,7 +48,9 @@ class ShapesProxy(nn.Module):
             raise UserError(f"reward.divisor={divisor} must be above 0")
         folder = Path(pretrained).expanduser()
         if pretrained.startswith(EMBEDDED):
-            folder = Path(str(files("flowrl.rewards").joinpath("assets", pretrained.removeprefix(EMBEDDED))))
+            folder = Path(
+                str(files("flowrl.rewards").joinpath("assets", pretrained.removeprefix(EMBEDDED)))
+            )
         try:
             self.model: Any = build(read_object(folder / CONFIG, "write it again"))
             weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
@@ -51,14 +58,17 @@ class ShapesProxy(nn.Module):
         except (OSError, ValueError, SafetensorError, RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"reward.pretrained={pretrained}: no proxy there ({reason}); give {EMBEDDED}, {EMBEDDED}weak "
+                f"reward.pretrained={pretrained}: no proxy there ({reason}); give {EMBEDDED}, "
+                f"{EMBEDDED}weak "
                 "or the folder that scripts/train_proxy.py wrote"
             ) from error
         self.divisor = divisor
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         pixels = to_tensor(images).to(self.model.logit_scale.device)
-        tokens = tokenize([prompt.text for prompt in prompts], self.model.context_length).to(pixels.device)
+        tokens = tokenize([prompt.text for prompt in prompts], self.model.context_length).to(
+            pixels.device
+        )
         features = self.model.encode_image(normalised(pixels), normalize=True)
         cosine = (features * self.model.encode_text(tokens, normalize=True)).sum(-1).cpu()
         everywhere = torch.ones(len(prompts), dtype=torch.bool)
@@ -75,7 +85,9 @@ def build(config: dict[str, Any]) -> nn.Module:
 
 def tokenize(texts: Sequence[str], length: int) -> Int[Tensor, "B L"]:
     """Word by word, with the end token, cut and filled up to `length`."""
-    known = ([TOKENS[word] for word in text.split() if word in TOKENS][: length - 1] for text in texts)
+    known = (
+        [TOKENS[word] for word in text.split() if word in TOKENS][: length - 1] for text in texts
+    )
     return torch.tensor([[*words, END, *[0] * (length - len(words) - 1)] for words in known])
 
 

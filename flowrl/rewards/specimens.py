@@ -1,4 +1,6 @@
-"""Pairs of images that a reward must put in order, rendered on the spot: what `scripts/reward_doctor.py` scores."""
+"""Pairs of images that a reward must put in order, rendered on the spot: what
+`scripts/reward_doctor.py` scores.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,26 @@ class Pair:
 
 def pairs() -> list[Pair]:
     """All pairs: `shapes`, `text`, `size` (few bytes against many), `sharpness` and `content`."""
-    found = [Pair("shapes", Prompt(good.text), _scene(good), _scene(bad)) for good, bad in _captions()]
+    found = [
+        Pair("shapes", Prompt(good.text), _scene(good), _scene(bad)) for good, bad in _captions()
+    ]
     for i, word in enumerate(WORDS):
         prompt = Prompt(f'a white sign that says "{word}"')
         found.append(Pair("text", prompt, sign(word), sign(misspell(word, 1 + i % 3))))
-    found += [Pair("size", Prompt("a plain wall"), _flat(shade), _noise(shade)) for shade in (60, 120, 180)]
+    found += [
+        Pair("size", Prompt("a plain wall"), _flat(shade), _noise(shade))
+        for shade in (60, 120, 180)
+    ]
     for seed in range(3):
         texture = _texture(seed)
         blurred = texture.filter(ImageFilter.GaussianBlur(3))
         found.append(Pair("sharpness", Prompt("a photo of a stone wall"), texture, blurred))
     drawings = (("a red circle", "red", "ellipse"), ("a blue square", "blue", "rectangle"))
-    for (text, colour, shape), (_, other_colour, other_shape) in zip(drawings, reversed(drawings), strict=True):
-        good, bad = _drawing(colour, shape), _drawing(other_colour, other_shape)
+    for (text, colour, shape), (_, other_colour, other_shape) in zip(
+        drawings, reversed(drawings), strict=True
+    ):
+        good = _drawing(colour, shape)
+        bad = _drawing(other_colour, other_shape)
         found.append(Pair("content", Prompt(f"{text} on a white background"), good, bad))
     return found
 

@@ -14,11 +14,16 @@ from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 
 QUESTION = (
-    "You are given a text caption and a generated image based on that caption. Your task is to evaluate this image "
-    "based on two key criteria:\n1. Alignment with the Caption: Assess how well this image aligns with the provided "
-    "caption. Consider the accuracy of depicted objects, their relationships, and attributes as described in the "
-    "caption.\n2. Overall Image Quality: Examine the visual quality of this image, including clarity, detail "
-    "preservation, color accuracy, and overall aesthetic appeal.\nBased on the above criteria, assign a score from 1 "
+    "You are given a text caption and a generated image based on that caption. Your task is to "
+    "evaluate this image "
+    "based on two key criteria:\n1. Alignment with the Caption: Assess how well this image aligns "
+    "with the provided "
+    "caption. Consider the accuracy of depicted objects, their relationships, and attributes as "
+    "described in the "
+    "caption.\n2. Overall Image Quality: Examine the visual quality of this image, including "
+    "clarity, detail "
+    "preservation, color accuracy, and overall aesthetic appeal.\nBased on the above criteria, "
+    "assign a score from 1 "
     "to 5 after 'Final Score:'.\nYour task is provided as follows:\nText Caption: [{caption}]"
 )
 """The words that the model was trained on; others move its scores."""
@@ -26,14 +31,19 @@ SCORE = re.compile(r"Final Score:\s*\**\s*(\d+(?:\.\d+)?)")
 
 
 class UnifiedReward:
-    """The number after "Final Score:", over 5, as flow_grpo has it. Without one from 1 to 5, missing (there: 0)."""
+    """The number after "Final Score:", over 5, as flow_grpo has it. Without one from 1 to 5,
+    missing (there: 0).
+    """
 
     def __init__(self, *, judge: Judge) -> None:
         self.judge = judge
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         # Not str.format: a caption may hold braces.
-        questions = [Question(i, QUESTION.replace("{caption}", prompt.text)) for i, prompt in enumerate(prompts)]
+        questions = [
+            Question(i, QUESTION.replace("{caption}", prompt.text))
+            for i, prompt in enumerate(prompts)
+        ]
         values: list[float] = []
         info: list[Mapping[str, object]] = []
         for reply in self.judge.ask(images, questions):

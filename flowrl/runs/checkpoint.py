@@ -1,4 +1,6 @@
-"""Checkpoints: LoRA, EMA, optimizer and counters as safetensors and JSON; written whole or not at all."""
+"""Checkpoints: LoRA, EMA, optimizer and counters as safetensors and JSON; written whole or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,27 @@ Weights = dict[str, dict[str, Tensor]]
 """Tensors by name, of each file by its stem."""
 
 _LEFTOVERS = (".partial", ".deleted")
-"""What a kill leaves behind: a checkpoint half-written or just written, and one half-deleted or about to be."""
+"""What a kill leaves behind: a checkpoint half-written or just written, and one half-deleted or
+about to be.
+"""
 
 _Read = TypeVar("_Read")
 
 
-def save(folder: Path, *, keep: int, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write `folder/<iteration>` through a temporary folder and a rename, then delete all but the newest `keep`.
+def save(
+    folder: Path,
+    *,
+    keep: int,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> Path:
+    """Write `folder/<iteration>` through a temporary folder and a rename, then delete all but the
+    newest `keep`.
 
-    `weights` maps file stems to tensors; `state` must hold `num_iterations`. After a crash or a kill at any moment,
-    every folder with a number for a name is complete, and `newest` finds the newest whole checkpoint. What such moments
-    left behind earlier is removed, and so is what this call wrote where it fails, as on a full disk.
+    `weights` maps file stems to tensors; `state` must hold `num_iterations`. After a crash or a
+    kill at any moment, every folder with a number for a name is complete, and `newest` finds the
+    newest whole checkpoint. What such moments left behind earlier is removed, and so is what this
+    call wrote where it fails, as on a full disk.
     """
     target = folder / f"{state['num_iterations']:06d}"
     partial = folder / f"{target.name}.partial"
@@ -64,9 +76,14 @@ def save(folder: Path, *, keep: int, weights: Mapping[str, Mapping[str, Tensor]]
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if disk.is_full(error):
-            size = sum(tensor.numel() * tensor.element_size() for each in weights.values() for tensor in each.values())
+            size = sum(
+                tensor.numel() * tensor.element_size()
+                for each in weights.values()
+                for tensor in each.values()
+            )
             raise disk.DiskFull(
-                f"{target}: a checkpoint takes {disk.in_words(size)}, and {disk.free(folder)} are free"
+                f"{target}: a checkpoint takes {disk.in_words(size)}, and {disk.free(folder)} are "
+                "free"
             ) from error
         raise
     # The old one of this iteration goes only once the new one stands.
@@ -82,7 +99,8 @@ def save(folder: Path, *, keep: int, weights: Mapping[str, Mapping[str, Tensor]]
 def sweep(folder: Path) -> Path | None:
     """Remove what kills have left behind: half-written checkpoints and half-deleted ones.
 
-    Where no numbered folder is whole, the leftover that `newest` takes in its place stays, and is returned.
+    Where no numbered folder is whole, the leftover that `newest` takes in its place stays, and is
+    returned.
     """
     kept = None
     leftovers = [path for suffix in _LEFTOVERS for path in folder.glob(f"*{suffix}")]
@@ -95,7 +113,9 @@ def sweep(folder: Path) -> Path | None:
 
 
 def _take_back(folder: Path) -> None:
-    """Remove what kills have left behind, and give the only whole checkpoint its number back where it is among it."""
+    """Remove what kills have left behind, and give the only whole checkpoint its number back where
+    it is among it.
+    """
     if kept := sweep(folder):
         target = kept.with_suffix("")
         if target.exists():  # damaged, or the leftover would be gone
@@ -104,7 +124,8 @@ def _take_back(folder: Path) -> None:
 
 
 def _whole_leftovers(folder: Path) -> list[Path]:
-    """Leftovers that may be whole, as far as their names and the list of their files say, newest first.
+    """Leftovers that may be whole, as far as their names and the list of their files say, newest
+    first.
 
     The digests are written last, so that without them a leftover is not known to be whole.
     """
@@ -126,7 +147,9 @@ def _is_whole(path: Path) -> bool:
 
 
 def _set_for_deletion(path: Path) -> Path:
-    """Rename a checkpoint so that a kill half-way through its deletion leaves no numbered folder behind."""
+    """Rename a checkpoint so that a kill half-way through its deletion leaves no numbered folder
+    behind.
+    """
     doomed = path.with_suffix(".deleted")
     shutil.rmtree(doomed, ignore_errors=True)
     return path.rename(doomed)
@@ -144,22 +167,28 @@ def _numbered(folder: Path) -> list[Path]:
 def newest(
     folder: Path, stems: Iterable[str], keys: Mapping[str, type] | None = None
 ) -> tuple[Path, Weights, dict[str, Any]] | None:
-    """The newest whole checkpoint, read; None where there is no checkpoint at all. `stems` and `keys` as in `check`.
+    """The newest whole checkpoint, read; None where there is no checkpoint at all. `stems` and
+    `keys` as in `check`.
 
-    Damaged ones are passed over with a warning. Raises UserError, naming the newest file, where all are damaged.
+    Damaged ones are passed over with a warning. Raises UserError, naming the newest file, where all
+    are damaged.
     """
     found = _newest(folder, lambda path: load(path, stems, keys))
     return None if found is None else (found[0], *found[1])
 
 
 def find_newest(folder: Path, stems: Iterable[str]) -> Path | None:
-    """The folder of the newest whole checkpoint, as `newest` takes it, with no weights read into memory."""
+    """The folder of the newest whole checkpoint, as `newest` takes it, with no weights read into
+    memory.
+    """
     found = _newest(folder, lambda path: check(path, stems))
     return None if found is None else found[0]
 
 
 def _newest(folder: Path, read: Callable[[Path], _Read]) -> tuple[Path, _Read] | None:
-    """The newest checkpoint that `read` does not refuse, with what it gives; leftovers of a kill where no other is."""
+    """The newest checkpoint that `read` does not refuse, with what it gives; leftovers of a kill
+    where no other is.
+    """
     damages: list[UserError] = []
     numbered = list(reversed(_numbered(folder)))
     for path in (*numbered, *_whole_leftovers(folder)):
@@ -173,7 +202,9 @@ def _newest(folder: Path, read: Callable[[Path], _Read]) -> tuple[Path, _Read] |
         return path, content
     if damages:
         others = f", as are the {len(damages) - 1} before it" if len(damages) > 1 else ""
-        raise UserError(f"{damages[0]}{others}; restore one from a copy, or delete {folder} to begin again")
+        raise UserError(
+            f"{damages[0]}{others}; restore one from a copy, or delete {folder} to begin again"
+        )
     return None
 
 
@@ -184,7 +215,9 @@ def _warn_once(text: str) -> None:
 
 
 def set_aside_after(path: Path) -> None:
-    """Rename damaged checkpoints that are newer than the whole one at `path`, so that none counts as one to keep."""
+    """Rename damaged checkpoints that are newer than the whole one at `path`, so that none counts
+    as one to keep.
+    """
     for later in _numbered(path.parent):
         if later != path and later.name >= path.stem:
             set_aside(later, "damaged")
@@ -204,12 +237,14 @@ def load(
     return weights, state
 
 
-def check(path: Path, stems: Iterable[str] = (), keys: Mapping[str, type] | None = None) -> dict[str, Any]:
+def check(
+    path: Path, stems: Iterable[str] = (), keys: Mapping[str, type] | None = None
+) -> dict[str, Any]:
     """The state of a checkpoint, all of whose files are whole.
 
-    `stems` are the weights that it must hold, `keys` those of its state, with their types. Its files are compared with
-    their digests, which checkpoints of earlier versions do not have. Raises UserError, naming the file, for a missing
-    or a damaged one.
+    `stems` are the weights that it must hold, `keys` those of its state, with their types. Its
+    files are compared with their digests, which checkpoints of earlier versions do not have. Raises
+    UserError, naming the file, for a missing or a damaged one.
     """
     for stem in stems:
         if not (path / f"{stem}.safetensors").is_file():
@@ -226,17 +261,24 @@ def check(path: Path, stems: Iterable[str] = (), keys: Mapping[str, type] | None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"checkpoint {path / STATE} is damaged ({error})") from error
     if not isinstance(state, dict) or state.get("num_iterations") != int(path.stem):
-        raise UserError(f"checkpoint {path / STATE} is damaged (it does not hold num_iterations={int(path.stem)})")
+        raise UserError(
+            f"checkpoint {path / STATE} is damaged (it does not hold "
+            f"num_iterations={int(path.stem)})"
+        )
     for key, kind in (keys or {}).items():
         if key not in state:
             raise UserError(f"checkpoint {path / STATE} is damaged (it does not hold {key})")
         if not isinstance(state[key], kind):
-            raise UserError(f"checkpoint {path / STATE} is damaged ({key} is a {type(state[key]).__name__})")
+            raise UserError(
+                f"checkpoint {path / STATE} is damaged ({key} is a {type(state[key]).__name__})"
+            )
     return state
 
 
 def _check_sums(path: Path) -> None:
-    """Compare a checkpoint's files with their digests, written as sha256sum writes and checks them."""
+    """Compare a checkpoint's files with their digests, written as sha256sum writes and checks
+    them.
+    """
     sums = path / SUMS
     if not sums.is_file():
         return
@@ -250,22 +292,30 @@ def _check_sums(path: Path) -> None:
         raise UserError(f"checkpoint {path} is damaged ({problem})")
     for name, digest in digests.items():
         if file_digest(path / name) != digest:
-            raise UserError(f"checkpoint {path / name} is damaged (it differs from its digest in {SUMS})")
+            raise UserError(
+                f"checkpoint {path / name} is damaged (it differs from its digest in {SUMS})"
+            )
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """The optimizer's per-parameter state as named tensors."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{name}": torch.as_tensor(value) for index, values in state.items() for name, value in values.items()
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, values in state.items()
+        for name, value in values.items()
     }
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`, keeping the optimizer's own hyperparameters; divided as its parameters are."""
+    """Inverse of `optimizer_tensors`, keeping the optimizer's own hyperparameters; divided as its
+    parameters are.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = part_of(value, parameters[int(index)])
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )

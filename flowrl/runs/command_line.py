@@ -1,4 +1,6 @@
-"""Overrides and commands as text: quoted so that Hydra's grammar, omegaconf and a shell read back what was meant."""
+"""Overrides and commands as text: quoted so that Hydra's grammar, omegaconf and a shell read back
+what was meant.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,18 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 
 
 def escape(text: str) -> str:
-    """The text as a configuration value that means itself: `${` begins an interpolation otherwise."""
+    """The text as a configuration value that means itself: `${` begins an interpolation
+    otherwise.
+    """
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
 def override(key: str, text: str) -> str:
     r"""`key=text` for Hydra's command line, whatever characters the text holds.
 
-    A text that needs no quotes is left as it is. Otherwise it stands in double quotes, where Hydra takes a backslash
-    for an escape only before a quote: so `"` becomes `\"`, and the backslashes before it or at the end are doubled.
+    A text that needs no quotes is left as it is. Otherwise it stands in double quotes, where Hydra
+    takes a backslash for an escape only before a quote: so `"` becomes `\"`, and the backslashes
+    before it or at the end are doubled.
     """
     if re.fullmatch(r"[A-Za-z_/][\w./-]*", text, re.ASCII) and text.lower() not in _WORDS:
         return f"{key}={text}"

@@ -18,7 +18,9 @@ class DiskFull(UserError):
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from or while handling, says that there is no space left."""
+    """Whether an error, or one that it was raised from or while handling, says that there is no
+    space left.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
@@ -30,7 +32,9 @@ def is_full(error: BaseException | None) -> bool:
 
 def free(folder: Path) -> str:
     """The space left where a folder lies, in words."""
-    return in_words(shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free)
+    return in_words(
+        shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    )
 
 
 def in_words(size: float) -> str:

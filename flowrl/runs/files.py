@@ -1,4 +1,6 @@
-"""The files of a run's or a sweep's folder by name, and reading and writing them so that none is lost by halves."""
+"""The files of a run's or a sweep's folder by name, and reading and writing them so that none is
+lost by halves.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,17 @@ CONFIG = "config.yaml"
 """The resolved configuration, by which a run's folder is known."""
 
 SOURCE = "source.yaml"
-"""The configuration with its interpolations: a resumed run starts from it, so that overrides reach every use."""
+"""The configuration with its interpolations: a resumed run starts from it, so that overrides reach
+every use.
+"""
 
 SUMMARY = "summary.json"
 METRICS = "metrics.csv"
 
 PROVENANCE = "provenance.json"
-"""What a run was made of besides its configuration: commit, packages, prompts and the files that it names."""
+"""What a run was made of besides its configuration: commit, packages, prompts and the files that it
+names.
+"""
 
 LOG = "train.log"
 """Warnings and errors, with the tracebacks of unexpected ones; only where there are any."""
@@ -33,7 +39,9 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a UTF-8 text file so that a kill or a full disk leaves the old or the new content, never a mixture."""
+    """Write a UTF-8 text file so that a kill or a full disk leaves the old or the new content,
+    never a mixture.
+    """
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -77,7 +85,9 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
-    """The names with values in a YAML file, empty for an empty one. Raises UserError, with the remedy, for others."""
+    """The names with values in a YAML file, empty for an empty one. Raises UserError, with the
+    remedy, for others.
+    """
     try:
         value = yaml.load(read_text(path, remedy), LOADER)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -88,8 +98,11 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def set_aside(path: Path, kind: str) -> Path:
-    """Rename a file or folder to NAME.`kind`, with a number behind it where that name is taken; gives the new path."""
-    number, target = 1, path.with_name(f"{path.name}.{kind}")
+    """Rename a file or folder to NAME.`kind`, with a number behind it where that name is taken;
+    gives the new path.
+    """
+    number = 1
+    target = path.with_name(f"{path.name}.{kind}")
     while target.exists():
         number += 1
         target = path.with_name(f"{path.name}.{kind}.{number}")

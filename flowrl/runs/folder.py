@@ -18,9 +18,11 @@ _new: dict[str, str] = {}
 
 
 def make_new(name: str) -> str:
-    """Make a folder that no other process has, and return its path: `name`, or with -2, -3, ... where that is taken.
+    """Make a folder that no other process has, and return its path: `name`, or with -2, -3, ...
+    where that is taken.
 
-    Runs that start in the same second ask for one name. Asked again, a process gets the folder that it has made.
+    Runs that start in the same second ask for one name. Asked again, a process gets the folder that
+    it has made.
     """
     number = 1
     while name not in _new:
@@ -41,12 +43,15 @@ def make_new(name: str) -> str:
 
 
 def claim(folder: str) -> None:
-    """Lock a run's folder on this machine until the process ends. Raises UserError where another process has it."""
+    """Lock a run's folder on this machine until the process ends. Raises UserError where another
+    process has it.
+    """
     try:
         fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(
-            f"run_dir={folder} is being written to by another process; wait for it, stop it, or choose another"
+            f"run_dir={folder} is being written to by another process; wait for it, stop it, or "
+            "choose another"
         ) from error
     except OSError as error:
         log.warning("%s cannot be locked (%s); keep other runs out of it", folder, error.strerror)
@@ -61,15 +66,22 @@ def discard_if_empty(folder: str) -> None:
 
 
 def point_latest_at(folder: Path) -> None:
-    """Make `outputs/latest`, beside the runs' folders, a link to this run; where that is impossible, say so."""
+    """Make `outputs/latest`, beside the runs' folders, a link to this run; where that is
+    impossible, say so.
+    """
     root = next((parent for parent in folder.absolute().parents if parent.name == "outputs"), None)
     if root is None:
         return
-    link, fresh = root / "latest", root / f".latest.{os.getpid()}"
+    link = root / "latest"
+    fresh = root / f".latest.{os.getpid()}"
     try:
         fresh.symlink_to(folder.resolve(), target_is_directory=True)
         fresh.replace(link)
-    except OSError as error:  # links are impossible on some network drives, or a folder has that name
-        log.warning("%s cannot be made a link to this run (%s); the run goes on", link, error.strerror)
+    except (
+        OSError
+    ) as error:  # links are impossible on some network drives, or a folder has that name
+        log.warning(
+            "%s cannot be made a link to this run (%s); the run goes on", link, error.strerror
+        )
         with suppress(OSError):
             fresh.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
-"""The glossary: every scalar that is ever logged, with what it means. Logging an unknown name is an error.
+"""The glossary: every scalar that is ever logged, with what it means. Logging an unknown name is an
+error.
 
-Names ending in `/*` stand for a family whose last part is a reward part or a task family. `docs/metrics.md` is this
-table, rendered by `scripts/metrics_page.py`.
+Names ending in `/*` stand for a family whose last part is a reward part or a task family.
+`docs/metrics.md` is this table, rendered by `scripts/metrics_page.py`.
 """
 
 from __future__ import annotations
@@ -9,62 +10,116 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 GLOSSARY: dict[str, str] = {
-    "iteration": "Number of finished iterations (rollout, reward and updates): the x axis of every chart.",
+    "iteration": (
+        "Number of finished iterations (rollout, reward and updates): the x axis of every chart."
+    ),
     "samples": "Images generated for training so far, over all processes.",
-    "reward/mean": "Mean training reward of the iteration's valid samples, under stochastic sampling; samples whose "
-    "prompt no reward judges are left out.",
+    "reward/mean": (
+        "Mean training reward of the iteration's valid samples, under stochastic sampling; samples "
+        "whose prompt no reward judges are left out."
+    ),
     "reward/std": "Population standard deviation of the same rewards.",
     "reward/missing": "Share of samples whose reward failed; they are left out of all statistics.",
-    "reward/part/*": "Mean of a named part of the reward over the iteration's valid samples; never trained on. "
-    "With reward=shapes: soft (mean over the caption's atoms), strict (1 where all hold), off_palette (share of pixels "
-    "that no blend of background and one colour explains), clean_objects (share of found objects that fit a shape).",
-    "advantage/largest": "Largest absolute advantage of the iteration: xi of the improvement bound.",
+    "reward/part/*": (
+        "Mean of a named part of the reward over the iteration's valid samples; never trained on. "
+        "With reward=shapes: soft (mean over the caption's atoms), strict (1 where all hold), "
+        "off_palette (share of pixels that no blend of background and one colour explains), "
+        "clean_objects (share of found objects that fit a shape)."
+    ),
+    "advantage/largest": (
+        "Largest absolute advantage of the iteration: xi of the improvement bound."
+    ),
     "advantage/constant_groups": "Share of groups whose rewards are all equal: they teach nothing.",
-    "advantage/dropped_groups": "Share of groups with fewer than two valid rewards, or that no reward judges.",
-    "loss/policy": "The policy loss, without the reference penalty, averaged over the iteration's updates.",
+    "advantage/dropped_groups": (
+        "Share of groups with fewer than two valid rewards, or that no reward judges."
+    ),
+    "loss/policy": (
+        "The policy loss, without the reference penalty, averaged over the iteration's updates."
+    ),
     "loss/penalty": "The reference penalty before its weight beta; missing where beta is 0.",
-    "trust/kl_old": "Exact KL(old || current) per step under the configured reduction, mean over updates' samples.",
+    "trust/kl_old": (
+        "Exact KL(old || current) per step under the configured reduction, mean over updates' "
+        "samples."
+    ),
     "trust/kl_old_max": "The largest such KL of the iteration.",
-    "trust/tv_old": "Exact total variation between old and current step Gaussians (full dimension), mean.",
+    "trust/tv_old": (
+        "Exact total variation between old and current step Gaussians (full dimension), mean."
+    ),
     "trust/delta": "Threshold of the divergence mask (Flow-DPPO only).",
     "trust/kl_old/*": "The same KL at one step of the grid, by its number.",
     "trust/tv_old/*": "The same total variation at one step of the grid, by its number.",
     "trust/velocity_old": "Mean (v - old_v)^2 at noised samples (Diffusion-NFT only).",
     "trust/tv_old_max": "The largest such total variation of the iteration.",
-    "trust/ratio_std": "Root mean square of the probability ratio minus 1 over all samples of a step and update, "
-    "mean over those.",
-    "trust/masked_fraction": "Share of (sample, step) terms that the clip or the mask removes from the gradient.",
+    "trust/ratio_std": (
+        "Root mean square of the probability ratio minus 1 over all samples of a step and update, "
+        "mean over those."
+    ),
+    "trust/masked_fraction": (
+        "Share of (sample, step) terms that the clip or the mask removes from the gradient."
+    ),
     "trust/masked_positive": "The share masked on the side of positive advantages.",
     "trust/masked_negative": "The share masked on the side of negative advantages.",
-    "trust/clip_false_alarms": "Share of terms that ratio clipping at `trust.clip` would drop and the exact "
-    "divergence, at `trust.delta`, would keep.",
-    "trust/clip_misses": "Share of terms that the exact divergence would drop and ratio clipping would keep.",
-    "trust/log_ratio_noise": "Root mean square of the log-ratio's noise part, eps (mean - old_mean) / std, reduced as "
-    "the log-probability is, over all samples of a step and update, mean over those (Gaussian form only).",
-    "trust/log_ratio_signal": "Mean of the log-ratio's other part, which is the KL (Gaussian form only).",
-    "bound/surrogate": "Mean of A (r - 1), summed over the stochastic steps: the gain that the surrogate claims. r is "
-    "the full Gaussian's ratio (full dimension, as in trust/tv_old), whatever the likelihood; cut off at exp(60).",
-    "bound/penalty": "What the policy-improvement bound subtracts: 2 xi n (n-1) (max TV)^2 over n stochastic steps, "
-    "with xi the largest absolute advantage and TV of the full Gaussian.",
+    "trust/clip_false_alarms": (
+        "Share of terms that ratio clipping at `trust.clip` would drop and the exact divergence, "
+        "at `trust.delta`, would keep."
+    ),
+    "trust/clip_misses": (
+        "Share of terms that the exact divergence would drop and ratio clipping would keep."
+    ),
+    "trust/log_ratio_noise": (
+        "Root mean square of the log-ratio's noise part, eps (mean - old_mean) / std, reduced as "
+        "the log-probability is, over all samples of a step and update, mean over those (Gaussian "
+        "form only)."
+    ),
+    "trust/log_ratio_signal": (
+        "Mean of the log-ratio's other part, which is the KL (Gaussian form only)."
+    ),
+    "bound/surrogate": (
+        "Mean of A (r - 1), summed over the stochastic steps: the gain that the surrogate claims. "
+        "r is the full Gaussian's ratio (full dimension, as in trust/tv_old), whatever the "
+        "likelihood; cut off at exp(60)."
+    ),
+    "bound/penalty": (
+        "What the policy-improvement bound subtracts: 2 xi n (n-1) (max TV)^2 over n stochastic "
+        "steps, with xi the largest absolute advantage and TV of the full Gaussian."
+    ),
     "update/learning_rate": "The learning rate of the iteration's updates.",
     "update/grad_norm": "Global norm of the LoRA gradient before clipping, mean over updates.",
-    "update/grad_rms_over_eps": "Root mean square gradient over Adam's epsilon: below 1, epsilon damps every step.",
+    "update/grad_rms_over_eps": (
+        "Root mean square gradient over Adam's epsilon: below 1, epsilon damps every step."
+    ),
     "perf/images_per_second": "Training images over the wall time of the whole iteration.",
-    "perf/rollout_seconds": "Wall time of sampling and decoding, with the scoring that goes on beside it.",
+    "perf/rollout_seconds": (
+        "Wall time of sampling and decoding, with the scoring that goes on beside it."
+    ),
     "perf/reward_seconds": "Wall time of waiting for scores after the last rollout.",
     "perf/update_seconds": "Wall time of all optimizer steps, replay included.",
-    "eval/*/reward": "Mean reward of an evaluation set: ODE sampling, EMA weights, fixed prompts and initial noise.",
+    "eval/*/reward": (
+        "Mean reward of an evaluation set: ODE sampling, EMA weights, fixed prompts and initial "
+        "noise."
+    ),
     "eval/*/part/*": "Mean of a reward part on that set.",
-    "eval/*/family/*": "Mean of the headline part (`evaluation.headline`) within one task family of that set.",
-    "eval/*/kl_ref": "Mean over samples and steps of the exact per-step KL(current || reference), mean-reduced, of the "
-    "evaluation's Gaussian steps at the states that the ODE visits; missing where `evaluation.kl_samples` is 0 or "
-    "`evaluation.sampler` has no stochastic step.",
-    "eval/*/diversity": "Root mean square pixel distance between images of the same prompt, where it has several: "
-    "falls when modes collapse.",
-    "eval/*/panel/*": "The hacking panel (`flowrl/images/`), mean over the set's images: edge_density, "
-    "colour_entropy, brightness, high_frequency. It moves when a reward is cheated, whatever the reward says.",
-    "eval/*/alarms": "Gold metrics (`viewing.gold`) that fell since the start while the reward rose, both beyond "
-    "their 95 % intervals over prompts.",
+    "eval/*/family/*": (
+        "Mean of the headline part (`evaluation.headline`) within one task family of that set."
+    ),
+    "eval/*/kl_ref": (
+        "Mean over samples and steps of the exact per-step KL(current || reference), mean-reduced, "
+        "of the evaluation's Gaussian steps at the states that the ODE visits; missing where "
+        "`evaluation.kl_samples` is 0 or `evaluation.sampler` has no stochastic step."
+    ),
+    "eval/*/diversity": (
+        "Root mean square pixel distance between images of the same prompt, where it has several: "
+        "falls when modes collapse."
+    ),
+    "eval/*/panel/*": (
+        "The hacking panel (`flowrl/images/`), mean over the set's images: edge_density, "
+        "colour_entropy, brightness, high_frequency. It moves when a reward is cheated, whatever "
+        "the reward says."
+    ),
+    "eval/*/alarms": (
+        "Gold metrics (`viewing.gold`) that fell since the start while the reward rose, both "
+        "beyond their 95 % intervals over prompts."
+    ),
     "eval/*/missing": "Share of the set's samples whose reward failed.",
 }
 
@@ -73,7 +128,8 @@ def is_known(name: str) -> bool:
     """Whether `name` is in the glossary, matching each `*` with exactly one path segment."""
     parts = name.split("/")
     return any(
-        len(parts) == len(pattern) and all(p in ("*", part) for p, part in zip(pattern, parts, strict=True))
+        len(parts) == len(pattern)
+        and all(p in ("*", part) for p, part in zip(pattern, parts, strict=True))
         for pattern in (key.split("/") for key in GLOSSARY)
     )
 
@@ -82,7 +138,9 @@ def check(names: Iterable[str]) -> None:
     """Raise KeyError for a metric that the glossary does not define."""
     unknown = [name for name in names if not is_known(name)]
     if unknown:
-        raise KeyError(f"metrics missing from flowrl.runs.glossary.GLOSSARY: {', '.join(sorted(unknown))}")
+        raise KeyError(
+            f"metrics missing from flowrl.runs.glossary.GLOSSARY: {', '.join(sorted(unknown))}"
+        )
 
 
 def page() -> str:

@@ -18,10 +18,11 @@ _NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|nan|inf)", re.ASCI
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The rows of a metrics.csv as texts by column, in order of iteration, and the first problem; empty without one.
+    """The rows of a metrics.csv as texts by column, in order of iteration, and the first problem;
+    empty without one.
 
-    Lines that cannot be trusted are not among the rows. A last line that a kill cut short is left out too, but is no
-    problem; nor is a line that stands there twice.
+    Lines that cannot be trusted are not among the rows. A last line that a kill cut short is left
+    out too, but is no problem; nor is a line that stands there twice.
     """
 
     rows: Sequence[Mapping[str, str]]
@@ -43,7 +44,9 @@ def read_figures(path: Path) -> Figures:
     if ITERATION not in columns or len(set(columns)) < len(columns):
         mark = _SEPARATORS.search(head)
         written = f"; {mark[0]!r} separates its columns, as spreadsheets write it" if mark else ""
-        return Figures([], f"its first line does not name the columns, {ITERATION!r} among them{written}")
+        return Figures(
+            [], f"its first line does not name the columns, {ITERATION!r} among them{written}"
+        )
     if lines and not lines[-1].endswith(("\r", "\n")):
         lines.pop()
     rows: dict[int, dict[str, str]] = {}

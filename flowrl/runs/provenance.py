@@ -1,4 +1,6 @@
-"""What a run is made of besides its configuration: the code, the packages, the prompts, and the files it names."""
+"""What a run is made of besides its configuration: the code, the packages, the prompts, and the
+files it names.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,20 @@ PATH_WORDS = {"path", "file", "folder", "pretrained", "processor", "weights", "e
 """Last words of the keys that name files, folders or hub repositories."""
 
 READ_WHOLE = 2**26
-"""Bytes up to which a file's content is compared; a larger one is known by its size, its head and samples of it."""
+"""Bytes up to which a file's content is compared; a larger one is known by its size, its head and
+samples of it.
+"""
 
-NUM_SAMPLES, SAMPLE_SIZE = 256, 2**14
-"""Blocks of a large file that are compared, evenly spaced from its first to its last bytes, and their bytes."""
+NUM_SAMPLES = 256
+SAMPLE_SIZE = 2**14
+"""Blocks of a large file that are compared, evenly spaced from its first to its last bytes, and
+their bytes.
+"""
 
 DIGESTS = 2
-"""The version of how files are digested; earlier ones, which went by the time of change, are not compared with."""
+"""The version of how files are digested; earlier ones, which went by the time of change, are not
+compared with.
+"""
 
 _HUB_ID = re.compile(r"([\w.-]+)/([\w.-]+)(/.+)?")
 
@@ -45,10 +54,16 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two environments, as texts such as `torch 2.8.0 -> 2.9.0`."""
     texts = []
     if before.get("git_revision") != now["git_revision"]:
-        texts.append(f"commit {_short(before.get('git_revision'))} -> {_short(now['git_revision'])}")
+        texts.append(
+            f"commit {_short(before.get('git_revision'))} -> {_short(now['git_revision'])}"
+        )
     old = before.get("versions")
     old = old if isinstance(old, dict) else {}
-    texts += [f"{name} {old.get(name)} -> {new}" for name, new in now["versions"].items() if old.get(name) != new]
+    texts += [
+        f"{name} {old.get(name)} -> {new}"
+        for name, new in now["versions"].items()
+        if old.get(name) != new
+    ]
     return texts
 
 
@@ -58,19 +73,27 @@ def _short(revision: Any) -> str:
 
 
 def git_revision() -> str | None:
-    """The checked-out commit of the package's repository, with `+` where there are changes; None outside one."""
+    """The checked-out commit of the package's repository, with `+` where there are changes; None
+    outside one.
+    """
     try:
-        head, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+        head = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain")
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if changed else "")
 
 
 def _git(*arguments: str) -> str:
-    """What git prints about the package's repository, without variables that give it another one or commands to run."""
+    """What git prints about the package's repository, without variables that give it another one or
+    commands to run.
+    """
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    command, here = ["git", *arguments], Path(__file__).parent
-    done = subprocess.run(command, cwd=here, env=variables, capture_output=True, text=True, check=True)
+    command = ["git", *arguments]
+    here = Path(__file__).parent
+    done = subprocess.run(
+        command, cwd=here, env=variables, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
@@ -84,10 +107,11 @@ def prompts_digest(prompts: Iterable[Prompt]) -> str:
 
 
 def path_digest(key: str, value: Any, revision: str | None = None) -> str | None:
-    """A digest of the file, folder or cached hub repository that a configuration's value names; None where none.
+    """A digest of the file, folder or cached hub repository that a configuration's value names;
+    None where none.
 
-    A folder, a hub id and a word without a slash, a dot or a tilde, such as `train`, is taken for a path only where the
-    key ends in one of `PATH_WORDS`.
+    A folder, a hub id and a word without a slash, a dot or a tilde, such as `train`, is taken for a
+    path only where the key ends in one of `PATH_WORDS`.
     """
     is_path = key.rpartition(".")[2] in PATH_WORDS
     if not isinstance(value, str) or not (is_path or any(mark in value for mark in "/.~")):
@@ -98,7 +122,12 @@ def path_digest(key: str, value: Any, revision: str | None = None) -> str | None
             return _file_digest(path)
         if path.is_dir():
             return _folder_digest(path) if is_path else None
-    except (OSError, ValueError, RuntimeError):  # no name of a file, or unreadable: its reader says so
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):
+        # No name of a file, or unreadable: its reader says so.
         return None
     return hub_commit(value, revision) if is_path else None
 
@@ -127,12 +156,16 @@ def _sampled_digest(path: Path, size: int) -> str:
 def _folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder)} {_file_digest(path)}\n".encode(errors="surrogateescape"))
+        digest.update(
+            f"{path.relative_to(folder)} {_file_digest(path)}\n".encode(errors="surrogateescape")
+        )
     return digest.hexdigest()
 
 
 def hub_commit(value: str, revision: str | None) -> str | None:
-    """The commit of ORG/NAME, or of ORG/NAME/FILE, in the local hub cache; None where it is not there."""
+    """The commit of ORG/NAME, or of ORG/NAME/FILE, in the local hub cache; None where it is not
+    there.
+    """
     match = _HUB_ID.fullmatch(value)
     if match is None:
         return None

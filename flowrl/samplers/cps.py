@@ -38,8 +38,13 @@ class CPS:
         kept = math.sqrt(max(interval.sigma_next**2 - self.std(interval) ** 2, 0.0))
         return kept * (1 - interval.sigma) - (1 - interval.sigma_next) * interval.sigma
 
-    def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
+    def step(
+        self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
+    ) -> GaussianStep:
         std = self.std(interval)
         kept = math.sqrt(max(interval.sigma_next**2 - std**2, 0.0))
-        # Collected coefficients of (1 - sigma_next) x0_hat + kept eps_hat: two passes over memory instead of six.
-        return GaussianStep(x * (1 - interval.sigma_next + kept) + velocity * self.gain(interval), std)
+        # Collected coefficients of (1 - sigma_next) x0_hat + kept eps_hat: two passes over memory
+        # instead of six.
+        return GaussianStep(
+            x * (1 - interval.sigma_next + kept) + velocity * self.gain(interval), std
+        )

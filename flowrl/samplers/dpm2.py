@@ -1,12 +1,14 @@
-"""DPM-Solver++(2M) for rectified flows (Lu et al. 2022, arXiv 2211.01095): a second-order deterministic sampler.
+"""DPM-Solver++(2M) for rectified flows (Lu et al. 2022, arXiv 2211.01095): a second-order
+deterministic sampler.
 
-With alpha = 1 - sigma, lambda = log(alpha / sigma), h = lambda_next - lambda and h_previous that of the step before:
+With alpha = 1 - sigma, lambda = log(alpha / sigma), h = lambda_next - lambda and h_previous that of
+the step before:
 
     x_next = sigma_next / sigma x + (alpha_next - sigma_next / sigma alpha) d,
     d = x0_hat + h / (2 h_previous) (x0_hat - x0_hat_previous)
 
-The first two steps of a grid that starts at sigma 1, where lambda is minus infinity, and the last one, where it becomes
-infinite, take d = x0_hat, which is the Euler step.
+The first two steps of a grid that starts at sigma 1, where lambda is minus infinity, and the last
+one, where it becomes infinite, take d = x0_hat, which is the Euler step.
 """
 
 from __future__ import annotations
@@ -33,10 +35,15 @@ class DPM2(ODE):
         interval: Interval,
         history: History | None,
     ) -> tuple[Float[Tensor, "B C H W"], History | None]:
-        sigma, sigma_next = interval.sigma, interval.sigma_next
+        sigma = interval.sigma
+        sigma_next = interval.sigma_next
         estimate = x0_hat = x - sigma * velocity
         if history is not None and history.sigma < 1 and sigma_next > 0:
-            past, now, then = (math.log((1 - value) / value) for value in (history.sigma, sigma, sigma_next))
+            past, now, then = (
+                math.log((1 - value) / value) for value in (history.sigma, sigma, sigma_next)
+            )
             estimate = x0_hat + (then - now) / (2 * (now - past)) * (x0_hat - history.x0_hat)
         kept = sigma_next / sigma
-        return kept * x + (1 - sigma_next - kept * (1 - sigma)) * estimate, History(sigma=sigma, x0_hat=x0_hat)
+        return kept * x + (1 - sigma_next - kept * (1 - sigma)) * estimate, History(
+            sigma=sigma, x0_hat=x0_hat
+        )

@@ -22,7 +22,9 @@ class ODE:
     def gain(self, interval: Interval) -> float:
         return interval.dt
 
-    def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
+    def step(
+        self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
+    ) -> GaussianStep:
         return GaussianStep(x + velocity * interval.dt, 0.0)
 
     def advance(

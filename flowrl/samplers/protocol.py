@@ -47,6 +47,8 @@ class Sampler(Protocol):
         """d mean / d velocity: how far the mean moves when the velocity does."""
         ...
 
-    def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
+    def step(
+        self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
+    ) -> GaussianStep:
         """The distribution of `x_next`."""
         ...

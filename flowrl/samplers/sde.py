@@ -1,8 +1,10 @@
-"""The reverse SDE of a rectified flow: Flow-SDE and Dance-SDE are its two published diffusion coefficients.
+"""The reverse SDE of a rectified flow: Flow-SDE and Dance-SDE are its two published diffusion
+coefficients.
 
     mean = x (1 + g^2 dt / (2 sigma)) + v (1 + g^2 (1 - sigma) / (2 sigma)) dt,    std = g sqrt(-dt)
 
-Papers: Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) and DanceGRPO (Xue et al. 2025, arXiv 2505.07818).
+Papers: Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) and DanceGRPO (Xue et al. 2025, arXiv
+2505.07818).
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from flowrl.values.bounds import NoiseLevel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowSDE:
-    """g = noise_level sqrt(sigma / (1 - sigma)), with the grid's second value for sigma in 1 - sigma at sigma = 1.
+    """g = noise_level sqrt(sigma / (1 - sigma)), with the grid's second value for sigma in 1 -
+    sigma at sigma = 1.
 
-    At the first step of a grid that starts at 1, std equals noise_level. noise_level 0 is the Euler ODE.
+    At the first step of a grid that starts at 1, std equals noise_level. noise_level 0 is the Euler
+    ODE.
     """
 
     noise_level: NoiseLevel
@@ -35,7 +39,9 @@ class FlowSDE:
     def diffusion(self, interval: Interval) -> float:
         """g, the diffusion coefficient (not a standard deviation of the step)."""
         sigma = interval.sigma
-        return self.noise_level * math.sqrt(sigma / (1 - (interval.sigma_max if sigma == 1 else sigma)))
+        return self.noise_level * math.sqrt(
+            sigma / (1 - (interval.sigma_max if sigma == 1 else sigma))
+        )
 
     def std(self, interval: Interval) -> float:
         return self.diffusion(interval) * math.sqrt(-interval.dt)
@@ -43,7 +49,9 @@ class FlowSDE:
     def gain(self, interval: Interval) -> float:
         return reverse_sde_gain(interval, self.diffusion(interval))
 
-    def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
+    def step(
+        self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
+    ) -> GaussianStep:
         return reverse_sde_step(x, velocity, interval, self.diffusion(interval))
 
 
@@ -63,14 +71,21 @@ class DanceSDE:
     def gain(self, interval: Interval) -> float:
         return reverse_sde_gain(interval, self.noise_level)
 
-    def step(self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval) -> GaussianStep:
+    def step(
+        self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
+    ) -> GaussianStep:
         return reverse_sde_step(x, velocity, interval, self.noise_level)
 
 
 def reverse_sde_step(
-    x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval, diffusion: float
+    x: Float[Tensor, "B C H W"],
+    velocity: Float[Tensor, "B C H W"],
+    interval: Interval,
+    diffusion: float,
 ) -> GaussianStep:
-    """One Euler-Maruyama step of the reverse SDE with diffusion coefficient g; formula at the head of this module."""
+    """One Euler-Maruyama step of the reverse SDE with diffusion coefficient g; formula at the head
+    of this module.
+    """
     drift = diffusion**2 / (2 * interval.sigma)
     mean = x * (1 + drift * interval.dt) + velocity * reverse_sde_gain(interval, diffusion)
     return GaussianStep(mean, diffusion * math.sqrt(-interval.dt))

@@ -1,7 +1,7 @@
 """Which steps of a rollout are stochastic, and therefore trained; the others are ODE steps.
 
-A choice has `candidates(num_steps)`, the steps it may ever pick, and `draw(num_steps, iteration, seed)`, the picks of
-one iteration in sampling order, the same for every sample and on every rank.
+A choice has `candidates(num_steps)`, the steps it may ever pick, and `draw(num_steps, iteration,
+seed)`, the picks of one iteration in sampling order, the same for every sample and on every rank.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class AllButLast:
 class Window:
     """`size` consecutive steps inside [low, high) (Flow-GRPO-Fast, MixGRPO).
 
-    The start is drawn anew each iteration, or moves by `size` every `advance_every` iterations and wraps around
-    (MixGRPO's progressive window) where that is set.
+    The start is drawn anew each iteration, or moves by `size` every `advance_every` iterations and
+    wraps around (MixGRPO's progressive window) where that is set.
     """
 
     size: Steps
@@ -50,11 +50,13 @@ class Window:
     def __post_init__(self) -> None:
         if not (self.size >= 1 and self.low >= 0 and self.low + self.size <= self.high):
             raise UserError(
-                f"steps.size={self.size} must be at least 1 and fit into [steps.low={self.low}, steps.high={self.high})"
+                f"steps.size={self.size} must be at least 1 and fit into [steps.low={self.low}, "
+                f"steps.high={self.high})"
             )
         if self.advance_every is not None and self.advance_every < 1:
             raise UserError(
-                f"steps.advance_every={self.advance_every} must be at least 1 iteration, or null to draw the window"
+                f"steps.advance_every={self.advance_every} must be at least 1 iteration, or null "
+                "to draw the window"
             )
 
     def candidates(self, num_steps: int) -> tuple[int, ...]:
@@ -69,12 +71,16 @@ class Window:
         return tuple(range(start, start + self.size))
 
     def _starts(self) -> range:
-        return range(self.low, self.high - self.size + 1, 1 if self.advance_every is None else self.size)
+        return range(
+            self.low, self.high - self.size + 1, 1 if self.advance_every is None else self.size
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subset:
-    """`count` steps of [low, high) drawn without replacement each iteration (Flow-DPPO: 3 of [0, 6))."""
+    """`count` steps of [low, high) drawn without replacement each iteration (Flow-DPPO: 3 of [0,
+    6)).
+    """
 
     count: Steps
     low: StepNumber

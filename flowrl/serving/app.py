@@ -33,10 +33,11 @@ Result = TypeVar("Result")
 class Limits:
     """What a request may ask for, and what all of them may hold while they are read.
 
-    A body has up to `max_body` bytes and arrives within `body_seconds`; all bodies that are held have up to
-    `max_reading_bytes`, and one that comes slower than `min_rate` bytes a second makes room where there is none left.
-    `max_reading` requests are parsed and decoded at a time. A request has up to `max_images`; each
-    takes up to `max_image_bytes` once it is decoded, and the whole request `max_decoded_bytes`.
+    A body has up to `max_body` bytes and arrives within `body_seconds`; all bodies that are held
+    have up to `max_reading_bytes`, and one that comes slower than `min_rate` bytes a second makes
+    room where there is none left. `max_reading` requests are parsed and decoded at a time. A
+    request has up to `max_images`; each takes up to `max_image_bytes` once it is decoded, and the
+    whole request `max_decoded_bytes`.
     """
 
     max_body: Bytes
@@ -52,10 +53,14 @@ class Limits:
         for field in fields(self):
             if getattr(self, field.name) <= 0:
                 raise UserError(f"limits.{field.name}={getattr(self, field.name)} must be above 0")
-        for lower, upper in (("max_body", "max_reading_bytes"), ("max_image_bytes", "max_decoded_bytes")):
+        for lower, upper in (
+            ("max_body", "max_reading_bytes"),
+            ("max_image_bytes", "max_decoded_bytes"),
+        ):
             if getattr(self, lower) > getattr(self, upper):
                 raise UserError(
-                    f"limits.{lower}={getattr(self, lower)} must be at most limits.{upper}={getattr(self, upper)}; "
+                    f"limits.{lower}={getattr(self, lower)} must be at most "
+                    f"limits.{upper}={getattr(self, upper)}; "
                     "lower it"
                 )
 
@@ -81,7 +86,11 @@ class Pages:
         max_requests: int,
         token: str | None,
     ) -> None:
-        self.name, self.batcher, self.counters, self.limits, self.token = name, batcher, counters, limits, token
+        self.name = name
+        self.batcher = batcher
+        self.counters = counters
+        self.limits = limits
+        self.token = token
         self.uploads = Uploads(
             max_requests=max_requests,
             max_bytes=limits.max_reading_bytes,
@@ -109,11 +118,15 @@ class Pages:
 
     async def _score(self, request: Request) -> dict[str, object]:
         given = request.headers.get("authorization", "")
-        if self.token is not None and not hmac.compare_digest(given.encode(), f"Bearer {self.token}".encode()):
+        if self.token is not None and not hmac.compare_digest(
+            given.encode(), f"Bearer {self.token}".encode()
+        ):
             raise Refused(401, "wrong or missing bearer token")
         try:
             with self.uploads.admitted() as upload:
-                return await _while_listening(request, self._answer(upload, await self._body(request, upload)))
+                return await _while_listening(
+                    request, self._answer(upload, await self._body(request, upload))
+                )
         except wire.TooLarge as error:
             raise Refused(413, str(error)) from error
         except ValueError as error:
@@ -121,7 +134,9 @@ class Pages:
         except Busy as error:
             raise Refused(503, str(error)) from error
         except TooSlow:
-            raise Refused(408, f"the body took longer than body_seconds={self.limits.body_seconds}") from None
+            raise Refused(
+                408, f"the body took longer than body_seconds={self.limits.body_seconds}"
+            ) from None
 
     async def _answer(self, upload: Upload, body: bytearray) -> dict[str, object]:
         bounds = {
@@ -138,7 +153,9 @@ class Pages:
             return wire.answer(await self.batcher.score(pixels, prompts))
 
     async def _read(self, work: Callable[[], Result]) -> Result:
-        """The result of `work`, done in a thread that keeps its turn to the end even where nobody waits for it."""
+        """The result of `work`, done in a thread that keeps its turn to the end even where nobody
+        waits for it.
+        """
         await self.reading.acquire()
         future = asyncio.wrap_future(background.start(work, "reader"))
         future.add_done_callback(lambda _: self.reading.release())
@@ -146,7 +163,9 @@ class Pages:
 
     async def _body(self, request: Request, upload: Upload) -> bytearray:
         limit = self.limits.max_body
-        too_large = Refused(413, f"a body of more than max_body={limit} bytes; send fewer images at a time")
+        too_large = Refused(
+            413, f"a body of more than max_body={limit} bytes; send fewer images at a time"
+        )
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise too_large
@@ -167,8 +186,11 @@ class Pages:
 
 
 async def _while_listening(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled when the client leaves. Raises ClientDisconnect then."""
-    task, departure = asyncio.create_task(work), asyncio.create_task(_departure(request))
+    """The result of `work`, which is cancelled when the client leaves. Raises ClientDisconnect
+    then.
+    """
+    task = asyncio.create_task(work)
+    departure = asyncio.create_task(_departure(request))
     try:
         await asyncio.wait((task, departure), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():

@@ -35,12 +35,14 @@ class Job:
 
 
 class Batcher:
-    """Collects requests for up to `max_wait` seconds or `max_batch` images, and scores them together by image size.
+    """Collects requests for up to `max_wait` seconds or `max_batch` images, and scores them
+    together by image size.
 
-    A call of the scorer has up to `max_batch` images, and as many as take `max_batch_bytes` as bytes; it gets them as
-    float32, four times as large. Up to `max_waiting` images, and requests of `max_waiting_bytes`, may wait.
-    A request that fails as a whole in a shared batch is scored once more alone, so that another one's bad image cannot
-    take it along. A request that is cancelled before its turn is not scored.
+    A call of the scorer has up to `max_batch` images, and as many as take `max_batch_bytes` as
+    bytes; it gets them as float32, four times as large. Up to `max_waiting` images, and requests of
+    `max_waiting_bytes`, may wait. A request that fails as a whole in a shared batch is scored once
+    more alone, so that another one's bad image cannot take it along. A request that is cancelled
+    before its turn is not scored.
     """
 
     def __init__(
@@ -54,18 +56,27 @@ class Batcher:
         max_waiting_bytes: int,
         counters: Counters,
     ) -> None:
-        self.scorer, self.counters = score, counters
-        self.max_batch, self.max_batch_bytes, self.max_wait = max_batch, max_batch_bytes, max_wait
-        self.max_waiting, self.max_waiting_bytes = max_waiting, max_waiting_bytes
+        self.scorer = score
+        self.counters = counters
+        self.max_batch = max_batch
+        self.max_batch_bytes = max_batch_bytes
+        self.max_wait = max_wait
+        self.max_waiting = max_waiting
+        self.max_waiting_bytes = max_waiting_bytes
         self.jobs: asyncio.Queue[Job] = asyncio.Queue()
 
     @contextmanager
     def place(self, count: int, num_bytes: int) -> Iterator[None]:
-        """Room for `count` images of `num_bytes`, to be taken before they are decoded. Raises Busy if there is none."""
+        """Room for `count` images of `num_bytes`, to be taken before they are decoded. Raises Busy
+        if there is none.
+        """
         if self.counters.waiting + count > self.max_waiting:
             raise Busy(f"{self.counters.waiting} images are waiting already; try again later")
         if self.counters.waiting_bytes + num_bytes > self.max_waiting_bytes:
-            raise Busy(f"{self.counters.waiting_bytes} bytes of images are waiting already; try again later")
+            raise Busy(
+                f"{self.counters.waiting_bytes} bytes of images are waiting already; try again "
+                "later"
+            )
         self.counters.waiting += count
         self.counters.waiting_bytes += num_bytes
         try:
@@ -108,7 +119,11 @@ class Batcher:
             if self.jobs.empty() and rest <= 0:
                 break
             try:
-                jobs.append(self.jobs.get_nowait() if rest <= 0 else await asyncio.wait_for(self.jobs.get(), rest))
+                jobs.append(
+                    self.jobs.get_nowait()
+                    if rest <= 0
+                    else await asyncio.wait_for(self.jobs.get(), rest)
+                )
             except TimeoutError:
                 break
         return jobs
@@ -116,7 +131,9 @@ class Batcher:
     async def _answer(self, jobs: list[Job]) -> None:
         if not jobs:
             return
-        contents = [(job.pixels, job.prompts) for job in jobs]  # a job that is cancelled meanwhile loses its own
+        contents = [
+            (job.pixels, job.prompts) for job in jobs
+        ]  # a job that is cancelled meanwhile loses its own
         whole = await self._in_background(contents)
         start = 0
         for job, content in zip(jobs, contents, strict=True):

@@ -1,9 +1,10 @@
 """Connections that cannot be held open for nothing.
 
-uvicorn's time-out for idle connections begins with the first answer and ends with the next byte, so that a client that
-sends nothing, or a head byte by byte, is never let go; and its `limit_concurrency` counts such connections against the
-requests of others. Hypercorn has a time-out for each read and no bound on connections; granian runs an application in
-processes that it starts itself. Neither bounds what all clients hold together, so neither would make this shorter.
+uvicorn's time-out for idle connections begins with the first answer and ends with the next byte, so
+that a client that sends nothing, or a head byte by byte, is never let go; and its
+`limit_concurrency` counts such connections against the requests of others. Hypercorn has a time-out
+for each read and no bound on connections; granian runs an application in processes that it starts
+itself. Neither bounds what all clients hold together, so neither would make this shorter.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from flowrl.serving.uploads import GRACE
 
 
 class Connection(H11Protocol):
-    """An HTTP connection that is closed where its client lets it wait for `timeout_keep_alive` seconds.
+    """An HTTP connection that is closed where its client lets it wait for `timeout_keep_alive`
+    seconds.
 
-    The time runs from its start, or from its last answer, until the head of a request has arrived; and while its client
-    does not read an answer. Of connections without a request, `limit_concurrency` may be open; beyond, the one that has
-    waited longest is closed. Requests are not counted here: `flowrl.serving.uploads` bounds them.
+    The time runs from its start, or from its last answer, until the head of a request has arrived;
+    and while its client does not read an answer. Of connections without a request,
+    `limit_concurrency` may be open; beyond, the one that has waited longest is closed. Requests are
+    not counted here: `flowrl.serving.uploads` bounds them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

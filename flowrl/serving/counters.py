@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start, and what is held now: images that wait, their bytes, and bytes of bodies."""
+    """Totals since the start, and what is held now: images that wait, their bytes, and bytes of
+    bodies.
+    """
 
     requests: Counter[int] = field(default_factory=Counter)
     request_seconds: float = 0.0
@@ -27,13 +29,38 @@ class Counters:
             ("missing_total", "counter", "Images that the scorer could not score.", self.missing),
             ("batches_total", "counter", "Calls of the scorer.", self.batches),
             ("scoring_seconds_total", "counter", "Time in the scorer.", self.scoring_seconds),
-            ("request_seconds_total", "counter", "Time from a request's arrival to its answer.", self.request_seconds),
-            ("waiting_images", "gauge", "Images that wait to be scored or are being scored.", self.waiting),
+            (
+                "request_seconds_total",
+                "counter",
+                "Time from a request's arrival to its answer.",
+                self.request_seconds,
+            ),
+            (
+                "waiting_images",
+                "gauge",
+                "Images that wait to be scored or are being scored.",
+                self.waiting,
+            ),
             ("waiting_bytes", "gauge", "What their requests take in memory.", self.waiting_bytes),
-            ("body_bytes", "gauge", "Bodies of requests that are not yet decoded.", self.body_bytes),
+            (
+                "body_bytes",
+                "gauge",
+                "Bodies of requests that are not yet decoded.",
+                self.body_bytes,
+            ),
         ]
-        lines = ["# HELP flowrl_requests_total Requests to /score by status.", "# TYPE flowrl_requests_total counter"]
-        lines += [f'flowrl_requests_total{{status="{code}"}} {n}' for code, n in sorted(self.requests.items())]
+        lines = [
+            "# HELP flowrl_requests_total Requests to /score by status.",
+            "# TYPE flowrl_requests_total counter",
+        ]
+        lines += [
+            f'flowrl_requests_total{{status="{code}"}} {n}'
+            for code, n in sorted(self.requests.items())
+        ]
         for name, kind, meaning, value in rows:
-            lines += [f"# HELP flowrl_{name} {meaning}", f"# TYPE flowrl_{name} {kind}", f"flowrl_{name} {value}"]
+            lines += [
+                f"# HELP flowrl_{name} {meaning}",
+                f"# TYPE flowrl_{name} {kind}",
+                f"flowrl_{name} {value}",
+            ]
         return "\n".join(lines) + "\n"

@@ -38,12 +38,17 @@ def serve(
 ) -> None:
     """Serve `reward` at `host`:`port` until SIGINT or SIGTERM.
 
-    Requests under way are then finished, within `shutdown_seconds`. Up to `max_connections` requests are under way at a
-    time, and as many connections may wait for one, each for `idle_seconds`.
-    `device` is `auto` (CUDA where there is any) or a torch device. `token_env` names the environment variable with the
-    bearer token that /score asks for. Port 0 takes a free one; the line that announces the server names it.
+    Requests under way are then finished, within `shutdown_seconds`. Up to `max_connections`
+    requests are under way at a time, and as many connections may wait for one, each for
+    `idle_seconds`. `device` is `auto` (CUDA where there is any) or a torch device. `token_env`
+    names the environment variable with the bearer token that /score asks for. Port 0 takes a free
+    one; the line that announces the server names it.
     """
-    least = {"max_batch": max_batch, "max_connections": max_connections, "idle_seconds": idle_seconds}
+    least = {
+        "max_batch": max_batch,
+        "max_connections": max_connections,
+        "idle_seconds": idle_seconds,
+    }
     for name, value in least.items():
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")
@@ -56,10 +61,16 @@ def serve(
             raise UserError(f"limits.{name}={value} must be at most {bound_name}={bound}; lower it")
     token = os.environ.get(token_env) if token_env else None
     if token_env and not token:
-        raise UserError(f"token_env={token_env}: set the environment variable {token_env} to the token")
+        raise UserError(
+            f"token_env={token_env}: set the environment variable {token_env} to the token"
+        )
     if token is None and host not in ("localhost", "127.0.0.1", "::1"):
         log.warning("host=%s without token_env: whoever reaches the port can use the scorer", host)
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    place = (
+        torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device == "auto"
+        else torch.device(device)
+    )
     module = RewardModule(reward=reward, max_missing=1.0).to(place)
     counters = Counters()
     batcher = Batcher(
@@ -73,7 +84,12 @@ def serve(
     )
     name = type(reward).__name__
     pages = Pages(
-        name=name, batcher=batcher, counters=counters, limits=limits, max_requests=max_connections, token=token
+        name=name,
+        batcher=batcher,
+        counters=counters,
+        limits=limits,
+        max_requests=max_connections,
+        token=token,
     )
     config = uvicorn.Config(
         build_app(pages),
@@ -88,5 +104,8 @@ def serve(
         timeout_graceful_shutdown=max(int(shutdown_seconds), 1),
     )
     socket = config.bind_socket()
-    print(f"serving {name} on http://{host}:{socket.getsockname()[1]}/score (device {place})", flush=True)
+    print(
+        f"serving {name} on http://{host}:{socket.getsockname()[1]}/score (device {place})",
+        flush=True,
+    )
     uvicorn.Server(config).run(sockets=[socket])

@@ -1,4 +1,6 @@
-"""Room for requests and for their bodies: bounded over all clients, and not held by those that are slow."""
+"""Room for requests and for their bodies: bounded over all clients, and not held by those that are
+slow.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from dataclasses import dataclass
 from flowrl.serving.counters import Counters
 
 GRACE = 1.0
-"""Seconds that a body may fall behind its least rate before it must make room for another, where there is none left."""
+"""Seconds that a body may fall behind its least rate before it must make room for another, where
+there is none left.
+"""
 
 
 class Busy(Exception):
@@ -24,7 +28,8 @@ class TooSlow(Exception):
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Upload:
-    """A request under way: the bytes of its body that are held, and the time until which they have paid for its place.
+    """A request under way: the bytes of its body that are held, and the time until which they have
+    paid for its place.
 
     `timeout` is there while more of the body is awaited.
     """
@@ -36,13 +41,15 @@ class Upload:
 
 
 class Uploads:
-    """The requests under way, up to `max_requests`, and the bytes of their bodies, up to `max_bytes` together.
+    """The requests under way, up to `max_requests`, and the bytes of their bodies, up to
+    `max_bytes` together.
 
-    A body pays for its place with its bytes: `min_rate` of them for each second, at most `GRACE` seconds ahead, so that
-    many bytes at the start do not pay for few ones later. Where there is no room for a request or for its next bytes,
-    the body that is furthest behind is given up, so that slow clients cannot lock others out, whether they stand still
-    or send a byte now and then. Where none is behind, or the request itself is furthest, that request is given up. Both
-    are told by Busy. Nobody is given up for being slow while there is room.
+    A body pays for its place with its bytes: `min_rate` of them for each second, at most `GRACE`
+    seconds ahead, so that many bytes at the start do not pay for few ones later. Where there is no
+    room for a request or for its next bytes, the body that is furthest behind is given up, so that
+    slow clients cannot lock others out, whether they stand still or send a byte now and then. Where
+    none is behind, or the request itself is furthest, that request is given up. Both are told by
+    Busy. Nobody is given up for being slow while there is room.
     """
 
     def __init__(
@@ -54,14 +61,19 @@ class Uploads:
         counters: Counters,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.max_requests, self.max_bytes, self.min_rate = max_requests, max_bytes, min_rate
-        self.counters, self.clock = counters, clock
+        self.max_requests = max_requests
+        self.max_bytes = max_bytes
+        self.min_rate = min_rate
+        self.counters = counters
+        self.clock = clock
         self.uploads: set[Upload] = set()
 
     @contextmanager
     def admitted(self) -> Iterator[Upload]:
         """A place among the requests under way. Raises Busy where there is none."""
-        upload = Upload(num_bytes=0, paid_until=self.clock() + GRACE, timeout=None, is_displaced=False)
+        upload = Upload(
+            num_bytes=0, paid_until=self.clock() + GRACE, timeout=None, is_displaced=False
+        )
         while len(self.uploads) >= self.max_requests:
             self._displace(upload, f"{len(self.uploads)} requests are under way already")
         self.uploads.add(upload)
@@ -72,7 +84,9 @@ class Uploads:
 
     @asynccontextmanager
     async def receiving(self, upload: Upload, seconds: float) -> AsyncIterator[None]:
-        """The time while the body arrives. Raises TooSlow after `seconds`, Busy where it had to make room."""
+        """The time while the body arrives. Raises TooSlow after `seconds`, Busy where it had to
+        make room.
+        """
         try:
             async with asyncio.timeout(seconds) as upload.timeout:
                 yield
@@ -83,7 +97,8 @@ class Uploads:
             upload.timeout = None
         if upload.is_displaced:
             raise Busy(
-                f"the body came slower than min_rate={self.min_rate} bytes a second and had to make room for others"
+                f"the body came slower than min_rate={self.min_rate} bytes a second and had to "
+                "make room for others"
             )
 
     def add(self, upload: Upload, num_bytes: int) -> None:

@@ -1,1 +1,3 @@
-"""The embedded world: captioned scenes of coloured shapes, their renderer and their exact verifier."""
+"""The embedded world: captioned scenes of coloured shapes, their renderer and their exact
+verifier.
+"""

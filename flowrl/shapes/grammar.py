@@ -1,8 +1,10 @@
-"""The caption grammar of the shapes world: what can be said, how it is written, which part is held out.
+"""The caption grammar of the shapes world: what can be said, how it is written, which part is held
+out.
 
-A caption is one or two noun phrases (count, optional colour, shape), joined by `and` or by a spatial
-relation. The task families are those of GenEval (Ghosh et al. 2023, arXiv 2310.11513) plus compositions of
-three to five atoms as in GenEval2. `parse` is the inverse of `Caption.text`, so a prompt alone is enough to score.
+A caption is one or two noun phrases (count, optional colour, shape), joined by `and` or by a
+spatial relation. The task families are those of GenEval (Ghosh et al. 2023, arXiv 2310.11513) plus
+compositions of three to five atoms as in GenEval2. `parse` is the inverse of `Caption.text`, so a
+prompt alone is enough to score.
 """
 
 from __future__ import annotations
@@ -21,7 +23,18 @@ MAX_OBJECTS = 4
 
 _PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 _SINGULARS = {plural: shape for shape, plural in _PLURALS.items()}
-WORDS = (*COUNT_WORDS, *COLOURS, *SHAPES, *_SINGULARS, "and", "left", "right", "of", "above", "below")
+WORDS = (
+    *COUNT_WORDS,
+    *COLOURS,
+    *SHAPES,
+    *_SINGULARS,
+    "and",
+    "left",
+    "right",
+    "of",
+    "above",
+    "below",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +72,11 @@ class Caption:
         has_count = any(phrase.count > 1 for phrase in self.phrases)
         has_colour = any(phrase.colour for phrase in self.phrases)
         if len(self.phrases) == 1:
-            return {(False, False): "single", (True, False): "counting", (False, True): "colour"}.get(
-                (has_count, has_colour), "composition"
-            )
+            return {
+                (False, False): "single",
+                (True, False): "counting",
+                (False, True): "colour",
+            }.get((has_count, has_colour), "composition")
         if has_count or (self.relation and has_colour):
             return "composition"
         if self.relation:
@@ -70,8 +85,13 @@ class Caption:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether RL training must never see this caption: it holds a reserved (colour, shape) or relation triple."""
-        pair = any(p.colour and (COLOURS.index(p.colour) + 2 * SHAPES.index(p.shape)) % 6 == 0 for p in self.phrases)
+        """Whether RL training must never see this caption: it holds a reserved (colour, shape) or
+        relation triple.
+        """
+        pair = any(
+            p.colour and (COLOURS.index(p.colour) + 2 * SHAPES.index(p.shape)) % 6 == 0
+            for p in self.phrases
+        )
         if not self.relation:
             return pair
         first, second = (SHAPES.index(phrase.shape) for phrase in self.phrases)
@@ -79,12 +99,17 @@ class Caption:
 
 
 def parse(text: str) -> Caption:
-    """Read a caption back from its text. Raises UserError, naming the word, for text outside the grammar."""
+    """Read a caption back from its text. Raises UserError, naming the word, for text outside the
+    grammar.
+    """
     relation = next((name for name in RELATIONS if f" {name} " in text), None)
     parts = text.split(f" {relation} " if relation else " and ")
     caption = Caption(tuple(_parse_phrase(part, text) for part in parts), relation)
     if caption.num_objects > MAX_OBJECTS or len(parts) > 2:
-        raise UserError(f"prompt {text!r} is outside the shapes grammar: at most two phrases, {MAX_OBJECTS} objects")
+        raise UserError(
+            f"prompt {text!r} is outside the shapes grammar: at most two phrases, {MAX_OBJECTS} "
+            "objects"
+        )
     return caption
 
 
@@ -101,7 +126,8 @@ def _parse_phrase(part: str, text: str) -> Phrase:
     )
     if not phrase_is_valid:
         raise UserError(
-            f"prompt {text!r} is outside the shapes grammar: cannot read {part!r} as 'COUNT [COLOUR] SHAPE'"
+            f"prompt {text!r} is outside the shapes grammar: cannot read {part!r} as 'COUNT "
+            "[COLOUR] SHAPE'"
         )
     return Phrase(COUNT_WORDS.index(words[0]) + 1, colour, shape)
 
@@ -123,9 +149,16 @@ def _draw(family: str, rng: random.Random) -> Caption:
     def phrase(count: int = 1, has_colour: bool = False) -> Phrase:
         return Phrase(count, rng.choice(COLOURS) if has_colour else None, rng.choice(SHAPES))
 
-    # Arguments are drawn here and now, in one order per family, so that a seed always gives the same captions.
+    # Arguments are drawn here and now, in one order per family, so that a seed always gives the
+    # same captions.
     if family in ("single", "counting", "colour"):
-        return Caption((phrase(rng.randint(2, MAX_OBJECTS) if family == "counting" else 1, family == "colour"),))
+        return Caption(
+            (
+                phrase(
+                    rng.randint(2, MAX_OBJECTS) if family == "counting" else 1, family == "colour"
+                ),
+            )
+        )
     if family in ("two_objects", "position", "binding"):
         phrases = (phrase(has_colour=family == "binding"), phrase(has_colour=family == "binding"))
         return Caption(phrases, rng.choice(RELATIONS) if family == "position" else None)
@@ -140,11 +173,12 @@ def _draw(family: str, rng: random.Random) -> Caption:
 
 
 def corrupt(caption: Caption, rates: dict[str, float], rng: random.Random) -> Caption:
-    """Replace words at fixed rates: each colour, shape and count independently, the relation once, or everything.
+    """Replace words at fixed rates: each colour, shape and count independently, the relation once,
+    or everything.
 
-    `rates` has the keys colour, shape, count, relation, each a probability of replacement by another word, and
-    caption, that of an unrelated caption. Pretraining on corrupted captions makes a model that draws well and follows
-    its prompt unreliably, as noisy captions of the web do.
+    `rates` has the keys colour, shape, count, relation, each a probability of replacement by
+    another word, and caption, that of an unrelated caption. Pretraining on corrupted captions makes
+    a model that draws well and follows its prompt unreliably, as noisy captions of the web do.
     """
     if rng.random() < rates["caption"]:
         return sample_caption(rng.choice(FAMILIES), rng)
@@ -161,7 +195,9 @@ def corrupt(caption: Caption, rates: dict[str, float], rng: random.Random) -> Ca
         others = sum(p.count for p in (*phrases, *caption.phrases[len(phrases) + 1 :]))
         options = COUNT_WORDS[: MAX_OBJECTS - others]
         if rng.random() < rates["count"] and len(options) > 1:
-            phrase = replace(phrase, count=COUNT_WORDS.index(other(COUNT_WORDS[phrase.count - 1], options)) + 1)
+            phrase = replace(
+                phrase, count=COUNT_WORDS.index(other(COUNT_WORDS[phrase.count - 1], options)) + 1
+            )
         phrases.append(phrase)
     relation = caption.relation
     if relation and rng.random() < rates["relation"]:

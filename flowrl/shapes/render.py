@@ -1,7 +1,7 @@
 """The renderer of the shapes world: lay out the objects of a caption and draw them anti-aliased.
 
-Coordinates are pixels, x to the right and y downwards, pixel centres at half integers. A shape of radius r is a
-signed distance function; its coverage of a pixel is `clip(1/2 - distance, 0, 1)`.
+Coordinates are pixels, x to the right and y downwards, pixel centres at half integers. A shape of
+radius r is a signed distance function; its coverage of a pixel is `clip(1/2 - distance, 0, 1)`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ PALETTE = np.array(
     ],
     dtype=np.float32,
 )
-SQUARE, CROSS_ARM, TRIANGLE_BASE = 0.9, 0.36, 0.8
-"""Half side of a square, half width of a cross's arm, height of a triangle's base line, all per radius."""
+SQUARE = 0.9
+CROSS_ARM = 0.36
+TRIANGLE_BASE = 0.8
+"""Half side of a square, half width of a cross's arm, height of a triangle's base line, all per
+radius.
+"""
 
 RADII = (4.8, 6.0)
 """Smallest and largest radius of an object, in pixels."""
@@ -53,8 +57,11 @@ class Placed:
 
 
 def distance(shape: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Signed distance in pixels to the outline of SHAPES[shape], negative inside; broadcasts x, y, radius."""
-    x_abs, y_abs = np.abs(x), np.abs(y)
+    """Signed distance in pixels to the outline of SHAPES[shape], negative inside; broadcasts x, y,
+    radius.
+    """
+    x_abs = np.abs(x)
+    y_abs = np.abs(y)
     name = SHAPES[shape]
     if name == "circle":
         return np.hypot(x, y) - radius
@@ -65,40 +72,59 @@ def distance(shape: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np
         side = (slope * x_abs - (y + radius)) / np.hypot(slope, 1.0)
         return np.maximum(side, y - TRIANGLE_BASE * radius)
     arm = CROSS_ARM * radius
-    return np.minimum(np.maximum(x_abs - radius, y_abs - arm), np.maximum(x_abs - arm, y_abs - radius))
+    return np.minimum(
+        np.maximum(x_abs - radius, y_abs - arm), np.maximum(x_abs - arm, y_abs - radius)
+    )
 
 
 def coverage(shape: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Fraction of a unit pixel at offset (x, y) from the centre that the shape covers, in [0, 1]."""
+    """Fraction of a unit pixel at offset (x, y) from the centre that the shape covers, in [0,
+    1].
+    """
     return np.clip(0.5 - distance(shape, x, y, radius), 0.0, 1.0)
 
 
 def lay_out(caption: Caption, rng: random.Random) -> list[Placed]:
     """Place the caption's objects in cells of a two by two grid, jittered, fulfilling its relation.
 
-    Unspecified colours are drawn, one per phrase. Raises UserError for a caption that no assignment of cells
-    fulfils, such as three objects left of a fourth.
+    Unspecified colours are drawn, one per phrase. Raises UserError for a caption that no assignment
+    of cells fulfils, such as three objects left of a fourth.
     """
     owners = [index for index, phrase in enumerate(caption.phrases) for _ in range(phrase.count)]
-    options = [cells for cells in permutations(_CELLS, len(owners)) if _holds(caption.relation, cells, owners)]
+    options = [
+        cells
+        for cells in permutations(_CELLS, len(owners))
+        if _holds(caption.relation, cells, owners)
+    ]
     if not options:
         raise UserError(f"no layout fulfils {caption.text!r}")
-    colours = [COLOURS.index(p.colour) if p.colour else rng.randrange(len(COLOURS)) for p in caption.phrases]
+    colours = [
+        COLOURS.index(p.colour) if p.colour else rng.randrange(len(COLOURS))
+        for p in caption.phrases
+    ]
     scene = []
     for index, (column, row) in zip(owners, rng.choice(options), strict=True):
         radius = rng.uniform(*RADII)
         play = _CELL / 2 - radius - _MARGIN
         x, y = (_CELL * (place + 0.5) + rng.uniform(-play, play) for place in (column, row))
-        scene.append(Placed(SHAPES.index(caption.phrases[index].shape), colours[index], x, y, radius))
+        scene.append(
+            Placed(SHAPES.index(caption.phrases[index].shape), colours[index], x, y, radius)
+        )
     return scene
 
 
 def _holds(relation: str | None, cells: Sequence[tuple[int, ...]], owners: list[int]) -> bool:
-    """Whether every object of the first phrase stands in `relation` to every object of the second."""
+    """Whether every object of the first phrase stands in `relation` to every object of the
+    second.
+    """
     if relation is None:
         return True
-    first, second = ([cell for cell, owner in zip(cells, owners, strict=True) if owner == i] for i in (0, 1))
-    axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[relation]
+    first, second = (
+        [cell for cell, owner in zip(cells, owners, strict=True) if owner == i] for i in (0, 1)
+    )
+    axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[
+        relation
+    ]
     return all(sign * (b[axis] - a[axis]) > 0 for a in first for b in second)
 
 

@@ -1,1 +1,3 @@
-"""Studies: many runs that answer one question, from `experiments/<study>/sweep.yaml` to the numbers of its README."""
+"""Studies: many runs that answer one question, from `experiments/<study>/sweep.yaml` to the numbers
+of its README.
+"""

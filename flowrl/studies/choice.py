@@ -1,4 +1,6 @@
-"""Tuning: the variant of each method that a study's first stage chooses, by a rule fixed before any run."""
+"""Tuning: the variant of each method that a study's first stage chooses, by a rule fixed before any
+run.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,14 @@ from flowrl.studies.plan import Planned, Stage
 from flowrl.studies.record import Record, evaluated
 
 
-def choose(stage: Stage, runs: Sequence[Planned], records: Mapping[Planned, Record]) -> dict[str, dict[str, Any]]:
-    """For each method the variant of the highest mean final score over the stage's seeds, its overrides and score.
+def choose(
+    stage: Stage, runs: Sequence[Planned], records: Mapping[Planned, Record]
+) -> dict[str, dict[str, Any]]:
+    """For each method the variant of the highest mean final score over the stage's seeds, its
+    overrides and score.
 
-    A variant with a failed run is out; of equals the first listed is taken. Raises UserError while runs are missing,
-    or where every variant of a method failed.
+    A variant with a failed run is out; of equals the first listed is taken. Raises UserError while
+    runs are missing, or where every variant of a method failed.
     """
     if any(run not in records for run in runs):
         raise UserError(f"stage {stage.name} is not over: nothing is chosen yet")
@@ -30,8 +35,16 @@ def choose(stage: Stage, runs: Sequence[Planned], records: Mapping[Planned, Reco
     return chosen
 
 
-def score(stage: Stage, runs: Sequence[Planned], records: Mapping[Planned, Record], method: str, variant: str) -> float:
-    """The mean over seeds of a variant's final score, NaN where one of its runs failed or has none."""
+def score(
+    stage: Stage,
+    runs: Sequence[Planned],
+    records: Mapping[Planned, Record],
+    method: str,
+    variant: str,
+) -> float:
+    """The mean over seeds of a variant's final score, NaN where one of its runs failed or has
+    none.
+    """
     own = [run for run in runs if (run.method, run.variant) == (method, variant)]
     if any(records[run]["status"] == "failed" for run in own):
         return math.nan

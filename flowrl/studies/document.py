@@ -1,6 +1,8 @@
-"""READMEs whose numbers come from records: `<!-- begin STUDY/PIECE -->...<!-- end -->` is filled, the rest is prose.
+"""READMEs whose numbers come from records: `<!-- begin STUDY/PIECE -->...<!-- end -->` is filled,
+the rest is prose.
 
-A piece is a whole table (`methods/main`) or one cell of one (`methods/main/flow_dppo/KL`), which a sentence may quote.
+A piece is a whole table (`methods/main`) or one cell of one (`methods/main/flow_dppo/KL`), which a
+sentence may quote.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def fill(text: str, pieces: Mapping[str, Pieces]) -> str:
             return match[0]
         own = pieces[study]
         if name not in own.texts and own.is_complete:
-            raise UserError(f"{name}: study {study} has no such piece; it has {', '.join(sorted(own.texts))}")
+            raise UserError(
+                f"{name}: study {study} has no such piece; it has {', '.join(sorted(own.texts))}"
+            )
         body = own.texts.get(name, f"_{NOTHING}_")
         is_block = name.count("/") == 1
         return f"<!-- begin {name} -->" + (f"\n{body}\n" if is_block else body) + "<!-- end -->"
@@ -61,11 +65,14 @@ def pieces(study: Study, results: Mapping[str, Any]) -> Pieces:
     names = figure_names(study, results)
     kinds = {name: study.report["figures"][name]["kind"] for name in names}
     found[f"{study.name}/figures"] = "\n\n".join(
-        f"![{name}](figures/{name}.svg)\n\n*{name.replace('_', ' ').capitalize()}. {CAPTIONS[kinds[name]]}*"
+        f"![{name}](figures/{name}.svg)\n\n*{name.replace('_', ' ').capitalize()}. "
+        f"{CAPTIONS[kinds[name]]}*"
         for name in names
     )
     # The first one by its path from the front page.
-    found[f"{study.name}/front"] = f"![{names[0]}](experiments/{study.name}/figures/{names[0]}.svg)" if names else ""
+    found[f"{study.name}/front"] = (
+        f"![{names[0]}](experiments/{study.name}/figures/{names[0]}.svg)" if names else ""
+    )
     return Pieces(found, is_complete=len(results["runs"]) >= study.num_runs)
 
 
@@ -90,9 +97,12 @@ def page(study: Study, results: Mapping[str, Any]) -> str:
 
 
 def samples_page(study: str, names: list[str], seed: int, score: str) -> str:
-    """The page of samples: one grid a condition, by rule; `score` says what the number under a picture is."""
+    """The page of samples: one grid a condition, by rule; `score` says what the number under a
+    picture is.
+    """
     rule = (
-        "The first prompts of the held-in evaluation set from its fixed noise, before and after training; of each "
+        "The first prompts of the held-in evaluation set from its fixed noise, before and after "
+        "training; of each "
         f"condition the run of seed {seed}. Nothing is picked. The number is the image's {score}."
     )
     grids = "\n\n".join(f"## {name}\n\n![{name}](samples/{slug(name)}.png)" for name in names)

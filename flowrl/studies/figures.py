@@ -1,4 +1,6 @@
-"""A study's figures as PNG and SVG, in the colours of the report's charts. Only here is matplotlib imported."""
+"""A study's figures as PNG and SVG, in the colours of the report's charts. Only here is matplotlib
+imported.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,42 @@ from flowrl.studies.analysis import Runs, by_seed, conditions, course
 from flowrl.studies.plan import Study
 from flowrl.studies.record import mean_of
 
-COLOURS = ("#2f6db3", "#d9742b", "#2a9469", "#b8477f", "#7a5cc0", "#a08412", "#2a93a8", "#8c5a3c", "#4a525a")
+COLOURS = (
+    "#2f6db3",
+    "#d9742b",
+    "#2a9469",
+    "#b8477f",
+    "#7a5cc0",
+    "#a08412",
+    "#2a93a8",
+    "#8c5a3c",
+    "#4a525a",
+)
 DASHES = ("-", "--", ":")
 MARKERS = "osD"
 METHODS = (
-    "flow_grpo", "flow_cps", "grpo_guard", "diffusion_nft", "flow_dppo", "flow_dppo_cps", "flow_dppo_all",
-    "flow_dppo_cps_all", "flow_cps_ratio",
-)  # fmt: skip
-"""Each has its colour in every figure in which no method has more variants than there are markers."""
+    "flow_grpo",
+    "flow_cps",
+    "grpo_guard",
+    "diffusion_nft",
+    "flow_dppo",
+    "flow_dppo_cps",
+    "flow_dppo_all",
+    "flow_dppo_cps_all",
+    "flow_cps_ratio",
+)
+"""Each has its colour in every figure in which no method has more variants than there are markers.
+"""
 CAPTIONS = {
-    "paths": "Bold: means over runs at each evaluation, from the base model to the mark at the end of training; thin: "
-    "the runs.",
+    "paths": (
+        "Bold: means over runs at each evaluation, from the base model to the mark at the end of "
+        "training; thin: the runs."
+    ),
     "curves": "Means over runs; the band holds all of them. Images: drawn for training.",
-    "dots": "After training: means over seeds with 95 % intervals, cut where they leave the frame; faint: the runs.",
+    "dots": (
+        "After training: means over seeds with 95 % intervals, cut where they leave the frame; "
+        "faint: the runs."
+    ),
     "noise": "A step whose exact KL is the threshold.",
     "contradictions": "Each clip at its best range for that many dimensions.",
 }
@@ -52,21 +77,30 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
 }
-WIDTH, HEIGHT = 6.4, 4.0
+WIDTH = 6.4
+HEIGHT = 4.0
 
 
 def figure_names(study: Study, results: Mapping[str, Any]) -> list[str]:
     """The figures that a record can give."""
     drawn = study.report.get("figures", {})
-    return [name for name, spec in drawn.items() if spec["kind"] in SIMULATED or _groups(study, spec, results)]
+    return [
+        name
+        for name, spec in drawn.items()
+        if spec["kind"] in SIMULATED or _groups(study, spec, results)
+    ]
 
 
-def _groups(study: Study, spec: Mapping[str, Any], results: Mapping[str, Any]) -> Mapping[str, Runs]:
+def _groups(
+    study: Study, spec: Mapping[str, Any], results: Mapping[str, Any]
+) -> Mapping[str, Runs]:
     return conditions(results["runs"], spec.get("stages", study.report["stages"]))
 
 
 def fingerprint(study: Study, results: Mapping[str, Any]) -> str:
-    """Of the record that a figure was drawn from, and how; stands in its file, so that a stale figure can be told."""
+    """Of the record that a figure was drawn from, and how; stands in its file, so that a stale
+    figure can be told.
+    """
     drawn = [study.report.get(key) for key in ("stages", "metrics", "figures")]
     return hashlib.sha256(json.dumps([results, drawn], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -85,29 +119,41 @@ def draw(study: Study, results: Mapping[str, Any], folder: Path) -> list[Path]:
             if spec["kind"] in SIMULATED:
                 SIMULATED[spec["kind"]](figure.subplots(), results["simulation"])
             else:
-                KINDS[spec["kind"]](figure, _groups(study, spec, results), study.report["metrics"], spec)
+                KINDS[spec["kind"]](
+                    figure, _groups(study, spec, results), study.report["metrics"], spec
+                )
             origin = {"Description": fingerprint(study, results)}
-            for suffix, metadata in (("png", origin | {"Software": None}), ("svg", origin | {"Date": None})):
+            for suffix, metadata in (
+                ("png", origin | {"Software": None}),
+                ("svg", origin | {"Date": None}),
+            ):
                 paths.append(folder / f"{name}.{suffix}")
                 figure.savefig(paths[-1], dpi=150, metadata=metadata)
     return paths
 
 
 def looks(labels: Sequence[str]) -> list[int]:
-    """A number for each condition, that of its colour and, in steps of so many colours, of its dash and marker.
+    """A number for each condition, that of its colour and, in steps of so many colours, of its dash
+    and marker.
 
     A method's own colour where that tells all conditions apart; else one after the other.
     """
     methods = [label.split(" ", 1)[0] for label in labels]
     if set(methods) <= set(METHODS) and max(map(methods.count, methods)) <= len(MARKERS):
         earlier = (methods[:i].count(own) for i, own in enumerate(methods))
-        return [METHODS.index(own) + len(COLOURS) * count for own, count in zip(methods, earlier, strict=True)]
+        return [
+            METHODS.index(own) + len(COLOURS) * count
+            for own, count in zip(methods, earlier, strict=True)
+        ]
     return list(range(len(labels)))
 
 
 def style(number: int) -> dict[str, Any]:
     """A colour, and a dash where the colours begin anew."""
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+    }
 
 
 def marker(number: int) -> str:
@@ -115,7 +161,9 @@ def marker(number: int) -> str:
     return MARKERS[number // len(COLOURS) % len(MARKERS)]
 
 
-def paths_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]) -> None:
+def paths_figure(
+    figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]
+) -> None:
     """Each condition's way from the base model to its end: its runs thin, their mean bold."""
     axes = figure.subplots()
     for number, (label, runs) in zip(looks(list(groups)), groups.items(), strict=True):
@@ -123,16 +171,25 @@ def paths_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, 
         for way in ways:
             axes.plot(*zip(*way, strict=True), **style(number), linewidth=0.6, alpha=0.25)
         if full := [way for way in ways if way and len(way) == max(map(len, ways))]:
-            centre = [[_mean(values) for values in zip(*points, strict=True)] for points in zip(*full, strict=True)]
+            centre = [
+                [_mean(values) for values in zip(*points, strict=True)]
+                for points in zip(*full, strict=True)
+            ]
             axes.plot(*zip(*centre, strict=True), **style(number), linewidth=1.6)
-            axes.plot(*centre[-1], marker(number), color=style(number)["color"], markersize=7, label=label)
+            axes.plot(
+                *centre[-1], marker(number), color=style(number)["color"], markersize=7, label=label
+            )
     axes.set_xlabel(spec["x"])
     axes.set_ylabel(spec["y"])
     _outside(figure)
 
 
-def curves_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]) -> None:
-    """A score over images drawn for training: the mean over runs, and the band from the smallest to the largest."""
+def curves_figure(
+    figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]
+) -> None:
+    """A score over images drawn for training: the mean over runs, and the band from the smallest to
+    the largest.
+    """
     axes = figure.subplots()
     for number, (label, runs) in zip(looks(list(groups)), groups.items(), strict=True):
         columns: dict[float, list[float]] = {}
@@ -141,19 +198,31 @@ def curves_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str,
                 images = row["iteration"] * run["images"] / max(run["iterations"], 1)
                 value = mean_of(row, metrics[spec["y"]])
                 columns.setdefault(images, []).append(value)
-        full = {x: own for x, own in sorted(columns.items()) if len(own) == len(runs) and not math.isnan(sum(own))}
+        full = {
+            x: own
+            for x, own in sorted(columns.items())
+            if len(own) == len(runs) and not math.isnan(sum(own))
+        }
         axes.fill_between(
-            list(full), [min(own) for own in full.values()], [max(own) for own in full.values()],
-            color=style(number)["color"], alpha=0.15, linewidth=0,
-        )  # fmt: skip
+            list(full),
+            [min(own) for own in full.values()],
+            [max(own) for own in full.values()],
+            color=style(number)["color"],
+            alpha=0.15,
+            linewidth=0,
+        )
         axes.plot(list(full), [_mean(own) for own in full.values()], **style(number), label=label)
     axes.set_xlabel("images")
     axes.set_ylabel(spec["y"])
     _outside(figure)
 
 
-def dots_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
-    """One panel a metric: each condition's mean over seeds with its 95 % interval, and its runs as faint dots."""
+def dots_figure(
+    figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, Any]
+) -> None:
+    """One panel a metric: each condition's mean over seeds with its 95 % interval, and its runs as
+    faint dots.
+    """
     names: Sequence[str] = spec["metrics"]
     figure.set_size_inches(WIDTH + 1.2 * len(names), max(HEIGHT / 2, 0.28 * len(groups) + 1))
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
@@ -169,8 +238,11 @@ def dots_figure(figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, A
             if values:
                 axes.plot([found.mean], [row], marker(numbers[row]), color=colour, markersize=6)
         axes.set_xlabel(name)
-        ends = [value for runs in groups.values() for value in by_seed(runs, metrics[name]).values()]
-        if ends and (room := 0.15 * (max(ends) - min(ends))):  # Student's intervals may leave what a score can be
+        ends = [
+            value for runs in groups.values() for value in by_seed(runs, metrics[name]).values()
+        ]
+        # Student's intervals may leave what a score can be.
+        if ends and (room := 0.15 * (max(ends) - min(ends))):
             axes.set_xlim(min(ends) - room, max(ends) + room)
     panels[0].set_yticks(range(len(groups)), list(groups))
     panels[0].set_ylim(len(groups) - 0.5, -0.5)
@@ -186,17 +258,28 @@ def noise_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
     ):
         axes.loglog(dimensions, [row[key] for row in rows], "o-", color=colour, label=label)
         own = f"{key} at the embedded model's threshold"
-        axes.loglog([embedded["dimensions"]], [embedded[key]], "D", color=colour, fillstyle="none", label=own)
+        axes.loglog(
+            [embedded["dimensions"]],
+            [embedded[key]],
+            "D",
+            color=colour,
+            fillstyle="none",
+            label=own,
+        )
     axes.set_xlabel("latent dimensions")
     axes.set_ylabel("log-ratio, mean-reduced")
     _legend(axes)
 
 
 def contradictions_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
-    """Share of decisions that the exact divergence contradicts, each estimator with its best clip range."""
+    """Share of decisions that the exact divergence contradicts, each estimator with its best clip
+    range.
+    """
     for number, (label, rows) in enumerate(simulation["estimators"].items()):
         shares = [100 * row["contradicted"] for row in rows]
-        axes.semilogx([row["dimensions"] for row in rows], shares, "o", **style(number), label=label)
+        axes.semilogx(
+            [row["dimensions"] for row in rows], shares, "o", **style(number), label=label
+        )
     axes.set_ylim(bottom=0)
     axes.set_xlabel("latent dimensions")
     axes.set_ylabel("contradicted decisions, % of terms that move away")

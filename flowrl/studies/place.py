@@ -14,15 +14,17 @@ from flowrl.studies.record import Record, from_folder, load
 from flowrl.sweep.job import STATUS
 from flowrl.sweep.plan import read_status
 
-RESULTS, TUNED, RUNS = "results.json", "tuned.json", "runs"
+RESULTS = "results.json"
+TUNED = "tuned.json"
+RUNS = "runs"
 
 
 @dataclass(frozen=True)
 class Place:
     """`plans` holds the studies' sweep.yaml, `root` their runs, `records` their results.json.
 
-    A run is known by its overrides alone: one that stands in the record of any study here is not run again, wherever
-    its folder has gone, so a study can be run over many sittings and machines.
+    A run is known by its overrides alone: one that stands in the record of any study here is not
+    run again, wherever its folder has gone, so a study can be run over many sittings and machines.
     """
 
     plans: Path
@@ -58,8 +60,12 @@ class Place:
         return _by_overrides(self.root.glob(f"*/{RUNS}/*/{STATUS}"))
 
     def find(self, name: str, wanted: Sequence[Planned]) -> dict[Planned, Record]:
-        """The records of those runs that are over: from their folders, or else from what was recorded earlier."""
-        folders, recorded, found = self.folders(name), self.recorded, {}
+        """The records of those runs that are over: from their folders, or else from what was
+        recorded earlier.
+        """
+        folders = self.folders(name)
+        recorded = self.recorded
+        found = {}
         for planned in wanted:
             key = frozenset(planned.overrides)
             known = from_folder(planned, folders[key]) if key in folders else None
@@ -76,17 +82,25 @@ class Place:
             if stage.chooses:
                 runs = stage.runs({})
                 records = self.find(study.name, runs)
-                own = stage.of(set(stage.methods) - {run.method for run in runs if run not in records})
+                own = stage.of(
+                    set(stage.methods) - {run.method for run in runs if run not in records}
+                )
                 return choose(own, own.runs({}), records)
         return {}
 
     def chosen(self, name: str) -> dict[str, Overrides]:
-        """Each method's tuned overrides, from the study `name`: that of this place, or else the committed record's."""
+        """Each method's tuned overrides, from the study `name`: that of this place, or else the
+        committed record's.
+        """
         path = self.root / name / TUNED
         if path.is_file():
             chosen = read_object(path, "remove it, and it is chosen anew")
         else:
-            chosen = load(self.results(name)).get("tuned") or load(self.plans / name / RESULTS).get("tuned") or {}
+            chosen = (
+                load(self.results(name)).get("tuned")
+                or load(self.plans / name / RESULTS).get("tuned")
+                or {}
+            )
         return {method: tuple(own["overrides"]) for method, own in chosen.items()}
 
     def planned(self, study: Study) -> list[Planned]:

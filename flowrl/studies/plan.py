@@ -1,8 +1,8 @@
 """The runs of a study: `sweep.yaml`, expanded to lists of overrides for train.py.
 
-A study has stages, one after the other. A stage runs each of its methods, in each of its variants, with each of its
-seeds. A stage that `chooses` by a metric tunes: the best variant of each method is what later stages, and other
-studies, take under `tuned`. The `quick` section reduces all of it.
+A study has stages, one after the other. A stage runs each of its methods, in each of its variants,
+with each of its seeds. A stage that `chooses` by a metric tunes: the best variant of each method is
+what later stages, and other studies, take under `tuned`. The `quick` section reduces all of it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Planned:
 
 @dataclass(frozen=True)
 class Stage:
-    """`variants` holds each method's, `{"": ()}` where there is one. `seconds` is what a run takes, for estimates."""
+    """`variants` holds each method's, `{"": ()}` where there is one. `seconds` is what a run takes,
+    for estimates.
+    """
 
     name: str
     common: Overrides
@@ -54,16 +56,27 @@ class Stage:
     seconds: float
 
     def runs(self, chosen: Mapping[str, Overrides]) -> list[Planned]:
-        """All runs, seed by seed, so that a sweep cut short has as many of each; `chosen` are tuned overrides."""
+        """All runs, seed by seed, so that a sweep cut short has as many of each; `chosen` are tuned
+        overrides.
+        """
         if self.tuned and (missing := [method for method in self.methods if method not in chosen]):
-            raise UserError(f"stage {self.name}: study {self.tuned} has tuned no {', '.join(missing)}; run it first")
+            raise UserError(
+                f"stage {self.name}: study {self.tuned} has tuned no {', '.join(missing)}; run it "
+                "first"
+            )
         return [
             Planned(
                 self.name,
                 method,
                 variant,
                 seed,
-                merge(self.common, overrides, chosen.get(method, ()) if self.tuned else (), own, (f"seed={seed}",)),
+                merge(
+                    self.common,
+                    overrides,
+                    chosen.get(method, ()) if self.tuned else (),
+                    own,
+                    (f"seed={seed}",),
+                ),
             )
             for seed in self.seeds
             for method, overrides in self.methods.items()
@@ -73,7 +86,9 @@ class Stage:
     def of(self, methods: Collection[str]) -> Stage:
         """The stage with those of its methods alone."""
         own = {method: overrides for method, overrides in self.methods.items() if method in methods}
-        return replace(self, methods=own, variants={method: self.variants[method] for method in own})
+        return replace(
+            self, methods=own, variants={method: self.variants[method] for method in own}
+        )
 
     @property
     def num_runs(self) -> int:
@@ -105,7 +120,9 @@ def read(name: str, folder: Path, is_quick: bool) -> Study:
     """The study below `folder`. Raises UserError for a name that has no sweep.yaml there."""
     path = folder / name / SWEEP
     if not path.is_file():
-        raise UserError(f"{name}: no such study{meant(name, ORDER)}; choose one of {', '.join(ORDER)}")
+        raise UserError(
+            f"{name}: no such study{meant(name, ORDER)}; choose one of {', '.join(ORDER)}"
+        )
     spec = read_yaml(path, RESTORE)
     reduced = spec.get("quick", {}) if is_quick else {}
     common = spec.get("common", ())
@@ -120,9 +137,15 @@ def read(name: str, folder: Path, is_quick: bool) -> Study:
     return Study(name, stages, spec.get("report", {}), simulation)
 
 
-def _stage(name: str, common: Overrides, given: Mapping[str, Any], reduced: Mapping[str, Any]) -> Stage:
-    """In `reduced`, lists of names keep those methods and variants; everything else replaces what is given."""
-    methods = {method: given["methods"][method] for method in reduced.get("methods", given["methods"])}
+def _stage(
+    name: str, common: Overrides, given: Mapping[str, Any], reduced: Mapping[str, Any]
+) -> Stage:
+    """In `reduced`, lists of names keep those methods and variants; everything else replaces what
+    is given.
+    """
+    methods = {
+        method: given["methods"][method] for method in reduced.get("methods", given["methods"])
+    }
     grid = reduced.get("grid", given.get("grid"))
     variants = given.get("variants", {"": ()})
     plain = {variant: variants[variant] for variant in reduced.get("variants", variants)}
@@ -144,10 +167,16 @@ def _tuples(variants: Mapping[str, Sequence[str]]) -> dict[str, Overrides]:
 
 def product(grid: Mapping[str, Sequence[Any]]) -> dict[str, Overrides]:
     """Every combination of the values of some keys, each under a name that tells its overrides."""
-    rows = itertools.product(*([f"{key}={value}" for value in values] for key, values in grid.items()))
+    rows = itertools.product(
+        *([f"{key}={value}" for value in values] for key, values in grid.items())
+    )
     return {" ".join(row): row for row in rows}
 
 
 def merge(*lists: Sequence[str]) -> Overrides:
-    """Overrides in one list; of those with the same key the last stays, at the place of the first."""
-    return tuple({override.split("=", 1)[0]: override for own in lists for override in own}.values())
+    """Overrides in one list; of those with the same key the last stays, at the place of the
+    first.
+    """
+    return tuple(
+        {override.split("=", 1)[0]: override for own in lists for override in own}.values()
+    )

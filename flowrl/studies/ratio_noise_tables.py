@@ -18,7 +18,11 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     makers = (threshold_table, estimator_table, published_table, varied_table, step_table)
     found = [make(simulation) for make in makers]
     groups = conditions(results["runs"], ["run"])
-    return [*found, measured_table(groups, simulation["setting"]["run_dimensions"])] if groups else found
+    return (
+        [*found, measured_table(groups, simulation["setting"]["run_dimensions"])]
+        if groups
+        else found
+    )
 
 
 def threshold_table(simulation: Mapping[str, Any]) -> Table:
@@ -29,10 +33,17 @@ def threshold_table(simulation: Mapping[str, Any]) -> Table:
     ]
     rows[-1][0] = f"{rows[-1][0]}, the embedded model's own delta"
     note = (
-        f"A step whose exact KL is delta = {simulation['setting']['delta']:g}, mean-reduced: sqrt(2 delta / D) against "
+        f"A step whose exact KL is delta = {simulation['setting']['delta']:g}, mean-reduced: "
+        "sqrt(2 delta / D) against "
         "delta. Neither sampler nor sigma enters."
     )
-    return Table("threshold", "Noise and signal", note, ("dimensions", "noise", "signal", "noise over signal"), rows)
+    return Table(
+        "threshold",
+        "Noise and signal",
+        note,
+        ("dimensions", "noise", "signal", "noise over signal"),
+        rows,
+    )
 
 
 def estimator_table(simulation: Mapping[str, Any]) -> Table:
@@ -40,14 +51,25 @@ def estimator_table(simulation: Mapping[str, Any]) -> Table:
     rows: list[list[Cell]] = []
     for label, own in simulation["estimators"].items():
         for row in own:
-            shares = [_percent(row[key]) for key in ("contradicted", "false_alarms", "misses", "gross")]
+            shares = [
+                _percent(row[key]) for key in ("contradicted", "false_alarms", "misses", "gross")
+            ]
             drawn = _percent(row["sampled"]) if "sampled" in row else "-"
             name = f"{label}, D={row['dimensions']:,}"
             rows.append([name, row["clip"], *shares, drawn, _percent(row["carried"])])
-    heads = ("contradicted", "false alarms", "misses", "gross", "contradicted, drawn", "with the first D's range")
+    heads = (
+        "contradicted",
+        "false alarms",
+        "misses",
+        "gross",
+        "contradicted, drawn",
+        "with the first D's range",
+    )
     note = (
-        "Shares of the terms that move away from the old policy, in closed form, each clip at the range that "
-        "contradicts the exact divergence least. Gross: the KL is a factor of four or more from delta."
+        "Shares of the terms that move away from the old policy, in closed form, each clip at the "
+        "range that "
+        "contradicts the exact divergence least. Gross: the KL is a factor of four or more from "
+        "delta."
     )
     return Table("estimators", "Contradicted decisions", note, ("clip", "best range", *heads), rows)
 
@@ -57,21 +79,37 @@ def published_table(simulation: Mapping[str, Any]) -> Table:
     setting = simulation["setting"]
     rows: list[list[Cell]] = [
         [
-            row["label"], f"{row['clip']:.1e}", f"{row['delta']:.1e}", f"{row['delta'] / setting['delta']:.2g}",
-            f"{row['noise'] / row['delta']:.2g}", _percent(row["contradicted"]), _percent(row["gross"]),
-            f"{row['carried']:.1e}", _percent(row["here"]),
+            row["label"],
+            f"{row['clip']:.1e}",
+            f"{row['delta']:.1e}",
+            f"{row['delta'] / setting['delta']:.2g}",
+            f"{row['noise'] / row['delta']:.2g}",
+            _percent(row["contradicted"]),
+            _percent(row["gross"]),
+            f"{row['carried']:.1e}",
+            _percent(row["here"]),
         ]
         for row in simulation["published"]
-    ]  # fmt: skip
-    there, here = setting["published_on"]["dimensions"], setting["carried_to"]["dimensions"]
+    ]
+    there = setting["published_on"]["dimensions"]
+    here = setting["carried_to"]["dimensions"]
     note = (
-        f"The threshold whose mask each published range contradicts least, on SD3.5's grid with {there:,} dimensions, "
-        f"and the range that does so for the same threshold, per dimension, in the embedded model with {here}."
+        "The threshold whose mask each published range contradicts least, on SD3.5's grid with "
+        f"{there:,} dimensions, "
+        "and the range that does so for the same threshold, per dimension, in the embedded model "
+        f"with {here}."
     )
     columns = (
-        "clip", "published range", "threshold", "over the authors' delta", "noise over signal", "contradicted", "gross",
-        "range in the embedded model", "contradicted there",
-    )  # fmt: skip
+        "clip",
+        "published range",
+        "threshold",
+        "over the authors' delta",
+        "noise over signal",
+        "contradicted",
+        "gross",
+        "range in the embedded model",
+        "contradicted there",
+    )
     return Table("published", "Published ranges", note, columns, rows)
 
 
@@ -83,8 +121,10 @@ def varied_table(simulation: Mapping[str, Any]) -> Table:
     ]
     setting = simulation["setting"]
     note = (
-        f"{setting['varied_dimensions']:,} dimensions where none are named, each clip at its best range. Velocities "
-        "that grow: their mean square is so many times as large at the last trained step as at the first."
+        f"{setting['varied_dimensions']:,} dimensions where none are named, each clip at its best "
+        "range. Velocities "
+        "that grow: their mean square is so many times as large at the last trained step as at the "
+        "first."
     )
     return Table("varied", "Other assumptions", note, ("clip", "contradicted", "gross"), rows)
 
@@ -95,34 +135,52 @@ def step_table(simulation: Mapping[str, Any]) -> Table:
     for label, own in simulation["steps"].items():
         for number, row in enumerate(own):
             relative = row["kl"] / simulation["setting"]["delta"]
-            rows.append([f"{label}, step {number}", row["sigma"], row["std"], relative, row["scale"]])
-    note = "The median difference of velocities, the same at every step; scale is what the clip multiplies log r by."
+            rows.append(
+                [f"{label}, step {number}", row["sigma"], row["std"], relative, row["scale"]]
+            )
+    note = (
+        "The median difference of velocities, the same at every step; scale is what the clip "
+        "multiplies log r by."
+    )
     return Table("steps", "By step", note, ("clip", "sigma", "std", "KL over delta", "scale"), rows)
 
 
 def measured_table(groups: Mapping[str, Runs], dimensions: int) -> Table:
     """Real runs: the logged noise, and the noise that the logged KL of each step predicts.
 
-    Of an iteration's two updates the first starts at the rollout's weights, where both are 0. With noise sqrt(2 kl / D)
-    in the second, the mean of the two is sqrt(kl / D) of the mean kl. Noise is averaged over steps; so must that be.
+    Of an iteration's two updates the first starts at the rollout's weights, where both are 0. With
+    noise sqrt(2 kl / D) in the second, the mean of the two is sqrt(kl / D) of the mean kl. Noise is
+    averaged over steps; so must that be.
     """
     rows: list[list[Cell]] = []
     for label, runs in groups.items():
-        first, last, seen, predicted, alarms, misses = zip(*(measured(run, dimensions) for run in runs), strict=True)
+        first, last, seen, predicted, alarms, misses = zip(
+            *(measured(run, dimensions) for run in runs), strict=True
+        )
         quotient = [a / b for a, b in zip(seen, predicted, strict=True)]
         values = (first, last, seen, predicted, quotient, alarms, misses)
         rows.append([label, len(runs), *(mean(list(own)) for own in values)])
     steps = ("KL, first step", "KL, last step")
-    columns = (*steps, "noise", "noise predicted", "measured over predicted", "false alarms", "misses")
+    columns = (
+        *steps,
+        "noise",
+        "noise predicted",
+        "measured over predicted",
+        "false alarms",
+        "misses",
+    )
     note = (
-        f"Means over iterations of short real runs, {dimensions} latent dimensions, and over seeds. False alarms and "
+        f"Means over iterations of short real runs, {dimensions} latent dimensions, and over "
+        "seeds. False alarms and "
         "misses: shares of all terms, at trust.clip and trust.delta as they ship."
     )
     return Table("measured", "In training", note, ("condition", "seeds", *columns), rows)
 
 
 def measured(run: Mapping[str, Any], dimensions: int) -> tuple[float, ...]:
-    """KL at the first and last trained step, noise logged and predicted, false alarms and misses: means over a run."""
+    """KL at the first and last trained step, noise logged and predicted, false alarms and misses:
+    means over a run.
+    """
     logged = run["training"]
     steps = [logged[name] for name in sorted(logged) if name.startswith(STEP_KL)]
     predicted = _average([_average([math.sqrt(kl / dimensions) for kl in step]) for step in steps])

@@ -18,7 +18,9 @@ Metric = str | Sequence[str]
 """A metric by its name in metrics.csv, or several whose mean is meant."""
 
 DIVERGED = "NotFinite"
-"""The error of a run whose gradients became infinite or NaN: a result too. Other failures are accidents, run again."""
+"""The error of a run whose gradients became infinite or NaN: a result too. Other failures are
+accidents, run again.
+"""
 
 TRAINING = (
     "reward/mean",
@@ -30,7 +32,9 @@ TRAINING = (
     "trust/log_ratio_signal",
 )
 STEP_KL = "trust/kl_old/"
-"""Kept of training, besides evaluations; and the KL of each step, whose metrics begin with the latter."""
+"""Kept of training, besides evaluations; and the KL of each step, whose metrics begin with the
+latter.
+"""
 POINTS = 20
 """So many values of each at most: means over equal stretches of the run."""
 DIGITS = 6
@@ -41,12 +45,16 @@ def from_folder(planned: Planned, folder: Path) -> Record | None:
     if not all((folder / name).is_file() for name in (CONFIG, "summary.json")):
         return None
     run = read(folder, folder.name)
-    is_result = run.status == "finished" or (run.status == "failed" and run.summary.get("error") == DIVERGED)
+    is_result = run.status == "finished" or (
+        run.status == "failed" and run.summary.get("error") == DIVERGED
+    )
     return record(planned, run) if is_result else None
 
 
 def record(planned: Planned, run: Run) -> Record:
-    """What is kept of a run: all its evaluations, the course of `TRAINING`, and where and how it ran."""
+    """What is kept of a run: all its evaluations, the course of `TRAINING`, and where and how it
+    ran.
+    """
     curves = {name: dict(run.curve(name)) for name in run.metrics if name.startswith("eval/")}
     iterations = sorted({iteration for curve in curves.values() for iteration in curve})
     evaluations = [
@@ -89,7 +97,8 @@ def _rounded(value: float) -> float:
 def evaluated(record: Mapping[str, Any], metric: Metric, index: int) -> float:
     """A metric of a run's evaluation, by its number; NaN without one.
 
-    -1 is the last: that after training, or of a run that failed the last before it did, be it the base model's.
+    -1 is the last: that after training, or of a run that failed the last before it did, be it the
+    base model's.
     """
     if index == -1 and record["status"] == "finished" and len(record["evaluations"]) < 2:
         return math.nan
@@ -104,7 +113,9 @@ def mean_of(row: Mapping[str, float], metric: Metric) -> float:
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
     """results.json, one line a run, whole or not at all."""
-    head = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in results.items() if key != "runs"]
+    head = [
+        f"{json.dumps(key)}: {json.dumps(value)}" for key, value in results.items() if key != "runs"
+    ]
     runs = ",\n  ".join(json.dumps(run) for run in results["runs"])
     body = ",\n ".join([*head, f'"runs": [\n  {runs}\n ]' if runs else '"runs": []'])
     path.parent.mkdir(parents=True, exist_ok=True)

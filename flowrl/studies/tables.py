@@ -26,10 +26,13 @@ BASE = "base model"
 
 def tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
     """What the record has to say: conditions, comparisons, and what was tuned."""
-    runs, report = results["runs"], study.report
+    runs = results["runs"]
+    report = study.report
     groups = conditions(runs, report["stages"])
     found = [main_table(groups, report["metrics"])] if groups else []
-    if pairs := [pair for pair in report.get("compare", ()) if all(name in groups for name in pair)]:
+    if pairs := [
+        pair for pair in report.get("compare", ()) if all(name in groups for name in pair)
+    ]:
         found.append(comparison_table(groups, pairs, report))
     if report.get("interactions"):
         found.append(interaction_table(groups, report))
@@ -41,7 +44,9 @@ def tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
 
 
 def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
-    """One row a condition: means of the evaluation after training; above those it holds for, the one before."""
+    """One row a condition: means of the evaluation after training; above those it holds for, the
+    one before.
+    """
     rows: list[list[Cell]] = []
     base: list[float] = []
     for label, runs in groups.items():
@@ -55,7 +60,8 @@ def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
         values = (mean(list(by_seed(runs, metric).values())) for metric in metrics.values())
         rows.append([label, seeds, *values, f"{images:,.0f}", f"{seconds:.0f}"])
     note = (
-        "Means over seeds with 95 % intervals, after training; the base model's values are from before. How to read "
+        "Means over seeds with 95 % intervals, after training; the base model's values are from "
+        "before. How to read "
         "them stands in `experiments/README.md`."
     )
     columns = ("condition", "seeds", *metrics, "images", "seconds")
@@ -64,14 +70,18 @@ def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
 
 def same_score(one: float, other: float) -> bool:
     """Whether two scores of one model are equal but for rounding, or both not measured."""
-    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-3) or (math.isnan(one) and math.isnan(other))
+    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-3) or (
+        math.isnan(one) and math.isnan(other)
+    )
 
 
 def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def comparison_table(groups: Mapping[str, Runs], pairs: Sequence[Sequence[str]], report: Mapping[str, Any]) -> Table:
+def comparison_table(
+    groups: Mapping[str, Runs], pairs: Sequence[Sequence[str]], report: Mapping[str, Any]
+) -> Table:
     """One row a claim: a condition against another."""
     metrics = report["metrics"]
     rows: list[list[Cell]] = []
@@ -88,8 +98,10 @@ def comparison_table(groups: Mapping[str, Runs], pairs: Sequence[Sequence[str]],
         cells |= at_equal(own, report)
         rows.append([f"{ours} against {theirs}", *cells.values()])
     note = (
-        "Over shared seeds as pairs, with 95 % intervals. Ratios of gains are those over the base model, `-` where a "
-        "gain is not positive. At equal reward: in brackets how many pairs have one; a KL ratio below 1 says that the "
+        "Over shared seeds as pairs, with 95 % intervals. Ratios of gains are those over the base "
+        "model, `-` where a "
+        "gain is not positive. At equal reward: in brackets how many pairs have one; a KL ratio "
+        "below 1 says that the "
         "first of the two drifts less. How both are found stands in `experiments/README.md`."
     )
     return Table("comparisons", "Comparisons", note, ("comparison", *cells), rows)
@@ -97,16 +109,17 @@ def comparison_table(groups: Mapping[str, Runs], pairs: Sequence[Sequence[str]],
 
 def at_equal(own: tuple[Runs, Runs], report: Mapping[str, Any]) -> dict[str, str]:
     """What two conditions cost at equal reward: KL as a ratio, all else as a difference."""
-    metrics, cells = report["metrics"], {}
+    metrics = report["metrics"]
+    cells = {}
     for given in report["equal"]:
-        reward, name = metrics[given["at"]], given["of"]
+        reward = metrics[given["at"]]
+        name = given["of"]
         if name == report["kl"]:
-            found, label = kl_ratio_at_equal(*own, reward, metrics[name]), f"{name}, ratio at equal {given['at']}"
+            found = kl_ratio_at_equal(*own, reward, metrics[name])
+            label = f"{name}, ratio at equal {given['at']}"
         else:
-            found, label = (
-                difference_at_equal(*own, reward, metrics[name]),
-                f"{name}, difference at equal {given['at']}",
-            )
+            found = difference_at_equal(*own, reward, metrics[name])
+            label = f"{name}, difference at equal {given['at']}"
         cells[label] = f"{found.text(sign=name != report['kl'])} ({found.count})"
     return cells
 
@@ -119,10 +132,17 @@ def interaction_table(groups: Mapping[str, Runs], report: Mapping[str, Any]) -> 
         for labels in sides(given):
             if all(label in groups for pair in labels for label in pair):
                 ours, others = ([groups[label] for label in pair] for pair in labels)
-                cells = (interaction(ours, others, report["metrics"][name]).text(sign=True) for name in names)
+                cells = (
+                    interaction(ours, others, report["metrics"][name]).text(sign=True)
+                    for name in names
+                )
                 rows.append([" against ".join(" for ".join(pair) for pair in labels), *cells])
-    note = "The change's effect on the first method minus its effect on the second, over shared seeds."
-    return Table("interactions", "Does the change suit one better?", note, ("comparison", *names), rows)
+    note = (
+        "The change's effect on the first method minus its effect on the second, over shared seeds."
+    )
+    return Table(
+        "interactions", "Does the change suit one better?", note, ("comparison", *names), rows
+    )
 
 
 def sides(given: Mapping[str, Any]) -> list[list[list[str]]]:
@@ -130,12 +150,20 @@ def sides(given: Mapping[str, Any]) -> list[list[list[str]]]:
 
     What ours is held `against` is a method with the same change, or one with another of its own.
     """
-    others = [own if isinstance(own, dict) else {"of": own, "change": given["change"]} for own in given["against"]]
-    return [[[f"{side['of']} {variant}" for variant in side["change"]] for side in (given, other)] for other in others]
+    others = [
+        own if isinstance(own, dict) else {"of": own, "change": given["change"]}
+        for own in given["against"]
+    ]
+    return [
+        [[f"{side['of']} {variant}" for variant in side["change"]] for side in (given, other)]
+        for other in others
+    ]
 
 
 def course_table(groups: Mapping[str, Runs], names: Mapping[str, str]) -> Table:
-    """One row a condition: what training logged, in its first quarter, its middle half and its last quarter."""
+    """One row a condition: what training logged, in its first quarter, its middle half and its last
+    quarter.
+    """
     rows: list[list[Cell]] = []
     for label, runs in groups.items():
         cells: list[Cell] = []
@@ -143,15 +171,23 @@ def course_table(groups: Mapping[str, Runs], names: Mapping[str, str]) -> Table:
             parts = [quarters(run["training"].get(metric, ())) for run in runs]
             cells += [mean([own[i] for own in parts]) for i in range(3)]
         rows.append([label, *cells])
-    columns = [f"{name}, {part}" for name in names for part in ("first quarter", "middle", "last quarter")]
+    columns = [
+        f"{name}, {part}" for name in names for part in ("first quarter", "middle", "last quarter")
+    ]
     note = "Means over the iterations of each part, all steps and updates, and over seeds."
     return Table("course", "In training", note, ("condition", *columns), rows)
 
 
 def quarters(values: Sequence[float]) -> tuple[float, float, float]:
-    """Means of the first quarter, the middle half and the last quarter of a course; NaN of nothing."""
+    """Means of the first quarter, the middle half and the last quarter of a course; NaN of
+    nothing.
+    """
     quarter = len(values) // 4
-    parts = values[:quarter], values[quarter : len(values) - quarter], values[len(values) - quarter :]
+    parts = (
+        values[:quarter],
+        values[quarter : len(values) - quarter],
+        values[len(values) - quarter :],
+    )
     return tuple(_average(own) if quarter else math.nan for own in parts)  # type: ignore[return-value]
 
 
@@ -162,17 +198,26 @@ def chosen_table(tuned: Mapping[str, Mapping[str, Any]], study: Study) -> Table:
         [method, own["variant"], own["score"], edges(own["variant"], list(stage.variants[method]))]
         for method, own in tuned.items()
     ]
-    note = f"By mean {stage.chooses} after training, over seeds {', '.join(map(str, stage.seeds))}, unused elsewhere."
+    note = (
+        f"By mean {stage.chooses} after training, over seeds {', '.join(map(str, stage.seeds))}, "
+        "unused elsewhere."
+    )
     columns = ("method", "chosen", "score", "at the edge of its grid")
     return Table("chosen", "Tuned", note, columns, rows)
 
 
 def edges(variant: str, variants: Sequence[str]) -> str:
-    """The keys of a variant whose value is the first or last of several in the grid: a wider one might do better."""
+    """The keys of a variant whose value is the first or last of several in the grid: a wider one
+    might do better.
+    """
     found = []
     for word in variant.split():
         key = word.split("=", 1)[0]
-        values = list(dict.fromkeys(own for other in variants for own in other.split() if own.startswith(f"{key}=")))
+        values = list(
+            dict.fromkeys(
+                own for other in variants for own in other.split() if own.startswith(f"{key}=")
+            )
+        )
         if len(values) > 1 and word in (values[0], values[-1]):
             found.append(key)
     return ", ".join(found) or "no"
@@ -187,11 +232,19 @@ def tuning_table(study: Study, results: Mapping[str, Any]) -> Table:
         for variant in variants:
             runs = groups.get(f"{method} {variant}".strip(), [])
             scores = [evaluated(run, stage.chooses, -1) for run in runs]
-            score = _average(scores) if scores and all(run["status"] == "finished" for run in runs) else math.nan
-            is_chosen = results["tuned"].get(method, {}).get("variant") == variant  # a method may be new
+            score = (
+                _average(scores)
+                if scores and all(run["status"] == "finished" for run in runs)
+                else math.nan
+            )
+            is_chosen = (
+                results["tuned"].get(method, {}).get("variant") == variant
+            )  # a method may be new
             rows.append([method, variant, len(runs), score, "yes" if is_chosen else ""])
     columns = ("method", "variant", "seeds", stage.chooses, "chosen")
-    return Table("tuning", "Tuning", "Mean over the tuning seeds; `-` where a run failed.", columns, rows)
+    return Table(
+        "tuning", "Tuning", "Mean over the tuning seeds; `-` where a run failed.", columns, rows
+    )
 
 
 def status(study: Study, results: Mapping[str, Any]) -> str:
@@ -199,15 +252,25 @@ def status(study: Study, results: Mapping[str, Any]) -> str:
     runs = results["runs"]
     if not runs and not results.get("simulation"):
         parts = ", ".join(f"{stage.name} {stage.num_runs}" for stage in study.stages)
-        return f"**Not run yet.** Planned: {study.num_runs} runs ({parts}), about {study.hours:.1f} hours on two cores."
+        return (
+            f"**Not run yet.** Planned: {study.num_runs} runs ({parts}), about {study.hours:.1f} "
+            "hours on two cores."
+        )
     failed = sum(run["status"] == "failed" for run in runs)
-    lines = [f"{len(runs)} of {study.num_runs} runs, {failed} of them failed; {_hours(runs)} hours of single runs."]
+    lines = [
+        f"{len(runs)} of {study.num_runs} runs, {failed} of them failed; {_hours(runs)} hours of "
+        "single runs."
+    ]
     if len(runs) < study.num_runs:
         lines.insert(0, "**Incomplete:** what follows is of the runs that are there.")
     for name, key in (("Commit", "commit"), ("Device", "device")):
         counts = Counter(str(run[key])[:60] for run in runs)
-        lines.append(f"{name}: {', '.join(f'{value} ({count})' for value, count in counts.most_common())}.")
-    packages = Counter(", ".join(f"{name} {own}" for name, own in (run["versions"] or {}).items()) for run in runs)
+        lines.append(
+            f"{name}: {', '.join(f'{value} ({count})' for value, count in counts.most_common())}."
+        )
+    packages = Counter(
+        ", ".join(f"{name} {own}" for name, own in (run["versions"] or {}).items()) for run in runs
+    )
     lines += [f"Packages: {value} ({count})." for value, count in packages.most_common()]
     return "  \n".join(lines)
 

@@ -15,15 +15,26 @@ from typing import Any
 from flowrl.runs.command_line import override
 from flowrl.runs.files import CONFIG, METRICS, SUMMARY, read_object, write_whole
 
-STATUS, LOG = "job.json", "job.log"
+STATUS = "job.json"
+LOG = "job.log"
 COMPOSED = "job.yaml"
 """The configuration that the job starts from, as its sweep composed it."""
 TRUSTED = "++trust_folder=true"
-"""The override for a resumed run whose folder was checked, or is trusted; a script of one's own may lack the key."""
+"""The override for a resumed run whose folder was checked, or is trusted; a script of one's own may
+lack the key.
+"""
 
 DAMAGED = "remove it, and the run is gone on with from its newest checkpoint"
 """What to do about a summary that cannot be read."""
-FOREIGN = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+FOREIGN = (
+    "RANK",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "GROUP_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 SLURM_TASK = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 WANDB_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_SWEEP_ID")
 
@@ -36,10 +47,11 @@ class JobsFailed(ChildProcessError):
 class Job:
     """A run of `train.py` with `overrides` in `folder`, as `num_processes` ranks.
 
-    `composed` is the text of the configuration that it starts from; without one `train.py` composes the overrides.
-    `has_threads` says that the configuration has a number of threads already. `state` is waiting, running, finished,
-    failed or stopped; `devices` are the slots it has or had. `is_trusted` says that what its folder holds is known, or
-    was checked, so that a run there is continued without being checked again.
+    `composed` is the text of the configuration that it starts from; without one `train.py` composes
+    the overrides. `has_threads` says that the configuration has a number of threads already.
+    `state` is waiting, running, finished, failed or stopped; `devices` are the slots it has or had.
+    `is_trusted` says that what its folder holds is known, or was checked, so that a run there is
+    continued without being checked again.
     """
 
     number: int
@@ -56,7 +68,9 @@ class Job:
     is_trusted: bool = False
 
     def prepare(self) -> None:
-        """Write the composed configuration, unless the run has begun: then it continues as it was composed."""
+        """Write the composed configuration, unless the run has begun: then it continues as it was
+        composed.
+        """
         if self.composed is not None and not self.is_begun:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / COMPOSED, self.composed)
@@ -86,7 +100,14 @@ class Job:
         try:
             rows = list(csv.DictReader((self.folder / METRICS).read_text().splitlines()))
             return int(rows[-1]["iteration"]), f"{float(rows[-1]['reward/mean']):.3f}"
-        except (OSError, IndexError, KeyError, ValueError, TypeError):  # not begun, or a line half written
+        except (
+            OSError,
+            IndexError,
+            KeyError,
+            ValueError,
+            TypeError,
+        ):
+            # Not begun, or a line half written.
             return 0, ""
 
     @property
@@ -95,10 +116,16 @@ class Job:
         return (self.folder / CONFIG).is_file()
 
     def arguments(self, num_threads: int | None) -> list[str]:
-        """Flags and single-run overrides: a new run in the folder, or the continuation of the one that it holds."""
+        """Flags and single-run overrides: a new run in the folder, or the continuation of the one
+        that it holds.
+        """
         threads = [] if num_threads is None or self.has_threads else [f"num_threads={num_threads}"]
         is_composed = (self.folder / COMPOSED).is_file()
-        flags = ["--config-path", str(self.folder), "--config-name", Path(COMPOSED).stem] if is_composed else []
+        flags = (
+            ["--config-path", str(self.folder), "--config-name", Path(COMPOSED).stem]
+            if is_composed
+            else []
+        )
         if self.is_begun:
             trust = [TRUSTED] if self.is_trusted else []
             return [*flags, override("resume", str(self.folder)), *trust, *threads]
@@ -113,9 +140,15 @@ def has_key(overrides: Iterable[str], key: str) -> bool:
 
 
 def environment(group: str) -> dict[str, str]:
-    """This process's environment without what would make a job think it is part of it; its W&B group is the sweep."""
+    """This process's environment without what would make a job think it is part of it; its W&B
+    group is the sweep.
+    """
     left_out = (*FOREIGN, *SLURM_TASK, *WANDB_RUN)
-    kept = {key: value for key, value in os.environ.items() if key not in left_out and "TORCHELASTIC" not in key}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in left_out and "TORCHELASTIC" not in key
+    }
     return kept | {"WANDB_RUN_GROUP": group}
 
 
@@ -132,7 +165,9 @@ def num_ranks(devices: int | str | Sequence[int]) -> int:
 
 
 def objective(folder: Path, name: str) -> float | None:
-    """What a sweeper optimises: a score of the evaluation after training, None where that has no such score."""
+    """What a sweeper optimises: a score of the evaluation after training, None where that has no
+    such score.
+    """
     node: Any = read_object(folder / SUMMARY, DAMAGED)
     for key in ("eval", "after", name):
         node = node.get(key) if isinstance(node, dict) else None

@@ -21,7 +21,9 @@ Overrides = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as its folder tells it: the script and the working directory of its jobs, and their overrides."""
+    """A sweep as its folder tells it: the script and the working directory of its jobs, and their
+    overrides.
+    """
 
     script: Path
     directory: Path
@@ -43,12 +45,16 @@ def read_sweep(folder: Path) -> Sweep:
         raise UserError(f"resume={folder}: no {SWEEP} there; give the folder of an earlier sweep")
     record = _record(folder)
     return Sweep(
-        Path(record["script"]), Path(record["directory"]), tuple(tuple(job["overrides"]) for job in record["jobs"])
+        Path(record["script"]),
+        Path(record["directory"]),
+        tuple(tuple(job["overrides"]) for job in record["jobs"]),
     )
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """The file of a sweep; that of earlier versions is a list of overrides, begun by train.py in an unknown place."""
+    """The file of a sweep; that of earlier versions is a list of overrides, begun by train.py in an
+    unknown place.
+    """
     path = folder / SWEEP
     record = read_json(path, DAMAGED) if path.is_file() else []
     if isinstance(record, list):
@@ -70,9 +76,14 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 def _check(entry: object, kinds: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError, naming the file, unless an entry is an object with values of these kinds, texts as overrides."""
+    """Raise UserError, naming the file, unless an entry is an object with values of these kinds,
+    texts as overrides.
+    """
     if not isinstance(entry, dict):
-        raise UserError(f"{path} is damaged ({json.dumps(entry)} stands where an object was expected); {DAMAGED}")
+        raise UserError(
+            f"{path} is damaged ({json.dumps(entry)} stands where an object was expected); "
+            f"{DAMAGED}"
+        )
     for key, kind in kinds.items():
         if key not in entry or not isinstance(entry[key], kind):
             raise UserError(f"{path} is damaged ({key} is {json.dumps(entry.get(key))}); {DAMAGED}")
@@ -81,35 +92,58 @@ def _check(entry: object, kinds: Mapping[str, Any], path: Path) -> None:
 
 
 def write_sweep(
-    folder: Path, jobs: Sequence[Job], is_new: bool, script: Path = TRAIN, directory: Path | None = None
+    folder: Path,
+    jobs: Sequence[Job],
+    is_new: bool,
+    script: Path = TRAIN,
+    directory: Path | None = None,
 ) -> None:
-    """Keep the sweep's jobs, so that it can be continued by its folder; a later batch adds to them."""
+    """Keep the sweep's jobs, so that it can be continued by its folder; a later batch adds to
+    them.
+    """
     entries = [
-        {"number": job.number, "folder": str(job.folder.relative_to(folder)), "overrides": list(job.overrides)}
+        {
+            "number": job.number,
+            "folder": str(job.folder.relative_to(folder)),
+            "overrides": list(job.overrides),
+        }
         for job in jobs
     ]
     new = [entry["overrides"] for entry in entries]
-    kept = [] if is_new else [entry for entry in _record(folder)["jobs"] if entry["overrides"] not in new]
-    record = {"script": str(script), "directory": str(directory or Path.cwd()), "jobs": [*kept, *entries]}
+    kept = (
+        []
+        if is_new
+        else [entry for entry in _record(folder)["jobs"] if entry["overrides"] not in new]
+    )
+    record = {
+        "script": str(script),
+        "directory": str(directory or Path.cwd()),
+        "jobs": [*kept, *entries],
+    }
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / SWEEP, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def find_places(folder: Path, wanted: Sequence[Overrides]) -> list[Place]:
-    """The place of each job: that of the job in `folder` with the same overrides in any order, or a new number."""
+    """The place of each job: that of the job in `folder` with the same overrides in any order, or a
+    new number.
+    """
     known: dict[frozenset[str], Place] = {}
     for entry in _record(folder)["jobs"]:
         if entry["number"] is not None:
             known[frozenset(entry["overrides"])] = Place(entry["number"], folder / entry["folder"])
     for path in folder.rglob(STATUS):
         status = read_status(path)
-        known[frozenset(status["overrides"])] = Place(status["number"], path.parent, status["seconds"])
+        known[frozenset(status["overrides"])] = Place(
+            status["number"], path.parent, status["seconds"]
+        )
     fresh = max((place.number for place in known.values()), default=-1) + 1
     places = []
     for overrides in wanted:
         place = known.get(frozenset(overrides))
         if place is None:
-            place, fresh = Place(fresh), fresh + 1
+            place = Place(fresh)
+            fresh = fresh + 1
         places.append(place)
     return places
 
@@ -121,9 +155,13 @@ def match(folder: Path, wanted: Sequence[Overrides], sizes: Sequence[tuple[int, 
     """
     jobs = []
     places = find_places(folder, wanted)
-    for overrides, place, (num_processes, num_iterations) in zip(wanted, places, sizes, strict=True):
+    for overrides, place, (num_processes, num_iterations) in zip(
+        wanted, places, sizes, strict=True
+    ):
         path = place.folder or folder / str(place.number)
-        job = Job(place.number, overrides, path, num_processes, num_iterations, seconds=place.seconds)
+        job = Job(
+            place.number, overrides, path, num_processes, num_iterations, seconds=place.seconds
+        )
         job.has_threads = has_key(overrides, "num_threads")
         job.state = "finished" if job.is_finished else "waiting"
         jobs.append(job)

@@ -19,7 +19,9 @@ from flowrl.sweep.table import LiveTable
 
 @dataclass(frozen=True)
 class Slots:
-    """Names of the devices; `threads` per process where they are CPU slots, None where they are GPUs."""
+    """Names of the devices; `threads` per process where they are CPU slots, None where they are
+    GPUs.
+    """
 
     names: tuple[str, ...]
     threads: int | None
@@ -32,9 +34,11 @@ class Slots:
 
 
 def find_slots(count: int | None, num_gpus: int, wanted: int) -> Slots:
-    """One slot a GPU, or, where there is none, as many CPU slots as there are cores or `wanted` processes.
+    """One slot a GPU, or, where there is none, as many CPU slots as there are cores or `wanted`
+    processes.
 
-    `count` says otherwise: the first `count` GPUs, or `count` CPU slots. Cores are divided among CPU slots.
+    `count` says otherwise: the first `count` GPUs, or `count` CPU slots. Cores are divided among
+    CPU slots.
     """
     if count is not None and count < 1:
         raise UserError(f"hydra.launcher.slots={count} must be at least 1, or null for all devices")
@@ -42,9 +46,14 @@ def find_slots(count: int | None, num_gpus: int, wanted: int) -> Slots:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(i) for i in range(num_gpus)]
         if count is not None and count > len(names):
-            raise UserError(f"hydra.launcher.slots={count}: there are {len(names)} GPUs; CPU slots need none visible")
+            raise UserError(
+                f"hydra.launcher.slots={count}: there are {len(names)} GPUs; CPU slots need none "
+                "visible"
+            )
         return Slots(tuple(names[:count]), None)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     number = count or min(cores, wanted)
     return Slots(tuple(f"cpu{i}" for i in range(number)), max(1, cores // number))
 
@@ -52,10 +61,10 @@ def find_slots(count: int | None, num_gpus: int, wanted: int) -> Slots:
 class Pool:
     """Runs jobs as slots become free, each on as many as it has processes.
 
-    Jobs are runs of `script` in the working directory `directory`. `is_fail_fast` stops everything when a job fails;
-    otherwise the others go on. A job that does not end when asked is killed after `grace` seconds. On SIGINT or SIGTERM
-    all jobs are asked to end, which lets them save their state, and KeyboardInterrupt is raised; a second signal kills
-    them.
+    Jobs are runs of `script` in the working directory `directory`. `is_fail_fast` stops everything
+    when a job fails; otherwise the others go on. A job that does not end when asked is killed after
+    `grace` seconds. On SIGINT or SIGTERM all jobs are asked to end, which lets them save their
+    state, and KeyboardInterrupt is raised; a second signal kills them.
     """
 
     def __init__(
@@ -69,15 +78,22 @@ class Pool:
         script: Path = TRAIN,
         directory: Path | None = None,
     ) -> None:
-        self.slots, self.is_fail_fast, self.grace, self.refresh = slots, is_fail_fast, grace, refresh
-        self.group, self.script, self.directory = group, script, directory
+        self.slots = slots
+        self.is_fail_fast = is_fail_fast
+        self.grace = grace
+        self.refresh = refresh
+        self.group = group
+        self.script = script
+        self.directory = directory
         self.free = list(slots.names)
         self.running: dict[int, tuple[Job, Ranks]] = {}
         self.is_stopping = False
         self.num_signals = 0
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Run all waiting jobs; their states tell how each ended. Raises UserError for one that can never fit."""
+        """Run all waiting jobs; their states tell how each ended. Raises UserError for one that can
+        never fit.
+        """
         for job in jobs:
             if job.num_processes > len(self.slots.names):
                 raise UserError(
@@ -85,7 +101,10 @@ class Pool:
                     f"{len(self.slots.names)} slots; lower it or raise hydra.launcher.slots"
                 )
         table = LiveTable(jobs, self.refresh)
-        before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, self._interrupt)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             while self._advance(jobs):
                 table.show()
@@ -109,23 +128,33 @@ class Pool:
     def _advance(self, jobs: Sequence[Job]) -> bool:
         """Start what fits and collect what has ended; whether anything is left to do."""
         for job in jobs:
-            if job.state == "waiting" and not self.is_stopping and job.num_processes <= len(self.free):
+            if (
+                job.state == "waiting"
+                and not self.is_stopping
+                and job.num_processes <= len(self.free)
+            ):
                 self._start(job)
         for job, ranks in list(self.running.values()):
             if ranks.poll():
                 self._collect(job, ranks)
-        return bool(self.running) or (not self.is_stopping and any(job.state == "waiting" for job in jobs))
+        return bool(self.running) or (
+            not self.is_stopping and any(job.state == "waiting" for job in jobs)
+        )
 
     def _start(self, job: Job) -> None:
         job.devices = tuple(self.free[: job.num_processes])
-        job.state, job.problem = "running", ""
+        job.state = "running"
+        job.problem = ""
         job.folder.mkdir(parents=True, exist_ok=True)
         variables = environment(self.group) | self.slots.variables(job.devices)
         line = command(job.arguments(self.slots.threads), self.script)
         try:
-            ranks = Ranks(line, job.num_processes, job.folder / LOG, variables, self.grace, self.directory)
+            ranks = Ranks(
+                line, job.num_processes, job.folder / LOG, variables, self.grace, self.directory
+            )
         except StillRunning as error:
-            job.state, job.problem = "failed", str(error)
+            job.state = "failed"
+            job.problem = str(error)
             if self.is_fail_fast:
                 self._stop_all()
             return
@@ -142,7 +171,8 @@ class Pool:
         if not ranks.problem:
             job.state = "finished"
         else:
-            job.state, job.problem = "stopped" if self.is_stopping else "failed", ranks.problem
+            job.state = "stopped" if self.is_stopping else "failed"
+            job.problem = ranks.problem
         job.write()
         if job.state == "failed" and self.is_fail_fast:
             self._stop_all()

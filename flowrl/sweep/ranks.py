@@ -16,7 +16,9 @@ from flowrl.sweep.job import LOG, Job, JobsFailed, command, environment, objecti
 
 POLL_SECONDS = 0.2
 FAILURE_SECONDS = 10.0
-"""For the ranks of a job to end after one of them has; a rank that waits for it in a collective never would."""
+"""For the ranks of a job to end after one of them has; a rank that waits for it in a collective
+never would.
+"""
 GRACE_SECONDS = 300.0
 """For a job to finish its iteration and save its state when another launcher stops it."""
 
@@ -26,12 +28,14 @@ class StillRunning(RuntimeError):
 
 
 class Ranks:
-    """Starts `command` `count` times as the ranks of one job, which find each other by Lightning's variables.
+    """Starts `command` `count` times as the ranks of one job, which find each other by Lightning's
+    variables.
 
-    All share a process group of their own, so a Ctrl-C at the terminal does not reach them, a log, and the working
-    directory `directory`, by default this process's. When a rank fails, the rest get SIGTERM, and SIGKILL after
-    FAILURE_SECONDS; likewise when one has ended well and others have not within `grace` seconds. Where `stop` asks them
-    to end, they have `grace` seconds to save their state.
+    All share a process group of their own, so a Ctrl-C at the terminal does not reach them, a log,
+    and the working directory `directory`, by default this process's. When a rank fails, the rest
+    get SIGTERM, and SIGKILL after FAILURE_SECONDS; likewise when one has ended well and others have
+    not within `grace` seconds. Where `stop` asks them to end, they have `grace` seconds to save
+    their state.
     """
 
     def __init__(
@@ -51,11 +55,16 @@ class Ranks:
         self.ranks: list[subprocess.Popen[bytes]] = []
         with log.open("ab") as file:
             try:
-                # The ranks inherit the lock with the file, so it is held as long as any of them lives.
+                # The ranks inherit the lock with the file, so it is held as long as any of them
+                # lives.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise StillRunning(f"{log.parent}: a process of an earlier start still runs there") from error
-            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())} if count > 1 else {}
+                raise StillRunning(
+                    f"{log.parent}: a process of an earlier start still runs there"
+                ) from error
+            meeting = (
+                {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())} if count > 1 else {}
+            )
             for rank in range(count):
                 place = {**meeting, "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if count > 1 else {}
                 self.ranks.append(
@@ -76,11 +85,15 @@ class Ranks:
         return time.monotonic() - self.start
 
     def poll(self) -> bool:
-        """Whether all ranks have ended; ends those that outlive a failure. `problem` tells what went wrong, if any."""
+        """Whether all ranks have ended; ends those that outlive a failure. `problem` tells what
+        went wrong, if any.
+        """
         codes = [rank.poll() for rank in self.ranks]
         for number, code in enumerate(codes):
             if code and not self.problem:
-                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+                how = (
+                    f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+                )
                 self.problem = how if len(codes) == 1 else f"rank {number}: {how}"
                 self._end(FAILURE_SECONDS)
         is_alive = [code is None for code in codes]
@@ -88,7 +101,9 @@ class Ranks:
             self._signal(signal.SIGKILL)  # what the ranks themselves have left behind
             return True
         if not all(is_alive) and self.deadline is None:
-            self.deadline = time.monotonic() + self.grace  # the first rank has files and trackers to close
+            self.deadline = (
+                time.monotonic() + self.grace
+            )  # the first rank has files and trackers to close
         if self.deadline is not None and time.monotonic() > self.deadline:
             if not self.is_ending:
                 self.problem = f"rank {is_alive.index(True)} went on after another had ended"
@@ -124,16 +139,19 @@ def _free_port() -> int:
 def run_to_end(job: Job, score: str, script: Path, directory: Path) -> float | None:
     """Run one job on this process's devices, unless it has finished, and return its objective.
 
-    The job is a call of `script` in the working directory `directory`. This is for launchers that call a function for
-    each job: it is still processes of its own. Raises JobsFailed. An interrupt is passed on to it; so is SIGTERM, which
-    lets it save its state.
+    The job is a call of `script` in the working directory `directory`. This is for launchers that
+    call a function for each job: it is still processes of its own. Raises JobsFailed. An interrupt
+    is passed on to it; so is SIGTERM, which lets it save its state.
     """
     if not job.is_finished:
         job.state = "running"
         job.folder.mkdir(parents=True, exist_ok=True)
         job.prepare()
-        line, variables = command(job.arguments(None), script), environment(job.folder.parent.name)
-        ranks = Ranks(line, job.num_processes, job.folder / LOG, variables, GRACE_SECONDS, directory)
+        line = command(job.arguments(None), script)
+        variables = environment(job.folder.parent.name)
+        ranks = Ranks(
+            line, job.num_processes, job.folder / LOG, variables, GRACE_SECONDS, directory
+        )
         before = signal.signal(signal.SIGTERM, lambda *_: ranks.stop())
         try:
             job.write()  # not before the log is locked: another process may own the folder
@@ -144,7 +162,8 @@ def run_to_end(job: Job, score: str, script: Path, directory: Path) -> float | N
             raise
         finally:
             signal.signal(signal.SIGTERM, before)
-            job.seconds, job.problem = ranks.seconds, ranks.problem
+            job.seconds = ranks.seconds
+            job.problem = ranks.problem
             job.state = "failed" if ranks.problem else "finished"
             job.write()
         if ranks.problem:

@@ -1,4 +1,6 @@
-"""The live table of a sweep: one line a job, redrawn on a terminal; elsewhere a line whenever a job's state changes."""
+"""The live table of a sweep: one line a job, redrawn on a terminal; elsewhere a line whenever a
+job's state changes.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ class LiveTable:
     """Shows jobs at most every `refresh` seconds."""
 
     def __init__(self, jobs: Sequence[Job], refresh: float) -> None:
-        self.jobs, self.refresh = jobs, refresh
-        self.next, self.num_lines = 0.0, 0
+        self.jobs = jobs
+        self.refresh = refresh
+        self.next = 0.0
+        self.num_lines = 0
         self.start = time.monotonic()
         self.shown: dict[int, str] = {job.number: job.state for job in jobs}
 
@@ -50,5 +54,8 @@ def line(job: Job) -> str:
     done, reward = job.progress()
     where = ",".join(job.devices)
     progress = f"{done}/{job.num_iterations}"
-    text = f"  {job.number:>3} {job.state:<9} {progress:>9} {reward:>6}  {where:<10} {' '.join(job.overrides)}"
+    text = (
+        f"  {job.number:>3} {job.state:<9} {progress:>9} {reward:>6}  {where:<10} "
+        f"{' '.join(job.overrides)}"
+    )
     return f"{text}  ({job.problem})" if job.problem else text

@@ -12,9 +12,11 @@ from flowrl.values.bounds import BelowOne, Count
 
 
 class EMA:
-    """Every `every` optimizer steps, average <- d average + (1 - d) weights, with d = min(decay, n / (n + 9)).
+    """Every `every` optimizer steps, average <- d average + (1 - d) weights, with d = min(decay, n
+    / (n + 9)).
 
-    n counts the averaging steps, so that early averages follow the weights instead of the untrained start.
+    n counts the averaging steps, so that early averages follow the weights instead of the untrained
+    start.
     """
 
     def __init__(self, *, decay: BelowOne, every: Count) -> None:

@@ -1,4 +1,6 @@
-"""The policy under a forward-process loss: deterministic rollouts by an old policy, trained on noised samples."""
+"""The policy under a forward-process loss: deterministic rollouts by an old policy, trained on
+noised samples.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,19 @@ from flowrl.types import ForwardInputs
 
 
 class ForwardPolicy(Policy):
-    """Diffusion-NFT's policy: the old policy is a second set of LoRA weights, which follows after each iteration."""
+    """Diffusion-NFT's policy: the old policy is a second set of LoRA weights, which follows after
+    each iteration.
+    """
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
         loss = self.algorithm.loss
         assert isinstance(loss, NFT)
         self.loss = loss
-        self.old = {name: value.detach().clone() for name, value in lora.parameters(self.transformer).items()}
+        self.old = {
+            name: value.detach().clone()
+            for name, value in lora.parameters(self.transformer).items()
+        }
 
     def behaviour(self) -> AbstractContextManager[None]:
         """Rollouts are the old policy's."""
@@ -38,23 +45,34 @@ class ForwardPolicy(Policy):
         return self.algorithm.num_steps
 
     def term_loss(self, part: MicroBatch, index: int, record: Record) -> Tensor:
-        """Loss plus penalty of the micro-batch's samples that train on the grid's `index`-th sigma, noised to it.
+        """Loss plus penalty of the micro-batch's samples that train on the grid's `index`-th sigma,
+        noised to it.
 
-        Divided by the share of trained sigmas, so that the mean over the grid is one over trained terms.
+        Divided by the share of trained sigmas, so that the mean over the grid is one over trained
+        terms.
         """
         num_steps = self.algorithm.num_steps
-        is_trained, share = self.is_trained(part)[:, index], self.loss.num_sigmas(num_steps) / num_steps
-        sigma, x0 = self.algorithm.intervals[index].sigma, part.trajectory.x0
+        is_trained = self.is_trained(part)[:, index]
+        share = self.loss.num_sigmas(num_steps) / num_steps
+        sigma = self.algorithm.intervals[index].sigma
+        x0 = part.trajectory.x0
         x = torch.lerp(x0, self.forward_noise(part, index), sigma)
         field = part.group.field(self.velocity)
         with torch.no_grad(), self.behaviour():
             old_velocity = field(x, sigma, False)
         velocity = field(x, sigma, False)
         inputs = ForwardInputs(
-            x0, x, x0.new_full((len(x0),), sigma), velocity, old_velocity, part.advantage, part.is_used & is_trained
+            x0,
+            x,
+            x0.new_full((len(x0),), sigma),
+            velocity,
+            old_velocity,
+            part.advantage,
+            part.is_used & is_trained,
         )
         output = self.loss(inputs)
-        loss, penalty = output.loss / share, self.algorithm.penalty
+        loss = output.loss / share
+        penalty = self.algorithm.penalty
         record.add("loss/policy", loss)
         if penalty.beta:
             gap = velocity - part.group.field(self.reference.velocity)(x, sigma, False)
@@ -66,16 +84,24 @@ class ForwardPolicy(Policy):
         return loss
 
     def is_trained(self, part: MicroBatch) -> Tensor:
-        """Which of the grid's sigmas each sample trains on, [B, K]: a choice at random, the same whatever the batch."""
+        """Which of the grid's sigmas each sample trains on, [B, K]: a choice at random, the same
+        whatever the batch.
+        """
         members = [divmod(row, self.plan.group_size) for row in part.rows]
-        draw = partial(gaussian_noise, [self.algorithm.num_steps], seed=self.seed, iteration=part.iteration)
+        draw = partial(
+            gaussian_noise, [self.algorithm.num_steps], seed=self.seed, iteration=part.iteration
+        )
         ranks = draw(samples=members, step=CHOICE + self.num_optimizer_steps).argsort(1).argsort(1)
         return (ranks < self.loss.num_sigmas(self.algorithm.num_steps)).to(self.device)
 
     def forward_noise(self, part: MicroBatch, index: int) -> Tensor:
-        """The noise that takes a micro-batch to its `index`-th sigma, the same whatever the batch."""
+        """The noise that takes a micro-batch to its `index`-th sigma, the same whatever the
+        batch.
+        """
         members = [divmod(row, self.plan.group_size) for row in part.rows]
-        draw = partial(gaussian_noise, self.model.latent_shape, seed=self.seed, iteration=part.iteration)
+        draw = partial(
+            gaussian_noise, self.model.latent_shape, seed=self.seed, iteration=part.iteration
+        )
         # Counted on, so that every inner epoch has noise of its own.
         step = FORWARD + self.num_optimizer_steps * self.algorithm.num_steps + index
         return draw(samples=members, step=step).to(self.device)

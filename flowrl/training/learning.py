@@ -13,11 +13,18 @@ from flowrl.advantages import Advantages
 from flowrl.training.metric_means import gather
 
 CONDITIONS = {
-    "rewards": "no image has a reward: each was missing, or its prompt is none that the reward judges; the reasons are "
-    "in train.log",
-    "advantages": "the rewards of each group were equal, so every advantage was 0; choose a reward that tells the "
-    "images of one prompt apart, other prompts, or a larger batch.group_size",
-    "gradients": "the gradient was 0 in every update that had advantages; look at the loss and at lora.targets",
+    "rewards": (
+        "no image has a reward: each was missing, or its prompt is none that the reward judges; "
+        "the reasons are in train.log"
+    ),
+    "advantages": (
+        "the rewards of each group were equal, so every advantage was 0; choose a reward that "
+        "tells the images of one prompt apart, other prompts, or a larger batch.group_size"
+    ),
+    "gradients": (
+        "the gradient was 0 in every update that had advantages; look at the loss and at "
+        "lora.targets"
+    ),
     "changes": "no optimizer step changed a weight; raise optimizer.lr, or look at learning_rate",
 }
 """What must happen at least once in a run, in this order, and what to say where it did not."""
@@ -30,9 +37,9 @@ class NothingLearned(RuntimeError):
 class Learning:
     """Which of `CONDITIONS` a run has met so far.
 
-    A run has learned if in one of its iterations a sample had an advantage other than 0 and a step of the optimizer
-    with a gradient other than 0 changed a weight. So weight decay and a reference penalty alone teach nothing, and a
-    run that learns as slowly as its numbers allow has learned.
+    A run has learned if in one of its iterations a sample had an advantage other than 0 and a step
+    of the optimizer with a gradient other than 0 changed a weight. So weight decay and a reference
+    penalty alone teach nothing, and a run that learns as slowly as its numbers allow has learned.
     """
 
     def __init__(self) -> None:
@@ -60,20 +67,29 @@ class Learning:
         return sorted(self.met)
 
     def load_state(self, met: Sequence[str] | None) -> None:
-        """Take back what `state` gave; None, from a checkpoint of an earlier version, counts as having learned."""
+        """Take back what `state` gave; None, from a checkpoint of an earlier version, counts as
+        having learned.
+        """
         self.met = set(CONDITIONS if met is None else met)
 
     def check(self, num_iterations: int) -> None:
-        """Raise NothingLearned unless any process has met all conditions; to be called by all of them."""
+        """Raise NothingLearned unless any process has met all conditions; to be called by all of
+        them.
+        """
         met = set[str]().union(*gather(self.met))
         for name, reason in CONDITIONS.items():
             if name not in met:
-                raise NothingLearned(f"nothing was learned in {num_iterations} iterations: {reason}; nothing exported")
+                raise NothingLearned(
+                    f"nothing was learned in {num_iterations} iterations: {reason}; nothing "
+                    "exported"
+                )
 
 
 @torch.no_grad()
 def _fingerprint(parameters: Sequence[Tensor]) -> Tensor:
-    """Two sums a tensor, which a change of its numbers changes; no copy, since all weights may be trained."""
+    """Two sums a tensor, which a change of its numbers changes; no copy, since all weights may be
+    trained.
+    """
     parts = [value.to_local() if isinstance(value, DTensor) else value for value in parameters]
     sums = [part.sum(dtype=torch.float64) for part in parts]
     sizes = [part.abs().sum(dtype=torch.float64) for part in parts]

@@ -1,8 +1,9 @@
-"""How the learning rate falls over a run: pure functions from progress to a factor of the optimizer's own rate.
+"""How the learning rate falls over a run: pure functions from progress to a factor of the
+optimizer's own rate.
 
-`progress` is the share of the run's iterations that are finished, in [0, 1). A function of it alone needs no state, so
-a resumed run goes on with the same rates, unless it is given another number of iterations: then the course is that of
-the new length.
+`progress` is the share of the run's iterations that are finished, in [0, 1). A function of it alone
+needs no state, so a resumed run goes on with the same rates, unless it is given another number of
+iterations: then the course is that of the new length.
 """
 
 from __future__ import annotations

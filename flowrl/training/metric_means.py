@@ -21,18 +21,28 @@ Term = tuple[int, int]
 
 
 class NotFinite(RuntimeError):
-    """A gradient, advantage or weight is infinite or NaN: what is made of it would be no number either."""
+    """A gradient, advantage or weight is infinite or NaN: what is made of it would be no number
+    either.
+    """
 
 
 def require_finite(weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Raise NotFinite, naming the first, where a tensor holds a NaN or an infinity; `weights` are tensors by kind.
+    """Raise NotFinite, naming the first, where a tensor holds a NaN or an infinity; `weights` are
+    tensors by kind.
 
     Must come before weights are evaluated, saved or exported, in all processes alike.
     """
-    named = {f"{kind} {name}": value for kind, tensors in weights.items() for name, value in tensors.items()}
+    named = {
+        f"{kind} {name}": value
+        for kind, tensors in weights.items()
+        for name, value in tensors.items()
+    }
     if first := first_not_finite(named):
         kind, _, name = first.partition(" ")
-        raise NotFinite(f"the weight {name} ({kind}) holds NaN or infinity, so it is not evaluated, saved or exported")
+        raise NotFinite(
+            f"the weight {name} ({kind}) holds NaN or infinity, so it is not evaluated, saved or "
+            "exported"
+        )
 
 
 class Clock:
@@ -45,25 +55,34 @@ class Clock:
     def lap(self, name: str) -> None:
         """End the phase `name`, which began with the last lap."""
         now = time.perf_counter()
-        self.laps[name], self.last = now - self.last, now
+        self.laps[name] = now - self.last
+        self.last = now
 
     def report(self, num_samples: int) -> dict[str, float]:
         """All laps, and images per second since the start."""
-        return self.laps | {"perf/images_per_second": num_samples / (time.perf_counter() - self.start)}
+        return self.laps | {
+            "perf/images_per_second": num_samples / (time.perf_counter() - self.start)
+        }
 
 
 class Record:
-    """Metrics of one iteration: means of what is added, maxima of names that end in `_max`, over all processes.
+    """Metrics of one iteration: means of what is added, maxima of names that end in `_max`, over
+    all processes.
 
-    Names that end in `_squared` are mean squares. Each term's root is taken once its micro-batches of all processes are
-    together, since a mean of their roots would depend on how many there are; the mean of the roots loses the ending.
+    Names that end in `_squared` are mean squares. Each term's root is taken once its micro-batches
+    of all processes are together, since a mean of their roots would depend on how many there are;
+    the mean of the roots loses the ending.
     """
 
     def __init__(self) -> None:
         self.values: dict[tuple[str, Term | None], list[tuple[float, float]]] = defaultdict(list)
 
-    def add(self, name: str, value: Tensor | float, weight: float = 1.0, term: Term | None = None) -> None:
-        """Take in one value of a metric; `weight` is the number of samples behind it where that varies."""
+    def add(
+        self, name: str, value: Tensor | float, weight: float = 1.0, term: Term | None = None
+    ) -> None:
+        """Take in one value of a metric; `weight` is the number of samples behind it where that
+        varies.
+        """
         key = (name, term if name.endswith(SQUARED) else None)
         self.values[key].append((float(torch.as_tensor(value).detach()), weight))
 
@@ -76,12 +95,16 @@ class Record:
         found: dict[str, list[float]] = defaultdict(list)
         for (name, _), values in pooled.items():
             value = _pool(values, name.endswith("_max"))
-            found[name.removesuffix(SQUARED)].append(math.sqrt(value) if name.endswith(SQUARED) else value)
+            found[name.removesuffix(SQUARED)].append(
+                math.sqrt(value) if name.endswith(SQUARED) else value
+            )
         return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def record_rewards(record: Record, output: RewardOutput, values: Tensor, is_valid: Tensor) -> None:
-    """The metrics of an iteration's rewards: `values` and `is_valid` of all processes, parts of this one's samples."""
+    """The metrics of an iteration's rewards: `values` and `is_valid` of all processes, parts of
+    this one's samples.
+    """
     if (has_value := is_valid & values.isfinite()).any():
         record.add("reward/mean", values[has_value].mean())
         record.add("reward/std", values[has_value].std(correction=0))
@@ -103,7 +126,11 @@ def gather(own: Shared) -> list[Shared]:
 
 def is_distributed() -> bool:
     """Whether this process is one of several."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
 
 
 def _pool(values: Sequence[tuple[float, float]], is_max: bool) -> float:

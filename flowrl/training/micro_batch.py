@@ -1,4 +1,6 @@
-"""A micro-batch, its conditioning once a prompt, and the velocity field that evaluates equal rows once."""
+"""A micro-batch, its conditioning once a prompt, and the velocity field that evaluates equal rows
+once.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +20,25 @@ Conditioned = Callable[[Float[Tensor, "B C H W"], float, Conditioning], Float[Te
 
 
 class Group:
-    """Rows with their conditioning and a `start` each; rows of equal start are equal while nothing random happened.
+    """Rows with their conditioning and a `start` each; rows of equal start are equal while nothing
+    random happened.
 
-    `prompts` holds one row a prompt, and `numbers` says which of them each row takes: T5's tokens are megabytes, so a
-    group's are kept once, and copied for its members while a field needs them.
-    Samples of one prompt that share their initial noise need one evaluation of the network, not one each, up to and
-    including the first stochastic step, in rollout and updates alike.
+    `prompts` holds one row a prompt, and `numbers` says which of them each row takes: T5's tokens
+    are megabytes, so a group's are kept once, and copied for its members while a field needs them.
+    Samples of one prompt that share their initial noise need one evaluation of the network, not one
+    each, up to and including the first stochastic step, in rollout and updates alike.
     """
 
-    def __init__(self, prompts: Conditioning, numbers: Int[Tensor, "B"], starts: Sequence[Hashable]) -> None:
+    def __init__(
+        self, prompts: Conditioning, numbers: Int[Tensor, "B"], starts: Sequence[Hashable]
+    ) -> None:
         first: dict[Hashable, int] = {}
         for row, start in enumerate(starts):
             first.setdefault(start, row)
         place = {start: number for number, start in enumerate(first)}
         device = prompts.pooled.device
-        self.prompts, self._prompt = prompts, numbers
+        self.prompts = prompts
+        self._prompt = numbers
         self._firsts = torch.tensor(list(first.values()), device=device)
         self._number = torch.tensor([place[start] for start in starts], device=device)
         self._is_whole = len(first) == len(starts)
@@ -49,16 +55,20 @@ class Group:
         def bound(x: Tensor, sigma: float, is_shared: bool) -> Tensor:
             if not is_shared or self._is_whole:
                 return velocity(x, sigma, conditioning)
-            # index_select, not indexing: its backward adds in a fixed order on the CPU, so that seeds and resumes stay
-            # bitwise there.
-            return velocity(x[self._firsts], sigma, conditioning[self._firsts]).index_select(0, self._number)
+            # index_select, not indexing: its backward adds in a fixed order on the CPU, so that
+            # seeds and resumes stay bitwise there.
+            return velocity(x[self._firsts], sigma, conditioning[self._firsts]).index_select(
+                0, self._number
+            )
 
         return bound
 
 
 @dataclass(slots=True)
 class MicroBatch:
-    """The samples that one forward pass handles, in rollout and updates alike; `score` may still be under way."""
+    """The samples that one forward pass handles, in rollout and updates alike; `score` may still be
+    under way.
+    """
 
     rows: range
     iteration: int

@@ -1,4 +1,6 @@
-"""The policy: rollout, reward, advantage and updates as one LightningModule with manual optimisation."""
+"""The policy: rollout, reward, advantage and updates as one LightningModule with manual
+optimisation.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ from flowrl.types import Conditioning
 class Policy(LightningModule):
     """A base model with LoRA, trained by policy gradients on its own samples.
 
-    One `training_step` is one iteration. Only LoRA weights are trained, averaged, checkpointed and exported.
+    One `training_step` is one iteration. Only LoRA weights are trained, averaged, checkpointed and
+    exported.
     """
 
     model: FlowModel
@@ -68,26 +71,40 @@ class Policy(LightningModule):
         self.automatic_optimization = False
         adapter.attach(model.transformer, seed)
         self.transformer = model.transformer.eval()
-        # Plain attributes, not children: frozen modules stay out of the policy's parameters and state.
+        # Plain attributes, not children: frozen modules stay out of the policy's parameters and
+        # state.
         self.__dict__.update(model=model, reward=reward, reference=reference)
-        self.algorithm, self.plan, self.ema = algorithm, plan, ema
-        self.make_optimizer, self.max_grad_norm = optimizer, max_grad_norm
+        self.algorithm = algorithm
+        self.plan = plan
+        self.ema = ema
+        self.make_optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
         self.learning_rate = learning_rate
-        self.gate_tolerance, self.seed = gate_tolerance, seed
+        self.gate_tolerance = gate_tolerance
+        self.seed = seed
         self.num_iterations = 0
         self.num_optimizer_steps = 0
         self.has_passed_gate = False
         self.learning = Learning()
         self.last_metrics: dict[str, float] = {}
-        self.embed: PromptEmbeddings  # of every prompt the run will use; must be set before training
+        self.embed: (
+            PromptEmbeddings  # of every prompt the run will use; must be set before training
+        )
         ema.start(lora.parameters(self.transformer))
 
     def configure_model(self) -> None:
-        """Where the strategy divides the weights, divide their copies alike; called before the optimizer is made."""
+        """Where the strategy divides the weights, divide their copies alike; called before the
+        optimizer is made.
+        """
         if shard(self, self.transformer):
             own = lora.parameters(self.transformer)
             copies = self.weights().items()
-            self.load_weights({kind: {name: part_of(v, own[name]) for name, v in ws.items()} for kind, ws in copies})
+            self.load_weights(
+                {
+                    kind: {name: part_of(v, own[name]) for name, v in ws.items()}
+                    for kind, ws in copies
+                }
+            )
 
     def configure_optimizers(self) -> Optimizer:
         """The configured optimizer over the LoRA weights alone."""
@@ -97,9 +114,13 @@ class Policy(LightningModule):
 
     def training_step(self, batch: PromptBatch, batch_index: int) -> None:
         """One iteration: rollouts under the current weights, rewards, advantages, updates."""
-        clock, record = Clock(), Record()
+        clock = Clock()
+        record = Record()
         with self.behaviour():
-            updates = [[self.sample(batch, rows) for rows in update] for update in self.plan.updates(self.global_rank)]
+            updates = [
+                [self.sample(batch, rows) for rows in update]
+                for update in self.plan.updates(self.global_rank)
+            ]
         clock.lap("perf/rollout_seconds")
         self.assign_advantages([part for update in updates for part in update], record)
         clock.lap("perf/reward_seconds")
@@ -120,10 +141,15 @@ class Policy(LightningModule):
 
     @torch.no_grad()
     def sample(self, batch: PromptBatch, rows: range) -> MicroBatch:
-        """Roll out the samples numbered `rows` of this iteration, decode them and start scoring them."""
-        method, members = self.algorithm, [divmod(row, self.plan.group_size) for row in rows]
+        """Roll out the samples numbered `rows` of this iteration, decode them and start scoring
+        them.
+        """
+        method = self.algorithm
+        members = [divmod(row, self.plan.group_size) for row in rows]
         prompts = [batch.prompts[prompt] for prompt, _ in members]
-        noise = partial(gaussian_noise, self.model.latent_shape, seed=self.seed, iteration=batch.iteration)
+        noise = partial(
+            gaussian_noise, self.model.latent_shape, seed=self.seed, iteration=batch.iteration
+        )
         starts = [(prompt, 0) for prompt, _ in members] if method.shared_initial_noise else members
         group = Group(*self.embed.shared(prompts), starts)
         trajectory = rollout(
@@ -138,7 +164,9 @@ class Policy(LightningModule):
         )
         score = self.reward.submit(self.model.decode(trajectory.x0), prompts)
         advantage = torch.zeros(len(rows), device=self.device)
-        return MicroBatch(rows, batch.iteration, prompts, group, trajectory, score, advantage, advantage == 0)
+        return MicroBatch(
+            rows, batch.iteration, prompts, group, trajectory, score, advantage, advantage == 0
+        )
 
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """The current policy's velocity, at the rollout's guidance scale."""
@@ -146,21 +174,30 @@ class Policy(LightningModule):
 
     def replay(self, part: MicroBatch, index: int) -> GaussianStep:
         """The Gaussian of a micro-batch's `index`-th trained step under the current weights."""
-        field, method = part.group.field(self.velocity), self.algorithm
+        field = part.group.field(self.velocity)
+        method = self.algorithm
         return replay(field, part.trajectory, index, method.intervals, method.sampler)
 
     def assign_advantages(self, parts: list[MicroBatch], record: Record) -> None:
-        """Wait for all scores and give every sample its advantage, from statistics over all processes."""
+        """Wait for all scores and give every sample its advantage, from statistics over all
+        processes.
+        """
         output = self.reward.collect([part.score for part in parts])
         rows = torch.tensor([row for part in parts for row in part.rows])
         assert output.terms is not None
-        terms, is_valid, order = self.gather(output.terms), self.gather(output.is_valid), self.gather(rows)
+        terms = self.gather(output.terms)
+        is_valid = self.gather(output.is_valid)
+        order = self.gather(rows)
         self.reward.check(is_valid, terms, output.info)
         weights = torch.tensor(output.weights)
         values = self.reward.total(terms, weights)
-        advantages = self.algorithm.advantage(terms, weights, order // self.plan.group_size, is_valid)
+        advantages = self.algorithm.advantage(
+            terms, weights, order // self.plan.group_size, is_valid
+        )
         by_row = torch.zeros(self.plan.num_samples).index_copy(0, order, advantages.values)
-        is_used = torch.zeros(self.plan.num_samples, dtype=torch.bool).index_copy(0, order, advantages.is_used)
+        is_used = torch.zeros(self.plan.num_samples, dtype=torch.bool).index_copy(
+            0, order, advantages.is_used
+        )
         for part in parts:
             part.advantage = by_row[list(part.rows)].to(self.device)
             part.is_used = is_used[list(part.rows)].to(self.device)
@@ -200,7 +237,8 @@ class Policy(LightningModule):
         norm = clip(parameters, self.max_grad_norm)
         if not norm.isfinite():
             raise NotFinite(
-                f"gradient norm {float(norm)} before optimizer step {self.num_optimizer_steps + 1}: stopped"
+                f"gradient norm {float(norm)} before optimizer step "
+                f"{self.num_optimizer_steps + 1}: stopped"
             )
         size = sum(parameter.numel() for parameter in parameters)
         record.add("update/grad_norm", norm)
@@ -219,11 +257,14 @@ class Policy(LightningModule):
         return len(part.trajectory.steps)
 
     def follow(self) -> None:
-        """What happens to the old policy after an iteration's updates: it is the current one anyway."""
+        """What happens to the old policy after an iteration's updates: it is the current one
+        anyway.
+        """
 
     def term_loss(self, part: MicroBatch, index: int, record: Record) -> Tensor:
         """Policy loss plus reference penalty of one micro-batch at one trained step."""
-        method, trajectory = self.algorithm, part.trajectory
+        method = self.algorithm
+        trajectory = part.trajectory
         step = self.replay(part, index)
         inputs = method.compare(step, trajectory, index, part.advantage)
         assert not isinstance(method.loss, NFT)
@@ -231,18 +272,29 @@ class Policy(LightningModule):
         loss = output.loss
         record.add("loss/policy", loss)
         if method.penalty.beta:
-            ref_mean = self.reference.mean(trajectory, index, part.group, method.intervals, method.sampler)
+            ref_mean = self.reference.mean(
+                trajectory, index, part.group, method.intervals, method.sampler
+            )
             interval = method.intervals[trajectory.steps[index]]
             penalty = method.penalty(step, ref_mean, interval, method.sampler.gain(interval)).mean()
             loss = loss + method.penalty.beta * penalty
             record.add("loss/penalty", penalty)
-        for name, value in (output.metrics | method.diagnose(inputs, trajectory.steps[index])).items():
+        for name, value in (
+            output.metrics | method.diagnose(inputs, trajectory.steps[index])
+        ).items():
             record.add(name, value, term=(self.num_optimizer_steps, index))
         return loss
 
     def check_gate(self, part: MicroBatch) -> None:
-        """Before the first update, replay must give ratio 1 and divergence 0, in training mode, or the run stops."""
-        check_replay(part.trajectory, partial(self.replay, part), self.algorithm.likelihood, self.gate_tolerance)
+        """Before the first update, replay must give ratio 1 and divergence 0, in training mode, or
+        the run stops.
+        """
+        check_replay(
+            part.trajectory,
+            partial(self.replay, part),
+            self.algorithm.likelihood,
+            self.gate_tolerance,
+        )
         self.has_passed_gate = True
 
     def describe_plan(self) -> str:
@@ -250,14 +302,21 @@ class Policy(LightningModule):
         return self.plan.describe(len(self.algorithm.stochastic(0, self.seed)))
 
     def report(self, values: Mapping[str, float]) -> None:
-        """Log one iteration's metrics: trackers, progress bar, and `last_metrics` for the run's own record."""
-        counters = {"iteration": self.num_iterations, "samples": self.num_iterations * self.plan.num_samples}
+        """Log one iteration's metrics: trackers, progress bar, and `last_metrics` for the run's own
+        record.
+        """
+        counters = {
+            "iteration": self.num_iterations,
+            "samples": self.num_iterations * self.plan.num_samples,
+        }
         glossary.check(values)
         self.last_metrics = {**counters, **values}
         self.log_to_trackers(self.last_metrics)
         shown = {"reward": "reward/mean", "kl": "trust/kl_old", "masked": "trust/masked_fraction"}
         bar = {label: values[name] for label, name in shown.items() if name in values}
-        self.log_dict(bar | {"img/s": values["perf/images_per_second"]}, prog_bar=True, logger=False)
+        self.log_dict(
+            bar | {"img/s": values["perf/images_per_second"]}, prog_bar=True, logger=False
+        )
 
     def log_evaluation(self, values: Mapping[str, float]) -> None:
         """Log evaluation metrics against the iteration axis."""
@@ -265,15 +324,22 @@ class Policy(LightningModule):
         self.log_to_trackers({"iteration": self.num_iterations, **values})
 
     def log_to_trackers(self, values: Mapping[str, float]) -> None:
-        """Training and evaluation share one axis, the iteration, which continues where a resumed run left off."""
+        """Training and evaluation share one axis, the iteration, which continues where a resumed
+        run left off.
+        """
         for logger in self.loggers:
-            logger.log_metrics({name: float(value) for name, value in values.items()}, step=self.num_iterations)
+            logger.log_metrics(
+                {name: float(value) for name, value in values.items()}, step=self.num_iterations
+            )
 
     def on_fit_start(self) -> None:
-        """Check the number of processes, and move the frozen parts, which Lightning does not know of."""
+        """Check the number of processes, and move the frozen parts, which Lightning does not know
+        of.
+        """
         if self.trainer.world_size != self.plan.num_processes:
             raise UserError(
-                f"trainer.devices and trainer.num_nodes make {self.trainer.world_size} processes, but "
+                f"trainer.devices and trainer.num_nodes make {self.trainer.world_size} processes, "
+                "but "
                 f"batch.num_processes={self.plan.num_processes}; make them equal"
             )
         for frozen in (self.model, self.embed, self.reward):
@@ -295,6 +361,7 @@ class Policy(LightningModule):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
-        self.num_iterations, self.num_optimizer_steps = state["num_iterations"], state["num_optimizer_steps"]
+        self.num_iterations = state["num_iterations"]
+        self.num_optimizer_steps = state["num_optimizer_steps"]
         self.learning.load_state(state.get("learning"))
         self.algorithm.load_state(state)

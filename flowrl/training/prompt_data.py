@@ -27,9 +27,13 @@ class PromptBatch(NamedTuple):
 
 
 class Iterations(Dataset[PromptBatch]):
-    """Iteration i's prompts as a function of (seed, i): a seeded permutation of the set per pass over it."""
+    """Iteration i's prompts as a function of (seed, i): a seeded permutation of the set per pass
+    over it.
+    """
 
-    def __init__(self, prompts: Sequence[Prompt], prompts_per_iteration: int, num_iterations: int, seed: int) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], prompts_per_iteration: int, num_iterations: int, seed: int
+    ) -> None:
         self.prompts = prompts
         self.prompts_per_iteration = prompts_per_iteration
         self.num_iterations = num_iterations
@@ -57,7 +61,12 @@ class PromptData(LightningDataModule):
     """`prompts` is a prompt set; `start_iteration` is set by a resumed run."""
 
     def __init__(
-        self, *, prompts: Sequence[Prompt], prompts_per_iteration: Samples, num_iterations: Count, seed: Seed
+        self,
+        *,
+        prompts: Sequence[Prompt],
+        prompts_per_iteration: Samples,
+        num_iterations: Count,
+        seed: Seed,
     ) -> None:
         super().__init__()
         if num_iterations < 1:
@@ -71,6 +80,8 @@ class PromptData(LightningDataModule):
         rest = range(self.start_iteration, len(self.iterations))
         return DataLoader(self.iterations, batch_size=None, sampler=rest)
 
-    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+    def transfer_batch_to_device(
+        self, batch: PromptBatch, device: torch.device, dataloader_idx: int
+    ) -> PromptBatch:
         """Prompts are text: there is nothing to move."""
         return batch

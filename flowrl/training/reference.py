@@ -1,4 +1,6 @@
-"""The frozen reference: the policy's own network with its LoRA switched off, so no second copy of the weights."""
+"""The frozen reference: the policy's own network with its LoRA switched off, so no second copy of
+the weights.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class ReferenceModule(LightningModule):
         self.guidance_scale = guidance_scale
 
     @torch.no_grad()
-    def velocity(self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning) -> Tensor:
+    def velocity(
+        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning
+    ) -> Tensor:
         with lora.at_reference(self.model.transformer):
             return self.model.velocity(x, sigma, conditioning, self.guidance_scale)
 

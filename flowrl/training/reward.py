@@ -17,14 +17,24 @@ from flowrl.advantages import weighted_sum
 from flowrl.errors import UserError
 from flowrl.parallel import background
 from flowrl.rewards.attempt import attempt
-from flowrl.rewards.outputs import LARGEST, REASON, concatenate, fill, first_reason, is_usable, missing
+from flowrl.rewards.outputs import (
+    LARGEST,
+    REASON,
+    concatenate,
+    fill,
+    first_reason,
+    is_usable,
+    missing,
+)
 from flowrl.rewards.protocol import Images, Reward
 from flowrl.types import Prompt, RewardOutput
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 5
-"""Iterations in a row without a prompt that the reward judges, after which a run stops. One may come by chance."""
+"""Iterations in a row without a prompt that the reward judges, after which a run stops. One may
+come by chance.
+"""
 
 
 NOT_FINITE = "image is not finite"
@@ -36,25 +46,32 @@ class TooManyMissingRewards(RuntimeError):
 
 
 class RewardModule(LightningModule):
-    """Scores images without gradients. Samples that a scorer raises for, or gives no number, are missing.
+    """Scores images without gradients. Samples that a scorer raises for, or gives no number, are
+    missing.
 
-    Images that are not finite are missing without being shown to the scorer. `submit` scores in the background while
-    the next images are drawn; calls never overlap each other, so that a scorer need not be thread-safe. `check` raises
-    TooManyMissingRewards where more than `max_missing` (a share) of the samples that a reward judges failed.
+    Images that are not finite are missing without being shown to the scorer. `submit` scores in the
+    background while the next images are drawn; calls never overlap each other, so that a scorer
+    need not be thread-safe. `check` raises TooManyMissingRewards where more than `max_missing` (a
+    share) of the samples that a reward judges failed.
 
-    A call that takes more than `scorer_timeout` seconds (None: no limit) is given up: its samples are missing, and so
-    are those of later calls, at once, for as long as it goes on. No thread can be killed, so it is left behind and
-    ends with the process, whose end it cannot hold up.
+    A call that takes more than `scorer_timeout` seconds (None: no limit) is given up: its samples
+    are missing, and so are those of later calls, at once, for as long as it goes on. No thread can
+    be killed, so it is left behind and ends with the process, whose end it cannot hold up.
     """
 
-    def __init__(self, *, reward: Reward, max_missing: float, scorer_timeout: float | None = None) -> None:
+    def __init__(
+        self, *, reward: Reward, max_missing: float, scorer_timeout: float | None = None
+    ) -> None:
         super().__init__()
         if not 0 <= max_missing <= 1:
             raise UserError(f"max_missing={max_missing} must be in [0, 1]")
         if scorer_timeout is not None and not scorer_timeout > 0:
-            raise UserError(f"scorer_timeout={scorer_timeout} must be above 0 seconds, or null for no limit")
+            raise UserError(
+                f"scorer_timeout={scorer_timeout} must be above 0 seconds, or null for no limit"
+            )
         self.reward = reward
-        self.max_missing, self.scorer_timeout = max_missing, scorer_timeout
+        self.max_missing = max_missing
+        self.scorer_timeout = scorer_timeout
         self.num_idle = 0
         self.newest: Future[RewardOutput] | None = None
         self.running: Future[RewardOutput] | None = None
@@ -62,8 +79,12 @@ class RewardModule(LightningModule):
         if isinstance(reward, nn.Module):
             reward.requires_grad_(False).eval()
 
-    def submit(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> Future[RewardOutput]:
-        """Score in a background thread, after everything submitted before; `collect` waits for it."""
+    def submit(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+    ) -> Future[RewardOutput]:
+        """Score in a background thread, after everything submitted before; `collect` waits for
+        it.
+        """
         earlier = self.newest
 
         def work() -> RewardOutput:
@@ -85,7 +106,9 @@ class RewardModule(LightningModule):
         return f"{type(self.reward).__name__}, asked {time.monotonic() - self.began:.0f} s ago"
 
     def score(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        """Checked scores on the CPU, with `terms` and `applies`; values and terms are NaN where no reward applies."""
+        """Checked scores on the CPU, with `terms` and `applies`; values and terms are NaN where no
+        reward applies.
+        """
         return _complete(self._ask_finite(images, prompts))
 
     def _ask_finite(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
@@ -94,21 +117,28 @@ class RewardModule(LightningModule):
             return self._ask(images, prompts)
         is_finite = images.isfinite().flatten(1).all(1).tolist()
         rows = [row for row, ok in enumerate(is_finite) if ok]
-        log.warning("%d of %d images are not finite: they are not scored", len(prompts) - len(rows), len(prompts))
+        log.warning(
+            "%d of %d images are not finite: they are not scored",
+            len(prompts) - len(rows),
+            len(prompts),
+        )
         if not rows:
             return self._missing(len(prompts), NOT_FINITE)
         reasons = {row: NOT_FINITE for row, ok in enumerate(is_finite) if not ok}
         return fill(self._ask(images[rows], [prompts[row] for row in rows]), reasons)
 
     def _ask(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        """The scorer's answer, or missing samples where it takes too long or an earlier call of it still does."""
+        """The scorer's answer, or missing samples where it takes too long or an earlier call of it
+        still does.
+        """
         if self.running is not None and not self.running.done():
             return self._missing(len(prompts), f"{self.waits_for()}, is busy with an earlier call")
 
         @torch.no_grad()
         def work() -> RewardOutput:
             if isinstance(images, Tensor) and images.is_cuda:
-                # The current device belongs to a thread, as does the stream: the default one, in the order of calls.
+                # The current device belongs to a thread, as does the stream: the default one, in
+                # the order of calls.
                 torch.cuda.set_device(images.device)
             return attempt(self.reward, images, prompts)
 
@@ -118,7 +148,10 @@ class RewardModule(LightningModule):
         if self.running.done():
             return self.running.result()
         background.give_up(self.running)
-        reason = f"{type(self.reward).__name__} gave no scores within scorer_timeout={self.scorer_timeout:g} s"
+        reason = (
+            f"{type(self.reward).__name__} gave no scores within "
+            f"scorer_timeout={self.scorer_timeout:g} s"
+        )
         log.error("%s; it is left behind", reason)
         return self._missing(len(prompts), reason)
 
@@ -133,27 +166,36 @@ class RewardModule(LightningModule):
         self.num_idle = self.num_idle + 1 if terms.isnan().all() else 0
         if self.num_idle == PATIENCE:
             raise UserError(
-                f"reward applied to no prompt of {PATIENCE} iterations in a row, so nothing can be learned; choose "
-                "data whose prompts it can judge (reward=ocr needs text in quotes), or another reward"
+                f"reward applied to no prompt of {PATIENCE} iterations in a row, so nothing can be "
+                "learned; choose "
+                "data whose prompts it can judge (reward=ocr needs text in quotes), or another "
+                "reward"
             )
         return weighted_sum(terms, weights)
 
     def check(
-        self, is_valid: Bool[Tensor, "B"], terms: Float[Tensor, "B R"], info: Sequence[Mapping[str, Any]] = ()
+        self,
+        is_valid: Bool[Tensor, "B"],
+        terms: Float[Tensor, "B R"],
+        info: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Raise where too many are missing; the message tells the first reason found in `info`.
 
-        The share is that of the samples with a term that is not NaN: where no reward applies, none can fail.
+        The share is that of the samples with a term that is not NaN: where no reward applies, none
+        can fail.
         """
         is_judged = ~terms.isnan().all(1)
-        num_missing, num_judged = int((~is_valid & is_judged).sum()), int(is_judged.sum())
-        # A quotient of counts rounds to the very float that the same share in YAML does, so that it is not above it.
+        num_missing = int((~is_valid & is_judged).sum())
+        num_judged = int(is_judged.sum())
+        # A quotient of counts rounds to the very float that the same share in YAML does, so that it
+        # is not above it.
         share = num_missing / max(num_judged, 1)
         if share > self.max_missing:
             reason = first_reason(info)
             cause = f"the first: {reason}" if reason else "see the errors above"
             raise TooManyMissingRewards(
-                f"{share:.0%} of the rewards are missing ({num_missing} of {num_judged}), more than "
+                f"{share:.0%} of the rewards are missing ({num_missing} of {num_judged}), more "
+                "than "
                 f"max_missing={self.max_missing:.0%}; {cause}"
             )
 
@@ -162,7 +204,10 @@ def _with_reasons(info: Sequence[Mapping[str, Any]], is_valid: Tensor) -> list[M
     """One entry a sample; a missing one has a reason."""
     entries = list(info) if len(info) == len(is_valid) else [{} for _ in is_valid]
     unknown = {REASON: f"the reward gave no number, or one beyond {LARGEST:.0e}"}
-    return [entry if ok else unknown | dict(entry) for entry, ok in zip(entries, is_valid.tolist(), strict=True)]
+    return [
+        entry if ok else unknown | dict(entry)
+        for entry, ok in zip(entries, is_valid.tolist(), strict=True)
+    ]
 
 
 def _complete(output: RewardOutput) -> RewardOutput:
@@ -171,10 +216,14 @@ def _complete(output: RewardOutput) -> RewardOutput:
     parts = {name: part.float().cpu() for name, part in output.parts.items()}
     parts = {name: part.where(is_usable(part), torch.nan) for name, part in parts.items()}
     terms = (values[:, None] if output.terms is None else output.terms).float().cpu()
-    applies = torch.ones_like(terms, dtype=torch.bool) if output.applies is None else output.applies.cpu()
+    applies = (
+        torch.ones_like(terms, dtype=torch.bool) if output.applies is None else output.applies.cpu()
+    )
     is_valid = output.is_valid.cpu() & (is_usable(terms) | ~applies).all(1)
     is_valid &= is_usable(values) | ~applies.any(1)
-    values, terms = torch.where(is_valid, values, 0.0), torch.where(is_valid[:, None], terms, 0.0)
-    values, terms = values.masked_fill(~applies.any(1), torch.nan), terms.masked_fill(~applies, torch.nan)
+    values = torch.where(is_valid, values, 0.0)
+    terms = torch.where(is_valid[:, None], terms, 0.0)
+    values = values.masked_fill(~applies.any(1), torch.nan)
+    terms = terms.masked_fill(~applies, torch.nan)
     info = _with_reasons(output.info, is_valid)
     return RewardOutput(values, is_valid, parts, info, terms, output.weights, applies)

@@ -1,7 +1,8 @@
-"""How LoRA files name their tensors and tell their scale: what is read, what is passed over, and what is refused.
+"""How LoRA files name their tensors and tell their scale: what is read, what is passed over, and
+what is refused.
 
-Everything that is refused has a name of its own, so that the reason is the true one: most of what cannot be read here
-would otherwise look like a LoRA of another architecture.
+Everything that is refused has a name of its own, so that the reason is the true one: most of what
+cannot be read here would otherwise look like a LoRA of another architecture.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ PREFIXES: Mapping[Format, str] = {
     "peft": "base_model.model.",
     "comfy": "transformer.",
 }
-"""ComfyUI knows the layers of SD3, FLUX.1 and FLUX.2 under diffusers' names, and reads alpha from a tensor each."""
+"""ComfyUI knows the layers of SD3, FLUX.1 and FLUX.2 under diffusers' names, and reads alpha from a
+tensor each.
+"""
 
 METADATA = "lora_adapter_metadata"
 """Under which diffusers keeps peft's configuration in a file."""
 
 _PREFIX = r"(?:(?:transformer|base_model\.model|diffusion_model)\.)?"
-_MATRIX = re.compile(_PREFIX + r"(?P<layer>.+)\.lora_(?P<matrix>A|B|down|up)\.(?:(?P<adapter>\w+)\.)?weight")
+_MATRIX = re.compile(
+    _PREFIX + r"(?P<layer>.+)\.lora_(?P<matrix>A|B|down|up)\.(?:(?P<adapter>\w+)\.)?weight"
+)
 _ALPHA = re.compile(_PREFIX + r"(?P<layer>.+)\.alpha")
 _TEXT = re.compile(r"text_encoders?(_\d)?\.")
 
@@ -49,16 +54,26 @@ KINDS: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("LoCon, a LoRA with a third matrix", re.compile(r"\.lora_mid\."), _RETRAIN),
     ("a LoRA with biases", re.compile(r"\.lora_[AB]\.(\w+\.)?bias$|\.diff_b$"), _RETRAIN),
     ("a difference of whole weights", re.compile(r"\.diff$"), _RETRAIN),
-    ("a LoRA under kohya's names of layers", re.compile(r"lora_(unet|transformer|te\d?|prior)_"), _CONVERT),
+    (
+        "a LoRA under kohya's names of layers",
+        re.compile(r"lora_(unet|transformer|te\d?|prior)_"),
+        _CONVERT,
+    ),
     (
         "a LoRA under the names of layers of the model's first code, not of diffusers",
         re.compile(r"(^|\.)(double_blocks|single_blocks|joint_blocks)\.\d"),
         _CONVERT,
     ),
 )
-"""What other programs write that cannot be taken: its name, the keys that tell it, and the remedy."""
+"""What other programs write that cannot be taken: its name, the keys that tell it, and the remedy.
+"""
 
-_SETTINGS = {"use_dora": "DoRA", "lora_bias": "a LoRA with biases", "use_qalora": "QALoRA", "use_bdlora": "BD-LoRA"}
+_SETTINGS = {
+    "use_dora": "DoRA",
+    "lora_bias": "a LoRA with biases",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+}
 _INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Of peft's initialisations those that change the base, which must then be changed alike."""
 
@@ -72,17 +87,24 @@ def refuse_kinds(keys: Iterable[str], file: object) -> None:
 
 
 def refuse_settings(config: Mapping[str, Any], file: object) -> None:
-    """Raise UserError, by its name, for a setting of peft under which A, B and alpha are not all there is."""
+    """Raise UserError, by its name, for a setting of peft under which A, B and alpha are not all
+    there is.
+    """
     kind = str(config.get("peft_type") or "LORA").removeprefix("PeftType.")
     if kind != "LORA":
-        raise UserError(f"{file} holds an adapter of peft_type={kind}, which is not read here; {_RETRAIN}")
+        raise UserError(
+            f"{file} holds an adapter of peft_type={kind}, which is not read here; {_RETRAIN}"
+        )
     for key, name in _SETTINGS.items():
         if config.get(key):
-            raise UserError(f"{file} holds {name} ({key}={config[key]}), which is not read here; {_RETRAIN}")
+            raise UserError(
+                f"{file} holds {name} ({key}={config[key]}), which is not read here; {_RETRAIN}"
+            )
     init = str(config.get("init_lora_weights")).lower()
     if init.startswith(_INITS):
         raise UserError(
-            f"{file}: init_lora_weights={init} changed the base as well, so the file alone is not the LoRA; convert it "
+            f"{file}: init_lora_weights={init} changed the base as well, so the file alone is not "
+            "the LoRA; convert it "
             "with save_pretrained's path_initial_model_for_weight_conversion"
         )
 
@@ -93,7 +115,9 @@ def is_text_encoders(key: str) -> bool:
 
 
 def matrix_of(key: str) -> tuple[str, str, str] | None:
-    """The layer, the matrix (`A` or `B`) and the adapter (empty where none is named) of a key; None of another's."""
+    """The layer, the matrix (`A` or `B`) and the adapter (empty where none is named) of a key; None
+    of another's.
+    """
     match = _MATRIX.fullmatch(key)
     if match is None:
         return None
@@ -108,12 +132,15 @@ def alpha_of(key: str) -> str | None:
 
 
 def alpha_by_settings(config: Mapping[str, Any], layer: str, rank: int, file: object) -> float:
-    """A layer's alpha as peft's configuration tells it, by pattern and by rank-stabilised scaling (alpha / sqrt(rank)).
+    """A layer's alpha as peft's configuration tells it, by pattern and by rank-stabilised scaling
+    (alpha / sqrt(rank)).
 
     Returned so that alpha / rank is the layer's scale in every case.
     """
     patterns: Mapping[str, Any] = config.get("alpha_pattern") or {}
     alpha = patterns.get(get_pattern_key(list(patterns), layer), config["lora_alpha"])
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise UserError(f"{file}: alpha={alpha!r} of {layer!r} must be a number; export the LoRA again")
+        raise UserError(
+            f"{file}: alpha={alpha!r} of {layer!r} must be a number; export the LoRA again"
+        )
     return float(alpha) * (rank**0.5 if config.get("use_rslora") else 1.0)

@@ -1,8 +1,9 @@
 """Short names for numbers and words with bounds, for the signatures of what a configuration builds.
 
-A signature that says `rank: Rank` is checked before anything heavy is built, by `flowrl.launch.validate`; `Told` is the
-bound in words, where those that follow from the numbers do not say why. Every whole number has an upper bound, since
-one that is far too large is a slip of the keyboard and would be waited for.
+A signature that says `rank: Rank` is checked before anything heavy is built, by
+`flowrl.launch.validate`; `Told` is the bound in words, where those that follow from the numbers do
+not say why. Every whole number has an upper bound, since one that is far too large is a slip of the
+keyboard and would be waited for.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ Seed = Annotated[int, Ge(0), Lt(2**63)]
 
 Bytes = Annotated[int, Ge(1), Le(2**40)]
 Prompts = Annotated[int, Ge(1), Le(1_000_000)]
-"""Prompts that are drawn, and embedded, before training begins: a million take a minute, a billion hours."""
+"""Prompts that are drawn, and embedded, before training begins: a million take a minute, a billion
+hours.
+"""
 
 Samples = Annotated[int, Ge(1), Le(1_000_000)]
 Steps = Annotated[int, Ge(1), Le(1000)]
@@ -74,25 +77,47 @@ Rate = Annotated[float, Gt(0), Le(1), Told("a number above 0 and at most 1")]
 
 Threshold = Annotated[float, Ge(0), Told("a number of at least 0; inf switches it off")]
 Limit = Annotated[float, Gt(0), Told("a number above 0; for no bound set it to inf (in YAML .inf)")]
-ClipLow = Annotated[float, Ge(0), Le(1), Told("a number from 0 to 1: ratios are positive, and 1 must lie in the range")]
-ClipHigh = Annotated[float, Ge(0), Told("a number of at least 0: the range must hold ratio 1; inf clips nothing above")]
-NoiseLevel = Annotated[float, Ge(0), Le(10), Told("a number from 0 to 10; published levels are 0.3 to 1.2")]
-Shift = Annotated[float, Gt(0), Le(100), Told("a number above 0 and at most 100; base models have 1 to 12")]
+ClipLow = Annotated[
+    float,
+    Ge(0),
+    Le(1),
+    Told("a number from 0 to 1: ratios are positive, and 1 must lie in the range"),
+]
+ClipHigh = Annotated[
+    float,
+    Ge(0),
+    Told("a number of at least 0: the range must hold ratio 1; inf clips nothing above"),
+]
+NoiseLevel = Annotated[
+    float, Ge(0), Le(10), Told("a number from 0 to 10; published levels are 0.3 to 1.2")
+]
+Shift = Annotated[
+    float, Gt(0), Le(100), Told("a number above 0 and at most 100; base models have 1 to 12")
+]
 Guidance = Annotated[float, Ge(0), Le(100)]
 
 Text = Annotated[str, MinLen(1)]
-FolderName = Annotated[str, Predicate(is_folder_name), Told("a name without slashes, for the run's folder")]
+FolderName = Annotated[
+    str, Predicate(is_folder_name), Told("a name without slashes, for the run's folder")
+]
 Expression = Annotated[str, MinLen(1), Predicate(_is_pattern), Told("a regular expression")]
-Dotted = Annotated[str, Predicate(lambda text: all(map(str.isidentifier, text.split(".")))), Told("a dotted name")]
+Dotted = Annotated[
+    str, Predicate(lambda text: all(map(str.isidentifier, text.split(".")))), Told("a dotted name")
+]
 
 Processes = Annotated[
     int,
     Ge(1),
     Le(100_000),
-    Told("a whole number of at least 1; with trainer.devices=auto, -1 or a list, set batch.num_processes as well"),
+    Told(
+        "a whole number of at least 1; with trainer.devices=auto, -1 or a list, set "
+        "batch.num_processes as well"
+    ),
 ]
 Dtype = Annotated[
-    str, Predicate(lambda word: word in ("float32", "bfloat16", "float16")), Told("float32, bfloat16 or float16")
+    str,
+    Predicate(lambda word: word in ("float32", "bfloat16", "float16")),
+    Told("float32, bfloat16 or float16"),
 ]
 Subset = Annotated[str, Predicate(lambda word: word in ("first", "even")), Told("first or even")]
 Split = Annotated[str, Predicate(lambda word: word in ("train", "test")), Told("train or test")]
@@ -101,5 +126,9 @@ Side = Annotated[int, Ge(32), Le(8192)]
 """Pixels to which an OCR enlarges an image's shorter side."""
 
 NonZero = Annotated[
-    float, Predicate(lambda value: value != 0), Ge(-(10**6)), Le(10**6), Told("a finite number other than 0")
+    float,
+    Predicate(lambda value: value != 0),
+    Ge(-(10**6)),
+    Le(10**6),
+    Told("a finite number other than 0"),
 ]

@@ -26,12 +26,16 @@ OBVIOUS = 10_000
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is one of the hint, without any conversion but that of whole numbers to floats."""
+    """Whether a plain value is one of the hint, without any conversion but that of whole numbers to
+    floats.
+    """
     base, _ = unwrap(hint)
     if get_origin(base) in (Union, types.UnionType):
         return any(fits(value, kind) for kind in get_args(base))
     if get_origin(base) is Literal:
-        return any(value == word and type(value) is type(word) for word in get_args(base))  # 0 is not false
+        return any(
+            value == word and type(value) is type(word) for word in get_args(base)
+        )  # 0 is not false
     if inspect.isclass(base) and get_origin(base) is None and base not in PLAIN:
         return False  # an object, which only a node with a target can make
     adapter = _adapter(hint)
@@ -46,7 +50,9 @@ def fits(value: Any, hint: Any) -> bool:
 
 @cache
 def _adapter(hint: Any) -> Any:
-    """Pydantic's check of a hint; None where it has none, as for a type variable of another library's."""
+    """Pydantic's check of a hint; None where it has none, as for a type variable of another
+    library's.
+    """
     try:
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
     except (PydanticUserError, NameError):
@@ -86,8 +92,11 @@ def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _number(kind: str, bounds: Sequence[Any], value: Any) -> str:
-    is_finite = any(isinstance(bound, Predicate) and bound.func is math.isfinite for bound in bounds)
-    words, signs = [f"a finite {kind}" if is_finite else f"a {kind}"], []
+    is_finite = any(
+        isinstance(bound, Predicate) and bound.func is math.isfinite for bound in bounds
+    )
+    words = [f"a finite {kind}" if is_finite else f"a {kind}"]
+    signs = []
     for bound in bounds:
         if isinstance(bound, Ge):
             signs.append(f"of at least {bound.ge}")
@@ -136,7 +145,9 @@ def show(value: Any) -> str:
 
 
 def nearest(key: str, value: Any, hint: Any) -> str:
-    """The nearest right form of a wrong value, as the end of a message; empty where none is near."""
+    """The nearest right form of a wrong value, as the end of a message; empty where none is
+    near.
+    """
     for other in _forms(value, hint):
         if fits(other, hint):
             return f"; write {key}={_quoted(other)}"
@@ -146,7 +157,9 @@ def nearest(key: str, value: Any, hint: Any) -> str:
 
 
 def meant(word: str, names: Iterable[str]) -> str:
-    """The nearest of some names to a misspelt one, as words for a message; empty where none is near."""
+    """The nearest of some names to a misspelt one, as words for a message; empty where none is
+    near.
+    """
     close = difflib.get_close_matches(word, sorted(names), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -168,7 +181,11 @@ def _forms(value: Any, hint: Any) -> Iterable[Any]:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         yield str(value)
     # A wrong word is no list where a single word would be right.
-    if value is not None and not isinstance(value, list | dict) and not (isinstance(value, str) and _takes_text(hint)):
+    if (
+        value is not None
+        and not isinstance(value, list | dict)
+        and not (isinstance(value, str) and _takes_text(hint))
+    ):
         yield [value]
 
 

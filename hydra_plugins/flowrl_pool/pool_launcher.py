@@ -1,8 +1,10 @@
-"""`hydra/launcher=pool`: the jobs of a sweep in processes of their own, on the devices of this machine.
+"""`hydra/launcher=pool`: the jobs of a sweep in processes of their own, on the devices of this
+machine.
 
-No published launcher does this: the basic one runs jobs one after the other inside one process, joblib's and Ray's
-inside reused workers, without devices of their own (joblib) or process groups (both), and submitit's local executor
-gives every job the same devices. In all of them a job on several devices restarts the whole sweep in its child ranks.
+No published launcher does this: the basic one runs jobs one after the other inside one process,
+joblib's and Ray's inside reused workers, without devices of their own (joblib) or process groups
+(both), and submitit's local executor gives every job the same devices. In all of them a job on
+several devices restarts the whole sweep in its child ranks.
 """
 
 from __future__ import annotations
@@ -32,29 +34,48 @@ from flowrl.sweep.pool import Pool, find_slots
 class PoolLauncher(Launcher):
     """See `conf/hydra/launcher/pool.yaml` for the options."""
 
-    def __init__(self, slots: int | None, fail_fast: bool, grace_seconds: float, refresh_seconds: float) -> None:
-        self.slots, self.is_fail_fast = slots, fail_fast
-        self.grace, self.refresh = grace_seconds, refresh_seconds
+    def __init__(
+        self, slots: int | None, fail_fast: bool, grace_seconds: float, refresh_seconds: float
+    ) -> None:
+        self.slots = slots
+        self.is_fail_fast = fail_fast
+        self.grace = grace_seconds
+        self.refresh = refresh_seconds
         self.config: DictConfig
         self.hydra_context: HydraContext
         self.script: Path
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what a sweep has in common. Each job calls the task function's script in processes of its own."""
-        self.config, self.hydra_context = config, hydra_context
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take what a sweep has in common. Each job calls the task function's script in processes
+        of its own.
+        """
+        self.config = config
+        self.hydra_context = hydra_context
         self.script = Path(inspect.getfile(inspect.unwrap(task_function))).absolute()
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run a batch of jobs. A failed one's JobReturn holds JobsFailed, which tells of all of them."""
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run a batch of jobs. A failed one's JobReturn holds JobsFailed, which tells of all of
+        them.
+        """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         wanted = [tuple(filter_overrides(overrides)) for overrides in job_overrides]
         is_trusted = any(is_trusting(overrides) for overrides in wanted)
         earlier = find_earlier(wanted)
         if earlier is not None:
-            folder, sweep = earlier, read_sweep(earlier)
+            folder = earlier
+            sweep = read_sweep(earlier)
             if not is_trusted:
-                check_sweep(folder, sweep, self.script, project_folders(self.config.hydra, leaving_out=folder))
+                check_sweep(
+                    folder,
+                    sweep,
+                    self.script,
+                    project_folders(self.config.hydra, leaving_out=folder),
+                )
         else:
             folder = Path(str(self.config.hydra.sweep.dir)).absolute()
             sweep = Sweep(self.script, Path.cwd(), tuple(wanted))
@@ -62,19 +83,30 @@ class PoolLauncher(Launcher):
         for overrides, place in zip(sweep.jobs, find_places(folder, sweep.jobs), strict=True):
             if place.folder is not None and not is_trusted:
                 typed = overrides if earlier is None else ()
-                check_job(place.folder, project_folders(self.config.hydra, leaving_out=folder), typed)
+                check_job(
+                    place.folder, project_folders(self.config.hydra, leaving_out=folder), typed
+                )
         jobs, configs = self._jobs(folder, sweep.jobs, is_continued=earlier is not None)
         for job in jobs:
             job.is_trusted = True  # what the folders hold was checked, or is trusted
-        write_sweep(folder, jobs, is_new=initial_job_idx == 0, script=sweep.script, directory=sweep.directory)
+        write_sweep(
+            folder,
+            jobs,
+            is_new=initial_job_idx == 0,
+            script=sweep.script,
+            directory=sweep.directory,
+        )
         missing = [job for job in jobs if job.state == "waiting"]
         for job in missing:
             job.prepare()
         slots = find_slots(self.slots, count_gpus(), sum(job.num_processes for job in missing) or 1)
-        threads = f", {slots.threads} thread{'s' * (slots.threads > 1)} each" if slots.threads else ""
+        threads = (
+            f", {slots.threads} thread{'s' * (slots.threads > 1)} each" if slots.threads else ""
+        )
         names = ", ".join(slots.names)
         print(
-            f"sweep {folder}: {len(missing)} of {len(jobs)} jobs to run on {len(slots.names)} slots ({names}{threads})"
+            f"sweep {folder}: {len(missing)} of {len(jobs)} jobs to run on {len(slots.names)} "
+            f"slots ({names}{threads})"
         )
         pool = Pool(
             slots,
@@ -97,8 +129,8 @@ class PoolLauncher(Launcher):
     ) -> tuple[list[Job], list[DictConfig]]:
         """The jobs, and what each of them was composed as.
 
-        Where the sweep is continued by its folder, and wherever a run has begun, that is what the job's folder holds,
-        whatever the flags and files of this launch are.
+        Where the sweep is continued by its folder, and wherever a run has begun, that is what the
+        job's folder holds, whatever the flags and files of this launch are.
         """
         jobs: list[Job] = []
         configs: list[DictConfig] = []
@@ -108,20 +140,26 @@ class PoolLauncher(Launcher):
                 job, config = known
             else:
                 job, config = self._compose(folder, overrides, place)
-            job.number, job.overrides, job.seconds = place.number, overrides, place.seconds
+            job.number = place.number
+            job.overrides = overrides
+            job.seconds = place.seconds
             job.state = "finished" if job.is_finished else "waiting"
             if job.folder in [other.folder for other in jobs]:
                 raise UserError(
-                    f"hydra.sweep.subdir: two jobs would write to {job.folder}; let it hold ${{hydra:job.num}}"
+                    f"hydra.sweep.subdir: two jobs would write to {job.folder}; let it hold "
+                    f"${{hydra:job.num}}"
                 )
             jobs.append(job)
             configs.append(config)
         return jobs, configs
 
-    def _compose(self, folder: Path, overrides: Sequence[str], place: Place) -> tuple[Job, DictConfig]:
+    def _compose(
+        self, folder: Path, overrides: Sequence[str], place: Place
+    ) -> tuple[Job, DictConfig]:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
-            config.hydra.job.id, config.hydra.job.num = str(place.number), place.number
+            config.hydra.job.id = str(place.number)
+            config.hydra.job.num = place.number
         with hydra_config(config):
             path = place.folder or folder / str(config.hydra.sweep.subdir)
         with open_dict(config):
@@ -130,14 +168,19 @@ class PoolLauncher(Launcher):
             return job_of(config, path), config
 
     def _continue(self, folder: Path, jobs: Sequence[Job]) -> str:
-        return continue_command(folder, [job.folder for job in jobs], self.config.hydra, is_sweep=True)
+        return continue_command(
+            folder, [job.folder for job in jobs], self.config.hydra, is_sweep=True
+        )
 
-    def _returns(self, jobs: Sequence[Job], configs: Sequence[DictConfig], folder: Path) -> list[JobReturn]:
+    def _returns(
+        self, jobs: Sequence[Job], configs: Sequence[DictConfig], folder: Path
+    ) -> list[JobReturn]:
         bad = [job for job in jobs if job.state != "finished"]
         failure = JobsFailed(
             f"{len(bad)} of {len(jobs)} jobs did not finish: "
             + "; ".join(f"job {job.number} {job.state} {job.problem}".strip() for job in bad)
-            + f". Each has its job.log in {folder}; `{self._continue(folder, jobs)}` runs what is missing"
+            + f". Each has its job.log in {folder}; "
+            f"`{self._continue(folder, jobs)}` runs what is missing"
         )
         returns = []
         for job, config in zip(jobs, configs, strict=True):
@@ -152,7 +195,8 @@ class PoolLauncher(Launcher):
 
 
 def find_earlier(wanted: Sequence[Overrides]) -> Path | None:
-    """The folder of an earlier sweep, where `resume=FOLDER`, perhaps trusted, is all that is asked for.
+    """The folder of an earlier sweep, where `resume=FOLDER`, perhaps trusted, is all that is asked
+    for.
 
     Raises UserError where `resume` stands among other overrides.
     """
@@ -160,7 +204,10 @@ def find_earlier(wanted: Sequence[Overrides]) -> Path | None:
         return None
     asked = [item for item in parse(wanted[0]) if item.key_or_group != KEY]
     if len(wanted) > 1 or len(asked) > 1:
-        raise UserError("resume= in a sweep stands alone: it continues the jobs of that folder with their overrides")
+        raise UserError(
+            "resume= in a sweep stands alone: it continues the jobs of that folder with their "
+            "overrides"
+        )
     value = asked[0].value()
     return Path(str(OmegaConf.create({"resume": value}).resume)).resolve()
 

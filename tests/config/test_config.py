@@ -1,4 +1,6 @@
-"""Every YAML under conf/ composes, resolves, and instantiates in every combination that needs no weights."""
+"""Every YAML under conf/ composes, resolves, and instantiates in every combination that needs no
+weights.
+"""
 
 import inspect
 import itertools
@@ -26,7 +28,9 @@ from flowrl.tuning.lora import LoRA
 from flowrl.types import Prompt
 
 CONF = Path(__file__).parents[2] / "conf"
-OPTIONS = sorted((path.parent.relative_to(CONF).as_posix(), path.stem) for path in CONF.glob("*/**/*.yaml"))
+OPTIONS = sorted(
+    (path.parent.relative_to(CONF).as_posix(), path.stem) for path in CONF.glob("*/**/*.yaml")
+)
 FILE = "data.prompts.path=prompts.txt"
 FILLED = {
     ("data", "text"): (FILE,),
@@ -80,7 +84,9 @@ def base():
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_fits_its_target(group, option):
-    """Each key is a parameter of its target, each parameter has a key. Mutation: rename a key in any YAML."""
+    """Each key is a parameter of its target, each parameter has a key. Mutation: rename a key in
+    any YAML.
+    """
     cfg = select(group, option)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     found = list(targets(cfg))
@@ -104,11 +110,14 @@ def test_every_yaml_is_small_and_says_what_it_is():
     for group, option in OPTIONS:
         lines = (CONF / group / f"{option}.yaml").read_text().splitlines()
         assert len(lines) <= 16, (group, option)
-        assert any(line.startswith("# ") and not line.startswith("# @package") for line in lines[:2]), (group, option)
+        assert any(
+            line.startswith("# ") and not line.startswith("# @package") for line in lines[:2]
+        ), (group, option)
 
 
 @pytest.mark.parametrize(
-    "override", ["sampler.noise_levl=0.5", "loss.delta_max=1", "batch.groups=3", "seeed=1", "penalty.betas=1"]
+    "override",
+    ["sampler.noise_levl=0.5", "loss.delta_max=1", "batch.groups=3", "seeed=1", "penalty.betas=1"],
 )
 def test_an_unknown_key_fails_and_is_named(override):
     """Mutation: switch struct mode off."""
@@ -133,7 +142,8 @@ def test_what_was_meant_is_said_first(override, told):
 
 
 @pytest.mark.parametrize(
-    ("group", "key"), [("data.prompts", "split"), ("reward.client", "deadline"), ("tuning", "dtype")]
+    ("group", "key"),
+    [("data.prompts", "split"), ("reward.client", "deadline"), ("tuning", "dtype")],
 )
 def test_a_key_that_another_versions_run_lacks_is_named_with_the_remedy(group, key):
     """Mutation: print the call that failed instead of where its argument belongs."""
@@ -144,7 +154,9 @@ def test_a_key_that_another_versions_run_lacks_is_named_with_the_remedy(group, k
     with pytest.raises(InstantiationException) as error:
         instantiate(cfg[group.split(".")[0]])
     assert f"missing configuration key '{key}'" in explain(error.value)
-    assert f"++{group.split('.')[-1]}.{key}=VALUE" in explain(error.value).replace("data.", "").replace("reward.", "")
+    assert f"++{group.split('.')[-1]}.{key}=VALUE" in explain(error.value).replace(
+        "data.", ""
+    ).replace("reward.", "")
 
 
 def combine(base, **chosen):
@@ -159,7 +171,10 @@ def combine(base, **chosen):
 @pytest.fixture(scope="module")
 def nodes():
     groups = ("sampler", "loss", "steps", "penalty", "advantage")
-    return {group: {option: select(group, option)[group] for option in options(group)} for group in groups}
+    return {
+        group: {option: select(group, option)[group] for option in options(group)}
+        for group in groups
+    }
 
 
 def is_legal(sampler, loss, penalty):
@@ -185,9 +200,13 @@ def test_every_combination_instantiates_or_is_refused_by_name(base, nodes, sampl
         if is_legal(sampler, loss, penalty):
             algorithm = instantiate(cfg.algorithm)
             assert isinstance(algorithm, Algorithm)
-            assert len(algorithm.stochastic(0, 0)) == (0 if loss == "nft" else len(algorithm.steps.draw(6, 0, 0)))
+            assert len(algorithm.stochastic(0, 0)) == (
+                0 if loss == "nft" else len(algorithm.steps.draw(6, 0, 0))
+            )
         else:
-            with pytest.raises(Exception, match=r"(?s)loss.*(sampler|penalty)|sampler.*loss") as error:
+            with pytest.raises(
+                Exception, match=r"(?s)loss.*(sampler|penalty)|sampler.*loss"
+            ) as error:
                 instantiate(cfg.algorithm)
             assert "loss" in explain(error.value)
 
@@ -206,7 +225,9 @@ def test_the_other_nodes_instantiate(base, tmp_path):
     evaluator = instantiate(base.evaluation)
     assert isinstance(evaluator, Evaluator)
     for prompts in evaluator.sets.values():
-        assert {type(prompt) for prompt in prompts} == {Prompt}, "hydra turned prompts into DictConfigs"
+        assert {type(prompt) for prompt in prompts} == {Prompt}, (
+            "hydra turned prompts into DictConfigs"
+        )
     assert len(evaluator.prompts) == sum(node["count"] for node in base.evaluation.sets.values())
     seen = instantiate(base.data).prompts
     assert {type(prompt) for prompt in seen} == {Prompt}
@@ -216,8 +237,14 @@ def test_the_other_nodes_instantiate(base, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        (("sampler=flow_sde", "rollout.num_steps=3"), ("steps may pick step 3", "rollout.num_steps=3")),
-        (("sampler=dance_sde", "steps=window", "steps.high=9"), ("steps may pick step 6", "rollout.num_steps=6")),
+        (
+            ("sampler=flow_sde", "rollout.num_steps=3"),
+            ("steps may pick step 3", "rollout.num_steps=3"),
+        ),
+        (
+            ("sampler=dance_sde", "steps=window", "steps.high=9"),
+            ("steps may pick step 6", "rollout.num_steps=6"),
+        ),
         (("steps.high=6",), ("step 5", "sampler=cps", "zero-variance", "steps.high")),
         (("sampler.noise_level=0",), ("sampler=cps", "deterministic", "loss=nft")),
         (("rollout.num_steps=1", "steps=all_but_last"), ("rollout.num_steps=1",)),
@@ -225,19 +252,37 @@ def test_the_other_nodes_instantiate(base, tmp_path):
         (("steps.count=9",), ("steps.count=9",)),
         (("likelihood.reduction=max",), ("reduction", "max")),
         (("loss=nft",), ("loss=nft", "sampler=cps", "sampler=ode")),
-        (("loss=nft", "sampler=ode", "penalty=kl"), ("loss=nft", "penalty.form=kl", "penalty=velocity")),
-        (("loss=nft", "sampler=ode", "rollout.shared_initial_noise=true"), ("loss=nft", "shared_initial_noise")),
+        (
+            ("loss=nft", "sampler=ode", "penalty=kl"),
+            ("loss=nft", "penalty.form=kl", "penalty=velocity"),
+        ),
+        (
+            ("loss=nft", "sampler=ode", "rollout.shared_initial_noise=true"),
+            ("loss=nft", "shared_initial_noise"),
+        ),
         (("loss=cps", "sampler=flow_sde"), ("loss=cps", "sampler=cps", "flow_sde")),
         (("loss.divergence=tv",), ("loss.divergence=tv", "loss.calibrated_for=kl")),
-        (("likelihood.reduction=sum",), ("loss.calibrated_for=kl", "likelihood.reduction=sum", "sum_kl")),
-        (("loss=grpo", "likelihood.reduction=sum"), ("loss.calibrated_for=gaussian", "likelihood.reduction=sum")),
+        (
+            ("likelihood.reduction=sum",),
+            ("loss.calibrated_for=kl", "likelihood.reduction=sum", "sum_kl"),
+        ),
+        (
+            ("loss=grpo", "likelihood.reduction=sum"),
+            ("loss.calibrated_for=gaussian", "likelihood.reduction=sum"),
+        ),
         (("loss=guard",), ("loss=guard", "sampler=flow_sde", "cps")),
         (("loss=grpo", "trust.clip=-1"), ("loss.clip_low=-1",)),
         (("loss=cps", "sampler=cps", "loss.clip_high=-1"), ("loss.clip_high=-1",)),
         (("loss=guard", "sampler=flow_sde", "loss.advantage_clip=0"), ("loss.advantage_clip=0",)),
         (("loss.advantage_clip=-5",), ("loss.advantage_clip=-5",)),
-        (("loss=grpo", "likelihood.form=unnormalised"), ("loss.calibrated_for=gaussian", "likelihood.form")),
-        (("loss=guard", "sampler=flow_sde", "likelihood.reduction=sum"), ("loss=guard", "likelihood.reduction")),
+        (
+            ("loss=grpo", "likelihood.form=unnormalised"),
+            ("loss.calibrated_for=gaussian", "likelihood.form"),
+        ),
+        (
+            ("loss=guard", "sampler=flow_sde", "likelihood.reduction=sum"),
+            ("loss=guard", "likelihood.reduction"),
+        ),
     ],
 )
 def test_rules_between_components_name_their_keys(overrides, names):
@@ -251,17 +296,33 @@ def test_rules_between_components_name_their_keys(overrides, names):
     ("overrides", "names"),
     [
         (("trainer=fsdp",), ("trainer=fsdp", "tuning=full", "trainer=ddp")),
-        (("trainer=fsdp", "tuning=full", "backend.compile=true"), ("trainer=fsdp", "backend.compile=true")),
-        (("trainer=fsdp", "tuning=full", "trainer.num_nodes=2"), ("trainer.num_nodes=2", "batch.num_processes=4")),
-        (("+trainer.precision=bf16-mixed",), ("trainer.precision=bf16-mixed", "model.dtype=bfloat16")),
+        (
+            ("trainer=fsdp", "tuning=full", "backend.compile=true"),
+            ("trainer=fsdp", "backend.compile=true"),
+        ),
+        (
+            ("trainer=fsdp", "tuning=full", "trainer.num_nodes=2"),
+            ("trainer.num_nodes=2", "batch.num_processes=4"),
+        ),
+        (
+            ("+trainer.precision=bf16-mixed",),
+            ("trainer.precision=bf16-mixed", "model.dtype=bfloat16"),
+        ),
         (("model.dtype=float16",), ("model.dtype=float16", "take bfloat16")),
-        (("+trainer.precision=bf16-true",), ("trainer.precision=bf16-true", "model.dtype=bfloat16")),
+        (
+            ("+trainer.precision=bf16-true",),
+            ("trainer.precision=bf16-true", "model.dtype=bfloat16"),
+        ),
     ],
 )
 def test_ways_to_spread_a_run_that_would_go_wrong_are_refused(overrides, names):
-    """Mutation: divide weights that are not trained, count one node's processes only, or let autocast keep old ones."""
+    """Mutation: divide weights that are not trained, count one node's processes only, or let
+    autocast keep old ones.
+    """
     check_trainer(config("trainer=fsdp", "tuning=full"))
-    check_trainer(config("trainer=fsdp", "tuning=full", "trainer.num_nodes=2", "batch.num_processes=4"))
+    check_trainer(
+        config("trainer=fsdp", "tuning=full", "trainer.num_nodes=2", "batch.num_processes=4")
+    )
     with pytest.raises(ValueError) as error:
         check_trainer(config(*overrides))
     assert all(name in str(error.value) for name in names)
@@ -269,12 +330,19 @@ def test_ways_to_spread_a_run_that_would_go_wrong_are_refused(overrides, names):
 
 @pytest.mark.parametrize("data", ["text", "jsonl", "geneval", "geneval2", "compositions"])
 def test_prompts_of_another_kind_are_evaluated_on_their_own_kind(data, tmp_path):
-    """The training file unless told otherwise, at most `max_prompts`, spread over it, with their metadata; or another.
+    """The training file unless told otherwise, at most `max_prompts`, spread over it, with their
+    metadata; or another.
 
-    Mutation: take the first lines, leave the evaluation on captions of the shapes world, or let Hydra turn metadata
-    into its own containers.
+    Mutation: take the first lines, leave the evaluation on captions of the shapes world, or let
+    Hydra turn metadata into its own containers.
     """
-    row = {"prompt": "a cow", "tag": "single", "include": [{"n": 1}], "atom_count": 1, "vqa_list": [["a?", "Yes"]]}
+    row = {
+        "prompt": "a cow",
+        "tag": "single",
+        "include": [{"n": 1}],
+        "atom_count": 1,
+        "vqa_list": [["a?", "Yes"]],
+    }
     for name, count in (("mine", 400), ("others", 3)):
         texts = [f"{name} {i}" for i in range(count)]
         rows = texts if data == "text" else [json.dumps(row | {"prompt": text}) for text in texts]
@@ -290,9 +358,15 @@ def test_prompts_of_another_kind_are_evaluated_on_their_own_kind(data, tmp_path)
         assert type(prompt.metadata["vqa_list"]) is list and prompt.family.startswith("atom_count_")
     if data != "compositions":
         places = [int(prompt.text.removeprefix("mine ")) for prompt in evaluator.prompts]
-        assert max(places) >= 398 and [sum(i // 100 == part for i in places) for part in range(4)] == [64] * 4
+        assert (
+            max(places) >= 398
+            and [sum(i // 100 == part for i in places) for part in range(4)] == [64] * 4
+        )
         assert len(instantiate(config(f"data={data}", *given, others).evaluation).prompts) == 3
-    assert list(instantiate(config(f"data={data}", *given, "evaluation=shapes").evaluation).sets)[1] == "held_out"
+    assert (
+        list(instantiate(config(f"data={data}", *given, "evaluation=shapes").evaluation).sets)[1]
+        == "held_out"
+    )
 
 
 def test_compositions_are_evaluated_on_what_training_never_draws():
@@ -318,15 +392,18 @@ def test_a_reward_may_set_the_headline():
 
 
 def test_scores_are_given_up_before_other_processes_are():
-    """The collective's 20 minutes are 1200 s: 3 x 300 s is less, 3 x 400 s is not, nor is 3 x 300 s for two services.
+    """The collective's 20 minutes are 1200 s: 3 x 300 s is less, 3 x 400 s is not, nor is 3 x 300 s
+    for two services.
 
-    One process waits for nobody.
-    Mutation: compare a single deadline, look at the reward's own client only, or at each of a mixture's alone.
+    One process waits for nobody. Mutation: compare a single deadline, look at the reward's own
+    client only, or at each of a mixture's alone.
     """
     remote = ("reward=remote", "reward.url=http://localhost:8000")
     check_deadlines(config("trainer=ddp", *remote))
     check_deadlines(config(*remote, "reward.client.deadline=4000"))
-    with pytest.raises(ValueError, match=r"reward\.client\.deadline=400 .* trainer\.strategy\.timeout_minutes=20"):
+    with pytest.raises(
+        ValueError, match=r"reward\.client\.deadline=400 .* trainer\.strategy\.timeout_minutes=20"
+    ):
         check_deadlines(config("trainer=ddp", *remote, "reward.client.deadline=400"))
     cfg = config("trainer=ddp", "reward=shapes_jpeg", "+http@reward.rewards.judge.client=default")
     cfg.trainer.strategy.timeout_minutes = 15
@@ -336,34 +413,48 @@ def test_scores_are_given_up_before_other_processes_are():
     check_deadlines(cfg)
     OmegaConf.set_struct(cfg, False)
     cfg.reward.rewards.second = cfg.reward.rewards.judge
-    with pytest.raises(ValueError, match=r"judge\.client.* \+ reward\.rewards\.second\.client\.deadline=300"):
+    with pytest.raises(
+        ValueError, match=r"judge\.client.* \+ reward\.rewards\.second\.client\.deadline=300"
+    ):
         check_deadlines(cfg)
 
 
 def test_a_hanging_scorer_is_given_up_before_other_processes_are():
-    """900 s are less than 20 minutes; 1200 s are not. One process waits for nobody, and null is the user's choice.
+    """900 s are less than 20 minutes; 1200 s are not. One process waits for nobody, and null is the
+    user's choice.
 
     Mutation: compare minutes with seconds, or allow equality.
     """
     check_deadlines(config("trainer=ddp"))
     check_deadlines(config("trainer=ddp", "scorer_timeout=null"))
     check_deadlines(config("scorer_timeout=1200"))
-    with pytest.raises(ValueError, match=r"scorer_timeout=1200 seconds .* trainer\.strategy\.timeout_minutes=20"):
+    with pytest.raises(
+        ValueError, match=r"scorer_timeout=1200 seconds .* trainer\.strategy\.timeout_minutes=20"
+    ):
         check_deadlines(config("trainer=ddp", "scorer_timeout=1200"))
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "null", "none"])
 def test_a_norm_that_would_break_gradients_is_refused(value):
-    """Lightning's 0 and null for no clipping are not ours; the remedy is told. Mutation: accept 0, -1 or a word."""
-    with pytest.raises(ValueError, match=r"max_grad_norm=.* must be above 0; for no clipping set it to \.inf"):
+    """Lightning's 0 and null for no clipping are not ours; the remedy is told. Mutation: accept 0,
+    -1 or a word.
+    """
+    with pytest.raises(
+        ValueError, match=r"max_grad_norm=.* must be above 0; for no clipping set it to \.inf"
+    ):
         norm_limit(config(f"max_grad_norm={value}").max_grad_norm)
 
 
 @pytest.mark.parametrize("value", ["inf", ".inf"])
 def test_gradients_need_not_be_clipped(value):
-    """As Hydra and as YAML spell it, also where a resumed run takes an override. Mutation: know one spelling only."""
+    """As Hydra and as YAML spell it, also where a resumed run takes an override. Mutation: know one
+    spelling only.
+    """
     weight = torch.nn.Parameter(torch.zeros(2))
-    for cfg in (config(f"max_grad_norm={value}"), OmegaConf.from_dotlist([f"max_grad_norm={value}"])):
+    for cfg in (
+        config(f"max_grad_norm={value}"),
+        OmegaConf.from_dotlist([f"max_grad_norm={value}"]),
+    ):
         weight.grad = torch.tensor([3e9, 4e9])
         assert clip([weight], norm_limit(cfg.max_grad_norm)) == 5e9
         assert weight.grad.tolist() == [3e9, 4e9]

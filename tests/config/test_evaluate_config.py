@@ -32,7 +32,9 @@ def saved(script, tmp_path):
 
     def build(label, *overrides):
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", overrides=["name=x", "run_dir=x", "tags=[]", "logger=none", *overrides])
+            cfg = compose(
+                "config", overrides=["name=x", "run_dir=x", "tags=[]", "logger=none", *overrides]
+            )
         (tmp_path / label).mkdir()
         write_config(cfg, tmp_path / label)
         return Subject(label, tmp_path / label)
@@ -41,11 +43,16 @@ def saved(script, tmp_path):
 
 
 def test_each_run_on_its_own_grid(script, saved):
-    """A run on diffusers' grid beside one on the default. Mutation: the grid of the first run, or of the defaults."""
+    """A run on diffusers' grid beside one on the default. Mutation: the grid of the first run, or
+    of the defaults.
+    """
     runs = [saved("a", "schedule=diffusers"), saved("b", "rollout.num_steps=8", "grid.shift=3.0")]
     common = script.configure(runs, [], None)
     first, second = (script.own_config(run, common, []) for run in runs)
-    assert first.evaluation.schedule == {"_target_": "flowrl.schedule.DiffusersDefault", "shift": 2.0}
+    assert first.evaluation.schedule == {
+        "_target_": "flowrl.schedule.DiffusersDefault",
+        "shift": 2.0,
+    }
     assert second.evaluation.schedule == {"_target_": "flowrl.schedule.LinearShift", "shift": 3.0}
     assert instantiate(first.evaluation).intervals != instantiate(second.evaluation).intervals
     base = script.own_config(Subject("base", None), common, [])
@@ -54,7 +61,10 @@ def test_each_run_on_its_own_grid(script, saved):
 
 def test_overrides_reach_every_run(script, saved):
     """Mutation: the run's value over the command line's."""
-    run, words = saved("a", "schedule=diffusers"), ["schedule=linear_shift", "grid.shift=5.0", "evaluation.num_steps=3"]
+    run, words = (
+        saved("a", "schedule=diffusers"),
+        ["schedule=linear_shift", "grid.shift=5.0", "evaluation.num_steps=3"],
+    )
     cfg = script.own_config(run, script.configure([run], words, None), words)
     assert cfg.evaluation.schedule == {"_target_": "flowrl.schedule.LinearShift", "shift": 5.0}
     assert cfg.evaluation.num_steps == 3
@@ -65,7 +75,11 @@ def test_a_flux_run_keeps_what_it_was_drawn_with(script, saved):
     scale = "evaluation.guidance_scale=${rollout.guidance_scale}"
     run = saved("a", "model=flux2_klein_base_4b", "rollout.guidance_scale=2.5", scale)
     cfg = script.own_config(run, script.configure([run], [], None), [])
-    assert cfg.evaluation.schedule == {"_target_": "flowrl.schedule.DynamicShift", "rule": "empirical", "tokens": 1024}
+    assert cfg.evaluation.schedule == {
+        "_target_": "flowrl.schedule.DynamicShift",
+        "rule": "empirical",
+        "tokens": 1024,
+    }
     assert cfg.backend.slice_decoding and cfg.embeddings.folder == "~/.cache/flowrl"
     assert cfg.evaluation.guidance_scale == 2.5
 
@@ -90,7 +104,9 @@ def test_the_training_prompts_as_evaluation(script, saved, tmp_path, data, line)
     ],
 )
 def test_a_file_of_prompts_with_metadata(script, tmp_path, line, family):
-    """GenEval's, GenEval2's, our own and plain ones. Mutation: read the file as text, or lose the family."""
+    """GenEval's, GenEval2's, our own and plain ones. Mutation: read the file as text, or lose the
+    family.
+    """
     path = tmp_path / "others.jsonl"
     path.write_text(line + "\n")
     cfg = script.own_config(Subject("base", None), script.configure([], [], str(path)), [])
@@ -115,7 +131,8 @@ def write_geneval2(path, count=800):
 
 @pytest.mark.parametrize("words", [[], ["evaluation=shapes"], ["reward=shapes"]])
 def test_all_prompts_of_a_file_are_taken(script, saved, tmp_path, words):
-    """GenEval2's 800, 100 of each number of atoms, for a base model and after a run with a limit of its own.
+    """GenEval2's 800, 100 of each number of atoms, for a base model and after a run with a limit of
+    its own.
 
     Mutation: leave evaluation.max_prompts at 256, of which none has more than five atoms.
     """
@@ -129,17 +146,23 @@ def test_all_prompts_of_a_file_are_taken(script, saved, tmp_path, words):
 
 
 def test_fewer_prompts_of_a_file_only_if_asked_for(script, tmp_path):
-    """Then over the whole file, also where the sets that are replaced take their first ones. Mutation: the first 80."""
+    """Then over the whole file, also where the sets that are replaced take their first ones.
+    Mutation: the first 80.
+    """
     path = write_geneval2(tmp_path / "mine.jsonl")
     words = ["evaluation.max_prompts=80"]
     cfg = script.own_config(Subject("base", None), script.configure([], words, str(path)), words)
     evaluator = instantiate(cfg.evaluation)
-    assert Counter(prompt.family for prompt in evaluator.prompts) == {f"atom_count_{n}": 10 for n in range(3, 11)}
+    assert Counter(prompt.family for prompt in evaluator.prompts) == {
+        f"atom_count_{n}": 10 for n in range(3, 11)
+    }
     assert evaluator.told("mine") == "80 of 800 prompts, evenly spread"
 
 
 def test_a_run_of_before_subsets_keeps_its_first_prompts(script, saved, tmp_path):
-    """Its configuration says nothing of subsets. Mutation: take others than the run itself was evaluated on."""
+    """Its configuration says nothing of subsets. Mutation: take others than the run itself was
+    evaluated on.
+    """
     path = write_geneval2(tmp_path / "mine.jsonl", 9)
     run = saved("a", "data=jsonl", f"data.prompts.path={path}", "evaluation.max_prompts=3")
     source = run.path / SOURCE
@@ -168,7 +191,8 @@ class Still(Evaluator):
 
 
 def test_an_evaluation_goes_on_with_the_prompts_it_began_with(tmp_path):
-    """Neither another text nor another question, while the path is the same; folders of before tell no prompts.
+    """Neither another text nor another question, while the path is the same; folders of before tell
+    no prompts.
 
     Mutation: compare the settings alone, which name the file.
     """
@@ -202,15 +226,17 @@ def test_damaged_files_of_an_evaluation_are_named(tmp_path, name, content):
     Assessment(tmp_path, Still(Prompt("a")), {})
     (tmp_path / "own").mkdir()
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{tmp_path}/{name}.* is damaged .*; (choose another --out|remove it)"):
+    with pytest.raises(
+        UserError, match=rf"{tmp_path}/{name}.* is damaged .*; (choose another --out|remove it)"
+    ):
         assessment = Assessment(tmp_path, Still(Prompt("a")), {})
         assessment.samples("own")
         assessment.drift("own")
 
 
 def test_full_fine_tuning_is_loaded_whole(script, saved):
-    """What a run of tuning=full exports, in its folder or alone, gives its weights again. Mutation: take it for a LoRA,
-    or load constants as weights.
+    """What a run of tuning=full exports, in its folder or alone, gives its weights again. Mutation:
+    take it for a LoRA, or load constants as weights.
     """
     run = saved("a", "tuning=full")
     policy, _, _ = make("tuning=full")
@@ -221,9 +247,17 @@ def test_full_fine_tuning_is_loaded_whole(script, saved):
     common = script.configure([run], [], None)
     alone = Subject("alone", run.path / "transformer")
     base = Subject("base", None)
-    targets = [script.own_config(subject, common, []).tuning._target_ for subject in (run, alone, base)]
-    assert targets == ["flowrl.tuning.full.Full", "flowrl.tuning.full.Full", "flowrl.tuning.lora.LoRA"]
+    targets = [
+        script.own_config(subject, common, []).tuning._target_ for subject in (run, alone, base)
+    ]
+    assert targets == [
+        "flowrl.tuning.full.Full",
+        "flowrl.tuning.full.Full",
+        "flowrl.tuning.lora.LoRA",
+    ]
     fresh, _, _ = make("tuning=full")
     alone.load_into(fresh)
     own = lora.parameters(policy.transformer)
-    assert all(torch.equal(value, own[name]) for name, value in lora.parameters(fresh.transformer).items())
+    assert all(
+        torch.equal(value, own[name]) for name, value in lora.parameters(fresh.transformer).items()
+    )

@@ -34,7 +34,9 @@ def test_train_commands_compose(command):
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for i in range(max(map(len, values), default=1)):
-            overrides = [f"{key}={own[i % len(own)]}" for (key, _), own in zip(pairs, values, strict=True)]
+            overrides = [
+                f"{key}={own[i % len(own)]}" for (key, _), own in zip(pairs, values, strict=True)
+            ]
             assert compose("config", overrides=["name=test", *overrides]).num_iterations > 0
 
 
@@ -42,7 +44,9 @@ def test_documented_make_targets_and_scripts_exist():
     """Mutation: rename a target or script without the README."""
     text = README + (ROOT / "CONTRIBUTING.md").read_text()
     for target in set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", text, re.MULTILINE)):
-        assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0, target
+        assert (
+            subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
+        ), target
     for path in set(re.findall(r"`((?:flowrl|conf|scripts|tests|docs)/[\w/.-]+)`", text)):
         assert (ROOT / path).exists(), path
 

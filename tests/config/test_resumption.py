@@ -1,4 +1,6 @@
-"""What a resumed run starts from: its files after accidents, changes that are told, inputs that are compared."""
+"""What a resumed run starts from: its files after accidents, changes that are told, inputs that are
+compared.
+"""
 
 import errno
 import json
@@ -29,7 +31,16 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"\n", b"- a\n- b\n", b"seed: 0\n\tname: x\n", b"seed: [0\n", bytes(range(256)), b"a: ${b\n"]
+    "damage",
+    [
+        b"",
+        b"\n",
+        b"- a\n- b\n",
+        b"seed: 0\n\tname: x\n",
+        b"seed: [0\n",
+        bytes(range(256)),
+        b"a: ${b\n",
+    ],
 )
 def test_a_damaged_source_is_named_with_the_remedy(damage, tmp_path):
     """Mutation: let the parser's error through, or go on with an empty configuration."""
@@ -43,10 +54,13 @@ def test_a_damaged_source_is_named_with_the_remedy(damage, tmp_path):
         read_source(tmp_path)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_half_a_source_is_never_a_smaller_run(run, data):
-    """Cut at any place or with a byte changed: told as damaged, as keys that it lacks, as a change, or harmless.
+    """Cut at any place or with a byte changed: told as damaged, as keys that it lacks, as a change,
+    or harmless.
 
     Mutation: resume with the keys that are left and the defaults of the others.
     """
@@ -68,17 +82,30 @@ def test_half_a_source_is_never_a_smaller_run(run, data):
     finally:
         (run / SOURCE).write_bytes(whole)
     if resolved != before:
-        is_interpolation_changed = OmegaConf.to_container(saved) != OmegaConf.to_container(read_source(run))
-        assert _lacking(before, OmegaConf.to_container(saved)) or overridden(before, saved) or is_interpolation_changed
+        is_interpolation_changed = OmegaConf.to_container(saved) != OmegaConf.to_container(
+            read_source(run)
+        )
+        assert (
+            _lacking(before, OmegaConf.to_container(saved))
+            or overridden(before, saved)
+            or is_interpolation_changed
+        )
 
 
 def test_what_decides_the_numbers_is_told_and_the_rest_is_not(run):
-    """A changed number once, under the key that was given, and a new key; none that only says where or how fast.
+    """A changed number once, under the key that was given, and a new key; none that only says where
+    or how fast.
 
     Mutation: tell of num_iterations alone, or of every copy of a value.
     """
     before, saved = read_config(run), read_source(run)
-    same = ["num_threads=1", "checkpoint.keep=9", "batch.max_micro_batch=2", "viewing.every=7", "trainer.devices=2"]
+    same = [
+        "num_threads=1",
+        "checkpoint.keep=9",
+        "batch.max_micro_batch=2",
+        "viewing.every=7",
+        "trainer.devices=2",
+    ]
     changed = [
         "seed=1",
         "lora.alpha=64",
@@ -88,7 +115,9 @@ def test_what_decides_the_numbers_is_told_and_the_rest_is_not(run):
     ]
     assert overridden(before, saved) == []
     assert overridden(before, OmegaConf.merge(saved, OmegaConf.from_dotlist(same))) == []
-    texts = overridden(before, OmegaConf.merge(saved, OmegaConf.from_dotlist([*changed, "loss.fresh=1"])))
+    texts = overridden(
+        before, OmegaConf.merge(saved, OmegaConf.from_dotlist([*changed, "loss.fresh=1"]))
+    )
     assert [text.split(":")[0] for text in sorted(texts)] == [
         "batch.group_size 4 -> 8",
         "ema.decay 0.95 -> 0.9",
@@ -102,7 +131,10 @@ def test_what_decides_the_numbers_is_told_and_the_rest_is_not(run):
 def test_harmless_keys_exist_and_have_a_reason():
     """Mutation: rename a key of conf/ without this list."""
     cfg = compose(["name=test"])
-    assert all(OmegaConf.select(cfg, key, throw_on_missing=False) is not None or key in cfg for key in HARMLESS)
+    assert all(
+        OmegaConf.select(cfg, key, throw_on_missing=False) is not None or key in cfg
+        for key in HARMLESS
+    )
     assert all(reason for reason in HARMLESS.values())
 
 
@@ -110,7 +142,10 @@ def examined(folder, *texts, path, overrides=(), **keys):
     cfg = OmegaConf.create(
         {
             "data": {"prompts": {"_target_": "x", "path": path}},
-            "evaluation": {"sets": {"held_in": {"path": "${data.prompts.path}"}}, "max_prompts": None},
+            "evaluation": {
+                "sets": {"held_in": {"path": "${data.prompts.path}"}},
+                "max_prompts": None,
+            },
             **keys,
         }
     )
@@ -123,9 +158,11 @@ def examined(folder, *texts, path, overrides=(), **keys):
 
 
 def test_prompts_that_changed_are_refused_until_taken_as_they_are(tmp_path):
-    """Another file is a change on purpose; a BOM, which changes no prompt, is none; a run without a record is taken.
+    """Another file is a change on purpose; a BOM, which changes no prompt, is none; a run without a
+    record is taken.
 
-    Mutation: compare the first prompts only, leave metadata out, or refuse what the user has asked for.
+    Mutation: compare the first prompts only, leave metadata out, or refuse what the user has asked
+    for.
     """
     examined(tmp_path, "a", "b", path="p.txt").write()
     examined(tmp_path, "a", "b", path="p.txt")
@@ -144,7 +181,9 @@ def test_prompts_that_changed_are_refused_until_taken_as_they_are(tmp_path):
         examined(tmp_path, "d", path="p.txt")
 
 
-@pytest.mark.parametrize("key", ["reward.weights", "model.pretrained", "reward.rewards.first.file", "lora.start"])
+@pytest.mark.parametrize(
+    "key", ["reward.weights", "model.pretrained", "reward.rewards.first.file", "lora.start"]
+)
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_any_key_that_names_a_path_is_an_input(key, kind, tmp_path, monkeypatch):
     """Mutation: list the loaders by hand, or compare names without contents."""
@@ -160,13 +199,17 @@ def test_any_key_that_names_a_path_is_an_input(key, kind, tmp_path, monkeypatch)
     examined(run, "a", path="p.txt", **node).write()
     examined(run, "a", path="p.txt", **node)
     place.write_bytes(b"two")
-    with pytest.raises(UserError, match=rf"^{key}=weights changed since the run began.*: \+\+{key}=weights$"):
+    with pytest.raises(
+        UserError, match=rf"^{key}=weights changed since the run began.*: \+\+{key}=weights$"
+    ):
         examined(run, "a", path="p.txt", **node)
     examined(run, "a", path="p.txt", overrides=[f"++{key}=weights"], **node)
 
 
 def test_a_runs_copy_of_its_lora_stands_for_the_original(tmp_path, monkeypatch):
-    """The original may change or go. Mutation: compare it for ever, or refuse the remedy that the refusal names."""
+    """The original may change or go. Mutation: compare it for ever, or refuse the remedy that the
+    refusal names.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").write_bytes(b"one")
     node = {"lora": {"start": "weights"}}
@@ -182,15 +225,22 @@ def test_a_runs_copy_of_its_lora_stands_for_the_original(tmp_path, monkeypatch):
 
 
 def test_accepted_prompts_are_told(tmp_path, capsys):
-    """Those to train on, and the evaluation set that refers to their path. Mutation: accept without a word."""
+    """Those to train on, and the evaluation set that refers to their path. Mutation: accept without
+    a word.
+    """
     examined(tmp_path, "a", path="p.txt").write()
     examined(tmp_path, "b", path="p.txt", overrides=["++data.prompts.path=p.txt"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["data.prompts (p.txt)", "evaluation.sets.held_in (p.txt)"]
+    assert [line.split(":")[0] for line in lines] == [
+        "data.prompts (p.txt)",
+        "evaluation.sets.held_in (p.txt)",
+    ]
     assert all(line.endswith("taken as it is, as ++data.prompts.path says") for line in lines)
 
 
-@pytest.mark.parametrize("key", ["evaluation.batch_size", "data.seed", "evaluation.sets.other.path"])
+@pytest.mark.parametrize(
+    "key", ["evaluation.batch_size", "data.seed", "evaluation.sets.other.path"]
+)
 def test_prompts_are_accepted_by_their_own_keys_alone(key, tmp_path):
     """Mutation: take any key below data or evaluation for one of prompts."""
     examined(tmp_path, "a", path="p.txt").write()
@@ -199,7 +249,8 @@ def test_prompts_are_accepted_by_their_own_keys_alone(key, tmp_path):
 
 
 def test_a_large_file_is_known_by_its_content(tmp_path, monkeypatch):
-    """Touched and copied it is the same; with other bytes in its header, its body or its size it is not.
+    """Touched and copied it is the same; with other bytes in its header, its body or its size it is
+    not.
 
     Mutation: compare times of change, sizes alone, or the first block alone.
     """
@@ -233,7 +284,12 @@ def test_digests_of_an_earlier_version_are_not_compared(tmp_path):
 
 def test_how_a_server_is_asked_is_harmless():
     """Mutation: tell of a time-out or an address, or pass over a judge's model."""
-    for key in ("reward.url", "reward.client.timeout", "reward.rewards.first.judge.client.retries", "scorer_timeout"):
+    for key in (
+        "reward.url",
+        "reward.client.timeout",
+        "reward.rewards.first.judge.client.retries",
+        "scorer_timeout",
+    ):
         assert is_harmless(key)
     assert is_harmless("trust_folder") and is_harmless("evaluation.batch_size")
     for key in ("reward.judge.model", "reward.weights", "evaluation.seed", "data.url"):
@@ -241,16 +297,26 @@ def test_how_a_server_is_asked_is_harmless():
 
 
 def test_a_word_or_an_output_is_no_input(tmp_path, monkeypatch):
-    """A folder `train` beside the run, and where a logger writes. Mutation: take every word that exists for a path."""
+    """A folder `train` beside the run, and where a logger writes. Mutation: take every word that
+    exists for a path.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "file").write_text("one")
-    node = {"loss": {"split": "train"}, "logger": {"csv": {"save_dir": str(tmp_path), "path": "train"}}}
-    assert set(examined(tmp_path, "a", path="p.txt", **node).inputs) == {"data.prompts", "evaluation.sets.held_in"}
+    node = {
+        "loss": {"split": "train"},
+        "logger": {"csv": {"save_dir": str(tmp_path), "path": "train"}},
+    }
+    assert set(examined(tmp_path, "a", path="p.txt", **node).inputs) == {
+        "data.prompts",
+        "evaluation.sets.held_in",
+    }
 
 
 def test_a_hub_repository_is_known_by_its_commit(tmp_path, monkeypatch):
-    """Without asking the hub. Mutation: take the name for the content, or another revision's commit."""
+    """Without asking the hub. Mutation: take the name for the content, or another revision's
+    commit.
+    """
     monkeypatch.setattr(provenance, "HF_HUB_CACHE", str(tmp_path))
     refs = tmp_path / "models--org--name" / "refs"
     refs.mkdir(parents=True)
@@ -264,8 +330,13 @@ def test_a_hub_repository_is_known_by_its_commit(tmp_path, monkeypatch):
 
 
 def test_other_code_is_told_once(tmp_path, monkeypatch, capsys):
-    """What was, what is; a run of an earlier version has it in its summary. Mutation: tell it at every resumption."""
-    then = {"git_revision": "1" * 40, "versions": provenance.environment()["versions"] | {"torch": "1.0"}}
+    """What was, what is; a run of an earlier version has it in its summary. Mutation: tell it at
+    every resumption.
+    """
+    then = {
+        "git_revision": "1" * 40,
+        "versions": provenance.environment()["versions"] | {"torch": "1.0"},
+    }
     (tmp_path / "summary.json").write_text(json.dumps(then))
     now = then | {"git_revision": "2" * 40 + "+", "versions": then["versions"] | {"torch": "3.0"}}
     monkeypatch.setattr(provenance, "environment", lambda: now)
@@ -280,13 +351,19 @@ def test_other_code_is_told_once(tmp_path, monkeypatch, capsys):
 
 
 def test_a_full_disk_is_one_line(tmp_path, capsys):
-    """A real one: /dev/full. The file stays what it was. Mutation: let the error through without the folder."""
+    """A real one: /dev/full. The file stays what it was. Mutation: let the error through without
+    the folder.
+    """
     path = tmp_path / "summary.json"
     write_whole(path, "before")
     (tmp_path / "summary.json.partial").symlink_to("/dev/full")
     with pytest.raises(OSError) as told:
         write_whole(path, "after")
-    assert told.value.errno == errno.ENOSPC and path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+    assert (
+        told.value.errno == errno.ENOSPC
+        and path.read_text() == "before"
+        and len(list(tmp_path.iterdir())) == 1
+    )
     assert disk.is_full(told.value) and disk.is_full(RuntimeError("I/O error: ... (os error 28)"))
     wrapped = ValueError("no summary")
     wrapped.__context__ = told.value

@@ -22,7 +22,9 @@ def test_every_folder_is_a_study():
 
 
 def first_runs(name, is_quick):
-    """The first seed's runs, tuned by the last variant of the grid; of a tuning stage that variant alone."""
+    """The first seed's runs, tuned by the last variant of the grid; of a tuning stage that variant
+    alone.
+    """
     tuning = read("methods", EXPERIMENTS, is_quick).stages[0]
     chosen = {method: list(variants.values())[-1] for method, variants in tuning.variants.items()}
     for stage in read(name, EXPERIMENTS, is_quick).stages:
@@ -34,26 +36,36 @@ def first_runs(name, is_quick):
 
 @pytest.mark.parametrize("name", ORDER)
 def test_every_condition_composes_and_makes_a_method(name):
-    """Mutation: misspell an override in a sweep.yaml, or give a value a bound below what was studied."""
+    """Mutation: misspell an override in a sweep.yaml, or give a value a bound below what was
+    studied.
+    """
     runs = list(first_runs(name, is_quick=False))
     assert len({run.overrides for run in runs}) == len(runs) > 0
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for run in runs:
             cfg = compose("config", overrides=["name=test", *run.overrides])
-            assert instantiate(cfg.algorithm).num_steps == 6 and cfg.num_threads == 1 and cfg.logger == {}
+            assert (
+                instantiate(cfg.algorithm).num_steps == 6
+                and cfg.num_threads == 1
+                and cfg.logger == {}
+            )
             instantiate(cfg.batch)
             for check in (validate, check_parts, check_rules):
                 check(cfg)
 
 
 def test_a_quick_study_is_the_same_reduced():
-    """Fewer runs of conditions that the full study has; one of each stage composes. Mutation: misname a method."""
+    """Fewer runs of conditions that the full study has; one of each stage composes. Mutation:
+    misname a method.
+    """
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for name in ORDER:
             full, quick = (list(first_runs(name, is_quick)) for is_quick in (False, True))
-            assert {(run.stage, run.method) for run in quick} <= {(run.stage, run.method) for run in full}
+            assert {(run.stage, run.method) for run in quick} <= {
+                (run.stage, run.method) for run in full
+            }
             assert read(name, EXPERIMENTS, True).hours < read(name, EXPERIMENTS, False).hours / 4
             for run in {run.stage: run for run in quick}.values():
                 cfg = compose("config", overrides=["name=test", *run.overrides])
@@ -66,9 +78,13 @@ def test_a_quick_study_is_the_same_reduced():
 def test_a_report_names_what_its_study_has(name):
     """Mutation: compare a condition that is never run, or draw a metric that is not listed."""
     report = read(name, EXPERIMENTS, False).report
-    labels = {run.condition for run in first_runs(name, is_quick=False) if run.stage in report["stages"]}
+    labels = {
+        run.condition for run in first_runs(name, is_quick=False) if run.stage in report["stages"]
+    }
     assert {own for pair in report.get("compare", ()) for own in pair} <= labels
-    drawn = [spec for spec in report["figures"].values() if spec["kind"] in ("paths", "curves", "dots")]
+    drawn = [
+        spec for spec in report["figures"].values() if spec["kind"] in ("paths", "curves", "dots")
+    ]
     axes = {spec[key] for spec in drawn for key in ("x", "y") if key in spec}
     named = {*report.get("rewards", ()), report["kl"], *report.get("differences", ()), *axes}
     named |= {own[key] for own in report.get("equal", ()) for key in ("of", "at")}
@@ -97,8 +113,12 @@ def test_both_passes_over_half_the_rollouts_are_as_many_updates_of_the_same_size
 
 def test_one_pass_is_the_run_of_the_study_of_methods():
     """So its record serves both. Mutation: another budget in one of them."""
-    chosen = dict.fromkeys(read("methods", EXPERIMENTS, False).stages[1].methods, ("optimizer.lr=1e-3",))
+    chosen = dict.fromkeys(
+        read("methods", EXPERIMENTS, False).stages[1].methods, ("optimizer.lr=1e-3",)
+    )
     ours = read("reuse", EXPERIMENTS, False).stages[0].runs(chosen)
     theirs = read("methods", EXPERIMENTS, False).stages[1].runs(chosen)
     known = {frozenset(run.overrides) for run in theirs}
-    assert [frozenset(run.overrides) in known for run in ours] == [run.variant == "G-I1" for run in ours]
+    assert [frozenset(run.overrides) in known for run in ours] == [
+        run.variant == "G-I1" for run in ours
+    ]

@@ -1,4 +1,6 @@
-"""Configurations out of folders: what would run code of whoever made the folder is refused before anything is built."""
+"""Configurations out of folders: what would run code of whoever made the folder is refused before
+anything is built.
+"""
 
 import sys
 from contextlib import suppress
@@ -35,7 +37,9 @@ class Bomb:
 
 
 def write_gadgets(place, marker):
-    """The files that the five ways of the report need, each of which writes `marker` where its code runs."""
+    """The files that the five ways of the report need, each of which writes `marker` where its code
+    runs.
+    """
     text = PAYLOAD.format(marker=marker)
     torch.save({"x": Bomb(marker)}, place / "bomb.pt")
     np.save(place / "bomb.npy", np.array([Bomb(marker)], dtype=object), allow_pickle=True)
@@ -44,9 +48,12 @@ def write_gadgets(place, marker):
     (place / "site" / "bomb.pth").write_text(f"import sys; {text}\n")
     (place / "auto").mkdir()
     names = '{"AutoConfig": "custom.Config", "AutoModel": "custom.Model"}'
-    (place / "auto" / "config.json").write_text('{"model_type": "custom", "auto_map": ' + names + "}")
+    (place / "auto" / "config.json").write_text(
+        '{"model_type": "custom", "auto_map": ' + names + "}"
+    )
     (place / "auto" / "custom.py").write_text(
-        f"{text}\nfrom transformers import PretrainedConfig\nclass Config(PretrainedConfig): model_type = 'custom'\n"
+        f"{text}\nfrom transformers import PretrainedConfig\nclass Config(PretrainedConfig): "
+        "model_type = 'custom'\n"
     )
 
 
@@ -69,7 +76,13 @@ def gadgets(place):
     }
 
 
-GADGETS = ("torch.load", "numpy.load", "torch.hub.load", "site.addsitedir", "transformers.AutoModel")
+GADGETS = (
+    "torch.load",
+    "numpy.load",
+    "torch.hub.load",
+    "site.addsitedir",
+    "transformers.AutoModel",
+)
 
 
 @pytest.fixture
@@ -96,7 +109,8 @@ def run_folder(place, **changes):
 
 @pytest.mark.parametrize("name", GADGETS)
 def test_a_folder_that_would_run_code_is_refused_by_evaluate(traps, tmp_path, name):
-    """The gadget is a live one, and stays unused. Mutation: check after instantiating, or the reward alone.
+    """The gadget is a live one, and stays unused. Mutation: check after instantiating, or the
+    reward alone.
 
     The refusal names target and folder.
     """
@@ -121,7 +135,11 @@ def test_a_folder_that_would_run_code_is_refused_by_train(traps, tmp_path):
     result = train(f"resume={folder}", cwd=tmp_path)
     assert result.returncode == 1 and not marker.exists(), result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert str(folder) in line and "logger.mine._target_=torch.load" in line and "trust_folder=true" in line
+    assert (
+        str(folder) in line
+        and "logger.mine._target_=torch.load" in line
+        and "trust_folder=true" in line
+    )
 
 
 REFUSED = (
@@ -165,7 +183,9 @@ REFUSED = (
 @pytest.mark.parametrize("target", REFUSED)
 @pytest.mark.parametrize("shape", ["node", "list", "partial"])
 def test_targets_that_are_refused(target, shape):
-    """Wherever they stand. Mutation: trust a prefix, follow attributes, or look at nodes that are no lists alone."""
+    """Wherever they stand. Mutation: trust a prefix, follow attributes, or look at nodes that are
+    no lists alone.
+    """
     node = {"_target_": target, "_partial_": shape == "partial"}
     cfg = OmegaConf.create({"a": {"b": [[node]] if shape == "list" else node}})
     with pytest.raises(UserError, match="_target_="):
@@ -189,7 +209,9 @@ def test_targets_that_are_refused(target, shape):
     ],
 )
 def test_targets_that_are_harmless(target):
-    """Mutation: refuse what the project's files do not name, though it is a class of an open module."""
+    """Mutation: refuse what the project's files do not name, though it is a class of an open
+    module.
+    """
     check_config(OmegaConf.create({"a": [{"_target_": target}]}), Path("there"), is_trusted=False)
 
 
@@ -205,14 +227,20 @@ def test_targets_that_are_harmless(target):
     ],
 )
 def test_resolvers_that_are_refused(value):
-    """They read secrets, or make nodes out of text. Mutation: let a nested call pass, or one with spaces."""
+    """They read secrets, or make nodes out of text. Mutation: let a nested call pass, or one with
+    spaces.
+    """
     with pytest.raises(UserError, match="calls the resolver"):
         check_config(OmegaConf.create({"reward": {"url": value}}), Path("there"), is_trusted=False)
 
 
-@pytest.mark.parametrize("setting", [{"trust_remote_code": True}, {"weights_only": False}, {"allow_pickle": 1}])
+@pytest.mark.parametrize(
+    "setting", [{"trust_remote_code": True}, {"weights_only": False}, {"allow_pickle": 1}]
+)
 def test_settings_under_which_loaders_run_code_are_refused(setting, tmp_path):
-    """Even of a loader that the project names, whose file need not have them. Mutation: look at targets alone."""
+    """Even of a loader that the project names, whose file need not have them. Mutation: look at
+    targets alone.
+    """
     (tmp_path / "reward.yaml").write_text("_target_: my.scorer.Scorer")
     mine = OmegaConf.create({"reward": {"_target_": "my.scorer.Scorer"}})
     check_config(mine, Path("there"), is_trusted=False, conf=(CONF, tmp_path))
@@ -224,7 +252,9 @@ def test_settings_under_which_loaders_run_code_are_refused(setting, tmp_path):
 
 
 def test_what_the_project_composes_is_trusted():
-    """Every option of the groups and every recipe. Mutation: forget a group, or refuse the project's resolvers."""
+    """Every option of the groups and every recipe. Mutation: forget a group, or refuse the
+    project's resolvers.
+    """
     names = [f"experiment={path.stem}" for path in sorted((CONF / "experiment").glob("*.yaml"))]
     for group in ("reward", "logger", "model", "trainer"):
         names += [f"{group}={path.stem}" for path in sorted((CONF / group).glob("*.yaml"))]
@@ -255,15 +285,22 @@ def test_what_the_project_composes_is_trusted():
 )
 def test_a_sweeps_folder_holds_values_and_options_alone(override):
     """Mutation: start its jobs with whatever stands in its list."""
-    check_overrides(["seed=0", "reward=ocr", "loss.delta=1e-6", "+experiment=x", "~logger"], Path("there"))
+    check_overrides(
+        ["seed=0", "reward=ocr", "loss.delta=1e-6", "+experiment=x", "~logger"], Path("there")
+    )
     with pytest.raises(UserError, match="trust_folder=true"):
         check_overrides(["seed=0", override], Path("there"))
 
 
 def job_folder(place, *, text=None, **hydra):
-    """A job's folder with a file as FlowRL writes it, but for Hydra's settings or the whole text."""
+    """A job's folder with a file as FlowRL writes it, but for Hydra's settings or the whole
+    text.
+    """
     place.mkdir()
-    settings = {"run": {"dir": str(place)}, "job": {"name": "train", "chdir": None, "num": 0, "id": "0"}} | hydra
+    settings = {
+        "run": {"dir": str(place)},
+        "job": {"name": "train", "chdir": None, "num": 0, "id": "0"},
+    } | hydra
     (place / "job.yaml").write_text(text or HEAD + yaml.safe_dump({"seed": 0, "hydra": settings}))
     return place
 
@@ -283,8 +320,12 @@ FAULTY = {
     "run.dir": {"run": {"dir": "/somewhere/else"}},
     "name": {"job": JOB | {"name": "../x"}},
     "output_subdir": {"output_subdir": "/x"},
-    "handler": {"job_logging": {"handlers": {"x": {"class": "logging.os.system", "command": "true"}}}},
-    "log file": {"job_logging": {"handlers": {"x": {"class": "logging.FileHandler", "filename": "/x"}}}},
+    "handler": {
+        "job_logging": {"handlers": {"x": {"class": "logging.os.system", "command": "true"}}}
+    },
+    "log file": {
+        "job_logging": {"handlers": {"x": {"class": "logging.FileHandler", "filename": "/x"}}}
+    },
     "a list": {"text": "[1, 2]"},
     "empty": {"text": "\n"},
     "damaged": {"text": "a: ]"},
@@ -293,7 +334,9 @@ FAULTY = {
 
 @pytest.mark.parametrize("name", FAULTY)
 def test_a_jobs_file_holds_what_flowrl_writes(name, tmp_path):
-    """Hydra would compose from what it lists, set variables, and write there. Mutation: drop one of the checks."""
+    """Hydra would compose from what it lists, set variables, and write there. Mutation: drop one of
+    the checks.
+    """
     check_job(job_folder(tmp_path / "good"), (CONF,))
     with pytest.raises(UserError, match=str(tmp_path / "bad")):
         check_job(job_folder(tmp_path / "bad", **FAULTY[name]), (CONF,))
@@ -320,7 +363,9 @@ LEAKS = {
 
 @pytest.mark.parametrize("key", LEAKS)
 def test_what_would_be_sent_or_written_elsewhere_is_repeated_by_the_user(key, tmp_path):
-    """Mutation: look at hosts alone, take a name with a backslash for this machine, or forget a key."""
+    """Mutation: look at hosts alone, take a name with a backslash for this machine, or forget a
+    key.
+    """
     cfg = OmegaConf.create()
     OmegaConf.update(cfg, key, LEAKS[key], force_add=True)
     with pytest.raises(UserError, match=key.replace(".", r"\.")) as refusal:
@@ -344,15 +389,28 @@ def test_a_job_keeps_its_value_so_that_another_one_typed_does_not_vouch_for_it(t
 
 def test_loggers_write_into_the_runs_folder(tmp_path):
     """Mutation: look at save_dir alone."""
-    node = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "${run_dir}", "name": "csv"}
+    node = {
+        "_target_": "lightning.pytorch.loggers.CSVLogger",
+        "save_dir": "${run_dir}",
+        "name": "csv",
+    }
     check_config(OmegaConf.create({"logger": {"x": node}}), tmp_path, is_trusted=False)
-    for bad in ({"name": "../x"}, {"version": "/home/x"}, {"save_dir": "/home/x"}, {"_args_": ["/home/x"]}):
+    for bad in (
+        {"name": "../x"},
+        {"version": "/home/x"},
+        {"save_dir": "/home/x"},
+        {"_args_": ["/home/x"]},
+    ):
         with pytest.raises(UserError, match="logger"):
-            check_config(OmegaConf.create({"logger": {"x": node | bad}}), tmp_path, is_trusted=False)
+            check_config(
+                OmegaConf.create({"logger": {"x": node | bad}}), tmp_path, is_trusted=False
+            )
 
 
 def test_the_directory_of_a_sweeps_jobs(tmp_path, monkeypatch):
-    """Another one than this process's is taken where nothing there is looked up. Mutation: take any."""
+    """Another one than this process's is taken where nothing there is looked up. Mutation: take
+    any.
+    """
     monkeypatch.setenv("PYTHONPATH", "/x")
     monkeypatch.setenv("PATH", "/bin")
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
@@ -383,9 +441,12 @@ def test_git_is_asked_without_variables_that_give_it_commands(tmp_path, monkeypa
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(("url", "is_trusted"), [("http://127.0.0.1:8000", False), ("http://judge:8000", True)])
+@pytest.mark.parametrize(
+    ("url", "is_trusted"), [("http://127.0.0.1:8000", False), ("http://judge:8000", True)]
+)
 def test_the_printed_command_continues_ones_own_run(url, is_trusted, tmp_path):
-    """What a user composed is trusted in the command that FlowRL prints, and only where it has to be.
+    """What a user composed is trusted in the command that FlowRL prints, and only where it has to
+    be.
 
     Mutation: print a command that is then refused, or trust every folder.
     """

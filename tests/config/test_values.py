@@ -1,4 +1,6 @@
-"""Values that were once accepted, hung, ended in a traceback or were refused without their key, and what is right."""
+"""Values that were once accepted, hung, ended in a traceback or were refused without their key, and
+what is right.
+"""
 
 import re
 from pathlib import Path
@@ -32,60 +34,106 @@ REFUSED = {
     "lora.alpha=0": "lora.alpha=0 must be null or a number above 0",
     "lora.alpha=-1": "lora.alpha=-1 must be null or a number above 0",
     "lora.rank=1.5": "lora.rank=1.5 must be null or a whole number of at least 1",
-    "lora.rank=100000": "lora.rank=100000 must be null or a whole number of at least 1 and at most 16384",
+    "lora.rank=100000": (
+        "lora.rank=100000 must be null or a whole number of at least 1 and at most 16384"
+    ),
     "lora.targets='['": "lora.targets=[ must be null or a regular expression",
-    "optimizer.lr=0": "optimizer.lr=0 must be a number above 0 and at most 1: at 0 nothing is trained",
+    "optimizer.lr=0": (
+        "optimizer.lr=0 must be a number above 0 and at most 1: at 0 nothing is trained"
+    ),
     "optimizer.lr=-1": "optimizer.lr=-1 must be a number above 0",
     "optimizer._target_=torch.optim.SGD": "optimizer._target_=torch.optim.SGD has no eps",
     "+optimizer.momentum=0.9": "optimizer.momentum=0.9: torch.optim.AdamW has no such key",
     "evaluation.seed=nan": "evaluation.seed=nan must be a whole number of at least 0",
-    "evaluation.sampler.noise_level=nan": "evaluation.sampler.noise_level=nan must be a number from 0 to 10",
-    "sampler=flow_sde sampler.noise_level=1e9": "sampler.noise_level=1000000000.0 must be a number from 0 to 10",
-    "sampler.noise_level=1e9": "sampler.noise_level=1000000000.0 must be a number of at least 0 and at most 1",
+    "evaluation.sampler.noise_level=nan": (
+        "evaluation.sampler.noise_level=nan must be a number from 0 to 10"
+    ),
+    "sampler=flow_sde sampler.noise_level=1e9": (
+        "sampler.noise_level=1000000000.0 must be a number from 0 to 10"
+    ),
+    "sampler.noise_level=1e9": (
+        "sampler.noise_level=1000000000.0 must be a number of at least 0 and at most 1"
+    ),
     "grid.shift=1e9": "grid.shift=1000000000.0 must be a number above 0 and at most 100",
     "grid.shift=inf": "grid.shift=inf must be a number above 0 and at most 100",
     "objective=nope": "objective=nope: the reward has no such score; it has reward,",
-    "evaluation.headline=nope": "evaluation.headline=nope: the reward has no such score; it has reward, soft, strict",
-    "evaluation.headline=strit": "evaluation.headline=strit: the reward has no such score (did you mean 'strict'?)",
+    "evaluation.headline=nope": (
+        "evaluation.headline=nope: the reward has no such score; it has reward, soft, strict"
+    ),
+    "evaluation.headline=strit": (
+        "evaluation.headline=strit: the reward has no such score (did you mean 'strict'?)"
+    ),
     "viewing.gold=[nope]": "viewing.gold=nope: the reward has no such score; it has soft,",
     "viewing.every=-1": "viewing.every=-1 must be a whole number of at least 0",
     "viewing.num_shown=0": "viewing.num_shown=0 must be a whole number of at least 1",
     "checkpoint.every=1.5": "checkpoint.every=1.5 must be a whole number of at least 1",
     "checkpoint.keep=1.5": "checkpoint.keep=1.5 must be a whole number of at least 1",
     "ema.every=1e9": "ema.every=1000000000.0 must be a whole number of at least 1",
-    "ema.every=1000000000": "ema.every=1000000000 is more than the run's 400 optimizer steps (num_iterations=200)",
+    "ema.every=1000000000": (
+        "ema.every=1000000000 is more than the run's 400 optimizer steps (num_iterations=200)"
+    ),
     "max_grad_norm=true": "max_grad_norm=true must be above 0; for no clipping set it to .inf",
-    "backend.gradient_checkpointing=abc": "backend.gradient_checkpointing=abc must be true or false",
+    "backend.gradient_checkpointing=abc": (
+        "backend.gradient_checkpointing=abc must be true or false"
+    ),
     "backend.compile=abc": "backend.compile=abc must be true or false",
     "rollout.shared_initial_noise=abc": "rollout.shared_initial_noise=abc must be true or false",
     "backend.compile=yes": "backend.compile=yes must be true or false; write backend.compile=true",
-    "rollout.num_steps=1000000": "rollout.num_steps=1000000 must be a whole number of at least 1 and at most 1000",
+    "rollout.num_steps=1000000": (
+        "rollout.num_steps=1000000 must be a whole number of at least 1 and at most 1000"
+    ),
     "seed=1.5": "seed=1.5 must be a whole number of at least 0",
     "seed=abc": "seed=abc must be a whole number of at least 0",
     "seed=null": "seed=null must be a whole number of at least 0",
     "num_iterations=two": "num_iterations=two must be a whole number of at least 1",
-    "num_iterations=1e3": "num_iterations=1000.0 must be a whole number of at least 1; write num_iterations=1000",
+    "num_iterations=1e3": (
+        "num_iterations=1000.0 must be a whole number of at least 1; write num_iterations=1000"
+    ),
     "num_iterations=true": "num_iterations=true must be a whole number of at least 1",
     "num_threads=-1": "num_threads=-1 must be null or a whole number of at least 1",
-    "trainer.max_epochs=3": "trainer.max_epochs=3 must be 1: an epoch is a run, and its length num_iterations",
-    "+trainer.max_steps=1": "trainer.max_steps=1 cannot be set: an epoch is a run, and its length num_iterations",
-    "+trainer.gradient_clip_val=0.5": "trainer.gradient_clip_val=0.5 cannot be set: updates are not Lightning's",
-    "trainer.num_nodes=2": "trainer.devices=1 and trainer.num_nodes=2 need batch.num_processes=2, not 1",
-    "trainer.num_nodes=2 batch.num_processes=2": "trainer.num_nodes=2 would wait for processes on other nodes",
-    "trainer.devices=auto": "trainer.devices=auto (as batch.num_processes) must be a whole number of at least 1",
+    "trainer.max_epochs=3": (
+        "trainer.max_epochs=3 must be 1: an epoch is a run, and its length num_iterations"
+    ),
+    "+trainer.max_steps=1": (
+        "trainer.max_steps=1 cannot be set: an epoch is a run, and its length num_iterations"
+    ),
+    "+trainer.gradient_clip_val=0.5": (
+        "trainer.gradient_clip_val=0.5 cannot be set: updates are not Lightning's"
+    ),
+    "trainer.num_nodes=2": (
+        "trainer.devices=1 and trainer.num_nodes=2 need batch.num_processes=2, not 1"
+    ),
+    "trainer.num_nodes=2 batch.num_processes=2": (
+        "trainer.num_nodes=2 would wait for processes on other nodes"
+    ),
+    "trainer.devices=auto": (
+        "trainer.devices=auto (as batch.num_processes) must be a whole number of at least 1"
+    ),
     "+nonsense=1": "nonsense=1: no such key; nothing refers to it as ${nonsense}",
     "+rollout.nonsense=1": "rollout.nonsense=1: no such key",
     "name='../../x'": "name=../../x must be a name without slashes",
     "name='a/b'": "name=a/b must be a name without slashes",
-    "model.resolution=64": "model.resolution=64 must be 32: model.pretrained=embedded:pipeline draws no other size",
-    "data.prompts.count=1e9": "data.prompts.count=1000000000.0 must be a whole number of at least 1",
-    "batch.group_size=1000000": "batch.prompts_per_iteration=24 x batch.group_size=1000000 are 24000000 samples",
+    "model.resolution=64": (
+        "model.resolution=64 must be 32: model.pretrained=embedded:pipeline draws no other size"
+    ),
+    "data.prompts.count=1e9": (
+        "data.prompts.count=1000000000.0 must be a whole number of at least 1"
+    ),
+    "batch.group_size=1000000": (
+        "batch.prompts_per_iteration=24 x batch.group_size=1000000 are 24000000 samples"
+    ),
     "~callbacks": "callbacks: no option is chosen, and none can be left out; choose one of default",
     "evaluation.solver._target_=flowrl.samplers.cps.CPS": "flowrl.samplers.cps.CPS is no Solver",
-    "sampler._target_=flowrl.samplers.cps.CP": "sampler._target_=flowrl.samplers.cps.CP: no such class or function",
+    "sampler._target_=flowrl.samplers.cps.CP": (
+        "sampler._target_=flowrl.samplers.cps.CP: no such class or function"
+    ),
     "data=text": "data.prompts.path has no value yet; give one: data.prompts.path=VALUE",
-    "reward.score=sof": "reward.score=sof must be soft, geometric, strict or clean (did you mean 'soft'?)",
-    "viewing.gold=soft": "viewing.gold=soft must be a list, each of its entries text that is not empty",
+    "reward.score=sof": (
+        "reward.score=sof must be soft, geometric, strict or clean (did you mean 'soft'?)"
+    ),
+    "viewing.gold=soft": (
+        "viewing.gold=soft must be a list, each of its entries text that is not empty"
+    ),
 }
 """The beginning of the line for each."""
 
@@ -108,7 +156,13 @@ ACCEPTED = {
 
 
 def examine(*overrides):
-    cfg = compose(["run_dir=run", *(() if any("name=" in word for word in overrides) else ("name=test",)), *overrides])
+    cfg = compose(
+        [
+            "run_dir=run",
+            *(() if any("name=" in word for word in overrides) else ("name=test",)),
+            *overrides,
+        ]
+    )
     validate(cfg)
     check_parts(cfg)
     check_rules(cfg)
@@ -116,7 +170,9 @@ def examine(*overrides):
 
 @pytest.mark.parametrize("words", REFUSED)
 def test_a_wrong_value_is_refused_by_its_key(words):
-    """Mutation: take the bound out of its hint, or name the parameter where ${...} ends instead of the key."""
+    """Mutation: take the bound out of its hint, or name the parameter where ${...} ends instead of
+    the key.
+    """
     with pytest.raises(UserError) as error:
         examine(*words.split())
     assert explain(error.value).startswith(REFUSED[words]) or REFUSED[words] in explain(error.value)
@@ -140,7 +196,9 @@ def test_a_right_value_is_accepted(words):
     ],
 )
 def test_what_only_data_and_model_tell_is_refused_before_the_run(overrides, told):
-    """Mutation: let a reward run that can judge no prompt, or peft allocate a rank that no layer has."""
+    """Mutation: let a reward run that can judge no prompt, or peft allocate a rank that no layer
+    has.
+    """
     with pytest.raises(UserError) as error:
         make(*overrides)
     assert told in explain(error.value)
@@ -159,12 +217,16 @@ def test_a_group_without_an_option_is_named(word, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "seed=1", word])
     with pytest.raises(Exception) as error:
         config(word)
-    assert explain(error.value).startswith(f"{word}: {word.split('=')[0]} is a group, of which one option is chosen: ")
+    assert explain(error.value).startswith(
+        f"{word}: {word.split('=')[0]} is a group, of which one option is chosen: "
+    )
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", ".."])
 def test_no_folder_is_made_outside_of_the_outputs(name):
-    """Hydra makes the folder before anything of ours runs. Mutation: look at the name only later."""
+    """Hydra makes the folder before anything of ours runs. Mutation: look at the name only
+    later.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
@@ -193,7 +255,9 @@ def test_every_recipe_is_valid(option):
 
 
 def test_a_run_of_another_version_may_lack_and_have_keys_of_the_schema():
-    """It is told of what is missing only where that is needed. Mutation: be as strict as with a new run."""
+    """It is told of what is missing only where that is needed. Mutation: be as strict as with a new
+    run.
+    """
     cfg = config("run_dir=run")
     OmegaConf.set_struct(cfg, False)
     del cfg.trust.guard_clip
@@ -218,7 +282,10 @@ def test_the_table_of_parts_is_what_rewards_give():
     pictures, prompts = [pair.good for pair in shown], [pair.prompt for pair in shown]
     for target in ("shapes.ShapesReward", "jpeg.JPEG", "brisque.BRISQUE"):
         node = {"_target_": f"flowrl.rewards.{target}"}
-        options = {"shapes.ShapesReward": {"score": "soft"}, "jpeg.JPEG": {"quality": 95, "scale": 1.0}}
+        options = {
+            "shapes.ShapesReward": {"score": "soft"},
+            "jpeg.JPEG": {"quality": 95, "scale": 1.0},
+        }
         output = instantiate(node | options.get(target, {}))(pictures, prompts)
         assert list(output.parts) == parts_of(node), target
     for target in scores.PARTS:
@@ -228,7 +295,9 @@ def test_the_table_of_parts_is_what_rewards_give():
 
 
 def test_build_checks_too():
-    """Whoever starts from a configuration, as a resumed run does. Mutation: check new runs alone."""
+    """Whoever starts from a configuration, as a resumed run does. Mutation: check new runs
+    alone.
+    """
     with pytest.raises(UserError, match="seed=-1 must be"):
         build(config("seed=-1", "model.pretrained=/nowhere"))
 

@@ -1,4 +1,6 @@
-"""Every leaf of the configuration with values that nobody meant: refused by its name, or accepted by a rule below."""
+"""Every leaf of the configuration with values that nobody meant: refused by its name, or accepted
+by a rule below.
+"""
 
 import json
 import math
@@ -22,7 +24,16 @@ from flowrl.launch.scores import check_parts
 from flowrl.launch.validate import validate
 
 HUGE = 10**18
-VALUES = {"null": None, "nan": math.nan, "inf": math.inf, "-1": -1, "0": 0, "huge": HUGE, "''": "", "{a: 1}": {"a": 1}}
+VALUES = {
+    "null": None,
+    "nan": math.nan,
+    "inf": math.inf,
+    "-1": -1,
+    "0": 0,
+    "huge": HUGE,
+    "''": "",
+    "{a: 1}": {"a": 1},
+}
 """And a value of another type than the one that stands there, called `wrong`."""
 CHEAP = ("algorithm", "batch", "tuning", "ema", "data", "evaluation", "optimizer", "learning_rate")
 """What is built where the value reaches it: all that needs no weights."""
@@ -36,16 +47,28 @@ RULES = {
         r"logger\.\w+\.name|.*\.(final_delta|token_env)|scorer_timeout|.*\.start_seconds",
     ),
     "a seed may be any number of 63 bits": ("0|huge", r"seed|.*\.seed"),
-    "an infinite or large threshold masks nothing": ("inf|huge", r".*\.(delta|diagnostics\.clip|clip_high)"),
-    "a threshold of 0 masks all that moves away": ("0", r".*\.(delta|clip|cps_clip|guard_clip|clip_low|clip_high)"),
-    "inf is no bound, and a large one next to none": ("inf|huge", r"max_grad_norm|loss\.advantage_clip"),
+    "an infinite or large threshold masks nothing": (
+        "inf|huge",
+        r".*\.(delta|diagnostics\.clip|clip_high)",
+    ),
+    "a threshold of 0 masks all that moves away": (
+        "0",
+        r".*\.(delta|clip|cps_clip|guard_clip|clip_low|clip_high)",
+    ),
+    "inf is no bound, and a large one next to none": (
+        "inf|huge",
+        r"max_grad_norm|loss\.advantage_clip",
+    ),
     "0 switches it off": (
         "0",
         r".*guidance_scale|evaluation\.kl_samples|evaluation\.sampler\.noise_level|optimizer\.weight_decay|ema\.decay|"
         r"max_missing|gate_tolerance|viewing\.every|penalty\.beta|.*refresh_rate|loss\.(fraction|decay_\w+)|learning_rate\.final|"
         r".*\.(min_confidence|max_sequence_length|retries|backoff|max_backoff|open_seconds|start_seconds)",
     ),
-    "a tracker of Lightning's is checked by its own hints": ("''|-1|0|huge", r"logger\.(csv|tensorboard)\.\w+"),
+    "a tracker of Lightning's is checked by its own hints": (
+        "''|-1|0|huge",
+        r"logger\.(csv|tensorboard)\.\w+",
+    ),
     "what is built refuses a deadline below the time-out, and a judge that may say nothing": (
         "0",
         r"reward\.client\.deadline|reward\.judge\.top_logprobs",
@@ -79,7 +102,9 @@ def time_limit(seconds):
 
 
 def leaves(node, path="", owner=""):
-    """(key, what tells it from keys of other options, value as it is written); interpolations and lists are leaves."""
+    """(key, what tells it from keys of other options, value as it is written); interpolations and
+    lists are leaves.
+    """
     owner = f"{node['_target_']}" if "_target_" in node else owner or path
     for key, value in node.items():
         name = f"{path}.{key}" if path else str(key)
@@ -90,7 +115,9 @@ def leaves(node, path="", owner=""):
 
 
 def outcome(cfg, resolved, key, value):
-    """What becomes of `key=value`: refused, accepted, unnamed, traceback or hang, and what was said."""
+    """What becomes of `key=value`: refused, accepted, unnamed, traceback or hang, and what was
+    said.
+    """
     try:
         with time_limit(SECONDS):
             validate(cfg)
@@ -108,14 +135,21 @@ def outcome(cfg, resolved, key, value):
         if not isinstance(root, UserError) and not is_users(root):
             return "traceback", f"{type(root).__name__}: {root}"
         text = explain(error)
-        # A prompt file's reader knows its argument's name, not the key, or the line that lacks what the value names.
-        is_named = key in text or f"{key.rpartition('.')[2]}={value}" in text or f"line 1: no {value!r}" in text
+        # A prompt file's reader knows its argument's name, not the key, or the line that lacks what
+        # the value names.
+        is_named = (
+            key in text
+            or f"{key.rpartition('.')[2]}={value}" in text
+            or f"line 1: no {value!r}" in text
+        )
         return ("refused" if is_named and "\n" not in text else "unnamed"), text
     return "accepted", ""
 
 
 def walk(cfg, seen):
-    """(key, value, outcome, message) for every leaf whose place is not in `seen`, which is filled."""
+    """(key, value, outcome, message) for every leaf whose place is not in `seen`, which is
+    filled.
+    """
     raw = OmegaConf.to_container(cfg, resolve=False)
     resolved = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in CHEAP}
     OmegaConf.set_struct(cfg, False)
@@ -145,7 +179,11 @@ def rule(key, label):
     return None
 
 
-NEEDED = {"cps": ("sampler=cps",), "guard": ("sampler=flow_sde",), "nft": ("sampler=ode", "penalty=velocity")}
+NEEDED = {
+    "cps": ("sampler=cps",),
+    "guard": ("sampler=flow_sde",),
+    "nft": ("sampler=ode", "penalty=velocity"),
+}
 SKIPPED = ("hydra/launcher", "hydra/sweeper", "experiment", "debug")
 """Hydra's own, and groups that only choose among the others."""
 
@@ -154,15 +192,27 @@ SKIPPED = ("hydra/launcher", "hydra/sweeper", "experiment", "debug")
 def files(tmp_path, monkeypatch):
     """Prompt files for the options that read some."""
     monkeypatch.chdir(tmp_path)
-    row = {"prompt": "a red circle", "tag": "one", "include": [], "atom_count": 1, "vqa_list": [["a?", "Yes"]]}
+    row = {
+        "prompt": "a red circle",
+        "tag": "one",
+        "include": [],
+        "atom_count": 1,
+        "vqa_list": [["a?", "Yes"]],
+    }
     for name in ("prompts.txt", "prompts.jsonl"):
         (tmp_path / name).write_text(json.dumps(row) + "\n")
 
 
 def test_every_leaf_is_refused_by_name_or_accepted_by_a_rule(files):
-    """Mutation: take a bound out of any signature or of the schema, or name the target's parameter alone."""
+    """Mutation: take a bound out of any signature or of the schema, or name the target's parameter
+    alone.
+    """
     start, seen, counts, wrong, used = time.process_time(), set(), {}, [], set()
-    small = ("data.prompts.count=12", "evaluation.sets.held_in.count=12", "evaluation.sets.held_out.count=12")
+    small = (
+        "data.prompts.count=12",
+        "evaluation.sets.held_in.count=12",
+        "evaluation.sets.held_out.count=12",
+    )
     everything = [("", "", lambda: compose(["name=test", "run_dir=run", *small]))]
     for group, option in OPTIONS:
         if group not in SKIPPED:
@@ -178,7 +228,10 @@ def test_every_leaf_is_refused_by_name_or_accepted_by_a_rule(files):
             if what not in ("refused", "accepted") or (what == "accepted" and reason is None):
                 wrong.append(f"{group}={option} {key}={label}: {what} {text}")
     seconds = time.process_time() - start
-    print(f"{len(seen)} leaves, {sum(counts.values())} values in {seconds:.0f} s of one core: {counts}")
+    print(
+        f"{len(seen)} leaves, {sum(counts.values())} values in {seconds:.0f} s of one core: "
+        f"{counts}"
+    )
     assert not wrong, "\n".join(wrong)
     assert used == RULES.keys(), "a rule by which nothing is accepted"
     assert len(seen) > 200 and counts["refused"] > 1500

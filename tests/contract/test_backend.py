@@ -1,4 +1,6 @@
-"""Options of how networks are run: each does what it says, and none changes what is computed beyond rounding."""
+"""Options of how networks are run: each does what it says, and none changes what is computed beyond
+rounding.
+"""
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from torch import _dynamo, nn
 
 from flowrl.tuning import lora
 
-# Dynamo looks at the gradient of tensors that are no leaves, and hides the warning from all but this suite.
+# Dynamo looks at the gradient of tensors that are no leaves, and hides the warning from all but
+# this suite.
 traced = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 CHECKPOINTED, PLAIN = "backend.gradient_checkpointing=true", "backend.gradient_checkpointing=false"
 
@@ -27,10 +30,14 @@ def make_policy(tiny_pipelines):
 
 @pytest.fixture
 def eager_compiler(monkeypatch):
-    """Compilation that traces a block and guards its programs as inductor's does, and runs PyTorch's own operators."""
+    """Compilation that traces a block and guards its programs as inductor's does, and runs
+    PyTorch's own operators.
+    """
     _dynamo.reset()
     compile_in_place = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda block: compile_in_place(block, backend="eager"))
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda block: compile_in_place(block, backend="eager")
+    )
     yield
     _dynamo.reset()
 
@@ -44,13 +51,16 @@ def attention_kept():
 
 
 def gradients(policy, part):
-    """Of the squared means of a rollout's trained steps, by LoRA parameter; and how far the replay was from the
-    rollout."""
+    """Of the squared means of a rollout's trained steps, by LoRA parameter; and how far the replay
+    was from the rollout.
+    """
     drift = 0.0
     policy.transformer.zero_grad()
     for index in range(len(part.trajectory.steps)):
         step = policy.replay(part, index)
-        drift = max(drift, float((step.mean.detach() - part.trajectory.old_mean[:, index]).abs().max()))
+        drift = max(
+            drift, float((step.mean.detach() - part.trajectory.old_mean[:, index]).abs().max())
+        )
         step.mean.square().mean().backward()
     own = lora.parameters(policy.transformer)
     return {key: p.grad.clone() for key, p in own.items() if p.grad is not None}, drift
@@ -63,7 +73,9 @@ def agree(ours, theirs, tolerance):
 
 
 def check_compiled(name, make_policy, tolerance):
-    """A compiled policy gives the plain one's rollout and gradients, replays bitwise, and keeps its programs."""
+    """A compiled policy gives the plain one's rollout and gradients, replays bitwise, and keeps its
+    programs.
+    """
     plain, data = make_policy(name)
     compiled, _ = make_policy(name, "backend.compile=true")
     assert lora.parameters(compiled.transformer).keys() == lora.parameters(plain.transformer).keys()
@@ -84,10 +96,11 @@ def check_compiled(name, make_policy, tolerance):
 
 @traced
 def test_compiled_blocks_compute_the_same(make_policy, eager_compiler):
-    """Rollout, replay and gradients, with and without gradients and guidance; the second iteration compiles nothing.
+    """Rollout, replay and gradients, with and without gradients and guidance; the second iteration
+    compiles nothing.
 
-    Mutation: compile nothing, compile the module's call so that weights change their names, or let a program depend
-    on sigma.
+    Mutation: compile nothing, compile the module's call so that weights change their names, or let
+    a program depend on sigma.
     """
     check_compiled("flux2_klein", make_policy, tolerance=0.0)
 
@@ -105,7 +118,9 @@ def test_inductor_computes_the_same(name, make_policy):
 @pytest.mark.slow
 @traced
 def test_inductor_replays_bfloat16(make_policy):
-    """Programs with and without gradients round alike. Mutation: leave inductor its float32 between operators."""
+    """Programs with and without gradients round alike. Mutation: leave inductor its float32 between
+    operators.
+    """
     _dynamo.reset()
     policy, data = make_policy("flux2_klein", "backend.compile=true", "model.dtype=bfloat16")
     assert gradients(policy, policy.sample(data.iterations[0], range(8)))[1] == 0
@@ -120,10 +135,14 @@ def test_a_compiled_run_trains(make_policy, eager_compiler):
     Mutation: recompile until PyTorch gives up, which raises here.
     """
     with _dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        policy, data = make_policy("sd3", "backend.compile=true", CHECKPOINTED, "penalty=kl", "debug=smoke")
+        policy, data = make_policy(
+            "sd3", "backend.compile=true", CHECKPOINTED, "penalty=kl", "debug=smoke"
+        )
         before = {key: p.detach().clone() for key, p in lora.parameters(policy.transformer).items()}
         fit(policy, data)
-    assert any(not torch.equal(before[key], p) for key, p in lora.parameters(policy.transformer).items())
+    assert any(
+        not torch.equal(before[key], p) for key, p in lora.parameters(policy.transformer).items()
+    )
 
 
 @pytest.mark.parametrize("name", ["flux1", "flux2_klein"])
@@ -135,7 +154,10 @@ def test_an_attention_backend_is_used(name, make_policy, attention_kept):
     default, data = make_policy(name)
     wanted = gradients(default, default.sample(data.iterations[0], range(4)))[0]
     policy, _ = make_policy(name, "backend.attention=_native_math")
-    chosen = {processor._attention_backend.value for processor in policy.transformer.attn_processors.values()}
+    chosen = {
+        processor._attention_backend.value
+        for processor in policy.transformer.attn_processors.values()
+    }
     assert chosen == {"_native_math"}
     found, drift = gradients(policy, policy.sample(data.iterations[0], range(4)))
     assert drift == 0
@@ -148,7 +170,9 @@ def test_blocks_are_recomputed_in_updates_alone(make_policy):
     def passes(*overrides):
         policy, data = make_policy("flux1", *overrides)
         seen = []
-        policy.transformer.transformer_blocks[0].register_forward_pre_hook(lambda *_: seen.append(0))
+        policy.transformer.transformer_blocks[0].register_forward_pre_hook(
+            lambda *_: seen.append(0)
+        )
         part = policy.sample(data.iterations[0], range(4))
         in_rollout = len(seen)
         gradients(policy, part)
@@ -161,8 +185,12 @@ def test_blocks_are_recomputed_in_updates_alone(make_policy):
 def decoded(policy, count=3):
     """Images of seeded latents, and the shapes that the decoder was given."""
     seen = []
-    handle = policy.model.vae.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
-    latents = torch.randn(count, *policy.model.latent_shape, generator=torch.Generator().manual_seed(0))
+    handle = policy.model.vae.decoder.register_forward_pre_hook(
+        lambda _, inputs: seen.append(tuple(inputs[0].shape))
+    )
+    latents = torch.randn(
+        count, *policy.model.latent_shape, generator=torch.Generator().manual_seed(0)
+    )
     images = policy.model.decode(latents)
     handle.remove()
     return images, seen
@@ -179,7 +207,9 @@ def test_sliced_decoding_is_one_image_at_a_time(name, make_policy):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tiled_decoding_is_in_pieces(name, make_policy):
-    """Images above the size from which the autoencoder divides them, here 32 pixels. Mutation: ignore the option."""
+    """Images above the size from which the autoencoder divides them, here 32 pixels. Mutation:
+    ignore the option.
+    """
 
     def shapes(*overrides):
         policy, _ = make_policy(name, "model.resolution=64", "grid.tokens=64", *overrides)

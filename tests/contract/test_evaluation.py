@@ -11,9 +11,11 @@ from flowrl.samplers.sde import FlowSDE
 
 
 def test_drift_is_measured_in_batches():
-    """Four samples in batches of three and one: no pass is larger, and the mean is that over samples.
+    """Four samples in batches of three and one: no pass is larger, and the mean is that over
+    samples.
 
-    Mutation: all samples at once, whatever evaluation.batch_size; or the mean of the batches' means.
+    Mutation: all samples at once, whatever evaluation.batch_size; or the mean of the batches'
+    means.
     """
     policy, _, evaluator = make("evaluation.num_steps=4")
     awake(policy)
@@ -33,7 +35,8 @@ def test_drift_is_measured_in_batches():
 
 
 def test_drift_is_measured_over_the_whole_set():
-    """Four samples of fourteen, one from each stretch, with the prompts and the noise of their rows.
+    """Four samples of fourteen, one from each stretch, with the prompts and the noise of their
+    rows.
 
     Mutation: the first four, which are of a file's first families; or their noise.
     """
@@ -54,9 +57,13 @@ def test_drift_is_measured_over_the_whole_set():
     assert embedded == [prompts[row] for row in rows]
 
 
-@pytest.mark.parametrize("change", [{"kl_samples": 0}, {"sampler": ODE()}, {"sampler": FlowSDE(noise_level=0.0)}])
+@pytest.mark.parametrize(
+    "change", [{"kl_samples": 0}, {"sampler": ODE()}, {"sampler": FlowSDE(noise_level=0.0)}]
+)
 def test_drift_that_is_not_measured_is_left_out(change):
-    """Without samples, or without a stochastic step. Mutation: log 0, which reads as the reference itself."""
+    """Without samples, or without a stochastic step. Mutation: log 0, which reads as the reference
+    itself.
+    """
     policy, _, evaluator = make("evaluation.num_steps=2", "evaluation.max_prompts=1")
     for name, value in change.items():
         setattr(evaluator, name, value)
@@ -66,5 +73,7 @@ def test_drift_that_is_not_measured_is_left_out(change):
 
 def test_a_negative_number_of_samples_is_refused():
     """Mutation: let Python count from the set's end."""
-    with pytest.raises(UserError, match=r"evaluation\.kl_samples=-1 must be a whole number of at least 0"):
+    with pytest.raises(
+        UserError, match=r"evaluation\.kl_samples=-1 must be a whole number of at least 0"
+    ):
         make("evaluation.kl_samples=-1")

@@ -30,11 +30,19 @@ def shapes_model():
 
 
 def test_all_weights_move_and_the_reference_stays(tmp_path):
-    """Gate, two iterations with a penalty, reference, export: the start's weights are untouched and come back bitwise.
+    """Gate, two iterations with a penalty, reference, export: the start's weights are untouched and
+    come back bitwise.
 
-    Mutation: train a copy, refer to the trained weights, or leave the start in place after a reference pass.
+    Mutation: train a copy, refer to the trained weights, or leave the start in place after a
+    reference pass.
     """
-    settings = ("tuning=full", "penalty=mean_squared", "optimizer.lr=1e-4", "num_threads=1", "data.prompts.count=8")
+    settings = (
+        "tuning=full",
+        "penalty=mean_squared",
+        "optimizer.lr=1e-4",
+        "num_threads=1",
+        "data.prompts.count=8",
+    )
     policy, data, _ = make(*settings)
     before = {name: value.detach().clone() for name, value in policy.transformer.named_parameters()}
     assert lora.parameters(policy.transformer).keys() == before.keys()
@@ -46,16 +54,23 @@ def test_all_weights_move_and_the_reference_stays(tmp_path):
     assert policy.has_passed_gate
     after = dict(policy.transformer.named_parameters())
     still = {name for name in before if torch.equal(before[name], after[name])}
-    # The last block discards its text stream's attention output, so that query gets no gradient; decay needs one too.
+    # The last block discards its text stream's attention output, so that query gets no gradient;
+    # decay needs one too.
     assert all("attn.add_q_proj" in name or "norm_added_q" in name for name in still), still
     assert torch.equal(policy.reference.velocity(x, 0.5, conditioning), base)
     assert not torch.equal(policy.velocity(x, 0.5, conditioning), base)
-    assert all(torch.equal(after[name], value) for name, value in policy.transformer.named_parameters())
-    saver = Checkpoint(record=RunRecord(folder=str(tmp_path)), stop=Stop(), folder=str(tmp_path), every=1, keep=1)
+    assert all(
+        torch.equal(after[name], value) for name, value in policy.transformer.named_parameters()
+    )
+    saver = Checkpoint(
+        record=RunRecord(folder=str(tmp_path)), stop=Stop(), folder=str(tmp_path), every=1, keep=1
+    )
     saver.export(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), policy)
     assert [path.name for path in tmp_path.iterdir()] == ["transformer"]
     again = SD3Transformer2DModel.from_pretrained(tmp_path / "transformer")
-    assert all(torch.equal(policy.ema.weights[name], value) for name, value in again.named_parameters())
+    assert all(
+        torch.equal(policy.ema.weights[name], value) for name, value in again.named_parameters()
+    )
 
     fresh = shapes_model()
     lora.attach_whole(fresh.transformer, tmp_path / "transformer")
@@ -73,7 +88,9 @@ def test_weights_of_half_the_bits_are_refused(dtype):
     with pytest.raises(Exception) as error:
         make("tuning=full", f"model.dtype={dtype}")
     text = explain(error.value)
-    assert text.startswith(f"model.dtype={dtype} with tuning=full") and "model.dtype=float32" in text
+    assert (
+        text.startswith(f"model.dtype={dtype} with tuning=full") and "model.dtype=float32" in text
+    )
 
 
 def test_weights_that_are_not_what_the_configuration_says_are_refused():

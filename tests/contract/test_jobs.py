@@ -1,4 +1,6 @@
-"""A sweep's jobs run what `--cfg job` shows for them. The script is a user's own: it writes down what it is given."""
+"""A sweep's jobs run what `--cfg job` shows for them. The script is a user's own: it writes down
+what it is given.
+"""
 
 import json
 import os
@@ -39,7 +41,8 @@ SCRIPT = """
         if cfg.resume:
             (folder / "resumed").touch()
         else:
-            (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+            text = OmegaConf.to_yaml(cfg, resolve=True)
+            (folder / "config.yaml").write_text(text, encoding="utf-8")
         seen = {"directory": os.getcwd(), "script": sys.argv[0], "mine": os.environ.get("MINE")}
         (folder / "seen.json").write_text(json.dumps(seen))
         if not os.path.exists(f"fail{cfg.seed}"):
@@ -62,7 +65,9 @@ FILES = {
         trainer: {devices: 1}
         label: ${hydra:job.num}-${hydra:job.override_dirname}-${mine:own}
         price: \\${5}
-        hydra: {output_subdir: null, job: {config: {override_dirname: {exclude_keys: [run_dir, note]}}}}
+        hydra:
+          output_subdir: null
+          job: {config: {override_dirname: {exclude_keys: [run_dir, note]}}}
         defaults: [{override hydra/launcher: pool}]
         """,
     "conf/hydra/launcher/pool.yaml": (ROOT / "conf/hydra/launcher/pool.yaml").read_text(),
@@ -86,14 +91,20 @@ def place(tmp_path):
 
 
 def write_script(path, config_path=str(ROOT / "conf"), config_name="config"):
-    text = textwrap.dedent(SCRIPT).replace("CONFIG_PATH", repr(config_path)).replace("CONFIG_NAME", repr(config_name))
+    text = (
+        textwrap.dedent(SCRIPT)
+        .replace("CONFIG_PATH", repr(config_path))
+        .replace("CONFIG_NAME", repr(config_name))
+    )
     path.write_text(text)
 
 
 def call(*arguments, cwd, script="mine.py"):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, script, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def shown(*arguments, cwd, **kwargs):
@@ -116,24 +127,35 @@ def seen(folder):
 def test_a_job_runs_what_the_sweep_composed(flags, place):
     """For each flag of Hydra's command line that composition depends on.
 
-    Mutation: start jobs by their overrides alone, or compose in the job's process without one of the flags.
+    Mutation: start jobs by their overrides alone, or compose in the job's process without one of
+    the flags.
     """
     arguments = [argument.replace("FOLDER", f'"file://{place}/DIR"') for argument in FLAGS[flags]]
     result = call("-m", *arguments, "num_threads=1", "seed=0,1", "hydra.sweep.dir=sweep", cwd=place)
     assert result.returncode == 0, result.stderr
     for seed in (0, 1):
         job = place / "sweep" / str(seed)
-        own = ["num_threads=1", f"seed={seed}", f"hydra.job.num={seed}", override("run_dir", str(job))]
+        own = [
+            "num_threads=1",
+            f"seed={seed}",
+            f"hydra.job.num={seed}",
+            override("run_dir", str(job)),
+        ]
         assert ran(job) == shown(*arguments, *own, cwd=place)
         assert ran(job)["num_iterations"] == (3 if flags == "config-path" else 2)
 
 
 def test_hydras_own_overrides_reach_the_jobs(place):
-    """The folders' names, environment and working directory; a relative path means the sweep's directory, or a job's.
+    """The folders' names, environment and working directory; a relative path means the sweep's
+    directory, or a job's.
 
     Mutation: number the folders, or leave Hydra's part of the configuration out of the job's file.
     """
-    hydra = ["hydra.sweep.subdir=seed-${seed}/${hydra:job.num}", "hydra.job.chdir=true", "+hydra.job.env_set.MINE=yes"]
+    hydra = [
+        "hydra.sweep.subdir=seed-${seed}/${hydra:job.num}",
+        "hydra.job.chdir=true",
+        "+hydra.job.env_set.MINE=yes",
+    ]
     result = call("-m", *hydra, "seed=3,4", "hydra.sweep.dir=sweep", cwd=place)
     assert result.returncode == 0, result.stderr
     for number, seed in enumerate((3, 4)):
@@ -141,20 +163,28 @@ def test_hydras_own_overrides_reach_the_jobs(place):
         assert ran(job)["seed"] == seed
         assert seen(job) == {"directory": str(job), "script": str(place / "mine.py"), "mine": "yes"}
     one_folder = call("-m", "hydra.sweep.subdir=x", "seed=3,4", "hydra.sweep.dir=other", cwd=place)
-    assert one_folder.returncode == 1 and "hydra.sweep.subdir: two jobs would write to" in one_folder.stderr
+    assert (
+        one_folder.returncode == 1
+        and "hydra.sweep.subdir: two jobs would write to" in one_folder.stderr
+    )
 
 
 def test_a_sweep_is_resumed_as_it_was_composed(place):
-    """From another directory, without the flags, after its files were changed, by the printed command.
+    """From another directory, without the flags, after its files were changed, by the printed
+    command.
 
-    Job 0 has failed after it began, job 1 has begun and ended well, job 2 was never started. Mutation: compose again,
-    print the folder without quotes, or start in the directory of the second command.
+    Job 0 has failed after it began, job 1 has begun and ended well, job 2 was never started.
+    Mutation: compose again, print the folder without quotes, or start in the directory of the
+    second command.
     """
     (place / "fail0").touch()
     write_script(place / "mine.py", config_path=None, config_name=None)
     arguments = ["--config-dir", "conf", "--config-name", "small", "num_threads=1", "seed=0,1,2"]
     result = call("-m", *arguments, "hydra.sweep.dir=sweep", cwd=place)
-    assert result.returncode == 1 and "1 of 3 jobs did not finish: job 0 failed exit status 3" in result.stderr
+    assert (
+        result.returncode == 1
+        and "1 of 3 jobs did not finish: job 0 failed exit status 3" in result.stderr
+    )
     sweep = place / "sweep"
     for path in (sweep / "2").iterdir():
         if path.name != "job.yaml":
@@ -179,12 +209,16 @@ def test_a_sweep_is_resumed_as_it_was_composed(place):
 
 
 def test_a_launcher_that_calls_the_task_runs_the_same(place):
-    """As Slurm's, Ray's and submitit's do in their workers: here Hydra's own, which needs no package.
+    """As Slurm's, Ray's and submitit's do in their workers: here Hydra's own, which needs no
+    package.
 
-    Mutation: call FlowRL's train.py for another script's job, or compose the job from its overrides.
+    Mutation: call FlowRL's train.py for another script's job, or compose the job from its
+    overrides.
     """
     arguments = ["--config-path", "conf", "--config-name", "small", "+note=x"]
-    result = call("-m", *arguments, "hydra/launcher=basic", "seed=1", "hydra.sweep.dir=sweep", cwd=place)
+    result = call(
+        "-m", *arguments, "hydra/launcher=basic", "seed=1", "hydra.sweep.dir=sweep", cwd=place
+    )
     assert result.returncode == 0, result.stderr
     job = place / "sweep" / "0"
     own = ["seed=1", "hydra.job.num=0", override("run_dir", str(job))]

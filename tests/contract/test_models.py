@@ -1,4 +1,6 @@
-"""What every base model's adapter must keep, on small random pipelines: stock diffusers is the reference."""
+"""What every base model's adapter must keep, on small random pipelines: stock diffusers is the
+reference.
+"""
 
 import gc
 import itertools
@@ -21,10 +23,14 @@ from flowrl.tuning import lora
 from flowrl.types import Prompt, RewardOutput
 
 families = pytest.mark.parametrize("name", FAMILIES)
-# What is a family's own where it repeats another's network, its text and its guidance, the first test sees.
+# What is a family's own where it repeats another's network, its text and its guidance, the first
+# test sees.
 distinct = pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow) if family.repeats else name for name, family in FAMILIES.items()],
+    [
+        pytest.param(name, marks=pytest.mark.slow) if family.repeats else name
+        for name, family in FAMILIES.items()
+    ],
 )
 PROMPTS = ["a red circle", "two blue squares", "a green triangle left of a red circle"]
 STEPS = 4
@@ -77,7 +83,9 @@ def sample(policy, guidance, sampler):
     x = noise_of(policy, len(PROMPTS))
     embed = PromptEmbeddings(policy.model, [Prompt(text) for text in PROMPTS], folder=None, chunk=4)
     group = Group(*embed.shared([Prompt(text) for text in PROMPTS]), PROMPTS)
-    field = group.field(lambda x, sigma, conditioning: policy.model.velocity(x, sigma, conditioning, guidance))
+    field = group.field(
+        lambda x, sigma, conditioning: policy.model.velocity(x, sigma, conditioning, guidance)
+    )
     for interval in intervals(policy.algorithm.schedule, STEPS):
         x = sampler.step(x, field(x, interval.sigma, False), interval).sample(torch.randn_like(x))
     return x, policy.model.decode(x)
@@ -86,7 +94,12 @@ def sample(policy, guidance, sampler):
 def stock_sample(name, pipe, noise, guidance):
     """The stock pipeline's latents and its images."""
     family = FAMILIES[name]
-    call = {"height": 32, "width": 32, "num_inference_steps": STEPS, "max_sequence_length": family.length}
+    call = {
+        "height": 32,
+        "width": 32,
+        "num_inference_steps": STEPS,
+        "max_sequence_length": family.length,
+    }
     call |= {"guidance_scale": guidance, "latents": family.noise(noise), **family.arguments(STEPS)}
     latents = pipe(prompt=PROMPTS, output_type="latent", **call).images
     return latents, pipe(prompt=PROMPTS, output_type="pt", **call).images
@@ -101,10 +114,11 @@ def test_text_has_as_many_tokens_as_the_adapter_says(name, policy_of):
 
 @families
 def test_noise_free_rollout_is_the_stock_pipelines(name, policy_of, stock_of):
-    """Same noise, grid and guidance: latents and images agree to a relative 1e-4, for both samplers and no guidance.
+    """Same noise, grid and guidance: latents and images agree to a relative 1e-4, for both samplers
+    and no guidance.
 
-    Mutation: swap rows and columns of token positions, forget the batch-norm statistics, scale the timestep, swap the
-    chunks of the guidance.
+    Mutation: swap rows and columns of token positions, forget the batch-norm statistics, scale the
+    timestep, swap the chunks of the guidance.
     """
     policy, _ = policy_of(name, "float32")
     stock, found = stock_of(name), []
@@ -121,7 +135,9 @@ def test_noise_free_rollout_is_the_stock_pipelines(name, policy_of, stock_of):
 
 
 def replays(policy, part):
-    """Per trained step: how far a replay's log-probability and mean are from the rollout's, and the mean's KL."""
+    """Per trained step: how far a replay's log-probability and mean are from the rollout's, and the
+    mean's KL.
+    """
     likelihood = policy.algorithm.likelihood
     for index in range(len(part.trajectory.steps)):
         step = policy.replay(part, index)
@@ -135,17 +151,22 @@ def replays(policy, part):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @distinct
 def test_replay_of_a_fresh_rollout(name, dtype, policy_of):
-    """Ratio 1 bitwise in float32, and within the YAML's gate in bfloat16: guided or not, checkpointed or not, in any
-    micro-batch.
+    """Ratio 1 bitwise in float32, and within the YAML's gate in bfloat16: guided or not,
+    checkpointed or not, in any micro-batch.
 
     Mutation: replay without guidance, at sigma_next, or with LoRA weights in another dtype.
     """
     policy, data = policy_of(name, dtype)
     bound, found = 0.0 if dtype == "float32" else BFLOAT16_GATE, []
-    for guidance, is_checkpointed in itertools.product((1.0, FAMILIES[name].guidance), (False, True)):
+    for guidance, is_checkpointed in itertools.product(
+        (1.0, FAMILIES[name].guidance), (False, True)
+    ):
         policy.algorithm = replace(policy.algorithm, guidance_scale=guidance)
         network = awake(policy).transformer
-        network.enable_gradient_checkpointing() if is_checkpointed else network.disable_gradient_checkpointing()
+        if is_checkpointed:
+            network.enable_gradient_checkpointing()
+        else:
+            network.disable_gradient_checkpointing()
         for rows in (range(0, 8), range(5, 6)):
             for drift, distance, kl in replays(policy, policy.sample(data.iterations[0], rows)):
                 found += [drift.item(), kl.item()]
@@ -164,10 +185,14 @@ class Brightness:
 
 
 @distinct
-def test_training_moves_lora_alone_and_its_export_gives_the_same_image(name, tiny_pipelines, stock_of, tmp_path):
-    """Two iterations: LoRA in float32 moves, the base stays bitwise; the export does the same in stock diffusers.
+def test_training_moves_lora_alone_and_its_export_gives_the_same_image(
+    name, tiny_pipelines, stock_of, tmp_path
+):
+    """Two iterations: LoRA in float32 moves, the base stays bitwise; the export does the same in
+    stock diffusers.
 
-    Mutation: leave the base's requires_grad on, train in the base's dtype, drop alpha from the file's metadata.
+    Mutation: leave the base's requires_grad on, train in the base's dtype, drop alpha from the
+    file's metadata.
     """
     settings = FAMILIES[name].overrides(tiny_pipelines[name])
     policy, data, _ = make(*settings, "optimizer.lr=1e-2", "optimizer.eps=1e-15")
@@ -175,7 +200,9 @@ def test_training_moves_lora_alone_and_its_export_gives_the_same_image(name, tin
     policy.reward.reward = Brightness()
     own = lora.parameters(policy.transformer)
     before = {key: p.detach().clone() for key, p in policy.transformer.named_parameters()}
-    assert {key for key, p in policy.transformer.named_parameters() if p.requires_grad} == own.keys()
+    assert {
+        key for key, p in policy.transformer.named_parameters() if p.requires_grad
+    } == own.keys()
     assert all(p.dtype == torch.float32 for p in own.values())
     fit(policy, data)
     after = dict(policy.transformer.named_parameters())
@@ -196,7 +223,9 @@ def test_training_moves_lora_alone_and_its_export_gives_the_same_image(name, tin
 
 @families
 def test_text_encoders_are_freed_once_prompts_are_embedded(name, policy_of):
-    """Without the garbage collector's help, which may come late. Mutation: keep the pipeline, or an encoder of it."""
+    """Without the garbage collector's help, which may come late. Mutation: keep the pipeline, or an
+    encoder of it.
+    """
     model = policy_of(name, "float32")[0].model
     parts = model.text.pipeline().components.items()
     encoders = [weakref.ref(part) for key, part in parts if key.startswith("text_encoder")]

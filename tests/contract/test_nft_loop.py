@@ -24,18 +24,23 @@ def test_nft_draws_and_contrasts_with_the_old_policy():
             parameter.add_(0.05)
     with policy.behaviour():
         after = first_batch(policy, data)
-    assert all(torch.equal(a.trajectory.x0, b.trajectory.x0) for a, b in zip(before, after, strict=True))
+    assert all(
+        torch.equal(a.trajectory.x0, b.trajectory.x0) for a, b in zip(before, after, strict=True)
+    )
     record = Record()
     policy.term_loss(before[0], 1, record)
     assert record.means()["trust/velocity_old"] > 1e-4
     policy.follow()
-    policy.old = {name: value.clone() for name, value in lora.parameters(policy.transformer).items()}
+    policy.old = {
+        name: value.clone() for name, value in lora.parameters(policy.transformer).items()
+    }
     policy.term_loss(before[0], 1, again := Record())
     assert again.means()["trust/velocity_old"] == 0
 
 
 def test_the_old_policy_follows_and_is_kept(tmp_path):
-    """After n optimizer steps it keeps min(n / 1000, 1/2) of itself, and a checkpoint restores it bitwise.
+    """After n optimizer steps it keeps min(n / 1000, 1/2) of itself, and a checkpoint restores it
+    bitwise.
 
     Mutation: swap the two weights of the average, or leave `old` out of the checkpoint.
     """
@@ -60,17 +65,24 @@ def test_forward_noise_does_not_depend_on_the_batch():
     for policy, data, _ in (whole, parts):
         with policy.behaviour():
             batch = first_batch(policy, data)
-        noises.append([torch.cat([policy.forward_noise(part, index) for part in batch]) for index in (0, 1)])
+        noises.append(
+            [torch.cat([policy.forward_noise(part, index) for part in batch]) for index in (0, 1)]
+        )
     assert torch.equal(noises[0][0], noises[1][0]) and torch.equal(noises[0][1], noises[1][1])
     assert not torch.equal(noises[0][0], noises[0][1])
 
 
 def test_each_sample_leaves_out_sigmas_of_its_own():
-    """int(0.99 x 6) of six, other ones for other samples and inner epochs, whatever the micro-batch; only they train.
+    """int(0.99 x 6) of six, other ones for other samples and inner epochs, whatever the
+    micro-batch; only they train.
 
-    Mutation: train the grid's first five, choose for a whole batch, or forget the choice in the penalty or the loss.
+    Mutation: train the grid's first five, choose for a whole batch, or forget the choice in the
+    penalty or the loss.
     """
-    (whole, data, _), (parts, others, _) = nft("batch.max_micro_batch=4"), nft("batch.max_micro_batch=1")
+    (whole, data, _), (parts, others, _) = (
+        nft("batch.max_micro_batch=4"),
+        nft("batch.max_micro_batch=1"),
+    )
     with whole.behaviour():
         batch = first_batch(whole, data)
     with parts.behaviour():

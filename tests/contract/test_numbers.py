@@ -1,4 +1,6 @@
-"""Numbers that are none: they are never evaluated, saved or exported, and a run that learns nothing says so."""
+"""Numbers that are none: they are never evaluated, saved or exported, and a run that learns nothing
+says so.
+"""
 
 from dataclasses import replace
 
@@ -20,7 +22,9 @@ SMALL = ("num_threads=1", "viewing.every=0")
 
 
 def train(policy, data, folder, *callbacks):
-    """All iterations, with a checkpoint after each, of which one is kept; as `flowrl.launch.run` sets it up."""
+    """All iterations, with a checkpoint after each, of which one is kept; as `flowrl.launch.run`
+    sets it up.
+    """
     record = RunRecord(folder=str(folder))
     saver = Checkpoint(record=record, stop=Stop(), folder=str(folder), every=1, keep=1)
     trainer = Trainer(
@@ -39,14 +43,18 @@ def score(function):
     """A reward in place of the shapes' one, from an image's mean brightness."""
 
     def reward(images, prompts):
-        return RewardOutput(function(images.flatten(1).mean(1)), torch.ones(len(prompts), dtype=torch.bool))
+        return RewardOutput(
+            function(images.flatten(1).mean(1)), torch.ones(len(prompts), dtype=torch.bool)
+        )
 
     return reward
 
 
 @pytest.mark.parametrize("kind", ["lora", "ema"])
 def test_the_last_good_checkpoint_stays(tmp_path, kind):
-    """With `checkpoint.keep=1`, after NaN in the last iteration. Mutation: save first, or look at the LoRA alone."""
+    """With `checkpoint.keep=1`, after NaN in the last iteration. Mutation: save first, or look at
+    the LoRA alone.
+    """
     policy, data, _ = make(*SMALL)
     trainer, saver = train(policy, data, tmp_path, Poison(after=2, kind=kind))
     with pytest.raises(NotFinite, match=rf"the weight .*lora_.* \({kind}\) holds NaN"):
@@ -91,7 +99,8 @@ def test_a_checkpoint_that_holds_nan_is_not_resumed(tmp_path):
     checkpoint.save(tmp_path / "checkpoints", keep=1, weights=weights, state=state)
     _, saver = train(policy, data, tmp_path)
     with pytest.raises(
-        ValueError, match=r"checkpoint .*000001: the weight ema .*lora_.* holds NaN.*; delete its folder"
+        ValueError,
+        match=r"checkpoint .*000001: the weight ema .*lora_.* holds NaN.*; delete its folder",
     ):
         saver.resume_from(policy)
 
@@ -99,11 +108,17 @@ def test_a_checkpoint_that_holds_nan_is_not_resumed(tmp_path):
 REWARDS = {
     "equal": (score(torch.zeros_like), [], "the rewards of each group were equal"),
     "missing": (
-        lambda images, prompts: RewardOutput(torch.zeros(len(prompts)), torch.zeros(len(prompts), dtype=torch.bool)),
+        lambda images, prompts: RewardOutput(
+            torch.zeros(len(prompts)), torch.zeros(len(prompts), dtype=torch.bool)
+        ),
         ["max_missing=1"],
         "no image has a reward",
     ),
-    "absurd": (score(lambda value: value.sign() * 3e38), ["max_missing=1"], "no image has a reward"),
+    "absurd": (
+        score(lambda value: value.sign() * 3e38),
+        ["max_missing=1"],
+        "no image has a reward",
+    ),
     "no step": (score(torch.clone), ["optimizer.lr=1e-60"], "no optimizer step changed a weight"),
 }
 
@@ -125,9 +140,13 @@ def test_a_run_that_learns_nothing(name, tmp_path):
     assert again.learning.met == policy.learning.met
 
 
-@pytest.mark.parametrize("loss", [["loss=dppo"], ["loss=nft", "sampler=ode", "rollout.shared_initial_noise=false"]])
+@pytest.mark.parametrize(
+    "loss", [["loss=dppo"], ["loss=nft", "sampler=ode", "rollout.shared_initial_noise=false"]]
+)
 def test_a_run_that_learns_slowly_is_none_of_them(loss, tmp_path):
-    """Rewards that differ by 1e-6 and a learning rate of 1e-7. Mutation: a threshold on rewards or changes."""
+    """Rewards that differ by 1e-6 and a learning rate of 1e-7. Mutation: a threshold on rewards or
+    changes.
+    """
     policy, data, _ = make(*SMALL, *loss, "optimizer.lr=1e-7")
     policy.reward.reward = score(lambda value: value * 1e-6)
     trainer, saver = train(policy, data, tmp_path)
@@ -139,7 +158,9 @@ def test_a_run_that_learns_slowly_is_none_of_them(loss, tmp_path):
 
 def test_broken_images_are_left_out_of_the_averages(caplog):
     """One image of each batch is NaN. Mutation: an average of NaN, or of what NaN rounds to."""
-    policy, _, evaluator = make(*SMALL, "max_missing=1", "evaluation.max_prompts=2", "evaluation.num_steps=2")
+    policy, _, evaluator = make(
+        *SMALL, "max_missing=1", "evaluation.max_prompts=2", "evaluation.num_steps=2"
+    )
     policy.reward.reward = score(torch.clone)
     whole = evaluator.evaluate(policy).metrics
     decode = policy.model.decode
@@ -153,12 +174,16 @@ def test_broken_images_are_left_out_of_the_averages(caplog):
     metrics = evaluator.evaluate(policy).metrics
     assert all(torch.tensor(value).isfinite() for value in metrics.values())
     names = [name for name in whole if "panel" in name or "diversity" in name]
-    assert len(names) >= 5 and all(name in metrics and metrics[name] != whole[name] for name in names)
+    assert len(names) >= 5 and all(
+        name in metrics and metrics[name] != whole[name] for name in names
+    )
     assert "images have pixels that are no numbers" in caplog.text
 
 
 def test_an_advantage_that_is_no_number_stops_the_run():
-    """Whatever way of taking advantages gives it. Mutation: train on it until the gradient is NaN too."""
+    """Whatever way of taking advantages gives it. Mutation: train on it until the gradient is NaN
+    too.
+    """
     policy, data, _ = make(*SMALL)
     part = policy.sample(data.iterations[0], range(8))
     method = policy.algorithm.advantage

@@ -1,4 +1,6 @@
-"""Scores that come while the next images are drawn, from here or from a server: the same run, with less waiting."""
+"""Scores that come while the next images are drawn, from here or from a server: the same run, with
+less waiting.
+"""
 
 import threading
 import time
@@ -19,7 +21,12 @@ from flowrl.training.reward import TooManyMissingRewards
 from flowrl.tuning import lora
 
 SMALL = ("batch.max_micro_batch=2", "num_iterations=2", "num_threads=1")
-QUICK = ("reward=remote", "reward.batch_size=2", "reward.client.backoff=0.05", "reward.client.timeout=5")
+QUICK = (
+    "reward=remote",
+    "reward.batch_size=2",
+    "reward.client.backoff=0.05",
+    "reward.client.timeout=5",
+)
 
 
 def training(policy, data):
@@ -27,7 +34,9 @@ def training(policy, data):
     rows = []
     policy.report = rows.append
     fit(policy, data)
-    return [{name: value for name, value in row.items() if not name.startswith("perf/")} for row in rows]
+    return [
+        {name: value for name, value in row.items() if not name.startswith("perf/")} for row in rows
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +56,15 @@ def afterwards(policy):
         def result(self, timeout=None):
             return self.work()
 
-    policy.reward.submit = lambda images, prompts: Later(lambda: policy.reward.score(images, prompts))
+    policy.reward.submit = lambda images, prompts: Later(
+        lambda: policy.reward.score(images, prompts)
+    )
 
 
 def test_scoring_beside_the_rollout_changes_nothing(here):
-    """The metrics, of updates too, are bitwise those of scoring afterwards. Mutation: join in order of arrival."""
+    """The metrics, of updates too, are bitwise those of scoring afterwards. Mutation: join in order
+    of arrival.
+    """
     policy, data, _ = make(*SMALL)
     afterwards(policy)
     assert training(policy, data) == here
@@ -103,7 +116,9 @@ def test_a_failed_call_of_many_costs_its_own_samples():
 
 
 def test_a_remote_reward_trains_like_the_same_one_here(here):
-    """But for the rounding of images to 8 bits. Mutation: lose a part, or the order of the requests."""
+    """But for the rounding of images to 8 bits. Mutation: lose a part, or the order of the
+    requests.
+    """
     with answering(scorer(ShapesReward(score="soft"))) as url:
         policy, data, _ = make(*SMALL, *QUICK, f"reward.url={url}")
         there = training(policy, data)
@@ -114,7 +129,9 @@ def test_a_remote_reward_trains_like_the_same_one_here(here):
 
 
 def test_a_server_that_restarts_costs_nothing_but_time(here):
-    """Away for half a second in the middle of the run, on the same port after. Mutation: no retry of a refused call."""
+    """Away for half a second in the middle of the run, on the same port after. Mutation: no retry
+    of a refused call.
+    """
     asked, away = [], threading.Event()
     inner = scorer(ShapesReward(score="soft"))
 
@@ -148,15 +165,24 @@ def test_a_server_that_restarts_costs_nothing_but_time(here):
 
 
 def test_a_server_that_stays_away_stops_the_run_and_says_why():
-    """Before any update, so that the weights are those of the last iteration. Mutation: train on the samples left."""
+    """Before any update, so that the weights are those of the last iteration. Mutation: train on
+    the samples left.
+    """
     with answering(scorer(ShapesReward(score="soft"))) as url:
         pass
     absent = ("reward.client.retries=1", "reward.client.start_seconds=null", f"reward.url={url}")
     policy, data, _ = make(*SMALL, *QUICK, *absent)
-    before = {name: value.detach().clone() for name, value in lora.parameters(policy.transformer).items()}
-    with pytest.raises(TooManyMissingRewards, match=rf"100%.*max_missing=20%; the first: {url}/score: .*2 tries"):
+    before = {
+        name: value.detach().clone() for name, value in lora.parameters(policy.transformer).items()
+    }
+    with pytest.raises(
+        TooManyMissingRewards, match=rf"100%.*max_missing=20%; the first: {url}/score: .*2 tries"
+    ):
         fit(policy, data)
-    assert all(torch.equal(before[name], value) for name, value in lora.parameters(policy.transformer).items())
+    assert all(
+        torch.equal(before[name], value)
+        for name, value in lora.parameters(policy.transformer).items()
+    )
 
 
 def test_a_mixture_scores_its_remote_terms_beside_its_own():
@@ -170,23 +196,36 @@ def test_a_mixture_scores_its_remote_terms_beside_its_own():
         own, here, gone = ShapesReward(score="soft"), remote(url), remote(dead, retries=0)
         rewards = {"correct": own, "clean": here, "gone": gone}
         policy, data, _ = make(*SMALL, "num_iterations=1")
-        policy.reward.reward = Mixture(rewards=rewards, weights={"correct": 1.0, "clean": 1.0, "gone": 0.0})
+        policy.reward.reward = Mixture(
+            rewards=rewards, weights={"correct": 1.0, "clean": 1.0, "gone": 0.0}
+        )
         (row,) = training(policy, data)
     assert row["reward/missing"] == 0 and "reward/part/gone" not in row
-    assert row["reward/mean"] == pytest.approx(row["reward/part/correct"] + row["reward/part/clean"], abs=1e-5)
-    assert row["reward/part/clean"] == pytest.approx(row["reward/part/correct_clean_objects"], abs=0.05)
+    assert row["reward/mean"] == pytest.approx(
+        row["reward/part/correct"] + row["reward/part/clean"], abs=1e-5
+    )
+    assert row["reward/part/clean"] == pytest.approx(
+        row["reward/part/correct_clean_objects"], abs=0.05
+    )
 
 
 def test_a_prompt_that_the_scorer_cannot_read_is_named(tmp_path):
-    """Before training, by the evaluation of its own prompts. Mutation: evaluate other captions instead."""
+    """Before training, by the evaluation of its own prompts. Mutation: evaluate other captions
+    instead.
+    """
     (tmp_path / "prompts.txt").write_text("a red circle\na photo of a cow\n")
-    policy, _, evaluator = make("data=text", f"data.prompts.path={tmp_path}/prompts.txt", "num_threads=1")
-    with pytest.raises(TooManyMissingRewards, match=r"50%.*'a photo of a cow' is outside the shapes grammar"):
+    policy, _, evaluator = make(
+        "data=text", f"data.prompts.path={tmp_path}/prompts.txt", "num_threads=1"
+    )
+    with pytest.raises(
+        TooManyMissingRewards, match=r"50%.*'a photo of a cow' is outside the shapes grammar"
+    ):
         evaluator.evaluate(policy)
 
 
 def test_a_run_that_an_evaluation_stops_keeps_its_last_iteration(tmp_path):
-    """The checkpoint and the row of the iteration that had been trained, once the optimizer has its state.
+    """The checkpoint and the row of the iteration that had been trained, once the optimizer has its
+    state.
 
     Mutation: save without the row, or an optimizer that has not been restored.
     """
@@ -194,7 +233,9 @@ def test_a_run_that_an_evaluation_stops_keeps_its_last_iteration(tmp_path):
     record = RunRecord(folder=str(tmp_path))
     saver = Checkpoint(record=record, stop=Stop(), folder=str(tmp_path), every=100, keep=1)
     policy.num_iterations, policy.last_metrics = 1, {"iteration": 1, "reward/mean": 0.5}
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
     trainer.strategy.optimizers = [policy.configure_optimizers()]
     saver.on_exception(trainer, policy, TooManyMissingRewards("the server is gone"))
     assert not (tmp_path / "checkpoints").exists()

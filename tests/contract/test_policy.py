@@ -1,4 +1,6 @@
-"""What the loop promises on the embedded model: ratio 1, gradients to LoRA only, a reference that is the base."""
+"""What the loop promises on the embedded model: ratio 1, gradients to LoRA only, a reference that
+is the base.
+"""
 
 import copy
 
@@ -30,7 +32,8 @@ LEGAL = [
 @pytest.mark.parametrize("guidance", [(), GUIDED], ids=["plain", "guided"])
 @pytest.mark.parametrize("sampler", ["cps", "flow_sde", "dance_sde"])
 def test_replay_of_a_fresh_rollout_is_bitwise(sampler, guidance, is_checkpointed, micro_batch):
-    """Ratio 1 and divergence 0 before the first update, with gradients on, for LoRA weights away from zero.
+    """Ratio 1 and divergence 0 before the first update, with gradients on, for LoRA weights away
+    from zero.
 
     Mutation: replay at sigma_next, with the next stochastic step's state, or without guidance.
     """
@@ -50,12 +53,18 @@ def test_replay_of_a_fresh_rollout_is_bitwise(sampler, guidance, is_checkpointed
 @pytest.mark.parametrize("is_checkpointed", [False, True])
 @pytest.mark.parametrize("guidance", [(), GUIDED], ids=["plain", "guided"])
 @pytest.mark.parametrize(("sampler", "loss", "form"), LEGAL)
-def test_the_first_gradient_is_the_policy_gradient(sampler, loss, form, guidance, is_checkpointed, micro_batch):
-    """At the rollout's weights every ratio loss has the gradient of -mean(A log_prob); guard's is std / -dt of it.
+def test_the_first_gradient_is_the_policy_gradient(
+    sampler, loss, form, guidance, is_checkpointed, micro_batch
+):
+    """At the rollout's weights every ratio loss has the gradient of -mean(A log_prob); guard's is
+    std / -dt of it.
 
-    Mutation: weight the loss, let the clip or the mask bite at ratio 1, or lose the gradient under checkpointing.
+    Mutation: weight the loss, let the clip or the mask bite at ratio 1, or lose the gradient under
+    checkpointing.
     """
-    policy, data, _ = make(f"sampler={sampler}", f"loss={loss}", f"batch.max_micro_batch={micro_batch}", *guidance)
+    policy, data, _ = make(
+        f"sampler={sampler}", f"loss={loss}", f"batch.max_micro_batch={micro_batch}", *guidance
+    )
     if is_checkpointed:
         policy.transformer.enable_gradient_checkpointing()
     parts = first_batch(awake(policy), data)[: 4 // micro_batch]
@@ -70,7 +79,9 @@ def test_the_first_gradient_is_the_policy_gradient(sampler, loss, form, guidance
     weight = step.std / -interval.dt if loss == "guard" else 1.0
     parameters = list(lora.parameters(policy.transformer).values())
     got = torch.autograd.grad(torch.stack(losses).mean(), parameters, allow_unused=True)
-    expected = torch.autograd.grad(-weight * (advantages * torch.cat(log_probs)).mean(), parameters, allow_unused=True)
+    expected = torch.autograd.grad(
+        -weight * (advantages * torch.cat(log_probs)).mean(), parameters, allow_unused=True
+    )
     size = max(theirs.abs().max().item() for theirs in expected if theirs is not None)
     for ours, theirs in zip(got, expected, strict=True):
         assert (ours is None) == (theirs is None)
@@ -92,15 +103,20 @@ def test_gate_stops_a_run_whose_replay_drifts():
 @pytest.mark.parametrize("loss", ["grpo", "dppo", "nft"])
 def test_base_is_untouched_and_gradients_reach_lora_only(loss):
     """Mutation: leave the base's requires_grad on, or hand all parameters to the optimizer."""
-    policy, data, _ = make(f"loss={loss}", f"sampler={'ode' if loss == 'nft' else 'cps'}", "num_iterations=1")
+    policy, data, _ = make(
+        f"loss={loss}", f"sampler={'ode' if loss == 'nft' else 'cps'}", "num_iterations=1"
+    )
     own = lora.parameters(policy.transformer)
     before = {name: p.detach().clone() for name, p in policy.transformer.named_parameters()}
-    assert {name for name, p in policy.transformer.named_parameters() if p.requires_grad} == own.keys()
+    assert {
+        name for name, p in policy.transformer.named_parameters() if p.requires_grad
+    } == own.keys()
     assert all(p.dtype == torch.float32 for p in own.values())
     fit(policy, data)
     after = dict(policy.transformer.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before if name not in own)
-    # The last block discards the text stream's attention output: its text query has no gradient, A only decays.
+    # The last block discards the text stream's attention output: its text query has no gradient, A
+    # only decays.
     unused = {"transformer_blocks.2.attn.add_q_proj.lora_B.policy.weight"}
     assert {name for name in own if torch.equal(before[name], after[name])} == unused
     assert set(dict(policy.named_parameters())) == {f"transformer.{name}" for name in after}
@@ -122,7 +138,9 @@ def test_reference_is_the_base_model():
 
 
 def test_guidance_combines_both_predictions():
-    """v = v_negative + g (v_positive - v_negative); at g = 1 the unguided pass. Mutation: swap the chunks."""
+    """v = v_negative + g (v_positive - v_negative); at g = 1 the unguided pass. Mutation: swap the
+    chunks.
+    """
     policy, _, evaluator = make("model.has_guidance=true")
     conditioning = policy.embed(evaluator.prompts[:3])
     x = torch.randn(3, *policy.model.latent_shape, generator=torch.Generator().manual_seed(0))
@@ -140,16 +158,22 @@ def test_evaluation_leaves_training_state_untouched():
     with torch.no_grad():
         for parameter in lora.parameters(policy.transformer).values():
             parameter.add_(0.01)
-    before = copy.deepcopy({name: p.detach() for name, p in lora.parameters(policy.transformer).items()})
+    before = copy.deepcopy(
+        {name: p.detach() for name, p in lora.parameters(policy.transformer).items()}
+    )
     generator = torch.get_rng_state()
     first = evaluator.evaluate(policy)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert all(torch.equal(before[name], p) for name, p in lora.parameters(policy.transformer).items())
+    assert all(
+        torch.equal(before[name], p) for name, p in lora.parameters(policy.transformer).items()
+    )
     assert first.metrics == evaluator.evaluate(policy).metrics
 
 
 def test_a_later_part_of_a_set_has_the_noise_of_its_rows():
-    """So an evaluation that was stopped goes on with the same images. Mutation: number every part's rows from 0."""
+    """So an evaluation that was stopped goes on with the same images. Mutation: number every part's
+    rows from 0.
+    """
     policy, _, evaluator = make()
     whole, part = evaluator.initial_noise(policy, 6), evaluator.initial_noise(policy, 4, first=2)
     assert torch.equal(whole[2:], part) and not torch.equal(whole[:4], part)
@@ -157,7 +181,8 @@ def test_a_later_part_of_a_set_has_the_noise_of_its_rows():
 
 @pytest.mark.parametrize("overrides", [("batch.max_micro_batch=1",), ("batch.max_micro_batch=2",)])
 def test_micro_batches_do_not_change_the_result(overrides):
-    """Batch times accumulation is one trajectory: the same weights after two iterations, up to rounding.
+    """Batch times accumulation is one trajectory: the same weights after two iterations, up to
+    rounding.
 
     Mutation: average over micro-batches without dividing by their number, or draw noise per batch.
     """
@@ -166,21 +191,28 @@ def test_micro_batches_do_not_change_the_result(overrides):
     ours, theirs = (lora.parameters(policy.transformer) for policy, _ in (one, two))
     for name, parameter in ours.items():
         difference = (parameter - theirs[name]).abs()
-        # Adam turns rounding of a vanishing gradient into a visible step of single weights, never of the mean.
+        # Adam turns rounding of a vanishing gradient into a visible step of single weights, never
+        # of the mean.
         assert difference.max() < 2e-4 and difference.mean() < 2e-6
-    assert one[0].last_metrics["reward/mean"] == pytest.approx(two[0].last_metrics["reward/mean"], abs=1e-5)
+    assert one[0].last_metrics["reward/mean"] == pytest.approx(
+        two[0].last_metrics["reward/mean"], abs=1e-5
+    )
     # Adam would hide another scale.
     norms = [policy.last_metrics["update/grad_norm"] for policy, _ in (one, two)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3) != 0
 
 
 def test_micro_batches_of_a_group_hold_its_prompt_once():
-    """Four samples a prompt in micro-batches of two: one row of tokens for both. Mutation: a row a sample."""
+    """Four samples a prompt in micro-batches of two: one row of tokens for both. Mutation: a row a
+    sample.
+    """
     policy, data, _ = make("batch.max_micro_batch=2")
     parts = first_batch(policy, data)
     tokens = [part.group.prompts.tokens for part in parts]
     assert [len(rows) for rows in tokens] == [1] * 4 and len(parts) == 4
-    assert tokens[0] is tokens[1] and tokens[2] is tokens[3] and not torch.equal(tokens[0], tokens[2])
+    assert (
+        tokens[0] is tokens[1] and tokens[2] is tokens[3] and not torch.equal(tokens[0], tokens[2])
+    )
     for part in parts:
         assert torch.equal(part.group.conditioning.tokens, policy.embed(part.prompts).tokens)
 
@@ -189,8 +221,8 @@ def test_micro_batches_of_a_group_hold_its_prompt_once():
 def test_equal_rows_are_evaluated_once_with_the_same_result(micro_batch):
     """A group that shares its start gives the same samples and gradient as one evaluation per row.
 
-    Also where a micro-batch holds half a group. Mutation: map rows to the wrong member, or stay shared after the
-    first noise.
+    Also where a micro-batch holds half a group. Mutation: map rows to the wrong member, or stay
+    shared after the first noise.
     """
     policy, data, _ = make(f"batch.max_micro_batch={micro_batch}")
     part = first_batch(policy, data)[-1]
@@ -213,7 +245,11 @@ def test_equal_rows_are_evaluated_once_with_the_same_result(micro_batch):
         policy.zero_grad()
         (velocity * weights).sum().backward()
         gradients.append(
-            [p.grad.clone() for name, p in lora.parameters(policy.transformer).items() if "lora_B" in name]
+            [
+                p.grad.clone()
+                for name, p in lora.parameters(policy.transformer).items()
+                if "lora_B" in name
+            ]
         )
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -222,8 +258,12 @@ def test_equal_rows_are_evaluated_once_with_the_same_result(micro_batch):
 def test_rows_of_two_prompts_keep_their_own_velocity():
     """Mutation: give all rows that of the first prompt."""
     policy, data, _ = make()
-    group = Group(policy.embed(data.iterations[0].prompts[:2]), torch.tensor([0, 0, 1, 1]), [0, 0, 1, 1])
-    x = torch.randn(2, *policy.model.latent_shape, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 0)
+    group = Group(
+        policy.embed(data.iterations[0].prompts[:2]), torch.tensor([0, 0, 1, 1]), [0, 0, 1, 1]
+    )
+    x = torch.randn(
+        2, *policy.model.latent_shape, generator=torch.Generator().manual_seed(0)
+    ).repeat_interleave(2, 0)
     once, each = (group.field(policy.velocity)(x, 0.8, is_shared) for is_shared in (True, False))
     torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-5)
     assert (each[0] - each[2]).abs().max() > 0.1
@@ -232,7 +272,8 @@ def test_rows_of_two_prompts_keep_their_own_velocity():
 def test_penalty_adds_its_gradient():
     """The loss is the policy loss plus beta times the distance to the base model.
 
-    Mutation: subtract the penalty, or run the reference with the adapter on (its gradient vanishes).
+    Mutation: subtract the penalty, or run the reference with the adapter on (its gradient
+    vanishes).
     """
     totals, penalty = [], None
     for beta in (0.0, 2.0):
@@ -243,7 +284,9 @@ def test_penalty_adds_its_gradient():
         if beta:
             method, index = policy.algorithm, 1
             step = policy.replay(part, index)
-            ref = policy.reference.mean(part.trajectory, index, part.group, method.intervals, method.sampler)
+            ref = policy.reference.mean(
+                part.trajectory, index, part.group, method.intervals, method.sampler
+            )
             squared = (step.mean - ref).square().mean((1, 2, 3)) / (2 * step.std**2)
             penalty = squared.mean()
     assert penalty > 1e-4
@@ -265,7 +308,9 @@ def test_an_evaluation_with_too_many_missing_rewards_stops():
 
 @pytest.mark.parametrize("is_evaluation", [True, False], ids=["evaluation", "training"])
 def test_too_many_missing_of_what_is_judged_stop_both(is_evaluation):
-    """One image of each call is judged, and that fails. Mutation: count the others as scored, in either caller."""
+    """One image of each call is judged, and that fails. Mutation: count the others as scored, in
+    either caller.
+    """
 
     def broken(images, prompts):
         applies = torch.arange(len(prompts)) == 0
@@ -285,13 +330,17 @@ def test_the_guard_gradient_is_that_of_its_centred_ratio():
     parameters = list(lora.parameters(policy.transformer).values())
     with torch.no_grad():
         for i, parameter in enumerate(parameters):
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+            parameter.add_(
+                0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+            )
     got = torch.autograd.grad(policy.term_loss(part, 0, Record()), parameters, allow_unused=True)
     step, old_mean = policy.replay(part, 0), part.trajectory.old_mean[:, 0]
     eps = (part.trajectory.x_next[:, 0] - old_mean) / step.std
     ratio = (eps * (step.mean - old_mean)).mean((1, 2, 3)).exp()
     dt = policy.algorithm.intervals[part.trajectory.steps[0]].dt
-    expected = torch.autograd.grad(-(part.advantage * ratio).mean() / -dt, parameters, allow_unused=True)
+    expected = torch.autograd.grad(
+        -(part.advantage * ratio).mean() / -dt, parameters, allow_unused=True
+    )
     size = max(theirs.abs().max() for theirs in expected if theirs is not None)
     for ours, theirs in zip(got, expected, strict=True):
         if theirs is not None:

@@ -7,7 +7,9 @@ from runs import fit, make
 
 
 def test_a_threshold_that_holds_a_budget_moves_in_the_loop_and_is_kept():
-    """Mutation: never hand the mean KL on, leave the threshold out of the state, or take two updates."""
+    """Mutation: never hand the mean KL on, leave the threshold out of the state, or take two
+    updates.
+    """
     auto = ("loss.delta=auto", "loss.kl_budget=1e-9", "batch.inner_epochs=2")
     policy, data, _ = make(*auto, "num_iterations=2")
     start = policy.algorithm.loss.current
@@ -17,7 +19,12 @@ def test_a_threshold_that_holds_a_budget_moves_in_the_loop_and_is_kept():
     assert policy.algorithm.loss.current != start == 1e-9
     assert other.algorithm.loss.current == policy.algorithm.loss.current
     with pytest.raises(Exception, match=r"loss.delta=auto.*updates_per_iteration"):
-        make("loss.delta=auto", "loss.kl_budget=1e-9", "batch.updates_per_iteration=2", "batch.inner_epochs=1")
+        make(
+            "loss.delta=auto",
+            "loss.kl_budget=1e-9",
+            "batch.updates_per_iteration=2",
+            "batch.inner_epochs=1",
+        )
 
 
 def test_a_scheduled_threshold_follows_the_run():
@@ -30,9 +37,13 @@ def test_a_scheduled_threshold_follows_the_run():
 
 
 def test_the_learning_rate_follows_the_schedule():
-    """Cosine over four iterations. Mutation: multiply the factors up, or count updates instead of iterations."""
+    """Cosine over four iterations. Mutation: multiply the factors up, or count updates instead of
+    iterations.
+    """
     policy, data, _ = make("num_iterations=4", "optimizer.lr=1e-3")
     rates = []
     policy.report = lambda values: rates.append(values["update/learning_rate"])
     fit(policy, data)
-    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)], rel=1e-6)
+    assert rates == pytest.approx(
+        [1e-3 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)], rel=1e-6
+    )

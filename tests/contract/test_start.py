@@ -1,4 +1,6 @@
-"""Training that begins from a LoRA: its weights, its scale, the reference, and what of it is a copy."""
+"""Training that begins from a LoRA: its weights, its scale, the reference, and what of it is a
+copy.
+"""
 
 import re
 from pathlib import Path
@@ -24,12 +26,18 @@ from flowrl.tuning.writer import write
 
 FROM_FILE = ("lora.rank=null", "lora.alpha=null", "lora.targets=null")
 SMALL = ("data.prompts.count=8", "num_threads=1", "evaluation.max_prompts=2", "num_iterations=1")
-LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_out.0", "transformer_blocks.1.ff.net.2")
+LAYERS = (
+    "transformer_blocks.0.attn.to_q",
+    "transformer_blocks.1.attn.to_out.0",
+    "transformer_blocks.1.ff.net.2",
+)
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A LoRA for the embedded model, of two ranks and scales, with layers that its own configuration leaves out."""
+    """A LoRA for the embedded model, of two ranks and scales, with layers that its own
+    configuration leaves out.
+    """
     torch.manual_seed(0)
     network = dict(loading.transformer_on_meta("embedded:pipeline").named_modules())
     ranks = dict(zip(LAYERS, (4, 2, 2), strict=True))
@@ -55,15 +63,19 @@ def fused(start):
 
 
 def velocities(policy, other, data):
-    """The velocity of a policy and of something else that has one, at the policy's first samples."""
+    """The velocity of a policy and of something else that has one, at the policy's first
+    samples.
+    """
     part = policy.sample(data.iterations[0], range(4))
     x, conditioning = part.trajectory.x0, part.group.conditioning
-    return policy.velocity(x, 0.5, conditioning).detach(), other.velocity(x, 0.5, conditioning).detach()
+    return policy.velocity(x, 0.5, conditioning).detach(), other.velocity(
+        x, 0.5, conditioning
+    ).detach()
 
 
 def test_training_begins_from_the_lora(start):
-    """At its scale, layer by layer; weights and average alike. Mutation: one scale for all layers, fresh weights, or
-    an average that begins elsewhere.
+    """At its scale, layer by layer; weights and average alike. Mutation: one scale for all layers,
+    fresh weights, or an average that begins elsewhere.
     """
     policy, data, _ = begun(start)
     ours, theirs = velocities(policy, fused(start), data)
@@ -73,30 +85,40 @@ def test_training_begins_from_the_lora(start):
     for name in LAYERS:
         for part, matrices in (("A", given.a), ("B", given.b)):
             key = f"{name}.lora_{part}.policy.weight"
-            assert torch.equal(parameters[key], matrices[name]) and torch.equal(policy.ema.weights[key], matrices[name])
+            assert torch.equal(parameters[key], matrices[name]) and torch.equal(
+                policy.ema.weights[key], matrices[name]
+            )
             assert parameters[key].requires_grad
 
 
 def test_the_reference_is_the_start_or_the_base(start):
-    """Also after the weights have moved, and the trained ones come back. Mutation: refer to the base whatever is asked
-    for, to the trained weights, or leave the reference in place.
+    """Also after the weights have moved, and the trained ones come back. Mutation: refer to the
+    base whatever is asked for, to the trained weights, or leave the reference in place.
     """
     base, data, _ = make(*SMALL)
     for reference, other in (("start", fused(start)), ("base", base)):
         policy, data, _ = begun(start, f"lora.reference={reference}")
         awake(policy)
-        before = {name: value.detach().clone() for name, value in lora.parameters(policy.transformer).items()}
-        ref, expected = velocities(policy, policy.reference, data)[1], velocities(policy, other, data)[1]
+        before = {
+            name: value.detach().clone()
+            for name, value in lora.parameters(policy.transformer).items()
+        }
+        ref, expected = (
+            velocities(policy, policy.reference, data)[1],
+            velocities(policy, other, data)[1],
+        )
         torch.testing.assert_close(ref, expected, rtol=1e-4, atol=1e-5)
-        assert all(torch.equal(before[name], p) for name, p in lora.parameters(policy.transformer).items())
+        assert all(
+            torch.equal(before[name], p) for name, p in lora.parameters(policy.transformer).items()
+        )
 
 
 @pytest.mark.parametrize("reference", ["start", "base"])
 def test_penalty_and_drift_are_measured_from_the_reference(start, reference):
     """Zero where training begins at it, in training and in evaluation, and not zero from the base.
 
-    The gate has passed, and an update has moved the weights but not the reference. Mutation: another reference in
-    one of the two.
+    The gate has passed, and an update has moved the weights but not the reference. Mutation:
+    another reference in one of the two.
     """
     policy, data, evaluator = begun(start, "penalty=kl", f"lora.reference={reference}")
     drift = evaluator.evaluate(policy).metrics["eval/held_in/kl_ref"]
@@ -106,7 +128,10 @@ def test_penalty_and_drift_are_measured_from_the_reference(start, reference):
     assert (drift == 0) == (reference == "start") and policy.last_metrics["loss/penalty"] > 0
     if reference == "start":
         key = f"{LAYERS[0]}.lora_B.policy.weight"
-        kept, trained = lora.reference_of(policy.transformer)[key], lora.parameters(policy.transformer)[key]
+        kept, trained = (
+            lora.reference_of(policy.transformer)[key],
+            lora.parameters(policy.transformer)[key],
+        )
         assert torch.equal(kept, read(start).b[LAYERS[0]]) and not torch.equal(kept, trained)
 
 
@@ -114,7 +139,9 @@ def test_diffusion_nfts_old_policy_begins_there_too(start):
     """Mutation: an old policy of fresh weights."""
     policy, data, _ = begun(start, "experiment=diffusion_nft")
     given = read(start)
-    assert all(torch.equal(policy.old[f"{name}.lora_B.policy.weight"], given.b[name]) for name in LAYERS)
+    assert all(
+        torch.equal(policy.old[f"{name}.lora_B.policy.weight"], given.b[name]) for name in LAYERS
+    )
     fit(policy, data)
 
 
@@ -123,24 +150,33 @@ def test_what_is_exported_is_read_again(start, tmp_path):
     policy, _, _ = begun(start)
     awake(policy)
     policy.ema.start(lora.parameters(policy.transformer))
-    saver = Checkpoint(record=RunRecord(folder=str(tmp_path)), stop=Stop(), folder=str(tmp_path), every=1, keep=1)
+    saver = Checkpoint(
+        record=RunRecord(folder=str(tmp_path)), stop=Stop(), folder=str(tmp_path), every=1, keep=1
+    )
     saver.export(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), policy)
     again = read(tmp_path)
     assert again.alpha == read(start).alpha and again.ranks == read(start).ranks
-    assert all(torch.equal(again.b[n], policy.ema.weights[f"{n}.lora_B.policy.weight"]) for n in LAYERS)
+    assert all(
+        torch.equal(again.b[n], policy.ema.weights[f"{n}.lora_B.policy.weight"]) for n in LAYERS
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("lora.rank=8", r"lora\.rank=8, but lora\.start=.* has rank 2 and 4; lora\.rank=null takes its"),
+        (
+            "lora.rank=8",
+            r"lora\.rank=8, but lora\.start=.* has rank 2 and 4; lora\.rank=null takes its",
+        ),
         ("lora.alpha=2", r"lora\.alpha=2.*has alpha 1 and 4; lora\.alpha=null takes its"),
         ("lora.targets=.*attn\\.to_q", "matches 3 layers, 1 of which are among the 3"),
         ("tuning=full", r"lora\.start=.* is for tuning=lora.*fuse"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_weights_load(start, change, words, monkeypatch):
-    """With both numbers and the remedy. Mutation: take the file's without a word, or load the model first."""
+    """With both numbers and the remedy. Mutation: take the file's without a word, or load the model
+    first.
+    """
 
     def load(*_, **__):
         pytest.fail("the model was loaded")
@@ -169,8 +205,8 @@ def test_null_needs_a_start():
 
 
 def test_what_the_command_line_leaves_open_is_the_files(start, monkeypatch):
-    """Mutation: keep the model's rank beside a LoRA of another, forget one that was typed, or keep a path that depends
-    on where the run was started.
+    """Mutation: keep the model's rank beside a LoRA of another, forget one that was typed, or keep
+    a path that depends on where the run was started.
     """
     cfg = compose([f"lora.start={start.name}", "lora.alpha=8"])
     monkeypatch.chdir(start.parent)
@@ -184,7 +220,9 @@ def test_what_the_command_line_leaves_open_is_the_files(start, monkeypatch):
 
 
 def test_a_run_keeps_what_it_began_from(start, tmp_path):
-    """Whatever becomes of the file. Mutation: read the file again, or write the copy's path into the configuration."""
+    """Whatever becomes of the file. Mutation: read the file again, or write the copy's path into
+    the configuration.
+    """
     source = tmp_path / "mine.safetensors"
     source.write_bytes(start.read_bytes())
     cfg = compose([f"lora.start={source}"])

@@ -32,15 +32,23 @@ def transformer():
 
 
 def loss(network, rows):
-    """A mean over rows of the global batch of four, so that the mean over processes is the mean over the batch."""
+    """A mean over rows of the global batch of four, so that the mean over processes is the mean
+    over the batch.
+    """
     generator = torch.Generator().manual_seed(1)
     shapes = ((4, *LATENT), (4, TOKENS, 16), (4, 12), (4, *LATENT))
     x, tokens, pooled, target = (torch.randn(shape, generator=generator)[rows] for shape in shapes)
-    return (network(x, tokens, pooled, torch.full((len(x),), 500.0), return_dict=False)[0] - target).square().mean()
+    return (
+        (network(x, tokens, pooled, torch.full((len(x),), 500.0), return_dict=False)[0] - target)
+        .square()
+        .mean()
+    )
 
 
 def step(network, optimizer, rows):
-    """One step on two terms, with the reference's pass between the last forward and its backward pass."""
+    """One step on two terms, with the reference's pass between the last forward and its backward
+    pass.
+    """
     optimizer.zero_grad()
     for term in rows.chunk(2):
         value = loss(network, term)
@@ -77,18 +85,29 @@ def parts(rank, count, folder):
     sharding.save(network, folder)
     held = sum(weight.to_local().numel() for weight in network.parameters())
     distributed.destroy_process_group()
-    return rank, first, second, float(norm), held, {name: value.numpy() for name, value in whole.items()}
+    return (
+        rank,
+        first,
+        second,
+        float(norm),
+        held,
+        {name: value.numpy() for name, value in whole.items()},
+    )
 
 
 def test_a_step_of_divided_weights_is_that_of_whole_ones(tmp_path):
-    """Two steps, the optimizer's state gathered and divided again between them: norm, reference and weights agree.
+    """Two steps, the optimizer's state gathered and divided again between them: norm, reference and
+    weights agree.
 
-    Mutation: let gloo sum gradients for a mean, keep the rest of the weights gathered over the reference's pass (it
-    then sees trained ones), or write the class that dividing made.
+    Mutation: let gloo sum gradients for a mean, keep the rest of the weights gathered over the
+    reference's pass (it then sees trained ones), or write the class that dividing made.
     """
     whole = transformer()
     Full(dtype="float32").attach(whole, 0)
-    before, own = ({name: value.detach() for name, value in net.named_parameters()} for net in (transformer(), whole))
+    before, own = (
+        {name: value.detach() for name, value in net.named_parameters()}
+        for net in (transformer(), whole)
+    )
     optimizer = torch.optim.AdamW(whole.parameters(), lr=0.01, eps=1e-2)
     references = [step(whole, optimizer, torch.arange(4))]
     norm = float(nn.utils.clip_grad_norm_(whole.parameters(), 1e9))
@@ -117,10 +136,11 @@ def loss_of_start(rows):
 
 @pytest.mark.slow
 def test_divided_runs_equal_replicated_ones():
-    """Full fine-tuning by Lightning's strategies, two processes each: 1e-4 apart at most, after moving much further.
+    """Full fine-tuning by Lightning's strategies, two processes each: 1e-4 apart at most, after
+    moving much further.
 
-    Three batches of evaluation do not split evenly, so one process draws one for nothing. Mutation: let it rest, which
-    hangs; sum gradients in place of their mean; or keep the EMA whole.
+    Three batches of evaluation do not split evenly, so one process draws one for nothing. Mutation:
+    let it rest, which hangs; sum gradients in place of their mean; or keep the EMA whole.
     """
     given = (
         "tuning=full",
@@ -136,7 +156,13 @@ def test_divided_runs_equal_replicated_ones():
     for ours, theirs in zip(parts, whole, strict=True):
         assert (ours.prompts, ours.noise) == (theirs.prompts, theirs.noise)
         assert all(np.array_equal(ours.start[name], value) for name, value in theirs.start.items())
-        assert max(np.abs(ours.parameters[name] - value).max() for name, value in theirs.parameters.items()) < 1e-4
+        assert (
+            max(
+                np.abs(ours.parameters[name] - value).max()
+                for name, value in theirs.parameters.items()
+            )
+            < 1e-4
+        )
         assert ours.rewards == pytest.approx(theirs.rewards, abs=1e-4)
         assert ours.evaluation == pytest.approx(theirs.evaluation, rel=1e-3, abs=1e-5)
         norms = [[row["update/grad_norm"] for row in seen.metrics] for seen in (ours, theirs)]

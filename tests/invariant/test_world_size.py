@@ -25,20 +25,28 @@ def assert_equal_runs(seen, alone):
         assert ours.keys() == theirs.keys()
         assert max(abs(ours[key] - theirs[key]) for key in theirs) < tolerance, name
     for own in seen:
-        gaps = [np.abs(own.parameters[name] - value).max() for name, value in alone.parameters.items()]
+        gaps = [
+            np.abs(own.parameters[name] - value).max() for name, value in alone.parameters.items()
+        ]
         assert max(gaps) < 1e-5
 
 
 @pytest.mark.parametrize(
     ("count", "micro_batch"),
-    [(2, 96), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(4, 96, marks=pytest.mark.slow)],
+    [
+        (2, 96),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+        pytest.param(4, 96, marks=pytest.mark.slow),
+    ],
 )
 def test_processes_change_nothing(alone, count, micro_batch):
-    """Prompts and noise are equal, rewards, advantages, weights and metrics up to rounding; one all-reduce a step.
+    """Prompts and noise are equal, rewards, advantages, weights and metrics up to rounding; one
+    all-reduce a step.
 
-    An update has 2 backward passes of a process, or 8 where a micro-batch is one sample. Four processes split groups.
-    Of an evaluation each process keeps the images it drew, two of a prompt together. Mutation: seed noise by rank, take
-    advantages per process, reduce gradients in every backward pass, or deal out batches that split a prompt.
+    An update has 2 backward passes of a process, or 8 where a micro-batch is one sample. Four
+    processes split groups. Of an evaluation each process keeps the images it drew, two of a prompt
+    together. Mutation: seed noise by rank, take advantages per process, reduce gradients in every
+    backward pass, or deal out batches that split a prompt.
     """
     seen = run(count, f"batch.max_micro_batch={micro_batch}")
     assert_equal_runs(seen, alone)
@@ -48,15 +56,21 @@ def test_processes_change_nothing(alone, count, micro_batch):
     for ours, theirs in zip(seen[0].metrics, alone.metrics, strict=True):
         assert ours.keys() == theirs.keys()
         for name in theirs:
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=ROUNDING.get(name, 1e-6)), name
+            assert ours[name] == pytest.approx(
+                theirs[name], rel=1e-3, abs=ROUNDING.get(name, 1e-6)
+            ), name
     assert seen[0].evaluation == pytest.approx(alone.evaluation, rel=1e-3, abs=1e-5)
     for name, rows in alone.drawn.items():
         assert sorted(row for own in seen for row in own.drawn[name]) == rows
-        assert all({row ^ 1 for row in own.drawn[name]} == set(own.drawn[name]) for own in seen), "prompts stay whole"
+        assert all({row ^ 1 for row in own.drawn[name]} == set(own.drawn[name]) for own in seen), (
+            "prompts stay whole"
+        )
 
 
 def test_micro_batches_change_nothing(alone):
-    """Mutation: divide the loss by the number of samples of a micro-batch instead of averaging over terms."""
+    """Mutation: divide the loss by the number of samples of a micro-batch instead of averaging over
+    terms.
+    """
     assert_equal_runs(run(1, "batch.max_micro_batch=2"), alone)
 
 
@@ -65,5 +79,7 @@ def test_processes_hold_one_threshold():
 
     Mutation: let each process observe its own KL.
     """
-    one, two = run(2, "loss.delta=auto", "loss.kl_budget=1e-5", "batch.inner_epochs=2", "num_iterations=2")
+    one, two = run(
+        2, "loss.delta=auto", "loss.kl_budget=1e-5", "batch.inner_epochs=2", "num_iterations=2"
+    )
     assert one.delta == two.delta != 0

@@ -11,7 +11,9 @@ class Darkness:
     """An easy reward: minus the mean brightness, so more and larger shapes score higher."""
 
     def __call__(self, images, prompts):
-        return RewardOutput(1 - images.mean((1, 2, 3)).cpu(), torch.ones(len(prompts), dtype=torch.bool))
+        return RewardOutput(
+            1 - images.mean((1, 2, 3)).cpu(), torch.ones(len(prompts), dtype=torch.bool)
+        )
 
 
 def gain(seed, *overrides):
@@ -26,15 +28,21 @@ def gain(seed, *overrides):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("method", [("sampler=cps", "loss=dppo"), ("sampler=flow_sde", "loss=grpo")])
+@pytest.mark.parametrize(
+    "method", [("sampler=cps", "loss=dppo"), ("sampler=flow_sde", "loss=grpo")]
+)
 def test_reward_rises(method, seed):
-    """The margin is about a third of the smallest gain seen over these seeds. Mutation: flip the advantage's sign."""
+    """The margin is about a third of the smallest gain seen over these seeds. Mutation: flip the
+    advantage's sign.
+    """
     assert gain(seed, *method, "optimizer.lr=1e-3") > MARGIN
 
 
 MARGIN = 0.005
 
-RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if "/model" not in path.read_text())
+RECIPES = sorted(
+    path.stem for path in (CONF / "experiment").glob("*.yaml") if "/model" not in path.read_text()
+)
 RECIPE_MARGIN = 0.02
 HELD_IN_SOFT = "eval/held_in/part/soft"
 
@@ -43,12 +51,20 @@ HELD_IN_SOFT = "eval/held_in/part/soft"
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_raises_the_embedded_reward(recipe, seed):
-    """30 iterations of 288 images: soft score of the same 252 held-in images from the same noise, before and after.
+    """30 iterations of 288 images: soft score of the same 252 held-in images from the same noise,
+    before and after.
 
     Mutation: flip a loss's sign.
     """
-    few = ("evaluation.max_prompts=126", "evaluation.images_per_prompt=2", "ema.every=1", "num_iterations=30")
-    policy, data, evaluator = make(f"experiment={recipe}", f"seed={seed}", *few, base=("name=test",))
+    few = (
+        "evaluation.max_prompts=126",
+        "evaluation.images_per_prompt=2",
+        "ema.every=1",
+        "num_iterations=30",
+    )
+    policy, data, evaluator = make(
+        f"experiment={recipe}", f"seed={seed}", *few, base=("name=test",)
+    )
     policy.report = lambda values: None
     before = evaluator.evaluate(policy).metrics[HELD_IN_SOFT]
     fit(policy, data)

@@ -11,9 +11,16 @@ from flowrl.training.batch_plan import BatchPlan
 counts = st.integers(1, 6)
 
 
-@given(prompts=counts, group=st.integers(2, 6), updates=counts, processes=st.integers(1, 4), micro=st.integers(1, 40))
+@given(
+    prompts=counts,
+    group=st.integers(2, 6),
+    updates=counts,
+    processes=st.integers(1, 4),
+    micro=st.integers(1, 40),
+)
 def test_machines_only_slice_the_plan(prompts, group, updates, processes, micro):
-    """Each update is the same contiguous samples, each once, on any machine; micro-batches are equal and fit.
+    """Each update is the same contiguous samples, each once, on any machine; micro-batches are
+    equal and fit.
 
     Mutation: interleave ranks, lose a remainder, or exceed max_micro_batch.
     """
@@ -31,12 +38,18 @@ def test_machines_only_slice_the_plan(prompts, group, updates, processes, micro)
     assert plan.micro_batch <= micro
     alone = replace(plan, num_processes=1, max_micro_batch=10**6).updates(0)
     for u, update in enumerate(alone):
-        assert [row for rank in ranks for rows in rank[u] for row in rows] == [row for rows in update for row in rows]
-    assert [row for update in alone for rows in update for row in rows] == list(range(prompts * group))
+        assert [row for rank in ranks for rows in rank[u] for row in rows] == [
+            row for rows in update for row in rows
+        ]
+    assert [row for update in alone for rows in update for row in rows] == list(
+        range(prompts * group)
+    )
 
 
 captions = st.builds(
-    lambda family, seed: sample_caption(family, random.Random(seed)), st.sampled_from(FAMILIES), st.integers(0, 10**6)
+    lambda family, seed: sample_caption(family, random.Random(seed)),
+    st.sampled_from(FAMILIES),
+    st.integers(0, 10**6),
 )
 
 
@@ -61,7 +74,9 @@ KEYS = ("caption", "colour", "shape", "count", "relation")
 
 @given(caption=captions, seed=st.integers(0, 10**6))
 def test_corruption_at_rate_0_and_1(caption, seed):
-    """Rate 0 changes nothing, rate 1 every word of its kind, and only that. Mutation: draw the same word again."""
+    """Rate 0 changes nothing, rate 1 every word of its kind, and only that. Mutation: draw the same
+    word again.
+    """
     rng = random.Random(seed)
     assert corrupt(caption, dict.fromkeys(KEYS, 0.0), rng) == caption
     for key in ("colour", "shape", "count"):
@@ -69,7 +84,11 @@ def test_corruption_at_rate_0_and_1(caption, seed):
         for before, after in zip(caption.phrases, changed.phrases, strict=True):
             assert replace(after, **{key: getattr(before, key)}) == before
             has_no_other = key == "count" and changed.num_objects == MAX_OBJECTS
-            assert getattr(after, key) != getattr(before, key) or getattr(before, key) is None or has_no_other
+            assert (
+                getattr(after, key) != getattr(before, key)
+                or getattr(before, key) is None
+                or has_no_other
+            )
         assert changed.num_objects <= MAX_OBJECTS
         assert changed.relation == caption.relation
     swapped = corrupt(caption, {**dict.fromkeys(KEYS, 0.0), "relation": 1.0}, rng)
@@ -81,7 +100,9 @@ def test_a_caption_is_replaced_whole_at_its_own_rate():
     """Mutation: ignore the rate, or keep the family."""
     rng = random.Random(0)
     caption = parse("a red circle left of a blue square")
-    changed = [corrupt(caption, {**dict.fromkeys(KEYS, 0.0), "caption": 0.3}, rng) for _ in range(2000)]
+    changed = [
+        corrupt(caption, {**dict.fromkeys(KEYS, 0.0), "caption": 0.3}, rng) for _ in range(2000)
+    ]
     replaced = [other for other in changed if other != caption]
     assert 0.26 < len(replaced) / len(changed) < 0.34
     assert {other.family for other in replaced} == set(FAMILIES)

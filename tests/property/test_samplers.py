@@ -16,16 +16,24 @@ from flowrl.schedule import LinearShift, intervals
 NOISY = (FlowSDE, DanceSDE, CPS)
 LOG_PROB = Likelihood(reduction="mean", form="gaussian")
 SAMPLERS = (FlowSDE(noise_level=0.7), DanceSDE(noise_level=0.3), CPS(noise_level=0.8))
-by_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
+by_sampler = pytest.mark.parametrize(
+    "sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__
+)
 levels = st.floats(0.0, 1.0)
 
 
 @st.composite
 def a_step(draw):
     """(x, velocity, interval) in float64 at any sigma of any grid, its first value 1 included."""
-    step = draw(st.sampled_from(intervals(LinearShift(shift=draw(st.floats(0.3, 5.0))), draw(st.integers(2, 12)))))
+    step = draw(
+        st.sampled_from(
+            intervals(LinearShift(shift=draw(st.floats(0.3, 5.0))), draw(st.integers(2, 12)))
+        )
+    )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    x, velocity = (torch.randn(2, 1, 2, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    x, velocity = (
+        torch.randn(2, 1, 2, 3, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     return x, velocity, step
 
 
@@ -42,11 +50,17 @@ def test_without_noise_every_sampler_is_euler(kind, step):
 @pytest.mark.parametrize("kind", NOISY)
 @given(step=a_step(), noise_level=levels)
 def test_gain_is_the_derivative_of_the_mean(kind, step, noise_level):
-    """Also the ODE's. Mutation: any term of a gain, which then no longer carries velocity distances over to means."""
+    """Also the ODE's. Mutation: any term of a gain, which then no longer carries velocity distances
+    over to means.
+    """
     x, velocity, interval = step
     for sampler in (kind(noise_level=noise_level), ODE()):
-        moved = sampler.step(x, velocity + 1, interval).mean - sampler.step(x, velocity, interval).mean
-        assert moved.flatten().tolist() == pytest.approx([sampler.gain(interval)] * x.numel(), rel=1e-9, abs=1e-12)
+        moved = (
+            sampler.step(x, velocity + 1, interval).mean - sampler.step(x, velocity, interval).mean
+        )
+        assert moved.flatten().tolist() == pytest.approx(
+            [sampler.gain(interval)] * x.numel(), rel=1e-9, abs=1e-12
+        )
 
 
 @given(step=a_step(), noise_level=levels)
@@ -59,7 +73,9 @@ def test_cps_keeps_the_total_noise(step, noise_level):
     kept = -got.mean.flatten()[0].item()
     assert got.std**2 + kept**2 == pytest.approx(interval.sigma_next**2, rel=1e-10, abs=1e-12)
     data = CPS(noise_level=noise_level).step((1 - interval.sigma) * ones, -ones, interval)
-    assert data.mean.flatten()[0].item() == pytest.approx(1 - interval.sigma_next, rel=1e-10, abs=1e-12)
+    assert data.mean.flatten()[0].item() == pytest.approx(
+        1 - interval.sigma_next, rel=1e-10, abs=1e-12
+    )
 
 
 @given(step=a_step(), noise_level=levels)
@@ -136,7 +152,9 @@ def test_steps_outside_the_choice_are_euler(sampler):
 
 @pytest.mark.parametrize("shares_start", [True, False])
 def test_rows_are_shared_until_the_first_noise(shares_start):
-    """Replay makes the promise that the rollout made at the same step. Mutation: promise it one step too long."""
+    """Replay makes the promise that the rollout made at the same step. Mutation: promise it one
+    step too long.
+    """
     told = []
 
     def velocity(x, sigma, is_shared):
@@ -144,7 +162,11 @@ def test_rows_are_shared_until_the_first_noise(shares_start):
         return -x
 
     grid, x = intervals(LinearShift(shift=3.0), 5), torch.ones(2, 1, 2, 2)
-    options = {"sampler": CPS(noise_level=0.7), "noise": lambda k: torch.ones_like(x), "likelihood": LOG_PROB}
+    options = {
+        "sampler": CPS(noise_level=0.7),
+        "noise": lambda k: torch.ones_like(x),
+        "likelihood": LOG_PROB,
+    }
     trajectory = rollout(velocity, x, grid, stochastic=(1, 3), shares_start=shares_start, **options)
     assert told == [shares_start, shares_start, False, False, False]
     for index in (0, 1):
@@ -162,7 +184,9 @@ def exact_velocity(x, sigma, is_shared=False):
 
 
 def marginal(sampler, num_steps):
-    """Mean and variance of the end of a rollout, from the affine map that each step is under `exact_velocity`."""
+    """Mean and variance of the end of a rollout, from the affine map that each step is under
+    `exact_velocity`.
+    """
     mean, var, probe = 0.0, 1.0, torch.tensor([0.0, 1.0], dtype=torch.float64).view(2, 1, 1, 1)
     for interval in intervals(LinearShift(shift=3.0), num_steps):
         step = sampler.step(probe, exact_velocity(probe, interval.sigma), interval)
@@ -171,8 +195,8 @@ def marginal(sampler, num_steps):
     return mean, var
 
 
-# CPS with a fixed noise level renews a fixed share of the noise at every step, however small: only a level that falls
-# like 1 / sqrt(K) has a limit.
+# CPS with a fixed noise level renews a fixed share of the noise at every step, however small: only
+# a level that falls like 1 / sqrt(K) has a limit.
 CONVERGENT = {
     "flow_sde": (lambda num_steps: FlowSDE(noise_level=0.7), 0.005),
     "dance_sde": (lambda num_steps: DanceSDE(noise_level=0.3), 0.01),
@@ -183,7 +207,9 @@ CONVERGENT = {
 
 @pytest.mark.parametrize("name", CONVERGENT)
 def test_gaussian_data_keep_their_marginal(name):
-    """The mean at once, the variance as K grows. Mutation: flip the drift's sign, halve g^2, std without sqrt(-dt)."""
+    """The mean at once, the variance as K grows. Mutation: flip the drift's sign, halve g^2, std
+    without sqrt(-dt).
+    """
     build, tolerance = CONVERGENT[name]
     errors = []
     for num_steps in (10, 40, 160):
@@ -196,9 +222,11 @@ def test_gaussian_data_keep_their_marginal(name):
 
 @given(step=a_step(), noise_level=levels)
 def test_cps_loses_what_x0_hat_does_not_know(step, noise_level):
-    """One step from the exact marginal: x0_hat and eps_hat carry (1-s) S^2 / V and s / V of x's deviation.
+    """One step from the exact marginal: x0_hat and eps_hat carry (1-s) S^2 / V and s / V of x's
+    deviation.
 
-    Mutation: any coefficient of CPS; with a sure x0_hat (S = 0) the variance is sigma_next^2 exactly.
+    Mutation: any coefficient of CPS; with a sure x0_hat (S = 0) the variance is sigma_next^2
+    exactly.
     """
     interval = step[2]
     sigma, sigma_next = interval.sigma, interval.sigma_next
@@ -209,16 +237,27 @@ def test_cps_loses_what_x0_hat_does_not_know(step, noise_level):
     kept = sigma_next * math.cos(noise_level * math.pi / 2)
     slope = ((1 - sigma_next) * (1 - sigma) * S**2 + kept * sigma) / var
     assert end - offset == pytest.approx(slope, rel=1e-9, abs=1e-12)
-    assert offset + slope * (1 - sigma) * M == pytest.approx((1 - sigma_next) * M, rel=1e-9, abs=1e-12)
+    assert offset + slope * (1 - sigma) * M == pytest.approx(
+        (1 - sigma_next) * M, rel=1e-9, abs=1e-12
+    )
 
 
 @by_sampler
 def test_sampled_rollout_has_the_computed_marginal(sampler):
-    """20,000 rollouts against the affine recursion, within 5 standard errors. Mutation: reuse one step's noise."""
+    """20,000 rollouts against the affine recursion, within 5 standard errors. Mutation: reuse one
+    step's noise.
+    """
     count, generator = 20_000, torch.Generator().manual_seed(0)
-    x, *noise = (torch.randn(count, 1, 1, 1, generator=generator, dtype=torch.float64) for _ in range(11))
+    x, *noise = (
+        torch.randn(count, 1, 1, 1, generator=generator, dtype=torch.float64) for _ in range(11)
+    )
     grid = intervals(LinearShift(shift=3.0), 10)
-    options = {"sampler": sampler, "stochastic": range(10), "noise": noise.__getitem__, "shares_start": False}
+    options = {
+        "sampler": sampler,
+        "stochastic": range(10),
+        "noise": noise.__getitem__,
+        "shares_start": False,
+    }
     last = Likelihood(reduction="mean", form="unnormalised")
     x0 = rollout(exact_velocity, x, grid, likelihood=last, **options).x0
     mean, var = marginal(sampler, 10)

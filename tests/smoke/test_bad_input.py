@@ -1,4 +1,6 @@
-"""A user's mistake ends in one line that names the key or path and the remedy, before training, with status 1."""
+"""A user's mistake ends in one line that names the key or path and the remedy, before training,
+with status 1.
+"""
 
 import shutil
 from pathlib import Path
@@ -14,12 +16,18 @@ CASES = {
     "unknown top key": (["num_iteration=5"], ["num_iteration", "num_iterations"]),
     "unknown option": (["sampler=cpss"], ["sampler=cpss", "cps", "flow_sde"]),
     "group of one": (["batch.group_size=1"], ["batch.group_size=1", "at least 2"]),
-    "uneven updates": (["batch.updates_per_iteration=7"], ["batch.updates_per_iteration=7", "multiple of 7"]),
+    "uneven updates": (
+        ["batch.updates_per_iteration=7"],
+        ["batch.updates_per_iteration=7", "multiple of 7"],
+    ),
     "no stochastic step": (["steps.count=0"], ["steps.count=0", "at least 1"]),
     "deterministic sampler": (["sampler=ode"], ["sampler=ode", "loss=nft"]),
     "zero-variance step": (["steps.high=6"], ["step 5", "zero-variance"]),
     "step out of range": (["steps.high=9"], ["steps.high", "rollout.num_steps=6"]),
-    "missing model": (["model.pretrained=/no/such/folder"], ["model.pretrained=/no/such/folder", "no such folder"]),
+    "missing model": (
+        ["model.pretrained=/no/such/folder"],
+        ["model.pretrained=/no/such/folder", "no such folder"],
+    ),
     "missing resume": (["resume=no/such/run"], ["resume=no/such/run", "earlier run"]),
     "output below a file": (["run_dir={file}/run"], ["run_dir"]),
     "missing prompts": (["data=text", "data.prompts.path=no.txt"], ["no.txt", "no such file"]),
@@ -30,10 +38,14 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_line(case, tmp_path):
-    """Mutation: let the exception through (a traceback), or drop the offending name from the message."""
+    """Mutation: let the exception through (a traceback), or drop the offending name from the
+    message.
+    """
     overrides, expected = CASES[case]
     (tmp_path / "file").write_text("")
-    result = train("debug=smoke", *(text.format(file=tmp_path / "file") for text in overrides), cwd=tmp_path)
+    result = train(
+        "debug=smoke", *(text.format(file=tmp_path / "file") for text in overrides), cwd=tmp_path
+    )
     errors = [line for line in result.stderr.splitlines() if line.strip()]
     assert result.returncode == 1
     assert len(errors) == 1 and errors[0].startswith("error: "), result.stderr
@@ -50,6 +62,8 @@ def test_corrupt_weights_are_named(tmp_path):
     result = train("debug=smoke", f"model.pretrained={folder}", cwd=tmp_path)
     errors = [line for line in result.stderr.splitlines() if line.strip()]
     assert result.returncode == 1
-    assert len(errors) == 1 and "corrupt weights file" in errors[0] and str(Path("transformer")) in errors[0], (
-        result.stderr
-    )
+    assert (
+        len(errors) == 1
+        and "corrupt weights file" in errors[0]
+        and str(Path("transformer")) in errors[0]
+    ), result.stderr

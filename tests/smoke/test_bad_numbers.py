@@ -22,7 +22,8 @@ def errors(result):
 
 
 def test_nan_at_the_end_is_told_and_the_run_goes_on_from_before(tmp_path, monkeypatch):
-    """The last iteration leaves a NaN weight, with one checkpoint kept; resumed from it, the run finishes.
+    """The last iteration leaves a NaN weight, with one checkpoint kept; resumed from it, the run
+    finishes.
 
     Mutation: `finished` with NaN exported, or the good checkpoint replaced.
     """
@@ -33,12 +34,17 @@ def test_nan_at_the_end_is_told_and_the_run_goes_on_from_before(tmp_path, monkey
     assert result.returncode == 1
     (line,) = errors(result)
     assert re.search(r"after iteration 2: the weight \S+ \(ema\) holds NaN or infinity", line)
-    assert "the newest checkpoint is after iteration 1" in line and f"python train.py resume={folder}" in line
+    assert (
+        "the newest checkpoint is after iteration 1" in line
+        and f"python train.py resume={folder}" in line
+    )
     assert [path.name for path in checkpoint.list_complete(folder / "checkpoints")] == ["000001"]
     assert not (folder / "lora").exists()
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["error"]) == ("failed", "NotFinite")
-    resumed = train(f"resume={folder}", "trust_folder=true", cwd=tmp_path)  # whose fault the project does not name
+    resumed = train(
+        f"resume={folder}", "trust_folder=true", cwd=tmp_path
+    )  # whose fault the project does not name
     assert resumed.returncode == 0, resumed.stderr
     assert (folder / "lora").is_dir()
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
@@ -46,7 +52,8 @@ def test_nan_at_the_end_is_told_and_the_run_goes_on_from_before(tmp_path, monkey
 
 @pytest.mark.parametrize("is_missing", [True, False], ids=["all missing", "no change"])
 def test_a_run_that_learned_nothing_ends_with_status_1(tmp_path, is_missing, monkeypatch):
-    """A scorer that always fails, with all rewards allowed to be missing; a step below the weights' last bit.
+    """A scorer that always fails, with all rewards allowed to be missing; a step below the weights'
+    last bit.
 
     Mutation: `finished`, with the untouched LoRA exported.
     """

@@ -23,20 +23,24 @@ def script():
 
 @pytest.fixture(scope="module")
 def evaluate(script):
-    return lambda *words: script.run(script.parser().parse_intermixed_args([*map(str, words), "num_threads=1"]))
+    return lambda *words: script.run(
+        script.parser().parse_intermixed_args([*map(str, words), "num_threads=1"])
+    )
 
 
 @pytest.fixture(scope="module")
 def evaluated(evaluate, finished_run, tmp_path_factory):
     """Base model, run and exported LoRA, evaluated in one go."""
     out = tmp_path_factory.mktemp("evaluation") / "out"
-    evaluate("base", f"run={finished_run}", f"exported={finished_run}/lora", "--out", out, "--shown", 3)
+    evaluate(
+        "base", f"run={finished_run}", f"exported={finished_run}/lora", "--out", out, "--shown", 3
+    )
     return out
 
 
 def test_the_runs_own_numbers(evaluated, finished_run):
-    """Base and trained policy score what the run measured before and after. Mutation: forget the LoRA, take the weights
-    for the averaged ones, or draw other noise in later batches.
+    """Base and trained policy score what the run measured before and after. Mutation: forget the
+    LoRA, take the weights for the averaged ones, or draw other noise in later batches.
     """
     results = json.loads((evaluated / "results.json").read_text())
     summary = json.loads((finished_run / "summary.json").read_text())["eval"]
@@ -47,7 +51,9 @@ def test_the_runs_own_numbers(evaluated, finished_run):
             assert found["metrics"]["reward"]["mean"] == pytest.approx(known["reward"], abs=1e-5)
             assert found["kl_ref"] == pytest.approx(known["kl_ref"], rel=1e-3, abs=1e-9)
             assert found["diversity"]["mean"] == pytest.approx(known["diversity"], rel=1e-4)
-            assert found["metrics"]["panel/brightness"]["mean"] == pytest.approx(known["panel"]["brightness"], abs=1e-4)
+            assert found["metrics"]["panel/brightness"]["mean"] == pytest.approx(
+                known["panel"]["brightness"], abs=1e-4
+            )
     assert results["held_in"]["run"]["kl_ref"] > results["held_in"]["base"]["kl_ref"] == 0
     assert results["held_in"]["run"]["distances"]["features"] == "random-conv-128"
     assert "changes" in results["held_in"]["run"] and results["held_in"]["base"]["changes"] == {}
@@ -55,7 +61,10 @@ def test_the_runs_own_numbers(evaluated, finished_run):
 
 def test_samples_and_page(evaluated):
     """Mutation: a link to a file in place of a picture, or a record without its image."""
-    lines = [json.loads(line) for line in (evaluated / "run" / "held_in" / "samples.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (evaluated / "run" / "held_in" / "samples.jsonl").read_text().splitlines()
+    ]
     assert [line["row"] for line in lines] == list(range(14))
     with Image.open(evaluated / "run" / "held_in" / lines[13]["file"]) as picture:
         assert picture.size == (32, 32)
@@ -71,13 +80,23 @@ def test_a_stopped_evaluation_goes_on(evaluate, evaluated, finished_run):
     whole, base = path.read_text(), evaluated / "base" / "held_in" / "images" / "000000.png"
     path.write_text("".join(whole.splitlines(keepends=True)[:5])[:-9])
     stamp = base.stat().st_mtime_ns
-    evaluate("base", f"run={finished_run}", f"exported={finished_run}/lora", "--out", evaluated, "--shown", 3)
+    evaluate(
+        "base",
+        f"run={finished_run}",
+        f"exported={finished_run}/lora",
+        "--out",
+        evaluated,
+        "--shown",
+        3,
+    )
     assert path.read_text() == whole
     assert base.stat().st_mtime_ns == stamp
 
 
 def test_one_image_a_prompt_has_no_diversity(evaluate, tmp_path):
-    """In training and on the page; a single image has no distances either. Mutation: a diversity of 0."""
+    """In training and on the page; a single image has no distances either. Mutation: a diversity of
+    0.
+    """
     words = [f"evaluation.{word}=1" for word in ("images_per_prompt", "max_prompts", "kl_samples")]
     evaluate("base", "again=base", "--out", tmp_path, *words)
     found = json.loads((tmp_path / "results.json").read_text())["held_in"]["again"]
@@ -92,11 +111,19 @@ def test_prompts_with_families_from_a_file(evaluate, tmp_path):
     rows = [("a red circle", "one"), ("two blue squares", "two"), ("a green cross", "one")]
     lines = [json.dumps({"prompt": text, "tag": family}) for text, family in rows]
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
-    settings = ("evaluation.images_per_prompt=1", "evaluation.kl_samples=1", "reward=shapes", "evaluation.num_steps=2")
+    settings = (
+        "evaluation.images_per_prompt=1",
+        "evaluation.kl_samples=1",
+        "reward=shapes",
+        "evaluation.num_steps=2",
+    )
     evaluate("base", "--out", tmp_path / "out", "--prompts", tmp_path / "mine.jsonl", *settings)
     found = json.loads((tmp_path / "out" / "results.json").read_text())["mine"]["base"]
     assert found["headline"] == "strict"
-    assert {name: each["num_prompts"] for name, each in found["families"].items()} == {"one": 2, "two": 1}
+    assert {name: each["num_prompts"] for name, each in found["families"].items()} == {
+        "one": 2,
+        "two": 1,
+    }
     page = (tmp_path / "out" / "page.html").read_text()
     assert "Task families" in page and "3 prompts." in page and found["prompts"] == "3 prompts"
 
@@ -107,7 +134,11 @@ def test_a_subset_and_its_repeated_lines_are_told(evaluate, tmp_path, capsys):
     Mutation: say nothing, or count lines as prompts.
     """
     (tmp_path / "mine.txt").write_text("a red circle\na blue square\n" * 2 + "a green cross\n")
-    settings = ("evaluation.images_per_prompt=1", "evaluation.kl_samples=1", "evaluation.num_steps=2")
+    settings = (
+        "evaluation.images_per_prompt=1",
+        "evaluation.kl_samples=1",
+        "evaluation.num_steps=2",
+    )
     words = ("--prompts", tmp_path / "mine.txt", "evaluation.max_prompts=4", "reward=shapes")
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -115,7 +146,9 @@ def test_a_subset_and_its_repeated_lines_are_told(evaluate, tmp_path, capsys):
         Image.new("RGB", (8, 8), (100 * i, 0, 0)).save(pictures / f"{i}.gif")
     (pictures / "notes.txt").write_text("x")
     evaluate("base", "--out", tmp_path / "out", *words, *settings, "--reference", pictures)
-    told = "4 of 5 prompts, evenly spread; 2 different texts, each of which counts once in intervals"
+    told = (
+        "4 of 5 prompts, evenly spread; 2 different texts, each of which counts once in intervals"
+    )
     lines = capsys.readouterr().out
     read = "2 pictures, 1 files not read (first: notes.txt, no kind of picture that is read here)"
     assert f"mine: {told}\n" in lines and f"--reference {pictures}: {read}\n" in lines
@@ -147,23 +180,42 @@ def test_mistakes_are_named(evaluate, evaluated, finished_run, tmp_path):
     [
         ("x.lora_magnitude_vector", "holds DoRA"),
         ("lora_unet_x.lora_down.weight", "kohya's names"),
-        ("transformer_blocks.77.attn.to_q", "only 23 of its 24 layers fit this SD3Transformer2DModel"),
+        (
+            "transformer_blocks.77.attn.to_q",
+            "only 23 of its 24 layers fit this SD3Transformer2DModel",
+        ),
     ],
 )
-def test_every_subject_is_examined_before_the_first_image(evaluate, call, finished_run, tmp_path, key, words):
-    """The last of two, and in generate.py with the same words. Mutation: draw the base first, or another reason."""
-    file = shutil.copy(finished_run / "lora" / "pytorch_lora_weights.safetensors", tmp_path / "odd.safetensors")
-    layer = {f"{key}.lora_A.weight": torch.ones(16, 128), f"{key}.lora_B.weight": torch.ones(128, 16)}
+def test_every_subject_is_examined_before_the_first_image(
+    evaluate, call, finished_run, tmp_path, key, words
+):
+    """The last of two, and in generate.py with the same words. Mutation: draw the base first, or
+    another reason.
+    """
+    file = shutil.copy(
+        finished_run / "lora" / "pytorch_lora_weights.safetensors", tmp_path / "odd.safetensors"
+    )
+    layer = {
+        f"{key}.lora_A.weight": torch.ones(16, 128),
+        f"{key}.lora_B.weight": torch.ones(128, 16),
+    }
     save_file(load_file(file) | (layer if key.endswith("to_q") else {key: torch.ones(1)}), file)
     with pytest.raises(UserError, match=words) as error:
         evaluate("base", file, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    status, _, err = call(generate, "--prompt", "a red circle", "--lora", file, "--out", tmp_path / "pictures")
-    assert status == 1 and err.strip() == f"error: {error.value}" and not (tmp_path / "pictures").exists()
+    status, _, err = call(
+        generate, "--prompt", "a red circle", "--lora", file, "--out", tmp_path / "pictures"
+    )
+    assert (
+        status == 1
+        and err.strip() == f"error: {error.value}"
+        and not (tmp_path / "pictures").exists()
+    )
 
 
 def test_one_lora_in_three_formats(evaluate, call, finished_run, tmp_path):
-    """As files and folders, beside the run itself: the same numbers and pictures, bitwise, and generate.py's alike.
+    """As files and folders, beside the run itself: the same numbers and pictures, bitwise, and
+    generate.py's alike.
 
     Mutation: lose alpha of one format, or its name for a layer.
     """
@@ -174,7 +226,8 @@ def test_one_lora_in_three_formats(evaluate, call, finished_run, tmp_path):
         files[form] = tmp_path / form / name if form == "comfy" else tmp_path / form
     words = [f"{form}={path}" for form, path in files.items()]
     settings = [
-        f"evaluation.{word}" for word in ("images_per_prompt=1", "max_prompts=3", "num_steps=2", "kl_samples=1")
+        f"evaluation.{word}"
+        for word in ("images_per_prompt=1", "max_prompts=3", "num_steps=2", "kl_samples=1")
     ]
     evaluate("base", f"run={finished_run}", *words, "--out", tmp_path / "out", *settings)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -188,7 +241,9 @@ def test_one_lora_in_three_formats(evaluate, call, finished_run, tmp_path):
         assert all(each[form]["metrics"] == each["run"]["metrics"] for each in results.values())
         assert all(each[form]["kl_ref"] == each["run"]["kl_ref"] > 0 for each in results.values())
         drawn = tmp_path / f"drawn_{form}"
-        status, _, err = call(generate, "--prompt", "a red circle", "--lora", files[form], "--out", drawn, settings[2])
+        status, _, err = call(
+            generate, "--prompt", "a red circle", "--lora", files[form], "--out", drawn, settings[2]
+        )
         assert status == 0, err
         with Image.open(drawn / "000-0-lora.png") as picture:
             generated.add(picture.tobytes())

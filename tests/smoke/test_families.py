@@ -1,4 +1,6 @@
-"""Each family of base models runs end to end through train.py, and mistakes about them end in one line."""
+"""Each family of base models runs end to end through train.py, and mistakes about them end in one
+line.
+"""
 
 import csv
 import json
@@ -24,12 +26,17 @@ def error_of(*overrides):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "flux2_klein" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+    "name",
+    [
+        name if name == "flux2_klein" else pytest.param(name, marks=pytest.mark.slow)
+        for name in FAMILIES
+    ],
 )
 def test_two_iterations_of_each_family(name, tiny_pipelines, tmp_path):
     """In bfloat16, checkpointed, with embeddings on disk: as the model's YAML says, only small.
 
-    Mutation: drop text encoders before the prompts are embedded, or hand the policy a model on another dtype.
+    Mutation: drop text encoders before the prompts are embedded, or hand the policy a model on
+    another dtype.
     """
     family = FAMILIES[name]
     changed = ("model.dtype", "gate_tolerance", "embeddings.folder")
@@ -60,7 +67,9 @@ def test_a_missing_folder_beside_others_is_no_hub_id(tmp_path, monkeypatch):
 
 
 def test_resolution_must_fit_the_patches():
-    """8 pixels a latent, 2 latents a patch: multiples of 16. Mutation: check the autoencoder's factor alone."""
+    """8 pixels a latent, 2 latents a patch: multiples of 16. Mutation: check the autoencoder's
+    factor alone.
+    """
     assert latent_side(512, 8, 2) == 64
     for wrong in (500, 520, 8, 0):
         with pytest.raises(ValueError, match=rf"model.resolution={wrong} must be a multiple of 16"):
@@ -71,23 +80,50 @@ def test_resolution_must_fit_the_patches():
     ("overrides", "parts"),
     [
         (
-            ("model=flux1_dev", "model.has_guidance=false", "rollout.guidance_scale=1", "evaluation.guidance_scale=1"),
+            (
+                "model=flux1_dev",
+                "model.has_guidance=false",
+                "rollout.guidance_scale=1",
+                "evaluation.guidance_scale=1",
+            ),
             ("model.has_guidance=false", "as an input"),
         ),
-        (("model=flux2_klein_4b", "rollout.guidance_scale=4"), ("rollout.guidance_scale=4", "model.has_guidance")),
-        (("model=sd35_medium", "backend.attention=native"), ("backend.attention=native", "SD3Transformer2DModel")),
+        (
+            ("model=flux2_klein_4b", "rollout.guidance_scale=4"),
+            ("rollout.guidance_scale=4", "model.has_guidance"),
+        ),
+        (
+            ("model=sd35_medium", "backend.attention=native"),
+            ("backend.attention=native", "SD3Transformer2DModel"),
+        ),
         (("model=flux1_dev", "backend.attention=warp"), ("backend.attention=warp",)),
-        (("model=flux1_dev", "backend.attention=sage"), ("backend.attention=sage", "no backward pass")),
-        (("model=flux1_dev", "backend.attention=_flash_3"), ("backend.attention=_flash_3", "_flash_3_hub")),
-        (("model=flux1_dev", "backend.attention=flash"), ("backend.attention=flash", "missing package")),
+        (
+            ("model=flux1_dev", "backend.attention=sage"),
+            ("backend.attention=sage", "no backward pass"),
+        ),
+        (
+            ("model=flux1_dev", "backend.attention=_flash_3"),
+            ("backend.attention=_flash_3", "_flash_3_hub"),
+        ),
+        (
+            ("model=flux1_dev", "backend.attention=flash"),
+            ("backend.attention=flash", "missing package"),
+        ),
         (("model=sd35_medium", "model.resolution=256"), ("model.resolution=256", "128 pixels")),
-        (("model=sd35_medium", "model.resolution=36"), ("model.resolution=36", "multiple of 8", "32 or 40")),
+        (
+            ("model=sd35_medium", "model.resolution=36"),
+            ("model.resolution=36", "multiple of 8", "32 or 40"),
+        ),
     ],
 )
 def test_options_that_a_model_does_not_have(overrides, parts, tiny_pipelines):
     """Mutation: ignore a guidance scale, or an attention backend, that the model never reads."""
     name = {"sd35": "sd3", "flux1": "flux1", "flux2": "flux2_klein"}[overrides[0][6:11].rstrip("_")]
-    own = [text for text in FAMILIES[name].overrides(tiny_pipelines[name]) if not text.startswith("model=")]
+    own = [
+        text
+        for text in FAMILIES[name].overrides(tiny_pipelines[name])
+        if not text.startswith("model=")
+    ]
     text = error_of(overrides[0], *own, *overrides[1:])
     assert all(part in text for part in parts), text
 
@@ -103,7 +139,9 @@ HUB = {
 
 @pytest.mark.parametrize("case", HUB)
 def test_hub_ids_that_cannot_be_loaded(case, monkeypatch):
-    """Mutation: report a gated repository as one that does not exist, which its class is a kind of."""
+    """Mutation: report a gated repository as one that does not exist, which its class is a kind
+    of.
+    """
     kind, parts = HUB[case]
 
     def refuse(*_, **__):
@@ -117,19 +155,27 @@ def test_hub_ids_that_cannot_be_loaded(case, monkeypatch):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_prompt_that_is_too_long_is_warned_of_once(name, tiny_pipelines, tmp_path, caplog):
-    """With the part that is lost: some of the prompt, not of its beginning; and again in a run that finds it embedded.
+    """With the part that is lost: some of the prompt, not of its beginning; and again in a run that
+    finds it embedded.
 
-    Mutation: warn at every batch, cut in silence as the chat templates do, or name the part that is kept.
+    Mutation: warn at every batch, cut in silence as the chat templates do, or name the part that is
+    kept.
     """
     policy, _, _ = make(*FAMILIES[name].overrides(tiny_pipelines[name]))
     long = " ".join(f"thing {i} and" for i in range(40))
-    prompts = [Prompt("a cat"), *(Prompt(f"{long} {animal}") for animal in ("birds", "cats", "dogs"))]
+    prompts = [
+        Prompt("a cat"),
+        *(Prompt(f"{long} {animal}") for animal in ("birds", "cats", "dogs")),
+    ]
     for _ in range(2):
         caplog.clear()
         PromptEmbeddings(policy.model, prompts, folder=str(tmp_path), chunk=2)
         warnings = [record.getMessage() for record in caplog.records]
         assert len(warnings) == 1, warnings
         assert "which are cut: 3 of 4;" in warnings[0]
-        prompt, lost = ("".join(filter(str.isalnum, text)) for text in (long, warnings[0].split("it loses ")[1][:60]))
+        prompt, lost = (
+            "".join(filter(str.isalnum, text))
+            for text in (long, warnings[0].split("it loses ")[1][:60])
+        )
         assert prompt.index(lost) > 20
         policy.model.text.pipeline = None  # the second time nothing may be tokenized

@@ -15,8 +15,16 @@ from flowrl.tuning.formats import read
 def second_run(finished_run, tmp_path_factory):
     """Two iterations from the finished run's LoRA, given as a file that is gone afterwards."""
     place = tmp_path_factory.mktemp("second")
-    shutil.copy(finished_run / "lora" / "pytorch_lora_weights.safetensors", place / "sft.safetensors")
-    words = ("debug=smoke", "viewing.every=0", "penalty=kl", "lora.start=sft.safetensors", "run_dir=outputs/second")
+    shutil.copy(
+        finished_run / "lora" / "pytorch_lora_weights.safetensors", place / "sft.safetensors"
+    )
+    words = (
+        "debug=smoke",
+        "viewing.every=0",
+        "penalty=kl",
+        "lora.start=sft.safetensors",
+        "run_dir=outputs/second",
+    )
     result = train(*words, cwd=place)
     assert result.returncode == 0, result.stderr
     assert "beginning from" in result.stdout and "rank 16, alpha 32" in result.stdout
@@ -29,7 +37,8 @@ def evaluations(run):
 
 
 def test_before_is_the_earlier_runs_after(second_run, finished_run):
-    """All that is measured of the images; the drift is from the start, so it begins at 0 and then grows.
+    """All that is measured of the images; the drift is from the start, so it begins at 0 and then
+    grows.
 
     Mutation: begin from the base, at another scale, or measure from the base.
     """
@@ -42,11 +51,13 @@ def test_before_is_the_earlier_runs_after(second_run, finished_run):
 
 
 def test_its_last_iteration_again_without_the_file(second_run):
-    """Resumed from the checkpoint before, bitwise the same weights. Mutation: a reference that is lost on the way, or
-    a start that is read from where it was.
+    """Resumed from the checkpoint before, bitwise the same weights. Mutation: a reference that is
+    lost on the way, or a start that is read from where it was.
     """
     last = second_run / "checkpoints" / "000002"
-    weights = {name: load_file(last / f"{name}.safetensors") for name in ("lora", "ema", "optimizer")}
+    weights = {
+        name: load_file(last / f"{name}.safetensors") for name in ("lora", "ema", "optimizer")
+    }
     after = evaluations(second_run)["after"]
     shutil.rmtree(last)
     result = train(f"resume={second_run}", cwd=second_run)
@@ -59,16 +70,29 @@ def test_its_last_iteration_again_without_the_file(second_run):
 
 
 def test_it_is_evaluated_as_it_measured_itself(second_run, finished_run, tmp_path):
-    """Beside the base and the run that it began from: its own drift is from there. Mutation: measure it from the base,
-    or draw the base through the LoRA that the first run began from.
+    """Beside the base and the run that it began from: its own drift is from there. Mutation:
+    measure it from the base, or draw the base through the LoRA that the first run began from.
     """
     script = load_script("evaluate")
-    words = [f"second={second_run}", "base", f"first={finished_run}", "--out", str(tmp_path), "num_threads=1"]
+    words = [
+        f"second={second_run}",
+        "base",
+        f"first={finished_run}",
+        "--out",
+        str(tmp_path),
+        "num_threads=1",
+    ]
     script.run(script.parser().parse_intermixed_args(words))
     found = json.loads((tmp_path / "results.json").read_text())["held_in"]
     earlier = evaluations(finished_run)
-    known = {"second": evaluations(second_run)["after"], "base": earlier["before"], "first": earlier["after"]}
+    known = {
+        "second": evaluations(second_run)["after"],
+        "base": earlier["before"],
+        "first": earlier["after"],
+    }
     for label, values in known.items():
-        assert found[label]["metrics"]["reward"]["mean"] == pytest.approx(values["reward"], abs=1e-5)
+        assert found[label]["metrics"]["reward"]["mean"] == pytest.approx(
+            values["reward"], abs=1e-5
+        )
         assert found[label]["kl_ref"] == pytest.approx(values["kl_ref"], rel=1e-3, abs=1e-9)
     assert read(second_run).alpha == read(finished_run).alpha

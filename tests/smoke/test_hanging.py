@@ -10,7 +10,13 @@ from runs import ROOT, SHORT, start
 
 def hanging(rank, marker):
     values = (f"+reward.rank={rank}", "+reward.call=3", f"+reward.marker={marker}")
-    return ("reward._target_=faults.Hanging", "~reward.score", *values, "num_threads=1", "evaluation.headline=reward")
+    return (
+        "reward._target_=faults.Hanging",
+        "~reward.score",
+        *values,
+        "num_threads=1",
+        "evaluation.headline=reward",
+    )
 
 
 @pytest.fixture
@@ -19,10 +25,11 @@ def faults(monkeypatch):
 
 
 def test_on_two_ranks_neither_the_hanging_one_stays_nor_the_other_waits(tmp_path, faults):
-    """The second rank's scorer hangs in a thread that Python waits for at exit; both ranks end, with the reason.
+    """The second rank's scorer hangs in a thread that Python waits for at exit; both ranks end,
+    with the reason.
 
-    All of their output is read to its end, which a process that stays would keep open. Mutation: no scorer_timeout,
-    one that each later call waits for again, or an exit that joins the thread.
+    All of their output is read to its end, which a process that stays would keep open. Mutation: no
+    scorer_timeout, one that each later call waits for again, or an exit that joins the thread.
     """
     ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "scorer_timeout=3")
     run = tmp_path / "run"
@@ -38,12 +45,16 @@ def test_on_two_ranks_neither_the_hanging_one_stays_nor_the_other_waits(tmp_path
 
 
 def test_a_run_that_waits_for_a_scorer_says_so_and_can_be_left(tmp_path, faults):
-    """After SIGTERM the line names the scorer; a second one ends the run at once, though the scorer hangs on.
+    """After SIGTERM the line names the scorer; a second one ends the run at once, though the scorer
+    hangs on.
 
-    Mutation: wait without a word, take the second SIGTERM for the first, or wait for the scorer's threads at exit.
+    Mutation: wait without a word, take the second SIGTERM for the first, or wait for the scorer's
+    threads at exit.
     """
     settings = hanging(0, tmp_path / "hangs")
-    process = start(*SHORT, *settings, "scorer_timeout=null", f"run_dir={tmp_path / 'run'}", cwd=tmp_path)
+    process = start(
+        *SHORT, *settings, "scorer_timeout=null", f"run_dir={tmp_path / 'run'}", cwd=tmp_path
+    )
     while not (tmp_path / "hangs").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
@@ -56,4 +67,7 @@ def test_a_run_that_waits_for_a_scorer_says_so_and_can_be_left(tmp_path, faults)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and time.monotonic() - begin < 30
     (line,) = [line for line in err.splitlines() if line.startswith("stopping")]
-    assert "; waiting for Hanging, asked " in line and "SIGTERM again, or Ctrl-C twice, stops at once" in line
+    assert (
+        "; waiting for Hanging, asked " in line
+        and "SIGTERM again, or Ctrl-C twice, stops at once" in line
+    )

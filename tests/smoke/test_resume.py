@@ -1,4 +1,6 @@
-"""A run that is killed and resumed gives the same numbers, bitwise, as one that was never stopped."""
+"""A run that is killed and resumed gives the same numbers, bitwise, as one that was never
+stopped.
+"""
 
 import csv
 import json
@@ -14,7 +16,12 @@ from safetensors.torch import load_file
 
 from flowrl.runs import checkpoint
 
-TIMES = ("perf/images_per_second", "perf/rollout_seconds", "perf/reward_seconds", "perf/update_seconds")
+TIMES = (
+    "perf/images_per_second",
+    "perf/rollout_seconds",
+    "perf/reward_seconds",
+    "perf/update_seconds",
+)
 
 
 def rows(run):
@@ -47,18 +54,24 @@ def test_resume_after_sigkill_is_bitwise(finished_run, tmp_path):
     assert rows(run) == rows(finished_run)
     for name in ("lora", "ema", "optimizer"):
         ours, theirs = (
-            load_file(place / "checkpoints" / "000004" / f"{name}.safetensors") for place in (run, finished_run)
+            load_file(place / "checkpoints" / "000004" / f"{name}.safetensors")
+            for place in (run, finished_run)
         )
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+        assert ours.keys() == theirs.keys() and all(
+            torch.equal(ours[key], theirs[key]) for key in ours
+        )
 
 
 def test_interrupt_says_how_to_go_on(tmp_path):
     """The running iteration is finished and saved. Meanwhile no other process writes to the folder.
 
-    Mutation: report an interrupted run as finished, exit with status 0, stop without a checkpoint, or share the folder.
+    Mutation: report an interrupted run as finished, exit with status 0, stop without a checkpoint,
+    or share the folder.
     """
     run = tmp_path / "interrupted"
-    process = start(*SHORT, "num_iterations=400", "checkpoint.every=1000", f"run_dir={run}", cwd=tmp_path)
+    process = start(
+        *SHORT, "num_iterations=400", "checkpoint.every=1000", f"run_dir={run}", cwd=tmp_path
+    )
     deadline = time.time() + 200
     while not (run / "metrics.csv").exists():
         assert process.poll() is None and time.time() < deadline
@@ -68,16 +81,20 @@ def test_interrupt_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 130 and "stopping after this iteration" in err
-    assert len(list((run / "checkpoints").glob("*/state.json"))) == 1 and "the newest checkpoint is after" in out
+    assert (
+        len(list((run / "checkpoints").glob("*/state.json"))) == 1
+        and "the newest checkpoint is after" in out
+    )
     assert f"Continue with: python train.py resume={run}" in out
     assert "Traceback" not in err
 
 
 def test_resume_through_latest_follows_overrides(tmp_path):
-    """`resume=outputs/latest` continues the run behind the link; `num_iterations` and `loss.delta` reach every use.
+    """`resume=outputs/latest` continues the run behind the link; `num_iterations` and `loss.delta`
+    reach every use.
 
-    So does a key that the run's version did not have.
-    Mutation: resume from the resolved configuration, link `latest` to itself, or know the run's own keys only.
+    So does a key that the run's version did not have. Mutation: resume from the resolved
+    configuration, link `latest` to itself, or know the run's own keys only.
     """
     assert train("debug=smoke", "num_iterations=1", "viewing.every=0", cwd=tmp_path).returncode == 0
     run = (tmp_path / "outputs" / "latest").resolve()
@@ -85,22 +102,30 @@ def test_resume_through_latest_follows_overrides(tmp_path):
     (run / "source.yaml").write_text(text.replace("max_missing: 0.2\n", ""))
     overrides = ("resume=outputs/latest", "num_iterations=2", "loss.delta=0.5")
     refused = train(*overrides, cwd=tmp_path)
-    assert refused.returncode == 1 and "max_missing" in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert (
+        refused.returncode == 1
+        and "max_missing" in refused.stderr
+        and len(refused.stderr.splitlines()) == 1
+    )
     result = train(*overrides, "++max_missing=0.1", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "max_missing: 0.1" in (run / "config.yaml").read_text()
     assert "num_iterations 1 -> 2" in result.stdout
     assert (tmp_path / "outputs" / "latest").resolve() == run
     assert [row["iteration"] for row in rows(run)] == ["1", "2"]
-    assert (run / "config.yaml").read_text().count("delta: 0.5") == 2  # the loss, and the loss inside the algorithm
+    assert (run / "config.yaml").read_text().count(
+        "delta: 0.5"
+    ) == 2  # the loss, and the loss inside the algorithm
     again = train(f"run_dir={run}", "debug=smoke", cwd=tmp_path)
     assert again.returncode == 1 and "holds a run already" in again.stderr
 
 
 def test_a_last_evaluation_that_failed_is_made_up_for(tmp_path):
-    """A checkpoint without it, as a scorer that dies in it leaves one, and without the pictures from before.
+    """A checkpoint without it, as a scorer that dies in it leaves one, and without the pictures
+    from before.
 
-    Mutation: call the run finished without evaluating it, or evaluate the trained policy as the one before.
+    Mutation: call the run finished without evaluating it, or evaluate the trained policy as the one
+    before.
     """
     assert train("debug=smoke", "num_iterations=2", "run_dir=run", cwd=tmp_path).returncode == 0
     run, whole = tmp_path / "run", json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -115,18 +140,28 @@ def test_a_last_evaluation_that_failed_is_made_up_for(tmp_path):
     assert "before.safetensors is gone" in result.stdout
     again = json.loads((run / "summary.json").read_text())
     assert again["eval"] == whole["eval"] and again["device"] == whole["device"]
-    assert [row["iteration"] for row in rows(run)] == ["1", "2"] and rows(run)[1]["eval/held_in/reward"]
+    assert [row["iteration"] for row in rows(run)] == ["1", "2"] and rows(run)[1][
+        "eval/held_in/reward"
+    ]
     assert not (run / "images" / "before.safetensors").exists()
 
 
 def test_a_resumed_run_is_the_run_it_was(tmp_path):
-    """Its prompts, its numbers and its newest whole checkpoint; without a checkpoint `latest` stays where it is.
+    """Its prompts, its numbers and its newest whole checkpoint; without a checkpoint `latest` stays
+    where it is.
 
-    Mutation: read the changed file without a word, take the damaged checkpoint, or move `latest` at the start.
+    Mutation: read the changed file without a word, take the damaged checkpoint, or move `latest` at
+    the start.
     """
     (tmp_path / "p.txt").write_text("a red circle\na blue square\n")
     (tmp_path / "outputs" / "latest").mkdir(parents=True)
-    overrides = ("data=text", "data.prompts.path=p.txt", *SHORT, "num_iterations=2", "run_dir=outputs/run")
+    overrides = (
+        "data=text",
+        "data.prompts.path=p.txt",
+        *SHORT,
+        "num_iterations=2",
+        "run_dir=outputs/run",
+    )
     result = train(*overrides, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "latest cannot be made a link to this run" in result.stdout
@@ -137,14 +172,21 @@ def test_a_resumed_run_is_the_run_it_was(tmp_path):
     (tmp_path / "p.txt").write_text("a red circle\na green square\n")
     refused = train("resume=outputs/run", cwd=tmp_path)
     (line,) = refused.stderr.splitlines()
-    assert refused.returncode == 1 and "data.prompts (p.txt): its 2 prompts changed since the run began" in line
+    assert (
+        refused.returncode == 1
+        and "data.prompts (p.txt): its 2 prompts changed since the run began" in line
+    )
     (tmp_path / "p.txt").write_text("a red circle\r\na blue square\r\n")
     result = train("resume=outputs/run", "max_grad_norm=2", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "max_grad_norm 1.0 -> 2: from here on" in result.stdout
     assert "going on from" in result.stdout and "before.safetensors is damaged" in result.stdout
     assert [row["reward/mean"] for row in rows(run)] == [row["reward/mean"] for row in expected]
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["000001", "000002", "000002.damaged"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "000001",
+        "000002",
+        "000002.damaged",
+    ]
 
 
 @pytest.mark.slow
@@ -155,17 +197,28 @@ def test_a_resumed_run_is_the_run_it_was(tmp_path):
         ("loss.delta=auto", "loss.kl_budget=1e-7", "batch.inner_epochs=2"),
         ("loss.final_delta=1e-7",),
         ("tuning=full", "trainer=fsdp", "trainer.accelerator=cpu", "num_threads=1"),
-        ("tuning=full", "trainer=fsdp", "trainer.accelerator=cpu", "num_threads=1", "loss=nft", "sampler=ode"),
+        (
+            "tuning=full",
+            "trainer=fsdp",
+            "trainer.accelerator=cpu",
+            "num_threads=1",
+            "loss=nft",
+            "sampler=ode",
+        ),
     ],
 )
 def test_methods_with_a_state_of_their_own_resume_bitwise(method, tmp_path):
-    """Diffusion-NFT's old weights, a threshold that holds a budget, one that follows the run, divided weights.
+    """Diffusion-NFT's old weights, a threshold that holds a budget, one that follows the run,
+    divided weights.
 
-    Mutation: leave the old weights or the threshold out of the checkpoint, count a schedule from the resumption, or
-    save or export the first process's parts for the whole.
+    Mutation: leave the old weights or the threshold out of the checkpoint, count a schedule from
+    the resumption, or save or export the first process's parts for the whole.
     """
     whole, part = tmp_path / "whole", tmp_path / "part"
-    assert train(*SHORT, *method, "checkpoint.keep=9", f"run_dir={whole}", cwd=tmp_path).returncode == 0
+    assert (
+        train(*SHORT, *method, "checkpoint.keep=9", f"run_dir={whole}", cwd=tmp_path).returncode
+        == 0
+    )
     shutil.copytree(whole, part)
     for number in ("000003", "000004"):
         shutil.rmtree(part / "checkpoints" / number)
@@ -173,18 +226,27 @@ def test_methods_with_a_state_of_their_own_resume_bitwise(method, tmp_path):
     assert result.returncode == 0, result.stderr
     assert rows(part) == rows(whole)
     folder = "transformer" if "tuning=full" in method else "lora"
-    files = [*(whole / "checkpoints" / "000004").glob("*.safetensors"), *(whole / folder).glob("*.safetensors")]
+    files = [
+        *(whole / "checkpoints" / "000004").glob("*.safetensors"),
+        *(whole / folder).glob("*.safetensors"),
+    ]
     assert len(files) > 4
     for file in files:
         ours, theirs = load_file(part / file.relative_to(whole)), load_file(file)
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+        assert ours.keys() == theirs.keys() and all(
+            torch.equal(ours[key], theirs[key]) for key in ours
+        )
     if "tuning=full" in method:
-        exported, averaged = load_file(files[-1]), load_file(whole / "checkpoints" / "000004" / "ema.safetensors")
+        exported, averaged = (
+            load_file(files[-1]),
+            load_file(whole / "checkpoints" / "000004" / "ema.safetensors"),
+        )
         assert all(torch.equal(exported[name], value) for name, value in averaged.items())
 
 
 def test_sigterm_saves_and_resumes_to_the_same_numbers(finished_run, tmp_path):
-    """As Slurm sends it before the time limit: the running iteration is finished and saved, no periodic checkpoint is.
+    """As Slurm sends it before the time limit: the running iteration is finished and saved, no
+    periodic checkpoint is.
 
     Mutation: end at once, or save without the iteration that was running.
     """
@@ -202,5 +264,8 @@ def test_sigterm_saves_and_resumes_to_the_same_numbers(finished_run, tmp_path):
     result = train(f"resume={run}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert rows(run) == rows(finished_run)
-    ours, theirs = (load_file(place / "checkpoints" / "000004" / "lora.safetensors") for place in (run, finished_run))
+    ours, theirs = (
+        load_file(place / "checkpoints" / "000004" / "lora.safetensors")
+        for place in (run, finished_run)
+    )
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -1,4 +1,6 @@
-"""Runs with the rewards that need no weights: a rule-based one, one from an extra, mixtures, and one that dies."""
+"""Runs with the rewards that need no weights: a rule-based one, one from an extra, mixtures, and
+one that dies.
+"""
 
 import csv
 
@@ -12,7 +14,11 @@ from flowrl.training.reward import RewardModule
 from flowrl.tuning import lora
 from flowrl.types import RewardOutput
 
-TINY = ("data.prompts.count=7", "evaluation.sets.held_in.count=1", "evaluation.sets.held_out.count=1")
+TINY = (
+    "data.prompts.count=7",
+    "evaluation.sets.held_in.count=1",
+    "evaluation.sets.held_out.count=1",
+)
 SIGNS = 'a sign "A"\na red circle "GO"\na blue square "NO"\ntwo crosses "UP"\n'
 
 
@@ -30,7 +36,10 @@ def test_a_mixture_trains(advantage):
     total = last["reward/part/shapes"] + 0.2 * last["reward/part/jpeg"]
     assert last["reward/mean"] == pytest.approx(total, rel=1e-4)
     assert last["reward/missing"] == 0 and last["advantage/largest"] > 0.1
-    assert any(not torch.equal(before[name], value) for name, value in lora.parameters(policy.transformer).items())
+    assert any(
+        not torch.equal(before[name], value)
+        for name, value in lora.parameters(policy.transformer).items()
+    )
 
 
 def test_an_ocr_run(tmp_path):
@@ -40,9 +49,16 @@ def test_an_ocr_run(tmp_path):
     """
     pytest.importorskip("rapidocr")
     (tmp_path / "signs.txt").write_text(SIGNS)
-    overrides = ("reward=ocr", "reward.side=64", "data=text", "data.prompts.path=signs.txt", "viewing.every=0")
+    overrides = (
+        "reward=ocr",
+        "reward.side=64",
+        "data=text",
+        "data.prompts.path=signs.txt",
+        "viewing.every=0",
+    )
     result = train("debug=smoke", "num_threads=1", *overrides, cwd=tmp_path)
-    # Two iterations of an untrained base draw no text: all rewards are 0, and the run says that it learned nothing.
+    # Two iterations of an untrained base draw no text: all rewards are 0, and the run says that it
+    # learned nothing.
     assert result.returncode == 1 and "nothing was learned" in result.stderr, result.stderr
     last = rows(tmp_path / "outputs" / "latest")[-1]
     assert 0 <= float(last["reward/mean"]) <= 1 and float(last["reward/missing"]) == 0
@@ -57,8 +73,8 @@ def test_a_reward_that_judges_no_prompt_is_refused():
 
 
 def test_a_monitor_that_dies_changes_nothing():
-    """The weights after two iterations, bitwise. Mutation: count its failures as missing, or let it draw from a shared
-    random stream.
+    """The weights after two iterations, bitwise. Mutation: count its failures as missing, or let it
+    draw from a shared random stream.
     """
 
     class Dying:
@@ -79,7 +95,9 @@ def test_a_monitor_that_dies_changes_nothing():
         policy.__dict__["reward"] = RewardModule(reward=mixture, max_missing=0.0)
         fit(policy, data)
         assert policy.last_metrics["reward/missing"] == 0
-        weights.append({name: value.clone() for name, value in lora.parameters(policy.transformer).items()})
+        weights.append(
+            {name: value.clone() for name, value in lora.parameters(policy.transformer).items()}
+        )
     # Micro-batches of two iterations, the last three of them whole, in halves and one by one.
     assert Dying.calls == 1 + 3 * (1 + 2 + 4)
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -98,7 +116,9 @@ def test_the_doctor_finds_a_healthy_mixture(doctor, capsys):
 
 
 def test_the_doctor_finds_a_sick_reward(doctor, capsys):
-    """JPEG size cannot tell a red circle from a blue square. Mutation: report success all the same."""
+    """JPEG size cannot tell a red circle from a blue square. Mutation: report success all the
+    same.
+    """
     with pytest.raises(ValueError, match="checks failed"):
         doctor.run(["reward=jpeg_compressibility"], ["content"], 0.0)
     table = capsys.readouterr().out
@@ -110,7 +130,9 @@ def test_the_doctor_notices_a_scorer_that_does_not_repeat(doctor):
 
     class Random:
         def __call__(self, images, prompts):
-            return RewardOutput(torch.rand(len(prompts)), torch.ones(len(prompts), dtype=torch.bool))
+            return RewardOutput(
+                torch.rand(len(prompts)), torch.ones(len(prompts), dtype=torch.bool)
+            )
 
     checks = {check.name: check.passed for check in doctor.examine(Random(), ["size"], 60.0)}
     assert not checks["determinism"] and not checks["batch of one"] and checks["range"]

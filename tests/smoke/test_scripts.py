@@ -19,7 +19,11 @@ from flowrl.tuning import lora
 from flowrl.tuning.formats import LoRAFile, read
 from flowrl.tuning.writer import write
 
-LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2", "single_transformer_blocks.1.attn.to_v")
+LAYERS = (
+    "transformer_blocks.0.attn.to_q",
+    "transformer_blocks.1.ff.net.2",
+    "single_transformer_blocks.1.attn.to_v",
+)
 
 
 @pytest.fixture
@@ -27,7 +31,11 @@ def adapter(tmp_path):
     """A LoRA file for the small FLUX.1."""
     torch.manual_seed(0)
     a = {name: torch.randn(4, 128 if "ff" in name else 32) for name in LAYERS}
-    return write(LoRAFile(a, {name: torch.randn(32, 4) for name in a}, dict.fromkeys(a, 8.0)), tmp_path, "diffusers")
+    return write(
+        LoRAFile(a, {name: torch.randn(32, 4) for name in a}, dict.fromkeys(a, 8.0)),
+        tmp_path,
+        "diffusers",
+    )
 
 
 def opened(path):
@@ -37,22 +45,28 @@ def opened(path):
 
 
 def test_pictures_of_base_and_lora_from_the_same_noise(call, adapter, tiny_pipelines, tmp_path):
-    """Mutation: leave the LoRA on for the base, draw other noise for it, or lose the prompt in the file."""
+    """Mutation: leave the LoRA on for the base, draw other noise for it, or lose the prompt in the
+    file.
+    """
     own = FAMILIES["flux1"].overrides(tiny_pipelines["flux1"])
     prompts = ("--prompt", "a red circle", "--prompt", "a blue square", "--count", 2)
     for name, more in (("with", ("--lora", adapter)), ("without", ())):
-        status, _, err = call(generate, *own, "evaluation.num_steps=3", *prompts, "--out", tmp_path / name, *more)
+        status, _, err = call(
+            generate, *own, "evaluation.num_steps=3", *prompts, "--out", tmp_path / name, *more
+        )
         assert status == 0, err
     pictures = {path.name: opened(path) for path in (tmp_path / "with").glob("*.png")}
-    assert pictures.keys() == {f"00{i}-{j}-{name}.png" for i in (0, 1) for j in (0, 1) for name in ("base", "lora")} | {
-        "grid.png"
-    }
+    assert pictures.keys() == {
+        f"00{i}-{j}-{name}.png" for i in (0, 1) for j in (0, 1) for name in ("base", "lora")
+    } | {"grid.png"}
     for i, text in enumerate(("a red circle", "a blue square")):
         base, changed = pictures[f"00{i}-1-base.png"], pictures[f"00{i}-1-lora.png"]
         assert base.info["prompt"] == changed.info["prompt"] == text
         assert changed.info["lora"] == str(adapter) and "lora" not in base.info
         alone = opened(tmp_path / "without" / f"00{i}-1-base.png")
-        assert np.array_equal(np.array(base), np.array(alone)) and not np.array_equal(np.array(base), np.array(changed))
+        assert np.array_equal(np.array(base), np.array(alone)) and not np.array_equal(
+            np.array(base), np.array(changed)
+        )
         assert not np.array_equal(np.array(base), np.array(pictures[f"00{i}-0-base.png"]))
     assert pictures["grid.png"].width > 4 * 32
 
@@ -76,9 +90,13 @@ def test_prompts_of_a_file_of_json_objects(call, tiny_pipelines, tmp_path):
 
 
 def test_pictures_of_a_fully_trained_transformer(call, tiny_pipelines, tmp_path):
-    """Beside the base, and named by its option. Mutation: draw both with the trained weights, or with the base's."""
+    """Beside the base, and named by its option. Mutation: draw both with the trained weights, or
+    with the base's.
+    """
     own = FAMILIES["flux1"].overrides(tiny_pipelines["flux1"])
-    network = FluxTransformer2DModel.from_pretrained(tiny_pipelines["flux1"], subfolder="transformer")
+    network = FluxTransformer2DModel.from_pretrained(
+        tiny_pipelines["flux1"], subfolder="transformer"
+    )
     with torch.no_grad():
         network.proj_out.bias += 0.5
     network.save_pretrained(tmp_path / "transformer")
@@ -87,7 +105,9 @@ def test_pictures_of_a_fully_trained_transformer(call, tiny_pipelines, tmp_path)
     assert status == 0, err
     status, _, err = call(generate, *words[:-1], tmp_path / "base")
     assert status == 0, err
-    base, changed = (opened(tmp_path / "out" / f"000-0-{name}.png") for name in ("base", "transformer"))
+    base, changed = (
+        opened(tmp_path / "out" / f"000-0-{name}.png") for name in ("base", "transformer")
+    )
     assert changed.info["transformer"] == str(tmp_path / "transformer")
     assert np.array_equal(np.array(base), np.array(opened(tmp_path / "base" / "000-0-base.png")))
     assert not np.array_equal(np.array(base), np.array(changed))
@@ -96,7 +116,9 @@ def test_pictures_of_a_fully_trained_transformer(call, tiny_pipelines, tmp_path)
 def test_a_lora_of_another_model_draws_nothing(call, adapter, tiny_pipelines, tmp_path):
     """Mutation: draw with the base model where no layer fits."""
     own = FAMILIES["sd3"].overrides(tiny_pipelines["sd3"])
-    status, _, err = call(generate, *own, "--prompt", "a cat", "--lora", adapter, "--out", tmp_path / "out")
+    status, _, err = call(
+        generate, *own, "--prompt", "a cat", "--lora", adapter, "--out", tmp_path / "out"
+    )
     assert status == 1 and "another architecture" in err and len(err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
@@ -107,8 +129,22 @@ def test_export_converts_and_checks(call, adapter, tiny_pipelines, tmp_path):
     assert status == 0 and "3 layers" in out, err
     assert read(tmp_path / "comfy").alpha == read(adapter).alpha
     flux, sd3 = (f"model.pretrained={tiny_pipelines[name]}" for name in ("flux1", "sd3"))
-    assert call(export_lora, adapter, "model=flux1_dev", flux, "--format", "peft", "--out", tmp_path / "peft")[0] == 0
-    status, _, err = call(export_lora, adapter, "model=sd35_medium", sd3, "--format", "peft", "--out", tmp_path / "no")
+    assert (
+        call(
+            export_lora,
+            adapter,
+            "model=flux1_dev",
+            flux,
+            "--format",
+            "peft",
+            "--out",
+            tmp_path / "peft",
+        )[0]
+        == 0
+    )
+    status, _, err = call(
+        export_lora, adapter, "model=sd35_medium", sd3, "--format", "peft", "--out", tmp_path / "no"
+    )
     assert status == 1 and "another architecture" in err and not (tmp_path / "no").exists()
 
 
@@ -116,9 +152,15 @@ def test_export_of_a_stopped_run_is_its_newest_checkpoints(call, tmp_path):
     """At alpha from the run's configuration. Mutation: take the oldest, or alpha as the rank."""
     for number in (5, 10):
         keys = {f"transformer_blocks.0.attn.to_q.lora_{part}.policy.weight": part for part in "AB"}
-        ema = {key: torch.full((2, 3) if part == "A" else (3, 2), float(number)) for key, part in keys.items()}
+        ema = {
+            key: torch.full((2, 3) if part == "A" else (3, 2), float(number))
+            for key, part in keys.items()
+        }
         checkpoint.save(
-            tmp_path / "run" / "checkpoints", keep=2, weights={"ema": ema}, state={"num_iterations": number}
+            tmp_path / "run" / "checkpoints",
+            keep=2,
+            weights={"ema": ema},
+            state={"num_iterations": number},
         )
     (tmp_path / "run" / "config.yaml").write_text("lora: {rank: 2, alpha: 6}\n")
     status, out, err = call(export_lora, tmp_path / "run", "--format", "comfy")
@@ -128,7 +170,9 @@ def test_export_of_a_stopped_run_is_its_newest_checkpoints(call, tmp_path):
 
 
 def test_peak_counts_what_is_alive():
-    """1,000 floats of 4 bytes each: two at once, though four are made. Mutation: never subtract, or count views."""
+    """1,000 floats of 4 bytes each: two at once, though four are made. Mutation: never subtract, or
+    count views.
+    """
     with meta_memory.Peak() as counter:
         x = torch.empty(1000, device="meta")
         for _ in range(3):
@@ -138,7 +182,9 @@ def test_peak_counts_what_is_alive():
 
 
 def test_peak_counts_what_a_backward_pass_needs():
-    """sigmoid keeps its output: n layers keep n. Mutation: run the forward pass without gradients."""
+    """sigmoid keeps its output: n layers keep n. Mutation: run the forward pass without
+    gradients.
+    """
     weight = torch.empty(1000, device="meta", requires_grad=True)
 
     def work(depth):
@@ -163,14 +209,18 @@ def test_a_plan_without_weights(name, call, tiny_pipelines):
 
 
 def test_a_plan_holds_each_prompt_once(tiny_pipelines):
-    """Eight samples of two prompts instead of one: 80 + 77 tokens of 32 numbers and 32 pooled ones more, 4 bytes each.
+    """Eight samples of two prompts instead of one: 80 + 77 tokens of 32 numbers and 32 pooled ones
+    more, 4 bytes each.
 
     Mutation: count a prompt for every sample.
     """
     own = FAMILIES["sd3"].overrides(tiny_pipelines["sd3"])
     held = []
     for num_prompts in (1, 2):
-        batch = (f"batch.prompts_per_iteration={num_prompts}", f"batch.group_size={8 // num_prompts}")
+        batch = (
+            f"batch.prompts_per_iteration={num_prompts}",
+            f"batch.group_size={8 // num_prompts}",
+        )
         plan = planned(*own, *batch, "batch.updates_per_iteration=1")
         held.append(plan.iteration(plan.conditioning(1)))
     assert held[1] - held[0] == 4 * ((80 + 77) * 32 + 32)
@@ -189,7 +239,13 @@ def size(module):
 @pytest.mark.parametrize(
     ("overrides", "expected", "step"),
     [
-        ((), 6, 1),  # the start, the weights, their gradients, two moments, the average; the root of the second moment
+        (
+            (),
+            6,
+            1,
+            # the start, the weights, their gradients, two moments, the average; the root of the
+            # second moment
+        ),
         (("trainer=ddp",), 7, 1),  # the buckets in which gradients are reduced
         (("trainer=fsdp",), 3, 0.5),  # two processes
         (("sampler=dpm2", "loss=nft", "penalty=velocity"), 7, 1),  # the old policy
@@ -207,7 +263,9 @@ def test_a_plan_of_full_fine_tuning(overrides, expected, step, tiny_pipelines):
 
 
 def test_a_plan_of_divided_weights_makes_blocks_whole(tiny_pipelines):
-    """What is in no block and 3 blocks in a pass; twice as much in an update. Mutation: a pass on its part alone."""
+    """What is in no block and 3 blocks in a pass; twice as much in an update. Mutation: a pass on
+    its part alone.
+    """
     own = FAMILIES["sd3"].overrides(tiny_pipelines["sd3"])
     assert planned(*own, "tuning=full").gathered == (0, 0)
     plan = planned(*own, "tuning=full", "trainer=fsdp", "trainer.devices=4")
@@ -219,11 +277,20 @@ def test_a_plan_of_divided_weights_makes_blocks_whole(tiny_pipelines):
 
 
 def test_a_plan_counts_an_evaluation_as_it_is_run(tiny_pipelines):
-    """The weights that `swapped` sets aside and a batch of 3 with guidance; 5 prompts of 2 images: 10 times 12 x 32 x
-    32 bytes of an image and 4 x 4 x 8 x 8 of its noise. Mutation: the rollout's guidance, or no copy of the weights.
+    """The weights that `swapped` sets aside and a batch of 3 with guidance; 5 prompts of 2 images:
+    10 times 12 x 32 x 32 bytes of an image and 4 x 4 x 8 x 8 of its noise. Mutation: the rollout's
+    guidance, or no copy of the weights.
     """
-    overrides = (*FAMILIES["sd3"].overrides(tiny_pipelines["sd3"]), "tuning=full", "evaluation.batch_size=3")
-    counts = ("evaluation.images_per_prompt=2", "rollout.guidance_scale=1.0", "evaluation.guidance_scale=4.5")
+    overrides = (
+        *FAMILIES["sd3"].overrides(tiny_pipelines["sd3"]),
+        "tuning=full",
+        "evaluation.batch_size=3",
+    )
+    counts = (
+        "evaluation.images_per_prompt=2",
+        "rollout.guidance_scale=1.0",
+        "evaluation.guidance_scale=4.5",
+    )
     plan = planned(*overrides, *counts, "evaluation.max_prompts=null")
     x, given = torch.empty(3, 4, 8, 8, device="meta"), plan.conditioning(3)
 
@@ -233,7 +300,9 @@ def test_a_plan_counts_an_evaluation_as_it_is_run(tiny_pipelines):
             plan.model.decode(x[:1]) if decodes else plan.model.velocity(x, 0.5, given, 4.5)
 
     prompts, images = 3 * 2 * 4 * ((80 + 77) * 32 + 32), 3 * 12 * 32 * 32
-    velocity, decoding = (meta_memory.peak_of(lambda decodes=decodes: passes(decodes)) for decodes in (False, True))
+    velocity, decoding = (
+        meta_memory.peak_of(lambda decodes=decodes: passes(decodes)) for decodes in (False, True)
+    )
     assert plan.evaluation == max(velocity + prompts, decoding + images)
     held = planned(*overrides, *counts, "evaluation.max_prompts=5").evaluation - plan.evaluation
     assert held == 10 * (12 * 32 * 32 + 4 * 4 * 8 * 8)

@@ -24,7 +24,9 @@ MISBEHAVING = ("reward._target_=servers.Misbehaving", "~reward.score", "+reward.
 
 @pytest.fixture(scope="module")
 def server():
-    process = Process(*MISBEHAVING, "token_env=SCORER_TOKEN", "max_wait=0", env={"SCORER_TOKEN": "s3cret"})
+    process = Process(
+        *MISBEHAVING, "token_env=SCORER_TOKEN", "max_wait=0", env={"SCORER_TOKEN": "s3cret"}
+    )
     yield process
     process.process.kill()
     process.process.communicate()
@@ -50,12 +52,16 @@ def test_a_scorer_that_misbehaves_behind_the_real_server(server, token, word, re
     reward = remote(server.url, token_env="SCORER_TOKEN", timeout=1.0, retries=0, concurrency=1)
     output = reward(IMAGES, [Prompt(word), Prompt("a"), Prompt("b"), Prompt("c")])
     if word == "slow":
-        time.sleep(1.0)  # the scorer is busy with the request that was given up, and so the second waited too
+        time.sleep(
+            1.0
+        )  # the scorer is busy with the request that was given up, and so the second waited too
         assert not output.is_valid[:2].any()
     else:
         # Where the scorer raises, the request's other sample is scored alone.
         assert output.is_valid.tolist() == [reason is None, word in ("fine", "raise")] + [True] * 2
-        assert output.values[2:].tolist() == pytest.approx(brightness(IMAGES[2:], "bc").values.tolist(), abs=2e-3)
+        assert output.values[2:].tolist() == pytest.approx(
+            brightness(IMAGES[2:], "bc").values.tolist(), abs=2e-3
+        )
     if reason:
         assert reason in output.info[0]["missing"]
     assert httpx.get(f"{server.url}/health", trust_env=False).json()["status"] == "ok"
@@ -75,7 +81,9 @@ def test_a_wrong_token_and_a_large_body_are_refused_by_the_process(server, token
 
 
 def test_shutdown_finishes_what_is_under_way(server, token):
-    """The last thing that this server does. Mutation: drop the requests at SIGTERM, or lose the scorer's tracebacks."""
+    """The last thing that this server does. Mutation: drop the requests at SIGTERM, or lose the
+    scorer's tracebacks.
+    """
     outputs, reward = [], remote(server.url, batch_size=4, token_env="SCORER_TOKEN")
     asking = threading.Thread(target=lambda: outputs.append(reward(IMAGES, [Prompt("slow")] * 4)))
     asking.start()
@@ -103,7 +111,8 @@ def wait_for(path, process):
 
 @pytest.mark.slow
 def test_a_run_outlives_its_server_being_killed_and_restarted(tmp_path):
-    """SIGKILL in mid-run, a new process on the same port: the run goes on where it waited, and nothing is missing.
+    """SIGKILL in mid-run, a new process on the same port: the run goes on where it waited, and
+    nothing is missing.
 
     Mutation: no retries, or a circuit that never closes.
     """
@@ -132,13 +141,16 @@ def test_a_run_outlives_its_server_being_killed_and_restarted(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_loses_its_server_stops_with_a_checkpoint_and_can_be_continued(tmp_path):
-    """One line that says why and how to go on; resumed with a server, it gives the numbers of an unbroken run, bitwise.
+    """One line that says why and how to go on; resumed with a server, it gives the numbers of an
+    unbroken run, bitwise.
 
     Mutation: no checkpoint, a traceback, or a hang.
     """
     server = Process("reward=shapes")
     settings = (*SHORT, *REMOTE, "num_iterations=12", "reward.client.retries=1")
-    whole = train(*settings, f"reward.url={server.url}", f"run_dir={tmp_path / 'whole'}", cwd=tmp_path)
+    whole = train(
+        *settings, f"reward.url={server.url}", f"run_dir={tmp_path / 'whole'}", cwd=tmp_path
+    )
     assert whole.returncode == 0, whole.stderr
     run = tmp_path / "broken"
     process = start(*settings, f"reward.url={server.url}", f"run_dir={run}", cwd=tmp_path)
@@ -147,7 +159,9 @@ def test_a_run_that_loses_its_server_stops_with_a_checkpoint_and_can_be_continue
     _, err = process.communicate(timeout=60)
     last = err.strip().splitlines()[-1]
     assert process.returncode == 1
-    assert last.startswith("error: 100% of the rewards are missing") and f"{server.url}/score" in last
+    assert (
+        last.startswith("error: 100% of the rewards are missing") and f"{server.url}/score" in last
+    )
     assert f"python train.py resume={run}" in last
     (kept,) = (run / "checkpoints").iterdir()
     assert int(kept.name) == len(rows(run)) < 12 and f"after iteration {int(kept.name)}" in last
@@ -164,7 +178,8 @@ def test_a_run_that_loses_its_server_stops_with_a_checkpoint_and_can_be_continue
 
 @pytest.mark.slow
 def test_an_interrupt_ends_a_run_that_waits_for_scores(tmp_path):
-    """The server hangs for a minute. The first Ctrl-C lets the iteration go on, the second one does not wait.
+    """The server hangs for a minute. The first Ctrl-C lets the iteration go on, the second one does
+    not wait.
 
     Mutation: score in a thread that is joined at exit, or take every Ctrl-C for the first.
     """
@@ -195,14 +210,23 @@ def test_an_interrupt_ends_a_run_that_waits_for_scores(tmp_path):
 
 @pytest.mark.slow
 def test_memory_and_answers_under_trouble():
-    """Bombs take nothing, eight bodies of 100 MB no more than 256 MiB together, and a good client is always answered.
+    """Bombs take nothing, eight bodies of 100 MB no more than 256 MiB together, and a good client
+    is always answered.
 
     Mutation: decode before counting, or bound each body alone.
     """
-    script = [sys.executable, str(ROOT / "scripts" / "load_reward_server.py"), "bombs", "idle", "bodies"]
+    script = [
+        sys.executable,
+        str(ROOT / "scripts" / "load_reward_server.py"),
+        "bombs",
+        "idle",
+        "bodies",
+    ]
     done = subprocess.run(script, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    bombs, idle, bodies = ([cell.strip() for cell in row.split("|")] for row in done.stdout.splitlines()[2:])
+    bombs, idle, bodies = (
+        [cell.strip() for cell in row.split("|")] for row in done.stdout.splitlines()[2:]
+    )
     assert bombs[4].startswith("8 x 413") and int(bombs[3]) < int(bombs[2]) + 50
     assert int(bodies[3]) < int(bodies[2]) + 350 and "503" in bodies[4]
     for cells in (bombs, idle, bodies):

@@ -1,4 +1,6 @@
-"""A short run leaves everything a user looks for, and its exported LoRA works in stock diffusers."""
+"""A short run leaves everything a user looks for, and its exported LoRA works in stock
+diffusers.
+"""
 
 import csv
 import json
@@ -27,7 +29,11 @@ def test_run_directory_is_complete(finished_run):
     assert summary["status"] == "finished"
     assert 0 <= summary["eval"]["before"]["strict"] <= 1
     assert 0 <= summary["eval"]["after"]["strict"] <= 1
-    assert summary["seconds"] > 0 and summary["images_per_second"] > 0 and 0.1 < summary["peak_memory_gib"] < 24
+    assert (
+        summary["seconds"] > 0
+        and summary["images_per_second"] > 0
+        and 0.1 < summary["peak_memory_gib"] < 24
+    )
     assert summary["images"] == 4 * 8
     sheet = Image.open(finished_run / "images" / "000004.png")
     assert len(sheet.getcolors(1 << 24)) > 100
@@ -50,7 +56,9 @@ def test_only_lora_is_saved(finished_run):
 
 
 def test_exported_lora_gives_the_evaluation_images_in_stock_diffusers(finished_run):
-    """Mutation: export the trained weights instead of the EMA's, or drop alpha from the metadata."""
+    """Mutation: export the trained weights instead of the EMA's, or drop alpha from the
+    metadata.
+    """
     policy, _, evaluator = make(config=finished_run, base=())
     checkpoint = finished_run / "checkpoints" / "000004"
     lora.load(policy.transformer, load_file(checkpoint / "lora.safetensors"))
@@ -58,10 +66,16 @@ def test_exported_lora_gives_the_evaluation_images_in_stock_diffusers(finished_r
     drawn = evaluator.evaluate(policy).images["held_in"]
     ours = torch.stack([drawn[row] for row in range(8)])
 
-    pipe = StableDiffusion3Pipeline.from_pretrained(resolve("embedded:pipeline"), text_encoder_3=None, tokenizer_3=None)
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        resolve("embedded:pipeline"), text_encoder_3=None, tokenizer_3=None
+    )
     pipe.load_lora_weights(finished_run / "lora")
     pipe.set_progress_bar_config(disable=True)
-    prompts = [prompt.text for prompt in evaluator.sets["held_in"] for _ in range(evaluator.images_per_prompt)][:8]
+    prompts = [
+        prompt.text
+        for prompt in evaluator.sets["held_in"]
+        for _ in range(evaluator.images_per_prompt)
+    ][:8]
     arguments = {"guidance_scale": 1.0, "max_sequence_length": 0, "output_type": "pt"}
     count = len(evaluator.intervals)
     grid = {"sigmas": [(count - k) / count for k in range(count)], "num_inference_steps": count}
@@ -76,7 +90,12 @@ def test_exported_lora_gives_the_evaluation_images_in_stock_diffusers(finished_r
 def test_another_tracker_and_method_run(tmp_path):
     """Mutation: misname a callback hook, or hand images to a tracker in another layout."""
     result = train(
-        "debug=smoke", "num_iterations=1", "logger=tensorboard", "sampler=flow_sde", "loss=grpo", cwd=tmp_path
+        "debug=smoke",
+        "num_iterations=1",
+        "logger=tensorboard",
+        "sampler=flow_sde",
+        "loss=grpo",
+        cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
     run = tmp_path / "outputs" / "latest"
@@ -84,9 +103,11 @@ def test_another_tracker_and_method_run(tmp_path):
 
 
 def test_stock_pipeline_loads_the_embedded_folder_as_it_is():
-    """The default call of stock diffusers draws what the caption says about as often as our evaluation does.
+    """The default call of stock diffusers draws what the caption says about as often as our
+    evaluation does.
 
-    Mutation: ship without the silent T5 (loading fails), or train without zero tokens (the default call degrades).
+    Mutation: ship without the silent T5 (loading fails), or train without zero tokens (the default
+    call degrades).
     """
     prompts = [prompt.text for prompt in shapes_prompts(split="held_in", count=140, seed=9)]
     captions = [parse(text) for text in prompts]
@@ -95,7 +116,12 @@ def test_stock_pipeline_loads_the_embedded_folder_as_it_is():
     for length, left_out in ((256, {}), (0, {"text_encoder_3": None, "tokenizer_3": None})):
         pipe = StableDiffusion3Pipeline.from_pretrained(resolve("embedded:pipeline"), **left_out)
         pipe.set_progress_bar_config(disable=True)
-        call = {"num_inference_steps": 12, "guidance_scale": 1.0, "max_sequence_length": length, "output_type": "np"}
+        call = {
+            "num_inference_steps": 12,
+            "guidance_scale": 1.0,
+            "max_sequence_length": length,
+            "output_type": "np",
+        }
         images = pipe(prompts, latents=noise, **call).images
         scores.append(np.mean([verdict.soft for verdict in verify(images, captions)]))
     assert abs(scores[0] - scores[1]) < 0.06 and min(scores) > 0.5
@@ -109,7 +135,13 @@ def test_every_pair_runs_or_is_refused(sampler, loss, tmp_path):
     is_deterministic = sampler in ("ode", "dpm2")
     needed = {"nft": is_deterministic, "guard": sampler == "flow_sde", "cps": sampler == "cps"}
     is_legal = needed.get(loss, not is_deterministic)
-    result = train("debug=smoke", f"sampler={sampler}", f"loss={loss}", f"run_dir={tmp_path / 'run'}", cwd=tmp_path)
+    result = train(
+        "debug=smoke",
+        f"sampler={sampler}",
+        f"loss={loss}",
+        f"run_dir={tmp_path / 'run'}",
+        cwd=tmp_path,
+    )
     assert (result.returncode == 0) == is_legal, result.stderr
     if not is_legal:
         lines = [line for line in result.stderr.splitlines() if line.strip()]

@@ -9,19 +9,27 @@ ALL = pytest.mark.parametrize("function", [group, global_std, zscore, gdpo])
 
 
 def run(function, rewards, groups, is_valid=None, weights=(1.0,)):
-    valid = torch.ones(len(rewards), dtype=torch.bool) if is_valid is None else torch.tensor(is_valid)
+    valid = (
+        torch.ones(len(rewards), dtype=torch.bool) if is_valid is None else torch.tensor(is_valid)
+    )
     terms = torch.tensor(rewards, dtype=torch.float64).view(len(rewards), -1)
     return function(terms, torch.tensor(weights, dtype=torch.float64), torch.tensor(groups), valid)
 
 
 def test_group_of_three_by_hand():
-    """(1, 2, 3): std sqrt(2/3). Mutation: sample instead of population std, or another floor than 1e-4."""
+    """(1, 2, 3): std sqrt(2/3). Mutation: sample instead of population std, or another floor than
+    1e-4.
+    """
     one = 1 / (math.sqrt(2 / 3) + 1e-4)
-    assert run(group, [1.0, 2.0, 3.0], [5, 5, 5]).values.tolist() == pytest.approx([-one, 0, one], rel=1e-12)
+    assert run(group, [1.0, 2.0, 3.0], [5, 5, 5]).values.tolist() == pytest.approx(
+        [-one, 0, one], rel=1e-12
+    )
 
 
 def test_global_std_by_hand():
-    """Groups (0, 2) and (1, 3): means 1 and 2, std over the batch sqrt(1.25). Mutation: std of the centred rewards."""
+    """Groups (0, 2) and (1, 3): means 1 and 2, std over the batch sqrt(1.25). Mutation: std of the
+    centred rewards.
+    """
     one = 1 / (math.sqrt(1.25) + 1e-4)
     assert run(global_std, [0.0, 1.0, 2.0, 3.0], [0, 1, 0, 1]).values.tolist() == pytest.approx(
         [-one, -one, one, one], rel=1e-12
@@ -30,10 +38,14 @@ def test_global_std_by_hand():
 
 @ALL
 def test_missing_samples_are_left_out(function):
-    """A missing reward, whatever its value, changes nobody's advantage and gets 0. Mutation: count it as 0."""
+    """A missing reward, whatever its value, changes nobody's advantage and gets 0. Mutation: count
+    it as 0.
+    """
     full = run(function, [1.0, 3.0, 4.0, 8.0], [0, 0, 1, 1]).values
     for junk in (1e6, math.nan, math.inf):
-        got = run(function, [1.0, junk, 3.0, 4.0, 8.0], [0, 0, 0, 1, 1], [True, False, True, True, True])
+        got = run(
+            function, [1.0, junk, 3.0, 4.0, 8.0], [0, 0, 0, 1, 1], [True, False, True, True, True]
+        )
         assert got.values[1] == 0
         torch.testing.assert_close(got.values[[0, 2, 3, 4]], full, rtol=1e-12, atol=0)
         assert (got.constant_groups, got.dropped_groups) == (0, 0)
@@ -51,7 +63,12 @@ def test_constant_groups_get_exactly_0_and_are_counted(function):
 @ALL
 def test_groups_with_one_valid_sample_are_dropped_and_counted(function):
     """Mutation: require one valid sample, or count a dropped group as constant."""
-    got = run(function, [7.0, 9.0, 1.0, 2.0, 0.0, 5.0], [0, 0, 1, 1, 2, 2], [True, False, True, True, False, False])
+    got = run(
+        function,
+        [7.0, 9.0, 1.0, 2.0, 0.0, 5.0],
+        [0, 0, 1, 1, 2, 2],
+        [True, False, True, True, False, False],
+    )
     assert got.values[[0, 1, 4, 5]].tolist() == [0, 0, 0, 0]
     assert got.values[3] == -got.values[2] != 0
     assert got.constant_groups == 0
@@ -82,8 +99,9 @@ def test_order_and_names_of_groups_do_not_matter(function, normal):
 
 
 def test_gdpo_by_hand():
-    """One group: z-scores (-1, 1) of a large reward with weight 1 and (1, -1) of a small one with weight 3 give
-    (2, -2), over the batch (1, -1). Mutation: add the raw rewards up, or leave the weights out.
+    """One group: z-scores (-1, 1) of a large reward with weight 1 and (1, -1) of a small one with
+    weight 3 give (2, -2), over the batch (1, -1). Mutation: add the raw rewards up, or leave the
+    weights out.
     """
     got = run(gdpo, [[0.0, 0.02], [100.0, 0.01]], [0, 0], weights=(1.0, 3.0))
     assert got.values.tolist() == pytest.approx([1, -1], rel=1e-9)
@@ -99,18 +117,24 @@ def test_weighted_sum_of_raw_rewards():
 
 def test_gdpo_takes_what_a_half_constant_group_still_says():
     """Mutation: drop a group as soon as one of its rewards is constant."""
-    got = run(gdpo, [[1.0, 0.0], [1.0, 1.0], [2.0, 5.0], [2.0, 5.0]], [0, 0, 1, 1], weights=(1.0, 1.0))
+    got = run(
+        gdpo, [[1.0, 0.0], [1.0, 1.0], [2.0, 5.0], [2.0, 5.0]], [0, 0, 1, 1], weights=(1.0, 1.0)
+    )
     assert got.values[1] == -got.values[0] != 0
     assert got.values[2:].tolist() == [0, 0]
     assert got.constant_groups == 0.5
 
 
 def test_a_constant_reward_says_nothing_in_gdpo():
-    """Twelve times 26.37 in float32 has a mean that is not 26.37. Mutation: divide that rounding by the floor."""
+    """Twelve times 26.37 in float32 has a mean that is not 26.37. Mutation: divide that rounding by
+    the floor.
+    """
     other = torch.arange(24.0) % 2
     first = torch.cat([torch.full((12,), 26.37), other[12:]])
     groups = torch.arange(24) // 12
-    got = gdpo(torch.stack([first, other], 1), torch.ones(2), groups, torch.ones(24, dtype=torch.bool))
+    got = gdpo(
+        torch.stack([first, other], 1), torch.ones(2), groups, torch.ones(24, dtype=torch.bool)
+    )
     size = (2.5) ** -0.5  # one reward speaks in the first group, two in the second
     expected = size * (2 * other - 1) * (1 + groups)
     torch.testing.assert_close(got.values, expected, rtol=1e-4, atol=1e-4)
@@ -118,16 +142,23 @@ def test_a_constant_reward_says_nothing_in_gdpo():
 
 @ALL
 def test_used_samples(function):
-    """Valid ones with another valid one in their group, constant or not. Mutation: count constant groups as missing."""
-    got = run(function, [1.0, 1.0, 3.0, 4.0, 5.0], [0, 0, 1, 1, 1], [True, True, True, False, False])
+    """Valid ones with another valid one in their group, constant or not. Mutation: count constant
+    groups as missing.
+    """
+    got = run(
+        function, [1.0, 1.0, 3.0, 4.0, 5.0], [0, 0, 1, 1, 1], [True, True, True, False, False]
+    )
     assert got.is_used.tolist() == [True, True, False, False, False]
 
 
 def test_zscore_by_hand():
-    """Groups (0, 2), (10, 10) of a reward with std sqrt(20.75) over the batch, and (1, 1), (0, 4) of one with std 1.5:
-    with weights 1 and 3. Mutation: std within the group, or weights before the standardisation.
+    """Groups (0, 2), (10, 10) of a reward with std sqrt(20.75) over the batch, and (1, 1), (0, 4)
+    of one with std 1.5: with weights 1 and 3. Mutation: std within the group, or weights before the
+    standardisation.
     """
-    got = run(zscore, [[0.0, 1.0], [2.0, 1.0], [10.0, 0.0], [10.0, 4.0]], [0, 0, 1, 1], weights=(1.0, 3.0))
+    got = run(
+        zscore, [[0.0, 1.0], [2.0, 1.0], [10.0, 0.0], [10.0, 4.0]], [0, 0, 1, 1], weights=(1.0, 3.0)
+    )
     first, second = 1 / (math.sqrt(20.75) + 1e-4), 3 * 2 / (1.5 + 1e-4)
     assert got.values.tolist() == pytest.approx([-first, first, -second, second], rel=1e-12)
 
@@ -136,7 +167,9 @@ def test_zscore_of_one_reward_is_global_std(normal):
     """Mutation: divide by the std of the centred rewards."""
     rewards, groups = normal(24)[:, None], torch.arange(24) // 6
     one, valid = torch.ones(1, dtype=torch.float64), torch.arange(24) % 5 != 0
-    ours, theirs = (function(rewards, one, groups, valid).values for function in (zscore, global_std))
+    ours, theirs = (
+        function(rewards, one, groups, valid).values for function in (zscore, global_std)
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
 
 
@@ -144,7 +177,9 @@ NAN = math.nan
 
 
 def test_a_sum_of_the_rewards_that_apply():
-    """Mutation: a NaN for the whole sum, a 0 where nothing applies, or the weights spread over the rest."""
+    """Mutation: a NaN for the whole sum, a 0 where nothing applies, or the weights spread over the
+    rest.
+    """
     terms = torch.tensor([[1.0, 10.0], [NAN, 10.0], [1.0, NAN], [NAN, NAN]])
     assert weighted_sum(terms, torch.tensor([2.0, 0.5])).tolist()[:3] == [7, 5, 2]
     assert weighted_sum(terms, torch.tensor([2.0, 0.5]))[3].isnan()
@@ -152,12 +187,18 @@ def test_a_sum_of_the_rewards_that_apply():
 
 @ALL
 def test_a_reward_that_does_not_apply_is_as_if_it_were_not_there(function):
-    """On prompts that only the first reward judges, the order is the first reward's; they are not missing.
+    """On prompts that only the first reward judges, the order is the first reward's; they are not
+    missing.
 
     Mutation: put 0 or NaN in its place and into its statistics, or drop the group.
     """
     both = [[1.0, 5.0], [2.0, 9.0], [4.0, 7.0]]
-    got = run(function, [*both, [3.0, NAN], [5.0, NAN], [4.0, NAN]], [0, 0, 0, 1, 1, 1], weights=(1.0, 1.0))
+    got = run(
+        function,
+        [*both, [3.0, NAN], [5.0, NAN], [4.0, NAN]],
+        [0, 0, 0, 1, 1, 1],
+        weights=(1.0, 1.0),
+    )
     assert got.is_used.all() and (got.constant_groups, got.dropped_groups) == (0, 0)
     assert got.values.isfinite().all()
     low, high, middle = got.values[3:].tolist()

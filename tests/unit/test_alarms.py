@@ -33,14 +33,21 @@ def callback(tmp_path):
     )
     record = RunRecord(folder=str(tmp_path))
     return Evaluate(
-        evaluator=evaluator, record=record, folder=str(tmp_path), every=0, num_shown=1, gold=["clean", "sharp", "x"]
+        evaluator=evaluator,
+        record=record,
+        folder=str(tmp_path),
+        every=0,
+        num_shown=1,
+        gold=["clean", "sharp", "x"],
     )
 
 
 def test_a_gold_part_that_falls_while_the_reward_rises_is_warned_of(callback, caplog):
-    """Against the first evaluation, whatever came between; a failed sample counts for nothing, one part is no part.
+    """Against the first evaluation, whatever came between; a failed sample counts for nothing, one
+    part is no part.
 
-    Mutation: compare with the last evaluation, take a missing sample's value, or warn of a part that rose.
+    Mutation: compare with the last evaluation, take a missing sample's value, or warn of a part
+    that rose.
     """
 
     def output(reward, clean, sharp):
@@ -50,7 +57,9 @@ def test_a_gold_part_that_falls_while_the_reward_rises_is_warned_of(callback, ca
         return RewardOutput(values, is_valid, parts)
 
     with caplog.at_level(logging.WARNING):
-        assert callback.alarms(callback.watch(output(0.9, 0.6, 0.7)), []) == []  # with nothing before it
+        assert (
+            callback.alarms(callback.watch(output(0.9, 0.6, 0.7)), []) == []
+        )  # with nothing before it
         callback.watched = callback.watch(output(0.5, 0.9, 0.5))
         assert "viewing.gold=x: no part of the reward, whose parts are: clean, sharp" in caplog.text
         assert callback.alarms(callback.watch(output(0.9, 0.6, 0.7)), []) == ["clean"]
@@ -66,7 +75,9 @@ def test_a_score_that_the_reward_lacks_is_refused_at_the_first_evaluation(callba
     """
     output = RewardOutput(torch.ones(2), torch.ones(2, dtype=torch.bool), {"clean": torch.ones(2)})
     callback.check_names(output, ["broken"])
-    with pytest.raises(UserError, match=r"viewing\.gold=sharp: the reward has no such score; it has clean"):
+    with pytest.raises(
+        UserError, match=r"viewing\.gold=sharp: the reward has no such score; it has clean"
+    ):
         callback.check_names(output, [])
     callback.evaluator.headline = "claen"
     with pytest.raises(UserError, match=r"evaluation\.headline=claen: .* it has clean, reward"):

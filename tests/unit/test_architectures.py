@@ -24,7 +24,16 @@ PARAMETERS = {
 }
 SAME = {"flux2_klein_base_4b": "flux2_klein_4b", "flux2_klein_base_9b": "flux2_klein_9b"}
 OPTIONS = sorted(path.stem for path in CONF.glob("model/*.yaml") if path.stem != "shapes")
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+ATTENTION = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+)
 
 
 @cache
@@ -47,18 +56,29 @@ def expected(option):
     blocks = [f"transformer_blocks.{i}" for i in range(double)]
     names = {f"{block}.attn.{part}" for block in blocks for part in ATTENTION}
     if option.startswith("sd35"):
-        return names - {f"{blocks[-1]}.attn.to_add_out"}  # the last block's text stream ends in its attention
+        return names - {
+            f"{blocks[-1]}.attn.to_add_out"
+        }  # the last block's text stream ends in its attention
     layers = ("net.0.proj", "net.2") if option == "flux1_dev" else ("linear_in", "linear_out")
-    names |= {f"{block}.{stream}.{part}" for block in blocks for stream in ("ff", "ff_context") for part in layers}
+    names |= {
+        f"{block}.{stream}.{part}"
+        for block in blocks
+        for stream in ("ff", "ff_context")
+        for part in layers
+    }
     parts = ("to_q", "to_k", "to_v") if option == "flux1_dev" else ("to_qkv_mlp_proj", "to_out")
-    return names | {f"single_transformer_blocks.{i}.attn.{part}" for i in range(single) for part in parts}
+    return names | {
+        f"single_transformer_blocks.{i}.attn.{part}" for i in range(single) for part in parts
+    }
 
 
 @pytest.mark.parametrize("option", PARAMETERS)
 def test_size_and_lora_of_each_model(option):
-    """Parameter counts of the released weights; LoRA on exactly the published layers, in float32 on a bfloat16 base.
+    """Parameter counts of the released weights; LoRA on exactly the published layers, in float32 on
+    a bfloat16 base.
 
-    Mutation: any argument of an architecture; a bare `to_out` suffix, or `to_out.0` alone, in FLUX.2's targets.
+    Mutation: any argument of an architecture; a bare `to_out` suffix, or `to_out.0` alone, in
+    FLUX.2's targets.
     """
     cfg = config(option)
     transformer = on_meta(cfg.model.pretrained, torch.bfloat16)
@@ -93,7 +113,8 @@ def test_base_and_distilled_models_are_made_alike(base, distilled):
     ],
 )
 def test_number_of_lora_layers(option, count):
-    """By hand: 24 x 8 - 1, 38 x 8 - 1, 19 x 12 + 38 x 3, 5 x 12 + 20 x 2, 8 x 12 + 24 x 2, 8 x 12 + 48 x 2.
+    """By hand: 24 x 8 - 1, 38 x 8 - 1, 19 x 12 + 38 x 3, 5 x 12 + 20 x 2, 8 x 12 + 24 x 2, 8 x 12 +
+    48 x 2.
 
     Mutation: lose a line of the list above.
     """
@@ -102,7 +123,8 @@ def test_number_of_lora_layers(option, count):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_model_is_ready_to_run(option):
-    """The adapter's class, the grid at the published size, and steps that a ratio loss may train on.
+    """The adapter's class, the grid at the published size, and steps that a ratio loss may train
+    on.
 
     Mutation: a step range that reaches a model's last step, FLUX.2 on FLUX.1's grid.
     """
@@ -129,7 +151,8 @@ RECIPES = {
     "grpo_guard_sd35": ("FlowSDE", 0.7, None, 9, 1152),
     "diffusion_nft_sd35": ("DPM2", None, None, 0, 1152),
 }
-"""Sampler, noise level, threshold, trained steps and images an iteration, as the authors have them."""
+"""Sampler, noise level, threshold, trained steps and images an iteration, as the authors have them.
+"""
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -153,17 +176,25 @@ def test_recipes_carry_the_authors_numbers(name):
 
 @pytest.mark.parametrize("name", ["flow_dppo_sd35_multi", "flow_dppo_flux2_multi"])
 def test_recipes_of_four_rewards(name):
-    """PickScore, CLIP, GenEval2 and HPSv2.1, equally weighted, on prompts that carry GenEval2's questions.
+    """PickScore, CLIP, GenEval2 and HPSv2.1, equally weighted, on prompts that carry GenEval2's
+    questions.
 
     Mutation: a weight, another scorer, HPSv2 of another version, or prompts without questions.
     """
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["name=test", f"experiment={name}", "data.prompts.count=2"])
+        cfg = compose(
+            "config", overrides=["name=test", f"experiment={name}", "data.prompts.count=2"]
+        )
     check_deadlines(cfg)
-    assert cfg.reward.weights == dict.fromkeys(("pickscore", "clip_score", "geneval2", "hpsv2"), 1.0)
+    assert cfg.reward.weights == dict.fromkeys(
+        ("pickscore", "clip_score", "geneval2", "hpsv2"), 1.0
+    )
     assert cfg.reward.rewards.keys() == cfg.reward.weights.keys()
-    files = {name: reward.get("pretrained") or reward.get("weights") for name, reward in cfg.reward.rewards.items()}
+    files = {
+        name: reward.get("pretrained") or reward.get("weights")
+        for name, reward in cfg.reward.rewards.items()
+    }
     files["geneval2"] = cfg.reward.rewards.geneval2.judge.model
     assert files == {
         "pickscore": "yuvalkirstain/PickScore_v1",
@@ -194,8 +225,13 @@ def test_a_folder_of_another_class_is_named(tmp_path):
     """Mutation: a StopIteration or a KeyError."""
     (tmp_path / "transformer").mkdir()
     config = tmp_path / "transformer" / "config.json"
-    for content, found in (({"_class_name": "WanTransformer3DModel"}, "WanTransformer3DModel"), ({}, "None")):
+    for content, found in (
+        ({"_class_name": "WanTransformer3DModel"}, "WanTransformer3DModel"),
+        ({}, "None"),
+    ):
         config.write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=f"{config.parent} holds a {found}; known are SD3Transformer") as error:
+        with pytest.raises(
+            ValueError, match=f"{config.parent} holds a {found}; known are SD3Transformer"
+        ) as error:
             on_meta(str(tmp_path), torch.float32)
         assert "\n" not in str(error.value)

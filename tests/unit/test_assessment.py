@@ -1,4 +1,6 @@
-"""The numbers that evaluate.py sums up, from samples written by hand, and where its page shows them."""
+"""The numbers that evaluate.py sums up, from samples written by hand, and where its page shows
+them.
+"""
 
 import math
 from types import SimpleNamespace
@@ -21,9 +23,16 @@ class Drawn(Assessment):
     def __init__(self, folder, strict, reward):
         prompts = [Prompt(f"prompt <{i}>", family) for i, family in enumerate(FAMILIES)]
         self.evaluator = SimpleNamespace(
-            headline="strict", sets={"own": prompts}, images_per_prompt=1, told=lambda name: "4 of 9 prompts"
+            headline="strict",
+            sets={"own": prompts},
+            images_per_prompt=1,
+            told=lambda name: "4 of 9 prompts",
         )
-        self.columns = {"strict": np.array(strict), "reward": np.array(reward), "spread": np.full(4, 4.0)}
+        self.columns = {
+            "strict": np.array(strict),
+            "reward": np.array(reward),
+            "spread": np.full(4, 4.0),
+        }
         self.folder = folder
         (folder / "own").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(folder / "own" / "a.png")
@@ -35,7 +44,13 @@ class Drawn(Assessment):
         values = zip(self.columns["strict"], self.columns["reward"], strict=True)
         known = [{"strict": None if math.isnan(s) else s} for s, _ in values]
         return [
-            {"is_valid": parts["strict"] is not None, "parts": parts, "reward": 0.5, "file": "a.png"} for parts in known
+            {
+                "is_valid": parts["strict"] is not None,
+                "parts": parts,
+                "reward": 0.5,
+                "file": "a.png",
+            }
+            for parts in known
         ]
 
     def drift(self, name):
@@ -45,13 +60,21 @@ class Drawn(Assessment):
 @pytest.fixture
 def both(tmp_path):
     before = Drawn(tmp_path / "a", [0.0, 0.5, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0])
-    return {"base": before, "run": Drawn(tmp_path / "b", [1.0, 1.0, math.nan, 1.0], [0.5, 0.5, 0.5, 0.5])}
+    return {
+        "base": before,
+        "run": Drawn(tmp_path / "b", [1.0, 1.0, math.nan, 1.0], [0.5, 0.5, 0.5, 0.5]),
+    }
 
 
 def test_numbers_by_family(both):
-    """Of the headline, prompt by prompt; 9 atoms before 10. Mutation: of the reward, or in the order of the names."""
+    """Of the headline, prompt by prompt; 9 atoms before 10. Mutation: of the reward, or in the
+    order of the names.
+    """
     found = numbers(both["run"], "own", both["base"])
-    assert found["headline"] == "strict" and list(found["families"]) == ["atom_count_9", "atom_count_10"]
+    assert found["headline"] == "strict" and list(found["families"]) == [
+        "atom_count_9",
+        "atom_count_10",
+    ]
     nine, ten = found["families"].values()
     assert nine == {"mean": 1, "low": None, "high": None, "num_prompts": 2}
     assert ten == {"mean": 1, "low": None, "high": None, "num_prompts": 1}
@@ -60,14 +83,24 @@ def test_numbers_by_family(both):
 
 
 def test_lines_with_one_text_are_one_prompt(both):
-    """Of two prompts there is no interval, on four lines no more than on two; nor of their differences.
+    """Of two prompts there is no interval, on four lines no more than on two; nor of their
+    differences.
 
     Mutation: lines for prompts, in the whole set, a change or a family.
     """
     for each in both.values():
-        each.evaluator.sets["own"] = [Prompt("a", "x"), Prompt("b", "x"), Prompt("a", "x", {"id": 3}), Prompt("b", "x")]
+        each.evaluator.sets["own"] = [
+            Prompt("a", "x"),
+            Prompt("b", "x"),
+            Prompt("a", "x", {"id": 3}),
+            Prompt("b", "x"),
+        ]
     found = numbers(both["run"], "own", both["base"])
-    for estimate in (found["metrics"]["reward"], found["changes"]["reward"], found["family_changes"]["x"]):
+    for estimate in (
+        found["metrics"]["reward"],
+        found["changes"]["reward"],
+        found["family_changes"]["x"],
+    ):
         assert (estimate["num_prompts"], estimate["low"]) == (2, None)
     assert found["families"]["x"]["num_prompts"] == found["diversity"]["num_prompts"] == 2
 
@@ -78,21 +111,41 @@ def test_numbers_of_the_whole_set(both):
     Mutation: count the missing prompt as 0, or the mean square as the distance.
     """
     found = numbers(both["run"], "own", both["base"])
-    assert found["metrics"]["strict"]["num_prompts"] == 3 and found["metrics"]["strict"]["mean"] == 1
-    gain = found["changes"]["strict"]  # 1, 1/2 and 1, of which Student's interval is 4.303 / 6 either side
-    assert (gain["low"], gain["mean"], gain["high"]) == pytest.approx((0.116, 0.833, 1.55), abs=1e-3)
+    assert (
+        found["metrics"]["strict"]["num_prompts"] == 3 and found["metrics"]["strict"]["mean"] == 1
+    )
+    gain = found["changes"][
+        "strict"
+    ]  # 1, 1/2 and 1, of which Student's interval is 4.303 / 6 either side
+    assert (gain["low"], gain["mean"], gain["high"]) == pytest.approx(
+        (0.116, 0.833, 1.55), abs=1e-3
+    )
     assert found["diversity"] == {"mean": 2, "low": 2, "high": 2, "num_prompts": 4}
     assert (found["missing"], found["kl_ref"], found["num_images"]) == (0.25, 0.25, 4)
 
 
 def test_the_page_shows_families_and_pictures(both):
-    """Mutation: a metric of the panel among the rewards, a family without its change, or a prompt as markup."""
-    results = {label: numbers(each, "own", both["base"] if label == "run" else None) for label, each in both.items()}
+    """Mutation: a metric of the panel among the rewards, a family without its change, or a prompt
+    as markup.
+    """
+    results = {
+        label: numbers(each, "own", both["base"] if label == "run" else None)
+        for label, each in both.items()
+    }
     page = render("base and run", "4 images", {"own": results}, {"own": gallery(both, "own", 9)})
     assert "4 of 9 prompts." in page and results["run"]["prompts"] == "4 of 9 prompts"
     row = page[page.index("atom count 9") :].split("</tr>")[0]
-    assert "2 prompts" in row and "+0.75" in row and "<span class='up'>+0.833</span>" in page and "<svg" in page
-    assert page.count("data:image/png;base64,") == 8 and "prompt <" not in page and "prompt &lt;" in page
+    assert (
+        "2 prompts" in row
+        and "+0.75" in row
+        and "<span class='up'>+0.833</span>" in page
+        and "<svg" in page
+    )
+    assert (
+        page.count("data:image/png;base64,") == 8
+        and "prompt <" not in page
+        and "prompt &lt;" in page
+    )
     assert page.count("no score") == 1
     plain = [each | {"families": {}} for each in results.values()]
     assert "Task families" not in render("a", "b", {"own": dict(zip("ab", plain, strict=True))}, {})

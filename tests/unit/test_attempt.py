@@ -1,4 +1,6 @@
-"""One sample's fault costs no other sample its score: for faults of scorers, and for images that are not finite."""
+"""One sample's fault costs no other sample its score: for faults of scorers, and for images that
+are not finite.
+"""
 
 import pytest
 import torch
@@ -40,7 +42,9 @@ class Picky:
 
 @pytest.mark.parametrize("bad", [(5,), (0, 15), (4, 5, 6, 7), (3, 4)])
 def test_samples_at_fault_are_found(bad):
-    """Alone, at both ends, and as a group that shares its prompt. Mutation: the whole half is lost, or the order is."""
+    """Alone, at both ends, and as a group that shares its prompt. Mutation: the whole half is lost,
+    or the order is.
+    """
     reward = Picky(*bad)
     got = attempt(reward, NUMBERS, WORDS)
     assert got.is_valid.tolist() == [i not in bad for i in range(16)]
@@ -52,10 +56,14 @@ def test_samples_at_fault_are_found(bad):
 
 
 def test_a_scorer_that_is_broken_is_not_asked_for_ever(caplog):
-    """Sixteen samples, halves, quarters: 1 + 2 + 4 calls. Mutation: one call a sample; or say nothing."""
+    """Sixteen samples, halves, quarters: 1 + 2 + 4 calls. Mutation: one call a sample; or say
+    nothing.
+    """
     reward = Picky(*range(16))
     got = attempt(reward, NUMBERS, WORDS, "reward judge")
-    assert reward.num_calls == 7 and not got.is_valid.any() and "prompt 0" in got.info[15]["missing"]
+    assert (
+        reward.num_calls == 7 and not got.is_valid.any() and "prompt 0" in got.info[15]["missing"]
+    )
     assert caplog.text.count("reward judge failed on 16 images") == 1
 
 
@@ -66,7 +74,9 @@ def test_a_single_sample_is_asked_for_once():
 
 
 def test_a_reward_of_a_mixture_that_raises_costs_one_sample_and_is_named():
-    """Mutation: the mixture as a whole raises, and its good reward is asked again for every piece."""
+    """Mutation: the mixture as a whole raises, and its good reward is asked again for every
+    piece.
+    """
     rewards = {"good": Picky(), "picky": Picky(3), "watch": Picky(8)}
     mixture = Mixture(rewards=rewards, weights={"good": 1.0, "picky": 1.0, "watch": 0.0})
     got = RewardModule(reward=mixture, max_missing=1.0).score(NUMBERS, WORDS)
@@ -80,9 +90,9 @@ def test_a_reward_of_a_mixture_that_raises_costs_one_sample_and_is_named():
 def test_a_route_that_raises_costs_one_sample():
     """Mutation: all prompts that the route is for."""
     prompts = [Prompt(f"{i}", "even" if i % 2 == 0 else "odd") for i in range(16)]
-    got = RewardModule(reward=Routed(reward=Picky(4), key="family", values=["even"]), max_missing=1.0).score(
-        NUMBERS, prompts
-    )
+    got = RewardModule(
+        reward=Routed(reward=Picky(4), key="family", values=["even"]), max_missing=1.0
+    ).score(NUMBERS, prompts)
     assert got.is_valid.tolist() == [i != 4 for i in range(16)]
     assert got.has_value.tolist() == [i % 2 == 0 and i != 4 for i in range(16)]
     assert got.values[[0, 2, 6, 14]].tolist() == [0, 2, 6, 14]
@@ -116,7 +126,17 @@ def scorers(judge):
     yield "routed", Routed(reward=jpeg, key="family", values=["f"])
 
 
-NAMES = ["shapes", "jpeg", "brisque", "shapes_proxy", "geneval2", "unified_reward", "hpsv3", "mixture", "routed"]
+NAMES = [
+    "shapes",
+    "jpeg",
+    "brisque",
+    "shapes_proxy",
+    "geneval2",
+    "unified_reward",
+    "hpsv3",
+    "mixture",
+    "routed",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -129,7 +149,10 @@ def test_one_nan_pixel_leaves_seven_of_eight(judge, name):
         pytest.importorskip("open_clip")
     module = RewardModule(reward=dict(scorers(judge))[name], max_missing=1.0)
     x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    prompts = [Prompt(f"{number} red circles", "f", QUESTIONS) for number in ("two", "three", "four", "two") * 2]
+    prompts = [
+        Prompt(f"{number} red circles", "f", QUESTIONS)
+        for number in ("two", "three", "four", "two") * 2
+    ]
     whole = module.score(x, prompts)
     assert whole.is_valid.all()
     x[3, 0, 0, 0] = float("nan")
@@ -141,7 +164,14 @@ def test_one_nan_pixel_leaves_seven_of_eight(judge, name):
 
 
 @pytest.mark.parametrize(
-    "metadata", [{}, {"vqa_list": None}, {"vqa_list": "Is it red?"}, {"vqa_list": [["Is it red?"]]}, {"vqa_list": [3]}]
+    "metadata",
+    [
+        {},
+        {"vqa_list": None},
+        {"vqa_list": "Is it red?"},
+        {"vqa_list": [["Is it red?"]]},
+        {"vqa_list": [3]},
+    ],
 )
 def test_questions_of_another_form_cost_their_own_prompt(judge, metadata):
     """Mutation: take a string for a list of pairs, or raise for the whole call."""
@@ -156,7 +186,10 @@ def test_what_cannot_be_sent_costs_its_own_request():
     prompts = [Prompt("a"), Prompt("b", "", {"when": object()}), Prompt("c")]
     with answering(lambda h, body: reply(h, {"values": [0.5]})) as url:
         got = remote(url, batch_size=1)(torch.zeros(3, 3, 4, 4), prompts)
-    assert got.is_valid.tolist() == [True, False, True] and "cannot be sent as JSON" in got.info[1]["missing"]
+    assert (
+        got.is_valid.tolist() == [True, False, True]
+        and "cannot be sent as JSON" in got.info[1]["missing"]
+    )
 
 
 def test_an_empty_row_of_a_reward_head_costs_its_own_sample():

@@ -15,7 +15,8 @@ BASE = {
 def test_plan_by_hand():
     """24 samples, 12 an update, 6 a process and update, in micro-batches of 3.
 
-    Mutation: let rank r take the r-th part of the iteration, or 4 + 2 samples in place of equal micro-batches.
+    Mutation: let rank r take the r-th part of the iteration, or 4 + 2 samples in place of equal
+    micro-batches.
     """
     plan = BatchPlan(**BASE)
     assert (plan.num_samples, plan.samples_per_update, plan.micro_batch) == (24, 12, 3)

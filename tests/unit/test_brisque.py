@@ -39,13 +39,19 @@ def test_noise_and_blocks_are_worse_than_sharp(brisque):
 
 
 def test_moments_give_back_the_distribution():
-    """A Gaussian has shape 2; |left| / |right| of a skewed one is found. Mutation: swap left and right, or the grid."""
-    values = torch.randn(1, 200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    """A Gaussian has shape 2; |left| / |right| of a skewed one is found. Mutation: swap left and
+    right, or the grid.
+    """
+    values = torch.randn(
+        1, 200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     alpha, left, right = _fit(values)
     assert alpha.item() == pytest.approx(2.0, abs=0.03)
     assert left.item() == pytest.approx(1, rel=2e-2) or abs(left.item() - 1) < 0.02
     _, left, right = _fit(torch.where(values < 0, 3 * values, values))
-    assert (left / right).item() == pytest.approx(9, rel=1e-2) or abs((left / right).item() - 9) < 0.2
+    assert (left / right).item() == pytest.approx(9, rel=1e-2) or abs(
+        (left / right).item() - 9
+    ) < 0.2
 
 
 def test_a_batch_is_its_images(brisque):
@@ -54,7 +60,9 @@ def test_a_batch_is_its_images(brisque):
     together = brisque(pictures, [Prompt("")] * 3).values
     alone = torch.cat([brisque([picture], [Prompt("")]).values for picture in pictures])
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(brisque(to_tensor(pictures), [Prompt("")] * 3).values, together, rtol=0, atol=0)
+    torch.testing.assert_close(
+        brisque(to_tensor(pictures), [Prompt("")] * 3).values, together, rtol=0, atol=0
+    )
 
 
 def test_an_image_without_texture_is_missing(brisque):

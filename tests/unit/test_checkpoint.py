@@ -15,13 +15,17 @@ from flowrl.runs.disk import DiskFull
 
 def save(folder, iteration, keep=2, **state):
     weights = {"lora": {"a": torch.full((3,), float(iteration))}, "ema": {"a": torch.zeros(3)}}
-    return checkpoint.save(folder, keep=keep, weights=weights, state={"num_iterations": iteration, **state})
+    return checkpoint.save(
+        folder, keep=keep, weights=weights, state={"num_iterations": iteration, **state}
+    )
 
 
 def test_round_trip(tmp_path):
     """Mutation: write another dtype, or lose the state."""
     weights = {"lora": {"a": torch.randn(3, 2).t(), "b": torch.tensor(7, dtype=torch.int64)}}
-    path = checkpoint.save(tmp_path, keep=1, weights=weights, state={"num_iterations": 12, "record": {"x": [1.5]}})
+    path = checkpoint.save(
+        tmp_path, keep=1, weights=weights, state={"num_iterations": 12, "record": {"x": [1.5]}}
+    )
     loaded, state = checkpoint.load(path)
     assert state == {"num_iterations": 12, "record": {"x": [1.5]}}
     assert loaded["lora"].keys() == {"a", "b"}
@@ -37,7 +41,9 @@ def test_newest_are_kept_in_order_of_iteration(tmp_path):
 
 
 def test_a_save_that_dies_is_never_picked_up(tmp_path):
-    """The state cannot be written, after the weights were. Mutation: write into the final folder."""
+    """The state cannot be written, after the weights were. Mutation: write into the final
+    folder.
+    """
     save(tmp_path, 1)
     with pytest.raises(TypeError):
         save(tmp_path, 2, broken=object())
@@ -50,9 +56,11 @@ def test_a_save_that_dies_is_never_picked_up(tmp_path):
 @pytest.mark.parametrize("step", range(1, 5))
 @pytest.mark.parametrize("moment", ["before", "half-way", "after"])
 def test_a_kill_while_saving_again_leaves_a_whole_checkpoint(tmp_path, monkeypatch, step, moment):
-    """With the only checkpoint saved a second time, a kill at each rename and deletion, and then a sweep.
+    """With the only checkpoint saved a second time, a kill at each rename and deletion, and then a
+    sweep.
 
-    Mutation: delete the old folder before the new one stands, pass leftovers over, or sweep the only whole one away.
+    Mutation: delete the old folder before the new one stands, pass leftovers over, or sweep the
+    only whole one away.
     """
     rename, rmtree, count = Path.rename, shutil.rmtree, 0
 
@@ -90,7 +98,9 @@ def test_a_kill_while_saving_again_leaves_a_whole_checkpoint(tmp_path, monkeypat
 
 
 def test_a_whole_leftover_is_not_lost_to_a_damaged_checkpoint(tmp_path):
-    """Of the same iteration, which is saved again. Mutation: look only whether there is a numbered folder."""
+    """Of the same iteration, which is saved again. Mutation: look only whether there is a numbered
+    folder.
+    """
     save(tmp_path, 1).rename(tmp_path / "000001.deleted")
     (save_damaged(tmp_path) / "state.json").write_text("{}")
     assert checkpoint.newest(tmp_path, STEMS)[0].name == "000001.deleted"
@@ -116,7 +126,8 @@ def test_a_damaged_file_is_named(tmp_path, name):
 
 
 def test_optimizer_continues_bitwise(tmp_path):
-    """AdamW saved after 3 of 6 steps ends at the same weights; the new learning rate is the new optimizer's own.
+    """AdamW saved after 3 of 6 steps ends at the same weights; the new learning rate is the new
+    optimizer's own.
 
     Mutation: lose `step` (bias correction) or swap the moments.
     """
@@ -128,7 +139,9 @@ def test_optimizer_continues_bitwise(tmp_path):
     def advance(parameters, optimizer, steps):
         for step in steps:
             for i, parameter in enumerate(parameters):
-                parameter.grad = torch.full_like(parameter, 0.5 + step) * (i - 2) + parameter.detach()
+                parameter.grad = (
+                    torch.full_like(parameter, 0.5 + step) * (i - 2) + parameter.detach()
+                )
             optimizer.step()
 
     start = [torch.ones(2, 2), torch.full((3,), -1.0)]
@@ -163,9 +176,11 @@ STEMS = ("lora", "ema")
 )
 @pytest.mark.parametrize("has_sums", [True, False])
 def test_the_newest_whole_one_is_taken(tmp_path, caplog, accident, has_sums):
-    """With digests and, as earlier versions wrote them, without; what is passed over is said and set aside.
+    """With digests and, as earlier versions wrote them, without; what is passed over is said and
+    set aside.
 
-    Mutation: take the newest folder that has a state.json, or let the damaged one count among those to keep.
+    Mutation: take the newest folder that has a state.json, or let the damaged one count among those
+    to keep.
     """
     for iteration in (1, 2):
         save(tmp_path, iteration)
@@ -173,9 +188,17 @@ def test_the_newest_whole_one_is_taken(tmp_path, caplog, accident, has_sums):
     if not has_sums:
         (tmp_path / "000002" / checkpoint.SUMS).unlink()
     path, weights, state = checkpoint.newest(tmp_path, STEMS)
-    assert path == tmp_path / "000001" and state == {"num_iterations": 1} and weights["lora"]["a"].tolist() == [1, 1, 1]
+    assert (
+        path == tmp_path / "000001"
+        and state == {"num_iterations": 1}
+        and weights["lora"]["a"].tolist() == [1, 1, 1]
+    )
     (message,) = caplog.messages
-    assert str(tmp_path / "000002") in message and "is damaged" in message and "going on from" in message
+    assert (
+        str(tmp_path / "000002") in message
+        and "is damaged" in message
+        and "going on from" in message
+    )
     checkpoint.set_aside_after(path)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["000001", "000002.damaged"]
     save(tmp_path, 2, keep=1)
@@ -187,14 +210,19 @@ def test_two_damaged_ones_are_told_and_none_is_a_start(tmp_path):
     assert checkpoint.newest(tmp_path, STEMS) is None
     for iteration in (1, 2):
         (save(tmp_path, iteration) / "state.json").write_text("{}")
-    with pytest.raises(UserError, match=r"000002/state.json is damaged .* as are the 1 before it; restore one"):
+    with pytest.raises(
+        UserError, match=r"000002/state.json is damaged .* as are the 1 before it; restore one"
+    ):
         checkpoint.newest(tmp_path, STEMS)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data(), has_sums=st.booleans())
 def test_any_damage_is_found(tmp_path, data, has_sums):
-    """Any file cut or with a byte changed: another checkpoint, or one line, and with digests never other weights.
+    """Any file cut or with a byte changed: another checkpoint, or one line, and with digests never
+    other weights.
 
     Mutation: let an error of json, unicode or safetensors through, or leave the digests unread.
     """
@@ -235,12 +263,15 @@ def test_what_kills_left_behind_is_removed(tmp_path):
 def test_a_full_disk_is_told_with_what_is_needed(tmp_path, monkeypatch, place):
     """The checkpoint before stays, and what was half written gives its space back.
 
-    Mutation: delete the old checkpoint first, leave the half-written one, or let the library's error through.
+    Mutation: delete the old checkpoint first, leave the half-written one, or let the library's
+    error through.
     """
 
     def full(*args, **kwargs):
         if place == "safetensors":
-            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+            raise SafetensorError(
+                "Error while serializing: I/O error: No space left on device (os error 28)"
+            )
         raise OSError(errno.ENOSPC, "No space left on device")
 
     target = {"safetensors": "flowrl.runs.checkpoint.save_file", "fsync": "os.fsync"}.get(place)
@@ -254,7 +285,9 @@ def test_a_full_disk_is_told_with_what_is_needed(tmp_path, monkeypatch, place):
 
 @pytest.mark.parametrize("cut", ["", "first line", "one more file"])
 def test_a_list_of_digests_names_every_file(tmp_path, cut):
-    """Mutation: compare only the files that SHA256SUMS names, so that an empty one turns the comparison off."""
+    """Mutation: compare only the files that SHA256SUMS names, so that an empty one turns the
+    comparison off.
+    """
     path = save(tmp_path, 1)
     sums = path / checkpoint.SUMS
     if cut == "one more file":
@@ -271,5 +304,7 @@ def test_a_state_of_another_kind_is_damage(tmp_path, record):
     save(tmp_path, 1, record={})
     save(tmp_path, 2, record=record)
     assert checkpoint.newest(tmp_path, STEMS, {"record": dict})[0].name == "000001"
-    with pytest.raises(UserError, match=r"000002/state.json is damaged \(record is a (NoneType|list|int)\)"):
+    with pytest.raises(
+        UserError, match=r"000002/state.json is damaged \(record is a (NoneType|list|int)\)"
+    ):
         checkpoint.load(tmp_path / "000002", STEMS, {"record": dict})

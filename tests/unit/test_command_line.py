@@ -34,7 +34,9 @@ def read_back(text):
 @example("my project (copy) é #1")
 @example("line\nline")
 def test_an_override_is_read_back_as_the_text(text):
-    """Mutation: leave out the quotes, the doubling of backslashes, or the escape of an interpolation."""
+    """Mutation: leave out the quotes, the doubling of backslashes, or the escape of an
+    interpolation.
+    """
     assert read_back(override("key", text)) == text
 
 
@@ -49,15 +51,22 @@ def test_a_printed_command_is_read_back_by_a_shell(text):
 
 
 def test_plain_folders_are_printed_plainly(monkeypatch):
-    """FlowRL's script has its short name, a user's the one it was called by. Mutation: quote everything."""
+    """FlowRL's script has its short name, a user's the one it was called by. Mutation: quote
+    everything.
+    """
     monkeypatch.setattr(sys, "argv", [str(TRAIN)])
-    assert resume_command("outputs/2026-01-01/12-00-00-x") == "python train.py resume=outputs/2026-01-01/12-00-00-x"
+    assert (
+        resume_command("outputs/2026-01-01/12-00-00-x")
+        == "python train.py resume=outputs/2026-01-01/12-00-00-x"
+    )
     monkeypatch.setattr(sys, "argv", ["mine/train.py"])
     assert resume_command("/x") == "python mine/train.py resume=/x"
 
 
 def test_a_folder_that_hydra_cannot_write_to_is_refused():
-    """Hydra reads the folder's path as an interpolation. Mutation: let it raise InterpolationKeyError."""
+    """Hydra reads the folder's path as an interpolation. Mutation: let it raise
+    InterpolationKeyError.
+    """
     with pytest.raises(ValueError, match=r"run_dir=.*/a\$\{b\}.*choose another"):
         check_folder("run_dir", "a${b}")
     check_folder("run_dir", "a$b {c}")

@@ -1,4 +1,6 @@
-"""Pipelines as people have them: cut, saved with an adapter, in other files. Each is answered before it is used."""
+"""Pipelines as people have them: cut, saved with an adapter, in other files. Each is answered
+before it is used.
+"""
 
 import json
 import shutil
@@ -59,11 +61,15 @@ def spoil(weights):
 
 @pytest.mark.parametrize(("file", "total"), [(TRANSFORMER, 95), (VAE, 132), (TEXT, 53), (T5, 12)])
 def test_missing_weights_are_counted(folder, file, total):
-    """The totals are the networks' own. Mutation: ask for weights on meta alone, which transformers never leaves."""
+    """The totals are the networks' own. Mutation: ask for weights on meta alone, which transformers
+    never leaves.
+    """
     gone = sorted(load_file(folder / file))[:3]
     change(folder / file, lambda weights: [weights.pop(name) for name in gone])
     text = refusal(folder)
-    assert f"{folder}: {file.split('/')[0]}: 3 of its {total} weights are missing, the first '" in text
+    assert (
+        f"{folder}: {file.split('/')[0]}: 3 of its {total} weights are missing, the first '" in text
+    )
     assert any(f"first '{name}'" in text for name in gone)
     assert text.endswith(f"restore {(folder / file).parent} or download it again")
 
@@ -87,10 +93,15 @@ def test_weights_of_another_shape(folder, file):
 
 @pytest.mark.parametrize("file", [TRANSFORMER, VAE])
 def test_weights_without_a_place(folder, file):
-    """As where config.json says fewer layers. Mutation: leave them out with the library's warning."""
+    """As where config.json says fewer layers. Mutation: leave them out with the library's
+    warning.
+    """
     change(folder / file, lambda weights: weights.update({"blocks.99.weight": torch.zeros(3)}))
     text = refusal(folder)
-    assert f"{file.split('/')[0]}: weights without a place in the network of its config.json: 1" in text
+    assert (
+        f"{file.split('/')[0]}: weights without a place in the network of its config.json: 1"
+        in text
+    )
     assert "'blocks.99.weight'" in text
 
 
@@ -99,7 +110,10 @@ def test_a_text_encoder_may_bring_more(folder, caplog):
     change(folder / T5, lambda weights: weights.update({"lm_head.weight": torch.zeros(3)}))
     _, conditioning = encode(folder)
     assert torch.equal(conditioning.tokens, encode(EMBEDDED)[1].tokens)
-    assert "text_encoder_3: weights without a place" in caplog.text and "'lm_head.weight'" in caplog.text
+    assert (
+        "text_encoder_3: weights without a place" in caplog.text
+        and "'lm_head.weight'" in caplog.text
+    )
 
 
 def with_adapter():
@@ -133,7 +147,11 @@ def test_a_text_encoder_saved_with_its_adapter(folder):
 
     change(folder / TEXT, attach)
     text = refusal(folder)
-    assert "text_encoder: " in text and "of an attached adapter are there instead" in text and "fuse_lora()" in text
+    assert (
+        "text_encoder: " in text
+        and "of an attached adapter are there instead" in text
+        and "fuse_lora()" in text
+    )
 
 
 def test_the_remedy_of_an_adapter_helps(tmp_path):
@@ -157,7 +175,9 @@ def test_half_precision_files_are_taken(folder, caplog):
     model, conditioning = encode(folder)
     assert torch.equal(conditioning.tokens, encode(EMBEDDED)[1].tokens)
     assert model.transformer.dtype == torch.float32
-    assert "transformer: only weights of the variant fp16 are there, so they are taken" in caplog.text
+    assert (
+        "transformer: only weights of the variant fp16 are there, so they are taken" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,10 +199,18 @@ def test_the_plain_name_comes_first(tmp_path, names, variant):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["model.fp16.safetensors", "model.ema.safetensors"], ["several variants (ema, fp16)", "keep one"]),
+        (
+            ["model.fp16.safetensors", "model.ema.safetensors"],
+            ["several variants (ema, fp16)", "keep one"],
+        ),
         (
             ["pytorch_model.bin"],
-            ["only pickled weights", "pytorch_model.bin", "use_safetensors=False", "save_pretrained"],
+            [
+                "only pickled weights",
+                "pytorch_model.bin",
+                "use_safetensors=False",
+                "save_pretrained",
+            ],
         ),
         (["config.json"], ["no weights in", "download it again"]),
     ],
@@ -202,7 +230,9 @@ def edit_index(folder, **entries):
 
 
 def test_no_t5_where_its_tokens_are_asked_for(folder):
-    """Told before any weights load, by the key that helps. Mutation: the pipeline's list of what it expected."""
+    """Told before any weights load, by the key that helps. Mutation: the pipeline's list of what it
+    expected.
+    """
     edit_index(folder, text_encoder_3=[None, None], tokenizer_3=[None, None])
     (folder / TRANSFORMER).unlink()
     text = refusal(folder)
@@ -221,26 +251,41 @@ def test_without_t5_tokens_none_is_needed(folder):
 BROKEN = {
     "tokenizer's folder": (lambda f: shutil.rmtree(f / "tokenizer_2"), ["tokenizer_2: no folder"]),
     "tokenizer's files": (
-        lambda f: [path.unlink() for path in (f / "tokenizer").iterdir() if path.name != "tokenizer_config.json"],
+        lambda f: [
+            path.unlink()
+            for path in (f / "tokenizer").iterdir()
+            if path.name != "tokenizer_config.json"
+        ],
         ["tokenizer: no vocabulary in", "vocab.json"],
     ),
     "vae's folder": (lambda f: shutil.rmtree(f / "vae"), ["vae: no folder"]),
     "config.json": (lambda f: (f / "vae/config.json").unlink(), ["vae/config.json is missing"]),
     "index with a mark": (
-        lambda f: (f / "model_index.json").write_bytes(b"\xef\xbb\xbf" + (f / "model_index.json").read_bytes()),
+        lambda f: (f / "model_index.json").write_bytes(
+            b"\xef\xbb\xbf" + (f / "model_index.json").read_bytes()
+        ),
         ["model_index.json begins with a byte-order mark", "plain UTF-8"],
     ),
     "cut index": (
         lambda f: (f / "model_index.json").write_text((f / "model_index.json").read_text()[:200]),
         ["model_index.json is cut or damaged"],
     ),
-    "index of another kind": (lambda f: (f / "model_index.json").write_text("[]"), ["holds a list and no JSON object"]),
+    "index of another kind": (
+        lambda f: (f / "model_index.json").write_text("[]"),
+        ["holds a list and no JSON object"],
+    ),
     "unknown class": (
         lambda f: edit_index(f, transformer=["diffusers", "SD3Transformer3DModel"]),
         ["transformer: model_index.json asks for diffusers.SD3Transformer3DModel", "diffusers 0."],
     ),
-    "another library": (lambda f: edit_index(f, vae=["os", "path"]), ["vae: model_index.json asks for os.path"]),
-    "null in the index": (lambda f: edit_index(f, vae=[None, None]), ["its model_index.json has no vae"]),
+    "another library": (
+        lambda f: edit_index(f, vae=["os", "path"]),
+        ["vae: model_index.json asks for os.path"],
+    ),
+    "null in the index": (
+        lambda f: edit_index(f, vae=[None, None]),
+        ["its model_index.json has no vae"],
+    ),
     "cut configuration": (
         lambda f: (f / "text_encoder/config.json").write_text("{"),
         ["text_encoder/config.json is cut or damaged"],
@@ -258,7 +303,9 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_is_there_is_named(folder, case):
-    """Each names the component or file. Mutation: let the library's error, or an empty tokenizer, through."""
+    """Each names the component or file. Mutation: let the library's error, or an empty tokenizer,
+    through.
+    """
     breaks, words = BROKEN[case]
     breaks(folder)
     text = refusal(folder)
@@ -278,17 +325,30 @@ def test_an_index_in_other_bytes(tmp_path):
 def test_every_family_is_checked(name, tiny_pipelines, tmp_path):
     """The transformer and the first text encoder of each. Mutation: check one family's alone."""
     family = FAMILIES[name]
-    texts = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"]
+    texts = [
+        "text_encoder",
+        "tokenizer",
+        "text_encoder_2",
+        "tokenizer_2",
+        "text_encoder_3",
+        "tokenizer_3",
+    ]
     source = Source(family.stock, str(tiny_pipelines[name]), None, "float32")
     whole = source.load()
-    assert [part for part in ("transformer", "vae", "text_encoder") if getattr(whole, part) is None] == []
+    assert [
+        part for part in ("transformer", "vae", "text_encoder") if getattr(whole, part) is None
+    ] == []
     for part in ("transformer", "text_encoder"):
         folder = Path(shutil.copytree(tiny_pipelines[name], tmp_path / part))
         file = next((folder / part).glob("*.safetensors"))
         gone = min(load_file(file))
         change(file, lambda weights, gone=gone: weights.pop(gone))
-        left_out = dict.fromkeys(set(texts) & whole.components.keys()) if part == "transformer" else {}
-        with pytest.raises(ValueError, match=rf"{part}: \d of its \d+ weights are missing, the first '"):
+        left_out = (
+            dict.fromkeys(set(texts) & whole.components.keys()) if part == "transformer" else {}
+        )
+        with pytest.raises(
+            ValueError, match=rf"{part}: \d of its \d+ weights are missing, the first '"
+        ):
             Source(family.stock, str(folder), None, "float32").load(**left_out)
 
 
@@ -321,7 +381,9 @@ def test_a_repository_with_one_variant(folder, monkeypatch, files, asked):
             return files
 
     monkeypatch.setattr("flowrl.models.loading.HfApi", Hub)
-    monkeypatch.setattr("flowrl.models.loading._fetch_index", lambda *_: str(folder / "model_index.json"))
+    monkeypatch.setattr(
+        "flowrl.models.loading._fetch_index", lambda *_: str(folder / "model_index.json")
+    )
     Repository.__name__ = "StableDiffusion3Pipeline"
     source = Source(Repository, "org/name", None, "float32")
     assert source.load(**dict.fromkeys(["text_encoder_3", "tokenizer_3"])).vae is not None

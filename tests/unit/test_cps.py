@@ -13,16 +13,26 @@ KL = Likelihood(reduction="mean", form="gaussian").kl
 
 
 def test_published_std(grid):
-    """peers.md 2.0, noise level 0.7. Mutation: sigma for sigma_next, cos for sin, a factor sqrt(-dt)."""
-    assert [CPS(noise_level=0.7).std(step) for step in grid] == pytest.approx(PUBLISHED_STD, abs=5e-5)
+    """peers.md 2.0, noise level 0.7. Mutation: sigma for sigma_next, cos for sin, a factor
+    sqrt(-dt).
+    """
+    assert [CPS(noise_level=0.7).std(step) for step in grid] == pytest.approx(
+        PUBLISHED_STD, abs=5e-5
+    )
 
 
 def test_kl_by_hand(grid, normal):
-    """sigma 3/4 to 2/3, noise level 0.8, dv 0.1: the mean moves by -0.0198497, std is 0.634038, KL 4.9006e-4.
+    """sigma 3/4 to 2/3, noise level 0.8, dv 0.1: the mean moves by -0.0198497, std is 0.634038, KL
+    4.9006e-4.
 
     Mutation: the KL with Flow-SDE's std, or with std sqrt(-dt) (both published mistakes).
     """
-    sampler, step, x, velocity = CPS(noise_level=0.8), grid[5], normal(2, 1, 3, 3), normal(2, 1, 3, 3)
+    sampler, step, x, velocity = (
+        CPS(noise_level=0.8),
+        grid[5],
+        normal(2, 1, 3, 3),
+        normal(2, 1, 3, 3),
+    )
     moved = sampler.step(x, velocity + 0.1, step)
     kl = KL(moved, sampler.step(x, velocity, step).mean)
     assert kl.tolist() == pytest.approx([4.9006e-4] * 2, rel=1e-4)

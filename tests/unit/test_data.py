@@ -8,7 +8,10 @@ PROMPTS = [Prompt(str(i)) for i in range(7)]
 
 def build(seed=0, num_iterations=14, prompts_per_iteration=3):
     return PromptData(
-        prompts=PROMPTS, prompts_per_iteration=prompts_per_iteration, num_iterations=num_iterations, seed=seed
+        prompts=PROMPTS,
+        prompts_per_iteration=prompts_per_iteration,
+        num_iterations=num_iterations,
+        seed=seed,
     )
 
 
@@ -17,7 +20,9 @@ def texts(data):
 
 
 def test_every_pass_is_a_permutation_in_a_new_order():
-    """3 prompts at a time over 7, across the seams. Mutation: reshuffle at every iteration, or drop the remainder."""
+    """3 prompts at a time over 7, across the seams. Mutation: reshuffle at every iteration, or drop
+    the remainder.
+    """
     flat = [text for batch in texts(build()) for text in batch]
     passes = [flat[i : i + 7] for i in range(0, 42, 7)]
     assert all(sorted(one) == sorted(p.text for p in PROMPTS) for one in passes)

@@ -7,7 +7,9 @@ from flowrl.evaluation.distances import Inception, RandomConv, frechet, kernel
 
 
 def test_frechet_distance_by_scipy(normal):
-    """|m - n|^2 + tr(A + B - 2 (AB)^(1/2)), with the matrix root of scipy. Mutation: no root, or biased covariances."""
+    """|m - n|^2 + tr(A + B - 2 (AB)^(1/2)), with the matrix root of scipy. Mutation: no root, or
+    biased covariances.
+    """
     a = normal(300, 5) @ normal(5, 5) + 1
     b = normal(200, 5) @ normal(5, 5)
     cov_a, cov_b = np.cov(a.T.numpy()), np.cov(b.T.numpy())
@@ -17,14 +19,18 @@ def test_frechet_distance_by_scipy(normal):
 
 
 def test_frechet_distance_of_a_shift(normal):
-    """0 to itself, 25 after a shift by (3, 4). Mutation: the distance of the means without its square."""
+    """0 to itself, 25 after a shift by (3, 4). Mutation: the distance of the means without its
+    square.
+    """
     a = normal(100, 2)
     assert frechet(a, a) == pytest.approx(0, abs=1e-9)
     assert frechet(a, a + torch.tensor([3.0, 4.0])) == pytest.approx(25, rel=1e-9)
 
 
 def test_kernel_distance_by_hand():
-    """{1, 2} and {3, 4} in one dimension: 3^3 + 13^3 - 2 (4^3 + 5^3 + 7^3 + 9^3) / 4. Mutation: keep the diagonal."""
+    """{1, 2} and {3, 4} in one dimension: 3^3 + 13^3 - 2 (4^3 + 5^3 + 7^3 + 9^3) / 4. Mutation:
+    keep the diagonal.
+    """
     a, b = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0]])
     assert kernel(a, b, is_paired=False) == pytest.approx(27 + 2197 - 2 * 315.25, rel=1e-12)
 

@@ -23,7 +23,9 @@ def exact_velocity(x, sigma):
 
 
 def deviation(solver, sigmas):
-    """Relative distance from the exact map, along which x keeps its number of standard deviations."""
+    """Relative distance from the exact map, along which x keeps its number of standard
+    deviations.
+    """
     x, history = torch.full((1, 1, 1, 1), math.sqrt(variance(sigmas[0])), dtype=torch.float64), None
     for sigma, sigma_next in pairwise(sigmas):
         velocity = exact_velocity(x, sigma)
@@ -37,7 +39,8 @@ def test_second_order_where_euler_is_first():
     Mutation: a factor of the correction, or its sign.
     """
     errors = {
-        kind: [deviation(kind(), [0.9 - 0.8 * k / n for k in range(n + 1)]) for n in (32, 64)] for kind in (ODE, DPM2)
+        kind: [deviation(kind(), [0.9 - 0.8 * k / n for k in range(n + 1)]) for n in (32, 64)]
+        for kind in (ODE, DPM2)
     }
     assert errors[ODE][0] / errors[ODE][1] == pytest.approx(2, rel=0.1)
     assert errors[DPM2][0] / errors[DPM2][1] == pytest.approx(4, rel=0.25)

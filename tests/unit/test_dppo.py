@@ -12,9 +12,11 @@ UP, DOWN = math.log(1.2), math.log(0.8)
 
 
 def test_four_mask_cases_by_hand(loss_inputs):
-    """Far steps: dropped when the update moves further out, kept when it corrects; near steps are kept.
+    """Far steps: dropped when the update moves further out, kept when it corrects; near steps are
+    kept.
 
-    Mutation: swap a side's comparison, drop corrective updates, or leave dropped terms out of the mean.
+    Mutation: swap a side's comparison, drop corrective updates, or leave dropped terms out of the
+    mean.
     """
     log_ratios, advantages = [UP, DOWN, DOWN, UP] * 2, [1, 1, -1, -1] * 2
     inputs = loss_inputs(log_ratios, advantages, kl=[0.2] * 4 + [0.09] * 4)
@@ -36,7 +38,8 @@ def test_delta_itself_is_far(loss_inputs):
 
 
 def test_a_step_that_is_no_number_is_not_masked_away(loss_inputs):
-    """Means that are NaN make KL and ratio NaN, and so the loss, which the gradient's check then stops.
+    """Means that are NaN make KL and ratio NaN, and so the loss, which the gradient's check then
+    stops.
 
     Mutation: count NaN as far, which drops the sample and trains on.
     """
@@ -53,7 +56,9 @@ def test_divergence_chooses_what_is_measured(loss_inputs, name, place):
 
 
 def test_an_overflowing_dropped_ratio_does_no_harm(loss_inputs):
-    """Mutation: multiply by the mask (NaN loss), or mask after the exponential alone (NaN gradient)."""
+    """Mutation: multiply by the mask (NaN loss), or mask after the exponential alone (NaN
+    gradient).
+    """
     inputs = loss_inputs([1000.0, 0.0], [1, 1], kl=[9.0, 0.0])
     output = kl_loss(inputs)
     output.loss.backward()
@@ -62,7 +67,9 @@ def test_an_overflowing_dropped_ratio_does_no_harm(loss_inputs):
 
 
 def test_gradient_at_the_rollout_weights(loss_inputs):
-    """-A grad log_prob, averaged, advantages clipped. Mutation: flip the sign, drop the advantage clip."""
+    """-A grad log_prob, averaged, advantages clipped. Mutation: flip the sign, drop the advantage
+    clip.
+    """
     inputs = loss_inputs([0.0] * 4, [2, -1, 7, -9])
     kl_loss(inputs, delta=1e-6).loss.backward()
     assert inputs.log_prob.grad.tolist() == [-0.5, 0.25, -1.25, 1.25]
@@ -125,7 +132,9 @@ def test_controller_by_hand_and_within_its_limits():
 
 
 def test_controller_settles_where_the_mean_is_the_budget():
-    """On a process whose mean KL is half the threshold. Mutation: compare the threshold with the budget."""
+    """On a process whose mean KL is half the threshold. Mutation: compare the threshold with the
+    budget.
+    """
     loss = DPPO(**AUTO)
     for _ in range(60):
         loss.observe(loss.current / 2)
@@ -141,7 +150,10 @@ def test_controller_settles_where_the_mean_is_the_budget():
         ({"delta": -1.0}, r"loss.delta=-1"),
         ({"kl_budget": 1e-5}, "loss.kl_budget=1e-05"),
         ({"delta": 0.0, "final_delta": 1e-6}, "loss.final_delta=1e-06"),
-        ({"delta": "auto", "kl_budget": 1e-5, "divergence": "tv", "calibrated_for": "tv"}, "loss.divergence=kl"),
+        (
+            {"delta": "auto", "kl_budget": 1e-5, "divergence": "tv", "calibrated_for": "tv"},
+            "loss.divergence=kl",
+        ),
     ],
 )
 def test_wrong_thresholds_are_named(change, names):
@@ -157,7 +169,9 @@ def test_a_sample_without_advantage_has_no_gradient_however_far_it_is(loss_input
     inputs.log_prob.requires_grad_()
     for loss in (
         partial(dppo, delta=1.0, divergence="kl", advantage_clip=5.0)(inputs).loss,
-        grpo(inputs, clip_low=0.1, clip_high=0.1, advantage_clip=5.0, calibrated_for="gaussian").loss,
+        grpo(
+            inputs, clip_low=0.1, clip_high=0.1, advantage_clip=5.0, calibrated_for="gaussian"
+        ).loss,
     ):
         (gradient,) = torch.autograd.grad(loss, inputs.log_prob)
         assert loss.item() == 0 and gradient.item() == 0

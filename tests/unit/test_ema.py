@@ -5,7 +5,9 @@ from flowrl.training.ema import EMA
 
 
 def test_first_averages_by_hand():
-    """d = min(decay, n / (n + 9)): 0.1 then 2/11, every second step. Mutation: swap d and 1 - d, ignore every."""
+    """d = min(decay, n / (n + 9)): 0.1 then 2/11, every second step. Mutation: swap d and 1 - d,
+    ignore every.
+    """
     ema, weights = EMA(decay=0.9, every=2), {"w": torch.zeros(1, dtype=torch.float64)}
     ema.start(weights)
     weights["w"].fill_(1.0)
@@ -38,7 +40,9 @@ def test_average_holds_copies_without_gradient():
     assert parameter.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize(("change", "message"), [({"decay": 1.0}, r"ema.decay=1\.0"), ({"every": 0}, "ema.every=0")])
+@pytest.mark.parametrize(
+    ("change", "message"), [({"decay": 1.0}, r"ema.decay=1\.0"), ({"every": 0}, "ema.every=0")]
+)
 def test_bounds(change, message):
     """Mutation: allow decay 1, which never learns."""
     with pytest.raises(ValueError, match=message):

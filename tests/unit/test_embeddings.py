@@ -15,7 +15,9 @@ from flowrl.types import Conditioning, Prompt
 
 
 class Encoder:
-    """Embeds a text by its length and first letter, of at most 8 letters; counts what it is asked for."""
+    """Embeds a text by its length and first letter, of at most 8 letters; counts what it is asked
+    for.
+    """
 
     def __init__(self, negative=None, key="model"):
         self.negative_prompt, self.embedding_key = negative, key
@@ -35,7 +37,9 @@ class Encoder:
 
 
 def embed(model, texts, folder=None, chunk=2):
-    return PromptEmbeddings(model, [Prompt(text) for text in texts], folder=folder and str(folder), chunk=chunk)
+    return PromptEmbeddings(
+        model, [Prompt(text) for text in texts], folder=folder and str(folder), chunk=chunk
+    )
 
 
 TEXTS = ["a cat", "two dogs", "bird", "an elephant", "cats"]
@@ -44,26 +48,35 @@ ASKED = [Prompt("bird"), Prompt("a cat"), Prompt("bird")]
 
 @pytest.mark.parametrize("negative", [None, ""])
 def test_memory_and_folder_give_the_same_rows(negative, tmp_path):
-    """Rows by text, in the order asked for, with one negative beside each. Mutation: index rows by position."""
+    """Rows by text, in the order asked for, with one negative beside each. Mutation: index rows by
+    position.
+    """
     for folder in (None, tmp_path):
         rows = embed(Encoder(negative), TEXTS, folder)(ASKED)
         assert rows.pooled.tolist() == [[4, ord("b")], [5, ord("a")], [4, ord("b")]]
         assert torch.equal(rows.tokens, rows.pooled[:, None].repeat(1, 3, 1))
         assert (rows.negative is None) == (negative is None)
         if negative is not None:
-            assert rows.negative.pooled.tolist() == [[0, 32]] * 3 and rows.negative.tokens.shape == (3, 3, 2)
+            assert rows.negative.pooled.tolist() == [
+                [0, 32]
+            ] * 3 and rows.negative.tokens.shape == (3, 3, 2)
 
 
 @pytest.mark.parametrize("negative", [None, ""])
 def test_a_prompt_is_held_once_however_often_it_is_asked_for(negative, tmp_path):
-    """One row a prompt, and the same tensors for the next micro-batch of a group; not for another's.
+    """One row a prompt, and the same tensors for the next micro-batch of a group; not for
+    another's.
 
     Mutation: a row for each sample, or the last group's rows for the next one.
     """
     for folder in (None, tmp_path):
         embeddings = embed(Encoder(negative), TEXTS, folder)
         rows, numbers = embeddings.shared(ASKED)
-        assert rows.pooled.tolist() == [[4, ord("b")], [5, ord("a")]] and numbers.tolist() == [0, 1, 0]
+        assert rows.pooled.tolist() == [[4, ord("b")], [5, ord("a")]] and numbers.tolist() == [
+            0,
+            1,
+            0,
+        ]
         again, later = embeddings.shared([ASKED[0], *ASKED])
         assert again.tokens is rows.tokens and later.tolist() == [0, 0, 1, 0]
         other, _ = embeddings.shared([Prompt("cats")])
@@ -83,7 +96,9 @@ def test_a_folder_is_filled_once(tmp_path):
 
 @pytest.mark.parametrize("key", ["other", "model 512"])
 def test_another_model_has_rows_of_its_own(key, tmp_path):
-    """Revision, dtype and sequence length are part of the key. Mutation: key files by prompt alone."""
+    """Revision, dtype and sequence length are part of the key. Mutation: key files by prompt
+    alone.
+    """
     embed(Encoder(), TEXTS, tmp_path)
     other = Encoder(key=key)
     embed(other, TEXTS, tmp_path)
@@ -91,7 +106,9 @@ def test_another_model_has_rows_of_its_own(key, tmp_path):
 
 
 def test_damaged_files_are_computed_anew(tmp_path, caplog):
-    """A truncated file and one that holds another prompt. Mutation: trust whatever bears the name."""
+    """A truncated file and one that holds another prompt. Mutation: trust whatever bears the
+    name.
+    """
     embeddings = embed(Encoder(), TEXTS, tmp_path)
     cut, swapped = (embeddings.store.path(text) for text in ("bird", "cats"))
     cut.write_bytes(cut.read_bytes()[:-5])
@@ -124,13 +141,16 @@ def full(free):
 
 
 def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, monkeypatch):
-    """A row is 3 x 2 and 2 numbers of 4 bytes: 32. Of five texts two are there, so 96 bytes are enough, 95 are not.
+    """A row is 3 x 2 and 2 numbers of 4 bytes: 32. Of five texts two are there, so 96 bytes are
+    enough, 95 are not.
 
     Mutation: count all prompts, the tokens alone, or write first and look later.
     """
     embed(Encoder(), TEXTS[:2], tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", full(95))
-    with pytest.raises(ValueError, match=r"embeddings\.folder=.* 3 prompts need .*embeddings\.folder=null") as error:
+    with pytest.raises(
+        ValueError, match=r"embeddings\.folder=.* 3 prompts need .*embeddings\.folder=null"
+    ) as error:
         embed(Encoder(), TEXTS, tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
@@ -142,18 +162,30 @@ def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, monke
 
 @pytest.mark.parametrize(
     ("count", "free", "told"),
-    [(25_000, 2**39, "293.0 GiB (512.0 GiB free)"), (85, 2**39, ""), (25_000, 2**38, "256.0 GiB free")],
+    [
+        (25_000, 2**39, "293.0 GiB (512.0 GiB free)"),
+        (85, 2**39, ""),
+        (25_000, 2**38, "256.0 GiB free"),
+    ],
 )
-def test_what_goes_to_the_disk_is_told_where_it_is_much(count, free, told, tmp_path, monkeypatch, capsys):
-    """FLUX.2-klein-9B: 512 tokens of 12288 bfloat16 numbers are 12.6 MB, 25,000 of them 293 GiB; 85 less than one GiB.
+def test_what_goes_to_the_disk_is_told_where_it_is_much(
+    count, free, told, tmp_path, monkeypatch, capsys
+):
+    """FLUX.2-klein-9B: 512 tokens of 12288 bfloat16 numbers are 12.6 MB, 25,000 of them 293 GiB; 85
+    less than one GiB.
 
-    Mutation: fill a disk in silence, tell of every small run, or swap what is needed and what is free.
+    Mutation: fill a disk in silence, tell of every small run, or swap what is needed and what is
+    free.
     """
-    rows = Conditioning(torch.zeros(1, dtype=torch.bfloat16).expand(8, 512, 12288), torch.zeros(8, 0))
+    rows = Conditioning(
+        torch.zeros(1, dtype=torch.bfloat16).expand(8, 512, 12288), torch.zeros(8, 0)
+    )
     monkeypatch.setattr(shutil, "disk_usage", full(free))
     folder = Folder(tmp_path, "model")
     if free < 2**39:
-        with pytest.raises(ValueError, match=f"{told}, but the embeddings of 25000 prompts need 293.0 GiB"):
+        with pytest.raises(
+            ValueError, match=f"{told}, but the embeddings of 25000 prompts need 293.0 GiB"
+        ):
             folder.expect(rows, count)
     else:
         folder.expect(rows, count)
@@ -162,7 +194,9 @@ def test_what_goes_to_the_disk_is_told_where_it_is_much(count, free, told, tmp_p
 
 
 def test_a_write_that_fails_leaves_nothing_and_names_the_folder(tmp_path):
-    """As when a quota is reached. Mutation: let the library's error through, or keep the partial file."""
+    """As when a quota is reached. Mutation: let the library's error through, or keep the partial
+    file.
+    """
     embeddings = embed(Encoder(), TEXTS[:1], tmp_path)
     embeddings.store.path("bird").mkdir()  # which a file cannot replace
     with pytest.raises(ValueError, match=r"embeddings\.folder=.* cannot be written to \("):
@@ -171,14 +205,19 @@ def test_a_write_that_fails_leaves_nothing_and_names_the_folder(tmp_path):
 
 
 def test_what_killed_writers_left_is_swept(tmp_path):
-    """Files of a day ago, of this model; a younger one may belong to another process. Mutation: sweep all, or none."""
+    """Files of a day ago, of this model; a younger one may belong to another process. Mutation:
+    sweep all, or none.
+    """
     folder = embed(Encoder(), TEXTS[:1], tmp_path).store.folder
     names = {"old.partial": 25, "young.partial": 23, "old.safetensors": 25}
     for name, hours in names.items():
         (folder / name).touch()
         os.utime(folder / name, (time.time() - 3600 * hours,) * 2)
     embed(Encoder(), TEXTS[:1], tmp_path)
-    assert [name for name in names if (folder / name).exists()] == ["young.partial", "old.safetensors"]
+    assert [name for name in names if (folder / name).exists()] == [
+        "young.partial",
+        "old.safetensors",
+    ]
 
 
 def warnings_of(caplog, *given, **how):
@@ -188,20 +227,26 @@ def warnings_of(caplog, *given, **how):
 
 
 def test_prompts_that_are_cut_are_warned_of_once_by_every_run(tmp_path, caplog, monkeypatch):
-    """The first of two, with what it loses, also from a full or a half-full folder; by one process of several.
+    """The first of two, with what it loses, also from a full or a half-full folder; by one process
+    of several.
 
     Mutation: forget it with the encoders, warn of each prompt, or take the part of another one.
     """
     texts = [*TEXTS, "an elephant"]
     expected = [
-        "prompts longer than the model takes, which are cut: 1 of 5; the first is 'an elephant': it loses 'ant'"
+        "prompts longer than the model takes, which are cut: 1 of 5; the first is 'an elephant': "
+        "it loses 'ant'"
     ]
     assert warnings_of(caplog, Encoder(), texts) == expected
     assert warnings_of(caplog, Encoder(), texts, tmp_path) == expected
     warm = Encoder()
     assert warnings_of(caplog, warm, texts, tmp_path) == expected and not warm.seen
     both = warnings_of(caplog, Encoder(), [*texts, "zebras, zebras"], tmp_path)
-    assert len(both) == 1 and ": 2 of 6;" in both[0] and both[0].endswith("'an elephant': it loses 'ant'")
+    assert (
+        len(both) == 1
+        and ": 2 of 6;" in both[0]
+        and both[0].endswith("'an elephant': it loses 'ant'")
+    )
     assert warnings_of(caplog, Encoder(), ["a cat"], tmp_path) == []
     monkeypatch.setenv("RANK", "1")
     assert warnings_of(caplog, Encoder(), texts, tmp_path) == []

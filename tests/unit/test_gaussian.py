@@ -15,8 +15,12 @@ def reduce(values, reduction):
 def test_log_prob_is_that_of_torch(normal, reduction):
     """Mutation: drop log std, or the factor 2 under the square, or swap the reductions."""
     mean, x_next = normal(3, 2, 4, 4), normal(3, 2, 4, 4)
-    log_prob = Likelihood(reduction=reduction, form="gaussian").log_prob(GaussianStep(mean, 0.3), x_next)
-    torch.testing.assert_close(log_prob, reduce(Normal(mean, 0.3).log_prob(x_next), reduction), rtol=1e-12, atol=1e-12)
+    log_prob = Likelihood(reduction=reduction, form="gaussian").log_prob(
+        GaussianStep(mean, 0.3), x_next
+    )
+    torch.testing.assert_close(
+        log_prob, reduce(Normal(mean, 0.3).log_prob(x_next), reduction), rtol=1e-12, atol=1e-12
+    )
 
 
 @REDUCTIONS
@@ -39,12 +43,18 @@ def test_unnormalised_form_by_hand(reduction):
 
 @pytest.mark.parametrize("shift", [0.01, 0.3, 2.0])
 def test_tv_against_integration(shift):
-    """Half the integral of |p - q| in one dimension. Mutation: drop the 2 (or sqrt 2) under the distance."""
+    """Half the integral of |p - q| in one dimension. Mutation: drop the 2 (or sqrt 2) under the
+    distance.
+    """
     std, x = 0.4, torch.linspace(-8, 8, 200_001, dtype=torch.float64)
-    p, q = (Normal(torch.tensor(m, dtype=torch.float64), std).log_prob(x).exp() for m in (0.0, shift))
+    p, q = (
+        Normal(torch.tensor(m, dtype=torch.float64), std).log_prob(x).exp() for m in (0.0, shift)
+    )
     expected = 0.5 * torch.trapezoid((p - q).abs(), x)
     step = GaussianStep(torch.zeros(1, 1, 1, 1, dtype=torch.float64), std)
-    torch.testing.assert_close(tv(step, torch.full_like(step.mean, shift))[0], expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        tv(step, torch.full_like(step.mean, shift))[0], expected, rtol=1e-6, atol=0
+    )
 
 
 def test_tv_depends_on_the_euclidean_distance():
@@ -56,10 +66,16 @@ def test_tv_depends_on_the_euclidean_distance():
 
 
 def test_log_prob_gradient_reaches_the_mean_only(normal):
-    """(x_next - mean) / (D std^2) to the mean, nothing to x_next. Mutation: do not detach x_next."""
+    """(x_next - mean) / (D std^2) to the mean, nothing to x_next. Mutation: do not detach
+    x_next.
+    """
     mean, x_next = normal(2, 1, 2, 2).requires_grad_(), normal(2, 1, 2, 2).requires_grad_()
-    Likelihood(reduction="mean", form="gaussian").log_prob(GaussianStep(mean, 0.5), x_next).sum().backward()
-    torch.testing.assert_close(mean.grad, ((x_next - mean) / (4 * 0.25)).detach(), rtol=1e-12, atol=0)
+    Likelihood(reduction="mean", form="gaussian").log_prob(
+        GaussianStep(mean, 0.5), x_next
+    ).sum().backward()
+    torch.testing.assert_close(
+        mean.grad, ((x_next - mean) / (4 * 0.25)).detach(), rtol=1e-12, atol=0
+    )
     assert x_next.grad is None
 
 
@@ -85,6 +101,8 @@ def test_a_step_without_noise_has_no_density(call):
 
 @pytest.mark.parametrize(("key", "value"), [("reduction", "max"), ("form", "laplace")])
 def test_unknown_choices_are_named(key, value):
-    """Mutation: fall through to a default. (The type checker of the suite may be first to object.)"""
+    """Mutation: fall through to a default. (The type checker of the suite may be first to
+    object.)
+    """
     with pytest.raises(Exception, match=f"{key}.*{value}|{value}"):
         Likelihood(**{"reduction": "mean", "form": "gaussian", key: value})

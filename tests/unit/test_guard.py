@@ -23,7 +23,9 @@ def test_by_hand(loss_inputs):
 
 
 def test_ratio_is_the_exponential_of_the_noise_part(normal):
-    """(log-ratio + KL) std = mean(eps d) whatever the size of d. Mutation: average the bias over the batch."""
+    """(log-ratio + KL) std = mean(eps d) whatever the size of d. Mutation: average the bias over
+    the batch.
+    """
     old, eps, std = normal(3, 2, 4, 4), normal(3, 2, 4, 4), 0.3
     d = normal(3, 2, 4, 4) * torch.tensor([0.01, 0.1, 0.5]).view(3, 1, 1, 1)
     likelihood = Likelihood(reduction="mean", form="gaussian")
@@ -37,11 +39,15 @@ def test_ratio_is_the_exponential_of_the_noise_part(normal):
     for i, noise in enumerate((eps * d).mean((1, 2, 3)).tolist()):
         advantage = torch.zeros(3, dtype=torch.float64)
         advantage[i] = 1.0
-        assert wide(replace(inputs, advantage=advantage)).loss.item() == pytest.approx(-10 * math.exp(noise) / 3)
+        assert wide(replace(inputs, advantage=advantage)).loss.item() == pytest.approx(
+            -10 * math.exp(noise) / 3
+        )
 
 
 def test_it_clips_the_centred_ratio(loss_inputs):
-    """Log-ratio 0.4, bias 0: r = e^0.2 is beyond 1.1. Mutation: clip before std is multiplied in."""
+    """Log-ratio 0.4, bias 0: r = e^0.2 is beyond 1.1. Mutation: clip before std is multiplied
+    in.
+    """
     output = guard(loss_inputs([0.4, 0.1], [1, 1]), clip_low=0.1, clip_high=0.1, advantage_clip=5.0)
     assert output.loss.item() == pytest.approx(-10 * (1.1 + math.exp(0.05)) / 2, rel=1e-12)
     assert output.metrics["trust/masked_positive"].item() == 0.5

@@ -38,7 +38,8 @@ CASES = {
 def test_what_was_lacking_is_named(name):
     """Equal rewards with a gradient, which a penalty gives; weight decay without one; a rate of 0.
 
-    Mutation: ask whether weights differ from their start, which decay and penalty do without learning.
+    Mutation: ask whether weights differ from their start, which decay and penalty do without
+    learning.
     """
     learning = Learning()
     for _ in range(3):
@@ -46,9 +47,12 @@ def test_what_was_lacking_is_named(name):
     assert CONDITIONS[name] in verdict(learning)
 
 
-@pytest.mark.parametrize(("gradient", "rate"), [([1e-15, 0.0], 1e-3), ([1.0, -1.0], 2e-7)], ids=["tiny", "opposite"])
+@pytest.mark.parametrize(
+    ("gradient", "rate"), [([1e-15, 0.0], 1e-3), ([1.0, -1.0], 2e-7)], ids=["tiny", "opposite"]
+)
 def test_the_slowest_learning_counts(gradient, rate):
-    """One pair of unlike rewards, one step of 1e-6 or 2e-7, in one of three iterations; changes that cancel in a sum.
+    """One pair of unlike rewards, one step of 1e-6 or 2e-7, in one of three iterations; changes
+    that cancel in a sum.
 
     Mutation: a tolerance on rewards, gradients or weights, or the plain sum of all weights.
     """
@@ -60,7 +64,9 @@ def test_the_slowest_learning_counts(gradient, rate):
 
 
 def test_a_rate_below_a_weight_s_last_bit_changes_nothing():
-    """AdamW moves by the rate, and half of 6e-8 is lost beside 1. Mutation: count steps with a gradient."""
+    """AdamW moves by the rate, and half of 6e-8 is lost beside 1. Mutation: count steps with a
+    gradient.
+    """
     learning = Learning()
     iterate(learning, UNEQUAL, [1.0, 1.0], 1e-9)
     assert CONDITIONS["changes"] in verdict(learning)
@@ -75,7 +81,9 @@ def test_gradient_and_advantage_must_come_together():
 
 
 def test_a_resumed_run_remembers():
-    """Learning before the stop counts, and so does a checkpoint that knows nothing of it. Mutation: begin anew."""
+    """Learning before the stop counts, and so does a checkpoint that knows nothing of it. Mutation:
+    begin anew.
+    """
     first, resumed, old = Learning(), Learning(), Learning()
     iterate(first, UNEQUAL, [1.0, 1.0], 0.1)
     resumed.load_state(first.state())

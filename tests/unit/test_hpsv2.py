@@ -14,7 +14,10 @@ from flowrl.types import Prompt
 
 open_clip = pytest.importorskip("open_clip")
 PROMPTS = [Prompt("a red circle"), Prompt("seven swans a-swimming"), Prompt("a red circle")]
-PICTURES = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)) for i in range(3)]
+PICTURES = [
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    for i in range(3)
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,13 @@ def model(tmp_path_factory):
     config = {
         "embed_dim": 16,
         "vision_cfg": small | {"image_size": 32, "patch_size": 8},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 64,
+            "heads": 2,
+            "layers": 1,
+        },
     }
     (folder / "tiny-hps.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
@@ -42,8 +51,15 @@ def reward(weights, architecture="tiny-hps"):
 
 @torch.no_grad()
 def by_hand(network, picture, text):
-    """The cosine of the class's raw features, for a square picture: resized and normalised, nothing else."""
-    pixels = torch.tensor(np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255
+    """The cosine of the class's raw features, for a square picture: resized and normalised, nothing
+    else.
+    """
+    pixels = (
+        torch.tensor(np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC))).permute(
+            2, 0, 1
+        )
+        / 255
+    )
     published = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in published)
     image = network.encode_image(((pixels - mean) / std)[None])[0]
@@ -55,7 +71,10 @@ def test_the_plain_cosine(model):
     """Mutation: times the logit scale, features not of unit length, or the first prompt for all."""
     network, weights = model
     output = RewardModule(reward=reward(weights), max_missing=0.0).score(PICTURES, PROMPTS)
-    expected = [by_hand(network, picture, prompt.text) for picture, prompt in zip(PICTURES, PROMPTS, strict=True)]
+    expected = [
+        by_hand(network, picture, prompt.text)
+        for picture, prompt in zip(PICTURES, PROMPTS, strict=True)
+    ]
     assert output.values.tolist() == pytest.approx(expected, abs=1e-5)
     assert output.values.std() > 1e-3
 
@@ -66,15 +85,25 @@ def test_a_wide_picture_is_padded_not_cropped(model):
     wide = Image.new("RGB", (120, 40), "white")
     marked = wide.copy()
     marked.paste("red", (0, 0, 20, 40))
-    values = RewardModule(reward=reward(weights), max_missing=0.0).score([wide, marked], PROMPTS[:2]).values
-    same = RewardModule(reward=reward(weights), max_missing=0.0).score([wide, wide], [PROMPTS[1]] * 2).values
+    values = (
+        RewardModule(reward=reward(weights), max_missing=0.0)
+        .score([wide, marked], PROMPTS[:2])
+        .values
+    )
+    same = (
+        RewardModule(reward=reward(weights), max_missing=0.0)
+        .score([wide, wide], [PROMPTS[1]] * 2)
+        .values
+    )
     assert abs(values[1] - same[1]) > 1e-4
 
 
 def test_tensors_give_the_same_number(model):
     """Mutation: another resize for tensors."""
     module = RewardModule(reward=reward(model[1]), max_missing=0.0)
-    assert torch.equal(module.score(PICTURES, PROMPTS).values, module.score(to_tensor(PICTURES), PROMPTS).values)
+    assert torch.equal(
+        module.score(PICTURES, PROMPTS).values, module.score(to_tensor(PICTURES), PROMPTS).values
+    )
 
 
 def test_wrong_names_are_refused(model, tmp_path):

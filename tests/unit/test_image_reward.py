@@ -1,4 +1,6 @@
-"""ImageReward in transformers' BLIP, against numbers of the authors' own code on the same small random checkpoint."""
+"""ImageReward in transformers' BLIP, against numbers of the authors' own code on the same small
+random checkpoint.
+"""
 
 import numpy as np
 import pytest
@@ -10,10 +12,25 @@ from flowrl.rewards.images import to_tensor
 from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt
 
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle", "two", "blue", "squares", "and")
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "red",
+    "circle",
+    "two",
+    "blue",
+    "squares",
+    "and",
+)
 TEXTS = ("a red circle", "two blue squares and a red circle", "a circle")
 GOLDEN = (15.716236114501953, 25.92626190185547, 42.32658004760742)
-"""From image-reward 1.5's `ImageReward.score` (its ViT and BERT classes) on `checkpoint()` and `pictures()`."""
+"""From image-reward 1.5's `ImageReward.score` (its ViT and BERT classes) on `checkpoint()` and
+`pictures()`.
+"""
 
 
 def shapes(width=128, depth=2, text_width=128, layers=2):
@@ -21,7 +38,12 @@ def shapes(width=128, depth=2, text_width=128, layers=2):
     names = {"cls_token": (1, 1, width), "pos_embed": (1, 17, width)}
     names |= {"patch_embed.proj.weight": (width, 3, 16, 16), "patch_embed.proj.bias": (width,)}
     for i in range(depth):
-        block = {"norm1": (width,), "norm2": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+        block = {
+            "norm1": (width,),
+            "norm2": (width,),
+            "attn.qkv": (3 * width, width),
+            "attn.proj": (width, width),
+        }
         block |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
         names |= both(f"blocks.{i}", block)
     names |= both("", {"norm": (width,)})
@@ -39,7 +61,10 @@ def shapes(width=128, depth=2, text_width=128, layers=2):
         for name, source in (("attention", text_width), ("crossattention", width)):
             block |= {f"{name}.self.query": (text_width, text_width)}
             block |= {f"{name}.self.{part}": (text_width, source) for part in ("key", "value")}
-            block |= {f"{name}.output.dense": (text_width, text_width), f"{name}.output.LayerNorm": (text_width,)}
+            block |= {
+                f"{name}.output.dense": (text_width, text_width),
+                f"{name}.output.LayerNorm": (text_width,),
+            }
         text |= both(f"encoder.layer.{i}", block)
     found |= {f"blip.text_encoder.{name}": shape for name, shape in text.items()}
     sizes = (text_width, 1024, 128, 64, 16, 1)
@@ -60,7 +85,9 @@ def checkpoint():
     """Random weights, each from a seed of its own."""
     state = {}
     for seed, (name, shape) in enumerate(sorted(shapes().items())):
-        values = np.random.default_rng(seed).normal(size=shape) * (0.3 if len(shape) == 1 else 3 / np.sqrt(shape[-1]))
+        values = np.random.default_rng(seed).normal(size=shape) * (
+            0.3 if len(shape) == 1 else 3 / np.sqrt(shape[-1])
+        )
         if "norm" in name.lower() and name.endswith("weight"):
             values = 1 + values
         state[name] = torch.tensor(values, dtype=torch.float32)
@@ -68,7 +95,10 @@ def checkpoint():
 
 
 def pictures():
-    return [Image.fromarray(np.random.default_rng(i).integers(0, 256, (80, 80, 3), dtype=np.uint8)) for i in range(3)]
+    return [
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (80, 80, 3), dtype=np.uint8))
+        for i in range(3)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -76,22 +106,30 @@ def reward(tmp_path_factory):
     folder = tmp_path_factory.mktemp("image_reward")
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     torch.save(checkpoint(), folder / "ImageReward.pt")
-    own = ImageReward(weights=str(folder / "ImageReward.pt"), tokenizer=str(folder), dtype="float32", batch_size=2)
+    own = ImageReward(
+        weights=str(folder / "ImageReward.pt"), tokenizer=str(folder), dtype="float32", batch_size=2
+    )
     return RewardModule(reward=own, max_missing=0.0)
 
 
 def test_the_authors_numbers(reward):
-    """Mutation: four heads for two, epsilon 1e-5 for 1e-6, a causal mask, or the mean not subtracted."""
+    """Mutation: four heads for two, epsilon 1e-5 for 1e-6, a causal mask, or the mean not
+    subtracted.
+    """
     values = reward.score(pictures(), [Prompt(text) for text in TEXTS]).values
     assert values.tolist() == pytest.approx(GOLDEN, rel=1e-5)
 
 
 def test_tensors_and_batches_give_the_same(reward):
-    """Mutation: resize tensors without antialiasing, or pad to the longest text without its mask."""
+    """Mutation: resize tensors without antialiasing, or pad to the longest text without its
+    mask.
+    """
     prompts = [Prompt(text) for text in TEXTS]
     values = reward.score(pictures(), prompts).values
     assert torch.equal(reward.score(to_tensor(pictures()), prompts).values, values)
-    alone = torch.cat([reward.score([p], [q]).values for p, q in zip(pictures(), prompts, strict=True)])
+    alone = torch.cat(
+        [reward.score([p], [q]).values for p, q in zip(pictures(), prompts, strict=True)]
+    )
     torch.testing.assert_close(alone, values, rtol=1e-5, atol=1e-5)
 
 
@@ -99,7 +137,12 @@ def test_another_checkpoint_is_refused(tmp_path):
     """Mutation: load with strict=False."""
     torch.save({"blip.visual_encoder.cls_token": torch.zeros(1, 1, 64)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"reward.weights=.*not a checkpoint of ImageReward"):
-        ImageReward(weights=str(tmp_path / "other.pt"), tokenizer=str(tmp_path), dtype="float32", batch_size=2)
+        ImageReward(
+            weights=str(tmp_path / "other.pt"),
+            tokenizer=str(tmp_path),
+            dtype="float32",
+            batch_size=2,
+        )
 
 
 def test_one_nan_pixel_costs_one_score(reward):

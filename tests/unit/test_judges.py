@@ -17,13 +17,26 @@ PICTURES = [Image.new("RGB", (4, 4))] * 5
 
 
 def judge(url, top_logprobs=20):
-    return Judge(url=url, model="vlm", max_tokens=1, top_logprobs=top_logprobs, client=client(retries=0))
+    return Judge(
+        url=url, model="vlm", max_tokens=1, top_logprobs=top_logprobs, client=client(retries=0)
+    )
 
 
 def chat(text="", tokens=None):
-    tops = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in (tokens or {}).items()]
-    logprobs = {"content": [{"token": text, "logprob": 0.0, "top_logprobs": tops}]} if tokens is not None else None
-    return {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": logprobs}]}
+    tops = [
+        {"token": token, "logprob": math.log(p), "bytes": None}
+        for token, p in (tokens or {}).items()
+    ]
+    logprobs = (
+        {"content": [{"token": text, "logprob": 0.0, "top_logprobs": tops}]}
+        if tokens is not None
+        else None
+    )
+    return {
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": logprobs}
+        ]
+    }
 
 
 def openai(answer, seen=None):
@@ -45,17 +58,29 @@ def questions(*pairs, skills=()):
 
 
 COWS = questions(
-    ("How many cows are in the image?", "two"), ("Are the cows white?", "Yes"), skills=("count", "attribute")
+    ("How many cows are in the image?", "two"),
+    ("Are the cows white?", "Yes"),
+    skills=("count", "attribute"),
 )
 TOKENS = {
-    "How many cows are in the image? Answer in one word.": {"two": 0.3, " Two": 0.1, "2": 0.2, "Three": 0.2, "tw": 0.1},
+    "How many cows are in the image? Answer in one word.": {
+        "two": 0.3,
+        " Two": 0.1,
+        "2": 0.2,
+        "Three": 0.2,
+        "tw": 0.1,
+    },
     "Are the cows white? Answer in one word.": {"Yes": 0.05, " yes": 0.05, "No": 0.8},
 }
 
 
-@pytest.mark.parametrize(("mean", "expected"), [("geometric", math.sqrt(0.6 * 0.1)), ("arithmetic", 0.35)])
+@pytest.mark.parametrize(
+    ("mean", "expected"), [("geometric", math.sqrt(0.6 * 0.1)), ("arithmetic", 0.35)]
+)
 def test_soft_tifa(mean, expected):
-    """P(two) = 0.3 + 0.1 + 0.2, P(yes) = 0.05 + 0.05. Mutation: the other mean, one variant only, or prefixes too."""
+    """P(two) = 0.3 + 0.1 + 0.2, P(yes) = 0.05 + 0.05. Mutation: the other mean, one variant only,
+    or prefixes too.
+    """
     prompts = [Prompt("two white cows", "", COWS)] * 3
     seen = []
     with openai(lambda path, text: chat("x", TOKENS[text]), seen) as url:
@@ -66,8 +91,17 @@ def test_soft_tifa(mean, expected):
     assert output.parts["skill_count"][0] == pytest.approx(0.6)
     assert output.parts["skill_attribute"][0] == pytest.approx(0.1)
     assert len(seen) == 6
-    asked = {key: seen[0][key] for key in ("model", "max_tokens", "temperature", "logprobs", "top_logprobs")}
-    assert asked == {"model": "vlm", "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 20}
+    asked = {
+        key: seen[0][key]
+        for key in ("model", "max_tokens", "temperature", "logprobs", "top_logprobs")
+    }
+    assert asked == {
+        "model": "vlm",
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 20,
+    }
 
 
 def test_number_words_and_their_variants():
@@ -82,9 +116,11 @@ def test_number_words_and_their_variants():
 
 
 def test_an_unlikely_answer_is_zero_and_a_missing_one_is_missing():
-    """No variant among the tokens: 0. No questions, a failed question, no log-probabilities: missing.
+    """No variant among the tokens: 0. No questions, a failed question, no log-probabilities:
+    missing.
 
-    Mutation: score 0 for a prompt without questions, as published code does, or leave out failed questions.
+    Mutation: score 0 for a prompt without questions, as published code does, or leave out failed
+    questions.
     """
     prompts = [
         Prompt("none of them", "", questions(("Is it red?", "Yes"))),
@@ -109,7 +145,14 @@ def test_an_unlikely_answer_is_zero_and_a_missing_one_is_missing():
         [],
         {"choices": [{"message": {"content": None}}]},
         {"choices": [{"message": {"content": "x"}, "logprobs": {"content": []}}]},
-        {"choices": [{"message": {"content": "x"}, "logprobs": {"content": [{"top_logprobs": [{"token": "x"}]}]}}]},
+        {
+            "choices": [
+                {
+                    "message": {"content": "x"},
+                    "logprobs": {"content": [{"top_logprobs": [{"token": "x"}]}]},
+                }
+            ]
+        },
         {"data": [{"data": ["x"]}]},
         {"data": [{"data": []}]},
         "text",
@@ -130,7 +173,9 @@ def test_what_no_judge_says_is_missing(answer):
 
 
 def test_unified_reward_reads_the_final_score():
-    """Of five; without one from 1 to 5, missing, not 0. Mutation: scale to 4, or take the first number or digit."""
+    """Of five; without one from 1 to 5, missing, not 0. Mutation: scale to 4, or take the first
+    number or digit.
+    """
     replies = {
         "good": "1. Alignment: 2\n2. Quality: fine\nFinal Score: 4.5",
         "bold": "Final Score: **3**",

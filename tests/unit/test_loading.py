@@ -13,7 +13,10 @@ def test_a_missing_package_names_its_extra():
 def test_weights_of_a_file(tmp_path):
     """With or without the training script's wrapper. Mutation: return the wrapper."""
     weights = {"a": torch.arange(3.0)}
-    for name, content in (("plain.pt", weights), ("wrapped.pt", {"epoch": 3, "state_dict": weights})):
+    for name, content in (
+        ("plain.pt", weights),
+        ("wrapped.pt", {"epoch": 3, "state_dict": weights}),
+    ):
         torch.save(content, tmp_path / name)
         assert torch.equal(load_weights(str(tmp_path / name), "weights")["a"], weights["a"])
 
@@ -36,7 +39,9 @@ def test_a_model_that_is_not_there():
     """Mutation: a message of many lines, or without the key."""
     from transformers import CLIPModel
 
-    with pytest.raises(ValueError, match=r"reward.pretrained=/no/such.*local folder or a hub id") as error:
+    with pytest.raises(
+        ValueError, match=r"reward.pretrained=/no/such.*local folder or a hub id"
+    ) as error:
         load_pretrained(CLIPModel, "/no/such", "pretrained")
     assert len(str(error.value).splitlines()) == 1
 
@@ -46,11 +51,19 @@ def clip(tmp_path):
     """A CLIP of a few thousand parameters, saved whole."""
     from transformers import CLIPConfig, CLIPModel
 
-    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    text, vision = {"vocab_size": 16, "max_position_embeddings": 8}, {"image_size": 8, "patch_size": 4}
-    CLIPModel(CLIPConfig(text_config=small | text, vision_config=small | vision, projection_dim=4)).save_pretrained(
-        tmp_path
+    small = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    text, vision = (
+        {"vocab_size": 16, "max_position_embeddings": 8},
+        {"image_size": 8, "patch_size": 4},
     )
+    CLIPModel(
+        CLIPConfig(text_config=small | text, vision_config=small | vision, projection_dim=4)
+    ).save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -61,7 +74,10 @@ def clip(tmp_path):
             lambda weights: weights.pop("text_projection.weight"),
             "weights are missing, the first 'text_projection.weight'",
         ),
-        (lambda weights: weights["logit_scale"].fill_(torch.inf), "its weight 'logit_scale' holds NaN or infinity"),
+        (
+            lambda weights: weights["logit_scale"].fill_(torch.inf),
+            "its weight 'logit_scale' holds NaN or infinity",
+        ),
         (
             lambda weights: weights.update({"text_projection.weight": torch.zeros(2, 2)}),
             "the first 'text_projection.weight' (2, 2) instead of (4, 8)",
@@ -70,7 +86,9 @@ def clip(tmp_path):
     ids=["missing", "infinite", "other shape"],
 )
 def test_a_scorer_of_random_weights_is_refused(clip, edit, words):
-    """transformers draws what it lacks at random and scores go on. Mutation: take the network as it comes."""
+    """transformers draws what it lacks at random and scores go on. Mutation: take the network as it
+    comes.
+    """
     from safetensors.torch import load_file, save_file
     from transformers import CLIPModel
 
@@ -78,14 +96,19 @@ def test_a_scorer_of_random_weights_is_refused(clip, edit, words):
     weights = load_file(clip / "model.safetensors")
     edit(weights)
     save_file(weights, clip / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"^reward.pretrained=.*: CLIPModel: .*download it again$") as caught:
+    with pytest.raises(
+        ValueError, match=r"^reward.pretrained=.*: CLIPModel: .*download it again$"
+    ) as caught:
         load_pretrained(CLIPModel, str(clip), "pretrained")
     assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [({"a": torch.tensor([1.0, torch.nan])}, "its weight 'a' holds NaN"), ([torch.zeros(1)], "holds a list and no")],
+    [
+        ({"a": torch.tensor([1.0, torch.nan])}, "its weight 'a' holds NaN"),
+        ([torch.zeros(1)], "holds a list and no"),
+    ],
 )
 def test_a_file_of_no_usable_weights(tmp_path, content, words):
     """Mutation: score with NaN, or an AttributeError."""

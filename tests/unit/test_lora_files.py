@@ -1,4 +1,6 @@
-"""LoRA files in each format: what is written is read back, fits the right transformer only, and scales by alpha."""
+"""LoRA files in each format: what is written is read back, fits the right transformer only, and
+scales by alpha.
+"""
 
 import json
 import re
@@ -81,17 +83,23 @@ def test_a_file_is_read_back_and_does_what_it_says(form, tmp_path):
 
 
 def test_peft_and_diffusers_read_their_own_formats(tmp_path):
-    """Mutation: write a configuration that peft completes with other defaults, or metadata that diffusers skips."""
+    """Mutation: write a configuration that peft completes with other defaults, or metadata that
+    diffusers skips.
+    """
     weights = given()
     write(weights, tmp_path / "peft", "peft")
     wrapped = PeftModel.from_pretrained(network(), tmp_path / "peft")
-    torch.testing.assert_close(run(wrapped.base_model.model), by_hand(weights), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        run(wrapped.base_model.model), by_hand(weights), rtol=1e-4, atol=1e-5
+    )
     for form in ("diffusers", "comfy"):
         transformer = network()
         file = write(weights, tmp_path / form, form)
         stock = FAMILIES["flux1"].stock
         tensors, *rest = stock.lora_state_dict(file, return_alphas=True, return_lora_metadata=True)
-        stock.load_lora_into_transformer(tensors, network_alphas=rest[0], transformer=transformer, metadata=rest[1])
+        stock.load_lora_into_transformer(
+            tensors, network_alphas=rest[0], transformer=transformer, metadata=rest[1]
+        )
         torch.testing.assert_close(run(transformer), by_hand(weights), rtol=1e-4, atol=1e-5)
 
 
@@ -103,8 +111,8 @@ def mixed():
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_layers_of_several_ranks_and_alphas(form, tmp_path):
-    """Read back exactly, and by the stock loader of each format alike. Mutation: one rank or one alpha for all layers,
-    or patterns that match another layer whose name ends alike.
+    """Read back exactly, and by the stock loader of each format alike. Mutation: one rank or one
+    alpha for all layers, or patterns that match another layer whose name ends alike.
     """
     weights = mixed()
     file = write(weights, tmp_path, form)
@@ -114,8 +122,12 @@ def test_layers_of_several_ranks_and_alphas(form, tmp_path):
         transformer = PeftModel.from_pretrained(transformer, tmp_path).base_model.model
     else:
         stock = FAMILIES["flux1"].stock
-        tensors, alphas, settings = stock.lora_state_dict(file, return_alphas=True, return_lora_metadata=True)
-        stock.load_lora_into_transformer(tensors, network_alphas=alphas, transformer=transformer, metadata=settings)
+        tensors, alphas, settings = stock.lora_state_dict(
+            file, return_alphas=True, return_lora_metadata=True
+        )
+        stock.load_lora_into_transformer(
+            tensors, network_alphas=alphas, transformer=transformer, metadata=settings
+        )
     torch.testing.assert_close(run(transformer), by_hand(weights), rtol=1e-4, atol=1e-5)
 
 
@@ -123,11 +135,15 @@ def checkpoint_of(run, weights):
     """A run's newest checkpoint, which names the adapter and tells no alpha."""
     tensors = {f"{name}.lora_A.policy.weight": value for name, value in weights.a.items()}
     tensors |= {f"{name}.lora_B.policy.weight": value for name, value in weights.b.items()}
-    return checkpoint.save(run / "checkpoints", keep=1, weights={"ema": tensors}, state={"num_iterations": 3})
+    return checkpoint.save(
+        run / "checkpoints", keep=1, weights={"ema": tensors}, state={"num_iterations": 3}
+    )
 
 
 def test_a_checkpoint_is_read_at_the_alpha_of_its_run(tmp_path):
-    """The configuration's, or layer by layer that of the LoRA it began from. Mutation: take the rank for alpha."""
+    """The configuration's, or layer by layer that of the LoRA it began from. Mutation: take the
+    rank for alpha.
+    """
     file = checkpoint_of(tmp_path, mixed()) / "ema.safetensors"
     with pytest.raises(ValueError, match=r"does not tell its alpha.*export_lora.py"):
         read(file)
@@ -140,10 +156,15 @@ def test_a_checkpoint_is_read_at_the_alpha_of_its_run(tmp_path):
 
 
 def test_a_runs_newest_whole_checkpoint_is_taken(tmp_path, caplog):
-    """As training takes it, said once though it is asked twice. Mutation: take the last folder with a state.json."""
+    """As training takes it, said once though it is asked twice. Mutation: take the last folder with
+    a state.json.
+    """
     for number in (1, 2):
         path = checkpoint.save(
-            tmp_path / "checkpoints", keep=2, weights={"ema": {"a": torch.ones(2)}}, state={"num_iterations": number}
+            tmp_path / "checkpoints",
+            keep=2,
+            weights={"ema": {"a": torch.ones(2)}},
+            state={"num_iterations": number},
         )
     (path / "ema.safetensors").write_bytes(b"cut")
     for _ in range(2):
@@ -186,7 +207,9 @@ def test_scales_that_pefts_configuration_tells(changes, alphas, tmp_path):
 
 
 def test_what_diffusers_saves_of_a_transformer_alone(tmp_path):
-    """The remedy for files under other names. Mutation: take its configuration's keys for other than they are."""
+    """The remedy for files under other names. Mutation: take its configuration's keys for other
+    than they are.
+    """
     transformer: Any = network()
     transformer.add_adapter(lora_config(mixed()), adapter_name="x")
     with torch.no_grad():
@@ -199,7 +222,11 @@ def test_what_diffusers_saves_of_a_transformer_alone(tmp_path):
 
 
 REFUSED = {
-    "DoRA": ("transformer.x.lora_magnitude_vector", "transformer.x.dora_scale", "lora_unet_x.dora_scale"),
+    "DoRA": (
+        "transformer.x.lora_magnitude_vector",
+        "transformer.x.dora_scale",
+        "lora_unet_x.dora_scale",
+    ),
     "LoKr": ("lycoris_x.lokr_w1",),
     "LoHa": ("lora_unet_x.hada_w1_a",),
     "a LoRA under kohya's names": (
@@ -215,7 +242,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in REFUSED.items() for key in keys])
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name, keys in REFUSED.items() for key in keys]
+)
 def test_what_other_programs_write_is_refused_by_its_name(name, key, tmp_path):
     """Mutation: call it no LoRA weight, or a LoRA of another architecture."""
     file = write(given(), tmp_path, "comfy")
@@ -241,21 +270,29 @@ def test_settings_under_which_the_matrices_are_not_all_are_refused(key, value, w
     with pytest.raises(UserError, match=words):
         read(tmp_path)
     path.write_text("{")
-    with pytest.raises(UserError, match=r"adapter_config.json: its LoRA configuration cannot be read"):
+    with pytest.raises(
+        UserError, match=r"adapter_config.json: its LoRA configuration cannot be read"
+    ):
         read(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["diffusers", "peft"])
 def test_a_layer_outside_the_blocks_is_that_layer_alone(form, tmp_path):
-    """`proj_out` ends the name of a layer in every single block too. Mutation: give peft the ending."""
-    weights = LoRAFile({"proj_out": torch.randn(2, 32)}, {"proj_out": torch.randn(16, 2)}, {"proj_out": 2.0})
+    """`proj_out` ends the name of a layer in every single block too. Mutation: give peft the
+    ending.
+    """
+    weights = LoRAFile(
+        {"proj_out": torch.randn(2, 32)}, {"proj_out": torch.randn(16, 2)}, {"proj_out": 2.0}
+    )
     file = write(weights, tmp_path, form)
     transformer = network()
     attach(read(file), transformer, file)
     torch.testing.assert_close(run(transformer), by_hand(weights), rtol=1e-4, atol=1e-5)
     if form == "peft":
         wrapped = PeftModel.from_pretrained(network(), tmp_path).base_model.model
-        assert {name.split(".lora_")[0] for name, _ in wrapped.named_parameters() if ".lora_" in name} == {"proj_out"}
+        assert {
+            name.split(".lora_")[0] for name, _ in wrapped.named_parameters() if ".lora_" in name
+        } == {"proj_out"}
 
 
 def test_comfy_reads_alpha_from_a_tensor_per_layer(tmp_path):
@@ -276,7 +313,9 @@ def test_comfy_reads_alpha_from_a_tensor_per_layer(tmp_path):
 )
 def test_another_architectures_lora_is_refused(layers, width, words, tmp_path):
     """Mutation: skip layers that are not there, or look at names alone."""
-    with pytest.raises(ValueError, match=f"{words} fit this FluxTransformer2DModel.*another architecture"):
+    with pytest.raises(
+        ValueError, match=f"{words} fit this FluxTransformer2DModel.*another architecture"
+    ):
         check(given(layers, width=width), network(), tmp_path)
 
 
@@ -291,7 +330,8 @@ def test_a_text_encoders_part_is_passed_over_and_told(prefix, tmp_path):
     weights = read(file)
     assert weights.a.keys() == set(LAYERS) and weights.alpha == given().alpha
     assert weights.describe() == (
-        "2 layers, rank 4, alpha 12; 2 tensors of text encoders are passed over, since those are not trained"
+        "2 layers, rank 4, alpha 12; 2 tensors of text encoders are passed over, since those are "
+        "not trained"
     )
     save_file(more, file)
     with pytest.raises(UserError, match="text encoders alone"):
@@ -307,15 +347,24 @@ def pair(a, b):
     [
         ({}, "no LoRA weights"),
         ({"transformer.x.lora_A.weight": torch.ones(2, 2)}, "x has only one of its two matrices"),
-        ({"transformer.x.alpha": torch.tensor(2.0)}, "x has only one of its two matrices|no LoRA weights"),
+        (
+            {"transformer.x.alpha": torch.tensor(2.0)},
+            "x has only one of its two matrices|no LoRA weights",
+        ),
         ({"decoder.weight": torch.ones(2, 2)}, "'decoder.weight' is no LoRA weight"),
         (pair(torch.ones(2, 4), torch.ones(4, 3)), "the matrices of x have ranks 2 and 3"),
         (pair(torch.ones(0, 4), torch.ones(4, 0)), "the matrices of x have ranks 0 and 0"),
         (pair(torch.ones(2, 4, 1, 1), torch.ones(4, 2, 1, 1)), "x is a convolution's"),
         (pair(torch.full((2, 4), torch.nan), torch.ones(4, 2)), "not finite"),
         (pair(torch.ones(2, 4, dtype=torch.int8), torch.ones(4, 2)), "not finite numbers"),
-        (pair(torch.ones(2, 4), torch.ones(4, 2)) | {"x.lora_down.weight": torch.ones(2, 4)}, "holds 'x' twice"),
-        (pair(torch.ones(2, 4), torch.ones(4, 2)) | {"x.alpha": torch.ones(3)}, "'x.alpha' is no LoRA weight"),
+        (
+            pair(torch.ones(2, 4), torch.ones(4, 2)) | {"x.lora_down.weight": torch.ones(2, 4)},
+            "holds 'x' twice",
+        ),
+        (
+            pair(torch.ones(2, 4), torch.ones(4, 2)) | {"x.alpha": torch.ones(3)},
+            "'x.alpha' is no LoRA weight",
+        ),
     ],
 )
 def test_files_without_loras_are_refused(tensors, words, tmp_path):
@@ -351,7 +400,9 @@ def test_two_alphas_of_one_layer_are_refused(tmp_path):
     save_file(load_file(file) | {alpha: torch.tensor(12.0)}, file, metadata)
     assert read(file).alpha == given().alpha
     save_file(load_file(file) | {alpha: torch.tensor(4.0)}, file, metadata)
-    with pytest.raises(UserError, match=r"two alphas of .*: 4 in a tensor, 12 in its configuration"):
+    with pytest.raises(
+        UserError, match=r"two alphas of .*: 4 in a tensor, 12 in its configuration"
+    ):
         read(file)
 
 
@@ -359,4 +410,8 @@ def test_the_configuration_of_peft_is_plain_json(tmp_path):
     """Mutation: write sets or enums as their names."""
     write(given(), tmp_path, "peft")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["lora_alpha"] == 12 and config["r"] == 4 and config["target_modules"] == sorted(LAYERS)
+    assert (
+        config["lora_alpha"] == 12
+        and config["r"] == 4
+        and config["target_modules"] == sorted(LAYERS)
+    )

@@ -5,7 +5,11 @@ import pytest
 from flowrl.diagnostics import Diagnostics
 from flowrl.training.metric_means import Record
 
-LOG_RATIOS = {(0, 0): [0.0, 0.1, -0.2, 0.4], (0, 1): [0.3, 0.0, 0.0, 0.1], (1, 0): [-0.3, -0.1, 0.2, 0.2]}
+LOG_RATIOS = {
+    (0, 0): [0.0, 0.1, -0.2, 0.4],
+    (0, 1): [0.3, 0.0, 0.0, 0.1],
+    (1, 0): [-0.3, -0.1, 0.2, 0.2],
+}
 """Of four samples at each term: number of the update, and of the step."""
 
 
@@ -28,7 +32,8 @@ def test_no_metric_depends_on_the_micro_batch(loss_inputs, size):
 
 
 def test_roots_are_of_each_term():
-    """Squares 9 and 16 + 9, halved, of two terms: (3 + sqrt(12.5)) / 2; other metrics are means over all.
+    """Squares 9 and 16 + 9, halved, of two terms: (3 + sqrt(12.5)) / 2; other metrics are means
+    over all.
 
     Mutation: one root over all terms, or keep the name of the square.
     """
@@ -38,5 +43,9 @@ def test_roots_are_of_each_term():
             record.add("trust/ratio_std_squared", value, term=term)
             record.add("trust/kl_old", value, term=term)
             record.add("trust/kl_old_max", value, term=term)
-    expected = {"trust/ratio_std": (3 + 12.5**0.5) / 2, "trust/kl_old": 34 / 3, "trust/kl_old_max": 16}
+    expected = {
+        "trust/ratio_std": (3 + 12.5**0.5) / 2,
+        "trust/kl_old": 34 / 3,
+        "trust/kl_old_max": 16,
+    }
     assert record.means() == pytest.approx(expected)

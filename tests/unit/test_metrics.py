@@ -8,7 +8,14 @@ from flowrl.runs import glossary
 def test_a_star_is_exactly_one_segment():
     """Mutation: match a prefix, or let the star span slashes."""
     known = ["reward/mean", "reward/part/strict", "eval/held_in/reward", "eval/x/family/binding"]
-    unknown = ["reward", "reward/meen", "reward/part", "reward/part/a/b", "eval/reward", "eval/x/family"]
+    unknown = [
+        "reward",
+        "reward/meen",
+        "reward/part",
+        "reward/part/a/b",
+        "eval/reward",
+        "eval/x/family",
+    ]
     assert [glossary.is_known(name) for name in known + unknown] == [True] * 4 + [False] * 6
 
 
@@ -27,7 +34,9 @@ def test_every_name_in_the_package_is_in_the_glossary(root):
         for path in (root / "flowrl").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        if node.value.split("/")[0] in families and node.value.count("/") == 1 and " " not in node.value
+        if node.value.split("/")[0] in families
+        and node.value.count("/") == 1
+        and " " not in node.value
         if not node.value.endswith("/")
     }
     assert len(used) > 15

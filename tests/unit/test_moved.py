@@ -64,12 +64,18 @@ def test_every_earlier_target_is_found(target):
 def test_only_what_moved_is_renamed():
     """Mutation: rename by prefix, which would move what stands beside."""
     assert current_name("flowrl.database.X") == "flowrl.database.X"
-    assert current_name("flowrl.evaluation.evaluator.Evaluator") == "flowrl.evaluation.evaluator.Evaluator"
+    assert (
+        current_name("flowrl.evaluation.evaluator.Evaluator")
+        == "flowrl.evaluation.evaluator.Evaluator"
+    )
     assert not set(MOVED.values()) & set(MOVED)
 
 
 def test_targets_are_renamed_at_every_depth_and_nothing_else(tmp_path):
-    old = {"a": [{"_target_": "flowrl.ema.EMA", "decay": "${x}"}], "b": {"_target_": "mine.X", "t": "flowrl.ema.EMA"}}
+    old = {
+        "a": [{"_target_": "flowrl.ema.EMA", "decay": "${x}"}],
+        "b": {"_target_": "mine.X", "t": "flowrl.ema.EMA"},
+    }
     new = {"a": [old["a"][0] | {"_target_": "flowrl.training.ema.EMA"}], "b": old["b"]}
     assert move(old) == new
     path = tmp_path / "source.yaml"

@@ -6,18 +6,31 @@ import torch
 from flowrl.losses.nft import NFT
 from flowrl.types import ForwardInputs
 
-DEFAULTS = {"advantage_clip": 5.0, "fraction": 0.99, "decay_rate": 0.001, "decay_start": 0, "decay_limit": 0.5}
+DEFAULTS = {
+    "advantage_clip": 5.0,
+    "fraction": 0.99,
+    "decay_rate": 0.001,
+    "decay_start": 0,
+    "decay_limit": 0.5,
+}
 
 
 def one(velocity, old_velocity, advantage, is_used=True):
     """One sample of one dimension with x0 = 0 noised to 0.5 at sigma 1/2, in float64."""
-    x0, x, v, old = (torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (0, 0.5, velocity, old_velocity))
-    half, weight = torch.tensor([0.5], dtype=torch.float64), torch.tensor([advantage], dtype=torch.float64)
+    x0, x, v, old = (
+        torch.full((1, 1, 1, 1), value, dtype=torch.float64)
+        for value in (0, 0.5, velocity, old_velocity)
+    )
+    half, weight = (
+        torch.tensor([0.5], dtype=torch.float64),
+        torch.tensor([advantage], dtype=torch.float64),
+    )
     return ForwardInputs(x0, x, half, v, old, weight, torch.tensor([is_used]))
 
 
 def test_by_hand():
-    """v = 0.6, old 0.2, beta 1/2: v+ = 0.4 (error 0.3), v- = 0 (error 0.5); A = 2.5 gives r = 3/4; e^2 / |e| = |e|.
+    """v = 0.6, old 0.2, beta 1/2: v+ = 0.4 (error 0.3), v- = 0 (error 0.5); A = 2.5 gives r = 3/4;
+    e^2 / |e| = |e|.
 
     Mutation: swap the branches, r without its 1/2, no division by beta.
     """
@@ -27,7 +40,9 @@ def test_by_hand():
 
 @pytest.mark.parametrize(("advantage", "expected"), [(5.0, 0.2), (9.0, 0.2), (-9.0, 0.4)])
 def test_optimality_is_clamped(advantage, expected):
-    """Beta 1: v+ = v = 0.6 (error 0.2), v- = 2 old - v = 0.2 (error 0.4). Mutation: leave r unclamped."""
+    """Beta 1: v+ = v = 0.6 (error 0.2), v- = 2 old - v = 0.2 (error 0.4). Mutation: leave r
+    unclamped.
+    """
     loss = NFT(beta=1.0, **DEFAULTS)(one(0.6, 0.4, advantage)).loss
     assert loss.item() == pytest.approx(5 * expected, rel=1e-12)
 
@@ -59,7 +74,9 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("change", [{name: value} for name, values in WRONG.items() for value in values], ids=str)
+@pytest.mark.parametrize(
+    "change", [{name: value} for name, values in WRONG.items() for value in values], ids=str
+)
 def test_wrong_values_are_named(change):
     """Mutation: drop a check."""
     ((name, value),) = change.items()
@@ -68,7 +85,9 @@ def test_wrong_values_are_named(change):
 
 
 def test_a_sample_without_a_reward_has_no_gradient():
-    """Mutation: take its advantage of 0 for an optimality of 1/2, which pulls towards the old policy."""
+    """Mutation: take its advantage of 0 for an optimality of 1/2, which pulls towards the old
+    policy.
+    """
     inputs = one(0.6, 0.2, 3.0, is_used=False)
     inputs.velocity.requires_grad_()
     NFT(beta=0.5, **DEFAULTS)(inputs).loss.backward()

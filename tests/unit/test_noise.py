@@ -37,7 +37,9 @@ def test_every_index_counts():
 
 @pytest.mark.parametrize("step", [INITIAL, 0])
 def test_standard_normal(step):
-    """65,536 values: moments and their neighbours' correlation within 5 standard errors. Mutation: uniform noise."""
+    """65,536 values: moments and their neighbours' correlation within 5 standard errors. Mutation:
+    uniform noise.
+    """
     noise = draw(list(itertools.product(range(64), range(16))), step=step, shape=(64,)).double()
     error = 5 / noise.numel() ** 0.5
     assert abs(noise.mean()) < error

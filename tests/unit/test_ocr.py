@@ -42,17 +42,26 @@ def ocr():
 
 
 def test_rendered_words_are_read(ocr):
-    """Above 95 %, as published for such OCR. Mutation: upside-down images, or spaces on one side only."""
+    """Above 95 %, as published for such OCR. Mutation: upside-down images, or spaces on one side
+    only.
+    """
     output = ocr([sign(word) for word in WORDS], [wanting(word) for word in WORDS])
     assert output.values.mean() > 0.95, [each["read"] for each in output.info]
     assert output.parts["exact"].mean() > 0.9
 
 
 def test_misspellings_are_ordered_by_edit_distance(ocr):
-    """1 - d/n of a 12-letter text with 0, 1, 3 and 6 letters wrong. Mutation: exact match, or d instead of d/n."""
-    pictures = [sign(misspell("Happybirthday", count) if count else "Happybirthday") for count in (0, 1, 3, 6)]
+    """1 - d/n of a 12-letter text with 0, 1, 3 and 6 letters wrong. Mutation: exact match, or d
+    instead of d/n.
+    """
+    pictures = [
+        sign(misspell("Happybirthday", count) if count else "Happybirthday")
+        for count in (0, 1, 3, 6)
+    ]
     values = ocr(pictures, [wanting("Happybirthday")] * 4).values
-    assert values.tolist() == sorted(values.tolist(), reverse=True) and len(set(values.tolist())) == 4
+    assert (
+        values.tolist() == sorted(values.tolist(), reverse=True) and len(set(values.tolist())) == 4
+    )
     assert values[0] == 1
     torch.testing.assert_close(values, 1 - torch.tensor([0.0, 1, 3, 6]) / 13, atol=0.08, rtol=0)
 
@@ -69,7 +78,9 @@ def test_nothing_to_read_is_zero_and_nothing_wanted_is_no_value(ocr):
 def test_more_text_counts_or_does_not():
     """\"EXIT EXIT\" for \"EXIT\". Mutation: ignore the option."""
     picture, prompt = sign("EXIT EXIT"), wanting("EXIT")
-    lenient, strict = (OCR(allows_more_text=allows, min_confidence=0.5, side=320) for allows in (True, False))
+    lenient, strict = (
+        OCR(allows_more_text=allows, min_confidence=0.5, side=320) for allows in (True, False)
+    )
     assert lenient([picture], [prompt]).values == 1
     assert strict([picture], [prompt]).values == 0
 
@@ -92,7 +103,9 @@ def test_tensors_give_the_same_number(ocr):
     ],
 )
 def test_the_wanted_text(prompt, target):
-    """Mutation: take apostrophes for quotes, the first piece only, or the prompt before the metadata."""
+    """Mutation: take apostrophes for quotes, the first piece only, or the prompt before the
+    metadata.
+    """
     assert target_of(prompt) == target
 
 

@@ -18,7 +18,8 @@ def test_an_empty_image():
 
 
 def test_edges_are_where_brightness_jumps():
-    """A step of 1 across 32 pixels has gradient 1/2 in two columns; a ramp of 1/31 has none above 0.1.
+    """A step of 1 across 32 pixels has gradient 1/2 in two columns; a ramp of 1/31 has none above
+    0.1.
 
     Mutation: Sobel's weights without their scale, or one direction only.
     """
@@ -31,7 +32,9 @@ def test_edges_are_where_brightness_jumps():
 
 
 def test_entropy_of_colours_in_bits():
-    """Two colours in equal parts are one bit, four are two. Mutation: natural logarithm, or one histogram for all."""
+    """Two colours in equal parts are one bit, four are two. Mutation: natural logarithm, or one
+    histogram for all.
+    """
     images = torch.zeros(2, 3, 4, 4)
     images[0, 0, :2] = 1.0
     images[1, 0, :2], images[1, 2, :, :2] = 1.0, 1.0
@@ -46,7 +49,9 @@ def test_brightness_weighs_colours_as_eyes_do():
 
 
 def test_high_frequencies():
-    """A checkerboard is all of them, one slow wave none. Mutation: leave the mean in, or a cut at 0.5 cycles."""
+    """A checkerboard is all of them, one slow wave none. Mutation: leave the mean in, or a cut at
+    0.5 cycles.
+    """
     checks = (torch.arange(16)[:, None] + torch.arange(16)) % 2
     wave = 0.5 + 0.5 * torch.sin(2 * math.pi * torch.arange(16) / 16)
     images = torch.stack([checks.float().expand(3, 16, 16), wave.expand(3, 16, 16)])

@@ -22,14 +22,18 @@ def means(images):
 
 @pytest.mark.parametrize("ending", ["png", "tif", "jp2"])
 def test_16_bits_are_scaled(tmp_path, ending):
-    """Mutation: Pillow's conversion, which makes everything above 255 white; or the high byte, which gives 0 at 129."""
+    """Mutation: Pillow's conversion, which makes everything above 255 white; or the high byte,
+    which gives 0 at 129.
+    """
     path = tmp_path / f"a.{ending}"
     Image.fromarray(LEVELS).save(path, **({"irreversible": False} if ending == "jp2" else {}))
     assert np.array(read_rgb(path))[0].tolist() == [[level] * 3 for level in SCALED]
 
 
 def test_each_of_65536_levels_is_rounded():
-    """Against exact fractions. Mutation: products of 16 bits, which overflow; or a tile at another one's place."""
+    """Against exact fractions. Mutation: products of 16 bits, which overflow; or a tile at another
+    one's place.
+    """
     levels = np.arange(65536, dtype=np.uint16)
     wanted = [math.floor(Fraction(255 * level, 65535) + Fraction(1, 2)) for level in range(65536)]
     for shape in ((64, 1024), (1024, 64)):  # more than a tile in either direction
@@ -42,7 +46,9 @@ def test_each_of_65536_levels_is_rounded():
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_pixels_are_those_of_the_whole_picture(mode):
-    """Sides that are no multiples of a tile's. Mutation: swap rows and columns, or lose the rest at the edges."""
+    """Sides that are no multiples of a tile's. Mutation: swap rows and columns, or lose the rest at
+    the edges.
+    """
     picture = Image.effect_noise((TILE + 7, 2 * TILE + 1), 90).convert("RGB").convert(mode)
     assert np.array_equal(to_pixels(picture), np.array(picture.convert("RGB")))
 
@@ -73,18 +79,26 @@ def test_reference_pictures_of_several_sizes(tmp_path):
 
 
 def test_a_folder_with_other_files(tmp_path):
-    """Every kind that Pillow reads counts, in any case and any depth; the rest is told with the first one's name.
+    """Every kind that Pillow reads counts, in any case and any depth; the rest is told with the
+    first one's name.
 
-    Mutation: leave out gif, bmp, tiff or avif, refuse the folder for a Mac's hidden file, or say nothing of the rest.
+    Mutation: leave out gif, bmp, tiff or avif, refuse the folder for a Mac's hidden file, or say
+    nothing of the rest.
     """
     (tmp_path / "deep").mkdir()
     for i, ending in enumerate(["png", "JPG", "gif", "bmp", "tiff", "avif", "webp", "jfif"]):
-        Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "deep" / f"{i}.{ending}", **kind(ending))
+        Image.new("RGB", (8, 8), (255, 0, 0)).save(
+            tmp_path / "deep" / f"{i}.{ending}", **kind(ending)
+        )
     (tmp_path / "._x.png").write_bytes(b"\0\5\x16\7")
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "z.heic").write_text("x")
     values, told = folder_features(str(tmp_path), means)
-    assert values.shape == (8, 3) and float(values[:, 0].min()) > 0.95 and float(values[:, 1].max()) < 0.05
+    assert (
+        values.shape == (8, 3)
+        and float(values[:, 0].min()) > 0.95
+        and float(values[:, 1].max()) < 0.05
+    )
     assert told == "8 pictures, 3 files not read (first: ._x.png, hidden)"
 
 
@@ -115,14 +129,18 @@ def test_a_damaged_picture_is_named(tmp_path, damage, reason):
     for i in range(2):
         Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / f"{i}.png")
     damage(tmp_path / "bad.png")
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(tmp_path))}/bad\.png: .*{reason}.*mend or remove it$"):
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(tmp_path))}/bad\.png: .*{reason}.*mend or remove it$"
+    ):
         folder_features(str(tmp_path), means)
 
 
 def test_too_few_pictures(tmp_path):
     """Mutation: a distance of one picture."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"--reference .*: 1 pictures there; distances need at least 2"):
+    with pytest.raises(
+        ValueError, match=r"--reference .*: 1 pictures there; distances need at least 2"
+    ):
         folder_features(str(tmp_path), means)
     with pytest.raises(ValueError, match="0 pictures there"):
         folder_features(str(tmp_path / "none"), means)

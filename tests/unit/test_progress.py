@@ -23,11 +23,17 @@ class Still(LightningModule):
 
 
 def test_a_resumed_run_goes_on_where_it_stopped(capsys):
-    """Three of five are left. Mutation: count from zero, or to what is left; show the tracker's run id."""
-    data = PromptData(prompts=[Prompt("a"), Prompt("b")], prompts_per_iteration=1, num_iterations=5, seed=0)
+    """Three of five are left. Mutation: count from zero, or to what is left; show the tracker's run
+    id.
+    """
+    data = PromptData(
+        prompts=[Prompt("a"), Prompt("b")], prompts_per_iteration=1, num_iterations=5, seed=0
+    )
     data.start_iteration = 2
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(accelerator="cpu", max_epochs=1, callbacks=[Progress(refresh_rate=1)], **quiet)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, callbacks=[Progress(refresh_rate=1)], **quiet
+    )
     trainer.fit(Still(), datamodule=data)
     shown = "".join(capsys.readouterr())
     assert all(f" {n}/5 " in shown for n in (3, 4, 5)) and "5/5" in shown and "reward=4" in shown

@@ -1,4 +1,6 @@
-"""Files of prompts as people have them: encodings, kinds, and what is no prompt, refused by file and line."""
+"""Files of prompts as people have them: encodings, kinds, and what is no prompt, refused by file
+and line.
+"""
 
 import json
 
@@ -15,7 +17,9 @@ def texts(prompts):
     return [prompt.text for prompt in prompts]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le with mark", "utf-16-be with mark"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le with mark", "utf-16-be with mark"]
+)
 def test_byte_order_marks(tmp_path, encoding):
     """They are no part of a prompt, nor of JSON, also in the middle of files put together.
 
@@ -33,11 +37,17 @@ def test_byte_order_marks(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ("a cat\nun café\n".encode("cp1252"), r"bad\.txt line 2: not UTF-8 \(byte 0xe9\); save its prompts as UTF-8"),
+        (
+            "a cat\nun café\n".encode("cp1252"),
+            r"bad\.txt line 2: not UTF-8 \(byte 0xe9\); save its prompts as UTF-8",
+        ),
         ("a cat".encode("utf-16-le"), r"bad\.txt line 1: binary, or UTF-16 without its mark"),
         ("a cat".encode("utf-32"), r"bad\.txt line 1: binary"),
         (b"\xff\xfea", r"bad\.txt line 1: not UTF-16"),
-        (b"PAR1\x15\x04\x15\xff", r"bad\.txt: a table \(parquet\); save its prompts as UTF-8, one a line"),
+        (
+            b"PAR1\x15\x04\x15\xff",
+            r"bad\.txt: a table \(parquet\); save its prompts as UTF-8, one a line",
+        ),
         (b"PK\x03\x04\x14\0\0\0\xff", r"bad\.txt line 1: binary"),
         (b"\n \n\t\n", "holds no prompt"),
         (b"\xef\xbb\xbf", "holds no prompt"),
@@ -62,12 +72,18 @@ def test_tables_are_refused_by_name(tmp_path, name):
 
 
 def test_lines_end_where_files_end_them(tmp_path):
-    """Three kinds of line ends; a line separator within a prompt or a JSON text is a character as any other.
+    """Three kinds of line ends; a line separator within a prompt or a JSON text is a character as
+    any other.
 
     Mutation: str.splitlines, which cuts there.
     """
     (tmp_path / "a.txt").write_bytes("one\r\ntwo\rthree\u2028four\x85\nfive".encode())
-    assert texts(text_prompts(path=str(tmp_path / "a.txt"))) == ["one", "two", "three\u2028four", "five"]
+    assert texts(text_prompts(path=str(tmp_path / "a.txt"))) == [
+        "one",
+        "two",
+        "three\u2028four",
+        "five",
+    ]
     (tmp_path / "a.jsonl").write_text('{"prompt": "three\u2028four"}\n', encoding="utf-8")
     assert texts(file_prompts(str(tmp_path / "a.jsonl"))) == ["three\u2028four"]
 
@@ -115,7 +131,10 @@ def test_braces_alone_make_no_json(tmp_path):
         ('{"prompt": "a", "vqa_list": [], "skills": null}', "'skills' must be a list of texts"),
         ('{"prompt": "a", "tag": null}', "'tag': None is no task family"),
         ('{"prompt": "a", "tag": ["x"]}', r"'tag': \['x'\] is no task family"),
-        ('{"prompt": "a", "score": NaN}', "not JSON .NaN is no JSON number.; a line must be one whole object"),
+        (
+            '{"prompt": "a", "score": NaN}',
+            "not JSON .NaN is no JSON number.; a line must be one whole object",
+        ),
         ('{"prompt": "a"', "not JSON .*; a line must be one whole object"),
         ("[" * 100_000, "not JSON"),
         ('["a cat"]', "a JSON object was expected, not list"),
@@ -131,7 +150,9 @@ def test_a_prompt_is_a_text(tmp_path, row, words):
 
 
 def test_a_family_that_only_some_lines_have(tmp_path):
-    """Is missed where it lacks, whichever line comes first. Mutation: go by the first line, and lose all families."""
+    """Is missed where it lacks, whichever line comes first. Mutation: go by the first line, and
+    lose all families.
+    """
     (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "tag": "x"}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl line 1: no 'tag'; it has 'prompt'"):
         file_prompts(str(tmp_path / "a.jsonl"))

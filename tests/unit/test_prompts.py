@@ -14,20 +14,44 @@ from flowrl.types import Prompt
 
 
 def write(path, *rows):
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n\n")
+    path.write_text(
+        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n\n"
+    )
     return str(path)
 
 
-GENEVAL = {"tag": "two_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}
-GENEVAL2 = {"prompt": "two red cows", "atom_count": 3, "vqa_list": [["Are the cows red?", "Yes"]], "skills": ["colour"]}
+GENEVAL = {
+    "tag": "two_object",
+    "include": [{"class": "bench", "count": 1}],
+    "prompt": "a photo of a bench",
+}
+GENEVAL2 = {
+    "prompt": "two red cows",
+    "atom_count": 3,
+    "vqa_list": [["Are the cows red?", "Yes"]],
+    "skills": ["colour"],
+}
 
 
 def test_the_two_published_formats(tmp_path):
-    """Mutation: lose the metadata, or name a family by a bare number, which is no name of a metric."""
-    got = jsonl_prompts(path=write(tmp_path / "a", GENEVAL), text="prompt", family="tag", required=["include"])
-    assert got == [Prompt("a photo of a bench", "two_object", {k: GENEVAL[k] for k in ("tag", "include")})]
-    got = jsonl_prompts(path=write(tmp_path / "b", GENEVAL2), text="prompt", family="atom_count", required=["vqa_list"])
-    assert got[0].family == "atom_count_3" and got[0].metadata["vqa_list"] == [["Are the cows red?", "Yes"]]
+    """Mutation: lose the metadata, or name a family by a bare number, which is no name of a
+    metric.
+    """
+    got = jsonl_prompts(
+        path=write(tmp_path / "a", GENEVAL), text="prompt", family="tag", required=["include"]
+    )
+    assert got == [
+        Prompt("a photo of a bench", "two_object", {k: GENEVAL[k] for k in ("tag", "include")})
+    ]
+    got = jsonl_prompts(
+        path=write(tmp_path / "b", GENEVAL2),
+        text="prompt",
+        family="atom_count",
+        required=["vqa_list"],
+    )
+    assert got[0].family == "atom_count_3" and got[0].metadata["vqa_list"] == [
+        ["Are the cows red?", "Yes"]
+    ]
 
 
 def test_other_keys_and_slashes(tmp_path):
@@ -60,7 +84,9 @@ OWL, MUG = Phrase(1, "", "owl"), Phrase(1, "red", "mug")
 
 
 def test_the_published_example():
-    """GenEval2's own: its text, atoms and questions. Mutation: another order, or a lost kind of question."""
+    """GenEval2's own: its text, atoms and questions. Mutation: another order, or a lost kind of
+    question.
+    """
     composition = Composition((BIKES, COWS), ("in front of",))
     assert composition.prompt == Prompt(
         "four white bicycles in front of three plastic cows",
@@ -100,11 +126,15 @@ def test_texts_say_who_is_where():
 
 
 def draw(count=400, seed=0, low=3, high=10, exclude=None, split="train"):
-    return composition_prompts(split=split, count=count, seed=seed, min_atoms=low, max_atoms=high, exclude=exclude)
+    return composition_prompts(
+        split=split, count=count, seed=seed, min_atoms=low, max_atoms=high, exclude=exclude
+    )
 
 
 def test_prompts_have_the_atoms_asked_for_and_never_repeat():
-    """3 to 10 in equal shares; each question answers to a word of the text. Mutation: miscount, or draw twice."""
+    """3 to 10 in equal shares; each question answers to a word of the text. Mutation: miscount, or
+    draw twice.
+    """
     prompts = draw()
     assert len({prompt.text for prompt in prompts}) == 400
     counts = [prompt.metadata["atom_count"] for prompt in prompts]
@@ -112,7 +142,9 @@ def test_prompts_have_the_atoms_asked_for_and_never_repeat():
     for prompt in prompts:
         data = prompt.metadata
         ones = [pair for pair in data["vqa_list"] if pair[1] == "one"]
-        assert len(data["vqa_list"]) - len(ones) == data["atom_count"] and len(data["skills"]) == len(data["vqa_list"])
+        assert len(data["vqa_list"]) - len(ones) == data["atom_count"] and len(
+            data["skills"]
+        ) == len(data["vqa_list"])
         nouns = [pair[0].split()[2] for pair in data["vqa_list"] if pair[0].startswith("How many")]
         assert len(nouns) == len(set(nouns)) <= 3
     said = " ".join(prompt.text for prompt in prompts)
@@ -122,10 +154,14 @@ def test_prompts_have_the_atoms_asked_for_and_never_repeat():
 
 
 def test_no_overlap_with_a_test_file(tmp_path):
-    """Neither the words nor the questions of a prompt, whatever its case and commas. Mutation: compare texts alone."""
+    """Neither the words nor the questions of a prompt, whatever its case and commas. Mutation:
+    compare texts alone.
+    """
     mine = draw(count=100)
     rows = [{"prompt": prompt.text.upper() + ".", **prompt.metadata} for prompt in mine[:50]]
-    rows += [{"prompt": f"{i} in other words", **prompt.metadata} for i, prompt in enumerate(mine[50:])]
+    rows += [
+        {"prompt": f"{i} in other words", **prompt.metadata} for i, prompt in enumerate(mine[50:])
+    ]
     others = draw(count=100, exclude=write(tmp_path / "test.jsonl", *rows))
     assert not {prompt.text for prompt in others} & {prompt.text for prompt in mine}
     with pytest.raises(ValueError, match="exclude=none"):
@@ -133,7 +169,8 @@ def test_no_overlap_with_a_test_file(tmp_path):
 
 
 def test_the_splits_share_no_prompt():
-    """Of two and three atoms there are so few that both splits nearly exhaust them; all are found in one or the other.
+    """Of two and three atoms there are so few that both splits nearly exhaust them; all are found
+    in one or the other.
 
     Mutation: split by the seed, by the text with its order of objects, or by Python's own hash.
     """
@@ -144,9 +181,17 @@ def test_the_splits_share_no_prompt():
 
     train, test = draw(900, low=2, high=3), draw(200, seed=5, low=2, high=3, split="test")
     assert all(not ours & theirs for ours, theirs in zip(marks(train), marks(test), strict=True))
-    nouns = {prompt.text.split()[-1] for split in ("train", "test") for prompt in draw(6, low=1, high=1, split=split)}
+    nouns = {
+        prompt.text.split()[-1]
+        for split in ("train", "test")
+        for prompt in draw(6, low=1, high=1, split=split)
+    }
     assert len(nouns) == 12
-    assert [prompt.text for prompt in draw(3, low=1, high=1, split="test")] == ["a tiger", "a bear", "a suitcase"]
+    assert [prompt.text for prompt in draw(3, low=1, high=1, split="test")] == [
+        "a tiger",
+        "a bear",
+        "a suitcase",
+    ]
 
 
 @pytest.mark.parametrize(

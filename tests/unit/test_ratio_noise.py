@@ -1,4 +1,6 @@
-"""The ratio's noise: closed form against hand-derived tails, and against draws through training's own code."""
+"""The ratio's noise: closed form against hand-derived tails, and against draws through training's
+own code.
+"""
 
 import math
 
@@ -58,21 +60,31 @@ def test_a_steps_kl_is_that_of_its_gaussian(sampler):
 
 def test_the_population_sits_at_the_threshold():
     """Mutation: calibrate the velocity instead of its square."""
-    kls = step_kls(CPS(noise_level=0.8), STEPS, population(CPS(noise_level=0.8), STEPS, 1e-6, 1.0, 400))
+    kls = step_kls(
+        CPS(noise_level=0.8), STEPS, population(CPS(noise_level=0.8), STEPS, 1e-6, 1.0, 400)
+    )
     assert float(kls.log().mean()) == pytest.approx(math.log(1e-6))
     assert float(kls[0].log().std()) == pytest.approx(1.0, abs=0.02)
 
 
 @pytest.mark.parametrize(("kl", "delta"), [(2e-6, 1e-6), (5e-7, 1e-6)])
 def test_decisions_by_hand(kl, delta):
-    """One KL, D = 10,000: each side's tail of the clip against that of the mask, or against nothing below delta.
+    """One KL, D = 10,000: each side's tail of the clip against that of the mask, or against nothing
+    below delta.
 
     Mutation: swap the signs, drop the shift of the signal, or ask for KL > delta on the wrong side.
     """
     dimensions, clip = 10_000, 2e-5
     std = math.sqrt(2 * kl / dimensions)
     up, down = tail((math.log1p(clip) + kl) / std), tail(-(math.log1p(-clip) + kl) / std)
-    found = decide(torch.tensor([[kl]]).double(), ONE, dimensions=dimensions, clip=clip, delta=delta, is_centred=False)
+    found = decide(
+        torch.tensor([[kl]]).double(),
+        ONE,
+        dimensions=dimensions,
+        clip=clip,
+        delta=delta,
+        is_centred=False,
+    )
     if kl < delta:
         assert found.false_alarms == pytest.approx(up + down) and found.misses == 0
     else:
@@ -82,7 +94,8 @@ def test_decisions_by_hand(kl, delta):
 
 
 def test_with_many_dimensions_a_clip_sees_the_divergence():
-    """The noise is gone, the log-ratio is minus the KL: with A < 0 a tuned clip errs nowhere. With few it always does.
+    """The noise is gone, the log-ratio is minus the KL: with A < 0 a tuned clip errs nowhere. With
+    few it always does.
 
     Mutation: let the noise not shrink with D.
     """
@@ -92,7 +105,11 @@ def test_with_many_dimensions_a_clip_sees_the_divergence():
     shares = []
     for dimensions in (256, 10**11):
         clip = best_clip(kl, scales, dimensions=dimensions, delta=1e-6, is_centred=False)
-        shares.append(decide(kl, scales, dimensions=dimensions, clip=clip, delta=1e-6, is_centred=False).contradicted)
+        shares.append(
+            decide(
+                kl, scales, dimensions=dimensions, clip=clip, delta=1e-6, is_centred=False
+            ).contradicted
+        )
     assert shares[0] > 0.15 and shares[1] < 0.02
 
 
@@ -100,21 +117,25 @@ def test_with_many_dimensions_a_clip_sees_the_divergence():
 def test_the_closed_form_agrees_with_draws(number):
     """20,000 terms through GaussianStep, Likelihood and Diagnostics: within four standard errors.
 
-    Mutation: lose the scale of the unnormalised form, or count shares of all terms in one of the two.
+    Mutation: lose the scale of the unnormalised form, or count shares of all terms in one of the
+    two.
     """
     estimator, few = estimators(LEVELS)[number], STEPS[2:6]
     velocity = population(estimator.sampler, few, 1e-4, 1.0, 200)
     kl = step_kls(estimator.sampler, few, velocity)
     scales = torch.tensor([estimator.scale(own) for own in few], dtype=torch.float64)[:, None]
     clip = best_clip(kl, scales, dimensions=64, delta=1e-4, is_centred=False)
-    expected = decide(kl, scales, dimensions=64, clip=clip, delta=1e-4, is_centred=False).contradicted
+    expected = decide(
+        kl, scales, dimensions=64, clip=clip, delta=1e-4, is_centred=False
+    ).contradicted
     options = {"dimensions": 64, "clip": clip, "delta": 1e-4, "samples": 5000, "seed": 0}
     error = 2 * math.sqrt(expected / 2 / 20_000)
     assert sampled(estimator, few, velocity, **options) == pytest.approx(expected, abs=4 * error)
 
 
 def test_the_centred_clip_is_that_of_training():
-    """GRPO-Guard's loss drops so many drawn terms as the closed form says, where no divergence masks any.
+    """GRPO-Guard's loss drops so many drawn terms as the closed form says, where no divergence
+    masks any.
 
     Mutation: keep the signal, or scale by std^2.
     """
@@ -125,16 +146,33 @@ def test_the_centred_clip_is_that_of_training():
     options = {"dimensions": dimensions, "clip": clip, "delta": math.inf, "is_centred": True}
     expected = decide(kl, scales, **options).false_alarms / 2
     generator = torch.Generator().manual_seed(0)
-    old = GaussianStep(torch.zeros(count, dimensions, 1, 1, dtype=torch.float64), estimator.sampler.std(interval))
+    old = GaussianStep(
+        torch.zeros(count, dimensions, 1, 1, dtype=torch.float64), estimator.sampler.std(interval)
+    )
     x_next = old.sample(torch.randn(old.mean.shape, generator=generator, dtype=torch.float64))
     new = GaussianStep(old.mean + moved * estimator.sampler.gain(interval), old.std)
-    likelihood, none = Likelihood(reduction="mean", form="gaussian"), torch.zeros(count, dtype=torch.float64)
+    likelihood, none = (
+        Likelihood(reduction="mean", form="gaussian"),
+        torch.zeros(count, dtype=torch.float64),
+    )
     inputs = LossInputs(
-        likelihood.log_prob(new, x_next), likelihood.log_prob(old, x_next),
-        torch.randint(2, (count,), generator=generator).double() * 2 - 1, likelihood.kl(new, old.mean), none, none,
-        std=old.std, dt=interval.dt, form="gaussian", reduction="mean", dimensions=dimensions,
-    )  # fmt: skip
-    dropped = float(guard(inputs, clip_low=clip, clip_high=clip, advantage_clip=5.0).metrics["trust/masked_fraction"])
+        likelihood.log_prob(new, x_next),
+        likelihood.log_prob(old, x_next),
+        torch.randint(2, (count,), generator=generator).double() * 2 - 1,
+        likelihood.kl(new, old.mean),
+        none,
+        none,
+        std=old.std,
+        dt=interval.dt,
+        form="gaussian",
+        reduction="mean",
+        dimensions=dimensions,
+    )
+    dropped = float(
+        guard(inputs, clip_low=clip, clip_high=clip, advantage_clip=5.0).metrics[
+            "trust/masked_fraction"
+        ]
+    )
     assert 0.05 < expected < 0.45
     assert dropped == pytest.approx(expected, abs=4 * math.sqrt(expected / count))
 
@@ -146,7 +184,9 @@ def test_the_best_range_is_no_worse_than_its_neighbours():
     scales = torch.tensor([estimator.scale(own) for own in STEPS], dtype=torch.float64)[:, None]
     best = best_clip(kl, scales, dimensions=4096, delta=1e-6, is_centred=True)
     shares = [
-        decide(kl, scales, dimensions=4096, clip=best * factor, delta=1e-6, is_centred=True).contradicted
+        decide(
+            kl, scales, dimensions=4096, clip=best * factor, delta=1e-6, is_centred=True
+        ).contradicted
         for factor in (0.5, 1.0, 2.0)
     ]
     assert min(shares) == shares[1]
@@ -154,7 +194,9 @@ def test_the_best_range_is_no_worse_than_its_neighbours():
 
 @pytest.mark.parametrize("number", range(4))
 def test_the_threshold_of_a_range_is_the_one_it_is_best_for(number):
-    """There and back, within a step of either grid. Mutation: search downwards, or in the wrong dimensions."""
+    """There and back, within a step of either grid. Mutation: search downwards, or in the wrong
+    dimensions.
+    """
     estimator = estimators(LEVELS)[number]
     given = FEW | {"dimensions": 4096}
     clip, _ = at_best(estimator, given | {"delta": 3e-6})
@@ -162,8 +204,13 @@ def test_the_threshold_of_a_range_is_the_one_it_is_best_for(number):
 
 
 def test_where_noise_rules_a_ranges_threshold_is_its_square():
-    """noise = sqrt(2 delta / D) over a signal of a hundredth of it. Mutation: a threshold that grows with the range."""
-    one, ten = (matching_delta(estimators(LEVELS)[0], FEW | {"dimensions": 16}, clip) for clip in (3e-4, 3e-3))
+    """noise = sqrt(2 delta / D) over a signal of a hundredth of it. Mutation: a threshold that
+    grows with the range.
+    """
+    one, ten = (
+        matching_delta(estimators(LEVELS)[0], FEW | {"dimensions": 16}, clip)
+        for clip in (3e-4, 3e-3)
+    )
     assert ten / one == pytest.approx(100, rel=0.15)
 
 
@@ -180,18 +227,46 @@ def test_the_noise_that_a_run_should_have():
 
     Mutation: average the KLs first.
     """
-    logged = {"trust/kl_old/0": [4e-4], "trust/kl_old/3": [1e-4], "trust/log_ratio_noise": [2e-3, 1e-3]}
+    logged = {
+        "trust/kl_old/0": [4e-4],
+        "trust/kl_old/3": [1e-4],
+        "trust/log_ratio_noise": [2e-3, 1e-3],
+    }
     run = {"training": logged | {"trust/clip_false_alarms": [0.25], "trust/clip_misses": [0.5]}}
     assert measured(run, 100) == pytest.approx((4e-4, 1e-4, 1.5e-3, 1.5e-3, 0.25, 0.5))
 
 
 def test_simulation_fills_its_tables():
     """Mutation: draw the centred ratio, which training's diagnostics do not know."""
-    spec = {"shift": 3.0, "num_steps": 4, "noise_levels": LEVELS, "delta": 1e-6, "spread": 1.0, "quantiles": 20}
-    spec |= {"dimensions": [16, 64], "sampled_dimensions": [64], "samples": 20, "seed": 0, "run_dimensions": 256}
-    spec |= {"run_delta": 2e-5, "varied_dimensions": 64, "growth": 1.0, "published": {"CPS, ratio": 1e-3}}
-    spec |= {"published_on": {"steps": 3, "dimensions": 64}, "carried_to": {"steps": 3, "dimensions": 16}}
-    spec["variations"] = [{"name": "same", "steps": 3, "growth": 1.0}, {"name": "other", "steps": 2, "growth": 4.0}]
+    spec = {
+        "shift": 3.0,
+        "num_steps": 4,
+        "noise_levels": LEVELS,
+        "delta": 1e-6,
+        "spread": 1.0,
+        "quantiles": 20,
+    }
+    spec |= {
+        "dimensions": [16, 64],
+        "sampled_dimensions": [64],
+        "samples": 20,
+        "seed": 0,
+        "run_dimensions": 256,
+    }
+    spec |= {
+        "run_delta": 2e-5,
+        "varied_dimensions": 64,
+        "growth": 1.0,
+        "published": {"CPS, ratio": 1e-3},
+    }
+    spec |= {
+        "published_on": {"steps": 3, "dimensions": 64},
+        "carried_to": {"steps": 3, "dimensions": 16},
+    }
+    spec["variations"] = [
+        {"name": "same", "steps": 3, "growth": 1.0},
+        {"name": "other", "steps": 2, "growth": 4.0},
+    ]
     found = simulate(spec)
     assert [len(rows) for rows in found["estimators"].values()] == [2] * 4
     assert sum("sampled" in row for rows in found["estimators"].values() for row in rows) == 3
@@ -206,4 +281,8 @@ def test_simulation_fills_its_tables():
     for label, rows in found["estimators"].items():
         same, other = (row for row in found["varied"] if row["label"] == label)
         assert same["contradicted"] == rows[1]["contradicted"] != other["contradicted"]
-    assert all(row["carried"] >= row["contradicted"] - 1e-12 for rows in found["estimators"].values() for row in rows)
+    assert all(
+        row["carried"] >= row["contradicted"] - 1e-12
+        for rows in found["estimators"].values()
+        for row in rows
+    )

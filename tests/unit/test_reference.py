@@ -17,8 +17,8 @@ def distance(form, offset=(0.1, 0.3)):
 
 @pytest.mark.parametrize(("form", "expected"), FORMS)
 def test_forms_by_hand(form, expected):
-    """(0.1, 0.3) off at std 1/2, dt -1/4: mean square 0.05, KL 0.05 / (2/4), times 1/4 as published by Flow-GRPO;
-    at a gain of -1/5 the velocities differ five times as much.
+    """(0.1, 0.3) off at std 1/2, dt -1/4: mean square 0.05, KL 0.05 / (2/4), times 1/4 as published
+    by Flow-GRPO; at a gain of -1/5 the velocities differ five times as much.
 
     Mutation: drop the factor 2, sum over dimensions, multiply by dt with its sign, or fold beta in.
     """

@@ -35,7 +35,10 @@ def drip(handler, body):
 FAULTS = {
     "500": (lambda h, b: reply(h, b"out of memory", 500), "HTTP 500 out of memory"),
     "401": (lambda h, b: reply(h, {"error": "wrong token"}, 401), "HTTP 401"),
-    "redirect": (lambda h, b: reply(h, b"", 302, [("Location", "http://127.0.0.1:9/")]), "HTTP 302"),
+    "redirect": (
+        lambda h, b: reply(h, b"", 302, [("Location", "http://127.0.0.1:9/")]),
+        "HTTP 302",
+    ),
     "garbage": (lambda h, b: reply(h, b"<html>hello</html>"), "not JSON"),
     "too short": (lambda h, b: reply(h, {"values": [0.5]}), "2 images, but values: 1 entries"),
     "too long": (lambda h, b: reply(h, {"values": [0.5] * 9}), "9 entries"),
@@ -50,7 +53,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_costs_its_own_samples_and_nothing_else(fault, caplog):
-    """Requests of 2, 2 and 1 images; the middle one goes wrong, whatever it is tried. Its samples are missing, never 0.
+    """Requests of 2, 2 and 1 images; the middle one goes wrong, whatever it is tried. Its samples
+    are missing, never 0.
 
     Mutation: raise for the whole call, score a fault 0 as valid, wait for ever, or say nothing.
     """
@@ -81,30 +85,41 @@ def test_no_server_at_all_is_missing_not_an_error():
 
 
 def test_a_call_ends_at_its_deadline_however_many_requests_hang():
-    """Five requests, one at a time, each of which would be tried twice for 0.3 s: given up after 1 s.
+    """Five requests, one at a time, each of which would be tried twice for 0.3 s: given up after 1
+    s.
 
-    The two that were being asked count as failures of the service, those that waited for their turn do not.
-    Mutation: a deadline for each request, or none between its tries, or one that opens the circuit for what waited.
+    The two that were being asked count as failures of the service, those that waited for their turn
+    do not. Mutation: a deadline for each request, or none between its tries, or one that opens the
+    circuit for what waited.
     """
     with answering(hang) as url:
-        reward = remote(url, batch_size=1, timeout=0.3, deadline=1.0, retries=1, concurrency=1, open_after=3)
+        reward = remote(
+            url, batch_size=1, timeout=0.3, deadline=1.0, retries=1, concurrency=1, open_after=3
+        )
         start = time.monotonic()
         output = reward(IMAGES, PROMPTS)
         assert 0.9 < time.monotonic() - start < 2.5
         assert not output.is_valid.any() and reward.client.failures_in_a_row == 2
     assert "no answer within 0.3 s (2 tries)" in output.info[0]["missing"]
-    assert "deadline=1.0 s" in output.info[1]["missing"] and "deadline=1.0 s" in output.info[4]["missing"]
+    assert (
+        "deadline=1.0 s" in output.info[1]["missing"]
+        and "deadline=1.0 s" in output.info[4]["missing"]
+    )
 
 
 def test_what_may_pass_is_tried_again():
-    """Two failures of different kinds, then an answer. Mutation: one retry less, or none after a cut."""
+    """Two failures of different kinds, then an answer. Mutation: one retry less, or none after a
+    cut.
+    """
     asked = []
 
     def behave(handler, body):
         asked.append(time.monotonic())
-        [lambda: reply(handler, b"", 503), lambda: cut(handler, body), lambda: scorer(brightness)(handler, body)][
-            len(asked) - 1
-        ]()
+        [
+            lambda: reply(handler, b"", 503),
+            lambda: cut(handler, body),
+            lambda: scorer(brightness)(handler, body),
+        ][len(asked) - 1]()
 
     with answering(behave) as url:
         output = remote(url, batch_size=5, backoff=0.1, max_backoff=1.0)(IMAGES, PROMPTS)
@@ -128,7 +143,8 @@ def test_a_refusal_is_final(status):
 
 
 def test_the_circuit_opens_is_probed_and_closes():
-    """Two failed requests open it: the next cost nothing. After a while one try each, and an answer closes it.
+    """Two failed requests open it: the next cost nothing. After a while one try each, and an answer
+    closes it.
 
     Mutation: never open, never close, or retry while probing.
     """
@@ -143,7 +159,10 @@ def test_the_circuit_opens_is_probed_and_closes():
 
         def post(times=1):
             asked.clear()
-            return [isinstance(answer, Unanswered) for answer in service.post_all(f"{url}/score", [{}] * times)]
+            return [
+                isinstance(answer, Unanswered)
+                for answer in service.post_all(f"{url}/score", [{}] * times)
+            ]
 
         assert post(5) == [True] * 5 and len(asked) == 4
         assert post(5) == [True] * 5 and len(asked) == 0
@@ -157,7 +176,9 @@ def test_the_circuit_opens_is_probed_and_closes():
 
 
 def test_requests_go_out_side_by_side_and_come_back_in_order():
-    """At most two at a time; the first is the slowest. Mutation: one after the other, or in the order of arrival."""
+    """At most two at a time; the first is the slowest. Mutation: one after the other, or in the
+    order of arrival.
+    """
     lock, now, most = threading.Lock(), [0], [0]
 
     def behave(handler, body):
@@ -204,13 +225,17 @@ def test_a_token_comes_from_the_environment_and_goes_nowhere_else(monkeypatch, c
     ],
 )
 def test_addresses_are_checked(url, word):
-    """Mutation: leave it to the first request of the run; a password would be written to config.yaml."""
+    """Mutation: leave it to the first request of the run; a password would be written to
+    config.yaml.
+    """
     with pytest.raises(ValueError, match=word):
         check_url(url)
     assert check_url("https://host:1/scores/") == "https://host:1/scores"
 
 
-@pytest.mark.parametrize("name", ["timeout", "deadline", "retries", "concurrency", "open_after", "max_answer"])
+@pytest.mark.parametrize(
+    "name", ["timeout", "deadline", "retries", "concurrency", "open_after", "max_answer"]
+)
 def test_settings_are_checked(name):
     """A deadline is at least the time-out, retries may be none. Mutation: drop a check."""
     with pytest.raises(ValueError, match=f"client.{name}=-1 must be at least"):
@@ -229,4 +254,7 @@ def test_nothing_but_json_is_sent():
         remote(url, batch_size=5)(IMAGES, PROMPTS)
     (path, kind, data), *others = seen
     assert (path, kind, others) == ("/score", "application/json", [])
-    assert data["prompts"][3] == {"text": "prompt 3", "family": "", "metadata": {}} and len(data["images"]) == 5
+    assert (
+        data["prompts"][3] == {"text": "prompt 3", "family": "", "metadata": {}}
+        and len(data["images"]) == 5
+    )

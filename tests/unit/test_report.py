@@ -14,7 +14,14 @@ from PIL import Image
 from flowrl.report.charts import Axis, curve_chart, curves
 from flowrl.report.compare import conditions, differences, short
 from flowrl.report.runs import find, value_text
-from flowrl.report.tables import ablation_table, difference_table, effect_table, frontier, frontier_table, run_table
+from flowrl.report.tables import (
+    ablation_table,
+    difference_table,
+    effect_table,
+    frontier,
+    frontier_table,
+    run_table,
+)
 from flowrl.statistics import difference, mean
 
 REWARD, KL = "eval/held_in/reward", "eval/held_in/kl_ref"
@@ -22,29 +29,52 @@ TARGETS = {"grpo": "flowrl.losses.grpo.grpo", "dppo": "flowrl.losses.dppo.DPPO"}
 
 
 def write_run(folder, seed, loss, reward, kl=0.1, status="finished", sampler="cps.CPS", **options):
-    """A run of 40 iterations whose training reward is `reward` throughout; evaluated before and at the end."""
-    target = {"_target_": TARGETS[loss], **({"delta": 2e-5} if loss == "dppo" else {"clip": 1e-3}), **options}
+    """A run of 40 iterations whose training reward is `reward` throughout; evaluated before and at
+    the end.
+    """
+    target = {
+        "_target_": TARGETS[loss],
+        **({"delta": 2e-5} if loss == "dppo" else {"clip": 1e-3}),
+        **options,
+    }
     sampler = {"_target_": f"flowrl.samplers.{sampler}"}
-    config = {"seed": seed, "run_dir": str(folder), "name": f"x-{loss}", "loss": target, "sampler": sampler}
-    config |= {"data": {"seed": seed}, "algorithm": {"loss": target}, "evaluation": {"headline": "strict"}}
+    config = {
+        "seed": seed,
+        "run_dir": str(folder),
+        "name": f"x-{loss}",
+        "loss": target,
+        "sampler": sampler,
+    }
+    config |= {
+        "data": {"seed": seed},
+        "algorithm": {"loss": target},
+        "evaluation": {"headline": "strict"},
+    }
     config |= {"viewing": {"every": 100}, "logger": {"csv": {"save_dir": str(folder)}}}
     (folder / "images").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     Image.new("RGB", (4, 4), (seed, 0, 0)).save(folder / "images" / "000040.png")
     lines = [f"{i},{reward},,\n" for i in range(2, 40)]
-    table = f"iteration,reward/mean,{REWARD},{KL}\n1,{reward},0.5,0.0\n{''.join(lines)}40,{reward},{reward},{kl}\n"
+    head = f"iteration,reward/mean,{REWARD},{KL}\n1,{reward},0.5,0.0\n"
+    table = f"{head}{''.join(lines)}40,{reward},{reward},{kl}\n"
     (folder / "metrics.csv").write_text(table)
     if status:
-        (folder / "summary.json").write_text(json.dumps({"status": status, "seconds": 9.5, "images_per_second": 7}))
+        (folder / "summary.json").write_text(
+            json.dumps({"status": status, "seconds": 9.5, "images_per_second": 7})
+        )
 
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two losses by two seeds: Flow-DPPO gains 0.25 on seed 0 and 0.125 on seed 1, at twice the KL."""
+    """Two losses by two seeds: Flow-DPPO gains 0.25 on seed 0 and 0.125 on seed 1, at twice the
+    KL.
+    """
     for job, (loss, seed, reward) in enumerate(
         [("grpo", 0, 0.5), ("grpo", 1, 0.75), ("dppo", 0, 0.75), ("dppo", 1, 0.875)]
     ):
-        write_run(tmp_path / "sweep" / str(job), seed, loss, reward, kl=0.2 if loss == "dppo" else 0.1)
+        write_run(
+            tmp_path / "sweep" / str(job), seed, loss, reward, kl=0.2 if loss == "dppo" else 0.1
+        )
     return tmp_path / "sweep"
 
 
@@ -54,7 +84,10 @@ def test_runs_alike_but_for_their_seed_are_one_condition(sweep):
     Mutation: take seeds or every differing key into the label.
     """
     groups = conditions(find([sweep]))
-    assert [(group.label, len(group.runs)) for group in groups] == [("loss=dppo", 2), ("loss=grpo", 2)]
+    assert [(group.label, len(group.runs)) for group in groups] == [
+        ("loss=dppo", 2),
+        ("loss=grpo", 2),
+    ]
     write_run(sweep / "4", 0, "dppo", 0.5, delta=1e-4)
     labels = [group.label for group in conditions(find([sweep]))]
     assert labels == ["loss=dppo, loss.delta=2e-5", "loss=dppo, loss.delta=1e-4", "loss=grpo"]
@@ -78,12 +111,14 @@ def test_differences_merge_copies_and_leave_folders_out(sweep):
 
 def test_values_read_as_users_write_them():
     """YAML 1.1 reads 2e-05 as text. Mutation: compare the texts 2e-05 and 2.0e-5."""
-    assert [value_text(value) for value in (2e-5, "2e-05", 1e-3, 0.05, 0.8, 0.0, 2.0, None, True, [1, 2])] == [
-        *("2e-5", "2e-5", "1e-3", "0.05", "0.8", "0.0", "2.0", "null", "true", "[1, 2]")
-    ]
-    assert [short(f"flowrl.samplers.{name}") for name in ("sde.FlowSDE", "dpm2.DPM2", "steps.AllButLast")] == [
-        *("flow_sde", "dpm2", "all_but_last")
-    ]
+    assert [
+        value_text(value)
+        for value in (2e-5, "2e-05", 1e-3, 0.05, 0.8, 0.0, 2.0, None, True, [1, 2])
+    ] == [*("2e-5", "2e-5", "1e-3", "0.05", "0.8", "0.0", "2.0", "null", "true", "[1, 2]")]
+    assert [
+        short(f"flowrl.samplers.{name}")
+        for name in ("sde.FlowSDE", "dpm2.DPM2", "steps.AllButLast")
+    ] == [*("flow_sde", "dpm2", "all_but_last")]
     assert short("0.05") == "0.05" and short("embedded:pipeline") == "embedded:pipeline"
 
 
@@ -136,13 +171,18 @@ def test_an_effect_holds_the_other_keys_fixed(tmp_path):
         if job:
             write_run(tmp_path / f"1{job}", 1, loss, 9.0, sampler=sampler)
     rows = effect_table(conditions(find([tmp_path])), [REWARD]).rows
-    assert [row[:3] for row in rows] == [["loss", "dppo to grpo", 2], ["sampler", "cps to flow_sde", 2]]
+    assert [row[:3] for row in rows] == [
+        ["loss", "dppo to grpo", 2],
+        ["sampler", "cps to flow_sde", 2],
+    ]
     assert [(row[3].mean, row[3].count) for row in rows] == [(-0.0625, 1), (-0.3125, 1)]
 
 
 def test_the_frontier_by_hand():
     """Mutation: keep a point that another beats in both, or drop the cheapest."""
-    assert frontier([(0.3, 0.8), (0.1, 0.5), (0.2, 0.4), (0.4, 0.8), (math.nan, 1.0), (0.2, 0.7)]) == [1, 5, 0]
+    assert frontier(
+        [(0.3, 0.8), (0.1, 0.5), (0.2, 0.4), (0.4, 0.8), (math.nan, 1.0), (0.2, 0.7)]
+    ) == [1, 5, 0]
 
 
 def test_unfinished_and_damaged_runs_are_shown_but_not_compared(sweep):
@@ -177,7 +217,12 @@ def test_axes():
     axis = Axis.over([0.13, 0.87], 226, 10)
     assert axis.ticks()[0] <= 0.13 and axis.ticks()[-1] >= 0.87 and axis(0.13) > axis(0.87)
     log = Axis.over([1e-6, 3e-3], 226, 10, can_be_log=True)
-    assert log.is_log and log.ticks()[0] == pytest.approx(1e-6) and log(1e-6) == 226 and log(1e-2) == 10
+    assert (
+        log.is_log
+        and log.ticks()[0] == pytest.approx(1e-6)
+        and log(1e-6) == 226
+        and log(1e-2) == 10
+    )
     assert not Axis.over([0.0, 100.0], 226, 10, can_be_log=True).is_log
     assert Axis.over([0.5, 0.5], 0, 1)(0.5) == pytest.approx(0.5)
 
@@ -185,8 +230,13 @@ def test_axes():
 def test_the_script_writes_one_offline_page_without_torch(sweep, root):
     """Mutation: import torch, link a style sheet or a picture, or lose a table."""
     script = root / "scripts" / "report.py"
-    code = f"import sys, runpy; sys.modules['torch'] = None; runpy.run_path({str(script)!r}, run_name='__main__')"
-    result = subprocess.run([sys.executable, "-c", code, sweep], capture_output=True, text=True, cwd=root)
+    code = (
+        f"import sys, runpy; sys.modules['torch'] = None; runpy.run_path({str(script)!r}, "
+        "run_name='__main__')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, sweep], capture_output=True, text=True, cwd=root
+    )
     assert result.returncode == 0, result.stderr
     assert "4 runs in 2 conditions" in result.stdout
     page = (sweep / "report" / "report.html").read_text()
@@ -196,7 +246,10 @@ def test_the_script_writes_one_offline_page_without_torch(sweep, root):
     names = {path.name for path in (sweep / "report").iterdir()}
     tables = {"ablation", "differences", "effects", "frontier", "config", "runs"}
     assert names == {"report.html", "report.md", *(f"{name}.csv" for name in tables)}
-    assert all(f"## {title}" in (sweep / "report" / "report.md").read_text() for title in ("Ablation", "Effects"))
+    assert all(
+        f"## {title}" in (sweep / "report" / "report.md").read_text()
+        for title in ("Ablation", "Effects")
+    )
 
 
 @pytest.mark.parametrize(

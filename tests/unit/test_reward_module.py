@@ -29,14 +29,19 @@ def score(result):
 
 
 def output(values, is_valid=None):
-    return RewardOutput(torch.tensor(values), torch.tensor([True] * len(values) if is_valid is None else is_valid))
+    return RewardOutput(
+        torch.tensor(values), torch.tensor([True] * len(values) if is_valid is None else is_valid)
+    )
 
 
 @pytest.mark.parametrize(
-    "result", [RuntimeError("server is down"), output([1.0, 2.0, 3.0]), output([1.0] * 5), None, "0.5"]
+    "result",
+    [RuntimeError("server is down"), output([1.0, 2.0, 3.0]), output([1.0] * 5), None, "0.5"],
 )
 def test_a_failed_call_marks_all_missing(result, caplog):
-    """Exception, wrong length, not a reward at all. Mutation: pad, or score 0 as valid, or stay silent."""
+    """Exception, wrong length, not a reward at all. Mutation: pad, or score 0 as valid, or stay
+    silent.
+    """
     got = score(result)
     assert got.is_valid.tolist() == [False] * 4
     assert got.values.tolist() == [0] * 4
@@ -52,10 +57,11 @@ def test_values_that_are_no_numbers_are_missing():
 
 @pytest.mark.parametrize("absurd", [3e38, -3e38, 1.1e12, math.inf])
 def test_absurd_values_are_missing(absurd):
-    """The squares of 3e38 are infinite, and so are the metrics made of them; 1e12 is the last that counts.
+    """The squares of 3e38 are infinite, and so are the metrics made of them; 1e12 is the last that
+    counts.
 
-    A part that is absurd is left out, and its sample is not. Mutation: ask for finite numbers, or bound the values and
-    not the terms of a mixture.
+    A part that is absurd is left out, and its sample is not. Mutation: ask for finite numbers, or
+    bound the values and not the terms of a mixture.
     """
     values = torch.tensor([absurd, 0.5, 1e12, -1e12])
     whole = score(RewardOutput(values, torch.ones(4, dtype=torch.bool), {"soft": values}))
@@ -63,14 +69,18 @@ def test_absurd_values_are_missing(absurd):
     assert "beyond 1e+12" in whole.info[0]["missing"] and "missing" not in whole.info[1]
     assert whole.parts["soft"].isnan().tolist() == [True, False, False, False]
     terms = torch.stack([values, -values], 1)
-    mixed = RewardOutput(torch.zeros(4), torch.ones(4, dtype=torch.bool), terms=terms, weights=(1.0, 1.0))
+    mixed = RewardOutput(
+        torch.zeros(4), torch.ones(4, dtype=torch.bool), terms=terms, weights=(1.0, 1.0)
+    )
     assert score(mixed).is_valid.tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize("parts", [{"soft": torch.zeros(3)}, {"soft": torch.zeros(4, 2)}])
 def test_parts_of_the_wrong_length_never_get_through(parts):
     """Parts are indexed by sample afterwards. Mutation: check the values only."""
-    result = SimpleNamespace(values=torch.ones(4), is_valid=torch.ones(4, dtype=torch.bool), parts=parts, info=())
+    result = SimpleNamespace(
+        values=torch.ones(4), is_valid=torch.ones(4, dtype=torch.bool), parts=parts, info=()
+    )
     assert score(result).is_valid.tolist() == [False] * 4
 
 
@@ -82,9 +92,13 @@ def test_too_many_missing_stop_the_run():
         module.check(torch.tensor([True, True, False, False]), terms)
 
 
-@pytest.mark.parametrize(("count", "limit"), [(10, 0.1), (100, 0.29), (30, 0.1), (100, 0.07), (3, 1 / 3), (4, 0.0)])
+@pytest.mark.parametrize(
+    ("count", "limit"), [(10, 0.1), (100, 0.29), (30, 0.1), (100, 0.07), (3, 1 / 3), (4, 0.0)]
+)
 def test_exactly_max_missing_is_allowed(count, limit):
-    """1 - 0.9 in float32 is above 0.1, and 0.29 times 100 is below 29. Mutation: compare either of these."""
+    """1 - 0.9 in float32 is above 0.1, and 0.29 times 100 is below 29. Mutation: compare either of
+    these.
+    """
     module, terms = RewardModule(reward=Fixed(None), max_missing=limit), torch.zeros(count, 1)
     most = round(limit * count)
     module.check(torch.arange(count) >= most, terms)
@@ -93,7 +107,8 @@ def test_exactly_max_missing_is_allowed(count, limit):
 
 
 def test_samples_that_no_reward_judges_do_not_dilute_the_share():
-    """Both judged ones of eight failed, the first by one of two rewards. With nothing judged, nothing is missing.
+    """Both judged ones of eight failed, the first by one of two rewards. With nothing judged,
+    nothing is missing.
 
     Mutation: divide by all samples, or by those that every reward judges.
     """
@@ -111,7 +126,10 @@ def test_the_message_tells_the_first_reason():
 
     Mutation: drop the reasons on the way, so that the user learns only how many are missing.
     """
-    good, bad = torch.tensor([True] * 3 + [False]), [{}, {}, {}, {"missing": "prompt 'x' is outside the grammar"}]
+    good, bad = (
+        torch.tensor([True] * 3 + [False]),
+        [{}, {}, {}, {"missing": "prompt 'x' is outside the grammar"}],
+    )
     cases = {
         "outside the grammar": RewardOutput(torch.ones(4), good, {}, bad),
         "ConnectionError: no route to host": ConnectionError("no route to host"),
@@ -125,7 +143,9 @@ def test_the_message_tells_the_first_reason():
 
 
 class Recording:
-    """Scores an image by its first pixel once it may; fails where the pixel is 9, and notes who calls when."""
+    """Scores an image by its first pixel once it may; fails where the pixel is 9, and notes who
+    calls when.
+    """
 
     def __init__(self):
         self.calls, self.now, self.most = [], 0, 0
@@ -144,17 +164,26 @@ class Recording:
 
 
 def test_scores_come_in_the_order_asked_for_and_a_failed_call_costs_its_own_samples():
-    """In the background, one call at a time. Mutation: score in the caller, in parallel, or in the order of arrival."""
+    """In the background, one call at a time. Mutation: score in the caller, in parallel, or in the
+    order of arrival.
+    """
     reward = Recording()
     module = RewardModule(reward=reward, max_missing=1.0)
-    submitted = [module.submit(torch.full((2, 3, 2, 2), float(i)), [Prompt(f"{i}")] * 2) for i in (1, 9, 3)]
+    submitted = [
+        module.submit(torch.full((2, 3, 2, 2), float(i)), [Prompt(f"{i}")] * 2) for i in (1, 9, 3)
+    ]
     reward.may.set()  # only now is anything scored
     got = module.collect([submitted[2], submitted[0], submitted[1]])
-    assert got.values.tolist() == [3, 3, 1, 1, 0, 0] and got.is_valid.tolist() == [True] * 4 + [False] * 2
+    assert (
+        got.values.tolist() == [3, 3, 1, 1, 0, 0]
+        and got.is_valid.tolist() == [True] * 4 + [False] * 2
+    )
     assert got.terms.tolist() == [[3], [3], [1], [1], [0], [0]]
     assert "out of memory" in got.info[5]["missing"]
     assert reward.most == 1 and [texts[0] for _, texts in reward.calls] == ["1", "9", "9", "9", "3"]
-    assert all(thread is not threading.main_thread() and thread.daemon for thread, _ in reward.calls)
+    assert all(
+        thread is not threading.main_thread() and thread.daemon for thread, _ in reward.calls
+    )
 
 
 class Mean:
@@ -174,13 +203,17 @@ class Mean:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_an_image_that_is_not_finite_costs_itself_alone(value):
-    """Seven of eight are scored, in one call, each beside its own prompt; with none finite nothing is asked.
+    """Seven of eight are scored, in one call, each beside its own prompt; with none finite nothing
+    is asked.
 
     Mutation: show the scorer all, lose the order, ask once for each image, or look for NaN alone.
     """
     reward = Mean()
     module = RewardModule(reward=reward, max_missing=0.2)
-    images, prompts = torch.arange(8.0).view(8, 1, 1, 1).repeat(1, 3, 2, 2) / 8, [Prompt(f"{i}") for i in range(8)]
+    images, prompts = (
+        torch.arange(8.0).view(8, 1, 1, 1).repeat(1, 3, 2, 2) / 8,
+        [Prompt(f"{i}") for i in range(8)],
+    )
     images[3, 0, 0, 0] = value
     got = module.score(images, prompts)
     assert got.is_valid.tolist() == [True] * 3 + [False] + [True] * 4
@@ -190,14 +223,18 @@ def test_an_image_that_is_not_finite_costs_itself_alone(value):
     assert got.info[3] == {"missing": "image is not finite"}
     assert reward.calls == [["0", "1", "2", "4", "5", "6", "7"]]
     module.check(got.is_valid, got.terms, got.info)  # an eighth is below a fifth
-    assert not module.score(torch.full((2, 3, 2, 2), value), prompts[:2]).is_valid.any() and len(reward.calls) == 1
+    assert (
+        not module.score(torch.full((2, 3, 2, 2), value), prompts[:2]).is_valid.any()
+        and len(reward.calls) == 1
+    )
 
 
 def test_a_scorer_that_hangs_is_given_up():
-    """After scorer_timeout its call is missing and says so; calls while it hangs are missing at once, and never overlap
-    it; once it has ended, scores come again.
+    """After scorer_timeout its call is missing and says so; calls while it hangs are missing at
+    once, and never overlap it; once it has ended, scores come again.
 
-    Mutation: wait for ever, wait as long for every call, or ask a scorer that is not thread-safe twice at a time.
+    Mutation: wait for ever, wait as long for every call, or ask a scorer that is not thread-safe
+    twice at a time.
     """
     reward = Recording()
     module = RewardModule(reward=reward, max_missing=0.0, scorer_timeout=0.3)
@@ -205,9 +242,14 @@ def test_a_scorer_that_hangs_is_given_up():
     start = time.monotonic()
     got = module.collect([module.submit(ones, PROMPTS[:2]) for _ in range(3)])
     assert 0.3 <= time.monotonic() - start < 2 and not got.is_valid.any() and len(reward.calls) == 1
-    with pytest.raises(TooManyMissingRewards, match=r"Recording gave no scores within scorer_timeout=0.3 s"):
+    with pytest.raises(
+        TooManyMissingRewards, match=r"Recording gave no scores within scorer_timeout=0.3 s"
+    ):
         module.check(got.is_valid, got.terms, got.info)
-    assert "Recording, asked 0 s ago, is busy" in got.info[4]["missing"] and "Recording" in module.waits_for()
+    assert (
+        "Recording, asked 0 s ago, is busy" in got.info[4]["missing"]
+        and "Recording" in module.waits_for()
+    )
     reward.may.set()
     module.running.result(5)
     assert module.waits_for() is None and module.score(ones, PROMPTS[:2]).values.tolist() == [1, 1]
@@ -236,16 +278,24 @@ def test_max_missing_is_a_share(share):
 
 
 def test_nothing_to_judge_is_told_from_nothing_known():
-    """A NaN is missing where the reward applies, and expected where it does not. Mutation: treat both alike."""
+    """A NaN is missing where the reward applies, and expected where it does not. Mutation: treat
+    both alike.
+    """
     applies = torch.tensor([[True], [False], [True], [False]])
-    got = score(RewardOutput(torch.tensor([0.5, math.nan, math.nan, 7.0]), torch.ones(4).bool(), applies=applies))
+    got = score(
+        RewardOutput(
+            torch.tensor([0.5, math.nan, math.nan, 7.0]), torch.ones(4).bool(), applies=applies
+        )
+    )
     assert got.is_valid.tolist() == [True, True, False, True]
     assert got.has_value.tolist() == [True, False, False, False]
     assert got.values[[0, 2]].tolist() == [0.5, 0] and got.values[[1, 3]].isnan().all()
 
 
 def test_a_reward_that_never_applies_stops_the_run():
-    """One empty iteration may come by chance. Mutation: train on nothing, in silence, or stop at the first."""
+    """One empty iteration may come by chance. Mutation: train on nothing, in silence, or stop at
+    the first.
+    """
     module, one = RewardModule(reward=Fixed(None), max_missing=0.0), torch.ones(1)
     assert module.total(torch.tensor([[math.nan], [2.0]]), one)[1] == 2
     nothing = torch.full((2, 1), math.nan)

@@ -12,12 +12,16 @@ from flowrl.runs.folder import _new, claim, discard_if_empty, make_new, point_la
 
 
 def test_a_folder_is_claimed_once_and_only_its_owner_removes_it(tmp_path):
-    """Another open file's lock stands for another process. Mutation: remove a folder that another one has claimed."""
+    """Another open file's lock stands for another process. Mutation: remove a folder that another
+    one has claimed.
+    """
     folder = tmp_path / "run"
     folder.mkdir()
     other = os.open(folder, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(ValueError, match=f"run_dir={folder} is being written to by another process"):
+    with pytest.raises(
+        ValueError, match=f"run_dir={folder} is being written to by another process"
+    ):
         claim(str(folder))
     discard_if_empty(str(folder))
     assert folder.is_dir()
@@ -55,12 +59,17 @@ def test_latest_is_a_link_or_a_warning(tmp_path, monkeypatch, caplog):
 
 
 def test_runs_of_one_second_each_get_a_folder(tmp_path):
-    """Eight processes at once, each asking twice. Mutation: look whether the folder exists before making it."""
+    """Eight processes at once, each asking twice. Mutation: look whether the folder exists before
+    making it.
+    """
     name = str(tmp_path / "outputs" / "day" / "12-00-00-run")
     with ProcessPoolExecutor(8, mp_context=get_context("spawn")) as pool:
         folders = list(pool.map(_ask_twice, [name] * 8, chunksize=1))
     assert all(first == second for first, second in folders)
-    assert {first for first, _ in folders} == {name, *(f"{name}-{number}" for number in range(2, 9))}
+    assert {first for first, _ in folders} == {
+        name,
+        *(f"{name}-{number}" for number in range(2, 9)),
+    }
 
 
 def _ask_twice(name):

@@ -13,12 +13,16 @@ SD35 = (1, 0.96429, 0.92308, 0.875, 0.81818, 0.75, 0.66667, 0.5625, 0.42857, 0.2
 
 
 def test_published_sd35_grid():
-    """peers.md 2.0, linspace grid. Mutation: shift the small end twice, as diffusers' default does."""
+    """peers.md 2.0, linspace grid. Mutation: shift the small end twice, as diffusers' default
+    does.
+    """
     assert LinearShift(shift=3.0).sigmas(10) == pytest.approx(SD35, abs=5e-6)
 
 
 def test_shift_by_hand():
-    """s(3/4) at shift 2 is (2 * 3/4) / (1 + 3/4) = 6/7. Mutation: divide by shift + (1 - shift) u."""
+    """s(3/4) at shift 2 is (2 * 3/4) / (1 + 3/4) = 6/7. Mutation: divide by shift + (1 - shift)
+    u.
+    """
     assert LinearShift(shift=2.0).sigmas(4) == pytest.approx((1, 6 / 7, 2 / 3, 2 / 5, 0), abs=1e-15)
 
 
@@ -36,7 +40,9 @@ def test_intervals_chain_and_share_sigma_max(grid):
 
 @given(shift=st.floats(0.1, 20.0), num_steps=st.integers(1, 30))
 def test_every_grid_starts_at_exactly_1(shift, num_steps):
-    """Flow-SDE divides by 1 - sigma elsewhere. Mutation: compute s(1) as shift / (1 + (shift - 1))."""
+    """Flow-SDE divides by 1 - sigma elsewhere. Mutation: compute s(1) as shift / (1 + (shift -
+    1)).
+    """
     for schedule in (LinearShift(shift=shift), DiffusersDefault(shift=shift)):
         assert schedule.sigmas(num_steps)[0] == 1
 
@@ -54,8 +60,34 @@ def test_a_grid_has_a_step():
         intervals(LinearShift(shift=1.0), 0)
 
 
-TWICE_SHIFTED = (1, 0.96013, 0.91335, 0.85769, 0.79037, 0.70728, 0.60215, 0.46488, 0.27805, 0.00893, 0)
-KLEIN = (1, 0.98927, 0.97704, 0.96298, 0.94662, 0.92737, 0.90438, 0.87645, 0.84178, 0.79761, 0.73942, 0.65925, 0.54177)
+TWICE_SHIFTED = (
+    1,
+    0.96013,
+    0.91335,
+    0.85769,
+    0.79037,
+    0.70728,
+    0.60215,
+    0.46488,
+    0.27805,
+    0.00893,
+    0,
+)
+KLEIN = (
+    1,
+    0.98927,
+    0.97704,
+    0.96298,
+    0.94662,
+    0.92737,
+    0.90438,
+    0.87645,
+    0.84178,
+    0.79761,
+    0.73942,
+    0.65925,
+    0.54177,
+)
 FLUX1 = (1, 0.90374, 0.7897, 0.65249, 0.48422, 0.273, 0)
 
 
@@ -70,22 +102,34 @@ def test_the_default_grid_is_what_diffusers_gives(shift, num_steps):
 
 
 def test_published_grids():
-    """peers.md 2.0: SD3.5 as flow_grpo samples it, FLUX.1 and FLUX.2-klein at 512x512. Mutation: swap the two rules."""
+    """peers.md 2.0: SD3.5 as flow_grpo samples it, FLUX.1 and FLUX.2-klein at 512x512. Mutation:
+    swap the two rules.
+    """
     assert DiffusersDefault(shift=3.0).sigmas(10) == pytest.approx(TWICE_SHIFTED, abs=6e-6)
     assert DynamicShift(rule="linear", tokens=1024).sigmas(6) == pytest.approx(FLUX1, abs=6e-6)
-    assert DynamicShift(rule="empirical", tokens=1024).sigmas(14) == pytest.approx((*KLEIN, 0.35304, 0), abs=6e-6)
+    assert DynamicShift(rule="empirical", tokens=1024).sigmas(14) == pytest.approx(
+        (*KLEIN, 0.35304, 0), abs=6e-6
+    )
 
 
 def test_dynamic_shift_agrees_with_diffusers():
-    """Mu by diffusers' own functions, below and above 4,300 tokens. Mutation: drop the second fit."""
+    """Mu by diffusers' own functions, below and above 4,300 tokens. Mutation: drop the second
+    fit.
+    """
     for tokens in (256, 1024, 4096, 6000):
-        assert DynamicShift(rule="linear", tokens=tokens).mu(8) == pytest.approx(calculate_shift(tokens, 256, 4096))
+        assert DynamicShift(rule="linear", tokens=tokens).mu(8) == pytest.approx(
+            calculate_shift(tokens, 256, 4096)
+        )
         for num_steps in (4, 14, 50):
             expected = compute_empirical_mu(tokens, num_steps)
-            assert DynamicShift(rule="empirical", tokens=tokens).mu(num_steps) == pytest.approx(expected)
+            assert DynamicShift(rule="empirical", tokens=tokens).mu(num_steps) == pytest.approx(
+                expected
+            )
 
 
-@pytest.mark.parametrize(("change", "message"), [({"rule": "cubic"}, "cubic"), ({"tokens": 0}, "schedule.tokens=0")])
+@pytest.mark.parametrize(
+    ("change", "message"), [({"rule": "cubic"}, "cubic"), ({"tokens": 0}, "schedule.tokens=0")]
+)
 def test_wrong_dynamic_shifts_are_named(change, message):
     """Mutation: drop a check."""
     with pytest.raises(Exception, match=message):

@@ -53,7 +53,9 @@ LIMITS = {
 
 
 @contextmanager
-def running(score=brightness, token=None, max_waiting=100, max_connections=100, idle_seconds=5, **limits):
+def running(
+    score=brightness, token=None, max_waiting=100, max_connections=100, idle_seconds=5, **limits
+):
     """The application in a thread. Gives its address and its counters."""
     counters = Counters()
     pages = Pages(
@@ -105,7 +107,9 @@ def post(url, content, **headers):
 
 
 def test_scores_arrive_as_if_scored_here():
-    """Up to 8 bits, with parts, however the images are split. Mutation: mix up the requests that share a batch."""
+    """Up to 8 bits, with parts, however the images are split. Mutation: mix up the requests that
+    share a batch.
+    """
     with running() as (url, counters):
         for batch_size in (1, 2, 6):
             output = remote(url, batch_size=batch_size)(IMAGES, PROMPTS)
@@ -116,7 +120,9 @@ def test_scores_arrive_as_if_scored_here():
 
 
 def test_what_the_server_refuses_and_that_it_stays_up():
-    """Token, body with and without a declared length, bomb, garbage, wrong page. Mutation: let any of them through."""
+    """Token, body with and without a declared length, bomb, garbage, wrong page. Mutation: let any
+    of them through.
+    """
     good = json.dumps(wire.request(IMAGES[:2], PROMPTS[:2])).encode()
     with running(token="s3cret") as (url, counters):
         key = {"Authorization": "Bearer s3cret"}
@@ -154,7 +160,10 @@ def test_health_and_metrics():
         asking = threading.Thread(target=lambda: remote(url)(IMAGES[:2], PROMPTS[:2]))
         asking.start()
         deadline = time.monotonic() + 3
-        while httpx.get(f"{url}/health", trust_env=False).json()["waiting"] != 2 and time.monotonic() < deadline:
+        while (
+            httpx.get(f"{url}/health", trust_env=False).json()["waiting"] != 2
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
         health = httpx.get(f"{url}/health", trust_env=False).json()
         release.set()
@@ -164,7 +173,11 @@ def test_health_and_metrics():
     assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
     lines = page.text.splitlines()
     assert 'flowrl_requests_total{status="200"} 1' in lines and "flowrl_waiting_images 0" in lines
-    assert "flowrl_images_total 2" in lines and "flowrl_missing_total 2" in lines and "flowrl_batches_total 1" in lines
+    assert (
+        "flowrl_images_total 2" in lines
+        and "flowrl_missing_total 2" in lines
+        and "flowrl_batches_total 1" in lines
+    )
 
 
 def together(score, requests, **settings):
@@ -182,7 +195,9 @@ def together(score, requests, **settings):
     async def run():
         own = batcher(noting, **settings)
         task = asyncio.create_task(own.run())
-        outputs = await asyncio.gather(*(ask(own, *request) for request in requests), return_exceptions=True)
+        outputs = await asyncio.gather(
+            *(ask(own, *request) for request in requests), return_exceptions=True
+        )
         task.cancel()
         return outputs
 
@@ -190,7 +205,9 @@ def together(score, requests, **settings):
 
 
 def test_requests_share_calls_by_size_and_up_to_a_bound():
-    """2 + 1 + 2 images of one size and 1 of another; 6 at most 4 at a time. Mutation: merge sizes, exceed the bound."""
+    """2 + 1 + 2 images of one size and 1 of another; 6 at most 4 at a time. Mutation: merge sizes,
+    exceed the bound.
+    """
     requests = [
         (PIXELS[:2], PROMPTS[:2]),
         (PIXELS[2:3], PROMPTS[2:3]),
@@ -205,17 +222,23 @@ def test_requests_share_calls_by_size_and_up_to_a_bound():
 
 
 def test_a_call_of_the_scorer_is_bounded_in_bytes():
-    """An image of 4 x 4 has 48 bytes, so 150 bytes hold three; one that is larger than the bound is scored alone.
+    """An image of 4 x 4 has 48 bytes, so 150 bytes hold three; one that is larger than the bound is
+    scored alone.
 
-    Mutation: bound calls by the number of images alone, or lose rows where a slice spans two requests.
+    Mutation: bound calls by the number of images alone, or lose rows where a slice spans two
+    requests.
     """
     requests = [(PIXELS[:2], PROMPTS[:2]), (PIXELS[2:6], PROMPTS[2:6])]
     outputs, sizes = together(brightness, requests, max_batch=6, max_batch_bytes=150)
     assert sizes == [(3, 4), (3, 4)]
-    assert [value for output in outputs for value in output.values.tolist()] == pytest.approx(LEVELS)
+    assert [value for output in outputs for value in output.values.tolist()] == pytest.approx(
+        LEVELS
+    )
     outputs, sizes = together(brightness, requests, max_batch=6, max_batch_bytes=1)
     assert sizes == [(1, 4)] * 6
-    assert [value for output in outputs for value in output.values.tolist()] == pytest.approx(LEVELS)
+    assert [value for output in outputs for value in output.values.tolist()] == pytest.approx(
+        LEVELS
+    )
 
 
 def test_a_bad_image_does_not_take_other_requests_along():
@@ -238,7 +261,9 @@ def test_a_full_server_says_so():
     assert outputs[0].is_valid.all() and isinstance(outputs[1], Busy)
     outputs, _ = together(brightness, [(PIXELS, PROMPTS)], max_waiting=5)
     assert isinstance(outputs[0], Busy)
-    outputs, _ = together(brightness, [(PIXELS, PROMPTS), (PIXELS, PROMPTS)], max_waiting_bytes=2 * 288 - 1)
+    outputs, _ = together(
+        brightness, [(PIXELS, PROMPTS), (PIXELS, PROMPTS)], max_waiting_bytes=2 * 288 - 1
+    )
     assert outputs[0].is_valid.all() and "288 bytes of images are waiting" in str(outputs[1])
 
 
@@ -255,7 +280,9 @@ def test_requests_whose_clients_have_left_are_not_scored():
         release.wait(5)
         return brightness(images, prompts)
 
-    data = [json.dumps(wire.request(IMAGES[i : i + 2], PROMPTS[i : i + 2])).encode() for i in (0, 2, 4)]
+    data = [
+        json.dumps(wire.request(IMAGES[i : i + 2], PROMPTS[i : i + 2])).encode() for i in (0, 2, 4)
+    ]
     with running(slow, max_waiting=4) as (url, counters):
         first = connect(url, head(len(data[0])) + data[0])
         assert begun.wait(3)
@@ -273,7 +300,9 @@ def test_requests_whose_clients_have_left_are_not_scored():
 
 
 def test_as_many_requests_are_read_at_a_time_as_is_allowed(monkeypatch):
-    """Also where a client leaves meanwhile. Mutation: no bound, or a turn that ends with its client."""
+    """Also where a client leaves meanwhile. Mutation: no bound, or a turn that ends with its
+    client.
+    """
     lock, now, most = threading.Lock(), 0, 0
     original = wire.read_request
 
@@ -331,7 +360,9 @@ def closed(connection):
 
 
 def test_a_client_that_does_not_read_is_let_go():
-    """Thousands of questions in one go whose answers fill every buffer. Mutation: wait until there is room."""
+    """Thousands of questions in one go whose answers fill every buffer. Mutation: wait until there
+    is room.
+    """
     with running(idle_seconds=1) as (url, _):
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -345,7 +376,8 @@ def test_a_client_that_does_not_read_is_let_go():
 
 
 def test_idle_connections_do_not_count_against_requests():
-    """Twice as many as requests may be under way, and none of them ends soon; then the longest idle one goes first.
+    """Twice as many as requests may be under way, and none of them ends soon; then the longest idle
+    one goes first.
 
     Mutation: refuse requests while so many connections are open, or let any number stay.
     """
@@ -365,13 +397,17 @@ def test_idle_connections_do_not_count_against_requests():
 
 
 def test_a_body_that_stands_still_makes_room_for_requests():
-    """Two requests may be under way, and two are held back by a byte: others are refused at first, then served.
+    """Two requests may be under way, and two are held back by a byte: others are refused at first,
+    then served.
 
     Mutation: let them stay until `body_seconds`, or give up one that only just arrived.
     """
     good = json.dumps(wire.request(IMAGES[:2], PROMPTS[:2])).encode()
     with running(max_connections=2, body_seconds=60.0) as (url, counters):
-        with connect(url, head(len(good)) + good[:-1]) as first, connect(url, head(len(good)) + good[:-1]) as second:
+        with (
+            connect(url, head(len(good)) + good[:-1]) as first,
+            connect(url, head(len(good)) + good[:-1]) as second,
+        ):
             until(lambda: counters.body_bytes == 2 * len(good) - 2)
             refusal = post(url, good)
             assert refusal.status_code == 503 and refusal.headers["Retry-After"] == "1"
@@ -385,10 +421,11 @@ def test_a_body_that_stands_still_makes_room_for_requests():
 
 
 def test_the_bytes_of_all_bodies_are_bounded():
-    """Three of 20,000 bytes do not go into 50,000: the third is refused while the others' bytes are new.
+    """Three of 20,000 bytes do not go into 50,000: the third is refused while the others' bytes are
+    new.
 
-    One that then comes takes the place of one that stands still. Mutation: bound each alone, or lose count of what is
-    held when clients leave.
+    One that then comes takes the place of one that stands still. Mutation: bound each alone, or
+    lose count of what is held when clients leave.
     """
     body = b" " * 19_999
     with running(body_seconds=60.0) as (url, counters):
@@ -396,7 +433,9 @@ def test_the_bytes_of_all_bodies_are_bounded():
         second = connect(url, head(20_000) + body)
         until(lambda: counters.body_bytes == 39_998)
         refusal = post(url, body)
-        assert refusal.status_code == 503 and "39998 bytes are held already" in refusal.json()["error"]
+        assert (
+            refusal.status_code == 503 and "39998 bytes are held already" in refusal.json()["error"]
+        )
         assert counters.body_bytes == 39_998
         time.sleep(GRACE)
         assert post(url, body).status_code == 422
@@ -409,7 +448,9 @@ def test_the_bytes_of_all_bodies_are_bounded():
 
 
 class Client:
-    """A client of `Uploads` that sends what it is told to. `refusal` is what it was refused with."""
+    """A client of `Uploads` that sends what it is told to. `refusal` is what it was refused
+    with.
+    """
 
     def __init__(self, uploads):
         self.uploads, self.pieces, self.refusal = uploads, asyncio.Queue(), None
@@ -449,9 +490,11 @@ def with_uploads(scenario, **bounds):
 
 
 def test_a_drip_does_not_hold_the_bytes():
-    """Most of the room is taken at once, then a byte comes every 0.4 s: 2.5 bytes a second of 1,000 make room.
+    """Most of the room is taken at once, then a byte comes every 0.4 s: 2.5 bytes a second of 1,000
+    make room.
 
-    Mutation: give up only what has stood still, or go by the mean rate since the start, which stays high for minutes.
+    Mutation: give up only what has stood still, or go by the mean rate since the start, which stays
+    high for minutes.
     """
 
     async def scenario(uploads, clock):
@@ -473,10 +516,12 @@ def test_a_drip_does_not_hold_the_bytes():
 
 
 def test_drips_do_not_hold_the_places_and_a_steady_client_stays():
-    """Of three places two drip, one slower than the other, and the third has 1,200 bytes a second of 1,000.
+    """Of three places two drip, one slower than the other, and the third has 1,200 bytes a second
+    of 1,000.
 
-    The slower drip goes first, then the other; the steady one stays, after 20 seconds too, and newcomers are refused.
-    Mutation: give up the oldest, the one with the fewest bytes, or one above the least rate.
+    The slower drip goes first, then the other; the steady one stays, after 20 seconds too, and
+    newcomers are refused. Mutation: give up the oldest, the one with the fewest bytes, or one above
+    the least rate.
     """
 
     async def scenario(uploads, clock):
@@ -503,7 +548,9 @@ def test_drips_do_not_hold_the_places_and_a_steady_client_stays():
 
 
 def test_a_drip_that_asks_for_room_is_given_up_itself():
-    """It is further behind than one that is slow too. Mutation: let each byte of a drip displace somebody faster."""
+    """It is further behind than one that is slow too. Mutation: let each byte of a drip displace
+    somebody faster.
+    """
 
     async def scenario(uploads, clock):
         drip, slow = Client(uploads), Client(uploads)
@@ -541,10 +588,14 @@ def test_limits_are_checked(name):
         Limits(**LIMITS | {name: 0})
 
 
-@pytest.mark.parametrize(("lower", "upper"), [("max_body", "reading"), ("max_image_bytes", "decoded")])
+@pytest.mark.parametrize(
+    ("lower", "upper"), [("max_body", "reading"), ("max_image_bytes", "decoded")]
+)
 def test_a_limit_on_one_is_at_most_that_on_all(lower, upper):
     """Else no request could use it. Mutation: drop the check."""
-    with pytest.raises(ValueError, match=rf"limits\.{lower}=1000000 must be at most limits\.max_{upper}_bytes"):
+    with pytest.raises(
+        ValueError, match=rf"limits\.{lower}=1000000 must be at most limits\.max_{upper}_bytes"
+    ):
         Limits(**LIMITS | {lower: 10**6})
 
 
@@ -552,8 +603,14 @@ def test_a_limit_on_one_is_at_most_that_on_all(lower, upper):
     ("change", "words"),
     [
         ({"max_waiting": 5}, r"limits\.max_images=6 must be at most max_waiting=5"),
-        ({"max_batch_bytes": 599}, r"limits\.max_image_bytes=600 must be at most max_batch_bytes=599"),
-        ({"max_waiting_bytes": 99_999}, r"limits\.max_decoded_bytes=100000 must be at most max_waiting_bytes=99999"),
+        (
+            {"max_batch_bytes": 599},
+            r"limits\.max_image_bytes=600 must be at most max_batch_bytes=599",
+        ),
+        (
+            {"max_waiting_bytes": 99_999},
+            r"limits\.max_decoded_bytes=100000 must be at most max_waiting_bytes=99999",
+        ),
         ({"idle_seconds": 0}, "idle_seconds=0 must be at least 1"),
     ],
 )

@@ -23,7 +23,9 @@ def truth(count, seed=0):
 
 def drawn(*objects):
     """A picture of (colour, shape, x, y) of radius 4.5."""
-    return render([[Placed(SHAPES.index(s), COLOURS.index(c), x, y, 4.5) for c, s, x, y in objects]])
+    return render(
+        [[Placed(SHAPES.index(s), COLOURS.index(c), x, y, 4.5) for c, s, x, y in objects]]
+    )
 
 
 def atoms(prompt, *objects):
@@ -31,7 +33,9 @@ def atoms(prompt, *objects):
 
 
 def test_ground_truth_is_strictly_right():
-    """Above 99 % of 5,000 renders, and 98 % of every family. Mutation: any template, palette entry or threshold."""
+    """Above 99 % of 5,000 renders, and 98 % of every family. Mutation: any template, palette entry
+    or threshold.
+    """
     captions, images = truth(5000)
     strict = {family: [] for family in FAMILIES}
     for caption, verdict in zip(captions, verify(images, captions), strict=True):
@@ -63,29 +67,45 @@ LEFT, RIGHT = ("red", "circle", 8, 16), ("blue", "square", 24, 16)
             {"colour_0": 0, "colour_1": 0},
         ),
         ("a circle and a cross", [LEFT, RIGHT], {"shape_1": 0}),
-        ("two circles", [(*LEFT[:2], x, y) for x in (8, 24) for y in (8, 24)], {"count_0": 0, "extras": 0}),
+        (
+            "two circles",
+            [(*LEFT[:2], x, y) for x in (8, 24) for y in (8, 24)],
+            {"count_0": 0, "extras": 0},
+        ),
         ("four circles", [LEFT], {"shape_0": 0.25, "count_0": 0.25, "extras": 0.25}),
         ("a circle left of a square", [LEFT, RIGHT], {}),
         ("a circle right of a square", [LEFT, RIGHT], {"relation": 0}),
         ("a circle above a square", [LEFT, RIGHT], {"relation": 0}),
         ("a circle above a square", [("red", "circle", 16, 8), ("blue", "square", 16, 24)], {}),
-        ("a circle below a square", [("red", "circle", 16, 8), ("blue", "square", 16, 24)], {"relation": 0}),
+        (
+            "a circle below a square",
+            [("red", "circle", 16, 8), ("blue", "square", 16, 24)],
+            {"relation": 0},
+        ),
         ("a circle", [LEFT, RIGHT], {"extras": 0}),
         ("a red circle", [LEFT], {}),
     ],
 )
 def test_a_mistake_costs_its_own_atom(prompt, objects, expected):
-    """Atoms not named are 1. Mutation: swap two relations' signs, colours found anywhere, extras not counted."""
+    """Atoms not named are 1. Mutation: swap two relations' signs, colours found anywhere, extras
+    not counted.
+    """
     got = atoms(prompt, *objects)
     assert got == pytest.approx({**dict.fromkeys(got, 1.0), **expected}, abs=1e-12)
     assert got.keys() >= expected.keys()
 
 
 def test_smears_count_as_extra_objects():
-    """A thin red bar is no clean shape, but it is something. Mutation: count clean objects alone."""
+    """A thin red bar is no clean shape, but it is something. Mutation: count clean objects
+    alone.
+    """
     image = drawn(RIGHT)
     image[0, 2:4, 2:22] = PALETTE[COLOURS.index("red")]
-    assert verify(image, [parse("a blue square")])[0].atoms == {"shape_0": 1, "colour_0": 1, "extras": 0}
+    assert verify(image, [parse("a blue square")])[0].atoms == {
+        "shape_0": 1,
+        "colour_0": 1,
+        "extras": 0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -145,7 +165,12 @@ def test_other_sizes_are_read_alike():
 
 @pytest.mark.parametrize(
     "images",
-    [np.zeros((1, 32, 32)), np.zeros((1, 3, 32, 32)), np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 0, 32, 3))],
+    [
+        np.zeros((1, 32, 32)),
+        np.zeros((1, 3, 32, 32)),
+        np.zeros((1, 32, 32, 3), np.uint8),
+        np.zeros((1, 0, 32, 3)),
+    ],
 )
 def test_what_is_no_image_is_refused(images):
     """Mutation: guess the layout."""
@@ -161,9 +186,22 @@ def test_one_caption_an_image():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a", "a red", "circle", "a circles", "two circle", "five circles", "a pink circle", "a circle on a square",
-     "a circle and a square and a cross", "three circles and two squares", "A circle", "a red circle above"],
-)  # fmt: skip
+    [
+        "",
+        "a",
+        "a red",
+        "circle",
+        "a circles",
+        "two circle",
+        "five circles",
+        "a pink circle",
+        "a circle on a square",
+        "a circle and a square and a cross",
+        "three circles and two squares",
+        "A circle",
+        "a red circle above",
+    ],
+)
 def test_text_outside_the_grammar_is_named(text):
     """Mutation: read what fits and ignore the rest."""
     with pytest.raises(ValueError, match="outside the shapes grammar"):
@@ -192,7 +230,9 @@ def test_layouts_keep_their_distance_and_fulfil_relations():
                 gap = {"left of": square.x - circle.x, "right of": circle.x - square.x}
                 gap |= {"above": square.y - circle.y, "below": circle.y - square.y}
                 assert gap[relation] >= circle.radius + square.radius
-            assert all(edge.radius < edge.x < IMAGE_SIZE - edge.radius for edge in (*circles, square))
+            assert all(
+                edge.radius < edge.x < IMAGE_SIZE - edge.radius for edge in (*circles, square)
+            )
 
 
 def test_a_caption_without_a_layout_is_an_error():
@@ -206,11 +246,15 @@ def test_held_out_split():
 
     Mutation: drop the relation triples from the rule, or filter one split only.
     """
-    held_in, held_out = (shapes_prompts(split=split, count=700, seed=1) for split in ("held_in", "held_out"))
+    held_in, held_out = (
+        shapes_prompts(split=split, count=700, seed=1) for split in ("held_in", "held_out")
+    )
     assert not any(parse(prompt.text).is_held_out for prompt in held_in)
     assert all(parse(prompt.text).is_held_out for prompt in held_out)
     assert not {prompt.text for prompt in held_in} & {prompt.text for prompt in held_out}
-    assert {family: sum(p.family == family for p in held_in) for family in FAMILIES} == dict.fromkeys(FAMILIES, 100)
+    assert {
+        family: sum(p.family == family for p in held_in) for family in FAMILIES
+    } == dict.fromkeys(FAMILIES, 100)
     reserved = {(c, s) for c in COLOURS for s in SHAPES if parse(f"a {c} {s}").is_held_out}
     assert len(reserved) == len(SHAPES)  # one colour of each shape: red circle, yellow square, ...
     assert {shape for _, shape in reserved} == set(SHAPES)
@@ -222,7 +266,10 @@ def test_reward_reads_images_channels_first_and_marks_foreign_prompts():
     """Mutation: permute to (W, H), score prompts outside the grammar as 0, or mix up the scores."""
     objects = ("red", "circle", 16, 8), ("blue", "square", 16, 24)
     images = torch.from_numpy(drawn(*objects)).permute(0, 3, 1, 2).repeat(3, 1, 1, 1)
-    prompts = [Prompt(text) for text in ("a red circle above a blue square", "a circle left of a square", "a cat")]
+    prompts = [
+        Prompt(text)
+        for text in ("a red circle above a blue square", "a circle left of a square", "a cat")
+    ]
     for score, values in (("soft", [1, 0.75]), ("strict", [1, 0]), ("geometric", [1, 1e-3**0.25])):
         output = ShapesReward(score=score)(images, prompts)
         assert output.values[:2].tolist() == pytest.approx(values, rel=1e-6)

@@ -1,4 +1,6 @@
-"""The learned reward of the shapes world: shipped weights that are mostly right, and a script that makes them."""
+"""The learned reward of the shapes world: shipped weights that are mostly right, and a script that
+makes them.
+"""
 
 import random
 from pathlib import Path
@@ -25,7 +27,8 @@ def hits(proxy):
     captions, images = draw_scenes(96, random.Random("unseen"))
     texts = [caption.text for caption in captions]
     right, wrong = (
-        proxy(images / 2 + 0.5, [Prompt(text) for text in own]).values for own in (texts, texts[1:] + texts[:1])
+        proxy(images / 2 + 0.5, [Prompt(text) for text in own]).values
+        for own in (texts, texts[1:] + texts[:1])
     )
     differs = torch.tensor([a != b for a, b in zip(texts, texts[1:] + texts[:1], strict=True)])
     return float((right > wrong)[differs].float().mean())
@@ -74,7 +77,9 @@ def test_weights_that_are_not_there_are_named(tmp_path):
 
 
 def test_training_repeats_and_learns():
-    """Two steps twice give the same weights, other than random ones. Mutation: draw scenes unseeded."""
+    """Two steps twice give the same weights, other than random ones. Mutation: draw scenes
+    unseeded.
+    """
     first, second = (train(2, 7, num_scenes=32).state_dict() for _ in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     torch.manual_seed(7)

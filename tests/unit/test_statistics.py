@@ -18,13 +18,17 @@ def test_means_of_prompts_leave_out_what_is_not_there():
 
 
 def test_interval_of_a_known_spread(normal):
-    """1.96 / sqrt(n) either side for unit normal means of 400 prompts. Mutation: 90 %, or single values."""
+    """1.96 / sqrt(n) either side for unit normal means of 400 prompts. Mutation: 90 %, or single
+    values.
+    """
     found = mean(normal(400).numpy())
     assert abs((found.high - found.low) / (2 * 1.96 / 20) - 1) < 0.08
     assert found.low < found.mean < found.high
 
 
-@pytest.mark.parametrize(("count", "least", "most"), [(3, 0.93, 0.97), (5, 0.89, 0.95), (12, 0.91, 0.97)])
+@pytest.mark.parametrize(
+    ("count", "least", "most"), [(3, 0.93, 0.97), (5, 0.89, 0.95), (12, 0.91, 0.97)]
+)
 def test_intervals_of_few_values_cover_what_they_say(count, least, most):
     """How often 0 lies in the interval of normal values. Mutation: plain percentiles, which of
     5 cover 84 %; resampling 3."""
@@ -48,7 +52,9 @@ def test_a_ratio_of_few_seeds_has_no_interval():
 
 
 def test_a_ratio_resamples_pairs():
-    """Ours is twice theirs in every seed, so in every resample. Mutation: resample the two apart."""
+    """Ours is twice theirs in every seed, so in every resample. Mutation: resample the two
+    apart.
+    """
     theirs = {str(i): 1.0 + i for i in range(6)}
     found = ratio({seed: 2 * value for seed, value in theirs.items()}, theirs)
     assert (found.low, found.mean, found.high) == pytest.approx((2, 2, 2))
@@ -63,7 +69,9 @@ def test_more_images_of_a_prompt_are_no_more_prompts(normal):
 
 
 def test_paired_differences_see_what_single_means_do_not(normal):
-    """A gain of 0.1 on prompts that differ by 1. Mutation: the difference of two unpaired intervals."""
+    """A gain of 0.1 on prompts that differ by 1. Mutation: the difference of two unpaired
+    intervals.
+    """
     before = normal(100).numpy()
     after = before + 0.1 + 0.01 * normal(100).numpy()
     gain = mean(after - before)
@@ -83,7 +91,9 @@ def test_nothing_has_no_mean_and_one_prompt_no_interval():
     [(0.1, -0.1, ["gold"]), (0.1, 0.1, []), (-0.1, -0.1, []), (0.1, 0.0, []), (1e-4, -0.1, [])],
 )
 def test_the_alarm(reward, gold, alarm, normal):
-    """The reward up and a gold metric down, both beyond chance. Mutation: either alone, or any change at all."""
+    """The reward up and a gold metric down, both beyond chance. Mutation: either alone, or any
+    change at all.
+    """
     noise = 0.05 * normal(400).numpy()
     noise = noise - noise.mean()
     before = {"reward": np.zeros(400), "gold": np.ones(400), "other": np.zeros(400)}
@@ -92,17 +102,21 @@ def test_the_alarm(reward, gold, alarm, normal):
 
 
 def test_repeated_prompts_are_one():
-    """30 captions on four lines each, which differ by less than captions do, and the same with the lines shuffled.
+    """30 captions on four lines each, which differ by less than captions do, and the same with the
+    lines shuffled.
 
-    The standard error is that of 30 means: 1.96 x the spread of the captions' means / sqrt(30) either side. Mutation:
-    take 120 lines for 120 prompts, which makes the interval about half as wide; or ids in the order of the lines.
+    The standard error is that of 30 means: 1.96 x the spread of the captions' means / sqrt(30)
+    either side. Mutation: take 120 lines for 120 prompts, which makes the interval about half as
+    wide; or ids in the order of the lines.
     """
     rng = np.random.default_rng(0)
     lines = rng.standard_normal(30).repeat(4) + 0.1 * rng.standard_normal(120)
     captions = np.arange(30).repeat(4)
     by_caption = mean(by_prompt(lines, captions))
     clustered = mean(lines, captions)
-    assert (clustered.low, clustered.high) == pytest.approx((by_caption.low, by_caption.high), rel=1e-9)
+    assert (clustered.low, clustered.high) == pytest.approx(
+        (by_caption.low, by_caption.high), rel=1e-9
+    )
     assert clustered.count == 30 and mean(lines).count == 120
     assert 1.8 < (clustered.high - clustered.low) / (mean(lines).high - mean(lines).low) < 2.2
     order = rng.permutation(120)
@@ -111,8 +125,9 @@ def test_repeated_prompts_are_one():
 
 
 def test_a_prompt_that_is_repeated_more_often_weighs_more():
-    """Lines 1, 1, 1, 5 of three captions: their mean is 2. Sums less mean x size: 2 - 4, 1 - 2, 5 - 2, squares 14;
-    4.303 sqrt(14 x 3 / 2) / 4. Mutation: the mean of the captions' means, or a spread over n.
+    """Lines 1, 1, 1, 5 of three captions: their mean is 2. Sums less mean x size: 2 - 4, 1 - 2, 5 -
+    2, squares 14; 4.303 sqrt(14 x 3 / 2) / 4. Mutation: the mean of the captions' means, or a
+    spread over n.
     """
     found = mean([1.0, 1.0, 1.0, 5.0], np.array([0, 0, 1, 2]))
     half = 4.302653 * math.sqrt(14 * 3 / 2) / 4

@@ -24,11 +24,20 @@ def test_random_window_covers_every_start():
 
 def test_progressive_window_by_hand():
     """Two iterations a place, moving by the window's size, wrapping. Mutation: move by 1."""
-    assert draws(Window(size=2, low=1, high=6, advance_every=2), 6) == [(1, 2), (1, 2), (3, 4), (3, 4), (1, 2), (1, 2)]
+    assert draws(Window(size=2, low=1, high=6, advance_every=2), 6) == [
+        (1, 2),
+        (1, 2),
+        (3, 4),
+        (3, 4),
+        (1, 2),
+        (1, 2),
+    ]
 
 
 def test_subset_draws_without_replacement_and_evenly():
-    """Flow-DPPO's 3 of [0..5]. Mutation: draw with replacement, leave unsorted, or leave out an end."""
+    """Flow-DPPO's 3 of [0..5]. Mutation: draw with replacement, leave unsorted, or leave out an
+    end.
+    """
     drawn = draws(Subset(count=3, low=0, high=6), 2000)
     assert all(len(set(pick)) == 3 and list(pick) == sorted(pick) for pick in drawn)
     share = Counter(step for pick in drawn for step in pick)
@@ -36,7 +45,9 @@ def test_subset_draws_without_replacement_and_evenly():
     assert all(abs(count - 1000) < 5 * 22.4 for count in share.values())
 
 
-@pytest.mark.parametrize("steps", [Subset(count=3, low=0, high=8), Window(size=2, low=0, high=9, advance_every=None)])
+@pytest.mark.parametrize(
+    "steps", [Subset(count=3, low=0, high=8), Window(size=2, low=0, high=9, advance_every=None)]
+)
 def test_draw_is_a_function_of_seed_and_iteration(steps):
     """Mutation: draw from the global generator, or ignore the seed or the iteration."""
     random.seed(1)
@@ -47,10 +58,16 @@ def test_draw_is_a_function_of_seed_and_iteration(steps):
     assert len(set(first)) > 1
 
 
-@pytest.mark.parametrize("steps", [Subset(count=2, low=1, high=4), Window(size=2, low=1, high=4, advance_every=None)])
+@pytest.mark.parametrize(
+    "steps", [Subset(count=2, low=1, high=4), Window(size=2, low=1, high=4, advance_every=None)]
+)
 def test_candidates_are_what_is_drawn(steps):
     """Mutation: candidates up to num_steps."""
-    assert {step for pick in draws(steps, 200) for step in pick} == set(steps.candidates(10)) == {1, 2, 3}
+    assert (
+        {step for pick in draws(steps, 200) for step in pick}
+        == set(steps.candidates(10))
+        == {1, 2, 3}
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""What a run says, and when it stops, after signals; the handler is called as Python would call it."""
+"""What a run says, and when it stops, after signals; the handler is called as Python would call
+it.
+"""
 
 import signal
 from types import SimpleNamespace
@@ -11,7 +13,9 @@ from flowrl.callbacks.stop import Stop
 
 @pytest.fixture
 def stop(monkeypatch):
-    """A callback that waits for a scorer; its time is `stop.now`, and no handler of this process is changed."""
+    """A callback that waits for a scorer; its time is `stop.now`, and no handler of this process is
+    changed.
+    """
     callback = Stop()
     callback.reward = SimpleNamespace(waits_for=lambda: "HPSv3, asked 61 s ago", running=None)
     callback.now, callback.handlers = 100.0, {}
@@ -33,7 +37,9 @@ def test_the_first_interrupt_says_what_it_waits_for(stop, capfd):
 
 
 def test_a_second_sigterm_stops_at_once_only_while_a_scorer_is_waited_for(stop, capfd):
-    """Not the echo within a second, and never a run that is at work itself. Mutation: drop either condition."""
+    """Not the echo within a second, and never a run that is at work itself. Mutation: drop either
+    condition.
+    """
     stop._remember(signal.SIGTERM, None)
     assert "waiting for HPSv3" in capfd.readouterr().err
     stop.now += 0.5

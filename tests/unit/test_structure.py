@@ -29,14 +29,20 @@ def structure():
 
 
 def test_branches_inside_expressions_count(structure):
-    """One way in, if, and, comprehension, its condition, conditional expression. Mutation: count statements alone."""
+    """One way in, if, and, comprehension, its condition, conditional expression. Mutation: count
+    statements alone.
+    """
     function = ast.parse(SOURCE).body[1]
     assert structure.branches(function) == 6
 
 
 def test_a_module_by_hand(structure):
-    """Mutation: count directives as comments, take a phrase for a fragment, or lose the class's lines or methods."""
-    table = structure.measure({"flowrl/training/policy.py": SOURCE, "flowrl/hall.py": "x = isinstance(loss, DPPO)\n"})
+    """Mutation: count directives as comments, take a phrase for a fragment, or lose the class's
+    lines or methods.
+    """
+    table = structure.measure(
+        {"flowrl/training/policy.py": SOURCE, "flowrl/hall.py": "x = isinstance(loss, DPPO)\n"}
+    )
     assert table["modules"] == 2 and table["modules in the hall"] == 1
     assert (table["lines of Policy"], table["methods of Policy"]) == (5, 1)
     assert table["questions for a loss's class"] == 1

@@ -68,9 +68,15 @@ SEED_GAIN = {0: 0.125, 1: 0.25, 100: 0.0, 101: 0.0}
 
 
 def outcome(planned):
-    """Soft rises from 0.5; at the end dppo is 0.125 ahead of grpo at half the KL. In tuning a rate of 2 is best."""
+    """Soft rises from 0.5; at the end dppo is 0.125 ahead of grpo at half the KL. In tuning a rate
+    of 2 is best.
+    """
     rate = next((int(own.split("=")[1]) for own in planned.overrides if own.startswith("lr=")), 0)
-    gain = SEED_GAIN[planned.seed] + (0.125 if planned.method == "dppo" else 0.0) + (0.0625 if rate == 2 else 0.0)
+    gain = (
+        SEED_GAIN[planned.seed]
+        + (0.125 if planned.method == "dppo" else 0.0)
+        + (0.0625 if rate == 2 else 0.0)
+    )
     kl = 0.25 if planned.method == "dppo" else 0.5
     return [(0, 0.5, 0.0), (20, 0.5 + gain / 2, kl / 4), (40, 0.5 + gain, kl)]
 
@@ -82,18 +88,32 @@ def write_run(folder, planned, status="finished"):
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     rows = {max(iteration, 1): f"{soft},{kl}" for iteration, soft, kl in outcome(planned)}
     lines = [f"{i},{i / 40},{rows.get(i, ',')}" for i in range(1, 41)]
-    (folder / "metrics.csv").write_text("\n".join([f"iteration,reward/mean,{REWARD},{KL}", *lines, ""]))
+    (folder / "metrics.csv").write_text(
+        "\n".join([f"iteration,reward/mean,{REWARD},{KL}", *lines, ""])
+    )
     versions = {"torch": "2.8.0"}
-    summary = {"status": status, "iterations": 40, "images": 11520, "seconds": 60.0, "versions": versions}
-    (folder / "summary.json").write_text(json.dumps(summary | {"git_revision": "abc", "device": "a processor"}))
-    (folder / "job.json").write_text(json.dumps({"overrides": planned.overrides, "number": 0, "seconds": 1.0}))
+    summary = {
+        "status": status,
+        "iterations": 40,
+        "images": 11520,
+        "seconds": 60.0,
+        "versions": versions,
+    }
+    (folder / "summary.json").write_text(
+        json.dumps(summary | {"git_revision": "abc", "device": "a processor"})
+    )
+    (folder / "job.json").write_text(
+        json.dumps({"overrides": planned.overrides, "number": 0, "seconds": 1.0})
+    )
     Image.new("RGB", (4, 4)).save(folder / "images" / "000040.png")
 
 
 @pytest.fixture
 def place(tmp_path):
     (tmp_path / "experiments" / "mine").mkdir(parents=True)
-    (tmp_path / "experiments" / "mine" / "sweep.yaml").write_text(yaml.safe_dump(SWEEP, sort_keys=False))
+    (tmp_path / "experiments" / "mine" / "sweep.yaml").write_text(
+        yaml.safe_dump(SWEEP, sort_keys=False)
+    )
     return Place(tmp_path / "experiments", tmp_path / "outputs", tmp_path / "experiments")
 
 
@@ -115,7 +135,10 @@ def finish(place):
     (place.root / "mine" / "tuned.json").write_text(json.dumps(chosen))
     run_stage(place, 1)
     found = place.find("mine", place.planned(study))
-    write(place.results("mine"), {"study": "mine", "tuned": place.tuned(study), "runs": list(found.values())})
+    write(
+        place.results("mine"),
+        {"study": "mine", "tuned": place.tuned(study), "runs": list(found.values())},
+    )
     return load(place.results("mine"))
 
 
@@ -127,7 +150,8 @@ def test_of_overrides_with_one_key_the_last_stays():
 def test_a_plan_by_hand(place):
     """Seeds outermost, grids as products, the quick section instead of what it names.
 
-    Mutation: let a method take the other's grid, put seeds inside, or forget the common overrides in quick.
+    Mutation: let a method take the other's grid, put seeds inside, or forget the common overrides
+    in quick.
     """
     study = place.study("mine")
     assert [stage.num_runs for stage in study.stages] == [10, 4] and study.num_runs == 14
@@ -137,7 +161,14 @@ def test_a_plan_by_hand(place):
         *((100, "grpo lr=1 clip=5"), (100, "grpo lr=2 clip=5")),
         *((100, "dppo lr=1"), (100, "dppo lr=2"), (100, "dppo lr=3")),
     ]
-    assert runs[1].overrides == ("num_iterations=40", "logger=none", "loss=grpo", "lr=2", "clip=5", "seed=100")
+    assert runs[1].overrides == (
+        "num_iterations=40",
+        "logger=none",
+        "loss=grpo",
+        "lr=2",
+        "clip=5",
+        "seed=100",
+    )
     quick = read("mine", place.plans, is_quick=True)
     assert [stage.num_runs for stage in quick.stages] == [2, 4]
     assert quick.stages[0].runs({})[0].overrides[0] == "num_iterations=4"
@@ -153,10 +184,14 @@ def test_a_stage_waits_for_what_it_is_tuned_by(place):
 
 
 def test_a_method_that_is_new_to_a_plan_waits_alone(place):
-    """What is known of the others stays. Mutation: choose nothing, or list no run, while one method is not tuned."""
+    """What is known of the others stays. Mutation: choose nothing, or list no run, while one method
+    is not tuned.
+    """
     study = place.study("mine")
     runs = study.stages[0].runs({})
-    for i, planned in enumerate(run for run in runs if run.method == "dppo" or run.variant == runs[0].variant):
+    for i, planned in enumerate(
+        run for run in runs if run.method == "dppo" or run.variant == runs[0].variant
+    ):
         write_run(place.runs("mine") / str(i), planned)
     chosen = place.tuned(study)
     assert list(chosen) == ["dppo"]
@@ -164,7 +199,9 @@ def test_a_method_that_is_new_to_a_plan_waits_alone(place):
     listed = place.planned(study)
     assert {run.method for run in listed if run.stage == "test"} == {"dppo"}
     assert len([run for run in listed if run.stage == "tune"]) == 10
-    found = pieces(study, {"runs": list(place.find("mine", listed).values()), "tuned": chosen}).texts
+    found = pieces(
+        study, {"runs": list(place.find("mine", listed).values()), "tuned": chosen}
+    ).texts
     assert found["mine/chosen/dppo/chosen"] == "lr=2" and "mine/chosen/grpo/chosen" not in found
 
 
@@ -174,7 +211,10 @@ def test_tuning_takes_the_best_mean_and_no_failed_variant(place):
     stage, runs = study.stages[0], run_stage(place, 0)
     records = place.find("mine", runs)
     chosen = choose(stage, runs, records)
-    assert {method: own["variant"] for method, own in chosen.items()} == {"grpo": "lr=2 clip=5", "dppo": "lr=2"}
+    assert {method: own["variant"] for method, own in chosen.items()} == {
+        "grpo": "lr=2 clip=5",
+        "dppo": "lr=2",
+    }
     assert chosen["dppo"]["score"] == 0.6875 and chosen["dppo"]["overrides"] == ["lr=2"]
     failed = next(run for run in runs if run.condition == "dppo lr=2")
     records[failed] = records[failed] | {"status": "failed"}
@@ -185,7 +225,9 @@ def test_tuning_takes_the_best_mean_and_no_failed_variant(place):
 
 
 def test_a_recorded_run_is_known_without_its_folder(place):
-    """So a study goes on after a sitting whose outputs are gone. Mutation: look at folders alone."""
+    """So a study goes on after a sitting whose outputs are gone. Mutation: look at folders
+    alone.
+    """
     finish(place)
     shutil.rmtree(place.root)
     study = place.study("mine")
@@ -199,7 +241,9 @@ def test_a_recorded_run_is_known_without_its_folder(place):
 
 
 def test_the_folders_of_all_studies_are_known(place):
-    """A study that shares another's run takes its samples from there. Mutation: look below one study."""
+    """A study that shares another's run takes its samples from there. Mutation: look below one
+    study.
+    """
     runs = run_stage(place, 0)
     write_run(place.runs("yours") / "0", replace(runs[0], overrides=("loss=grpo", "seed=7")))
     found = place.every_folder
@@ -208,16 +252,25 @@ def test_the_folders_of_all_studies_are_known(place):
 
 
 def test_a_run_that_goes_on_has_no_record(place, tmp_path):
-    """A stopped one neither, nor one that failed by accident; one that diverged has. Mutation: take any folder."""
+    """A stopped one neither, nor one that failed by accident; one that diverged has. Mutation: take
+    any folder.
+    """
     planned = place.study("mine").stages[0].runs({})[0]
     write_run(tmp_path / "a", planned, status="stopped")
     write_run(tmp_path / "b", planned, status="failed")
-    assert from_folder(planned, tmp_path / "a") is None and from_folder(planned, tmp_path / "b") is None
+    assert (
+        from_folder(planned, tmp_path / "a") is None
+        and from_folder(planned, tmp_path / "b") is None
+    )
     summary = json.loads((tmp_path / "b" / "summary.json").read_text())
     (tmp_path / "b" / "summary.json").write_text(json.dumps(summary | {"error": DIVERGED}))
     kept = from_folder(planned, tmp_path / "b")
     assert NotFinite.__name__ == DIVERGED
-    assert kept["status"] == "failed" and kept["evaluations"][1] == {"iteration": 20, REWARD: 0.5, KL: 0.125}
+    assert kept["status"] == "failed" and kept["evaluations"][1] == {
+        "iteration": 20,
+        REWARD: 0.5,
+        KL: 0.125,
+    }
     assert (kept["commit"], kept["device"], kept["seed"]) == ("abc", "a processor", 100)
     (tmp_path / "a" / "summary.json").unlink()
     assert from_folder(planned, tmp_path / "a") is None
@@ -236,21 +289,34 @@ def test_the_edge_of_a_grid():
 
 
 def test_every_number_comes_from_the_record(place):
-    """Tables by hand; a changed record changes them. Mutation: keep what a block held, or mix conditions up."""
+    """Tables by hand; a changed record changes them. Mutation: keep what a block held, or mix
+    conditions up.
+    """
     results, study = finish(place), place.study("mine")
     own = pieces(study, results)
     found = own.texts
     assert found["mine/main/base model/soft"] == "0.5"
-    assert found["mine/main/grpo/soft"] == "0.75"  # 0.5 + 0.0625 for its tuned rate + its seed's gain
+    assert (
+        found["mine/main/grpo/soft"] == "0.75"
+    )  # 0.5 + 0.0625 for its tuned rate + its seed's gain
     assert found["mine/main/dppo/both"] == "0.562"
     row = "mine/comparisons/dppo against grpo"
     assert found[f"{row}/soft, difference"] == "+0.125"
     assert found[f"{row}/KL, difference"] == "-0.25"
-    assert found["mine/chosen/dppo/chosen"] == "lr=2" and found["mine/chosen/dppo/at the edge of its grid"] == "no"
+    assert (
+        found["mine/chosen/dppo/chosen"] == "lr=2"
+        and found["mine/chosen/dppo/at the edge of its grid"] == "no"
+    )
     assert "14 of 14 runs, 0 of them failed" in found["mine/status"]
-    text = "Gain <!-- begin mine/main/dppo/soft -->9.9<!-- end -->.\n<!-- begin mine/main -->\nold\n<!-- end -->\n"
+    text = (
+        "Gain <!-- begin mine/main/dppo/soft -->9.9<!-- end -->.\n<!-- begin mine/main "
+        "-->\nold\n<!-- end -->\n"
+    )
     filled = fill(text, {"mine": own})
-    assert "Gain <!-- begin mine/main/dppo/soft -->0.875<!-- end -->." in filled and "old" not in filled
+    assert (
+        "Gain <!-- begin mine/main/dppo/soft -->0.875<!-- end -->." in filled
+        and "old" not in filled
+    )
     assert fill(filled, {"mine": own}) == filled
     results["runs"][-1]["evaluations"][-1][REWARD] = 0.0
     assert fill(filled, {"mine": pieces(study, results)}) != filled
@@ -258,34 +324,51 @@ def test_every_number_comes_from_the_record(place):
         fill("<!-- begin mine/main/dpo/soft --><!-- end -->", {"mine": own})
     del results["runs"][-1]
     partly = fill("<!-- begin mine/main/dpo/soft --><!-- end -->", {"mine": pieces(study, results)})
-    assert "_not run yet_" in partly and "**Incomplete:**" in pieces(study, results).texts["mine/status"]
+    assert (
+        "_not run yet_" in partly
+        and "**Incomplete:**" in pieces(study, results).texts["mine/status"]
+    )
 
 
 def test_without_a_record_nothing_is_claimed(place):
     """Mutation: leave an old number standing."""
     found = pieces(place.study("mine"), load(place.results("mine")))
     text = fill(
-        "<!-- begin mine/main/dppo/soft -->0.9<!-- end --> <!-- begin mine/status --><!-- end -->", {"mine": found}
+        "<!-- begin mine/main/dppo/soft -->0.9<!-- end --> <!-- begin mine/status --><!-- end -->",
+        {"mine": found},
     )
-    assert "0.9" not in text and "_not run yet_" in text and "**Not run yet.** Planned: 14 runs" in text
+    assert (
+        "0.9" not in text
+        and "_not run yet_" in text
+        and "**Not run yet.** Planned: 14 runs" in text
+    )
 
 
 def test_figures_are_the_same_bytes_from_the_same_record(place, tmp_path):
-    """Mutation: let the date or random ids into the files, leave a figure out, or draw every stage in each."""
+    """Mutation: let the date or random ids into the files, leave a figure out, or draw every stage
+    in each.
+    """
     results, study = finish(place), place.study("mine")
     first = [path.read_bytes() for path in draw(study, results, tmp_path / "a")]
     assert [path.read_bytes() for path in draw(study, results, tmp_path / "b")] == first
     assert len(first) == 8 and len(set(first)) == 8
-    learning, tuning = ((tmp_path / "a" / f"{name}.svg").read_text() for name in ("learning", "tuning"))
+    learning, tuning = (
+        (tmp_path / "a" / f"{name}.svg").read_text() for name in ("learning", "tuning")
+    )
     assert "lr=2" in tuning and "lr=2" not in learning
 
 
 def test_a_method_keeps_its_colour():
-    """Its variants have markers of their own; where they are too many, or unknown, all are numbered.
+    """Its variants have markers of their own; where they are too many, or unknown, all are
+    numbered.
 
     Mutation: number by the place in the figure, or give two conditions one look.
     """
-    assert looks(["flow_cps", "diffusion_nft"]) == looks(["flow_cps proxy", "diffusion_nft proxy"]) == [1, 3]
+    assert (
+        looks(["flow_cps", "diffusion_nft"])
+        == looks(["flow_cps proxy", "diffusion_nft proxy"])
+        == [1, 3]
+    )
     numbers = looks(["flow_dppo a", "flow_cps", "flow_dppo b"])
     assert numbers[1] == 1 and style(numbers[0])["color"] == style(numbers[2])["color"]
     assert marker(numbers[0]) != marker(numbers[2]) and style(numbers[0]) != style(numbers[2])
@@ -316,7 +399,8 @@ def test_figures_are_of_the_record(name):
 def test_every_document_is_what_the_records_say(folder):
     """Rendering again changes nothing, and no block is one that rendering would pass over.
 
-    Mutation: edit a number in a README, change results.json without rendering, or misspell a block's study.
+    Mutation: edit a number in a README, change results.json without rendering, or misspell a
+    block's study.
     """
     texts = {name: pieces(*own) for name, own in committed()[1].items()}
     text = (ROOT / folder / "README.md").read_text()
@@ -328,9 +412,11 @@ def test_every_document_is_what_the_records_say(folder):
 
 @pytest.mark.parametrize("name", ORDER)
 def test_a_record_is_of_its_plan(name):
-    """Runs have their plan's overrides, what is tuned follows from the runs, and a complete study shows all samples.
+    """Runs have their plan's overrides, what is tuned follows from the runs, and a complete study
+    shows all samples.
 
-    Mutation: change an override in sweep.yaml, the rule of choice or a chosen variant; or lose a shared run's samples.
+    Mutation: change an override in sweep.yaml, the rule of choice or a chosen variant; or lose a
+    shared run's samples.
     """
     place, studies = committed()
     study, results = studies[name]
@@ -341,7 +427,9 @@ def test_a_record_is_of_its_plan(name):
     assert place.tuned(study) == results.get("tuned", {})
     if results["runs"] and len(results["runs"]) == study.num_runs and study.report.get("compare"):
         text = (ROOT / "experiments" / name / "samples.md").read_text()
-        assert re.findall("^## (.*)$", text, re.MULTILINE) == list(conditions(results["runs"], study.report["stages"]))
+        assert re.findall("^## (.*)$", text, re.MULTILINE) == list(
+            conditions(results["runs"], study.report["stages"])
+        )
     assert page(study, results)
 
 
@@ -359,16 +447,19 @@ STAND_IN = """
     given = dict(word.split("=", 1) for word in sys.argv[1:])
     folder, ahead = pathlib.Path(given["run_dir"]), 0.125 if given["loss"] == "dppo" else 0.0
     (folder / "config.yaml").write_text("seed: " + given["seed"])
-    (folder / "metrics.csv").write_text(f"iteration,{REWARD},{KL}\\n1,0.5,0.0\\n40,{0.625 + ahead},{0.5 - ahead}\\n")
+    rows = f"1,0.5,0.0\\n40,{0.625 + ahead},{0.5 - ahead}\\n"
+    (folder / "metrics.csv").write_text(f"iteration,{REWARD},{KL}\\n{rows}")
     summary = {"status": "finished", "iterations": 40, "images": 9, "seconds": 1.0, "versions": {}}
     (folder / "summary.json").write_text(json.dumps(summary))
 """
 
 
 def test_the_script_runs_a_study_from_nothing(tmp_path, monkeypatch, capsys):
-    """Both stages with a stand-in for train.py, beside the record; the second time nothing is left to run.
+    """Both stages with a stand-in for train.py, beside the record; the second time nothing is left
+    to run.
 
-    Mutation: skip the second stage, write into experiments/, run what is over, or take no option between the words.
+    Mutation: skip the second stage, write into experiments/, run what is over, or take no option
+    between the words.
     """
     stand_in = tmp_path / "stand_in.py"
     stand_in.write_text(textwrap.dedent(STAND_IN).replace("{REWARD}", REWARD).replace("{KL}", KL))
@@ -397,5 +488,7 @@ def test_all_studies_are_not_reproduced_by_accident(monkeypatch):
     """Mutation: let a bare `reproduce` begin half a day of runs."""
     monkeypatch.setattr(sys, "argv", ["study.py", "reproduce"])
     monkeypatch.setattr(script, "run", lambda *_: pytest.fail("runs"))
-    with pytest.raises(ValueError, match=r"name the studies; all of them .methods, .* take 1. hours"):
+    with pytest.raises(
+        ValueError, match=r"name the studies; all of them .methods, .* take 1. hours"
+    ):
         script.main()

@@ -20,8 +20,8 @@ REWARD, KL = "eval/held_in/part/soft", "eval/held_in/kl_ref"
 
 
 def test_value_at_a_reward_by_hand():
-    """Halfway between 0.5 and 0.75 the value is halfway from 1 to 4, its root halfway from 1 to 2; a dip after the
-    first crossing changes nothing.
+    """Halfway between 0.5 and 0.75 the value is halfway from 1 to 4, its root halfway from 1 to 2;
+    a dip after the first crossing changes nothing.
 
     Mutation: take the last crossing, or the evaluation after it; join the KL itself by a line.
     """
@@ -29,23 +29,41 @@ def test_value_at_a_reward_by_hand():
     assert value_at(points, 0.625) == 2.5 and value_at(points, 0.625, power=0.5) == 2.25
     assert value_at(points, 0.75) == 4.0 == value_at(points, 0.75, power=0.5)
     assert math.isnan(value_at(points, 0.8)) and math.isnan(value_at(points, 0.25))
-    assert value_at([(-1e-9, 0.0), (1.0, 1.0)], 0.5, power=0.5) == 0.25  # the base model's KL is 0 up to rounding
+    assert (
+        value_at([(-1e-9, 0.0), (1.0, 1.0)], 0.5, power=0.5) == 0.25
+    )  # the base model's KL is 0 up to rounding
 
 
 def run(seed, *points, method="x"):
     rows = [{"iteration": i, REWARD: soft, KL: kl} for i, (kl, soft) in enumerate(points)]
-    own = {"stage": "test", "method": method, "variant": "", "seed": seed, "status": "finished", "evaluations": rows}
+    own = {
+        "stage": "test",
+        "method": method,
+        "variant": "",
+        "seed": seed,
+        "status": "finished",
+        "evaluations": rows,
+    }
     return own | {"images": 288, "iterations": 1, "seconds": 1.0}
 
 
 def test_kl_at_equal_reward_by_hand():
-    """Seed 0: theirs ends at 0.75, ours was there at KL 1 against 4: a quarter. Seed 1: theirs ends at 0.625, where our
-    root of KL is half of 4's: 1 against 1. Their geometric mean is 1/2. Seed 2 never rose, so it is out.
+    """Seed 0: theirs ends at 0.75, ours was there at KL 1 against 4: a quarter. Seed 1: theirs ends
+    at 0.625, where our root of KL is half of 4's: 1 against 1. Their geometric mean is 1/2. Seed 2
+    never rose, so it is out.
 
     Mutation: compare at the ends, or average the ratios.
     """
-    ours = [run(0, (0, 0.5), (1, 0.75), (2, 1.0)), run(1, (0, 0.5), (4, 0.75)), run(2, (0, 0.5), (1, 0.75))]
-    theirs = [run(0, (0, 0.5), (4, 0.75)), run(1, (0, 0.5), (1, 0.625)), run(2, (0, 0.5), (1, 0.25))]
+    ours = [
+        run(0, (0, 0.5), (1, 0.75), (2, 1.0)),
+        run(1, (0, 0.5), (4, 0.75)),
+        run(2, (0, 0.5), (1, 0.75)),
+    ]
+    theirs = [
+        run(0, (0, 0.5), (4, 0.75)),
+        run(1, (0, 0.5), (1, 0.625)),
+        run(2, (0, 0.5), (1, 0.25)),
+    ]
     found = kl_ratio_at_equal(ours, theirs, REWARD, KL)
     assert found.mean == pytest.approx(0.5) and found.count == 2
     nothing = kl_ratio_at_equal(ours[2:], theirs[2:], REWARD, KL)
@@ -54,14 +72,17 @@ def test_kl_at_equal_reward_by_hand():
 
 
 def test_methods_on_one_curve_cost_the_same():
-    """Reward is the root of KL for both; who went further is not charged for it. Mutation: lines between KLs."""
+    """Reward is the root of KL for both; who went further is not charged for it. Mutation: lines
+    between KLs.
+    """
     ways = (0, 0.03, 0.07, 0.1), (0, 0.002, 0.01)
     ours, theirs = ([run(0, *((kl, 0.5 + kl**0.5) for kl in way))] for way in ways)
     assert kl_ratio_at_equal(ours, theirs, REWARD, KL).mean == pytest.approx(1)
 
 
 def test_noise_leans_equal_reward_to_the_run_that_drifted_less():
-    """Two runs on one curve, KL 0.03 and 0.047 at the end: as the studies' page says, a tenth less, not none.
+    """Two runs on one curve, KL 0.03 and 0.047 at the end: as the studies' page says, a tenth less,
+    not none.
 
     Mutation: compare each at its own last evaluation, which would say 0.64.
     """
@@ -72,27 +93,40 @@ def test_noise_leans_equal_reward_to_the_run_that_drifted_less():
         scores = 0.71 + 0.12 * np.sqrt(kls / 0.047) + rng.normal(0, 0.02, 5) * (kls > 0)
         return [run(0, *zip(kls, scores, strict=True))]
 
-    logs = [np.log(kl_ratio_at_equal(noisy(0.03), noisy(0.047), REWARD, KL).mean) for _ in range(2000)]
+    logs = [
+        np.log(kl_ratio_at_equal(noisy(0.03), noisy(0.047), REWARD, KL).mean) for _ in range(2000)
+    ]
     assert 0.85 < np.exp(np.nanmean(logs)) < 0.94
 
 
 def test_a_failed_run_keeps_its_last_score():
-    """In the reward as in the KL; a seed is not dropped because it went wrong. Mutation: leave it out."""
+    """In the reward as in the KL; a seed is not dropped because it went wrong. Mutation: leave it
+    out.
+    """
     failed = run(1, (0, 0.5), (1, 0.375)) | {"status": "failed"}
     assert by_seed([run(0, (0, 0.5), (1, 0.75)), failed], REWARD) == {"0": 0.75, "1": 0.375}
 
 
 def test_an_interaction_by_hand():
-    """The change gives us 0.25 and 0.5, them 0.125 each. Mutation: compare the changed runs alone."""
+    """The change gives us 0.25 and 0.5, them 0.125 each. Mutation: compare the changed runs
+    alone.
+    """
 
     def runs(*ends):
         return [run(seed, (0, 0), (1, end)) for seed, end in enumerate(ends)]
 
-    assert interaction((runs(0.75, 1.0), runs(0.5, 0.5)), (runs(0.375, 0.375), runs(0.25, 0.25)), REWARD).mean == 0.25
+    assert (
+        interaction(
+            (runs(0.75, 1.0), runs(0.5, 0.5)), (runs(0.375, 0.375), runs(0.25, 0.25)), REWARD
+        ).mean
+        == 0.25
+    )
 
 
 def test_an_interaction_of_two_changes():
-    """With the mask the change gives 0.25, without it 0.125. Mutation: take the same change on both sides."""
+    """With the mask the change gives 0.25, without it 0.125. Mutation: take the same change on both
+    sides.
+    """
     ends = {"dppo two": 0.75, "dppo one": 0.5, "dppo two, none": 0.375, "dppo one, none": 0.25}
     groups = {name: [run(seed, (0, 0), (1, end)) for seed in (0, 1)] for name, end in ends.items()}
     other = {"of": "dppo", "change": ["two, none", "one, none"]}
@@ -104,17 +138,25 @@ def test_an_interaction_of_two_changes():
 
 
 def test_the_course_of_training_by_hand():
-    """Eight values: two, four, two. Mutation: halves, thirds, or the last quarter from the middle."""
+    """Eight values: two, four, two. Mutation: halves, thirds, or the last quarter from the
+    middle.
+    """
     assert quarters([1, 3, 4, 4, 6, 6, 7, 9]) == (2.0, 5.0, 8.0)
     assert all(map(math.isnan, quarters([1, 2, 3])))
     runs = [
-        run(seed, (0, 0.5), (1, 0.75)) | {"training": {"trust/kl_old": [1.0, 2.0, 4.0, 3.0 + seed]}} for seed in (0, 1)
+        run(seed, (0, 0.5), (1, 0.75)) | {"training": {"trust/kl_old": [1.0, 2.0, 4.0, 3.0 + seed]}}
+        for seed in (0, 1)
     ]
     table = course_table({"a": runs}, {"KL": "trust/kl_old", "masked": "trust/masked_fraction"})
     assert table.columns == (
-        "condition", "KL, first quarter", "KL, middle", "KL, last quarter",
-        "masked, first quarter", "masked, middle", "masked, last quarter",
-    )  # fmt: skip
+        "condition",
+        "KL, first quarter",
+        "KL, middle",
+        "KL, last quarter",
+        "masked, first quarter",
+        "masked, middle",
+        "masked, last quarter",
+    )
     assert [own.mean for own in table.rows[0][1:4]] == [1.0, 3.0, 3.5]
     assert math.isnan(table.rows[0][4].mean)
 
@@ -137,7 +179,10 @@ def test_comparisons_by_hand():
 def test_conditions_keep_the_order_of_the_plan():
     """Mutation: sort them by name, or take every stage."""
     runs = [run(0, method="b"), run(0, method="a"), run(1, method="b") | {"stage": "tune"}]
-    assert {label: len(own) for label, own in conditions(runs, ["test"]).items()} == {"b": 1, "a": 1}
+    assert {label: len(own) for label, own in conditions(runs, ["test"]).items()} == {
+        "b": 1,
+        "a": 1,
+    }
     assert list(conditions(runs, ["test"])) == ["b", "a"]
 
 

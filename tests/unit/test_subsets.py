@@ -32,7 +32,9 @@ def evaluator(prompts, max_prompts=None, **changes):
 
 
 def test_a_file_sorted_by_family_keeps_its_shares(tmp_path):
-    """200 lines each of a, b and c: 256 of them are 85 or 86 each. Mutation: the first ones, a:200, b:56, c:0."""
+    """200 lines each of a, b and c: 256 of them are 85 or 86 each. Mutation: the first ones, a:200,
+    b:56, c:0.
+    """
     rows = [{"prompt": f"p{i}", "tag": "abc"[i // 200]} for i in range(600)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     prompts = file_prompts(str(tmp_path / "a.jsonl"))
@@ -45,12 +47,16 @@ def test_a_file_sorted_by_family_keeps_its_shares(tmp_path):
 
 
 def test_a_file_that_takes_its_families_in_turn_is_not_fallen_in_step_with():
-    """Every eighth of 800 lines that count to eight. Mutation: fixed distances, which take one family alone."""
+    """Every eighth of 800 lines that count to eight. Mutation: fixed distances, which take one
+    family alone.
+    """
     counts = Counter(i % 8 for i in chosen(800, 100, "even"))
     assert len(counts) == 8 and max(counts.values()) <= 25
 
 
-@pytest.mark.parametrize(("total", "wanted"), [(600, 256), (7, 7), (7, 6), (10, 1), (5, None), (5, 9), (5, 0)])
+@pytest.mark.parametrize(
+    ("total", "wanted"), [(600, 256), (7, 7), (7, 6), (10, 1), (5, None), (5, 9), (5, 0)]
+)
 def test_places_are_in_order_and_one_from_each_stretch(total, wanted):
     """Mutation: draw with replacement, or lose the last line."""
     places = chosen(total, wanted, "even")
@@ -61,7 +67,9 @@ def test_places_are_in_order_and_one_from_each_stretch(total, wanted):
 
 
 def test_sets_that_are_drawn_by_lot_keep_their_first_ones():
-    """Which recorded runs took, and runs of before the key; another word is refused. Mutation: spread them too."""
+    """Which recorded runs took, and runs of before the key; another word is refused. Mutation:
+    spread them too.
+    """
     prompts = [Prompt(str(i)) for i in range(9)]
     taken = evaluator(prompts, 4, subset="first")
     assert taken.sets["own"] == prompts[:4] and taken.told("own") == "4 of 9 prompts, the first"
@@ -71,7 +79,9 @@ def test_sets_that_are_drawn_by_lot_keep_their_first_ones():
 
 
 def test_repeated_lines_are_told():
-    """One text is one prompt, whatever its metadata. Mutation: go by line, or by metadata that number the lines."""
+    """One text is one prompt, whatever its metadata. Mutation: go by line, or by metadata that
+    number the lines.
+    """
     prompts = [Prompt("a", "x", {"id": 0}), Prompt("b"), Prompt("a", "x", {"id": 1}), Prompt("c")]
     assert same_texts(prompts).tolist() == [0, 1, 0, 2]
     told = "4 prompts; 3 different texts, each of which counts once in intervals"

@@ -1,4 +1,6 @@
-"""The pool runs a stand-in for train.py that takes its orders from its overrides; so a sweep takes a second."""
+"""The pool runs a stand-in for train.py that takes its orders from its overrides; so a sweep takes
+a second.
+"""
 
 import json
 import os
@@ -31,7 +33,8 @@ STAND_IN = """
     while not (folder / "config.yaml").exists(): time.sleep(0.01)
     names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LOCAL_RANK", "SLURM_NTASKS")
     seen = {name: os.environ.get(name) for name in names}
-    (folder / f"seen{rank}.json").write_text(json.dumps(seen | {"arguments": sys.argv[1:], "group": os.getpgid(0)}))
+    seen |= {"arguments": sys.argv[1:], "group": os.getpgid(0)}
+    (folder / f"seen{rank}.json").write_text(json.dumps(seen))
     do = given.get("do", "end").split("@")
     while "after" in given and not (folder.parent / given["after"]).exists(): time.sleep(0.01)
     if len(do) == 1 or int(do[1]) == rank:
@@ -39,7 +42,8 @@ STAND_IN = """
         if do[0] == "die": os.kill(os.getpid(), signal.SIGKILL)
         if do[0] == "ignore": signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if do[0] in ("wait", "ignore"): (folder / f"waits{rank}").touch(); time.sleep(100)
-    if do[0] == "fail" or do[0] == "die": time.sleep(100)  # as a rank does in a collective that its peer left
+    # As a rank waits in a collective that its peer has left.
+    if do[0] == "fail" or do[0] == "die": time.sleep(100)
     if rank == 0: (folder / "metrics.csv").write_text("iteration,reward/mean\\n1,0.5\\n2,0.625\\n")
     if rank == 0: (folder / "summary.json").write_text(json.dumps({"status": "finished"}))
 """
@@ -55,9 +59,13 @@ def sweep(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "FAILURE_SECONDS", 0.5)
 
     def run(*wanted, slots=TWO, is_fail_fast=False, grace=0.5):
-        jobs = match(tmp_path / "sweep", [job for job, _ in wanted], [(count, 2) for _, count in wanted])
+        jobs = match(
+            tmp_path / "sweep", [job for job, _ in wanted], [(count, 2) for _, count in wanted]
+        )
         write_sweep(tmp_path / "sweep", jobs, is_new=True)
-        Pool(slots, is_fail_fast=is_fail_fast, grace=grace, refresh=0.1, group="sweep", script=script).run(jobs)
+        Pool(
+            slots, is_fail_fast=is_fail_fast, grace=grace, refresh=0.1, group="sweep", script=script
+        ).run(jobs)
         return jobs
 
     return run
@@ -68,15 +76,25 @@ def seen(job, rank=0):
 
 
 def test_jobs_have_their_own_folder_devices_threads_and_status(sweep, monkeypatch):
-    """Mutation: hand out all devices, leave the threads to the job, or let it think it is a Slurm task."""
+    """Mutation: hand out all devices, leave the threads to the job, or let it think it is a Slurm
+    task.
+    """
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("LOCAL_RANK", "1")
     jobs = sweep((("seed=0",), 1), (("seed=1",), 1), (("seed=2", "num_threads=7"), 1))
     assert [job.state for job in jobs] == ["finished"] * 3
     assert {job.devices for job in jobs[:2]} == {("cpu0",), ("cpu1",)}
     assert seen(jobs[0]) == {
-        **{"CUDA_VISIBLE_DEVICES": None, "OMP_NUM_THREADS": "3", "LOCAL_RANK": None, "SLURM_NTASKS": None},
-        **{"arguments": ["seed=0", "num_threads=3", f"run_dir={jobs[0].folder}"], "group": seen(jobs[0])["group"]},
+        **{
+            "CUDA_VISIBLE_DEVICES": None,
+            "OMP_NUM_THREADS": "3",
+            "LOCAL_RANK": None,
+            "SLURM_NTASKS": None,
+        },
+        **{
+            "arguments": ["seed=0", "num_threads=3", f"run_dir={jobs[0].folder}"],
+            "group": seen(jobs[0])["group"],
+        },
     }
     assert seen(jobs[2])["arguments"] == ["seed=2", "num_threads=7", f"run_dir={jobs[2].folder}"]
     assert len({job.folder for job in jobs} | {seen(job)["group"] for job in jobs}) == 6
@@ -96,16 +114,22 @@ def test_a_job_on_two_gpus_is_two_ranks_of_one_process_group(sweep):
 
 
 def test_a_failure_ends_all_ranks_and_no_other_job_and_only_what_is_missing_runs_again(sweep):
-    """One rank exits, one is killed, one job ends well; the second start resumes two and adds a third.
+    """One rank exits, one is killed, one job ends well; the second start resumes two and adds a
+    third.
 
-    Mutation: wait for the peers of a dead rank, run finished jobs again, or start failed ones from nothing.
+    Mutation: wait for the peers of a dead rank, run finished jobs again, or start failed ones from
+    nothing.
     """
     wanted = [(("do=fail@1",), 2), (("do=die@0",), 2), (("seed=2",), 1)]
     start = time.monotonic()
     jobs = sweep(*wanted)
     assert time.monotonic() - start < 20
     assert [job.state for job in jobs] == ["failed", "failed", "finished"]
-    assert [job.problem for job in jobs] == ["rank 1: exit status 3", "rank 0: killed by SIGKILL", ""]
+    assert [job.problem for job in jobs] == [
+        "rank 1: exit status 3",
+        "rank 0: killed by SIGKILL",
+        "",
+    ]
     before = seen(jobs[2])
     again = sweep(*wanted, (("seed=3",), 1))
     assert [(job.number, job.state) for job in again] == [(n, "finished") for n in range(4)]
@@ -115,7 +139,9 @@ def test_a_failure_ends_all_ranks_and_no_other_job_and_only_what_is_missing_runs
 
 def test_fail_fast_stops_the_others(sweep):
     """Mutation: go on with waiting jobs, or call the stopped ones failed."""
-    jobs = sweep((("do=wait",), 1), (("do=fail", "after=0/waits0"), 1), (("seed=2",), 1), is_fail_fast=True)
+    jobs = sweep(
+        (("do=wait",), 1), (("do=fail", "after=0/waits0"), 1), (("seed=2",), 1), is_fail_fast=True
+    )
     assert [job.state for job in jobs] == ["stopped", "failed", "waiting"]
 
 
@@ -138,7 +164,10 @@ def test_an_interrupt_stops_the_jobs_and_is_passed_on(sweep, tmp_path):
         "while len(list(pathlib.Path(sys.argv[1]).glob('*/waits0'))) < 2: time.sleep(0.1)\n"
         f"os.kill({os.getpid()}, signal.SIGINT)"
     )
-    with subprocess.Popen([sys.executable, "-c", stopper, tmp_path / "sweep"]), pytest.raises(KeyboardInterrupt):
+    with (
+        subprocess.Popen([sys.executable, "-c", stopper, tmp_path / "sweep"]),
+        pytest.raises(KeyboardInterrupt),
+    ):
         sweep((("do=wait",), 1), (("do=wait", "seed=1"), 1), (("seed=2",), 1))
     for number in (0, 1):
         folder = tmp_path / "sweep" / str(number)
@@ -149,11 +178,18 @@ def test_an_interrupt_stops_the_jobs_and_is_passed_on(sweep, tmp_path):
 
 
 def test_a_job_that_still_runs_is_not_started_again(sweep, tmp_path):
-    """Its log is locked by whoever runs it, and its status is theirs. Mutation: open the log, or write, unlocked."""
+    """Its log is locked by whoever runs it, and its status is theirs. Mutation: open the log, or
+    write, unlocked.
+    """
     folder = tmp_path / "sweep" / "0"
     folder.mkdir(parents=True)
-    code = "import fcntl, sys, time; f = open(sys.argv[1], 'ab'); fcntl.flock(f, 2); print(flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code, folder / "job.log"], stdout=subprocess.PIPE) as earlier:
+    code = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'ab'); fcntl.flock(f, 2); "
+        "print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, folder / "job.log"], stdout=subprocess.PIPE
+    ) as earlier:
         earlier.stdout.readline()
         (job,) = sweep((("seed=0",), 1))
         earlier.kill()
@@ -183,7 +219,9 @@ def test_a_job_larger_than_the_pool_is_refused(sweep):
 
 
 def test_slots(monkeypatch):
-    """Mutation: number the GPUs from 0 whatever is visible, or divide threads by jobs instead of slots."""
+    """Mutation: number the GPUs from 0 whatever is visible, or divide threads by jobs instead of
+    slots.
+    """
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert find_slots(None, 0, wanted=3) == Slots(("cpu0", "cpu1", "cpu2"), 5)
@@ -203,14 +241,17 @@ def test_jobs_are_known_by_their_overrides(tmp_path):
     first = match(tmp_path, [("a=1", "seed=0"), ("a=1", "seed=1")], [(1, 2)] * 2)
     for job in first:
         job.write()
-    second = match(tmp_path, [("seed=1", "a=1"), ("a=2", "seed=0"), ("a=1", "seed=0")], [(1, 2)] * 3)
+    second = match(
+        tmp_path, [("seed=1", "a=1"), ("a=2", "seed=0"), ("a=1", "seed=0")], [(1, 2)] * 3
+    )
     assert [job.number for job in second] == [1, 2, 0]
 
 
 def test_a_sweep_is_continued_by_its_folder(tmp_path):
     """Script, working directory and jobs are kept; a job that was never started keeps its number.
 
-    Mutation: drop the jobs of an earlier batch, or number only by the folders that runs have written to.
+    Mutation: drop the jobs of an earlier batch, or number only by the folders that runs have
+    written to.
     """
     first = match(tmp_path, [("seed=0",), ("seed=1",)], [(1, 2)] * 2)
     write_sweep(tmp_path, first, is_new=True, script=tmp_path / "mine.py", directory=tmp_path)
@@ -226,7 +267,9 @@ def test_a_sweep_is_continued_by_its_folder(tmp_path):
 
 
 def test_a_sweep_of_an_earlier_version_is_continued(tmp_path):
-    """Its file is a list of overrides, and its jobs have folders with a status. Mutation: read only the new form."""
+    """Its file is a list of overrides, and its jobs have folders with a status. Mutation: read only
+    the new form.
+    """
     (tmp_path / "sweep.json").write_text(json.dumps([["seed=0"], ["seed=1"]]))
     match(tmp_path, [("seed=1",)], [(1, 2)])[0].write()
     assert read_sweep(tmp_path).jobs == (("seed=0",), ("seed=1",))
@@ -235,10 +278,17 @@ def test_a_sweep_of_an_earlier_version_is_continued(tmp_path):
 
 
 def test_a_resume_in_a_sweep_stands_alone(tmp_path):
-    """The folder is read as Hydra reads it. Mutation: split at `=`, which keeps the quotes, or hand it to every job."""
+    """The folder is read as Hydra reads it. Mutation: split at `=`, which keeps the quotes, or hand
+    it to every job.
+    """
     folder = tmp_path / "my sweep (é), #1 = 'x'"
     assert find_earlier([(override("resume", str(folder)),)]) == folder
-    for spelling in ("trust_folder=true", "trust_folder=True", "++trust_folder=true", "trust_folder=false"):
+    for spelling in (
+        "trust_folder=true",
+        "trust_folder=True",
+        "++trust_folder=true",
+        "trust_folder=false",
+    ):
         assert find_earlier([(spelling, override("resume", str(folder)))]) == folder
         assert is_trusting([spelling, "seed=0"]) is (spelling != "trust_folder=false")
     assert find_earlier([("seed=0",)]) is None
@@ -263,27 +313,38 @@ def test_the_group_of_a_sweep_is_its_trackers_group(monkeypatch):
 
 def test_what_a_search_maximises(tmp_path):
     """Mutation: take the evaluation before training, or make a missing score 0."""
-    (tmp_path / "summary.json").write_text(json.dumps({"eval": {"before": {"strict": 1}, "after": {"strict": 0.75}}}))
+    (tmp_path / "summary.json").write_text(
+        json.dumps({"eval": {"before": {"strict": 1}, "after": {"strict": 0.75}}})
+    )
     assert objective(tmp_path, "strict") == 0.75
     assert objective(tmp_path, "soft") is None
     assert [num_ranks(devices) for devices in (2, "2", "auto", [0, 3])] == [2, 2, 1, 2]
 
 
-@pytest.mark.parametrize("text", ["{}", "[1]", "3", "null", '{"jobs": [{}]}', '["a"]', "[[1]]", '{"script": 1}'])
+@pytest.mark.parametrize(
+    "text", ["{}", "[1]", "3", "null", '{"jobs": [{}]}', '["a"]', "[[1]]", '{"script": 1}']
+)
 def test_a_damaged_record_of_a_sweep_is_one_line(text, tmp_path):
     """Of any JSON that is no such record. Mutation: let KeyError or TypeError through."""
     (tmp_path / "sweep.json").write_text(text)
     for read in (read_sweep, lambda folder: find_places(folder, [("seed=0",)])):
-        with pytest.raises(UserError, match=r"^[^\n]*sweep.json is damaged \([^\n]*\); remove it, and start the sweep"):
+        with pytest.raises(
+            UserError,
+            match=r"^[^\n]*sweep.json is damaged \([^\n]*\); remove it, and start the sweep",
+        ):
             read(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{}", '{"overrides": 1}', '{"overrides": [1], "number": 0, "seconds": 1}', "[]"])
+@pytest.mark.parametrize(
+    "text", ["{}", '{"overrides": 1}', '{"overrides": [1], "number": 0, "seconds": 1}', "[]"]
+)
 def test_a_damaged_status_of_a_job_is_one_line(text, tmp_path):
     """Mutation: let KeyError or TypeError through."""
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "job.json").write_text(text)
-    with pytest.raises(UserError, match=r"0/job.json is damaged \(.*\); remove it, and start the sweep again"):
+    with pytest.raises(
+        UserError, match=r"0/job.json is damaged \(.*\); remove it, and start the sweep again"
+    ):
         find_places(tmp_path, [("seed=0",)])
 
 
@@ -298,5 +359,7 @@ def test_a_summary_without_scores_has_no_objective(evaluations, tmp_path):
 def test_a_damaged_configuration_of_a_job_is_one_line(text, tmp_path):
     """Mutation: let AttributeError, the parser's or omegaconf's error through."""
     (tmp_path / "job.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"^[^\n]*job.yaml is damaged \([^\n]*\); remove it, and start the sweep"):
+    with pytest.raises(
+        UserError, match=r"^[^\n]*job.yaml is damaged \([^\n]*\); remove it, and start the sweep"
+    ):
         read_job(tmp_path)

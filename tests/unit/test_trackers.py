@@ -30,7 +30,9 @@ class Alerts(WandbLogger):
 def test_errors_that_end_a_run_are_alerts(error, tmp_path):
     """A user's interrupt is none. Mutation: alert on every exception, or on none."""
     alerts, record = Alerts(), RunRecord(folder=str(tmp_path))
-    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    quiet = dict.fromkeys(
+        ("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     trainer = Trainer(accelerator="cpu", logger=alerts, **quiet)
     record.on_exception(trainer, LightningModule(), KeyboardInterrupt())
     record.on_exception(trainer, LightningModule(), error)
@@ -43,12 +45,19 @@ def test_reward_up_and_gold_down_is_an_alert(tmp_path):
     evaluator.images_per_prompt = 1
     evaluator.sets = {"own": [Prompt(str(i)) for i in range(50)]}
     viewer = Evaluate(
-        evaluator=evaluator, record=record, folder=str(tmp_path), every=1, num_shown=1, gold=["clean_objects"]
+        evaluator=evaluator,
+        record=record,
+        folder=str(tmp_path),
+        every=1,
+        num_shown=1,
+        gold=["clean_objects"],
     )
     alerts, values = Alerts(), torch.linspace(0, 1, 50)
     viewer.watched = {"reward": values, "clean_objects": values}
     assert viewer.alarms(viewer.watched, [alerts]) == []
     assert alerts.sent == []
-    assert viewer.alarms({"reward": values + 1, "clean_objects": values - 1}, [alerts]) == ["clean_objects"]
+    assert viewer.alarms({"reward": values + 1, "clean_objects": values - 1}, [alerts]) == [
+        "clean_objects"
+    ]
     (alert,) = alerts.sent
     assert alert["level"] == "WARN" and "clean_objects fell" in alert["text"]

@@ -1,4 +1,6 @@
-"""Where W&B's runs go, for every kind of key that its library takes, with a stand-in for its server."""
+"""Where W&B's runs go, for every kind of key that its library takes, with a stand-in for its
+server.
+"""
 
 import logging
 import os
@@ -17,9 +19,17 @@ from flowrl.callbacks.trackers import Destination, destination, start, wandb_log
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """An empty home directory, an environment without W&B's variables, and its library as in a new process."""
+    """An empty home directory, an environment without W&B's variables, and its library as in a new
+    process.
+    """
     for name in list(os.environ):
-        if name.startswith("WANDB_") or name in ("NETRC", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        if name.startswith("WANDB_") or name in (
+            "NETRC",
+            "HTTP_PROXY",
+            "http_proxy",
+            "ALL_PROXY",
+            "all_proxy",
+        ):
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()
@@ -81,7 +91,9 @@ def as_token(monkeypatch, home, server):
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
 
 
-@pytest.mark.parametrize("keep", [in_environment, in_home, in_another_netrc, by_login, in_settings, as_token])
+@pytest.mark.parametrize(
+    "keep", [in_environment, in_home, in_another_netrc, by_login, in_settings, as_token]
+)
 def test_every_kind_of_key_is_seen(keep, monkeypatch, home, server):
     """Mutation: look for WANDB_API_KEY and for api.wandb.ai in ~/.netrc alone."""
     keep(monkeypatch, home, server)
@@ -90,18 +102,26 @@ def test_every_kind_of_key_is_seen(keep, monkeypatch, home, server):
 
 
 def test_the_key_of_wandb_login_is_seen(monkeypatch, home):
-    """The installed version stores it under a host of its own. Mutation: ask for the host of an earlier version."""
+    """The installed version stores it under a host of its own. Mutation: ask for the host of an
+    earlier version.
+    """
     monkeypatch.setattr(trackers, "is_reachable", lambda url: False)
     login("--cloud")
-    assert destination() == Destination("offline", f"{wandb.setup().settings.base_url} cannot be reached", True)
+    assert destination() == Destination(
+        "offline", f"{wandb.setup().settings.base_url} cannot be reached", True
+    )
     assert wandb.setup().settings.base_url.removeprefix("https://") in (home / ".netrc").read_text()
 
 
 def test_no_key_is_no_fault(monkeypatch, home, server):
-    """A key of another host is none, and nobody is asked. Mutation: take any key, or prompt for one."""
+    """A key of another host is none, and nobody is asked. Mutation: take any key, or prompt for
+    one.
+    """
     netrc(home / ".netrc", "api.wandb.ai.example")
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    assert destination() == Destination("offline", f"no key for {server.url} (`wandb login` stores one)")
+    assert destination() == Destination(
+        "offline", f"no key for {server.url} (`wandb login` stores one)"
+    )
     assert server.seen == []
 
 
@@ -133,7 +153,9 @@ def test_a_refused_key_is_told(monkeypatch, home, server):
 
 
 @pytest.mark.parametrize("is_listening", [False, True])
-def test_a_key_without_a_network_is_told_in_seconds(is_listening, monkeypatch, home, tmp_path, caplog, capsys):
+def test_a_key_without_a_network_is_told_in_seconds(
+    is_listening, monkeypatch, home, tmp_path, caplog, capsys
+):
     """A port where nobody listens, and one that takes the connection and never answers.
 
     Mutation: leave it to W&B, which tries for a minute and a half and raises; or say nothing.
@@ -155,12 +177,17 @@ def test_a_key_without_a_network_is_told_in_seconds(is_listening, monkeypatch, h
     start(logger, tmp_path)
     logger.experiment.finish()
     (segment,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert capsys.readouterr().out == f"W&B: offline, in {segment}; send it with: wandb sync {segment}\n"
+    assert (
+        capsys.readouterr().out
+        == f"W&B: offline, in {segment}; send it with: wandb sync {segment}\n"
+    )
     assert (tmp_path / "wandb_id").read_text() == segment.name.rsplit("-", 1)[1]
 
 
 def make(folder):
-    return wandb_logger(project="flowrl", name="n", group=None, job_type="train", tags=None, folder=str(folder))
+    return wandb_logger(
+        project="flowrl", name="n", group=None, job_type="train", tags=None, folder=str(folder)
+    )
 
 
 def test_an_online_run_says_where_it_goes(monkeypatch, home, server, tmp_path, capsys):

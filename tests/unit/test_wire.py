@@ -33,12 +33,17 @@ def header(width, height):
 
 
 def body(images, prompts=None):
-    return json.dumps({"images": images, "prompts": prompts or [{"text": "a"} for _ in images]}).encode()
+    return json.dumps(
+        {"images": images, "prompts": prompts or [{"text": "a"} for _ in images]}
+    ).encode()
 
 
 def read(data, max_images=11, max_image_bytes=10_000, max_decoded_bytes=100_000):
     return wire.read_request(
-        data, max_images=max_images, max_image_bytes=max_image_bytes, max_decoded_bytes=max_decoded_bytes
+        data,
+        max_images=max_images,
+        max_image_bytes=max_image_bytes,
+        max_decoded_bytes=max_decoded_bytes,
     )
 
 
@@ -49,9 +54,15 @@ def file(*chunks, pixels=b"\0" * 100):
 
 
 def test_images_and_prompts_arrive():
-    """Eight-bit levels come through exactly, others rounded; metadata as JSON. Mutation: swap axes, or truncate."""
+    """Eight-bit levels come through exactly, others rounded; metadata as JSON. Mutation: swap axes,
+    or truncate.
+    """
     levels = torch.randint(0, 256, (3, 3, 5, 5), generator=torch.Generator().manual_seed(0)) / 255
-    prompts = [Prompt("a", "single", {"n": [1, "x"]}), Prompt("Ω", "", {}), Prompt("c", "d", {"e": None})]
+    prompts = [
+        Prompt("a", "single", {"n": [1, "x"]}),
+        Prompt("Ω", "", {}),
+        Prompt("c", "d", {"e": None}),
+    ]
     asked = read(json.dumps(wire.request(levels, prompts)).encode())
     assert torch.equal(asked.images(), levels.float()) and asked.prompts == prompts
     assert torch.equal(asked.pixels(), (levels * 255).round().byte())
@@ -60,32 +71,43 @@ def test_images_and_prompts_arrive():
 
 
 def test_an_image_bomb_is_refused_before_it_is_decoded():
-    """One bit a pixel in the file is three bytes decoded: 8192 x 8192 x 3 = 201,326,592. Behind its header is nothing.
+    """One bit a pixel in the file is three bytes decoded: 8192 x 8192 x 3 = 201,326,592. Behind its
+    header is nothing.
 
     Mutation: decode first, count the file's bits, or count an image by the size of its file.
     """
     bomb = file(chunk(b"IHDR", struct.pack(">IIBBBBB", 8192, 8192, 1, 0, 0, 0, 0)), pixels=b"")
-    with pytest.raises(wire.TooLarge, match=r"8192 x 8192 takes 201326592 bytes decoded.*max_image_bytes=67108864"):
+    with pytest.raises(
+        wire.TooLarge, match=r"8192 x 8192 takes 201326592 bytes decoded.*max_image_bytes=67108864"
+    ):
         read(body([bomb]), max_image_bytes=64 << 20, max_decoded_bytes=256 << 20)
 
 
 def test_the_images_of_a_request_are_counted_together():
-    """Each of 20 x 20 takes 1200 bytes, ten of them 12,000 and their prompts some more. Mutation: count each alone."""
+    """Each of 20 x 20 takes 1200 bytes, ten of them 12,000 and their prompts some more. Mutation:
+    count each alone.
+    """
     images = [encode((20, 20))] * 10
     num_bytes = read(body(images)).num_bytes
     assert 12_000 < num_bytes < 20_000
     assert read(body(images), max_decoded_bytes=num_bytes).num_bytes == num_bytes
-    with pytest.raises(wire.TooLarge, match=f"takes {num_bytes} bytes.*max_decoded_bytes={num_bytes - 1}"):
+    with pytest.raises(
+        wire.TooLarge, match=f"takes {num_bytes} bytes.*max_decoded_bytes={num_bytes - 1}"
+    ):
         read(body(images), max_decoded_bytes=num_bytes - 1)
     assert read(body(images + images[:1])).num_bytes > num_bytes + 1200
 
 
 def test_prompts_count_as_what_they_take():
-    """An empty object is 3 bytes of a body and 64 in Python. Mutation: count pixels alone, or after parsing."""
+    """An empty object is 3 bytes of a body and 64 in Python. Mutation: count pixels alone, or after
+    parsing.
+    """
     small = read(body([encode()])).num_bytes
     prompts = [{"text": "a", "metadata": {"n": [1] * 500}}]
     assert read(body([encode()], prompts)).num_bytes > small + 50_000
-    with pytest.raises(wire.TooLarge, match=r"JSON values of 100200 bytes.*max_decoded_bytes=100000"):
+    with pytest.raises(
+        wire.TooLarge, match=r"JSON values of 100200 bytes.*max_decoded_bytes=100000"
+    ):
         read(b'{"images": [' + b"{}," * 500 + b"broken")
 
 
@@ -96,7 +118,8 @@ def test_a_second_header_is_refused():
 
 
 def test_a_file_is_decoded_without_what_pixels_do_not_need():
-    """Sixty texts that inflate to 60 MiB, a profile that is no profile, and the frames of an animation change nothing.
+    """Sixty texts that inflate to 60 MiB, a profile that is no profile, and the frames of an
+    animation change nothing.
 
     Mutation: hand the whole file to Pillow, or drop the palette.
     """
@@ -106,7 +129,10 @@ def test_a_file_is_decoded_without_what_pixels_do_not_need():
     data = stream.getvalue()
     text = zlib.compress(b"x" * (1 << 20))
     extras = [chunk(b"zTXt", b"key %d\0\0" % i + text) for i in range(60)]
-    extras += [chunk(b"iCCP", b"p\0\0" + zlib.compress(b"\0" * (1 << 22))), chunk(b"acTL", struct.pack(">II", 2, 0))]
+    extras += [
+        chunk(b"iCCP", b"p\0\0" + zlib.compress(b"\0" * (1 << 22))),
+        chunk(b"acTL", struct.pack(">II", 2, 0)),
+    ]
     loaded = base64.b64encode(data[:33] + b"".join(extras) + data[33:]).decode()
     plain = base64.b64encode(data).decode()
     pixels, num_bytes = with_peak(lambda: decode(loaded))
@@ -126,7 +152,8 @@ def with_peak(work):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_what_decoding_takes_beside_the_pixels(dtype):
-    """Of 1024 x 1024 the pixels have 3 MiB; what comes on top is a tile's. Pillow's picture is not counted here.
+    """Of 1024 x 1024 the pixels have 3 MiB; what comes on top is a tile's. Pillow's picture is not
+    counted here.
 
     Mutation: convert the picture as a whole, which takes 7 MiB of 16-bit greys and 6 of 8-bit ones.
     """
@@ -149,7 +176,9 @@ def test_a_file_of_very_many_chunks_is_refused():
 
 
 def test_pictures_are_sent_as_tensors_are():
-    """A list of pictures in another mode is one request too. Mutation: ask a picture for its device."""
+    """A list of pictures in another mode is one request too. Mutation: ask a picture for its
+    device.
+    """
     tensor = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
     pictures = [Image.new("L", (4, 4), 0), Image.new("RGBA", (4, 4), "white")]
     assert wire.request(pictures, [Prompt("a")] * 2) == wire.request(tensor, [Prompt("a")] * 2)
@@ -194,7 +223,9 @@ def test_other_pngs_become_rgb():
 
 
 def test_16_bit_pngs_are_scaled():
-    """257 is level 1, 65,535 is 255. Mutation: Pillow's conversion, which makes all above 255 white."""
+    """257 is level 1, 65,535 is 255. Mutation: Pillow's conversion, which makes all above 255
+    white.
+    """
     file = io.BytesIO()
     Image.fromarray(np.array([[0, 257, 32896, 65535]], dtype=np.uint16)).save(file, "PNG")
     images = read(body([base64.b64encode(file.getvalue()).decode()])).images()
@@ -256,9 +287,16 @@ def test_an_unusable_answer_says_what_is_wrong(data, words):
 
 def test_outputs_are_put_together_in_order():
     """A part that one lacks is NaN there. Mutation: drop it, or lose the reasons' places."""
-    good = RewardOutput(torch.tensor([1.0, 2.0]), torch.tensor([True, True]), {"p": torch.tensor([3.0, 4.0])})
+    good = RewardOutput(
+        torch.tensor([1.0, 2.0]), torch.tensor([True, True]), {"p": torch.tensor([3.0, 4.0])}
+    )
     whole = concatenate([missing(1, "late"), good, missing(1, "lost")])
-    assert whole.values.tolist() == [0, 1, 2, 0] and whole.is_valid.tolist() == [False, True, True, False]
+    assert whole.values.tolist() == [0, 1, 2, 0] and whole.is_valid.tolist() == [
+        False,
+        True,
+        True,
+        False,
+    ]
     assert whole.parts["p"].isnan().tolist() == [True, False, False, True]
     assert [entry.get("missing") for entry in whole.info] == ["late", None, None, "lost"]
     assert first_reason(whole.info) == "late" and first_reason([{}, {}]) is None
@@ -267,6 +305,8 @@ def test_outputs_are_put_together_in_order():
 def test_a_prompt_that_the_scorer_has_nothing_to_say_about_is_not_missing():
     """Neither missing nor zero on the other side. Mutation: leave `applies` out of the answer."""
     applies = torch.tensor([[True], [False]])
-    output = RewardOutput(torch.tensor([0.5, torch.nan]), torch.tensor([True, True]), applies=applies)
+    output = RewardOutput(
+        torch.tensor([0.5, torch.nan]), torch.tensor([True, True]), applies=applies
+    )
     read = wire.read_answer(json.dumps(wire.answer(output)).encode(), 2)
     assert read.is_valid.all() and torch.equal(read.applies, applies) and read.values[0] == 0.5
