@@ -47,7 +47,7 @@ LAYOUT = (
 )
 LIMIT = 10
 """Branches above which a function counts as too branched."""
-POLICIES = ("flowrl/training/policy.py", "flowrl/training/policy.py")
+POLICIES = ("flowrl/modules/policy.py", "flowrl/training/policy.py")
 
 Sources = dict[str, str]
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

@@ -1,0 +1,75 @@
+"""Checks of configured values against the bounds that their hints state, where an object is made.
+
+The launch checks a whole configuration before anything heavy loads; these are for whoever makes an
+object in code. Both compare with the same hints, so that a bound is written once, where the value
+is declared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, get_type_hints
+
+from flowrl.errors import UserError
+from flowrl.values.wording import describe, fits, nearest, show
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+PLAIN = (bool, int, float, str, list, tuple, type(None))
+"""Types of the values that are compared; other objects are checked where they are made."""
+
+
+def check_fields(instance: Any, group: str) -> None:
+    """Compare each field of a dataclass with its hint, to be called from `__post_init__`.
+
+    Raises UserError, naming the field as `group` with a dot and its name, for the first one that
+    its hint does not take.
+    """
+    kind: Any = type(instance)
+    hints = _hints(kind)
+    for field in dataclasses.fields(instance):
+        check_value(f"{group}.{field.name}", getattr(instance, field.name), hints[field.name])
+
+
+def checked(group: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Decorate a function or an `__init__` so that its arguments are compared with their hints.
+
+    A call raises UserError, naming the argument as `group` with a dot and its name, or by its name
+    alone where `group` is empty, before anything else happens.
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            hints = _hints(function)
+            for name, value in signature.bind(*args, **kwargs).arguments.items():
+                if name in hints:
+                    check_value(f"{group}.{name}" if group else name, value, hints[name])
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def check_value(key: str, value: Any, hint: Any) -> None:
+    """Raise UserError, naming `key`, where a plain value is not one that the hint takes."""
+    if isinstance(value, PLAIN) and not fits(_as_lists(value), hint):
+        text = f"{key}={show(value)} must be {describe(hint, value)}"
+        raise UserError(f"{text}{nearest(key, value, hint)}")
+
+
+def _as_lists(value: Any) -> Any:
+    """A configuration holds lists where code may hand over tuples."""
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+@functools.cache
+def _hints(declared: Any) -> dict[str, Any]:
+    return get_type_hints(declared, include_extras=True)
