@@ -30,11 +30,11 @@ class Advantages:
     """Advantages of B samples, which of them have one at all, and what share of the groups taught
     nothing.
 
-    A sample is used where its reward is valid and its group has another valid one; in a constant
-    group that gives 0.
+    `values` holds one number a sample, or one a sample and trained step, [B, T]. A sample is used
+    where its reward is valid and its group has another valid one; in a constant group that gives 0.
     """
 
-    values: Float[Tensor, "B"]
+    values: Float[Tensor, "B *T"]
     is_used: Bool[Tensor, "B"]
     constant_groups: float
     dropped_groups: float

@@ -35,7 +35,7 @@ from flowrl.callbacks.record import peak_memory_gib
 from flowrl.launch.build import build
 from flowrl.launch.compose import compose
 from flowrl.launch.quiet import quieten
-from flowrl.training.micro_batch import Group
+from flowrl.objectives.micro_batch import Group
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptBatch
 

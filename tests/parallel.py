@@ -101,7 +101,7 @@ def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing wa
     draw, collect, assign, report = (
         module.gaussian_noise,
         policy.reward.collect,
-        policy.assign_advantages,
+        module.assign_advantages,
         policy.report,
     )
     scores: list[Tensor] = []
@@ -117,8 +117,8 @@ def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing wa
         scores.append((output := collect(futures)).values)
         return output
 
-    def assigned(parts, record):
-        assign(parts, record)
+    def assigned(policy, parts, record):
+        assign(policy, parts, record)
         rows = [(part.iteration, row) for part in parts for row in part.rows]
         own.rewards.update(zip(rows, scores[-1].tolist(), strict=True))
         own.advantages.update(
@@ -159,7 +159,7 @@ def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing wa
             own.drawn = {name: list(images) for name, images in result.images.items()}
 
     module.gaussian_noise, policy.reward.collect = drawn, collected
-    policy.assign_advantages, policy.report = assigned, reported
+    module.assign_advantages, policy.report = assigned, reported
     strategies = {
         "alone": "auto",
         "whole": replicas(timeout_minutes=2, bucket_megabytes=1024),
@@ -179,5 +179,5 @@ def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing wa
     ).fit(policy, datamodule=data)
     own.parameters = weights()
     own.num_optimizer_steps = policy.num_optimizer_steps
-    own.delta = getattr(policy.algorithm.loss, "current", 0.0)
+    own.delta = getattr(policy.algorithm.loss, "threshold", 0.0)
     return own

@@ -88,3 +88,12 @@ def fit(policy, data):
         enable_model_summary=False,
     )
     trainer.fit(policy, datamodule=data)
+
+
+def term_loss(policy, batch, index, record=None):
+    """The loss of a micro-batch's `index`-th term; its metrics go into `record`."""
+    output = policy.objective.term(batch, index, policy.num_optimizer_steps)
+    if record is not None:
+        for name, value in output.metrics.items():
+            record.add(name, value, term=(policy.num_optimizer_steps, index))
+    return output.loss

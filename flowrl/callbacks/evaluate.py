@@ -26,6 +26,7 @@ from flowrl.prompts.subsets import same_texts
 from flowrl.statistics import fallen
 from flowrl.training.metric_means import gather
 from flowrl.training.policy import Policy
+from flowrl.training.reporting import report_evaluation
 from flowrl.types import RewardOutput
 from flowrl.values.bounds import Count, Natural, Text
 
@@ -130,7 +131,7 @@ class Evaluate(Callback):
         metrics = dict(result.metrics) | {
             f"eval/{main}/alarms": float(len(self.alarms(watched, trainer.loggers)))
         }
-        policy.log_evaluation(metrics)
+        report_evaluation(policy, metrics)
         headline = self.headline(result)
         self.record.add(when, metrics, headline)
         places = self.evaluator.spread_over(len(self.evaluator.sets[main]), self.num_shown)

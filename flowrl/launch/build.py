@@ -9,17 +9,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from flowrl.algorithm import Algorithm
-from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import Evaluator
 from flowrl.launch.checks import check_layers, check_rules
 from flowrl.launch.scores import check_prompts
 from flowrl.launch.services import check_services
 from flowrl.launch.start import check_start
 from flowrl.launch.validate import validate
-from flowrl.losses.nft import NFT
+from flowrl.objectives import check_method
 from flowrl.parallel.strategies import norm_limit
 from flowrl.training.batch_plan import BatchPlan
-from flowrl.training.forward import ForwardPolicy
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptData
 from flowrl.training.reference import ReferenceModule
@@ -44,6 +42,7 @@ def build(
     )  # that of a new run was looked at more strictly before PyTorch was loaded
     torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
     algorithm: Algorithm = instantiate(cfg.algorithm)
+    check_method(algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
     adapter = instantiate(cfg.tuning)
     ema = instantiate(cfg.ema)
@@ -55,12 +54,7 @@ def build(
     check_start(cfg, adapter)
     check_prompts(cfg, data.prompts)
     max_grad_norm = norm_limit(cfg.max_grad_norm)
-    if algorithm.state() and plan.updates_per_iteration * plan.inner_epochs < 3:
-        raise UserError(
-            "loss.delta=auto needs batch.updates_per_iteration times batch.inner_epochs above 2: "
-            "an iteration's first "
-            "update is never masked, so it alone makes the second one's KL"
-        )
+    algorithm.loss.check_updates(plan.updates_per_iteration * plan.inner_epochs)
     check_services(cfg.reward)
     reward = RewardModule(
         reward=instantiate(cfg.reward),
@@ -69,7 +63,7 @@ def build(
     )
     model = instantiate(cfg.model)
     check_layers(adapter, model.transformer)
-    policy = (ForwardPolicy if isinstance(algorithm.loss, NFT) else Policy)(
+    policy = Policy(
         model=model,
         adapter=adapter,
         reward=reward,

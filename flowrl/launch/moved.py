@@ -21,6 +21,13 @@ MOVED = {
 """Modules that held targets, and the modules in which the same names stand now."""
 
 
+CLASSES = {
+    "flowrl.losses.grpo.grpo": "flowrl.losses.grpo.GRPO",
+    "flowrl.losses.guard.guard": "flowrl.losses.guard.Guard",
+}
+"""Functions that were to be called later, with `_partial_`, and the classes that they became."""
+
+
 def move(node: Any) -> Any:
     """A copy of a plain configuration in which each target that stood elsewhere has its name of
     today.
@@ -30,12 +37,17 @@ def move(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     moved = {key: move(value) for key, value in node.items()}
-    if isinstance(target := moved.get("_target_"), str):
+    target = moved.get("_target_")
+    if isinstance(target, str):
         moved["_target_"] = current_name(target)
+    if target in CLASSES:
+        moved.pop("_partial_", None)
     return moved
 
 
 def current_name(target: str) -> str:
     """The dotted name under which a target is found today: that of an unmoved one is its own."""
+    if target in CLASSES:
+        return CLASSES[target]
     module, _, name = target.rpartition(".")
     return f"{MOVED[module]}.{name}" if module in MOVED else target

@@ -80,6 +80,7 @@ class Trust:
     clip: ClipLow
     cps_clip: ClipLow
     guard_clip: ClipLow
+    awm_clip: ClipLow
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import types
@@ -72,9 +73,14 @@ def hints_of(target: Any) -> dict[str, Any]:
     """The type hints of a target's parameters, with their bounds; none where they cannot be
     read.
     """
-    function = target.__init__ if inspect.isclass(target) else target
+    if dataclasses.is_dataclass(target):
+        declared = target  # fields of a base class are read with the names of its own module
+    elif inspect.isclass(target):
+        declared = target.__init__
+    else:
+        declared = target
     try:
-        return get_type_hints(function, include_extras=True)
+        return get_type_hints(declared, include_extras=True)
     except (
         NameError,
         TypeError,

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.types import LossInputs
 
 
 def clipped_surrogate(
@@ -40,48 +39,22 @@ def clipped_surrogate(
     return -advantage * ratio, metrics
 
 
-def require_positive(*, advantage_clip: float) -> None:
-    """Raise UserError unless advantages keep their sign; infinity leaves them unclipped."""
-    if not (isinstance(advantage_clip, int | float) and advantage_clip > 0):
-        raise UserError(
-            f"loss.advantage_clip={advantage_clip} must be a number above 0; for no bound set it "
-            "to inf (in YAML .inf)"
-        )
+def require_calibration(calibrated_for: str, *, form: str, reduction: str) -> None:
+    """Raise UserError where a clip range meets log-probabilities it was not calibrated to.
 
-
-def require_range(*, clip_low: float, clip_high: float) -> None:
-    """Raise UserError unless the ratio 1 of unchanged weights lies inside the clip range."""
-    for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
-        if not value >= 0:
-            raise UserError(
-                f"loss.{name}={value} must not be negative: the range would leave out ratio 1"
-            )
-
-
-def require_calibration(inputs: LossInputs, *, calibrated_for: str) -> None:
-    """Raise UserError where a clip range meets other log-probabilities than those it was calibrated
-    to.
-
-    `calibrated_for` is `gaussian` or `unnormalised`, mean-reduced as everything published, or
-    `sum_` and one of them.
+    `calibrated_for` is the likelihood's form, for means as everything published, or `sum_` and it.
     """
-    if calibrated_for.removeprefix("sum_") not in ("gaussian", "unnormalised"):
-        raise UserError(
-            f"loss.calibrated_for={calibrated_for!r} must be gaussian or unnormalised, or sum_ and "
-            "one of them"
-        )
-    actual = inputs.form if inputs.reduction == "mean" else f"sum_{inputs.form}"
+    actual = form if reduction == "mean" else f"sum_{form}"
     if calibrated_for != actual:
         raise UserError(
-            f"loss.calibrated_for={calibrated_for}, but likelihood.form={inputs.form} and "
-            "likelihood.reduction="
-            f"{inputs.reduction}: a clip range calibrated for one kind of log-probability means "
-            "another trust region "
-            f"with the other; set loss.calibrated_for={actual} together with a range that fits it"
+            f"loss.calibrated_for={calibrated_for}, but likelihood.form={form} and "
+            f"likelihood.reduction={reduction}: a clip range calibrated for one kind of "
+            "log-probability means another trust region with the other; set "
+            f"loss.calibrated_for={actual} together with a range that fits it"
         )
 
 
-def require_gaussian(inputs: LossInputs, *, loss: str) -> None:
+def require_gaussian(form: str, *, loss: str) -> None:
     """Raise UserError where a loss that needs the Gaussian log-density gets another form."""
-    if inputs.form != "gaussian":
-        raise UserError(f"loss={loss} needs likelihood.form=gaussian, not {inputs.form}")
+    if form != "gaussian":
+        raise UserError(f"loss={loss} needs likelihood.form=gaussian, not {form}")

@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.losses.clip import require_gaussian, require_positive
+from flowrl.losses.clip import require_gaussian
+from flowrl.losses.protocol import ReverseLoss
 from flowrl.types import LossInputs, LossOutput
 from flowrl.values.bounds import Limit, Positive, Threshold
+from flowrl.values.check import check_fields
+
+BUDGET_RANGE = 100.0
+"""A threshold that holds a budget stays within this factor of it."""
 
 
 @dataclass(kw_only=True)
-class DPPO:
-    """`dppo` with a threshold that is fixed, follows a schedule, or holds a KL budget.
+class DPPO(ReverseLoss):
+    """Mean over samples of -A r where kept and 0 where dropped; dropped terms count in the mean.
 
-    `delta` a number: fixed, or with `final_delta` the start of a geometric schedule over the run
-    towards it. `delta` "auto": starts at `kl_budget` and after each iteration is multiplied by
-    (kl_budget / mean KL)^(1/2), within a factor of 100 of the budget, so that the mean KL(old ||
-    current) of the iterations' terms settles at the budget where the mask can hold it there. It
-    needs more than two updates an iteration: the first, where the KL is 0, is never masked and
-    alone makes the second one's KL. Our own addition; the paper's threshold is fixed.
+    Dropped if D >= delta and (A > 0 and r > 1, or A < 0 and r < 1): the step is already too far and
+    the update moves it further. Corrective updates always keep their gradient, and r is never
+    clipped; A is, to +-advantage_clip.
+
+    Paper: Flow-DPPO (Ping et al. 2026, arXiv 2606.11025), its mask M. D is KL(old || current) under
+    the configured reduction (mean in every published threshold: 1e-6 in the authors' recipes, 1e-5
+    in UniRL's), or TV, or mean (v - old_v)^2 (`velocity`, Flow-Factory's `v-based`); a threshold
+    belongs to one of them, which `calibrated_for` names. Differs from Flow-Factory's code, which
+    multiplies by the mask: 0 times an overflown ratio is NaN, `where` is not.
+
+    The threshold is `delta`, or with `final_delta` the start of a geometric schedule over the run
+    towards it. With `delta` "auto" it starts at `kl_budget` and after each iteration is multiplied
+    by (kl_budget / mean KL)^(1/2), so that the mean KL(old || current) of the iterations' terms
+    settles at the budget where the mask can hold it there. That needs more than two updates an
+    iteration: the first, where the KL is 0, is never masked and alone makes the second one's KL.
+    Schedule and budget are our own additions; the paper's threshold is fixed.
     """
+
+    name: ClassVar[str] = "dppo"
 
     delta: Threshold | Literal["auto"]
     final_delta: Positive | None
@@ -34,110 +54,106 @@ class DPPO:
     advantage_clip: Limit
 
     def __post_init__(self) -> None:
-        require_positive(advantage_clip=self.advantage_clip)
-        if self.divergence not in ("kl", "tv", "velocity"):
-            raise UserError(f"loss.divergence={self.divergence!r} must be kl, tv or velocity")
+        check_fields(self, "loss")
         if self.delta == "auto":
-            if (
-                not self.kl_budget
-                or self.kl_budget < 0
-                or self.divergence != "kl"
-                or self.final_delta is not None
-            ):
-                raise UserError(
-                    f"loss.delta=auto needs a positive loss.kl_budget (not {self.kl_budget}), "
-                    "loss.divergence=kl and "
-                    "no loss.final_delta"
-                )
-        elif isinstance(self.delta, str) or not self.delta >= 0:
-            raise UserError(
-                f"loss.delta={self.delta!r} must be auto or a number that is not negative"
-            )
-        elif self.kl_budget is not None:
+            self._check_budget()
+            self.threshold = float(self.kl_budget or 0.0)
+            return
+        self.threshold = float(self.delta)
+        if self.kl_budget is not None:
             raise UserError(
                 f"loss.kl_budget={self.kl_budget} is only for loss.delta=auto, not {self.delta}"
             )
-        elif self.final_delta is not None and not min(self.delta, self.final_delta) > 0:
+        if self.final_delta is not None and not self.threshold > 0:
             raise UserError(
                 f"loss.final_delta={self.final_delta} and loss.delta={self.delta} must both be "
                 "positive"
             )
-        self.current = float(self.kl_budget or 0.0) if self.delta == "auto" else float(self.delta)
 
-    def begin(self, progress: float) -> None:
-        """Set the threshold of an iteration from the share of the run that is done, where it
-        follows a schedule.
-        """
-        if self.final_delta is not None:
-            self.current = float(self.delta) * (self.final_delta / float(self.delta)) ** progress
+    def _check_budget(self) -> None:
+        is_complete = self.kl_budget is not None and self.divergence == "kl"
+        if not is_complete or self.final_delta is not None:
+            raise UserError(
+                f"loss.delta=auto needs a positive loss.kl_budget (not {self.kl_budget}), "
+                "loss.divergence=kl and no loss.final_delta"
+            )
 
-    def observe(self, mean_kl: float) -> None:
-        """Take in the mean KL of an iteration's terms; only a threshold that holds a budget
-        changes.
-        """
-        if self.delta == "auto" and self.kl_budget and mean_kl > 0:
-            wanted = self.current * math.sqrt(self.kl_budget / mean_kl)
-            self.current = min(max(wanted, self.kl_budget / 100), self.kl_budget * 100)
-
-    def __call__(self, inputs: LossInputs) -> LossOutput:
-        require_gaussian(inputs, loss="dppo")
-        is_sum = self.divergence == "kl" and inputs.reduction == "sum"
+    def check(self, *, form: str, reduction: str, sampler: str) -> None:
+        require_gaussian(form, loss=self.name)
+        is_sum = self.divergence == "kl" and reduction == "sum"
         needed = "sum_kl" if is_sum else self.divergence
         if self.calibrated_for != needed:
             raise UserError(
                 f"loss.calibrated_for={self.calibrated_for}, but loss.divergence={self.divergence} "
-                "with "
-                f"likelihood.reduction={inputs.reduction}; set loss.calibrated_for={needed}, "
-                "together with a delta "
-                "that fits"
+                f"with likelihood.reduction={reduction}; set loss.calibrated_for={needed}, "
+                "together with a delta that fits"
             )
-        output = dppo(
-            inputs,
-            delta=self.current,
-            divergence=self.divergence,
-            advantage_clip=self.advantage_clip,
-        )
-        return LossOutput(
-            output.loss,
-            output.metrics | {"trust/delta": output.loss.new_tensor(self.current).detach()},
-        )
 
+    def check_updates(self, num_updates: int) -> None:
+        if self.delta == "auto" and num_updates < 3:
+            raise UserError(
+                "loss.delta=auto needs batch.updates_per_iteration times batch.inner_epochs above "
+                "2: an iteration's first update is never masked, so it alone makes the second "
+                "one's KL"
+            )
 
-def dppo(
-    inputs: LossInputs,
-    *,
-    delta: float,
-    divergence: Literal["kl", "tv", "velocity"],
-    advantage_clip: float,
-) -> LossOutput:
-    """Mean over samples of -A r where kept and 0 where dropped; dropped terms count in the mean.
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
+        log_ratio = inputs.log_prob - inputs.old_log_prob
+        with torch.no_grad():
+            ratio = log_ratio.exp()
+            is_far = self._distance(inputs) >= self.threshold
+            positive = is_far & (advantage > 0) & (ratio > 1)
+            negative = is_far & (advantage < 0) & (ratio < 1)
+            is_dropped = positive | negative
+        # Masking before the exponential, too: behind `where` alone an infinite ratio still gives 0
+        # times inf backwards.
+        surrogate = advantage * torch.where(is_dropped | (advantage == 0), 0.0, log_ratio).exp()
+        loss = torch.where(is_dropped, 0.0, -surrogate).mean()
+        return LossOutput(loss, self._metrics(positive, negative, loss))
 
-    Dropped if D >= delta and (A > 0 and r > 1, or A < 0 and r < 1): the step is already too far and
-    the update moves it further. Corrective updates always keep their gradient, and r is never
-    clipped.
+    def _distance(self, inputs: LossInputs) -> Float[Tensor, "B"]:
+        return {"kl": inputs.kl, "tv": inputs.tv, "velocity": inputs.velocity}[self.divergence]
 
-    Paper: Flow-DPPO (Ping et al. 2026, arXiv 2606.11025), its mask M. D is KL(old || current) under
-    the configured reduction (mean in every published threshold: 1e-6 in the authors' recipes, 1e-5
-    in UniRL's), or TV, or mean (v - old_v)^2 (`velocity`, Flow-Factory's `v-based`). Differs from
-    Flow-Factory's code, which multiplies by the mask: 0 times an overflown ratio is NaN, `where` is
-    not.
-    """
-    advantage = inputs.advantage.clamp(-advantage_clip, advantage_clip)
-    log_ratio = inputs.log_prob - inputs.old_log_prob
-    with torch.no_grad():
-        ratio = log_ratio.exp()
-        distance = {"kl": inputs.kl, "tv": inputs.tv, "velocity": inputs.velocity}[divergence]
-        is_far = distance >= delta
-        positive = is_far & (advantage > 0) & (ratio > 1)
-        negative = is_far & (advantage < 0) & (ratio < 1)
-        is_dropped = positive | negative
-    # Masking before the exponential, too: behind `where` alone an infinite ratio still gives 0
-    # times inf backwards.
-    surrogate = advantage * torch.where(is_dropped | (advantage == 0), 0.0, log_ratio).exp()
-    loss = torch.where(is_dropped, 0.0, -surrogate).mean()
-    metrics = {
-        "trust/masked_fraction": is_dropped.float().mean(),
-        "trust/masked_positive": positive.float().mean(),
-        "trust/masked_negative": negative.float().mean(),
-    }
-    return LossOutput(loss, metrics)
+    def _metrics(
+        self, positive: Bool[Tensor, "B"], negative: Bool[Tensor, "B"], loss: Float[Tensor, ""]
+    ) -> dict[str, Float[Tensor, ""]]:
+        return {
+            "trust/masked_fraction": (positive | negative).float().mean(),
+            "trust/masked_positive": positive.float().mean(),
+            "trust/masked_negative": negative.float().mean(),
+            "trust/delta": loss.new_tensor(self.threshold).detach(),
+        }
+
+    @property
+    def kl_threshold(self) -> float | None:
+        return self.threshold if self.divergence == "kl" else None
+
+    def begin(self, progress: float) -> None:
+        """Set the threshold of an iteration, where it follows a schedule."""
+        if self.final_delta is not None:
+            start = float(self.delta)
+            self.threshold = start * (self.final_delta / start) ** progress
+
+    def observe(self, metrics: Mapping[str, float], num_updates: int) -> None:
+        """Adapt a threshold that holds a budget to the mean KL of an iteration's terms.
+
+        The first update starts at the rollout's weights, where the KL is 0, so the mean is taken
+        over the others.
+        """
+        if self.delta != "auto" or self.kl_budget is None or num_updates < 2:
+            return
+        mean_kl = metrics["trust/kl_old"] * num_updates / (num_updates - 1)
+        if mean_kl > 0:
+            wanted = self.threshold * math.sqrt(self.kl_budget / mean_kl)
+            lowest = self.kl_budget / BUDGET_RANGE
+            self.threshold = min(max(wanted, lowest), self.kl_budget * BUDGET_RANGE)
+
+    def state(self) -> dict[str, float]:
+        """Return a threshold that holds a budget, since it follows from all iterations so far."""
+        return {"delta": self.threshold} if self.delta == "auto" else {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Take a threshold back; unless both runs hold a budget, the new run's own one stands."""
+        if self.delta == "auto" and "delta" in state:
+            self.threshold = state["delta"]

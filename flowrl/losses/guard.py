@@ -1,36 +1,54 @@
-"""GRPO-Guard: a ratio centred at 1 with the same spread at every step, clipped, and gradients
-balanced over steps.
-"""
+"""GRPO-Guard: a ratio centred at 1 with equal spread at every step, clipped and balanced."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from flowrl.errors import UserError
-from flowrl.losses.clip import clipped_surrogate, require_gaussian, require_positive, require_range
+from flowrl.losses.clip import clipped_surrogate, require_gaussian
+from flowrl.losses.protocol import ReverseLoss
 from flowrl.types import LossInputs, LossOutput
 from flowrl.values.bounds import ClipHigh, ClipLow, Limit
+from flowrl.values.check import check_fields
 
 
-def guard(
-    inputs: LossInputs, *, clip_low: ClipLow, clip_high: ClipHigh, advantage_clip: Limit
-) -> LossOutput:
+@dataclass(frozen=True, kw_only=True)
+class Guard(ReverseLoss):
     """The clipped surrogate on r = exp((log_prob - old_log_prob + KL) std), divided by -dt.
 
     Paper: GRPO-Guard (Wang et al. 2025, arXiv 2510.22319), on Flow-SDE steps. With mean-reduced
-    Gaussian log-probabilities, which it needs (ValueError otherwise), r = exp(mean(eps (mean -
-    old_mean))): the quadratic bias of the log-ratio is gone. Differs from the published script,
-    which averages the bias over the batch by accident: here it is each sample's own.
+    Gaussian log-probabilities, which it needs, r = exp(mean(eps (mean - old_mean))): the quadratic
+    bias of the log-ratio is gone. Differs from the published script, which averages the bias over
+    the batch by accident: here it is each sample's own.
     """
-    require_positive(advantage_clip=advantage_clip)
-    require_range(clip_low=clip_low, clip_high=clip_high)
-    require_gaussian(inputs, loss="guard")
-    if inputs.reduction != "mean":
-        raise UserError(
-            f"loss=guard needs likelihood.reduction=mean, not {inputs.reduction}: its bias is a "
-            "mean KL"
+
+    name: ClassVar[str] = "guard"
+
+    clip_low: ClipLow
+    clip_high: ClipHigh
+    advantage_clip: Limit
+
+    def __post_init__(self) -> None:
+        check_fields(self, "loss")
+
+    def check(self, *, form: str, reduction: str, sampler: str) -> None:
+        require_gaussian(form, loss=self.name)
+        if reduction != "mean":
+            raise UserError(
+                f"loss=guard needs likelihood.reduction=mean, not {reduction}: its bias is a mean "
+                "KL"
+            )
+        if sampler != "flow_sde":
+            raise UserError(
+                f"loss=guard needs sampler=flow_sde, not {sampler}: its centred ratio and its "
+                "division by -dt belong to that step"
+            )
+
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
+        log_ratio = (inputs.log_prob - inputs.old_log_prob + inputs.kl) * inputs.std
+        losses, metrics = clipped_surrogate(
+            advantage, log_ratio=log_ratio, clip_low=self.clip_low, clip_high=self.clip_high
         )
-    advantage = inputs.advantage.clamp(-advantage_clip, advantage_clip)
-    log_ratio = (inputs.log_prob - inputs.old_log_prob + inputs.kl) * inputs.std
-    losses, metrics = clipped_surrogate(
-        advantage, log_ratio=log_ratio, clip_low=clip_low, clip_high=clip_high
-    )
-    return LossOutput(losses.mean() / -inputs.dt, metrics)
+        return LossOutput(losses.mean() / -inputs.dt, metrics)

@@ -124,23 +124,29 @@ GLOSSARY: dict[str, str] = {
 }
 
 
-def is_known(name: str) -> bool:
-    """Whether `name` is in the glossary, matching each `*` with exactly one path segment."""
-    parts = name.split("/")
-    return any(
-        len(parts) == len(pattern)
-        and all(p in ("*", part) for p, part in zip(pattern, parts, strict=True))
-        for pattern in (key.split("/") for key in GLOSSARY)
-    )
+def is_known(name: str, private: Iterable[str] = ()) -> bool:
+    """Tell whether the glossary, or a loss of one's own in `private`, defines a metric.
+
+    Each `*` of a defined name stands for exactly one segment of the path.
+    """
+    return any(_matches(name, defined) for defined in (*GLOSSARY, *private))
 
 
-def check(names: Iterable[str]) -> None:
-    """Raise KeyError for a metric that the glossary does not define."""
-    unknown = [name for name in names if not is_known(name)]
+def _matches(name: str, defined: str) -> bool:
+    segments = name.split("/")
+    pattern = defined.split("/")
+    if len(segments) != len(pattern):
+        return False
+    pairs = zip(segments, pattern, strict=True)
+    return all(expected in ("*", segment) for segment, expected in pairs)
+
+
+def check(names: Iterable[str], private: Iterable[str] = ()) -> None:
+    """Raise KeyError for a metric that neither the glossary nor `private` defines."""
+    private = tuple(private)
+    unknown = sorted(name for name in names if not is_known(name, private))
     if unknown:
-        raise KeyError(
-            f"metrics missing from flowrl.runs.glossary.GLOSSARY: {', '.join(sorted(unknown))}"
-        )
+        raise KeyError(f"metrics missing from flowrl.runs.glossary.GLOSSARY: {', '.join(unknown)}")
 
 
 def page() -> str:

@@ -1,7 +1,8 @@
 """Which steps of a rollout are stochastic, and therefore trained; the others are ODE steps.
 
 A choice has `candidates(num_steps)`, the steps it may ever pick, and `draw(num_steps, iteration,
-seed)`, the picks of one iteration in sampling order, the same for every sample and on every rank.
+seed, prompt)`, the picks for the samples of an iteration's `prompt`-th prompt in sampling order.
+They must be a function of these alone, and as many for every prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class StochasticSteps(Protocol):
 
     def candidates(self, num_steps: int) -> tuple[int, ...]: ...
 
-    def draw(self, num_steps: int, iteration: int, seed: int) -> tuple[int, ...]: ...
+    def draw(self, num_steps: int, iteration: int, seed: int, prompt: int) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ class AllButLast:
     def candidates(self, num_steps: int) -> tuple[int, ...]:
         return tuple(range(num_steps - 1))
 
-    def draw(self, num_steps: int, iteration: int, seed: int) -> tuple[int, ...]:
+    def draw(self, num_steps: int, iteration: int, seed: int, prompt: int) -> tuple[int, ...]:
         return self.candidates(num_steps)
 
 
@@ -62,7 +63,7 @@ class Window:
     def candidates(self, num_steps: int) -> tuple[int, ...]:
         return tuple(range(self.low, max(self._starts()) + self.size))
 
-    def draw(self, num_steps: int, iteration: int, seed: int) -> tuple[int, ...]:
+    def draw(self, num_steps: int, iteration: int, seed: int, prompt: int) -> tuple[int, ...]:
         starts = self._starts()
         if self.advance_every is None:
             start = random.Random(f"steps {seed} {iteration}").choice(starts)
@@ -96,6 +97,6 @@ class Subset:
     def candidates(self, num_steps: int) -> tuple[int, ...]:
         return tuple(range(self.low, self.high))
 
-    def draw(self, num_steps: int, iteration: int, seed: int) -> tuple[int, ...]:
+    def draw(self, num_steps: int, iteration: int, seed: int, prompt: int) -> tuple[int, ...]:
         rng = random.Random(f"steps {seed} {iteration}")
         return tuple(sorted(rng.sample(range(self.low, self.high), self.count)))

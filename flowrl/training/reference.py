@@ -12,10 +12,10 @@ from lightning import LightningModule
 from torch import Tensor
 
 from flowrl.models.protocol import FlowModel
+from flowrl.objectives.micro_batch import Group
 from flowrl.rollout import replay
 from flowrl.samplers.protocol import Sampler
 from flowrl.schedule import Interval
-from flowrl.training.micro_batch import Group
 from flowrl.tuning import lora
 from flowrl.types import Conditioning, Trajectory
 

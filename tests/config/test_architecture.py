@@ -58,7 +58,10 @@ ROOMS = {
         ),
         *("httpx", "numpy", "PIL", "pydantic_core", "rapidocr", "scipy", "torchvision", *LEARNING),
     ),
-    "objectives": ("gaussian", "types"),
+    "objectives": (
+        *("algorithm", "diagnostics", "errors", "gaussian", "losses", "noise", "rollout"),
+        *("runs.glossary", "samplers", "schedule", "tuning", "types"),
+    ),
     "training": (
         *(
             "advantages",

@@ -53,7 +53,7 @@ RULES = {
     ),
     "a threshold of 0 masks all that moves away": (
         "0",
-        r".*\.(delta|clip|cps_clip|guard_clip|clip_low|clip_high)",
+        r".*\.(delta|clip|cps_clip|guard_clip|awm_clip|clip_low|clip_high)",
     ),
     "inf is no bound, and a large one next to none": (
         "inf|huge",

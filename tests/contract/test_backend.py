@@ -57,7 +57,7 @@ def gradients(policy, part):
     drift = 0.0
     policy.transformer.zero_grad()
     for index in range(len(part.trajectory.steps)):
-        step = policy.replay(part, index)
+        step = policy.objective.replay(part, index)
         drift = max(
             drift, float((step.mean.detach() - part.trajectory.old_mean[:, index]).abs().max())
         )

@@ -15,10 +15,10 @@ from tiny import FAMILIES
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.protocol import FlowModel
 from flowrl.noise import gaussian_noise
+from flowrl.objectives.micro_batch import Group
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import intervals
-from flowrl.training.micro_batch import Group
 from flowrl.tuning import lora
 from flowrl.types import Prompt, RewardOutput
 
@@ -140,7 +140,7 @@ def replays(policy, part):
     """
     likelihood = policy.algorithm.likelihood
     for index in range(len(part.trajectory.steps)):
-        step = policy.replay(part, index)
+        step = policy.objective.replay(part, index)
         assert step.mean.requires_grad
         old_mean = part.trajectory.old_mean[:, index]
         log_prob = likelihood.log_prob(step, part.trajectory.x_next[:, index])

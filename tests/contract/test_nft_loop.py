@@ -1,7 +1,7 @@
 """Diffusion-NFT in the loop on the embedded model."""
 
 import torch
-from runs import first_batch, make
+from runs import first_batch, make, term_loss
 
 from flowrl.training.metric_means import Record
 from flowrl.tuning import lora
@@ -17,24 +17,25 @@ def test_nft_draws_and_contrasts_with_the_old_policy():
     Mutation: sample under the current weights, or evaluate the old velocity under them.
     """
     policy, data, _ = nft()
-    with policy.behaviour():
+    with policy.objective.behaviour():
         before = first_batch(policy, data)
     with torch.no_grad():
         for parameter in lora.parameters(policy.transformer).values():
             parameter.add_(0.05)
-    with policy.behaviour():
+    with policy.objective.behaviour():
         after = first_batch(policy, data)
     assert all(
         torch.equal(a.trajectory.x0, b.trajectory.x0) for a, b in zip(before, after, strict=True)
     )
     record = Record()
-    policy.term_loss(before[0], 1, record)
+    term_loss(policy, before[0], 1, record)
     assert record.means()["trust/velocity_old"] > 1e-4
-    policy.follow()
-    policy.old = {
+    policy.objective.follow(policy.num_optimizer_steps)
+    policy.objective.old = {
         name: value.clone() for name, value in lora.parameters(policy.transformer).items()
     }
-    policy.term_loss(before[0], 1, again := Record())
+    again = Record()
+    term_loss(policy, before[0], 1, again)
     assert again.means()["trust/velocity_old"] == 0
 
 
@@ -45,17 +46,20 @@ def test_the_old_policy_follows_and_is_kept(tmp_path):
     Mutation: swap the two weights of the average, or leave `old` out of the checkpoint.
     """
     policy, _, _ = nft()
-    start = {name: value.clone() for name, value in policy.old.items()}
+    start = {name: value.clone() for name, value in policy.objective.old.items()}
     with torch.no_grad():
         for parameter in lora.parameters(policy.transformer).values():
             parameter.add_(1.0)
     policy.num_optimizer_steps = 250
-    policy.follow()
-    for name, value in policy.old.items():
+    policy.objective.follow(policy.num_optimizer_steps)
+    for name, value in policy.objective.old.items():
         torch.testing.assert_close(value, start[name] + 0.75, rtol=0, atol=1e-6)
     other, _, _ = nft("seed=1")
     other.load_weights({stem: dict(tensors) for stem, tensors in policy.weights().items()})
-    assert all(torch.equal(other.old[name], policy.old[name]) for name in policy.old)
+    assert all(
+        torch.equal(other.objective.old[name], policy.objective.old[name])
+        for name in policy.objective.old
+    )
 
 
 def test_forward_noise_does_not_depend_on_the_batch():
@@ -63,10 +67,13 @@ def test_forward_noise_does_not_depend_on_the_batch():
     whole, parts = nft("batch.max_micro_batch=4"), nft("batch.max_micro_batch=1")
     noises = []
     for policy, data, _ in (whole, parts):
-        with policy.behaviour():
+        with policy.objective.behaviour():
             batch = first_batch(policy, data)
         noises.append(
-            [torch.cat([policy.forward_noise(part, index) for part in batch]) for index in (0, 1)]
+            [
+                torch.cat([policy.objective.noise(part, index, 0) for part in batch])
+                for index in (0, 1)
+            ]
         )
     assert torch.equal(noises[0][0], noises[1][0]) and torch.equal(noises[0][1], noises[1][1])
     assert not torch.equal(noises[0][0], noises[0][1])
@@ -83,19 +90,24 @@ def test_each_sample_leaves_out_sigmas_of_its_own():
         nft("batch.max_micro_batch=4"),
         nft("batch.max_micro_batch=1"),
     )
-    with whole.behaviour():
+    with whole.objective.behaviour():
         batch = first_batch(whole, data)
-    with parts.behaviour():
+    with parts.objective.behaviour():
         singles = first_batch(parts, others)
-    chosen = torch.cat([whole.is_trained(part) for part in batch])
-    assert torch.equal(chosen, torch.cat([parts.is_trained(part) for part in singles]))
+    chosen = torch.cat(
+        [whole.objective.is_trained(part, whole.num_optimizer_steps) for part in batch]
+    )
+    assert torch.equal(chosen, torch.cat([parts.objective.is_trained(part, 0) for part in singles]))
     assert (chosen.sum(1) == 5).all() and not (chosen == chosen[:1]).all()
     whole.num_optimizer_steps += 1
-    assert not torch.equal(chosen, torch.cat([whole.is_trained(part) for part in batch]))
-    part, own = singles[0], parts.is_trained(singles[0])[0]
+    assert not torch.equal(
+        chosen,
+        torch.cat([whole.objective.is_trained(part, whole.num_optimizer_steps) for part in batch]),
+    )
+    part, own = singles[0], parts.objective.is_trained(singles[0], 0)[0]
     part.advantage, part.is_used = torch.ones(1), torch.ones(1, dtype=torch.bool)
     with torch.no_grad():
         for parameter in lora.parameters(parts.transformer).values():
             parameter.add_(0.05)
-    losses = [parts.term_loss(part, index, Record()).item() for index in range(6)]
+    losses = [term_loss(parts, part, index).item() for index in range(6)]
     assert [loss != 0 for loss in losses] == own.tolist()

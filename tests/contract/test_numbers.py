@@ -16,6 +16,7 @@ from flowrl.callbacks.stop import Stop
 from flowrl.runs import checkpoint
 from flowrl.training.learning import NothingLearned
 from flowrl.training.metric_means import NotFinite, Record
+from flowrl.training.scoring import assign_advantages
 from flowrl.types import RewardOutput
 
 SMALL = ("num_threads=1", "viewing.every=0")
@@ -193,4 +194,4 @@ def test_an_advantage_that_is_no_number_stops_the_run():
 
     object.__setattr__(policy.algorithm, "advantage", broken)
     with pytest.raises(NotFinite, match="an advantage is NaN or infinite"):
-        policy.assign_advantages([part], Record())
+        assign_advantages(policy, [part], Record())

@@ -6,10 +6,9 @@ import copy
 
 import pytest
 import torch
-from runs import awake, first_batch, fit, make
+from runs import awake, first_batch, fit, make, term_loss
 
-from flowrl.training.metric_means import Record
-from flowrl.training.micro_batch import Group
+from flowrl.objectives.micro_batch import Group
 from flowrl.training.reward import TooManyMissingRewards
 from flowrl.tuning import lora
 from flowrl.types import RewardOutput
@@ -42,7 +41,7 @@ def test_replay_of_a_fresh_rollout_is_bitwise(sampler, guidance, is_checkpointed
         awake(policy).transformer.enable_gradient_checkpointing()
     for part in first_batch(awake(policy), data):
         for index in range(len(part.trajectory.steps)):
-            step = policy.replay(part, index)
+            step = policy.objective.replay(part, index)
             log_prob = policy.algorithm.likelihood.log_prob(step, part.trajectory.x_next[:, index])
             assert step.mean.requires_grad
             assert torch.equal(log_prob, part.trajectory.old_log_prob[:, index])
@@ -72,8 +71,8 @@ def test_the_first_gradient_is_the_policy_gradient(
     losses, log_probs, advantages = [], [], torch.tensor([1.0, -2.0, 0.5, 3.0])
     for part, advantage in zip(parts, advantages.split(micro_batch), strict=True):
         part.advantage = advantage
-        losses.append(policy.term_loss(part, 0, Record()))
-        step = policy.replay(part, 0)
+        losses.append(term_loss(policy, part, 0))
+        step = policy.objective.replay(part, 0)
         log_probs.append(policy.algorithm.likelihood.log_prob(step, part.trajectory.x_next[:, 0]))
     interval = policy.algorithm.intervals[part.trajectory.steps[0]]
     weight = step.std / -interval.dt if loss == "guard" else 1.0
@@ -93,11 +92,10 @@ def test_gate_stops_a_run_whose_replay_drifts():
     """Mutation: compare the drift with `<` the wrong way round, or never call the gate."""
     policy, data, _ = make()
     part = first_batch(policy, data)[0]
-    policy.check_gate(part)
-    assert policy.has_passed_gate
+    policy.objective.check(part)
     part.trajectory.old_log_prob.add_(1e-5)
     with pytest.raises(RuntimeError, match="gate_tolerance"):
-        policy.check_gate(part)
+        policy.objective.check(part)
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dppo", "nft"])
@@ -280,10 +278,10 @@ def test_penalty_adds_its_gradient():
         policy, data, _ = make("penalty=kl", f"penalty.beta={beta}")
         part = first_batch(awake(policy), data)[0]
         part.advantage = torch.tensor([1.0, -1.0, 0.5, -0.5])
-        totals.append(policy.term_loss(part, 1, Record()))
+        totals.append(term_loss(policy, part, 1))
         if beta:
             method, index = policy.algorithm, 1
-            step = policy.replay(part, index)
+            step = policy.objective.replay(part, index)
             ref = policy.reference.mean(
                 part.trajectory, index, part.group, method.intervals, method.sampler
             )
@@ -333,8 +331,8 @@ def test_the_guard_gradient_is_that_of_its_centred_ratio():
             parameter.add_(
                 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
             )
-    got = torch.autograd.grad(policy.term_loss(part, 0, Record()), parameters, allow_unused=True)
-    step, old_mean = policy.replay(part, 0), part.trajectory.old_mean[:, 0]
+    got = torch.autograd.grad(term_loss(policy, part, 0), parameters, allow_unused=True)
+    step, old_mean = policy.objective.replay(part, 0), part.trajectory.old_mean[:, 0]
     eps = (part.trajectory.x_next[:, 0] - old_mean) / step.std
     ratio = (eps * (step.mean - old_mean)).mean((1, 2, 3)).exp()
     dt = policy.algorithm.intervals[part.trajectory.steps[0]].dt

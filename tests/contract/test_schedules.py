@@ -12,12 +12,12 @@ def test_a_threshold_that_holds_a_budget_moves_in_the_loop_and_is_kept():
     """
     auto = ("loss.delta=auto", "loss.kl_budget=1e-9", "batch.inner_epochs=2")
     policy, data, _ = make(*auto, "num_iterations=2")
-    start = policy.algorithm.loss.current
+    start = policy.algorithm.loss.threshold
     fit(policy, data)
     other, _, _ = make(*auto)
     other.load_state(policy.state())
-    assert policy.algorithm.loss.current != start == 1e-9
-    assert other.algorithm.loss.current == policy.algorithm.loss.current
+    assert policy.algorithm.loss.threshold != start == 1e-9
+    assert other.algorithm.loss.threshold == policy.algorithm.loss.threshold
     with pytest.raises(Exception, match=r"loss.delta=auto.*updates_per_iteration"):
         make(
             "loss.delta=auto",

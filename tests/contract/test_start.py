@@ -140,7 +140,8 @@ def test_diffusion_nfts_old_policy_begins_there_too(start):
     policy, data, _ = begun(start, "experiment=diffusion_nft")
     given = read(start)
     assert all(
-        torch.equal(policy.old[f"{name}.lora_B.policy.weight"], given.b[name]) for name in LAYERS
+        torch.equal(policy.objective.old[f"{name}.lora_B.policy.weight"], given.b[name])
+        for name in LAYERS
     )
     fit(policy, data)
 

@@ -1,6 +1,5 @@
 """The package against tensors that the published implementations gave for the same inputs."""
 
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,9 @@ from safetensors.torch import load_file
 
 from flowrl.advantages import gdpo, global_std, group
 from flowrl.gaussian import Likelihood, tv
-from flowrl.losses.dppo import dppo
-from flowrl.losses.grpo import grpo
-from flowrl.losses.guard import guard
+from flowrl.losses.dppo import DPPO
+from flowrl.losses.grpo import GRPO
+from flowrl.losses.guard import Guard
 from flowrl.losses.nft import NFT
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.sde import FlowSDE
@@ -138,10 +137,8 @@ def test_clipped_losses(name, eps):
     """
     s, bound = Steps(name), float(eps)
     form = "unnormalised" if name == "cps" else "gaussian"
-    function = partial(
-        grpo, clip_low=bound, clip_high=bound, advantage_clip=5.0, calibrated_for=form
-    )
-    loss = s.loss(function, form).loss
+    clipped = GRPO(clip_low=bound, clip_high=bound, advantage_clip=5.0, calibrated_for=form)
+    loss = s.loss(clipped, form).loss
     loss.backward()
     close(loss.view(1), f"{name}.clip_{eps}.loss")
     close(s.velocity.grad, f"{name}.clip_{eps}.grad_velocity", **GRADIENT)
@@ -153,7 +150,15 @@ def test_clipped_losses(name, eps):
 def test_dppo_losses(name, delta):
     """Mutation: mask one side only, a KL with another std, dropped terms left out of the mean."""
     s = Steps(name)
-    output = s.loss(partial(dppo, delta=float(delta), divergence="kl", advantage_clip=5.0))
+    masked = DPPO(
+        delta=float(delta),
+        final_delta=None,
+        kl_budget=None,
+        divergence="kl",
+        calibrated_for="kl",
+        advantage_clip=5.0,
+    )
+    output = s.loss(masked)
     output.loss.backward()
     close(output.loss.view(1), f"{name}.dppo_{delta}.loss")
     close(output.metrics["trust/masked_fraction"].view(1), f"{name}.dppo_{delta}.masked")
@@ -171,7 +176,7 @@ def test_guard_losses(eps):
     log_prob, old, kl = s.log_prob(s.steps), s.log_prob(s.old), s.kl(s.old)
     none, advantage = torch.zeros_like(kl), GOLDENS["advantage"].double()
     columns = [values.split(1) for values in (log_prob, old, advantage, kl, none, none)]
-    function = partial(guard, clip_low=bound, clip_high=bound, advantage_clip=5.0)
+    function = Guard(clip_low=bound, clip_high=bound, advantage_clip=5.0)
     how = {"form": "gaussian", "reduction": "mean", "dimensions": 1}
     losses = [
         function(LossInputs(*row, step.std, interval.dt, **how)).loss

@@ -4,10 +4,24 @@ from functools import partial
 import pytest
 import torch
 
-from flowrl.losses.dppo import DPPO, dppo
-from flowrl.losses.grpo import grpo
+from flowrl.losses.dppo import DPPO
+from flowrl.losses.grpo import GRPO
 
-kl_loss = partial(dppo, delta=0.1, divergence="kl", advantage_clip=5.0)
+FIXED = {
+    "delta": 1e-6,
+    "final_delta": None,
+    "kl_budget": None,
+    "divergence": "kl",
+    "calibrated_for": "kl",
+    "advantage_clip": 5.0,
+}
+AUTO = FIXED | {"delta": "auto", "kl_budget": 1e-5}
+
+
+def kl_loss(inputs, *, delta=0.1, divergence="kl"):
+    return DPPO(**FIXED | {"delta": delta, "divergence": divergence})(inputs)
+
+
 UP, DOWN = math.log(1.2), math.log(0.8)
 
 
@@ -29,6 +43,7 @@ def test_four_mask_cases_by_hand(loss_inputs):
         "trust/masked_fraction": 0.25,
         "trust/masked_positive": 0.125,
         "trust/masked_negative": 0.125,
+        "trust/delta": pytest.approx(0.1),
     }
 
 
@@ -78,8 +93,8 @@ def test_gradient_at_the_rollout_weights(loss_inputs):
 def test_without_a_bound_it_is_grpo_without_a_clip(loss_inputs, normal):
     """Mutation: clip the ratio in dppo, or weight one of the losses."""
     log_ratio, advantage = normal(6), [3, -8, 1, 0.5, -2, 6]
-    bounds = {"clip_low": math.inf, "clip_high": math.inf}
-    unbounded = partial(grpo, **bounds, advantage_clip=5.0, calibrated_for="gaussian")
+    bounds = {"clip_low": 1.0, "clip_high": math.inf}
+    unbounded = GRPO(**bounds, advantage_clip=5.0, calibrated_for="gaussian")
     inputs = loss_inputs(log_ratio, advantage, kl=[1e9] * 6)
     losses = [loss(inputs).loss for loss in (partial(kl_loss, delta=math.inf), unbounded)]
     grads = [torch.autograd.grad(loss, inputs.log_prob)[0] for loss in losses]
@@ -87,22 +102,16 @@ def test_without_a_bound_it_is_grpo_without_a_clip(loss_inputs, normal):
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=0)
 
 
-FIXED = {
-    "delta": 1e-6,
-    "final_delta": None,
-    "kl_budget": None,
-    "divergence": "kl",
-    "calibrated_for": "kl",
-    "advantage_clip": 5.0,
-}
-AUTO = FIXED | {"delta": "auto", "kl_budget": 1e-5}
+def observe(loss, mean_kl, num_updates=1000000):
+    """Hand on an iteration's mean KL; with so many updates the first hardly counts."""
+    loss.observe({"trust/kl_old": mean_kl * (num_updates - 1) / num_updates}, num_updates)
 
 
 def test_a_fixed_threshold_stays(loss_inputs):
     """Mutation: let it follow the divergence, or call the function with another delta."""
     loss = DPPO(**FIXED | {"delta": 0.1})
     loss.begin(0.7)
-    loss.observe(1.0)
+    observe(loss, 1.0)
     inputs = loss_inputs([UP, UP], [1, 1], kl=[0.2, 0.05])
     output = loss(inputs)
     assert output.loss.item() == kl_loss(inputs).loss.item()
@@ -115,20 +124,20 @@ def test_schedule_is_geometric():
     thresholds = []
     for progress in (0.0, 0.5, 1.0):
         loss.begin(progress)
-        thresholds.append(loss.current)
+        thresholds.append(loss.threshold)
     assert thresholds == pytest.approx([1e-4, 1e-5, 1e-6])
 
 
 def test_controller_by_hand_and_within_its_limits():
     """Four times the budget halves the threshold. Mutation: raise it instead, or drop a limit."""
     loss = DPPO(**AUTO)
-    assert loss.current == 1e-5
-    loss.observe(4e-5)
-    assert loss.current == pytest.approx(5e-6)
+    assert loss.threshold == 1e-5
+    observe(loss, 4e-5)
+    assert loss.threshold == pytest.approx(5e-6)
     for mean_kl, limit in ((1.0, 1e-7), (1e-12, 1e-3)):
         for _ in range(10):
-            loss.observe(mean_kl)
-        assert loss.current == pytest.approx(limit)
+            observe(loss, mean_kl)
+        assert loss.threshold == pytest.approx(limit)
 
 
 def test_controller_settles_where_the_mean_is_the_budget():
@@ -137,8 +146,8 @@ def test_controller_settles_where_the_mean_is_the_budget():
     """
     loss = DPPO(**AUTO)
     for _ in range(60):
-        loss.observe(loss.current / 2)
-    assert loss.current / 2 == pytest.approx(1e-5, rel=1e-3)
+        observe(loss, loss.threshold / 2)
+    assert loss.threshold / 2 == pytest.approx(1e-5, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -168,9 +177,9 @@ def test_a_sample_without_advantage_has_no_gradient_however_far_it_is(loss_input
     inputs = loss_inputs([log_ratio * 10], [0.0])
     inputs.log_prob.requires_grad_()
     for loss in (
-        partial(dppo, delta=1.0, divergence="kl", advantage_clip=5.0)(inputs).loss,
-        grpo(
-            inputs, clip_low=0.1, clip_high=0.1, advantage_clip=5.0, calibrated_for="gaussian"
+        kl_loss(inputs, delta=1.0).loss,
+        GRPO(clip_low=0.1, clip_high=0.1, advantage_clip=5.0, calibrated_for="gaussian")(
+            inputs
         ).loss,
     ):
         (gradient,) = torch.autograd.grad(loss, inputs.log_prob)

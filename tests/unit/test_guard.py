@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from flowrl.gaussian import GaussianStep, Likelihood
-from flowrl.losses.guard import guard
+from flowrl.losses.guard import Guard
 from flowrl.types import LossInputs
 
-wide = partial(guard, clip_low=9.0, clip_high=9.0, advantage_clip=5.0)
+
+def guard(inputs, **options):
+    return Guard(**options)(inputs)
+
+
+wide = partial(guard, clip_low=1.0, clip_high=9.0, advantage_clip=5.0)
 
 
 def test_by_hand(loss_inputs):
@@ -53,11 +58,16 @@ def test_it_clips_the_centred_ratio(loss_inputs):
     assert output.metrics["trust/masked_positive"].item() == 0.5
 
 
-@pytest.mark.parametrize(("key", "value"), [("form", "unnormalised"), ("reduction", "sum")])
-def test_it_needs_mean_gaussian_log_probabilities(loss_inputs, key, value):
+@pytest.mark.parametrize(
+    ("key", "value"), [("form", "unnormalised"), ("reduction", "sum"), ("sampler", "cps")]
+)
+def test_it_needs_mean_gaussian_log_probabilities_of_flow_sde(key, value):
     """Mutation: drop a check."""
+    loss = Guard(clip_low=1.0, clip_high=9.0, advantage_clip=5.0)
+    suited = {"form": "gaussian", "reduction": "mean", "sampler": "flow_sde"}
+    loss.check(**suited)
     with pytest.raises(ValueError, match=value):
-        wide(loss_inputs([0.0], [1], **{key: value}))
+        loss.check(**suited | {key: value})
 
 
 @pytest.mark.parametrize("value", [-1e-4, math.nan])
@@ -66,7 +76,7 @@ def test_a_range_without_ratio_1_is_refused(loss_inputs, name, value):
     """Mutation: check one end only; a negative one clips everything, in silence."""
     bounds = {"clip_low": 0.0, "clip_high": math.inf}
     guard(loss_inputs([0.0], [1]), **bounds, advantage_clip=math.inf)
-    with pytest.raises(ValueError, match=f"loss.{name}={value} must not be negative"):
+    with pytest.raises(ValueError, match=f"loss.{name}={value:g} must be a number"):
         guard(loss_inputs([0.0], [1]), **bounds | {name: value}, advantage_clip=5.0)
 
 

@@ -9,7 +9,7 @@ import torch
 from runs import ROOT
 
 from flowrl.gaussian import GaussianStep, Likelihood
-from flowrl.losses.guard import guard
+from flowrl.losses.guard import Guard
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import LinearShift, intervals
@@ -169,7 +169,7 @@ def test_the_centred_clip_is_that_of_training():
         dimensions=dimensions,
     )
     dropped = float(
-        guard(inputs, clip_low=clip, clip_high=clip, advantage_clip=5.0).metrics[
+        Guard(clip_low=clip, clip_high=clip, advantage_clip=5.0)(inputs).metrics[
             "trust/masked_fraction"
         ]
     )

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowrl.rollout import Velocity
@@ -66,8 +66,9 @@ class Group:
 
 @dataclass(slots=True)
 class MicroBatch:
-    """The samples that one forward pass handles, in rollout and updates alike; `score` may still be
-    under way.
+    """The samples that one forward pass handles, in rollout and updates alike.
+
+    `score` may still be under way. `advantage` is one number a sample, or one a sample and term.
     """
 
     rows: range
@@ -76,5 +77,9 @@ class MicroBatch:
     group: Group
     trajectory: Trajectory
     score: Future[RewardOutput]
-    advantage: Tensor
-    is_used: Tensor
+    advantage: Float[Tensor, "B *T"]
+    is_used: Bool[Tensor, "B"]
+
+    def advantage_at(self, index: int) -> Float[Tensor, "B"]:
+        """Return the samples' advantages at the `index`-th step or sigma that they train on."""
+        return self.advantage if self.advantage.ndim == 1 else self.advantage[:, index]

@@ -1,0 +1,70 @@
+"""Advantage-weighted matching: PPO's clipped ratio on the flow-matching error of samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.losses.clip import clipped_surrogate
+from flowrl.losses.protocol import ForwardLoss
+from flowrl.types import ForwardInputs, LossOutput
+from flowrl.values.bounds import ClipHigh, ClipLow, Limit, Rate
+
+SMALLEST_ERROR = 1e-10
+"""Added to an error below the generalised Huber root, whose slope at 0 is infinite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AWM(ForwardLoss):
+    """Mean over samples of max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)).
+
+    r = exp(log_prob - old_log_prob), where the log-probability of a sample noised to sigma is taken
+    as minus its weighted flow-matching error, log_prob = -w(e), with e = mean (v - (eps - x0))^2
+    over latent dimensions and eps - x0 = (x - x0) / sigma. The weightings are w(e) = e, sigma e,
+    sigma^2 e, and the generalised Huber loss sigma ((e + s)^p - s^p) / p with p = `huber_power` and
+    s the smallest error. A is clipped to +-advantage_clip. A sample that is not used has an
+    advantage of 0.
+
+    Paper: Advantage Weighted Matching (Xue et al. 2025, arXiv 2509.25050). Its velocity penalties
+    to the reference and to an average are `penalty=velocity`, and are not part of the loss.
+    """
+
+    name: ClassVar[str] = "awm"
+
+    weighting: Literal["uniform", "sigma", "sigma_squared", "huber"]
+    huber_power: Rate
+    clip_low: ClipLow
+    clip_high: ClipHigh
+    advantage_clip: Limit
+
+    def __call__(self, inputs: ForwardInputs) -> LossOutput:
+        log_prob = self.log_prob(inputs, inputs.velocity)
+        log_ratio = log_prob - self.log_prob(inputs, inputs.old_velocity)
+        advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
+        advantage = torch.where(inputs.is_used, advantage, 0.0)
+        losses, metrics = clipped_surrogate(
+            advantage, log_ratio=log_ratio, clip_low=self.clip_low, clip_high=self.clip_high
+        )
+        moved = (inputs.velocity - inputs.old_velocity).detach()
+        return LossOutput(losses.mean(), metrics | {"trust/velocity_old": moved.square().mean()})
+
+    def log_prob(
+        self, inputs: ForwardInputs, velocity: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B"]:
+        """Compute minus the weighted flow-matching error of a velocity at the noised samples."""
+        sigma = inputs.sigma
+        target = (inputs.x - inputs.x0) / sigma.view(-1, 1, 1, 1)
+        error = (velocity - target).square().mean((1, 2, 3))
+        if self.weighting == "uniform":
+            return -error
+        if self.weighting == "sigma":
+            return -sigma * error
+        if self.weighting == "sigma_squared":
+            return -(sigma**2) * error
+        power = self.huber_power
+        root = (error + SMALLEST_ERROR) ** power - SMALLEST_ERROR**power
+        return -sigma * root / power

@@ -1,0 +1,104 @@
+"""The contract of a loss: over stochastic steps that are replayed, or over samples noised again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from flowrl.types import ForwardInputs, LossInputs, LossOutput
+from flowrl.values.bounds import Natural, NonNegative, Share
+from flowrl.values.check import check_fields
+
+Kind = Literal["reverse", "forward"]
+
+
+class Loss:
+    """The part of the contract that losses of both kinds share.
+
+    A loss is a dataclass whose fields are the options of its YAML file. It may state what it needs
+    of the method in `check`, define metrics of its own in `metrics`, follow the run in `begin` and
+    `observe`, and keep state that a checkpoint saves. The defaults need nothing and keep nothing.
+    """
+
+    kind: ClassVar[Kind]
+    """The objective that evaluates the loss: that of a ReverseLoss or of a ForwardLoss."""
+
+    name: ClassVar[str]
+    """The option of `loss=` that messages name."""
+
+    metrics: ClassVar[Mapping[str, str]] = {}
+    """Metrics beyond the glossary, by name, with their meaning.
+
+    A private one has a first segment of its own, such as `acme/weight`. The run refuses a loss that
+    returns any other name before its first rollout.
+    """
+
+    def check(self, *, form: str, reduction: str, sampler: str) -> None:
+        """Raise UserError unless the likelihood and the sampler, by name, suit this loss."""
+
+    def check_updates(self, num_updates: int) -> None:
+        """Raise UserError unless so many optimizer steps an iteration are enough for this loss."""
+
+    def begin(self, progress: float) -> None:
+        """Prepare an iteration's updates; `progress` is the share of the run, in [0, 1), done."""
+
+    def observe(self, metrics: Mapping[str, float], num_updates: int) -> None:
+        """Take in the mean metrics of an iteration that made `num_updates` optimizer steps."""
+
+    def state(self) -> dict[str, float]:
+        """Return the numbers that a resumed run must be given back."""
+        return {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Take back what `state` gave, perhaps under other options."""
+
+
+class ReverseLoss(Loss, ABC):
+    """A loss over the stochastic steps of a rollout, each replayed under the current weights."""
+
+    kind: ClassVar[Kind] = "reverse"
+
+    @abstractmethod
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        """Compute the loss and its metrics for one step of B samples."""
+
+    @property
+    def kl_threshold(self) -> float | None:
+        """The threshold on the KL that is in force, for diagnostics; None without one."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardLoss(Loss, ABC):
+    """A loss over generated samples that are noised again: a function of two velocities there.
+
+    The rollouts are deterministic and drawn by the old policy, which follows the current one: after
+    an iteration it becomes d old + (1 - d) current, with d = min(decay_rate max(n - decay_start,
+    0), decay_limit) after n optimizer steps. Each sample trains on a `fraction` of the grid's
+    sigmas, at least one, picked at random.
+    """
+
+    kind: ClassVar[Kind] = "forward"
+
+    fraction: Share
+    decay_rate: NonNegative
+    decay_start: Natural
+    decay_limit: Share
+
+    def __post_init__(self) -> None:
+        check_fields(self, "loss")
+
+    @abstractmethod
+    def __call__(self, inputs: ForwardInputs) -> LossOutput:
+        """Compute the loss, a mean over all B samples, and its metrics at one sigma."""
+
+    def decay(self, num_optimizer_steps: int) -> float:
+        """Compute d, the weight that the old policy keeps after so many optimizer steps."""
+        steps_counted = max(num_optimizer_steps - self.decay_start, 0)
+        return min(self.decay_rate * steps_counted, self.decay_limit)
+
+    def num_sigmas(self, num_steps: int) -> int:
+        """Count the sigmas of a grid of `num_steps` that a sample trains on, at least one."""
+        return max(1, int(num_steps * self.fraction))

@@ -1,0 +1,30 @@
+"""Refusal of metrics that a loss returns without saying what they mean."""
+
+from __future__ import annotations
+
+from flowrl.diagnostics import SQUARED
+from flowrl.errors import UserError
+from flowrl.losses.protocol import Loss
+from flowrl.runs.glossary import is_known
+from flowrl.types import LossOutput
+
+
+def require_declared(loss: Loss, output: LossOutput) -> None:
+    """Raise UserError for a metric of a loss that neither it nor the glossary defines.
+
+    Asked of one made-up sample before the first rollout, so that a name that nobody defined does
+    not end a run after hours.
+    """
+    names = [name.removesuffix(SQUARED) for name in output.metrics]
+    clashing = [name for name in loss.metrics if is_known(name) or "/" not in name]
+    if clashing:
+        raise UserError(
+            f"loss={loss.name} defines the metric {clashing[0]!r} anew; give it a first segment of "
+            "its own, such as acme/weight"
+        )
+    unknown = sorted(name for name in names if not is_known(name, loss.metrics))
+    if unknown:
+        raise UserError(
+            f"loss={loss.name} returns the metric {unknown[0]!r}, which it does not define; add it "
+            f"to {type(loss).__name__}.metrics with a sentence that says what it means"
+        )

@@ -1,0 +1,100 @@
+"""The interface of an objective: which policy draws rollouts, and what their samples train on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flowrl.algorithm import Algorithm
+from flowrl.objectives.micro_batch import Conditioned, Group, MicroBatch
+from flowrl.samplers.protocol import Sampler
+from flowrl.schedule import Interval
+from flowrl.types import Conditioning, LossOutput, Trajectory
+
+
+class Reference(Protocol):
+    """The frozen policy that a penalty measures the distance from."""
+
+    def velocity(
+        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning
+    ) -> Float[Tensor, "B C H W"]:
+        """Evaluate the reference's velocity."""
+        ...
+
+    def mean(
+        self,
+        trajectory: Trajectory,
+        index: int,
+        group: Group,
+        intervals: Sequence[Interval],
+        sampler: Sampler,
+    ) -> Float[Tensor, "B C H W"]:
+        """Evaluate the reference's mean of the trajectory's `index`-th stochastic step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The policy's side of an objective: the method, the networks, and what choices are counted by.
+
+    `velocity` is the current policy's; `gate_tolerance` bounds the drift that the gate allows.
+    """
+
+    algorithm: Algorithm
+    velocity: Conditioned
+    reference: Reference
+    transformer: nn.Module
+    latent_shape: tuple[int, ...]
+    group_size: int
+    seed: int
+    gate_tolerance: float
+
+
+class Objective(Protocol):
+    """One way to train on rollouts: over their stochastic steps, or over their samples noised."""
+
+    def behaviour(self) -> AbstractContextManager[None]:
+        """Run with the weights of the policy that draws the rollouts."""
+        ...
+
+    def stochastic_steps(self, iteration: int, prompt: int) -> tuple[int, ...]:
+        """Choose the stochastic steps of the rollouts of an iteration's `prompt`-th prompt."""
+        ...
+
+    def num_trained(self) -> int:
+        """Count the steps or sigmas that each sample trains on in an iteration."""
+        ...
+
+    def num_terms(self, batch: MicroBatch) -> int:
+        """Count the backward passes that a micro-batch needs."""
+        ...
+
+    def check(self, batch: MicroBatch) -> None:
+        """Raise GateFailed where updates would not reproduce a rollout under its own weights."""
+        ...
+
+    def term(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> LossOutput:
+        """Compute loss and metrics of a micro-batch's `index`-th term, a mean over its samples."""
+        ...
+
+    def follow(self, num_optimizer_steps: int) -> None:
+        """Let the behaviour policy follow the current one, after an iteration's updates."""
+        ...
+
+    def weights(self) -> dict[str, Mapping[str, Tensor]]:
+        """Return sets of weights beside the trained ones that a checkpoint needs, by name."""
+        ...
+
+    def load_weights(self, weights: Mapping[str, dict[str, Tensor]]) -> None:
+        """Take back what `weights` gave, out of all the sets of a checkpoint."""
+        ...
+
+    def to(self, device: torch.device) -> None:
+        """Move these sets to a device."""
+        ...

@@ -1,0 +1,204 @@
+"""The reverse-process objective: stochastic steps are replayed under the current weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.algorithm import Algorithm, option
+from flowrl.errors import UserError
+from flowrl.gaussian import GaussianStep, tv
+from flowrl.losses.protocol import ReverseLoss
+from flowrl.objectives.declared import require_declared
+from flowrl.objectives.gate import check_replay
+from flowrl.objectives.micro_batch import MicroBatch
+from flowrl.objectives.protocol import Context
+from flowrl.rollout import replay
+from flowrl.types import LossInputs, LossOutput, Trajectory
+
+MIN_STD = 0.01
+"""Steps with a smaller std are refused: their log-probabilities overwhelm all others.
+
+Such are the last step, and the second-to-last on diffusers' default grid.
+"""
+
+
+class ReverseObjective:
+    """Policy gradients over stochastic steps.
+
+    The rollouts are the current policy's, and every term is one step of them.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.algorithm = context.algorithm
+        self.loss = cast(ReverseLoss, context.algorithm.loss)
+
+    @staticmethod
+    def check_method(algorithm: Algorithm) -> None:
+        """Raise UserError where sampler, steps, likelihood and loss do not suit each other."""
+        likelihood = algorithm.likelihood
+        sampler = option(algorithm.sampler)
+        if likelihood.form == "unnormalised" and sampler != "cps":
+            raise UserError(
+                f"likelihood.form=unnormalised (loss=cps) needs sampler=cps, not {sampler}: it "
+                "leaves out 1 / (2 std^2), to which published ranges are blind"
+            )
+        algorithm.loss.check(form=likelihood.form, reduction=likelihood.reduction, sampler=sampler)
+        candidates = algorithm.steps.candidates(algorithm.num_steps)
+        if not candidates:
+            raise UserError(
+                f"steps: no stochastic step among rollout.num_steps={algorithm.num_steps}; a ratio "
+                "loss needs one"
+            )
+        for number in candidates:
+            _check_step(algorithm, number)
+        loss = cast(ReverseLoss, algorithm.loss)
+        zero = torch.zeros(1)
+        inputs = LossInputs(
+            log_prob=zero,
+            old_log_prob=zero,
+            advantage=zero,
+            kl=zero,
+            tv=zero,
+            velocity=zero,
+            std=1.0,
+            dt=-1.0,
+            form=likelihood.form,
+            reduction=likelihood.reduction,
+            dimensions=1,
+        )
+        require_declared(loss, loss(inputs))
+
+    def behaviour(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def stochastic_steps(self, iteration: int, prompt: int) -> tuple[int, ...]:
+        return self.algorithm.steps.draw(
+            self.algorithm.num_steps, iteration, self.context.seed, prompt
+        )
+
+    def num_trained(self) -> int:
+        return len(self.stochastic_steps(0, 0))
+
+    def num_terms(self, batch: MicroBatch) -> int:
+        return len(batch.trajectory.steps)
+
+    def check(self, batch: MicroBatch) -> None:
+        check_replay(
+            batch.trajectory,
+            partial(self.replay, batch),
+            self.algorithm.likelihood,
+            self.context.gate_tolerance,
+        )
+
+    def replay(self, batch: MicroBatch, index: int) -> GaussianStep:
+        """Evaluate the Gaussian of a micro-batch's `index`-th stochastic step as it is now."""
+        field = batch.group.field(self.context.velocity)
+        return replay(
+            field, batch.trajectory, index, self.algorithm.intervals, self.algorithm.sampler
+        )
+
+    def term(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> LossOutput:
+        """Compute policy loss plus reference penalty at one stochastic step."""
+        step = self.replay(batch, index)
+        trajectory = batch.trajectory
+        inputs = compare(self.algorithm, step, trajectory, index, batch.advantage_at(index))
+        output = self.loss(inputs)
+        loss = output.loss
+        metrics = {"loss/policy": loss}
+        penalty = self.algorithm.penalty
+        if penalty.beta:
+            intervals = self.algorithm.intervals
+            sampler = self.algorithm.sampler
+            reference = self.context.reference
+            ref_mean = reference.mean(trajectory, index, batch.group, intervals, sampler)
+            interval = intervals[trajectory.steps[index]]
+            distance = penalty(step, ref_mean, interval, sampler.gain(interval)).mean()
+            loss = loss + penalty.beta * distance
+            metrics["loss/penalty"] = distance
+        metrics |= output.metrics
+        return LossOutput(loss, metrics | self.diagnose(inputs, trajectory.steps[index]))
+
+    def diagnose(self, inputs: LossInputs, step: int) -> dict[str, Float[Tensor, ""]]:
+        """Compute a step's diagnostics, at the loss's own threshold on the KL if it has one."""
+        diagnostics = self.algorithm.diagnostics
+        threshold = self.loss.kl_threshold
+        if threshold is not None:
+            diagnostics = replace(diagnostics, delta=threshold)
+        return diagnostics(inputs, step)
+
+    def follow(self, num_optimizer_steps: int) -> None:
+        """Do nothing: the behaviour policy is the current one anyway."""
+
+    def weights(self) -> dict[str, Mapping[str, Tensor]]:
+        return {}
+
+    def load_weights(self, weights: Mapping[str, dict[str, Tensor]]) -> None:
+        """Do nothing: there are no weights to take back."""
+
+    def to(self, device: torch.device) -> None:
+        """Do nothing: there are no weights to move."""
+
+
+def compare(
+    algorithm: Algorithm,
+    step: GaussianStep,
+    trajectory: Trajectory,
+    index: int,
+    advantage: Float[Tensor, "B"],
+) -> LossInputs:
+    """Compare a step with the rollout's at the trajectory's `index`-th stochastic step."""
+    interval = algorithm.intervals[trajectory.steps[index]]
+    old_mean = trajectory.old_mean[:, index]
+    likelihood = algorithm.likelihood
+    kl = likelihood.kl(step, old_mean)  # with its gradient, which GRPO-Guard's ratio needs
+    with torch.no_grad():
+        distance = tv(step, old_mean)
+        # Both means belong to one state, so they differ by their velocities alone.
+        velocity_change = (step.mean - old_mean) / algorithm.sampler.gain(interval)
+        moved = velocity_change.square().mean((1, 2, 3))
+    return LossInputs(
+        log_prob=likelihood.log_prob(step, trajectory.x_next[:, index]),
+        old_log_prob=trajectory.old_log_prob[:, index],
+        advantage=advantage,
+        kl=kl,
+        tv=distance,
+        velocity=moved,
+        std=step.std,
+        dt=interval.dt,
+        form=likelihood.form,
+        reduction=likelihood.reduction,
+        dimensions=old_mean[0].numel(),
+    )
+
+
+def _check_step(algorithm: Algorithm, number: int) -> None:
+    """Raise UserError where a step that may be trained on has no noise, or hardly any."""
+    num_steps = algorithm.num_steps
+    sampler = option(algorithm.sampler)
+    if number >= num_steps:
+        raise UserError(
+            f"steps may pick step {number}, but the last of rollout.num_steps={num_steps} is step "
+            f"{num_steps - 1}; lower steps.high"
+        )
+    std = algorithm.sampler.std(algorithm.intervals[number])
+    if std == 0 and number < num_steps - 1:
+        raise UserError(
+            f"sampler={sampler} is deterministic (std 0 at step {number}), but the loss needs a "
+            "stochastic step: choose sampler=cps or sampler=flow_sde with sampler.noise_level "
+            "above 0, or loss=nft"
+        )
+    if std < MIN_STD:
+        raise UserError(
+            f"steps may pick step {number} of rollout.num_steps={num_steps}, where "
+            f"sampler={sampler} has std {std:.2g} < {MIN_STD}: a zero-variance step is never "
+            "trained on; lower steps.high or use steps=all_but_last"
+        )

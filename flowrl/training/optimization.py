@@ -1,0 +1,68 @@
+"""One update: the gradient of the mean loss over its samples and terms, clipped, and a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from torch.optim import Optimizer
+
+from flowrl.objectives.micro_batch import MicroBatch
+from flowrl.parallel.strategies import clip, synchronised
+from flowrl.training.metric_means import NotFinite, Record
+from flowrl.tuning import lora
+
+if TYPE_CHECKING:
+    from flowrl.training.policy import Policy
+
+
+def set_learning_rate(policy: Policy, progress: float, record: Record) -> None:
+    """Give the optimizer its own rates times the schedule's factor at `progress`, in [0, 1)."""
+    optimizer = _optimizer(policy)
+    for group, rate in zip(optimizer.param_groups, policy.rates, strict=True):
+        group["lr"] = rate * policy.learning_rate(progress)
+    record.add("update/learning_rate", optimizer.param_groups[0]["lr"])
+
+
+def step_weights(policy: Policy, update: Sequence[MicroBatch], record: Record) -> None:
+    """Make one optimizer step on the mean loss over the update's samples and trained terms.
+
+    Raises NotFinite for a gradient that holds NaN or infinity, before any weight changes.
+    """
+    optimizer = _optimizer(policy)
+    optimizer.zero_grad()
+    _accumulate_gradients(policy, update, record)
+    parameters = list(lora.parameters(policy.transformer).values())
+    norm = clip(parameters, policy.max_grad_norm)
+    if not norm.isfinite():
+        raise NotFinite(
+            f"gradient norm {float(norm)} before optimizer step {policy.num_optimizer_steps + 1}: "
+            "stopped"
+        )
+    size = sum(parameter.numel() for parameter in parameters)
+    record.add("update/grad_norm", norm)
+    record.add("update/grad_rms_over_eps", norm / size**0.5 / optimizer.param_groups[0]["eps"])
+    with policy.learning.watch(parameters, norm):
+        optimizer.step()
+    policy.num_optimizer_steps += 1
+    policy.ema.update(lora.parameters(policy.transformer), policy.num_optimizer_steps)
+
+
+def _accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: Record) -> None:
+    """Run the backward pass of every term; gradients of several processes meet at the last."""
+    num_samples = sum(len(batch.rows) for batch in update)
+    terms = [
+        (batch, index) for batch in update for index in range(policy.objective.num_terms(batch))
+    ]
+    for number, (batch, index) in enumerate(terms, start=1):
+        # A term is a mean over its micro-batch, which counts by its share of the samples.
+        divisor = num_samples * policy.objective.num_terms(batch) / len(batch.rows)
+        with synchronised(policy, is_last=number == len(terms)):
+            output = policy.objective.term(batch, index, policy.num_optimizer_steps)
+            for name, value in output.metrics.items():
+                record.add(name, value, term=(policy.num_optimizer_steps, index))
+            policy.manual_backward(output.loss / divisor)
+
+
+def _optimizer(policy: Policy) -> Optimizer:
+    return cast(Optimizer, policy.optimizers())

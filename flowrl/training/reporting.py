@@ -1,0 +1,42 @@
+"""Metrics of a policy on their way to trackers, to the progress bar and to the run's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from flowrl.runs import glossary
+
+if TYPE_CHECKING:
+    from flowrl.training.policy import Policy
+
+SHOWN = {"reward": "reward/mean", "kl": "trust/kl_old", "masked": "trust/masked_fraction"}
+"""Metrics that the progress bar shows, by their labels there."""
+
+
+def report_iteration(policy: Policy, values: Mapping[str, float]) -> None:
+    """Log one iteration's metrics, and keep them in `last_metrics` for the run's own record.
+
+    Raises KeyError for a metric that neither the glossary nor the loss defines.
+    """
+    glossary.check(values, policy.algorithm.loss.metrics)
+    num_samples = policy.num_iterations * policy.plan.num_samples
+    counters = {"iteration": policy.num_iterations, "samples": num_samples}
+    policy.last_metrics = {**counters, **values}
+    _log_to_trackers(policy, policy.last_metrics)
+    bar = {label: values[name] for label, name in SHOWN.items() if name in values}
+    bar["img/s"] = values["perf/images_per_second"]
+    policy.log_dict(bar, prog_bar=True, logger=False)
+
+
+def report_evaluation(policy: Policy, values: Mapping[str, float]) -> None:
+    """Log an evaluation's metrics against the same axis. Raises KeyError for an undefined one."""
+    glossary.check(values)
+    _log_to_trackers(policy, {"iteration": policy.num_iterations, **values})
+
+
+def _log_to_trackers(policy: Policy, values: Mapping[str, float]) -> None:
+    """The axis of training and evaluation is the iteration, which goes on in a resumed run."""
+    numbers = {name: float(value) for name, value in values.items()}
+    for logger in policy.loggers:
+        logger.log_metrics(numbers, step=policy.num_iterations)

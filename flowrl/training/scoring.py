@@ -1,0 +1,57 @@
+"""From the scores of an iteration's images to the advantages of its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flowrl.objectives.micro_batch import MicroBatch
+from flowrl.training.metric_means import NotFinite, Record, record_rewards
+
+if TYPE_CHECKING:
+    from flowrl.training.policy import Policy
+
+
+def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Record) -> None:
+    """Wait for all scores and give every sample its advantage, from those of all processes.
+
+    Raises TooManyMissingRewards as RewardModule.check does, and NotFinite for an advantage that is
+    no number.
+    """
+    reward = policy.reward
+    output = reward.collect([batch.score for batch in batches])
+    assert output.terms is not None
+    own_rows = torch.tensor([row for batch in batches for row in batch.rows])
+    terms = gather(policy, output.terms)
+    is_valid = gather(policy, output.is_valid)
+    rows = gather(policy, own_rows)
+    reward.check(is_valid, terms, output.info)
+    weights = torch.tensor(output.weights)
+    values = reward.total(terms, weights)
+    groups = rows // policy.plan.group_size
+    advantages = policy.algorithm.advantage(terms, weights, groups, is_valid)
+    if not advantages.values.isfinite().all():
+        raise NotFinite("an advantage is NaN or infinite: look at the rewards' weights")
+    num_samples = policy.plan.num_samples
+    by_row = advantages.values.new_zeros(num_samples, *advantages.values.shape[1:])
+    by_row = by_row.index_copy(0, rows, advantages.values)
+    is_used = torch.zeros(num_samples, dtype=torch.bool).index_copy(0, rows, advantages.is_used)
+    for batch in batches:
+        batch.advantage = by_row[list(batch.rows)].to(policy.device)
+        batch.is_used = is_used[list(batch.rows)].to(policy.device)
+    policy.learning.take(bool((is_valid & values.isfinite()).any()), advantages)
+    record_rewards(record, output, values, is_valid)
+    for name, value in advantages.metrics().items():
+        record.add(name, value)
+
+
+def gather(policy: Policy, values: Tensor) -> Tensor:
+    """Return the values of all processes, in rank order, on the CPU."""
+    if policy.plan.num_processes == 1:
+        return values
+    gathered = policy.all_gather(values.to(policy.device))
+    assert isinstance(gathered, Tensor)
+    return gathered.flatten(0, 1).cpu()
