@@ -73,12 +73,10 @@ def hints_of(target: Any) -> dict[str, Any]:
     """The type hints of a target's parameters, with their bounds; none where they cannot be
     read.
     """
-    if dataclasses.is_dataclass(target):
-        declared = target  # fields of a base class are read with the names of its own module
-    elif inspect.isclass(target):
+    declared: Any = target
+    # Fields of a dataclass's base are read with the names of that base's own module.
+    if inspect.isclass(target) and not dataclasses.is_dataclass(target):
         declared = target.__init__
-    else:
-        declared = target
     try:
         return get_type_hints(declared, include_extras=True)
     except (
