@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from flowrl.algorithm import Algorithm
 from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import Evaluator
-from flowrl.launch.checks import check_layers, check_rules
+from flowrl.launch.checks import check_rules
 from flowrl.launch.scores import check_prompts
 from flowrl.launch.services import check_services
 from flowrl.launch.start import check_start
@@ -24,6 +24,7 @@ from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptData
 from flowrl.training.reference import ReferenceModule
 from flowrl.training.reward import RewardModule
+from flowrl.tuning.protocol import TuningRecipe
 from flowrl.types import Prompt
 
 DEFAULT_THREADS = torch.get_num_threads()
@@ -45,14 +46,14 @@ def build(
     torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
     algorithm: Algorithm = instantiate(cfg.algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
-    adapter = instantiate(cfg.tuning)
+    recipe: TuningRecipe = instantiate(cfg.tuning)
     ema = instantiate(cfg.ema)
     check_rules(cfg)
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
     if examine is not None:
         examine(data.prompts, evaluator.sets)
-    check_start(cfg, adapter)
+    check_start(cfg, recipe)
     check_prompts(cfg, data.prompts)
     max_grad_norm = norm_limit(cfg.max_grad_norm)
     if algorithm.state() and plan.updates_per_iteration * plan.inner_epochs < 3:
@@ -68,12 +69,15 @@ def build(
         scorer_timeout=cfg.get("scorer_timeout"),
     )
     model = instantiate(cfg.model)
-    check_layers(adapter, model.transformer)
+    recipe.check_layers(model.transformer)
+    tuning = recipe.attach(model.transformer, cfg.seed)
     policy = (ForwardPolicy if isinstance(algorithm.loss, NFT) else Policy)(
         model=model,
-        adapter=adapter,
+        tuning=tuning,
         reward=reward,
-        reference=ReferenceModule(model=model, guidance_scale=algorithm.penalty.guidance_scale),
+        reference=ReferenceModule(
+            model=model, tuning=tuning, guidance_scale=algorithm.penalty.guidance_scale
+        ),
         algorithm=algorithm,
         plan=plan,
         optimizer=instantiate(cfg.optimizer),

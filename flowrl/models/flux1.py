@@ -5,7 +5,6 @@ inside.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ from flowrl.models.latents import (
 )
 from flowrl.models.loading import Source
 from flowrl.models.text import TextEncoders, quiet
-from flowrl.tuning import lora
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
 
@@ -118,6 +116,3 @@ class Flux1:
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
         return to_images(unscale(x0, self.vae), self.vae)
-
-    def save_lora(self, folder: Path) -> None:
-        lora.save(self.pipeline, folder)

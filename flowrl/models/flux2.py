@@ -8,7 +8,6 @@ stay in here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from flowrl.models.guidance import check_embedded, classifier_free
 from flowrl.models.latents import latent_side, pack, per_row, to_images, token_positions, unpack
 from flowrl.models.loading import Source
 from flowrl.models.text import TextEncoders, quiet
-from flowrl.tuning import lora
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
 
@@ -96,9 +94,6 @@ class Flux2Klein:
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
         return _decode(x0, self.vae)
 
-    def save_lora(self, folder: Path) -> None:
-        lora.save(self.pipeline, folder)
-
 
 class Flux2Dev:
     """FLUX.2-dev: guidance-distilled, so that the scale is an input and there is no negative
@@ -164,9 +159,6 @@ class Flux2Dev:
 
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
         return _decode(x0, self.vae)
-
-    def save_lora(self, folder: Path) -> None:
-        lora.save(self.pipeline, folder)
 
 
 def _image_parts(pipeline: Any) -> dict[str, Any]:

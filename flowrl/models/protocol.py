@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -41,6 +40,8 @@ class TextModel(Protocol):
 class FlowModel(TextModel, Protocol):
     """No loop and no loss lives here; `transformer` is the network that is trained."""
 
+    pipeline: Any
+    """The stock pipeline of diffusers, which writes the files of a LoRA on its transformer."""
     transformer: nn.Module
     vae: nn.Module
     latent_shape: tuple[int, int, int]
@@ -63,10 +64,4 @@ class FlowModel(TextModel, Protocol):
 
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
         """Images in [0, 1], float32."""
-        ...
-
-    def save_lora(self, folder: Path) -> None:
-        """Write the adapter so that the stock pipeline's `load_lora_weights(folder)` takes it, or
-        all weights where all are trained.
-        """
         ...

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from flowrl.models.guidance import classifier_free
 from flowrl.models.latents import latent_side, per_row, to_images, unscale
 from flowrl.models.loading import Source
 from flowrl.models.text import TextEncoders, quiet
-from flowrl.tuning import lora
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
 
@@ -130,6 +128,3 @@ class SD3:
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
         return to_images(unscale(x0, self.vae), self.vae)
-
-    def save_lora(self, folder: Path) -> None:
-        lora.save(self.pipeline, folder)

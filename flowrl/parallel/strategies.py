@@ -15,7 +15,6 @@ from torch.distributed.tensor import DTensor
 
 from flowrl.errors import UserError
 from flowrl.parallel.sharding import divide, is_divided, part_of
-from flowrl.tuning.full import start_of
 from flowrl.values.bounds import Count, Minutes
 
 
@@ -42,18 +41,19 @@ def parts(*, num_processes: Count, timeout_minutes: Minutes) -> ModelParallelStr
     )
 
 
-def shard(module: LightningModule, transformer: nn.Module) -> bool:
-    """Divide the transformer and its start where the strategy is `parts`; whether this was done
-    now.
+def shard(
+    module: LightningModule, transformer: nn.Module, reference: dict[str, Tensor] | None
+) -> bool:
+    """Divide the transformer, and in place its reference's weights, where the strategy is `parts`;
+    return True where this was done now.
     """
     strategy = module.trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy) or is_divided(transformer):
         return False
     divide(transformer, strategy.device_mesh["data_parallel"])
-    start = start_of(transformer)
-    assert start is not None  # the launch refuses LoRA
+    assert reference is not None  # the launch refuses LoRA
     for name, weight in transformer.named_parameters():
-        start[name] = part_of(start[name], weight)
+        reference[name] = part_of(reference[name], weight)
     return True
 
 

@@ -17,7 +17,7 @@ from flowrl.noise import CHOICE, FORWARD, gaussian_noise
 from flowrl.training.metric_means import Record
 from flowrl.training.micro_batch import MicroBatch
 from flowrl.training.policy import Policy
-from flowrl.tuning import lora
+from flowrl.tuning.weights import swapped
 from flowrl.types import ForwardInputs
 
 
@@ -32,13 +32,12 @@ class ForwardPolicy(Policy):
         assert isinstance(loss, NFT)
         self.loss = loss
         self.old = {
-            name: value.detach().clone()
-            for name, value in lora.parameters(self.transformer).items()
+            name: value.detach().clone() for name, value in self.tuning.parameters().items()
         }
 
     def behaviour(self) -> AbstractContextManager[None]:
         """Rollouts are the old policy's."""
-        return lora.swapped(self.transformer, self.old)
+        return swapped(self.tuning.parameters(), self.old)
 
     def num_terms(self, part: MicroBatch) -> int:
         """One backward pass for each sigma of the grid, of the samples that train on it."""
@@ -110,7 +109,7 @@ class ForwardPolicy(Policy):
     def follow(self) -> None:
         """old <- d old + (1 - d) current."""
         decay = self.loss.decay(self.num_optimizer_steps)
-        for name, value in lora.parameters(self.transformer).items():
+        for name, value in self.tuning.parameters().items():
             self.old[name].lerp_(value, 1 - decay)
 
     def describe_plan(self) -> str:

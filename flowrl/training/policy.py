@@ -35,8 +35,8 @@ from flowrl.training.micro_batch import Group, MicroBatch
 from flowrl.training.prompt_data import PromptBatch
 from flowrl.training.reference import ReferenceModule
 from flowrl.training.reward import RewardModule
-from flowrl.tuning import lora
-from flowrl.tuning.full import Full
+from flowrl.tuning.protocol import Tuning
+from flowrl.tuning.weights import load
 from flowrl.types import Conditioning
 
 
@@ -55,7 +55,7 @@ class Policy(LightningModule):
         self,
         *,
         model: FlowModel,
-        adapter: lora.LoRA | Full,
+        tuning: Tuning,
         reward: RewardModule,
         reference: ReferenceModule,
         algorithm: Algorithm,
@@ -69,7 +69,7 @@ class Policy(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        adapter.attach(model.transformer, seed)
+        self.tuning = tuning
         self.transformer = model.transformer.eval()
         # Plain attributes, not children: frozen modules stay out of the policy's parameters and
         # state.
@@ -90,14 +90,14 @@ class Policy(LightningModule):
         self.embed: (
             PromptEmbeddings  # of every prompt the run will use; must be set before training
         )
-        ema.start(lora.parameters(self.transformer))
+        ema.start(self.tuning.parameters())
 
     def configure_model(self) -> None:
         """Where the strategy divides the weights, divide their copies alike; called before the
         optimizer is made.
         """
-        if shard(self, self.transformer):
-            own = lora.parameters(self.transformer)
+        if shard(self, self.transformer, self.tuning.reference):
+            own = self.tuning.parameters()
             copies = self.weights().items()
             self.load_weights(
                 {
@@ -108,7 +108,7 @@ class Policy(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The configured optimizer over the LoRA weights alone."""
-        optimizer = self.make_optimizer(list(lora.parameters(self.transformer).values()))
+        optimizer = self.make_optimizer(list(self.tuning.parameters().values()))
         self.rates = [group["lr"] for group in optimizer.param_groups]
         return optimizer
 
@@ -233,7 +233,7 @@ class Policy(LightningModule):
         for i, (part, index) in enumerate(terms):
             with synchronised(self, is_last=i == len(terms) - 1):
                 self.manual_backward(self.term_loss(part, index, record) / len(terms))
-        parameters = list(lora.parameters(self.transformer).values())
+        parameters = list(self.tuning.parameters().values())
         norm = clip(parameters, self.max_grad_norm)
         if not norm.isfinite():
             raise NotFinite(
@@ -246,7 +246,7 @@ class Policy(LightningModule):
         with self.learning.watch(parameters, norm):
             optimizer.step()
         self.num_optimizer_steps += 1
-        self.ema.update(lora.parameters(self.transformer), self.num_optimizer_steps)
+        self.ema.update(self.tuning.parameters(), self.num_optimizer_steps)
 
     def behaviour(self) -> AbstractContextManager[None]:
         """Under which weights rollouts are drawn: the current ones."""
@@ -347,11 +347,11 @@ class Policy(LightningModule):
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
         """The LoRA weights that a checkpoint needs, by what they are."""
-        return {"lora": lora.parameters(self.transformer), "ema": self.ema.weights}
+        return {"lora": self.tuning.parameters(), "ema": self.ema.weights}
 
     def load_weights(self, weights: Mapping[str, dict[str, Tensor]]) -> None:
         """Take back what `weights` gave."""
-        lora.load(self.transformer, weights["lora"])
+        load(self.tuning.parameters(), weights["lora"])
         self.ema.weights = weights["ema"]
 
     def state(self) -> dict[str, Any]:

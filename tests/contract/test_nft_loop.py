@@ -4,7 +4,6 @@ import torch
 from runs import first_batch, make
 
 from flowrl.training.metric_means import Record
-from flowrl.tuning import lora
 
 
 def nft(*overrides):
@@ -20,7 +19,7 @@ def test_nft_draws_and_contrasts_with_the_old_policy():
     with policy.behaviour():
         before = first_batch(policy, data)
     with torch.no_grad():
-        for parameter in lora.parameters(policy.transformer).values():
+        for parameter in policy.tuning.parameters().values():
             parameter.add_(0.05)
     with policy.behaviour():
         after = first_batch(policy, data)
@@ -31,9 +30,7 @@ def test_nft_draws_and_contrasts_with_the_old_policy():
     policy.term_loss(before[0], 1, record)
     assert record.means()["trust/velocity_old"] > 1e-4
     policy.follow()
-    policy.old = {
-        name: value.clone() for name, value in lora.parameters(policy.transformer).items()
-    }
+    policy.old = {name: value.clone() for name, value in policy.tuning.parameters().items()}
     policy.term_loss(before[0], 1, again := Record())
     assert again.means()["trust/velocity_old"] == 0
 
@@ -47,7 +44,7 @@ def test_the_old_policy_follows_and_is_kept(tmp_path):
     policy, _, _ = nft()
     start = {name: value.clone() for name, value in policy.old.items()}
     with torch.no_grad():
-        for parameter in lora.parameters(policy.transformer).values():
+        for parameter in policy.tuning.parameters().values():
             parameter.add_(1.0)
     policy.num_optimizer_steps = 250
     policy.follow()
@@ -95,7 +92,7 @@ def test_each_sample_leaves_out_sigmas_of_its_own():
     part, own = singles[0], parts.is_trained(singles[0])[0]
     part.advantage, part.is_used = torch.ones(1), torch.ones(1, dtype=torch.bool)
     with torch.no_grad():
-        for parameter in lora.parameters(parts.transformer).values():
+        for parameter in parts.tuning.parameters().values():
             parameter.add_(0.05)
     losses = [parts.term_loss(part, index, Record()).item() for index in range(6)]
     assert [loss != 0 for loss in losses] == own.tolist()
