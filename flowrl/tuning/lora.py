@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ from flowrl.errors import UserError
 from flowrl.tuning import formats
 from flowrl.tuning.formats import LoRAFile
 from flowrl.tuning.weights import in_place_of_trained, load, refer_to
-from flowrl.tuning.writer import lora_config
+from flowrl.tuning.writer import lora_config, plain_settings
 from flowrl.values.bounds import Alpha, Expression, Rank, Text
+from flowrl.values.check import check_fields
 
 ADAPTER = "policy"
 
@@ -45,12 +46,7 @@ class LoRA:
     can_be_divided: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
-            raise UserError(f"lora.rank={self.rank} must be at least 1")
-        if self.init not in ("gaussian", "kaiming"):
-            raise UserError(f"lora.init={self.init!r} must be gaussian or kaiming")
-        if self.reference not in ("start", "base"):
-            raise UserError(f"lora.reference={self.reference!r} must be start or base")
+        check_fields(self, "lora")
         for key in ("rank", "alpha", "targets"):
             if self.start is None and getattr(self, key) is None:
                 raise UserError(
@@ -96,17 +92,17 @@ class LoRA:
         B of a fresh one is zero, so that the model is unchanged.
         """
         if self.start is not None:
-            given = self.read_start()
-            self.check_targets(given, transformer)
-            adapter = attach(given, transformer, Path(self.start))
+            lora_file = self.read_start()
+            self.check_targets(lora_file, transformer)
+            adapter = attach(lora_file, transformer, Path(self.start))
             if self.reference == "start":
-                refer_to(adapter, weights_of(given))
+                refer_to(adapter, weights_of(lora_file))
             return adapter
-        assert self.rank is not None and self.targets is not None
+        assert self.rank is not None
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft takes any number
-            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            target_modules=self._target_modules(),
             init_lora_weights="gaussian" if self.init == "gaussian" else True,
         )
         with torch.random.fork_rng(devices=[]):
@@ -114,41 +110,45 @@ class LoRA:
             return _add(transformer, config)
 
     def read_start(self) -> LoRAFile:
-        """The LoRA of `start`. Raises UserError where rank or alpha are set and are not its own."""
+        """Read the LoRA of `start`. Raises UserError for a rank or alpha that is not the file's."""
         assert self.start is not None
-        given = formats.read(Path(self.start))
-        for key, values in (
-            ("rank", set(given.ranks.values())),
-            ("alpha", set(given.alpha.values())),
-        ):
-            wanted = getattr(self, key)
-            if wanted is not None and values != {wanted}:
-                numbers = " and ".join(f"{value:g}" for value in sorted(values))
-                raise UserError(
-                    f"lora.{key}={wanted}, but lora.start={self.start} has {key} {numbers}; "
-                    f"lora.{key}=null takes its"
-                )
-        return given
+        lora_file = formats.read(Path(self.start))
+        self._check_number("rank", self.rank, lora_file.ranks.values())
+        self._check_number("alpha", self.alpha, lora_file.alpha.values())
+        return lora_file
 
-    def check_targets(self, given: LoRAFile, transformer: nn.Module) -> None:
+    def _check_number(self, key: str, wanted: float | None, values: Iterable[float]) -> None:
+        """Raise UserError where a number is set and is not that of all layers of `start`."""
+        numbers = sorted(set(values))
+        if wanted is not None and numbers != [wanted]:
+            words = " and ".join(f"{number:g}" for number in numbers)
+            raise UserError(
+                f"lora.{key}={wanted}, but lora.start={self.start} has {key} {words}; "
+                f"lora.{key}=null takes its"
+            )
+
+    def check_targets(self, lora_file: LoRAFile, transformer: nn.Module) -> None:
         """Raise UserError where targets are set and are not exactly the layers of the LoRA that is
         started from.
         """
         if self.targets is None:
             return
-        config = LoraConfig(
-            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets)
-        )
+        config = LoraConfig(target_modules=self._target_modules())
         linear = [
             name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)
         ]
         wanted = {name for name in linear if check_target_module_exists(config, name)}
-        if wanted != given.a.keys():
+        layers = lora_file.a.keys()
+        if wanted != layers:
             raise UserError(
-                f"lora.targets matches {len(wanted)} layers, {len(wanted & given.a.keys())} of "
-                "which are among the "
-                f"{len(given.a)} of lora.start={self.start}; lora.targets=null takes its"
+                f"lora.targets matches {len(wanted)} layers, {len(wanted & layers)} of which are "
+                f"among the {len(layers)} of lora.start={self.start}; lora.targets=null takes its"
             )
+
+    def _target_modules(self) -> str | list[str]:
+        """Return the targets as peft takes them."""
+        assert self.targets is not None
+        return self.targets if isinstance(self.targets, str) else list(self.targets)
 
 
 class Adapter:
@@ -189,17 +189,10 @@ class Adapter:
             transformer_lora_layers=get_peft_model_state_dict(
                 self.transformer, adapter_name=ADAPTER
             ),
-            transformer_lora_adapter_metadata=self.config(),
+            transformer_lora_adapter_metadata=plain_settings(
+                _peft(self.transformer).peft_config[ADAPTER]
+            ),
         )
-
-    def config(self) -> dict[str, Any]:
-        """Return peft's configuration as plain data, with sets as sorted lists, for an exported
-        file's metadata.
-        """
-        config = _peft(self.transformer).peft_config[ADAPTER].to_dict()
-        return {
-            key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
-        }
 
 
 def attach(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> Adapter:

@@ -39,7 +39,7 @@ class Tuning(Protocol):
 
 
 class TuningRecipe(Protocol):
-    """What a file of conf/tuning says: it makes a `Tuning` of a transformer."""
+    """The content of a file of conf/tuning, which makes a `Tuning` of a transformer."""
 
     can_be_divided: ClassVar[bool]
     """True where the trained weights are so many that processes may each hold a part of them."""
