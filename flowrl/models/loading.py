@@ -210,32 +210,35 @@ def read_index(source: str, pretrained: str, revision: str | None) -> dict[str, 
         return read_json(Path(source, INDEX))
     try:
         return read_json(Path(_fetch_index(source, revision)))
-    except GatedRepoError as error:
-        reason = (
-            "gated, and your token does not open it: accept the licence at "
-            f"https://huggingface.co/{source}, then run "
-            "`hf auth login` or set HF_TOKEN"
-        )
-        cause: Exception = error
-    except RepositoryNotFoundError as error:
-        reason = "no such repository on the hub, or a private one: check the name, or set HF_TOKEN"
-        cause = error
-    except RevisionNotFoundError as error:
-        reason = f"model.revision={revision} does not exist; give a branch, tag or commit"
-        cause = error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        reason = (
-            "not in the local hub cache, and the hub cannot be reached; download it first, or give "
-            "a folder"
-        )
-        cause = error
-    except EntryNotFoundError as error:
-        reason = f"no {INDEX} in the repository; give one in diffusers layout"
-        cause = error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = f"the hub refused ({str(error).strip().splitlines()[0]})"
-        cause = error
-    raise UserError(f"model.pretrained={pretrained}: {reason}") from cause
+    except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
+        reason = _hub_reason(error, source, revision)
+        raise UserError(f"model.pretrained={pretrained}: {reason}") from error
+
+
+def _hub_reason(error: Exception, source: str, revision: str | None) -> str:
+    """Say what stands in the way of a hub id, and the remedy; the more special errors come first,
+    since some are kinds of others.
+    """
+    match error:
+        case GatedRepoError():
+            return (
+                "gated, and your token does not open it: accept the licence at "
+                f"https://huggingface.co/{source}, then run `hf auth login` or set HF_TOKEN"
+            )
+        case RepositoryNotFoundError():
+            return (
+                "no such repository on the hub, or a private one: check the name, or set HF_TOKEN"
+            )
+        case RevisionNotFoundError():
+            return f"model.revision={revision} does not exist; give a branch, tag or commit"
+        case LocalEntryNotFoundError() | OfflineModeIsEnabled():
+            return (
+                "not in the local hub cache, and the hub cannot be reached; download it first, or "
+                "give a folder"
+            )
+        case EntryNotFoundError():
+            return f"no {INDEX} in the repository; give one in diffusers layout"
+    return f"the hub refused ({str(error).strip().splitlines()[0]})"
 
 
 def _fetch_index(source: str, revision: str | None) -> str:

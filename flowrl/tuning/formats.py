@@ -288,15 +288,17 @@ def _alphas_of_run(a: Mapping[str, Tensor], file: Path) -> dict[str, float]:
         ) from error
 
 
+def linear_layers(transformer: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear layers of a transformer by name."""
+    modules = transformer.named_modules()
+    return {name: module for name, module in modules if isinstance(module, nn.Linear)}
+
+
 def check(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> None:
     """Raise UserError unless every layer of the file is a linear layer of the transformer, of the
     same shape.
     """
-    linear = {
-        name: module
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear)
-    }
+    linear = linear_layers(transformer)
     shapes = {
         name: (lora_file.b[name].shape[0], matrix.shape[1]) for name, matrix in lora_file.a.items()
     }

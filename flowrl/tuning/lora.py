@@ -60,21 +60,21 @@ class LoRA:
         if self.start is not None:
             return
         assert self.rank is not None and self.targets is not None
-        widths = {
-            name: min(module.in_features, module.out_features)
-            for name, module in transformer.named_modules()
-            if isinstance(module, nn.Linear)
-        }
-        sizes = [width for name, width in widths.items() if self._is_meant(name)]
-        if not sizes:
-            example = next(reversed(widths), "none")
+        layers = formats.linear_layers(transformer)
+        widths = [
+            min(layer.in_features, layer.out_features)
+            for name, layer in layers.items()
+            if self._is_meant(name)
+        ]
+        if not widths:
+            example = next(reversed(layers), "none")
             raise UserError(
                 f"lora.targets={self.targets} names no linear layer of the model, whose layers are "
                 f"such as {example}"
             )
-        if self.rank > max(sizes):
+        if self.rank > max(widths):
             raise UserError(
-                f"lora.rank={self.rank} must be at most {max(sizes)}, the width of the widest "
+                f"lora.rank={self.rank} must be at most {max(widths)}, the width of the widest "
                 "layer that lora.targets names: a higher rank adds nothing"
             )
 
@@ -134,10 +134,8 @@ class LoRA:
         if self.targets is None:
             return
         config = LoraConfig(target_modules=self._target_modules())
-        linear = [
-            name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)
-        ]
-        wanted = {name for name in linear if check_target_module_exists(config, name)}
+        names = formats.linear_layers(transformer)
+        wanted = {name for name in names if check_target_module_exists(config, name)}
         layers = lora_file.a.keys()
         if wanted != layers:
             raise UserError(

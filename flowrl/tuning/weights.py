@@ -19,14 +19,19 @@ def load(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) 
 
     Raises UserError unless exactly the parameters' names and shapes are given.
     """
-    check_shapes(parameters, {name: tuple(value.shape) for name, value in weights.items()})
+    check_shapes(parameters, shapes_of(weights))
     for name, parameter in parameters.items():
         parameter.copy_(weights[name])
 
 
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of weights by name."""
+    return {name: tuple(value.shape) for name, value in weights.items()}
+
+
 def check_shapes(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise UserError unless exactly the names and shapes of `weights` are given."""
-    wanted = {name: tuple(value.shape) for name, value in weights.items()}
+    wanted = shapes_of(weights)
     names = wanted.keys() | shapes.keys()
     misfits = sorted(name for name in names if wanted.get(name) != shapes.get(name))
     if misfits:
@@ -86,6 +91,5 @@ def refer_to(tuning: Tuning, weights: dict[str, Tensor]) -> None:
 
     Raises UserError unless they have the trained parameters' names and shapes.
     """
-    shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    check_shapes(tuning.parameters(), shapes)
+    check_shapes(tuning.parameters(), shapes_of(weights))
     tuning.reference = weights
