@@ -40,7 +40,7 @@ class Advantages:
     dropped_groups: float
 
     def metrics(self) -> dict[str, float]:
-        """Named as in the glossary."""
+        """Return metrics named as in the glossary."""
         return {
             "advantage/largest": float(self.values.abs().max()),
             "advantage/constant_groups": self.constant_groups,
@@ -49,8 +49,8 @@ class Advantages:
 
 
 def weighted_sum(rewards: Float[Tensor, "B R"], weights: Float[Tensor, "R"]) -> Float[Tensor, "B"]:
-    """The sum over the rewards that apply to a sample, with nothing in place of the others; NaN
-    where none applies.
+    """Return the sum over the rewards that apply to a sample, with nothing in place of the others;
+    NaN where none applies.
     """
     applies = ~rewards.isnan()
     return torch.where(applies.any(1), torch.where(applies, rewards, 0.0) @ weights, torch.nan)
@@ -62,8 +62,8 @@ def group(
     groups: Int[Tensor, "B"],
     is_valid: Bool[Tensor, "B"],
 ) -> Advantages:
-    """(r - mean_g) / (std_g + 1e-4), with mean and std of each group; r is the weighted sum of the
-    rewards.
+    """Compute (r - mean_g) / (std_g + 1e-4), with mean and std of each group; r is the weighted sum
+    of the rewards.
     """
     total = weighted_sum(rewards, weights)
     has_value = is_valid & ~total.isnan()
@@ -77,7 +77,7 @@ def global_std(
     groups: Int[Tensor, "B"],
     is_valid: Bool[Tensor, "B"],
 ) -> Advantages:
-    """(r - mean_g) / (std + 1e-4), with the mean of each group and one std over the batch
+    """Compute (r - mean_g) / (std + 1e-4), with the mean of each group and one std over the batch
     (flow_grpo's default).
 
     Prompts that fewer rewards judge have other sums, which widens that std: with routed rewards
@@ -95,8 +95,8 @@ def zscore(
     groups: Int[Tensor, "B"],
     is_valid: Bool[Tensor, "B"],
 ) -> Advantages:
-    """The weighted sum of (r - mean_g) / (std_r + 1e-4), with each reward's own std over the
-    samples it applies to.
+    """Compute the weighted sum of (r - mean_g) / (std_r + 1e-4), with each reward's own std over
+    the samples it applies to.
 
     So a reward's scale does not matter, and prompts on which a reward varies more count more; GDPO
     levels them. With one reward this is `global_std`. A group is constant where all of its rewards
@@ -120,8 +120,8 @@ def gdpo(
     groups: Int[Tensor, "B"],
     is_valid: Bool[Tensor, "B"],
 ) -> Advantages:
-    """Each reward's z-score within the group, their weighted sum, normalised over the batch
-    (Flow-Factory's `gdpo`).
+    """Compute each reward's z-score within the group and their weighted sum, normalised over the
+    batch (Flow-Factory's `gdpo`).
 
     So a reward's scale does not matter, only its weight. A group is constant where all of its
     rewards are. A reward that does not apply adds nothing, so a prompt that fewer rewards judge
@@ -139,20 +139,20 @@ def gdpo(
 
 
 def _spread(rewards: Tensor, is_valid: Tensor) -> Tensor:
-    """The standard deviation over all valid samples, 0 where there is none."""
+    """Return the standard deviation over all valid samples, 0 where there is none."""
     return rewards[is_valid].std(correction=0) if is_valid.any() else rewards.new_zeros(())
 
 
 def _count(groups: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Valid samples per group, and each sample's group index."""
+    """Return the number of valid samples per group, and each sample's group index."""
     _, index = groups.unique(return_inverse=True)
     counts = is_valid.new_zeros(int(index.max()) + 1, dtype=torch.float32)
     return counts.index_add_(0, index, is_valid.float()), index
 
 
 def _in_company(groups: Tensor, is_valid: Tensor) -> Tensor:
-    """Valid samples in whose group another one is valid; a lone one must not set the spread of the
-    batch.
+    """Tell which samples are valid in a group where another one is; a lone one must not set the
+    spread of the batch.
     """
     counts, index = _count(groups, is_valid)
     return is_valid & (counts > 1)[index]
@@ -161,16 +161,15 @@ def _in_company(groups: Tensor, is_valid: Tensor) -> Tensor:
 def _centre(
     rewards: Tensor, groups: Tensor, is_valid: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rewards minus their group's mean, std and number of valid samples per group, and each
+    """Return rewards minus their group's mean, std and number of valid samples per group, and each
     sample's group index.
     """
     counts, index = _count(groups, is_valid)
     rewards = torch.where(is_valid, rewards, 0.0)
     mean = rewards.new_zeros(len(counts)).index_add_(0, index, rewards) / counts.clamp(min=1)
     centred = torch.where(is_valid, rewards - mean[index], 0.0)
-    std = (
-        rewards.new_zeros(len(counts)).index_add_(0, index, centred.square()) / counts.clamp(min=1)
-    ).sqrt()
+    squares = rewards.new_zeros(len(counts)).index_add_(0, index, centred.square())
+    std = (squares / counts.clamp(min=1)).sqrt()
     low = torch.full_like(mean, torch.inf).scatter_reduce(
         0, index[is_valid], rewards[is_valid], "amin"
     )

@@ -1,5 +1,5 @@
-"""What exact divergences tell about an update: how noisy the ratio is, where clipping errs, what
-the bound promises.
+"""Exact divergences tell about an update how noisy the ratio is, where clipping errs, and what the
+bound promises.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class Diagnostics:
 
 
 def full_log_ratio(inputs: LossInputs) -> Float[Tensor, "B"]:
-    """log N(x_next; mean, std^2 I) - log N(x_next; old_mean, std^2 I), summed over dimensions, in
-    whichever form and reduction the log-probabilities were taken. Of means in float32 it keeps
-    their rounding, near 1e-7, D times.
+    """Return log N(x_next; mean, std^2 I) - log N(x_next; old_mean, std^2 I), summed over
+    dimensions, in whichever form and reduction the log-probabilities were taken. Of means in
+    float32 it keeps their rounding, near 1e-7, D times.
     """
     log_ratio = inputs.log_prob - inputs.old_log_prob
     if inputs.reduction == "mean":
@@ -77,8 +77,8 @@ def full_log_ratio(inputs: LossInputs) -> Float[Tensor, "B"]:
 
 
 def bound(metrics: Mapping[str, float], num_stochastic: int) -> dict[str, float]:
-    """Both sides of the policy-improvement bound of an iteration, from its metrics; nothing without
-    divergences.
+    """Return both sides of the policy-improvement bound of an iteration, from its metrics; nothing
+    without divergences.
 
     Flow-DPPO (arXiv 2606.11025): J(new) - J(old) >= surrogate - 2 xi (K - 1)(K - 2) (max TV)^2,
     with xi the largest absolute return. Of its K sampling steps K - 1 are stochastic, so with n =

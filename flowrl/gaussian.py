@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.values.check import check_fields
 
 Reduction = Literal["mean", "sum"]
 LogProbForm = Literal["gaussian", "unnormalised"]
@@ -30,13 +31,14 @@ class GaussianStep:
     std: float
 
     def sample(self, noise: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """mean + std noise."""
+        """Return mean + std noise."""
         return self.mean + self.std * noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Likelihood:
-    """How log-probabilities and divergences of a step are reduced over its D latent dimensions.
+    """The way in which log-probabilities and divergences of a step are reduced over its D latent
+    dimensions.
 
     `reduction`: `mean` is what every published clip range and threshold is calibrated to; `sum` is
     the true likelihood. `form`: `gaussian` is the log-density; `unnormalised` is `-(x_next -
@@ -47,13 +49,10 @@ class Likelihood:
     form: LogProbForm
 
     def __post_init__(self) -> None:
-        if self.reduction not in ("mean", "sum"):
-            raise UserError(f"likelihood.reduction={self.reduction!r} must be mean or sum")
-        if self.form not in ("gaussian", "unnormalised"):
-            raise UserError(f"likelihood.form={self.form!r} must be gaussian or unnormalised")
+        check_fields(self, "likelihood")
 
     def log_prob(self, step: GaussianStep, x_next: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
-        """log N(x_next; mean, std^2 I), reduced; `x_next` carries no gradient."""
+        """Return log N(x_next; mean, std^2 I), reduced; `x_next` carries no gradient."""
         squared = (x_next.detach() - step.mean).square()
         if self.form == "unnormalised":
             return self._reduce(-squared)
@@ -62,8 +61,8 @@ class Likelihood:
         return self._reduce(-squared / (2 * step.std**2) - constant)
 
     def kl(self, step: GaussianStep, other_mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
-        """KL between two steps of equal std, |mean - other_mean|^2 / (2 std^2), reduced; symmetric
-        and exact.
+        """Return the KL between two steps of equal std, |mean - other_mean|^2 / (2 std^2), reduced;
+        symmetric and exact.
 
         Flow-DPPO (arXiv 2606.11025), the divergence of its mask. `std` is the whole step's: a
         diffusion coefficient without sqrt(-dt), or Flow-SDE's std under another sampler, is a
@@ -77,8 +76,8 @@ class Likelihood:
 
 
 def tv(step: GaussianStep, other_mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
-    """Total variation between two steps of equal std, 2 Phi(|mean - other_mean| / (2 std)) - 1,
-    exact.
+    """Return the total variation between two steps of equal std, 2 Phi(|mean - other_mean| / (2
+    std)) - 1, exact.
     """
     _require_noise(step)
     distance = (step.mean - other_mean).square().sum((1, 2, 3)).sqrt()

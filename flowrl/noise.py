@@ -28,8 +28,8 @@ def gaussian_noise(
     samples: Sequence[tuple[int, int]],
     step: int,
 ) -> Float[Tensor, "B ..."]:
-    """Standard normal float32 noise on the CPU, one row of `shape` for each (prompt index, sample
-    index).
+    """Draw standard normal float32 noise on the CPU, one row of `shape` for each (prompt index,
+    sample index).
 
     Each row is its own Philox stream with key (seed, iteration) and counter (0, step + 1, sample,
     prompt): equal indices give equal rows in whatever batch they are drawn.

@@ -45,24 +45,23 @@ def rollout(
     """
     solver = sampler if isinstance(sampler, Solver) else ODE()
     history: History | None = None
-    kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    trained_steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for k, interval in enumerate(intervals):
-        is_stochastic = k in stochastic
-        is_shared = shares_start and not kept
+        is_shared = shares_start and not trained_steps
         v = velocity(x, interval.sigma, is_shared)
-        if not is_stochastic:
+        if k not in stochastic:
             x, history = solver.advance(x, v, interval, history)
             continue
         step = sampler.step(x, v, interval)
         x_next = step.sample(noise(k).to(x))
-        kept.append((x, x_next, step.mean, likelihood.log_prob(step, x_next)))
+        trained_steps.append((x, x_next, step.mean, likelihood.log_prob(step, x_next)))
         x = x_next
         history = None
-    if not kept:
+    if not trained_steps:
         none = x.new_zeros(len(x), 0, *x.shape[1:])
         return Trajectory((), shares_start, none, none, none, x.new_zeros(len(x), 0), x)
     states, nexts, means, log_probs = (
-        torch.stack(values, dim=1) for values in zip(*kept, strict=True)
+        torch.stack(values, dim=1) for values in zip(*trained_steps, strict=True)
     )
     return Trajectory(tuple(sorted(stochastic)), shares_start, states, nexts, means, log_probs, x)
 
@@ -74,7 +73,7 @@ def replay(
     intervals: Sequence[Interval],
     sampler: Sampler,
 ) -> GaussianStep:
-    """The Gaussian of the trajectory's `index`-th stochastic step under the weights behind
+    """Return the Gaussian of the trajectory's `index`-th stochastic step under the weights behind
     `velocity`.
 
     With the rollout's own weights and batch shape, its mean equals `trajectory.old_mean[:, index]`

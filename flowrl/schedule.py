@@ -7,12 +7,14 @@ dataclass with `sigmas(num_steps)`; `Interval` is one step of a grid.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
 from flowrl.errors import UserError
 from flowrl.values.bounds import Shift, Tokens
+from flowrl.values.check import check_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Interval:
 
     @property
     def dt(self) -> float:
-        """sigma_next - sigma, negative."""
+        """Return sigma_next - sigma, which is negative."""
         return self.sigma_next - self.sigma
 
 
@@ -36,7 +38,7 @@ class Schedule(Protocol):
     """A sigma grid of any number of steps."""
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
-        """`num_steps + 1` values, strictly falling from 1 to 0."""
+        """Return `num_steps + 1` values, strictly falling from 1 to 0."""
         ...
 
 
@@ -51,19 +53,16 @@ class LinearShift:
     shift: Shift
 
     def __post_init__(self) -> None:
-        if not self.shift > 0:
-            raise UserError(f"schedule.shift={self.shift} must be positive")
+        check_fields(self, "schedule")
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
-        """See `Schedule`."""
-        grid = [(num_steps - k) / num_steps for k in range(num_steps)]
-        return (*(_shift(self.shift, u) for u in grid), 0.0)
+        return _shifted(self.shift, _even(num_steps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffusersDefault:
-    """What diffusers' FlowMatchEulerDiscreteScheduler gives when it is asked for K timesteps and no
-    sigmas.
+    """The grid that diffusers' FlowMatchEulerDiscreteScheduler gives when it is asked for K
+    timesteps and no sigmas.
 
     Its K values run evenly from 1 to its smallest sigma, which is s(1/1000) already, and are then
     shifted by s again: twice at the small end, so the second-to-last step nearly reaches 0.
@@ -73,14 +72,12 @@ class DiffusersDefault:
     shift: Shift
 
     def __post_init__(self) -> None:
-        if not self.shift > 0:
-            raise UserError(f"schedule.shift={self.shift} must be positive")
+        check_fields(self, "schedule")
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
-        """See `Schedule`."""
         smallest = _shift(self.shift, 1 / 1000)
         grid = [1 + (smallest - 1) * k / max(num_steps - 1, 1) for k in range(num_steps)]
-        return (*(_shift(self.shift, u) for u in grid), 0.0)
+        return _shifted(self.shift, grid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,25 +93,30 @@ class DynamicShift:
     tokens: Tokens
 
     def __post_init__(self) -> None:
-        if self.rule not in ("linear", "empirical"):
-            raise UserError(f"schedule.rule={self.rule!r} must be linear or empirical")
-        if self.tokens < 1:
-            raise UserError(f"schedule.tokens={self.tokens} must be at least 1")
+        check_fields(self, "schedule")
 
     def mu(self, num_steps: int) -> float:
-        """The logarithm of the shift."""
+        """Return the logarithm of the shift."""
         if self.rule == "linear":
             return 0.5 + (1.15 - 0.5) * (self.tokens - 256) / (4096 - 256)
-        many = 0.00016927 * self.tokens + 0.45666666  # the fit at 200 steps
+        at_200_steps = 0.00016927 * self.tokens + 0.45666666
         if self.tokens > 4300:
-            return many
-        few = 8.73809524e-05 * self.tokens + 1.89833333  # at 10 steps
-        return many + (num_steps - 200) * (many - few) / 190
+            return at_200_steps
+        at_10_steps = 8.73809524e-05 * self.tokens + 1.89833333
+        return at_200_steps + (num_steps - 200) * (at_200_steps - at_10_steps) / 190
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
-        """See `Schedule`."""
-        grid = [(num_steps - k) / num_steps for k in range(num_steps)]
-        return (*(_shift(math.exp(self.mu(num_steps)), u) for u in grid), 0.0)
+        return _shifted(math.exp(self.mu(num_steps)), _even(num_steps))
+
+
+def _even(num_steps: int) -> list[float]:
+    """Return u = 1, (K-1)/K, ..., 1/K."""
+    return [(num_steps - k) / num_steps for k in range(num_steps)]
+
+
+def _shifted(shift: float, grid: Sequence[float]) -> tuple[float, ...]:
+    """Return s(u) of each value of a grid, and 0 at the end."""
+    return (*(_shift(shift, u) for u in grid), 0.0)
 
 
 def _shift(shift: float, u: float) -> float:
@@ -123,8 +125,8 @@ def _shift(shift: float, u: float) -> float:
 
 
 def intervals(schedule: Schedule, num_steps: int) -> tuple[Interval, ...]:
-    """The K steps of a grid, in sampling order."""
+    """Return the K steps of a grid, in sampling order."""
     if num_steps < 1:
         raise UserError(f"num_steps={num_steps} must be at least 1")
     sigmas = schedule.sigmas(num_steps)
-    return tuple(Interval(sigma, nxt, sigmas[1]) for sigma, nxt in pairwise(sigmas))
+    return tuple(Interval(sigma, sigma_next, sigmas[1]) for sigma, sigma_next in pairwise(sigmas))

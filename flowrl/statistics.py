@@ -15,6 +15,7 @@ Student's would be 13 standard errors either side.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,11 @@ from scipy.special import ndtr, stdtrit
 
 RESAMPLES = 10_000
 BLOCK = 500
-"""Resamples, and how many are drawn at once, which bounds memory."""
+"""Resamples are drawn so many at once, which bounds memory."""
 LEVEL = 0.95
+"""The share of intervals that hold the true mean."""
 FEWEST = 5
-"""Of the intervals; and the fewest values that are resampled for one."""
+"""The fewest values that are resampled for an interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Estimate:
     is_paired: bool = False
 
     def text(self, sign: bool = False) -> str:
-        """For reading: mean and interval, `-` for nothing."""
+        """Return mean and interval for a reader, `-` for nothing."""
         if math.isnan(self.mean):
             return "-"
         form = "+.3g" if sign else ".3g"
@@ -55,24 +57,24 @@ class Estimate:
 def mean(
     values: Sequence[float] | Float[np.ndarray, "N"], clusters: Int[np.ndarray, "N"] | None = None
 ) -> Estimate:
-    """The mean of one value a prompt or seed, NaN left out, with its bootstrap interval; of 3 or 4
-    with Student's.
+    """Return the mean of one value a prompt or seed, NaN left out, with its bootstrap interval; of
+    3 or 4 values with Student's.
 
     Values of one number in `clusters` are not independent: the clusters are counted and resampled,
     each with all of its values, and the mean stays that of the values. Without `clusters` each
     value is independent of all others. Resampling is seeded, so equal values give equal intervals.
     """
-    every = np.asarray(values, dtype=np.float64)
-    is_known = ~np.isnan(every)
-    known = every[is_known]
+    numbers = np.asarray(values, dtype=np.float64)
+    is_known = ~np.isnan(numbers)
+    known = numbers[is_known]
     if not len(known):
         return Estimate(math.nan, math.nan, math.nan, 0)
     centre = float(known.mean())
-    numbers = np.arange(len(known))
+    members = np.arange(len(known))
     if clusters is not None:
-        numbers = np.unique(clusters[is_known], return_inverse=True)[1]
-    totals = np.bincount(numbers, known)
-    sizes = np.bincount(numbers)
+        members = np.unique(clusters[is_known], return_inverse=True)[1]
+    totals = np.bincount(members, known)
+    sizes = np.bincount(members)
     count = len(sizes)
     if count < 3:
         return Estimate(centre, math.nan, math.nan, count)
@@ -85,8 +87,8 @@ def mean(
 
 
 def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
-    """`values` minus `baseline`, both by seed: over shared seeds as pairs, if there are two or
-    more.
+    """Return `values` minus `baseline`, both by seed: over shared seeds as pairs, if there are two
+    or more.
 
     Otherwise the two means are resampled apart; with fewer than five on either side there is no
     interval.
@@ -94,7 +96,7 @@ def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Es
     shared = [seed for seed in values if seed in baseline]
     if len(shared) > 1 or len(values) == len(baseline) == len(shared) == 1:
         paired = mean([values[seed] - baseline[seed] for seed in shared])
-        return Estimate(paired.mean, paired.low, paired.high, paired.count, is_paired=True)
+        return dataclasses.replace(paired, is_paired=True)
     ours = np.array(list(values.values()))
     theirs = np.array(list(baseline.values()))
     if not len(ours) or not len(theirs):
@@ -107,28 +109,30 @@ def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Es
 
 
 def ratio(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
-    """The mean of `values` over that of `baseline`, on shared seeds, which are resampled as pairs.
+    """Return the mean of `values` over that of `baseline`, on shared seeds, which are resampled as
+    pairs.
 
     NaN where either mean is not positive: a ratio would mean nothing; no interval for fewer than
     five seeds.
     """
     shared = [seed for seed in values if seed in baseline]
-    ours, theirs = (np.asarray([own[seed] for seed in shared]) for own in (values, baseline))
+    ours = np.asarray([values[seed] for seed in shared])
+    theirs = np.asarray([baseline[seed] for seed in shared])
     if not shared or min(ours.mean(), theirs.mean()) <= 0:
         return Estimate(math.nan, math.nan, math.nan, len(shared))
     centre = float(ours.mean() / theirs.mean())
     if len(shared) < FEWEST:
         return Estimate(centre, math.nan, math.nan, len(shared), is_paired=True)
-    below_resampled = _resampled(theirs, 0)
-    if below_resampled.min() <= 0:
+    baselines = _resampled(theirs, 0)
+    if baselines.min() <= 0:
         return Estimate(centre, math.nan, math.nan, len(shared), is_paired=True)
-    found = _estimate(_resampled(ours, 0) / below_resampled, centre, len(shared))
-    return Estimate(found.mean, found.low, found.high, found.count, is_paired=True)
+    estimate = _estimate(_resampled(ours, 0) / baselines, centre, len(shared))
+    return dataclasses.replace(estimate, is_paired=True)
 
 
 def _resampled(totals: np.ndarray, stream: int, sizes: np.ndarray | None = None) -> np.ndarray:
-    """Means of resamples: of sums over clusters of `sizes` values, without them of single
-    values.
+    """Draw resamples and return their means: of sums over clusters of `sizes` values, without them
+    of single values.
     """
     rng = np.random.default_rng(stream)
     shape = (BLOCK, len(totals))
@@ -141,7 +145,7 @@ def _resampled(totals: np.ndarray, stream: int, sizes: np.ndarray | None = None)
 
 
 def _student(count: int) -> float:
-    """Student's quantile for the mean of `count` values."""
+    """Return Student's quantile for the mean of `count` values."""
     return float(stdtrit(count - 1, (1 + LEVEL) / 2))
 
 
@@ -154,7 +158,9 @@ def _estimate(means: np.ndarray, centre: float, count: int) -> Estimate:
 def by_prompt(
     values: Float[np.ndarray, "B"], prompts: Int[np.ndarray, "B"]
 ) -> Float[np.ndarray, "P"]:
-    """The mean of each prompt's finite values, NaN where it has none; `prompts` counts from 0."""
+    """Return the mean of each prompt's finite values, NaN where it has none; `prompts` counts from
+    0.
+    """
     num_prompts = int(prompts.max()) + 1 if len(prompts) else 0
     usable = np.isfinite(values)
     total = np.bincount(prompts[usable], values[usable], num_prompts)
@@ -168,7 +174,8 @@ def fallen(
     prompts: Int[np.ndarray, "B"],
     texts: Int[np.ndarray, "P"],
 ) -> list[str]:
-    """Metrics that fell while the first one rose, both beyond what their prompts' spread explains.
+    """Name the metrics that fell while the first one rose, both beyond what their prompts' spread
+    explains.
 
     `before` and `now` hold the same metrics of the same prompts and noise, the training reward
     first; prompts of one number in `texts` are the same one. Gold metrics that fall while the
@@ -178,4 +185,6 @@ def fallen(
     for name, values in before.items():
         changes[name] = mean(by_prompt(now[name], prompts) - by_prompt(values, prompts), texts)
     proxy, *gold = changes
-    return [name for name in gold if changes[name].high < 0] if changes[proxy].low > 0 else []
+    if not changes[proxy].low > 0:
+        return []
+    return [name for name in gold if changes[name].high < 0]

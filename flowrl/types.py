@@ -21,8 +21,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What the velocity field is conditioned on, one row a sample; `negative` serves
-    classifier-free guidance.
+    """The text that the velocity field is conditioned on, embedded, one row a sample; `negative`
+    serves classifier-free guidance.
     """
 
     tokens: Float[Tensor, "B L D"]
@@ -87,13 +87,13 @@ class RewardOutput:
 
     @property
     def has_value(self) -> Bool[Tensor, "B"]:
-        """Valid samples to which at least one reward applies."""
+        """Tell which samples are valid and have a reward that applies."""
         return self.is_valid if self.applies is None else self.is_valid & self.applies.any(1)
 
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """What a policy loss may look at, for one step of B samples.
+    """All that a policy loss may look at, for one step of B samples.
 
     `kl` and `tv` are the exact divergences KL(old || current) and TV(old, current) of the step.
     `kl` follows the configured reduction, `tv` is that of the full Gaussian, `velocity` is mean (v
@@ -116,7 +116,7 @@ class LossInputs:
 
 @dataclass(frozen=True, slots=True)
 class ForwardInputs:
-    """What a forward-process loss may look at: B generated samples x0, noised again to `sigma`.
+    """All that a forward-process loss may look at: B generated samples x0, noised again to `sigma`.
 
     `x = (1 - sigma) x0 + sigma eps`; the velocities are the current and the old policy's at x. A
     sample whose reward is missing is not `is_used`: it counts in the mean and gives no gradient.

@@ -55,6 +55,7 @@ from flowrl.prompts.files import prompt_set
 from flowrl.runs.files import CONFIG, SOURCE
 from flowrl.training.policy import Policy
 from flowrl.tuning import formats, lora
+from flowrl.tuning.weights import refer_to
 
 TRAINED = ("model", "lora", "grid", "tuning")
 """Of the configuration: what a run's weights belong to."""
@@ -182,7 +183,7 @@ def keep_reference(subject: Subject, policy: Policy) -> None:
     assert subject.path is not None
     began = with_copy(saved_config(subject), subject.path).lora
     if began.get("start") and began.reference == "start":
-        lora.keep_reference(policy.transformer, formats.read(Path(began.start)))
+        refer_to(policy.tuning, lora.weights_of(formats.read(Path(began.start))))
 
 
 def load(subject: Subject, cfg: DictConfig) -> Policy:

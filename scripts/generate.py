@@ -41,8 +41,9 @@ from flowrl.models.text import device
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.prompts.files import file_prompts
 from flowrl.prompts.lines import checked_text
-from flowrl.tuning import formats, lora
+from flowrl.tuning import formats, full, lora
 from flowrl.tuning.formats import LoRAFile
+from flowrl.tuning.protocol import Tuning
 from flowrl.types import Prompt
 
 ITERATION = 2**32 - 2
@@ -108,17 +109,13 @@ def read(args: argparse.Namespace, pretrained: str) -> LoRAFile | None:
     return given
 
 
-def attach(args: argparse.Namespace, given: LoRAFile | None, transformer: Any) -> str | None:
-    """Attach the LoRA or take the whole transformer that was asked for, if any; what it is
-    called.
-    """
+def attach(args: argparse.Namespace, given: LoRAFile | None, transformer: Any) -> dict[str, Tuning]:
+    """Attach the LoRA or take the whole transformer that was asked for, if any, under its name."""
     if given is not None:
-        lora.attach(given, transformer, args.lora)
-        return "lora"
+        return {"lora": lora.attach(given, transformer, args.lora)}
     if args.transformer is not None:
-        lora.attach_whole(transformer, args.transformer)
-        return "transformer"
-    return None
+        return {"transformer": full.attach_whole(transformer, args.transformer)}
+    return {}
 
 
 def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt]) -> None:
@@ -127,8 +124,8 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
     evaluator = instantiate(cfg.evaluation)
     model: Any = instantiate(cfg.model)
     variants: dict[str, Any] = {"base": nullcontext()}
-    if trained := attach(args, given, model.transformer):
-        variants = {"base": lora.at_reference(model.transformer), trained: nullcontext()}
+    for name, tuning in attach(args, given, model.transformer).items():
+        variants = {"base": tuning.at_reference(), name: nullcontext()}
     embed = instantiate(cfg.embeddings)(model, prompts)
     instantiate(cfg.backend).apply(model)
     model.to(device())

@@ -41,8 +41,7 @@ from flowrl.models.architectures import TEXT_PARAMETERS
 from flowrl.models.loading import EMBEDDED, META, resolve
 from flowrl.models.weights import DTYPES
 from flowrl.training.batch_plan import BatchPlan
-from flowrl.tuning import lora
-from flowrl.tuning.full import start_of
+from flowrl.tuning.protocol import TuningRecipe
 from flowrl.types import Conditioning
 
 GIB = 2**30
@@ -105,8 +104,9 @@ class Plan:
         name = cfg.model.pretrained
         self.source = resolve(name) if name.startswith(EMBEDDED) else str(Path(name).expanduser())
         self.model: Any = instantiate(cfg.model, pretrained=META + self.source)
+        self.recipe: TuningRecipe = instantiate(cfg.tuning)
         with torch.device("meta"):
-            instantiate(cfg.tuning).attach(self.model.transformer, seed=0)
+            self.tuning = self.recipe.attach(self.model.transformer, seed=0)
         # Compiled, or with another attention, nothing could be counted.
         instantiate(cfg.backend, compile=False, attention=None).apply(self.model)
         self.ref_scale = self.method.penalty.guidance_scale if self.method.penalty.beta else None
@@ -114,7 +114,7 @@ class Plan:
         self.slices = cfg.backend.slice_decoding
         self.strategy = STRATEGIES.get(OmegaConf.select(cfg, "trainer.strategy._target_"))
         self.parts = self.plan.num_processes if self.strategy == "fsdp" else 1
-        self.trained = lora.parameters(self.model.transformer)
+        self.trained = self.tuning.parameters()
         self.whole = sum(value.nbytes for value in self.trained.values())
         self.own = self.whole // self.parts
         # Copies of the trained weights while others stand in their place: Diffusion-NFT's old ones
@@ -143,10 +143,11 @@ class Plan:
     def weights(self) -> dict[str, int]:
         """What is there all along, from the first optimizer step on, by name."""
         own = self.own
-        # All trained: buffers and the start. LoRA: the base.
-        is_full = start_of(self.model.transformer) is not None
+        reference = self.tuning.reference or {}
+        reference_size = sum(value.nbytes for value in reference.values()) // self.parts
+        # All trained: buffers and the start. LoRA: the base, and the LoRA that it began from.
         return {
-            "frozen weights": size(self.model.transformer) - self.whole + (own if is_full else 0),
+            "frozen weights": size(self.model.transformer) - self.whole + reference_size,
             "autoencoder": size(self.model.vae),
             "trained weights": own,
             "their gradients": own,
@@ -291,7 +292,7 @@ class Plan:
             found.insert(0, "evaluation.batch_size, evaluation.max_prompts")
         if not self.cfg.backend.gradient_checkpointing:
             found.insert(0, "backend.gradient_checkpointing=true")
-        if start_of(self.model.transformer) is not None and self.parts == 1:
+        if self.recipe.can_be_divided and self.parts == 1:
             found.insert(0, "trainer=fsdp (weights divided over GPUs)")
         return ", ".join(found)
 

@@ -93,7 +93,6 @@ def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing wa
     from flowrl.parallel.sharding import gathered
     from flowrl.parallel.strategies import parts, replicas
     from flowrl.training import policy as module
-    from flowrl.tuning import lora
 
     is_divided = "trainer=fsdp" in overrides
     policy, data, evaluator = make(*SMALL, f"trainer.devices={count}", *overrides)
@@ -135,7 +134,7 @@ def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing wa
         report(values)
 
     def weights():
-        whole = gathered(lora.parameters(policy.transformer), is_kept=True)
+        whole = gathered(policy.tuning.parameters(), is_kept=True)
         return {name: value.detach().numpy().copy() for name, value in whole.items()}
 
     class Count(Callback):

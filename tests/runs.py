@@ -14,7 +14,6 @@ from lightning import Trainer
 
 from flowrl.launch.build import build
 from flowrl.launch.compose import register_resolvers
-from flowrl.tuning import lora
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -63,7 +62,7 @@ def make(*overrides, config=CONF, base=("name=test", "debug=smoke")):
 def awake(policy):
     """The policy with LoRA weights away from zero."""
     with torch.no_grad():
-        for i, parameter in enumerate(lora.parameters(policy.transformer).values()):
+        for i, parameter in enumerate(policy.tuning.parameters().values()):
             parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(i))
     return policy
 

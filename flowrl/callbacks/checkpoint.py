@@ -21,7 +21,7 @@ from flowrl.runs.folder import point_latest_at
 from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.training.reward import TooManyMissingRewards
-from flowrl.tuning import lora
+from flowrl.tuning.weights import swapped
 from flowrl.values.bounds import Count
 
 NO_CHECKPOINT = "no checkpoint yet"
@@ -166,13 +166,13 @@ class Checkpoint(Callback):
         Raises NotFinite where a weight is no number.
         """
         require_finite(policy.weights())
-        target = self.folder / lora.folder_name(policy.transformer)
+        target = self.folder / policy.tuning.folder_name
         partial = target.with_suffix(".partial")
         if trainer.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
         if trainer.is_global_zero or is_divided(policy.transformer):
-            with lora.swapped(policy.transformer, policy.ema.weights):
-                policy.model.save_lora(partial)
+            with swapped(policy.tuning.parameters(), policy.ema.weights):
+                policy.tuning.save(policy.model.pipeline, partial)
         if trainer.is_global_zero:
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)

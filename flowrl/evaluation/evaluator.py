@@ -26,7 +26,7 @@ from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.schedule import Schedule, intervals
 from flowrl.training.metric_means import gather, require_finite
 from flowrl.training.policy import Policy
-from flowrl.tuning import lora
+from flowrl.tuning.weights import swapped
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Count, Guidance, Natural, Samples, Seed, Steps, Subset, Text
 
@@ -152,7 +152,7 @@ class Evaluator:
         metrics: dict[str, float] = {}
         images: dict[str, dict[int, Tensor]] = {}
         scores: dict[str, RewardOutput] = {}
-        with lora.swapped(policy.transformer, policy.ema.weights):
+        with swapped(policy.tuning.parameters(), policy.ema.weights):
             for name, prompts in self.sets.items():
                 repeated = [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
                 images[name], share = self._draw_and_score(policy, repeated)
@@ -330,7 +330,7 @@ class Evaluator:
             velocity = policy.model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
             step = self.sampler.step(x, velocity, interval)
             if step.std > 0:
-                with lora.at_reference(policy.transformer):
+                with policy.tuning.at_reference():
                     ref_velocity = policy.model.velocity(
                         x, interval.sigma, conditioning, self.guidance_scale
                     )

@@ -23,7 +23,6 @@ from flowrl.runs.files import read_object, read_text, write_whole
 from flowrl.statistics import by_prompt
 from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
-from flowrl.tuning import lora
 from flowrl.types import Prompt, RewardOutput
 
 Sample = dict[str, Any]
@@ -91,7 +90,7 @@ class Assessment:
         """Draw and score what is missing, under the policy's current weights, which must be numbers
         (NotFinite).
         """
-        require_finite({"trained": lora.parameters(policy.transformer)})
+        require_finite({"trained": policy.tuning.parameters()})
         count = self.evaluator.images_per_prompt
         step = max(self.evaluator.batch_size // count, 1) * count
         for name in self.evaluator.sets:

@@ -16,7 +16,7 @@ from flowrl.errors import UserError
 from flowrl.models import loading
 from flowrl.runs.files import CONFIG, file_digest
 from flowrl.training.policy import Policy
-from flowrl.tuning import formats, lora
+from flowrl.tuning import formats, full
 from flowrl.tuning.layer_names import NAMES
 
 EXPORTS = (formats.FOLDER, formats.WHOLE_FOLDER)
@@ -95,7 +95,7 @@ class Subject:
         transformer = loading.transformer_on_meta(pretrained)
         if self.is_full:
             if transformer is not None:
-                lora.check_whole(transformer, self.weights())
+                full.check_whole(transformer, self.weights())
             return "a whole transformer"
         given = formats.read(self.weights()[0])
         if transformer is not None:
@@ -107,7 +107,7 @@ class Subject:
         policy began from.
         """
         if self.is_full:
-            lora.load_files(policy.transformer, self.weights())
+            full.load_files(policy.transformer, self.weights())
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Collect what decides its samples and scores: digests of weights, and parts of the

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from flowrl.algorithm import Algorithm
 from flowrl.evaluation.evaluator import Evaluator
-from flowrl.launch.checks import check_layers, check_rules
+from flowrl.launch.checks import check_rules
 from flowrl.launch.scores import check_prompts
 from flowrl.launch.services import check_services
 from flowrl.launch.start import check_start
@@ -22,6 +22,7 @@ from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptData
 from flowrl.training.reference import ReferenceModule
 from flowrl.training.reward import RewardModule
+from flowrl.tuning.protocol import TuningRecipe
 from flowrl.types import Prompt
 
 DEFAULT_THREADS = torch.get_num_threads()
@@ -44,14 +45,14 @@ def build(
     algorithm: Algorithm = instantiate(cfg.algorithm)
     check_method(algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
-    adapter = instantiate(cfg.tuning)
+    recipe: TuningRecipe = instantiate(cfg.tuning)
     ema = instantiate(cfg.ema)
     check_rules(cfg)
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
     if examine is not None:
         examine(data.prompts, evaluator.sets)
-    check_start(cfg, adapter)
+    check_start(cfg, recipe)
     check_prompts(cfg, data.prompts)
     max_grad_norm = norm_limit(cfg.max_grad_norm)
     algorithm.loss.check_updates(plan.updates_per_iteration * plan.inner_epochs)
@@ -62,12 +63,15 @@ def build(
         scorer_timeout=cfg.get("scorer_timeout"),
     )
     model = instantiate(cfg.model)
-    check_layers(adapter, model.transformer)
+    recipe.check_layers(model.transformer)
+    tuning = recipe.attach(model.transformer, cfg.seed)
     policy = Policy(
         model=model,
-        adapter=adapter,
+        tuning=tuning,
         reward=reward,
-        reference=ReferenceModule(model=model, guidance_scale=algorithm.penalty.guidance_scale),
+        reference=ReferenceModule(
+            model=model, tuning=tuning, guidance_scale=algorithm.penalty.guidance_scale
+        ),
         algorithm=algorithm,
         plan=plan,
         optimizer=instantiate(cfg.optimizer),

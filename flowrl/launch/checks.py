@@ -5,20 +5,19 @@ that it is about.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from flowrl.errors import UserError
 from flowrl.models.loading import EMBEDDED
 from flowrl.runs.files import read_object
 from flowrl.sweep.job import num_ranks
-from flowrl.tuning.lora import LoRA
+from flowrl.tuning.protocol import TuningRecipe
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR", "NODE_RANK", "GROUP_RANK")
 """Variables by which whoever starts processes on several nodes tells them of each other."""
@@ -108,7 +107,8 @@ def check_trainer(cfg: DictConfig) -> None:
         )
     check_processes(cfg)
     if OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.parallel.strategies.parts":
-        if cfg.tuning._target_ != "flowrl.tuning.full.Full":
+        recipe: type[TuningRecipe] = get_class(cfg.tuning._target_)
+        if not recipe.can_be_divided:
             raise UserError(
                 "trainer=fsdp is for tuning=full, whose weights it divides; for LoRA take "
                 "trainer=ddp"
@@ -186,42 +186,4 @@ def check_resolution(cfg: DictConfig) -> None:
         raise UserError(
             f"model.resolution={cfg.model.resolution} must be {side}: model.pretrained={name} "
             "draws no other size"
-        )
-
-
-def check_layers(adapter: Any, transformer: Any) -> None:
-    """A LoRA needs layers to sit in, and a rank above their width would only cost. Raises UserError
-    naming the key.
-
-    `adapter` may be full fine-tuning, of which nothing is asked.
-    """
-    # A LoRA that is started from is compared as a whole.
-    if not isinstance(adapter, LoRA) or adapter.start:
-        return
-    assert adapter.rank is not None and adapter.targets is not None
-    widths = {
-        name: min(module.in_features, module.out_features)
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    targets = adapter.targets
-    if isinstance(targets, str):
-        sizes = [width for name, width in widths.items() if re.fullmatch(targets, name)]
-    else:
-        sizes = [
-            width
-            for name, width in widths.items()
-            if any(f".{name}".endswith(f".{end}") for end in targets)
-        ]
-    if not sizes:
-        example = next(reversed(widths), "none")
-        raise UserError(
-            f"lora.targets={targets} names no linear layer of the model, whose layers are such as "
-            f"{example}"
-        )
-    if adapter.rank > max(sizes):
-        raise UserError(
-            f"lora.rank={adapter.rank} must be at most {max(sizes)}, the width of the widest layer "
-            "that lora.targets "
-            "names: a higher rank adds nothing"
         )

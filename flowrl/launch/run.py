@@ -42,7 +42,6 @@ from flowrl.training.metric_means import NotFinite
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptData
 from flowrl.training.reward import TooManyMissingRewards
-from flowrl.tuning import lora
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +136,7 @@ def _train(cfg: DictConfig, folder: Path) -> None:
         finally:
             _close(loggers, status)
     if status == "finished":
-        print(f"finished: {folder}/summary.json, images/, {lora.folder_name(policy.transformer)}/")
+        print(f"finished: {folder}/summary.json, images/, {policy.tuning.folder_name}/")
     elif not is_later_rank():
         # Whose failure would have Lightning kill the first one, which may still be writing.
         print(f"\nstopped; {saver.newest()}. Continue with: {_continue(folder)}")

@@ -7,13 +7,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from flowrl.errors import UserError
 from flowrl.models import loading
 from flowrl.tuning import formats
-from flowrl.tuning.lora import LoRA
 from flowrl.tuning.writer import write
 
 KEYS = ("rank", "alpha", "targets")
@@ -37,25 +37,25 @@ def take_from_file(cfg: DictConfig, overrides: Sequence[str]) -> None:
     cfg.lora.start = str(Path(cfg.lora.start).expanduser().resolve())
 
 
-def check_start(cfg: DictConfig, adapter: object) -> None:
+def check_start(cfg: DictConfig, recipe: Any) -> None:
     """Read the LoRA that is started from and compare it with the base's architecture, before
     weights load.
     """
     start = cfg.lora.get("start")
     if not start:
         return
-    if not isinstance(adapter, LoRA):
+    if cfg.tuning.get("start") != start:
         raise UserError(
             f"lora.start={start} is for tuning=lora; to train all weights from there, fuse the "
             "LoRA into the base "
             "(pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained) and give that as "
             "model.pretrained"
         )
-    given = adapter.read_start()
+    given = recipe.read_start()
     transformer = loading.transformer_on_meta(cfg.model.pretrained)
     if transformer is not None:
         formats.check(given, transformer, Path(start))
-        adapter.check_targets(given, transformer)
+        recipe.check_targets(given, transformer)
 
 
 def with_copy(cfg: DictConfig, folder: Path) -> DictConfig:

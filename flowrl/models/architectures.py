@@ -81,7 +81,9 @@ TEXT_PARAMETERS: Mapping[str, int] = {
     "black-forest-labs/FLUX.2-klein-9B": 8_190_000_000,
     "black-forest-labs/FLUX.2-dev": 24_010_000_000,
 }
-"""Of the text encoders, rounded: two CLIPs and T5-XXL; CLIP-L and T5-XXL; Qwen3; Mistral."""
+"""Parameters of the text encoders, rounded: two CLIPs and T5-XXL; CLIP-L and T5-XXL; Qwen3;
+Mistral.
+"""
 
 AUTOENCODER = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -113,7 +115,7 @@ pipeline packs into one token's channels.
 
 
 def on_meta(pretrained: str, dtype: torch.dtype) -> nn.Module:
-    """The transformer of a released model or of a local folder, without its weights.
+    """Make the transformer of a released model or of a local folder, without its weights.
 
     Raises UserError for a hub id that is not listed, and for a folder's transformer of another
     class.
@@ -123,9 +125,10 @@ def on_meta(pretrained: str, dtype: torch.dtype) -> nn.Module:
         if folder.is_dir():
             kinds = {kind.__name__: kind for kind in AUTOENCODERS}
             config = SD3Transformer2DModel.load_config(folder)
-            if (found := config.get("_class_name")) not in kinds:
-                raise UserError(f"{folder} holds a {found}; known are {', '.join(kinds)}")
-            return _cast(kinds[found].from_config(config), dtype)
+            name = config.get("_class_name")
+            if name not in kinds:
+                raise UserError(f"{folder} holds a {name}; known are {', '.join(kinds)}")
+            return _cast(kinds[name].from_config(config), dtype)
         if pretrained not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise UserError(
@@ -136,32 +139,30 @@ def on_meta(pretrained: str, dtype: torch.dtype) -> nn.Module:
 
 
 def _cast(network: Any, dtype: torch.dtype) -> Any:
-    """The network in a dtype; one that has it is left alone, since diffusers warns of every
+    """Return the network in a dtype; one that has it is left alone, since diffusers warns of every
     cast.
     """
     return network if network.dtype == dtype else network.to(dtype)
 
 
 def pipeline_on_meta(kind: type[Any], pretrained: str, dtype: torch.dtype) -> Any:
-    """A pipeline with neither weights nor text encoders, for plans: nothing in it computes a
+    """Make a pipeline with neither weights nor text encoders, for plans: nothing in it computes a
     number.
     """
     transformer: Any = on_meta(pretrained, dtype)
     folder = Path(pretrained, "vae")
-    coder, own, patch = AUTOENCODERS[type(transformer)]
+    coder, arguments, patch = AUTOENCODERS[type(transformer)]
     with torch.device("meta"):
         if folder.is_dir():
             vae = coder.from_config(coder.load_config(folder))
         else:
-            vae = coder(
-                **AUTOENCODER, **own, latent_channels=transformer.config.in_channels // patch
-            )
-    missing = dict.fromkeys(
-        name for name in kind._get_signature_keys(kind)[0] if "text" in name or "token" in name
-    )
+            num_channels = transformer.config.in_channels // patch
+            vae = coder(**AUTOENCODER, **arguments, latent_channels=num_channels)
+    names = kind._get_signature_keys(kind)[0]
+    text_side = dict.fromkeys(name for name in names if "text" in name or "token" in name)
     return kind(
         transformer=transformer,
         vae=vae.to(dtype),
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        **missing,
+        **text_side,
     )

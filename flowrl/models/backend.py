@@ -1,4 +1,4 @@
-"""How a base model's networks are run: memory against speed, without changing what is computed
+"""Options that run a base model's networks: memory against speed, without changing what is computed
 beyond rounding.
 """
 
@@ -77,8 +77,10 @@ class Backend:
 
 
 def _compile_blocks(transformer: nn.Module) -> None:
-    """diffusers' own `compile_repeated_blocks` does not know SD3's; all families keep their blocks
-    in module lists.
+    """Compile each block in place.
+
+    diffusers' own `compile_repeated_blocks` does not know SD3's; all families keep their blocks in
+    module lists.
     """
     from torch import _dynamo, _inductor  # slow to import
 
@@ -90,6 +92,7 @@ def _compile_blocks(transformer: nn.Module) -> None:
     # beyond PyTorch's 8 programs for one piece of code it would go on uncompiled, with a warning
     # alone.
     _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, 64)
-    for part in transformer.children():
-        for block in part if isinstance(part, nn.ModuleList) else ():
-            block.compile()
+    for child in transformer.children():
+        if isinstance(child, nn.ModuleList):
+            for block in child:
+                block.compile()

@@ -1,4 +1,4 @@
-"""One component of a pipeline's folder: which weights are there, loading them, and whether all of
+"""One component of a pipeline's folder: finding its weights, loading them, and seeing that all of
 them came.
 """
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ AGAIN = "restore the folder or download it again"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in a file. Raises UserError naming the file where there is none."""
+    """Read a JSON object from a file. Raises UserError naming the file where there is none."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -58,8 +58,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load(folder: Path, name: str, entry: Sequence[str], dtype: torch.dtype) -> Any:
-    """The component `name` of a pipeline's folder, of the class that its entry of the index says,
-    `dtype` if a network.
+    """Load the component `name` of a pipeline's folder, of the class that its entry of the index
+    says, `dtype` if a network.
 
     Raises UserError naming the component, what is wrong with its files, and the remedy.
     """
@@ -79,19 +79,23 @@ def load(folder: Path, name: str, entry: Sequence[str], dtype: torch.dtype) -> A
 
 
 def _class_of(folder: Path, name: str, entry: Sequence[str]) -> type[Any]:
-    library, kind = entry
-    found = getattr(import_module(library), kind, None) if library in LIBRARIES else None
-    if not isinstance(found, type):
-        version = (
-            f"{library} {import_module(library).__version__}"
-            if library in LIBRARIES
-            else repr(library)
-        )
+    """Return the class of a component. Raises UserError where the libraries have none of its
+    name.
+    """
+    library, class_name = entry
+    kind: Any = None
+    version = repr(library)
+    if library in LIBRARIES:
+        module = import_module(library)
+        kind = getattr(module, class_name, None)
+        version = f"{library} {module.__version__}"
+    if not isinstance(kind, type):
         raise UserError(
-            f"{name}: model_index.json asks for {library}.{kind}, which {version} does not have; "
-            "give a pipeline whose classes are diffusers' and transformers', or update the library"
+            f"{name}: model_index.json asks for {library}.{class_name}, which {version} does not "
+            "have; give a pipeline whose classes are diffusers' and transformers', or update the "
+            "library"
         )
-    return found
+    return kind
 
 
 def _network(place: Path, name: str, kind: type[Any], dtype: torch.dtype) -> nn.Module:
@@ -99,37 +103,42 @@ def _network(place: Path, name: str, kind: type[Any], dtype: torch.dtype) -> nn.
     is_transformers = issubclass(kind, transformers.PreTrainedModel)
     # As the pipeline itself loads them, but that other shapes are counted, not raised, where the
     # library can.
-    own = (
-        {"dtype": dtype, "ignore_mismatched_sizes": True}
-        if is_transformers
-        else {"torch_dtype": dtype}
-    )
+    options: dict[str, Any] = {"torch_dtype": dtype}
+    if is_transformers:
+        options = {"dtype": dtype, "ignore_mismatched_sizes": True}
     variant = variant_of(place, name)
     try:
         with quiet():
             network, info = kind.from_pretrained(
-                place, variant=variant, use_safetensors=True, output_loading_info=True, **own
+                place, variant=variant, use_safetensors=True, output_loading_info=True, **options
             )
     except Exception as error:  # of any type, by what is wrong with the folder
         reason = _culprit(place) or _shape_reason(error) or first_line(error)
         raise UserError(f"{name}: cannot load its {kind.__name__} ({reason}); {AGAIN}") from error
     if problem := fault(network, info):
         raise UserError(f"{name}: {problem}; {_remedy(place, info)}")
-    if surplus := sorted(info["unexpected_keys"]):
-        text = (
-            f"weights without a place in the network of its config.json: {len(surplus)}, the first "
-            f"{surplus[0]!r}"
-        )
-        if not is_transformers:
-            raise UserError(f"{name}: {text}; {AGAIN}, config.json and weights together")
-        # Text encoders are often released with the weights of a head or a decoder that nothing here
-        # uses.
-        log.warning("%s: %s; they are left out", name, text)
+    _look_at_surplus(name, sorted(info["unexpected_keys"]), is_transformers)
     assert isinstance(network, nn.Module)
     return network
 
 
+def _look_at_surplus(name: str, surplus: Sequence[str], is_transformers: bool) -> None:
+    """Warn of weights without a place in a network of transformers, and refuse others: text
+    encoders are often released with the weights of a head or a decoder that nothing here uses.
+    """
+    if not surplus:
+        return
+    text = (
+        f"weights without a place in the network of its config.json: {len(surplus)}, the first "
+        f"{surplus[0]!r}"
+    )
+    if not is_transformers:
+        raise UserError(f"{name}: {text}; {AGAIN}, config.json and weights together")
+    log.warning("%s: %s; they are left out", name, text)
+
+
 def _remedy(place: Path, info: Mapping[str, Any]) -> str:
+    """Say what to do about a network's faulty weights."""
     if not has_adapter(info):
         return f"restore {place} or download it again"
     return (
@@ -140,13 +149,13 @@ def _remedy(place: Path, info: Mapping[str, Any]) -> str:
 
 
 def variant_of(place: Path, name: str) -> str | None:
-    """The variant to load: None for weights under their plain names, which come first, else the
-    only one there is.
+    """Return the variant to load: None for weights under their plain names, which come first, else
+    the only one there is.
 
     Raises UserError where there are several variants, only pickled weights, or none.
     """
     names = sorted(path.name for path in place.iterdir())
-    variants = {match[1] for file in names if (match := WEIGHTS.fullmatch(file))}
+    variants = variants_of(names)
     if None in variants:
         return None
     if len(variants) > 1:
@@ -160,7 +169,8 @@ def variant_of(place: Path, name: str) -> str | None:
             "%s: only weights of the variant %s are there, so they are taken", name, variant
         )
         return variant
-    if pickled := [file for file in names if file.endswith((".bin", ".pt", ".ckpt"))]:
+    pickled = [file for file in names if file.endswith((".bin", ".pt", ".ckpt"))]
+    if pickled:
         raise UserError(
             f"{name}: only pickled weights there ({pickled[0]}), which can run code while they "
             "load; convert them "
@@ -171,24 +181,34 @@ def variant_of(place: Path, name: str) -> str | None:
     raise UserError(f"{name}: no weights in {place}; {AGAIN}")
 
 
+def variants_of(names: Iterable[str]) -> set[str | None]:
+    """Collect the variants of the weights files among some names; None stands for plain names."""
+    matches = map(WEIGHTS.fullmatch, names)
+    return {match[1] for match in matches if match}
+
+
 def _check_vocabulary(place: Path, name: str, kind: type[Any]) -> None:
     """Raise UserError for a tokenizer without its vocabulary, in whose place transformers puts an
     empty one.
     """
-    files: dict[str, str] = getattr(kind, "vocab_files_names", {})
-    whole = files.get("tokenizer_file")
-    apart = [file for role, file in files.items() if role != "tokenizer_file"]
-    has_whole = whole is not None and (place / whole).is_file()
-    absent = [file for file in apart if not (place / file).is_file()]
-    if files and not has_whole and (absent or not apart):
+    names: dict[str, str] = getattr(kind, "vocab_files_names", {})
+    whole = names.get("tokenizer_file")
+    if whole is not None and (place / whole).is_file():
+        return
+    apart = [file for role, file in names.items() if role != "tokenizer_file"]
+    # A class that names no other file cannot do without the whole one.
+    needed = apart or list(names.values())
+    absent = [file for file in needed if not (place / file).is_file()]
+    if absent:
         raise UserError(
-            f"{name}: no vocabulary in {place}, which lacks {', '.join(absent or files.values())}; "
-            f"{AGAIN}"
+            f"{name}: no vocabulary in {place}, which lacks {', '.join(absent)}; {AGAIN}"
         )
 
 
 def _shape_reason(error: Exception) -> str | None:
-    """Which weight has another shape, from diffusers' message, which is several sentences long."""
+    """Name the weight that has another shape, from diffusers' message, which is several sentences
+    long.
+    """
     numbers = r"(?:torch\.Size)?[(\[]+([\d, ]+)[)\]]+"
     match = re.search(rf"because (\S+) expected shape {numbers}, but got {numbers}", str(error))
     if match is None:
@@ -198,7 +218,7 @@ def _shape_reason(error: Exception) -> str | None:
 
 
 def _culprit(place: Path) -> str | None:
-    """The first weights file of a folder that safetensors cannot open."""
+    """Name the first weights file of a folder that safetensors cannot open."""
     for path in sorted(place.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt"):
@@ -209,6 +229,6 @@ def _culprit(place: Path) -> str | None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's message, or its type where it has none."""
+    """Return the first line of a library's message, or its type where it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Int
@@ -26,15 +26,16 @@ from flowrl.errors import UserError
 from flowrl.models.protocol import TextModel
 from flowrl.types import Conditioning, Prompt
 from flowrl.values.bounds import Chunk, Text
+from flowrl.values.check import checked
 
 log = logging.getLogger(__name__)
 
 GIB = 2**30
 TOLD = GIB
-"""Bytes from which a user is told what goes to the disk."""
+"""The number of bytes from which a user is told what goes to the disk."""
 ABANDONED = 24 * 60 * 60
-"""Seconds. A row is written in less than one, so that a partial file of a day belongs to nobody,
-however far the clocks of the machines that share a folder are apart.
+"""The age in seconds of a partial file that belongs to nobody: a row is written in less than one,
+and a day is more than the clocks of the machines that share a folder are apart.
 """
 
 
@@ -44,27 +45,29 @@ class Store(Protocol):
     """
 
     truncated: dict[str, str]
+    is_shared: ClassVar[bool]
+    """True where other processes of the run see its rows."""
 
     def missing(self, texts: Sequence[str]) -> list[str]:
-        """Those of `texts` that are not there yet."""
+        """Return those of `texts` that are not there yet."""
         ...
 
     def expect(self, rows: Conditioning, count: int) -> None:
-        """Before the first is added: `count` texts are to come, with rows as large as these. Raises
+        """Prepare for `count` texts, with rows as large as these, before the first is added. Raises
         UserError where there is no room for them.
         """
         ...
 
     def add(self, texts: Sequence[str], rows: Conditioning) -> None:
-        """Take in one row a text."""
+        """Add one row a text."""
         ...
 
     def rows(self, texts: Sequence[str]) -> Conditioning:
-        """One row for each of different texts, all of which must be there."""
+        """Return one row for each of different texts, all of which must be there."""
         ...
 
     def to(self, device: torch.device) -> None:
-        """Where rows are given."""
+        """Give rows on this device from now on."""
         ...
 
 
@@ -79,59 +82,65 @@ class PromptEmbeddings:
     cuts are warned of once, whether they are encoded now or were so by an earlier run.
     """
 
+    @checked("embeddings")
     def __init__(
         self, model: TextModel, prompts: Iterable[Prompt], *, folder: Text | None, chunk: Chunk
     ) -> None:
-        if chunk < 1:
-            raise UserError(f"embeddings.chunk={chunk} must be at least 1")
         self.negative = model.negative_prompt
-        own = {prompt.text for prompt in prompts}
-        texts = sorted(own if self.negative is None else own | {self.negative})
-        self.store: Store = (
-            Memory() if folder is None else Folder(Path(folder).expanduser(), model.embedding_key)
-        )
+        texts = {prompt.text for prompt in prompts}
+        num_prompts = len(texts)
+        if self.negative is not None:
+            texts.add(self.negative)
+        self.store: Store = Memory()
+        if folder is not None:
+            self.store = Folder(Path(folder).expanduser(), model.embedding_key)
+        absent = self.store.missing(sorted(texts))
+        for text in absent:
+            truncated = model.truncated_part(text)
+            if truncated:
+                self.store.truncated[text] = truncated
         rank = int(os.environ.get("RANK", 0))
-        size = int(os.environ.get("WORLD_SIZE", 1))
-        chunks = [texts[i : i + chunk] for i in range(0, len(texts), chunk)]
-        absent = self.store.missing(texts)
-        self.store.truncated |= {
-            text: part for text in absent if (part := model.truncated_part(text))
-        }
         if rank == 0:
-            _warn_of_truncation(self.store.truncated, len(own))
+            _warn_of_truncation(self.store.truncated, num_prompts)
         if absent:
-            # Every process begins elsewhere and asks anew before each chunk: together they encode
-            # each text about once.
-            start = 0 if folder is None else len(chunks) * rank // size
-            self._embed(model, chunks[start:] + chunks[:start], chunk)
+            self._embed(model, sorted(texts), chunk, rank)
         model.drop_text_encoders()
         self._last: tuple[list[str], Conditioning] | None = None
 
-    def _embed(self, model: TextModel, chunks: list[list[str]], size: int) -> None:
+    def _embed(self, model: TextModel, texts: list[str], size: int, rank: int) -> None:
+        """Encode the texts that are missing, `size` at a time."""
+        chunks = [texts[i : i + size] for i in range(0, len(texts), size)]
+        if self.store.is_shared:
+            # Every process begins elsewhere and asks anew before each chunk: together they encode
+            # each text about once.
+            start = len(chunks) * rank // int(os.environ.get("WORLD_SIZE", 1))
+            chunks = chunks[start:] + chunks[:start]
         is_expected = False
-        for part in chunks:
-            if self.store.missing(part):
-                rows = model.encode_prompts(part + [part[-1]] * (size - len(part)))[: len(part)]
-                if not is_expected:
-                    self.store.expect(rows, sum(len(self.store.missing(each)) for each in chunks))
-                    is_expected = True
-                self.store.add(part, rows)
+        for chunk in chunks:
+            if not self.store.missing(chunk):
+                continue
+            filling = [chunk[-1]] * (size - len(chunk))
+            rows = model.encode_prompts(chunk + filling)[: len(chunk)]
+            if not is_expected:
+                self.store.expect(rows, len(self.store.missing(texts)))
+                is_expected = True
+            self.store.add(chunk, rows)
 
     def to(self, device: torch.device) -> None:
-        """Where rows are given."""
+        """Give rows on this device from now on."""
         self.store.to(device)
         self._last = None
 
     def __call__(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """A row for each of some prompts, all of which must have been given at construction."""
+        """Return a row for each prompt, all of which must have been given at construction."""
         rows, numbers = self.shared(prompts)
         return rows[numbers]
 
     def shared(self, prompts: Sequence[Prompt]) -> tuple[Conditioning, Int[Tensor, "B"]]:
-        """The rows of the different prompts among these, and which of them each one takes.
+        """Return the rows of the different prompts among these, and which of them each one takes.
 
-        Asked for the same ones as before, as for the micro-batches of one group, it gives the same
-        tensors.
+        Asked for the same ones as before, as for the micro-batches of one group, it returns the
+        same tensors.
         """
         texts = [prompt.text for prompt in prompts]
         unique = list(dict.fromkeys(texts))
@@ -155,41 +164,45 @@ class PromptEmbeddings:
 
 
 class Memory:
-    """All rows in two tensors."""
+    """A store that keeps all rows in two tensors."""
+
+    is_shared: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.truncated: dict[str, str] = {}
         self._row: dict[str, int] = {}
-        self._parts: list[Conditioning] = []
+        self._chunks: list[Conditioning] = []
 
     def missing(self, texts: Sequence[str]) -> list[str]:
         return [text for text in texts if text not in self._row]
 
     def expect(self, rows: Conditioning, count: int) -> None:
-        """Memory that is short says so itself."""
+        """Do nothing: memory that is short says so itself."""
 
     def add(self, texts: Sequence[str], rows: Conditioning) -> None:
         self._row |= {text: len(self._row) + i for i, text in enumerate(texts)}
-        self._parts.append(rows)
+        self._chunks.append(rows)
 
     def rows(self, texts: Sequence[str]) -> Conditioning:
-        if len(self._parts) > 1:
-            self._parts = [_concatenate(self._parts)]
-        return self._parts[0][torch.tensor([self._row[text] for text in texts])]
+        if len(self._chunks) > 1:
+            self._chunks = [_concatenate(self._chunks)]
+        return self._chunks[0][torch.tensor([self._row[text] for text in texts])]
 
     def to(self, device: torch.device) -> None:
-        self._parts = [
-            Conditioning(part.tokens.to(device), part.pooled.to(device)) for part in self._parts
+        self._chunks = [
+            Conditioning(rows.tokens.to(device), rows.pooled.to(device)) for rows in self._chunks
         ]
 
 
 class Folder:
-    """One safetensors file a text, under names made of the model's key and the text.
+    """A store with one safetensors file a text, under names made of the model's key and the text.
 
     A file is written under another name and then renamed, so that it is whole or not there, whoever
     else writes it; a file that cannot be read, holds another text, or does not say what of it was
     cut, counts as missing.
     """
+
+    is_shared: ClassVar[bool] = True
 
     def __init__(self, root: Path, key: str) -> None:
         self.root = root
@@ -202,7 +215,7 @@ class Folder:
         self._known: set[str] = set()
 
     def path(self, text: str) -> Path:
-        """The file of a text."""
+        """Return the file of a text."""
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
 
     def missing(self, texts: Sequence[str]) -> list[str]:
@@ -222,19 +235,19 @@ class Folder:
             return False
         try:
             with safe_open(path, framework="pt") as file:
-                found = file.metadata() or {}
+                label = file.metadata() or {}
         except (SafetensorError, OSError) as error:
             log.warning("prompt embedding %s is damaged (%s): it is computed anew", path, error)
             return False
-        truncated = found.pop("truncated", None)
-        if truncated is None or found != {"model": self.key, "prompt": text}:
+        truncated = label.pop("truncated", None)
+        if truncated is None or label != {"model": self.key, "prompt": text}:
             return False
         if truncated:
             self.truncated[text] = truncated
         return True
 
     def expect(self, rows: Conditioning, count: int) -> None:
-        """Tells in a line how much goes to the disk, where it is much."""
+        """Tell in a line how much goes to the disk, where it is much."""
         need = count * (rows.tokens[0].nbytes + rows.pooled[0].nbytes)
         free = shutil.disk_usage(self.folder).free
         if need > free:
@@ -263,10 +276,8 @@ class Folder:
             try:
                 save_file(tensors, partial, metadata=label)
                 partial.replace(self.path(text))
-            except (
-                SafetensorError,
-                OSError,
-            ) as error:  # a quota, or another writer, left less room than there was
+            except (SafetensorError, OSError) as error:
+                # A quota, or another writer, left less room than there was.
                 partial.unlink(missing_ok=True)
                 reason = str(error).splitlines()[0]
                 raise UserError(
@@ -308,7 +319,7 @@ def _warn_of_truncation(truncated: dict[str, str], count: int) -> None:
         )
 
 
-def _concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-    return Conditioning(
-        torch.cat([part.tokens for part in parts]), torch.cat([part.pooled for part in parts])
-    )
+def _concatenate(chunks: Sequence[Conditioning]) -> Conditioning:
+    tokens = torch.cat([rows.tokens for rows in chunks])
+    pooled = torch.cat([rows.pooled for rows in chunks])
+    return Conditioning(tokens, pooled)

@@ -5,7 +5,6 @@ inside.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,15 +23,14 @@ from flowrl.models.latents import (
     unpack,
     unscale,
 )
-from flowrl.models.loading import Source
+from flowrl.models.loading import Source, image_components
 from flowrl.models.text import TextEncoders, quiet
-from flowrl.tuning import lora
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
 
 TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 AXES = 3
-"""Of a token's position: unused, row, column. Text tokens stand at 0."""
+"""The axes of a token's position: unused, row, column. Text tokens stand at 0."""
 
 
 class Flux1:
@@ -59,10 +57,8 @@ class Flux1:
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = self.pipeline.vae.requires_grad_(False).eval()
-        kept = {
-            name: self.pipeline.components[name] for name in ("transformer", "vae", "scheduler")
-        }
-        self.text = TextEncoders(lambda: source.load(**kept), TEXT)
+        image_side = image_components(self.pipeline)
+        self.text = TextEncoders(lambda: source.load(**image_side), TEXT)
         check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.1")
         self.has_guidance = has_guidance
         self.max_sequence_length = self.num_text_tokens = max_sequence_length
@@ -118,6 +114,3 @@ class Flux1:
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
         return to_images(unscale(x0, self.vae), self.vae)
-
-    def save_lora(self, folder: Path) -> None:
-        lora.save(self.pipeline, folder)

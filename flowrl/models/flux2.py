@@ -8,7 +8,6 @@ stay in here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +19,14 @@ from torch.nn import functional
 from flowrl.errors import UserError
 from flowrl.models.guidance import check_embedded, classifier_free
 from flowrl.models.latents import latent_side, pack, per_row, to_images, token_positions, unpack
-from flowrl.models.loading import Source
+from flowrl.models.loading import Source, image_components
 from flowrl.models.text import TextEncoders, quiet
-from flowrl.tuning import lora
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
 
 TEXT = ("text_encoder", "tokenizer")
 AXES = 4
-"""Of a token's position: image number, row, column, place in the text."""
+"""The axes of a token's position: image number, row, column, place in the text."""
 
 
 class Flux2Klein:
@@ -58,7 +56,7 @@ class Flux2Klein:
             )
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = self.pipeline.vae.requires_grad_(False).eval()
-        self.text = TextEncoders(lambda: source.load(**_image_parts(self.pipeline)), TEXT)
+        self.text = TextEncoders(lambda: source.load(**image_components(self.pipeline)), TEXT)
         self.negative_prompt = "" if has_guidance else None
         self.max_sequence_length = self.num_text_tokens = max_sequence_length
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
@@ -96,9 +94,6 @@ class Flux2Klein:
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
         return _decode(x0, self.vae)
 
-    def save_lora(self, folder: Path) -> None:
-        lora.save(self.pipeline, folder)
-
 
 class Flux2Dev:
     """FLUX.2-dev: guidance-distilled, so that the scale is an input and there is no negative
@@ -124,7 +119,7 @@ class Flux2Dev:
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = self.pipeline.vae.requires_grad_(False).eval()
-        self.text = TextEncoders(lambda: source.load(**_image_parts(self.pipeline)), TEXT)
+        self.text = TextEncoders(lambda: source.load(**image_components(self.pipeline)), TEXT)
         check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.2")
         self.max_sequence_length = self.num_text_tokens = max_sequence_length
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
@@ -138,10 +133,10 @@ class Flux2Dev:
 
     def truncated_part(self, prompt: str) -> str:
         pipeline = self.text.pipeline()
-        said = {"system": pipeline.system_message, "user": prompt.replace("[IMG]", "")}
+        text_of_role = {"system": pipeline.system_message, "user": prompt.replace("[IMG]", "")}
         messages = [
             {"role": role, "content": [{"type": "text", "text": text}]}
-            for role, text in said.items()
+            for role, text in text_of_role.items()
         ]
         text = str(
             pipeline.tokenizer.apply_chat_template(
@@ -165,13 +160,6 @@ class Flux2Dev:
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
         return _decode(x0, self.vae)
 
-    def save_lora(self, folder: Path) -> None:
-        lora.save(self.pipeline, folder)
-
-
-def _image_parts(pipeline: Any) -> dict[str, Any]:
-    return {name: pipeline.components[name] for name in ("transformer", "vae", "scheduler")}
-
 
 def _latent_shape(pipeline: Any, resolution: int) -> tuple[int, int, int]:
     side = latent_side(resolution, pipeline.vae_scale_factor, 2)
@@ -191,7 +179,7 @@ def _encode(pipeline: Any, prompts: Sequence[str], max_sequence_length: int) -> 
 def _velocity(
     transformer: Any, x: Tensor, sigma: float, conditioning: Conditioning, guidance: float | None
 ) -> Tensor:
-    """One pass; `guidance` is the scale that a distilled model takes as an input."""
+    """Run one pass; `guidance` is the scale that a distilled model takes as an input."""
     num_text = conditioning.tokens.shape[1]
     text_positions = torch.zeros(num_text, AXES, device=x.device)
     text_positions[:, -1] = torch.arange(num_text, device=x.device)
@@ -213,8 +201,8 @@ def _decode(x0: Tensor, vae: Any) -> Tensor:
 
 
 def denormalise(x: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B C H W"]:
-    """The autoencoder's own latents: each of the 128 patch channels times its running std, plus its
-    mean.
+    """Return the autoencoder's own latents: each of the 128 patch channels times its running std,
+    plus its mean.
     """
     std = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()
     patches = (

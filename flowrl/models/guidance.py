@@ -20,8 +20,8 @@ Forward = Callable[[Float[Tensor, "B C H W"], Conditioning], Float[Tensor, "B C 
 def classifier_free(
     forward: Forward, x: Float[Tensor, "B C H W"], conditioning: Conditioning, scale: float
 ) -> Float[Tensor, "B C H W"]:
-    """v_negative + scale (v - v_negative), in one pass of twice the rows; scale 1 is one plain
-    pass.
+    """Compute v_negative + scale (v - v_negative), in one pass of twice the rows; scale 1 is one
+    plain pass.
 
     Raises UserError where the conditioning holds no negative prompt.
     """
@@ -39,8 +39,8 @@ def classifier_free(
 
 
 def check_embedded(has_guidance: bool, is_embedded: bool, kind: str) -> None:
-    """A distilled model takes guidance as an input or not at all. Raises UserError naming the
-    key.
+    """Raise UserError, naming the key, unless the setting is what a distilled model does, which
+    takes guidance as an input or not at all.
     """
     if has_guidance != is_embedded:
         takes = "takes a guidance scale as an input" if is_embedded else "takes no guidance scale"

@@ -15,8 +15,8 @@ from flowrl.errors import UserError
 
 
 def latent_side(resolution: int, factor: int, patch: int) -> int:
-    """Height and width of the latents of a square image, `factor` pixels each, which patches of
-    `patch` must tile.
+    """Return height and width of the latents of a square image, `factor` pixels each, which patches
+    of `patch` must tile.
 
     Raises UserError naming the nearest resolutions that work.
     """
@@ -32,19 +32,21 @@ def latent_side(resolution: int, factor: int, patch: int) -> int:
 
 
 def pack(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N Q"]:
-    """Tokens of 2x2 patches, row by row, channels first within a token, as FLUX.1 and FLUX.2 take
-    them.
+    """Return tokens of 2x2 patches, row by row, channels first within a token, as FLUX.1 and FLUX.2
+    take them.
     """
     return functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
 
 
 def unpack(tokens: Float[Tensor, "B N Q"], side: int) -> Float[Tensor, "B C H W"]:
-    """Inverse of `pack` for square latents of `side`."""
+    """Undo `pack` for square latents of `side`."""
     return functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (side // 2, side // 2)), 2)
 
 
 def token_positions(side: int, num_axes: int, device: torch.device) -> Float[Tensor, "N A"]:
-    """Row and column of every packed token, as axes 1 and 2 of `num_axes`; the others are 0."""
+    """Return row and column of every packed token, as axes 1 and 2 of `num_axes`, with 0 on the
+    others.
+    """
     positions = torch.zeros(side // 2, side // 2, num_axes, device=device)
     steps = torch.arange(side // 2, device=device)
     positions[..., 1] = steps[:, None]
@@ -53,7 +55,7 @@ def token_positions(side: int, num_axes: int, device: torch.device) -> Float[Ten
 
 
 def per_row(value: float, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
-    """One number for every row of x, in float32 whatever the network's dtype."""
+    """Return one number for every row of x, in float32 whatever the network's dtype."""
     return torch.full((len(x),), value, dtype=torch.float32, device=x.device)
 
 
@@ -63,5 +65,5 @@ def unscale(x: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B C H W"]:
 
 
 def to_images(latents: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B 3 S S"]:
-    """The autoencoder's images in [0, 1], float32."""
+    """Return the autoencoder's images in [0, 1], float32."""
     return (vae.decode(latents.to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)

@@ -31,9 +31,11 @@ from torch import nn
 
 from flowrl.errors import UserError
 from flowrl.models.architectures import ARCHITECTURES, on_meta, pipeline_on_meta
-from flowrl.models.components import AGAIN, WEIGHTS, first_line, read_json
+from flowrl.models.components import AGAIN, first_line, read_json, variants_of
 from flowrl.models.components import load as load_component
 from flowrl.models.weights import DTYPES
+from flowrl.values.bounds import Dtype
+from flowrl.values.check import check_fields
 
 EMBEDDED = "embedded:"
 """Prefix of `model.pretrained` for a pipeline shipped inside the package."""
@@ -46,8 +48,8 @@ INDEX = "model_index.json"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a pipeline comes from: its class in diffusers, a local folder or hub id, a revision,
-    and one dtype.
+    """The origin of a pipeline: its class in diffusers, a local folder or hub id, a revision, and
+    one dtype.
 
     A token for gated repositories is taken as the hub library takes it: from `hf auth login` or
     `HF_TOKEN`.
@@ -56,23 +58,24 @@ class Source:
     kind: type[Any]
     pretrained: str
     revision: str | None
-    dtype: str
+    dtype: Dtype
 
-    def load(self, **parts: Any) -> Any:
-        """The pipeline; each of `parts` replaces a component, None leaves it out and unread.
+    def __post_init__(self) -> None:
+        check_fields(self, "model")
+
+    def load(self, **components: Any) -> Any:
+        """Load the pipeline with some of its components replaced; None leaves one out and unread.
 
         Raises UserError, in one line, for another kind of pipeline and for missing or unreadable
         weights.
         """
-        if self.dtype not in DTYPES:
-            raise UserError(f"model.dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+        dtype = DTYPES[self.dtype]
         if self.pretrained.startswith(META):
-            return pipeline_on_meta(
-                self.kind, self.pretrained.removeprefix(META), DTYPES[self.dtype]
-            )
+            return pipeline_on_meta(self.kind, self.pretrained.removeprefix(META), dtype)
         source = resolve(self.pretrained)
         index = self.index()
-        if (actual := index.get("_class_name")) != self.kind.__name__:
+        actual = index.get("_class_name")
+        if actual != self.kind.__name__:
             raise UserError(
                 f"model.pretrained={self.pretrained} holds a {actual}, but model._target_ takes a "
                 f"{self.kind.__name__}; choose the `model` option of its family"
@@ -80,11 +83,14 @@ class Source:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         try:
-            folder = Path(source) if os.path.isdir(source) else self._download(source, parts)
-            components = dict(parts)
-            for name, entry in self._entries(index, parts).items():
-                components[name] = load_component(folder, name, entry, DTYPES[self.dtype])
-            pipeline = self.kind.from_pretrained(folder, **components)
+            folder = Path(source)
+            if not folder.is_dir():
+                folder = self._download(source, components)
+            loaded = {
+                name: load_component(folder, name, entry, dtype)
+                for name, entry in self._entries(index, components).items()
+            }
+            pipeline = self.kind.from_pretrained(folder, **components, **loaded)
         except UserError as error:
             raise UserError(f"model.pretrained={self.pretrained}: {error}") from error
         except (OSError, RuntimeError, ValueError) as error:
@@ -96,27 +102,27 @@ class Source:
         return pipeline
 
     def index(self) -> dict[str, Any]:
-        """The pipeline's index. Raises UserError where it is not there, not readable or not to be
-        had.
+        """Read the pipeline's index. Raises UserError where it is not there, not readable or not to
+        be had.
         """
         return read_index(resolve(self.pretrained), self.pretrained, self.revision)
 
     def has(self, name: str) -> bool:
-        """Whether the pipeline has this component, which its index may leave out; known without
-        loading any.
+        """Tell, without loading any, whether the pipeline has this component, which its index may
+        leave out.
         """
         return self.pretrained.startswith(META) or bool(_entry(self.index(), name))
 
     def _entries(
-        self, index: Mapping[str, Any], parts: Mapping[str, Any]
+        self, index: Mapping[str, Any], replaced: Mapping[str, Any]
     ) -> dict[str, tuple[str, str]]:
-        """Library and class of each component to load. Raises UserError where one that the pipeline
-        needs is null.
+        """Return library and class of each component to load. Raises UserError where one that the
+        pipeline needs is null.
         """
         entries = {}
         for name in self.kind._get_signature_keys(self.kind)[0]:
             entry = _entry(index, name)
-            if name in parts:
+            if name in replaced:
                 continue
             if entry is not None:
                 entries[name] = entry
@@ -124,32 +130,28 @@ class Source:
                 raise UserError(f"its {INDEX} has no {name}, which the model needs; {AGAIN}")
         return entries
 
-    def _download(self, source: str, parts: Mapping[str, Any]) -> Path:
-        """The folder of a hub id's files, without those of `parts`; of networks, the only variant
-        if there is but one.
+    def _download(self, source: str, replaced: Mapping[str, Any]) -> Path:
+        """Return the folder of a hub id's files, without those of replaced components; of networks,
+        the only variant if there is but one.
 
         Raises what the hub's library raises.
         """
         get = partial(
-            self.kind.download, source, revision=self.revision, use_safetensors=True, **parts
+            self.kind.download, source, revision=self.revision, use_safetensors=True, **replaced
         )
         folder = Path(get())
         index = self.index()
-        networks = [
-            name
-            for name in self._entries(index, parts)
-            if (folder / name / "config.json").is_file()
-        ]
-        if all(any((folder / name).glob("*.safetensors")) for name in networks):
+        places = [folder / name for name in self._entries(index, replaced)]
+        networks = [place for place in places if (place / "config.json").is_file()]
+        if all(any(place.glob("*.safetensors")) for place in networks):
             return folder
         files = HfApi().list_repo_files(source, revision=self.revision)
-        found = {
-            match[1] for file in files if (match := WEIGHTS.fullmatch(file.rpartition("/")[2]))
-        } - {None}
-        return Path(get(variant=min(found))) if found else folder
+        variants = variants_of(file.rpartition("/")[2] for file in files)
+        named = sorted(variant for variant in variants if variant is not None)
+        return Path(get(variant=named[0])) if named else folder
 
-    def identity(self, parts: Sequence[str]) -> str:
-        """A text that changes with the weights of the components `parts`: for keys of what they
+    def identity(self, components: Sequence[str]) -> str:
+        """Return a text that changes with the weights of some components: for keys of what they
         computed.
         """
         if self.pretrained.startswith(META):
@@ -159,18 +161,26 @@ class Source:
             # The index lies in a folder named after the commit that the revision stands for.
             commit = Path(_fetch_index(source, self.revision)).parent.name
             return f"{source}@{commit} {self.dtype}"
-        paths = sorted(
-            path for part in parts for path in Path(source, part).glob("*") if path.is_file()
-        )
-        stats = [
-            f"{path.parent.name}/{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}"
-            for path in paths
-        ]
-        return f"{source} {' '.join(stats)} {self.dtype}"
+        entries: list[Path] = []
+        for name in components:
+            entries += Path(source, name).glob("*")
+        stamps = [_stamp(path) for path in sorted(entries) if path.is_file()]
+        return f"{source} {' '.join(stamps)} {self.dtype}"
+
+
+def _stamp(path: Path) -> str:
+    """Return a file's name, size and time, which change with its content."""
+    stat = path.stat()
+    return f"{path.parent.name}/{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def image_components(pipeline: Any) -> dict[str, Any]:
+    """Return the components of a pipeline that text encoders join, when they are loaded again."""
+    return {name: pipeline.components[name] for name in ("transformer", "vae", "scheduler")}
 
 
 def resolve(pretrained: str) -> str:
-    """A local folder or hub id; raises ValueError where a local path is meant and missing."""
+    """Return a local folder or hub id. Raises UserError where a local path is meant and missing."""
     if pretrained.startswith(EMBEDDED):
         return str(files("flowrl.shapes").joinpath("assets", pretrained.removeprefix(EMBEDDED)))
     path = Path(pretrained).expanduser()
@@ -193,39 +203,42 @@ def resolve(pretrained: str) -> str:
 
 
 def read_index(source: str, pretrained: str, revision: str | None) -> dict[str, Any]:
-    """A pipeline's index, from a folder or the hub. Raises UserError saying what stands in the way
-    of a hub id.
+    """Read a pipeline's index, from a folder or the hub. Raises UserError saying what stands in the
+    way of a hub id.
     """
     if os.path.isdir(source):
         return read_json(Path(source, INDEX))
     try:
         return read_json(Path(_fetch_index(source, revision)))
-    except GatedRepoError as error:
-        reason = (
-            "gated, and your token does not open it: accept the licence at "
-            f"https://huggingface.co/{source}, then run "
-            "`hf auth login` or set HF_TOKEN"
-        )
-        cause: Exception = error
-    except RepositoryNotFoundError as error:
-        reason = "no such repository on the hub, or a private one: check the name, or set HF_TOKEN"
-        cause = error
-    except RevisionNotFoundError as error:
-        reason = f"model.revision={revision} does not exist; give a branch, tag or commit"
-        cause = error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        reason = (
-            "not in the local hub cache, and the hub cannot be reached; download it first, or give "
-            "a folder"
-        )
-        cause = error
-    except EntryNotFoundError as error:
-        reason = f"no {INDEX} in the repository; give one in diffusers layout"
-        cause = error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = f"the hub refused ({str(error).strip().splitlines()[0]})"
-        cause = error
-    raise UserError(f"model.pretrained={pretrained}: {reason}") from cause
+    except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
+        reason = _hub_reason(error, source, revision)
+        raise UserError(f"model.pretrained={pretrained}: {reason}") from error
+
+
+def _hub_reason(error: Exception, source: str, revision: str | None) -> str:
+    """Say what stands in the way of a hub id, and the remedy; the more special errors come first,
+    since some are kinds of others.
+    """
+    match error:
+        case GatedRepoError():
+            return (
+                "gated, and your token does not open it: accept the licence at "
+                f"https://huggingface.co/{source}, then run `hf auth login` or set HF_TOKEN"
+            )
+        case RepositoryNotFoundError():
+            return (
+                "no such repository on the hub, or a private one: check the name, or set HF_TOKEN"
+            )
+        case RevisionNotFoundError():
+            return f"model.revision={revision} does not exist; give a branch, tag or commit"
+        case LocalEntryNotFoundError() | OfflineModeIsEnabled():
+            return (
+                "not in the local hub cache, and the hub cannot be reached; download it first, or "
+                "give a folder"
+            )
+        case EntryNotFoundError():
+            return f"no {INDEX} in the repository; give one in diffusers layout"
+    return f"the hub refused ({str(error).strip().splitlines()[0]})"
 
 
 def _fetch_index(source: str, revision: str | None) -> str:
@@ -234,7 +247,9 @@ def _fetch_index(source: str, revision: str | None) -> str:
 
 
 def _entry(index: Mapping[str, Any], name: str) -> tuple[str, str] | None:
-    """Library and class of a component; None where the index has none, which it says by nulls."""
+    """Return library and class of a component; None where the index has none, which it says by
+    nulls.
+    """
     match index.get(name):
         case [str(library), str(kind)]:
             return library, kind
@@ -242,8 +257,8 @@ def _entry(index: Mapping[str, Any], name: str) -> tuple[str, str] | None:
 
 
 def transformer_on_meta(pretrained: str) -> nn.Module | None:
-    """The transformer of a base model without its weights; None for a repository whose architecture
-    is not listed.
+    """Make the transformer of a base model without its weights; None for a repository whose
+    architecture is not listed.
     """
     source = resolve(pretrained)
     is_known = source in ARCHITECTURES or Path(source, "transformer").is_dir()

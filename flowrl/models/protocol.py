@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,20 +14,22 @@ from flowrl.types import Conditioning
 
 @runtime_checkable
 class TextModel(Protocol):
-    """What embedding prompts takes of a base model."""
+    """The text side of a base model, which embedding prompts takes."""
 
     negative_prompt: str | None
-    """What guidance steers away from, by a second pass; None where there never is one."""
+    """The text that guidance steers away from, by a second pass; None where there never is one."""
     embedding_key: str
     """A text that differs wherever the same prompt would be embedded differently."""
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """One row a prompt, without negatives; loads the text encoders where they are not."""
+        """Encode prompts, one row each, without negatives; load the text encoders where they are
+        not.
+        """
         ...
 
     def truncated_part(self, prompt: str) -> str:
-        """What of a prompt an encoder does not see since it is too long, in words; empty where all
-        see all of it.
+        """Return the part of a prompt that an encoder does not see since it is too long, in words;
+        empty where all see all of it.
         """
         ...
 
@@ -39,8 +40,10 @@ class TextModel(Protocol):
 
 @runtime_checkable
 class FlowModel(TextModel, Protocol):
-    """No loop and no loss lives here; `transformer` is the network that is trained."""
+    """A base model, with neither loop nor loss; `transformer` is the network that is trained."""
 
+    pipeline: Any
+    """The stock pipeline of diffusers, which writes the files of a LoRA on its transformer."""
     transformer: nn.Module
     vae: nn.Module
     latent_shape: tuple[int, int, int]
@@ -56,17 +59,11 @@ class FlowModel(TextModel, Protocol):
         conditioning: Conditioning,
         guidance_scale: float,
     ) -> Float[Tensor, "B C H W"]:
-        """noise - data, float32. A guidance_scale of 1 is one pass without guidance; a distilled
-        model takes any scale as an input of its one pass.
+        """Return noise - data, float32. A guidance_scale of 1 is one pass without guidance; a
+        distilled model takes any scale as an input of its one pass.
         """
         ...
 
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
-        """Images in [0, 1], float32."""
-        ...
-
-    def save_lora(self, folder: Path) -> None:
-        """Write the adapter so that the stock pipeline's `load_lora_weights(folder)` takes it, or
-        all weights where all are trained.
-        """
+        """Return images in [0, 1], float32."""
         ...

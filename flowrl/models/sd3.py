@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +15,8 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.models.guidance import classifier_free
 from flowrl.models.latents import latent_side, per_row, to_images, unscale
-from flowrl.models.loading import Source
+from flowrl.models.loading import Source, image_components
 from flowrl.models.text import TextEncoders, quiet
-from flowrl.tuning import lora
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
 
@@ -58,11 +56,9 @@ class SD3:
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = self.pipeline.vae.requires_grad_(False).eval()
-        kept = {
-            name: self.pipeline.components[name] for name in ("transformer", "vae", "scheduler")
-        }
+        image_side = image_components(self.pipeline)
         left_out = {} if max_sequence_length else dict.fromkeys(T5)
-        self.text = TextEncoders(lambda: source.load(**kept, **left_out), TEXT)
+        self.text = TextEncoders(lambda: source.load(**image_side, **left_out), TEXT)
         if channels_last:
             self.vae.to(memory_format=torch.channels_last)
         self.max_sequence_length = max_sequence_length
@@ -130,6 +126,3 @@ class SD3:
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
         return to_images(unscale(x0, self.vae), self.vae)
-
-    def save_lora(self, folder: Path) -> None:
-        lora.save(self.pipeline, folder)

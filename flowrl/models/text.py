@@ -32,7 +32,7 @@ class TextEncoders:
         self._pipeline: Any = None
 
     def pipeline(self) -> Any:
-        """The pipeline, its encoders frozen and in place."""
+        """Return the pipeline, its encoders frozen and in place."""
         if self._pipeline is None:
             self._pipeline = self._load()
             for name in self._names:
@@ -48,31 +48,27 @@ class TextEncoders:
             torch.cuda.empty_cache()
 
     def truncated_part(self, text: str, limits: Limits) -> str:
-        """What of a text the first tokenizer to cut it leaves out, in words; empty where none
-        does.
+        """Return the part of a text that the first tokenizer to cut it leaves out, in words; empty
+        where none does.
         """
         for name, limit in limits.items():
-            if lost := _beyond(getattr(self.pipeline(), name), text, limit):
-                return (
-                    f"{textwrap.shorten(lost, 240)!r} beyond the {limit} tokens of the model's "
-                    f"{name}"
-                )
+            lost = _beyond(getattr(self.pipeline(), name), text, limit)
+            if lost:
+                beginning = textwrap.shorten(lost, 240)
+                return f"{beginning!r} beyond the {limit} tokens of the model's {name}"
         return ""
 
 
 def device() -> torch.device:
-    """This process's GPU, or the CPU."""
-    has_gpu = torch.cuda.is_available()
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        if has_gpu
-        else torch.device("cpu")
-    )
+    """Return this process's GPU, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' own warnings of long prompts, which come for every batch."""
+    """Run without the libraries' own warnings of long prompts, which come for every batch."""
     modules = (diffusers.utils.logging, transformers.utils.logging)
     levels = [module.get_verbosity() for module in modules]
     for module in modules:
@@ -85,15 +81,14 @@ def quiet() -> Iterator[None]:
 
 
 def _beyond(tokenizer: Any, text: str, limit: int) -> str:
-    """What of a text lies beyond `limit` tokens; where the tokenizer closes texts, the last of them
-    is its mark.
+    """Return the part of a text that lies beyond `limit` tokens; where the tokenizer closes texts,
+    the last of them is its mark.
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # FLUX.2-dev's is a processor
     ids = tokenizer(text, verbose=False).input_ids
     if len(ids) <= limit:
         return ""
     is_closed = ids[-1] in tokenizer.all_special_ids
-    kept = limit - 1 if is_closed else limit
-    return (
-        str(tokenizer.decode(ids[kept:], skip_special_tokens=True)).strip() or "its closing tokens"
-    )
+    num_seen = limit - 1 if is_closed else limit
+    unseen = str(tokenizer.decode(ids[num_seen:], skip_special_tokens=True)).strip()
+    return unseen or "its closing tokens"

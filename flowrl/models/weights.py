@@ -1,5 +1,5 @@
-"""What is asked of every network's weights before they are used, saved or exported: all there, and
-all numbers.
+"""Checks of a network's weights before they are used, saved or exported: all are there, and all are
+numbers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ ADAPTER_MARKS = (".base_layer.", ".lora_", ".lora.")
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds a NaN or an infinity, None where all are numbers.
+    """Return the name of the first tensor that holds a NaN or an infinity, None where all are
+    numbers.
 
-    One fused norm and one wait for the device where all is well. Divided tensors are looked at
-    whole, so that all processes, which must call this alike, get the same answer.
+    This takes one fused norm and one wait for the device where all is well. Divided tensors are
+    looked at whole, so that all processes, which must call this alike, get the same answer.
     """
     floating = {
         name: value
@@ -38,16 +39,15 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 @torch.no_grad()
 def _has_finite_norm(tensors: list[Tensor]) -> bool:
-    norm = get_total_norm(
-        tensors, norm_type=math.inf
-    )  # a maximum, which NaN and infinity pass through
+    # The norm is a maximum, which NaN and infinity pass through.
+    norm = get_total_norm(tensors, norm_type=math.inf)
     whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
     return bool(whole.isfinite())
 
 
 def fault(network: nn.Module, info: Mapping[str, Any]) -> str | None:
-    """What is wrong with a network that `from_pretrained` has just loaded, in words; None where
-    nothing is.
+    """Say what is wrong with a network that `from_pretrained` has just loaded; None where nothing
+    is.
 
     `info` is what it returns with `output_loading_info=True`: diffusers leaves missing weights
     without values, and transformers draws them at random. Weights that have no place are a fault
@@ -57,12 +57,10 @@ def fault(network: nn.Module, info: Mapping[str, Any]) -> str | None:
     if missing := set(info["missing_keys"]):
         first = next((name for name in names if name in missing), min(missing))
         text = f"{len(missing)} of its {len(names)} weights are missing, the first {first!r}"
-        attached = sum(
-            any(mark in name for mark in ADAPTER_MARKS) for name in info["unexpected_keys"]
-        )
-        return (
-            f"{text}, and {attached} of an attached adapter are there instead" if attached else text
-        )
+        num_attached = sum(map(_is_adapters, info["unexpected_keys"]))
+        if num_attached:
+            return f"{text}, and {num_attached} of an attached adapter are there instead"
+        return text
     if mismatched := sorted(info["mismatched_keys"]):
         name, shape, wanted = mismatched[0]
         return (
@@ -76,7 +74,12 @@ def fault(network: nn.Module, info: Mapping[str, Any]) -> str | None:
 
 
 def has_adapter(info: Mapping[str, Any]) -> bool:
-    """True where a network's weights were saved with an adapter attached, so that the base's have
+    """Tell whether a network's weights were saved with an adapter attached, so that the base's have
     other names.
     """
-    return any(mark in name for name in info["unexpected_keys"] for mark in ADAPTER_MARKS)
+    return any(map(_is_adapters, info["unexpected_keys"]))
+
+
+def _is_adapters(name: str) -> bool:
+    """Tell whether a weight's name is that of an adapter, or of a layer that has one."""
+    return any(mark in name for mark in ADAPTER_MARKS)

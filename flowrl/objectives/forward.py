@@ -19,7 +19,7 @@ from flowrl.objectives.declared import require_declared
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.protocol import Context
 from flowrl.samplers.protocol import Solver
-from flowrl.tuning import lora
+from flowrl.tuning.weights import swapped
 from flowrl.types import ForwardInputs, LossOutput
 
 
@@ -35,7 +35,7 @@ class ForwardObjective:
         self.context = context
         self.algorithm = context.algorithm
         self.loss = cast(ForwardLoss, context.algorithm.loss)
-        weights = lora.parameters(context.transformer)
+        weights = context.tuning.parameters()
         self.old = {name: value.detach().clone() for name, value in weights.items()}
 
     @staticmethod
@@ -67,7 +67,7 @@ class ForwardObjective:
         require_declared(loss, loss(inputs))
 
     def behaviour(self) -> AbstractContextManager[None]:
-        return lora.swapped(self.context.transformer, self.old)
+        return swapped(self.context.tuning.parameters(), self.old)
 
     def stochastic_steps(self, iteration: int, prompt: int) -> tuple[int, ...]:
         return ()
@@ -143,7 +143,7 @@ class ForwardObjective:
     def follow(self, num_optimizer_steps: int) -> None:
         """Move the old policy: old <- d old + (1 - d) current."""
         decay = self.loss.decay(num_optimizer_steps)
-        for name, value in lora.parameters(self.context.transformer).items():
+        for name, value in self.context.tuning.parameters().items():
             self.old[name].lerp_(value, 1 - decay)
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:

@@ -9,12 +9,13 @@ from typing import Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowrl.algorithm import Algorithm
 from flowrl.objectives.micro_batch import Conditioned, Group, MicroBatch
 from flowrl.samplers.protocol import Sampler
 from flowrl.schedule import Interval
+from flowrl.tuning.protocol import Tuning
 from flowrl.types import Conditioning, LossOutput, Trajectory
 
 
@@ -49,7 +50,7 @@ class Context:
     algorithm: Algorithm
     velocity: Conditioned
     reference: Reference
-    transformer: nn.Module
+    tuning: Tuning
     latent_shape: tuple[int, ...]
     group_size: int
     seed: int

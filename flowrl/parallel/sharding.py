@@ -24,27 +24,24 @@ def divide(transformer: nn.Module, mesh: DeviceMesh) -> None:
     may come between a forward pass and its backward pass (the reference's does).
     """
     blocks = set(getattr(transformer, "_no_split_modules", None) or ())
-    for module in [
-        *(part for part in transformer.modules() if type(part).__name__ in blocks),
-        transformer,
-    ]:
+    modules = [module for module in transformer.modules() if type(module).__name__ in blocks]
+    for module in [*modules, transformer]:
         divided = fully_shard(module, mesh=mesh, reshard_after_forward=True)
         if mesh.device_type == "cpu":
-            divided.set_force_sum_reduction_for_comms(
-                True
-            )  # gloo's reduce-scatter sums where a mean is asked for
+            # gloo's reduce-scatter sums where a mean is asked for.
+            divided.set_force_sum_reduction_for_comms(True)
 
 
 def is_divided(transformer: nn.Module) -> bool:
-    """Whether `divide` was called: then all processes must make the same passes, gathering weights
-    in each.
+    """Tell whether `divide` was called: then all processes must make the same passes, gathering
+    weights in each.
     """
     return isinstance(transformer, FSDPModule)
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor that all have whole, divided as `like` is; the tensor itself
-    where that is not.
+    """Return this process's part of a tensor that all have whole, divided as `like` is; the tensor
+    itself where that is not.
 
     Raises nothing for another shape, such as an optimizer's step count: that stays whole.
     """
@@ -58,15 +55,15 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def gathered(tensors: Mapping[str, Tensor], is_kept: bool) -> dict[str, Tensor]:
-    """The tensors made whole one after the other, on the CPU, where `is_kept`; to be called by all
-    processes alike.
+    """Return the tensors made whole one after the other, on the CPU, where `is_kept`; to be called
+    by all processes alike.
     """
-    found = {}
+    whole_tensors = {}
     for name, value in tensors.items():
         whole = value.full_tensor().detach().cpu() if isinstance(value, DTensor) else value
         if is_kept:
-            found[name] = whole
-    return found
+            whole_tensors[name] = whole
+    return whole_tensors
 
 
 def save(transformer: nn.Module, folder: object) -> None:

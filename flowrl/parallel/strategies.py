@@ -1,4 +1,4 @@
-"""How a run is spread over processes."""
+"""Strategies, which spread a run over processes, and what depends on them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from torch.distributed.tensor import DTensor
 
 from flowrl.errors import UserError
 from flowrl.parallel.sharding import divide, is_divided, part_of
-from flowrl.tuning.full import start_of
 from flowrl.values.bounds import Count, Minutes
 
 
 def replicas(*, timeout_minutes: Minutes, bucket_megabytes: Count) -> DDPStrategy:
-    """The same weights in every process, gradients averaged: what suits LoRA, whose gradients are
-    small.
+    """Keep the same weights in every process and average gradients: this suits LoRA, whose
+    gradients are small.
     """
     return DDPStrategy(
         timeout=timedelta(minutes=timeout_minutes),
@@ -31,7 +30,7 @@ def replicas(*, timeout_minutes: Minutes, bucket_megabytes: Count) -> DDPStrateg
 
 
 def parts(*, num_processes: Count, timeout_minutes: Minutes) -> ModelParallelStrategy:
-    """A part of every weight, gradient and optimizer state in each process (FSDP2): for full
+    """Keep a part of every weight, gradient and optimizer state in each process (FSDP2): for full
     fine-tuning.
     """
     return ModelParallelStrategy(
@@ -42,24 +41,25 @@ def parts(*, num_processes: Count, timeout_minutes: Minutes) -> ModelParallelStr
     )
 
 
-def shard(module: LightningModule, transformer: nn.Module) -> bool:
-    """Divide the transformer and its start where the strategy is `parts`; whether this was done
-    now.
+def shard(
+    module: LightningModule, transformer: nn.Module, reference: dict[str, Tensor] | None
+) -> bool:
+    """Divide the transformer, and in place its reference's weights, where the strategy is `parts`;
+    return True where this was done now.
     """
     strategy = module.trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy) or is_divided(transformer):
         return False
     divide(transformer, strategy.device_mesh["data_parallel"])
-    start = start_of(transformer)
-    assert start is not None  # the launch refuses LoRA
+    assert reference is not None  # the launch refuses LoRA
     for name, weight in transformer.named_parameters():
-        start[name] = part_of(start[name], weight)
+        reference[name] = part_of(reference[name], weight)
     return True
 
 
 def synchronised(module: LightningModule, is_last: bool) -> AbstractContextManager[None]:
-    """Gradients are reduced over processes once per optimizer step, in the backward pass of its
-    last term.
+    """Reduce gradients over processes once per optimizer step, in the backward pass of its last
+    term.
 
     Those of divided weights are reduced in every backward pass: no process has room for the whole
     ones.
@@ -71,8 +71,8 @@ def synchronised(module: LightningModule, is_last: bool) -> AbstractContextManag
 
 
 def norm_limit(max_grad_norm: float | str | None) -> float:
-    """The setting as a number. Infinity is no clipping; YAML spells it `.inf`, Hydra's command line
-    `inf`.
+    """Return the setting as a number. Infinity is no clipping; YAML spells it `.inf`, Hydra's
+    command line `inf`.
 
     Raises UserError unless it is above 0: at 0 every gradient would be 0, below 0 its sign would
     flip.
@@ -86,15 +86,15 @@ def norm_limit(max_grad_norm: float | str | None) -> float:
 
 
 def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale the gradients down to a global norm of `max_norm`; the norm before, over all parts of
-    divided ones.
+    """Scale the gradients down to a global norm of `max_norm`; return the norm before, over all
+    parts of divided ones.
     """
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def is_later_rank() -> bool:
-    """Whether this process joins a run that another one began; known before the processes have
-    met.
+    """Tell whether this process joins a run that another one began; known before the processes
+    have met.
     """
     return bool(getattr(rank_zero_only, "rank", 0))

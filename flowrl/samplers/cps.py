@@ -15,36 +15,37 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep
 from flowrl.schedule import Interval
 from flowrl.values.bounds import Share
+from flowrl.values.check import check_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CPS:
-    """noise_level in [0, 1]: 0 is the Euler ODE, 1 replaces all remaining noise by fresh noise."""
+    """Flow-CPS; `noise_level` 0 is the Euler ODE, 1 replaces all remaining noise by fresh noise."""
 
     noise_level: Share
 
     def __post_init__(self) -> None:
-        if not 0 <= self.noise_level <= 1:
-            raise UserError(f"sampler.noise_level={self.noise_level} must be in [0, 1] for CPS")
+        check_fields(self, "sampler")
 
     def std(self, interval: Interval) -> float:
         return interval.sigma_next * math.sin(self.noise_level * math.pi / 2)
 
     def gain(self, interval: Interval) -> float:
-        kept = math.sqrt(max(interval.sigma_next**2 - self.std(interval) ** 2, 0.0))
-        return kept * (1 - interval.sigma) - (1 - interval.sigma_next) * interval.sigma
+        old_noise = self._old_noise(interval)
+        return old_noise * (1 - interval.sigma) - (1 - interval.sigma_next) * interval.sigma
 
     def step(
         self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
     ) -> GaussianStep:
-        std = self.std(interval)
-        kept = math.sqrt(max(interval.sigma_next**2 - std**2, 0.0))
-        # Collected coefficients of (1 - sigma_next) x0_hat + kept eps_hat: two passes over memory
-        # instead of six.
-        return GaussianStep(
-            x * (1 - interval.sigma_next + kept) + velocity * self.gain(interval), std
-        )
+        # Collected coefficients of (1 - sigma_next) x0_hat + old_noise eps_hat: two passes over
+        # memory instead of six.
+        weight = 1 - interval.sigma_next + self._old_noise(interval)
+        return GaussianStep(x * weight + velocity * self.gain(interval), self.std(interval))
+
+    def _old_noise(self, interval: Interval) -> float:
+        """Return the coefficient of eps_hat, the noise that stays."""
+        # Rounding may make the difference negative where all noise is fresh.
+        return math.sqrt(max(interval.sigma_next**2 - self.std(interval) ** 2, 0.0))

@@ -37,13 +37,17 @@ class DPM2(ODE):
     ) -> tuple[Float[Tensor, "B C H W"], History | None]:
         sigma = interval.sigma
         sigma_next = interval.sigma_next
-        estimate = x0_hat = x - sigma * velocity
+        x0_hat = x - sigma * velocity
+        estimate = x0_hat
         if history is not None and history.sigma < 1 and sigma_next > 0:
-            past, now, then = (
-                math.log((1 - value) / value) for value in (history.sigma, sigma, sigma_next)
-            )
-            estimate = x0_hat + (then - now) / (2 * (now - past)) * (x0_hat - history.x0_hat)
-        kept = sigma_next / sigma
-        return kept * x + (1 - sigma_next - kept * (1 - sigma)) * estimate, History(
-            sigma=sigma, x0_hat=x0_hat
-        )
+            h_previous = _log_ratio(sigma) - _log_ratio(history.sigma)
+            h = _log_ratio(sigma_next) - _log_ratio(sigma)
+            estimate = x0_hat + h / (2 * h_previous) * (x0_hat - history.x0_hat)
+        ratio = sigma_next / sigma
+        x_next = ratio * x + (1 - sigma_next - ratio * (1 - sigma)) * estimate
+        return x_next, History(sigma=sigma, x0_hat=x0_hat)
+
+
+def _log_ratio(sigma: float) -> float:
+    """Return lambda, the logarithm of signal over noise."""
+    return math.log((1 - sigma) / sigma)

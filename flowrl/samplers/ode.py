@@ -14,7 +14,7 @@ from flowrl.schedule import Interval
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ODE:
-    """mean = x + v dt, std = 0."""
+    """The Euler step: mean = x + v dt, std = 0."""
 
     def std(self, interval: Interval) -> float:
         return 0.0

@@ -14,7 +14,7 @@ from flowrl.schedule import Interval
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """What a multi-step solver remembers of the step before."""
+    """The memory that a multi-step solver has of the step before."""
 
     sigma: float
     x0_hat: Float[Tensor, "B C H W"]
@@ -31,7 +31,7 @@ class Solver(Protocol):
         interval: Interval,
         history: History | None,
     ) -> tuple[Float[Tensor, "B C H W"], History | None]:
-        """The next state, and what to remember."""
+        """Return the next state, and what to remember."""
         ...
 
 
@@ -40,15 +40,15 @@ class Sampler(Protocol):
     """A frozen rule for one step; `x` and `velocity` are float32 and `velocity = noise - data`."""
 
     def std(self, interval: Interval) -> float:
-        """Standard deviation of the whole step's Gaussian."""
+        """Return the standard deviation of the whole step's Gaussian."""
         ...
 
     def gain(self, interval: Interval) -> float:
-        """d mean / d velocity: how far the mean moves when the velocity does."""
+        """Return d mean / d velocity: how far the mean moves when the velocity does."""
         ...
 
     def step(
         self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
     ) -> GaussianStep:
-        """The distribution of `x_next`."""
+        """Return the distribution of `x_next`."""
         ...

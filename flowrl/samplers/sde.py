@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep
 from flowrl.schedule import Interval
 from flowrl.values.bounds import NoiseLevel
+from flowrl.values.check import check_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +33,12 @@ class FlowSDE:
     noise_level: NoiseLevel
 
     def __post_init__(self) -> None:
-        if self.noise_level < 0:
-            raise UserError(f"sampler.noise_level={self.noise_level} must not be negative")
+        check_fields(self, "sampler")
 
     def diffusion(self, interval: Interval) -> float:
-        """g, the diffusion coefficient (not a standard deviation of the step)."""
-        sigma = interval.sigma
-        return self.noise_level * math.sqrt(
-            sigma / (1 - (interval.sigma_max if sigma == 1 else sigma))
-        )
+        """Return g, the diffusion coefficient (not a standard deviation of the step)."""
+        below_one = interval.sigma_max if interval.sigma == 1 else interval.sigma
+        return self.noise_level * math.sqrt(interval.sigma / (1 - below_one))
 
     def std(self, interval: Interval) -> float:
         return self.diffusion(interval) * math.sqrt(-interval.dt)
@@ -62,8 +59,7 @@ class DanceSDE:
     noise_level: NoiseLevel
 
     def __post_init__(self) -> None:
-        if self.noise_level < 0:
-            raise UserError(f"sampler.noise_level={self.noise_level} must not be negative")
+        check_fields(self, "sampler")
 
     def std(self, interval: Interval) -> float:
         return self.noise_level * math.sqrt(-interval.dt)
@@ -83,8 +79,8 @@ def reverse_sde_step(
     interval: Interval,
     diffusion: float,
 ) -> GaussianStep:
-    """One Euler-Maruyama step of the reverse SDE with diffusion coefficient g; formula at the head
-    of this module.
+    """Compute one Euler-Maruyama step of the reverse SDE with diffusion coefficient g, by the
+    formula at the head of this module.
     """
     drift = diffusion**2 / (2 * interval.sigma)
     mean = x * (1 + drift * interval.dt) + velocity * reverse_sde_gain(interval, diffusion)
@@ -92,5 +88,5 @@ def reverse_sde_step(
 
 
 def reverse_sde_gain(interval: Interval, diffusion: float) -> float:
-    """d mean / d velocity of that step."""
+    """Return d mean / d velocity of that step."""
     return (1 + diffusion**2 / (2 * interval.sigma) * (1 - interval.sigma)) * interval.dt

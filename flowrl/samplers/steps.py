@@ -1,4 +1,4 @@
-"""Which steps of a rollout are stochastic, and therefore trained; the others are ODE steps.
+"""The choice of a rollout's stochastic steps, which are trained; the others are ODE steps.
 
 A choice has `candidates(num_steps)`, the steps it may ever pick, and `draw(num_steps, iteration,
 seed, prompt)`, the picks for the samples of an iteration's `prompt`-th prompt in sampling order.
@@ -13,11 +13,12 @@ from typing import Protocol, runtime_checkable
 
 from flowrl.errors import UserError
 from flowrl.values.bounds import Count, StepNumber, Steps
+from flowrl.values.check import check_fields
 
 
 @runtime_checkable
 class StochasticSteps(Protocol):
-    """See the head of this module."""
+    """A choice of steps, as the head of this module describes it."""
 
     def candidates(self, num_steps: int) -> tuple[int, ...]: ...
 
@@ -49,16 +50,8 @@ class Window:
     advance_every: Count | None
 
     def __post_init__(self) -> None:
-        if not (self.size >= 1 and self.low >= 0 and self.low + self.size <= self.high):
-            raise UserError(
-                f"steps.size={self.size} must be at least 1 and fit into [steps.low={self.low}, "
-                f"steps.high={self.high})"
-            )
-        if self.advance_every is not None and self.advance_every < 1:
-            raise UserError(
-                f"steps.advance_every={self.advance_every} must be at least 1 iteration, or null "
-                "to draw the window"
-            )
+        check_fields(self, "steps")
+        _check_room("size", self.size, self.low, self.high)
 
     def candidates(self, num_steps: int) -> tuple[int, ...]:
         return tuple(range(self.low, max(self._starts()) + self.size))
@@ -72,9 +65,8 @@ class Window:
         return tuple(range(start, start + self.size))
 
     def _starts(self) -> range:
-        return range(
-            self.low, self.high - self.size + 1, 1 if self.advance_every is None else self.size
-        )
+        distance = 1 if self.advance_every is None else self.size
+        return range(self.low, self.high - self.size + 1, distance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +80,8 @@ class Subset:
     high: Steps
 
     def __post_init__(self) -> None:
-        if not (self.count >= 1 and self.low >= 0 and self.low + self.count <= self.high):
-            raise UserError(
-                f"steps.count={self.count} must be at least 1 and fit into "
-                f"[steps.low={self.low}, steps.high={self.high})"
-            )
+        check_fields(self, "steps")
+        _check_room("count", self.count, self.low, self.high)
 
     def candidates(self, num_steps: int) -> tuple[int, ...]:
         return tuple(range(self.low, self.high))
@@ -100,3 +89,9 @@ class Subset:
     def draw(self, num_steps: int, iteration: int, seed: int, prompt: int) -> tuple[int, ...]:
         rng = random.Random(f"steps {seed} {iteration}")
         return tuple(sorted(rng.sample(range(self.low, self.high), self.count)))
+
+
+def _check_room(name: str, number: int, low: int, high: int) -> None:
+    """Raise UserError unless [low, high) holds so many steps."""
+    if low + number > high:
+        raise UserError(f"steps.{name}={number} must fit into [steps.low={low}, steps.high={high})")

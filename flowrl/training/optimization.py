@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.parallel.strategies import clip, synchronised
 from flowrl.training.metric_means import NotFinite, Record
-from flowrl.tuning import lora
 
 if TYPE_CHECKING:
     from flowrl.training.policy import Policy
@@ -32,7 +31,7 @@ def step_weights(policy: Policy, update: Sequence[MicroBatch], record: Record) -
     optimizer = _optimizer(policy)
     optimizer.zero_grad()
     _accumulate_gradients(policy, update, record)
-    parameters = list(lora.parameters(policy.transformer).values())
+    parameters = list(policy.tuning.parameters().values())
     norm = clip(parameters, policy.max_grad_norm)
     if not norm.isfinite():
         raise NotFinite(
@@ -45,7 +44,7 @@ def step_weights(policy: Policy, update: Sequence[MicroBatch], record: Record) -
     with policy.learning.watch(parameters, norm):
         optimizer.step()
     policy.num_optimizer_steps += 1
-    policy.ema.update(lora.parameters(policy.transformer), policy.num_optimizer_steps)
+    policy.ema.update(policy.tuning.parameters(), policy.num_optimizer_steps)
 
 
 def _accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: Record) -> None:

@@ -35,8 +35,8 @@ from flowrl.training.reference import ReferenceModule
 from flowrl.training.reporting import report_iteration
 from flowrl.training.reward import RewardModule
 from flowrl.training.scoring import assign_advantages
-from flowrl.tuning import lora
-from flowrl.tuning.full import Full
+from flowrl.tuning.protocol import Tuning
+from flowrl.tuning.weights import load
 from flowrl.types import Conditioning
 
 
@@ -59,7 +59,7 @@ class Policy(LightningModule):
         self,
         *,
         model: FlowModel,
-        adapter: lora.LoRA | Full,
+        tuning: Tuning,
         reward: RewardModule,
         reference: ReferenceModule,
         algorithm: Algorithm,
@@ -73,7 +73,7 @@ class Policy(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        adapter.attach(model.transformer, seed)
+        self.tuning = tuning
         self.transformer = model.transformer.eval()
         self.algorithm = algorithm
         self.plan = plan
@@ -91,7 +91,7 @@ class Policy(LightningModule):
             algorithm=algorithm,
             velocity=self.velocity,
             reference=reference,
-            transformer=self.transformer,
+            tuning=tuning,
             latent_shape=model.latent_shape,
             group_size=plan.group_size,
             seed=seed,
@@ -100,13 +100,13 @@ class Policy(LightningModule):
         # Past LightningModule's registration: frozen modules stay out of parameters and state.
         self.__dict__.update(model=model, reward=reward, reference=reference)
         self.objective = OBJECTIVES[algorithm.loss.kind](context)
-        ema.start(lora.parameters(self.transformer))
+        ema.start(tuning.parameters())
 
     def configure_model(self) -> None:
         """Divide copies of weights as the strategy divides the weights, before the optimizer."""
-        if not shard(self, self.transformer):
+        if not shard(self, self.transformer, self.tuning.reference):
             return
-        trained = lora.parameters(self.transformer)
+        trained = self.tuning.parameters()
         divided: dict[str, dict[str, Tensor]] = {}
         for kind, copies in self.weights().items():
             divided[kind] = {name: part_of(copy, trained[name]) for name, copy in copies.items()}
@@ -114,7 +114,7 @@ class Policy(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """Make the configured optimizer over the tuned weights alone."""
-        optimizer = self.make_optimizer(list(lora.parameters(self.transformer).values()))
+        optimizer = self.make_optimizer(list(self.tuning.parameters().values()))
         self.rates = [group["lr"] for group in optimizer.param_groups]
         return optimizer
 
@@ -228,14 +228,14 @@ class Policy(LightningModule):
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the sets of weights that a checkpoint needs, by what they are."""
         sets: dict[str, Mapping[str, Tensor]] = {
-            "lora": lora.parameters(self.transformer),
+            "lora": self.tuning.parameters(),
             "ema": self.ema.weights,
         }
         return sets | self.objective.weights()
 
     def load_weights(self, weights: Mapping[str, dict[str, Tensor]]) -> None:
         """Take back what `weights` gave."""
-        lora.load(self.transformer, weights["lora"])
+        load(self.tuning.parameters(), weights["lora"])
         self.ema.weights = weights["ema"]
         self.objective.load_weights(weights)
 

@@ -16,7 +16,7 @@ from flowrl.objectives.micro_batch import Group
 from flowrl.rollout import replay
 from flowrl.samplers.protocol import Sampler
 from flowrl.schedule import Interval
-from flowrl.tuning import lora
+from flowrl.tuning.protocol import Tuning
 from flowrl.types import Conditioning, Trajectory
 
 
@@ -25,16 +25,17 @@ class ReferenceModule(LightningModule):
 
     model: FlowModel
 
-    def __init__(self, *, model: FlowModel, guidance_scale: float) -> None:
+    def __init__(self, *, model: FlowModel, tuning: Tuning, guidance_scale: float) -> None:
         super().__init__()
         self.__dict__["model"] = model  # not a child module: its weights are the policy's
+        self.tuning = tuning
         self.guidance_scale = guidance_scale
 
     @torch.no_grad()
     def velocity(
         self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning
     ) -> Tensor:
-        with lora.at_reference(self.model.transformer):
+        with self.tuning.at_reference():
             return self.model.velocity(x, sigma, conditioning, self.guidance_scale)
 
     def mean(

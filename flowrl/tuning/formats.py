@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,23 @@ from flowrl.tuning import layer_names
 SUFFIX = ".safetensors"
 
 FOLDER = "lora"
+"""The folder that a run exports its LoRA to."""
 WHOLE_FOLDER = "transformer"
+"""The folder that a run exports the whole transformer to, which full fine-tuning trains."""
 START = "start"
-"""Where a run exports to: its LoRA, or the whole transformer that full fine-tuning trains; and
-where it keeps a copy of the LoRA that it began from.
-"""
+"""The folder where a run keeps a copy of the LoRA that it began from."""
 
 WHOLE = "diffusion_pytorch_model"
-"""How the files of a whole transformer begin."""
+"""The beginning of the names of a whole transformer's files."""
 
 AVERAGE = "ema.safetensors"
-"""A checkpoint's average of the trained weights."""
+"""The file of a checkpoint's average of the trained weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoRAFile:
-    """Per layer the matrices A (rank, in) and B (out, rank) and alpha: the layer adds alpha / rank
-    B A x.
+    """The content of a LoRA file: per layer the matrices A (rank, in) and B (out, rank) and alpha;
+    the layer adds alpha / rank B A x.
 
     `num_passed_over` counts the file's tensors that belong to text encoders.
     """
@@ -54,19 +54,20 @@ class LoRAFile:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Each layer's rank."""
+        """Return each layer's rank."""
         return {name: matrix.shape[0] for name, matrix in self.a.items()}
 
     def describe(self) -> str:
-        """Layers, ranks and alphas in words, and what was passed over."""
+        """Return layers, ranks and alphas in words, and what was passed over."""
         ranks = sorted(set(self.ranks.values()))
         alphas = sorted(set(self.alpha.values()))
         text = f"{len(self.a)} layers, rank {_listed(ranks)}, alpha {_listed(alphas)}"
-        passed = (
-            f"; {self.num_passed_over} tensors of text encoders are passed over, since those are "
-            "not trained"
+        if not self.num_passed_over:
+            return text
+        return (
+            f"{text}; {self.num_passed_over} tensors of text encoders are passed over, since those "
+            "are not trained"
         )
-        return text + (passed if self.num_passed_over else "")
 
 
 def _listed(values: list[Any]) -> str:
@@ -74,13 +75,13 @@ def _listed(values: list[Any]) -> str:
 
 
 def whole_files(folder: Path) -> list[Path]:
-    """The files of a whole transformer in a folder, if that is what it holds."""
+    """Return the files of a whole transformer in a folder, if that is what it holds."""
     return sorted(folder.glob(f"{WHOLE}*{SUFFIX}"))
 
 
 def find(source: Path) -> Path:
-    """The file of a LoRA: itself, the one in a folder, or of a run its export, else the average of
-    its newest whole checkpoint.
+    """Find the file of a LoRA: itself, the one in a folder, or of a run its export, else the
+    average of its newest whole checkpoint.
 
     Raises UserError where there is none, several, or the weights of a whole transformer.
     """
@@ -92,16 +93,9 @@ def find(source: Path) -> Path:
             "folder"
         )
     for folder in (source / FOLDER, source):
-        if whole_files(folder) or whole_files(folder / WHOLE_FOLDER):
-            raise UserError(
-                f"{source} holds a whole transformer, as full fine-tuning trains it, and no LoRA"
-            )
-        known = [folder / name for name in layer_names.NAMES.values() if (folder / name).is_file()]
-        files = known or sorted(folder.glob(f"*{SUFFIX}"))
-        if len(files) > 1:
-            raise UserError(f"{folder}: {len(files)} LoRA files in this folder; give one by name")
-        if files:
-            return files[0]
+        file = _only_file(folder, source)
+        if file is not None:
+            return file
     if newest := checkpoint.find_newest(source / CHECKPOINTS, [Path(AVERAGE).stem]):
         return newest / AVERAGE
     raise UserError(
@@ -109,8 +103,23 @@ def find(source: Path) -> Path:
     )
 
 
+def _only_file(folder: Path, source: Path) -> Path | None:
+    """Return the only LoRA file of a folder, None where it has none. Raises UserError where it
+    holds several, or a whole transformer, and then names the `source` that was asked for.
+    """
+    if whole_files(folder) or whole_files(folder / WHOLE_FOLDER):
+        raise UserError(
+            f"{source} holds a whole transformer, as full fine-tuning trains it, and no LoRA"
+        )
+    known_files = [folder / name for name in layer_names.NAMES.values()]
+    files = [file for file in known_files if file.is_file()] or sorted(folder.glob(f"*{SUFFIX}"))
+    if len(files) > 1:
+        raise UserError(f"{folder}: {len(files)} LoRA files in this folder; give one by name")
+    return files[0] if files else None
+
+
 def read(path: Path) -> LoRAFile:
-    """The LoRA of a file or folder, as `find` takes it, in float32.
+    """Read the LoRA of a file or folder, as `find` takes it, in float32.
 
     Alpha is each layer's own tensor, or what peft's configuration says in the file or beside it, or
     of a checkpoint what its run says; a file that was written for others and tells none means the
@@ -119,41 +128,63 @@ def read(path: Path) -> LoRAFile:
     """
     file = find(path)
     tensors, config = _open(file)
-    kept = {key: tensor for key, tensor in tensors.items() if not layer_names.is_text_encoders(key)}
-    if tensors and not kept:
+    trained = {
+        key: tensor for key, tensor in tensors.items() if not layer_names.is_text_encoders(key)
+    }
+    if tensors and not trained:
         raise UserError(
             f"{file} holds a LoRA of text encoders alone, which are not trained; it has no other "
             "layers"
         )
-    layer_names.refuse_kinds(kept, file)
+    layer_names.refuse_kinds(trained, file)
     layer_names.refuse_settings(config, file)
-    matrices: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
-    alphas: dict[str, float] = {}
-    adapters: set[str] = set()
-    for key, tensor in kept.items():
+    contents = _Contents()
+    for key, tensor in trained.items():
+        contents.add(key, tensor, file)
+    _check_matrices(contents.a, contents.b, contents.alpha, file)
+    is_checkpoint = contents.adapters != {""}
+    alpha = _alphas(contents.a, contents.alpha, config, file, is_checkpoint)
+    return LoRAFile(contents.a, contents.b, alpha, len(tensors) - len(trained))
+
+
+@dataclass(slots=True)
+class _Contents:
+    """The tensors of a file by layer, as its keys name them, and the names of its adapters."""
+
+    a: dict[str, Tensor] = field(default_factory=dict)
+    b: dict[str, Tensor] = field(default_factory=dict)
+    alpha: dict[str, float] = field(default_factory=dict)
+    adapters: set[str] = field(default_factory=set)
+
+    def add(self, key: str, tensor: Tensor, file: Path) -> None:
+        """Take in one tensor. Raises UserError where it holds no numbers or is no LoRA weight."""
         if not (tensor.is_floating_point() and tensor.isfinite().all()):
             raise UserError(
                 f"{file}: {key!r} holds values that are not finite numbers; export the LoRA again"
             )
-        if parsed := layer_names.matrix_of(key):
-            layer, matrix, adapter = parsed
-            adapters.add(adapter)
-            if layer in matrices[matrix]:
-                raise UserError(f"{file} holds {layer!r} twice; give a file of one LoRA")
-            matrices[matrix][layer] = tensor.float()
-        elif (alpha_layer := layer_names.alpha_of(key)) and tensor.numel() == 1:
-            alphas[alpha_layer] = float(tensor)
+        matrix = layer_names.matrix_of(key)
+        alpha_layer = layer_names.alpha_of(key)
+        if matrix is not None:
+            self._add_matrix(*matrix, tensor, file)
+        elif alpha_layer is not None and tensor.numel() == 1:
+            self.alpha[alpha_layer] = float(tensor)
         else:
             raise UserError(
                 f"{file}: {key!r} is no LoRA weight; give a file of lora_A and lora_B matrices"
             )
-    _check_matrices(matrices["A"], matrices["B"], alphas, file)
-    scale = _alphas(matrices["A"], alphas, config, file, is_checkpoint=adapters != {""})
-    return LoRAFile(matrices["A"], matrices["B"], scale, len(tensors) - len(kept))
+
+    def _add_matrix(
+        self, layer: str, matrix: str, adapter: str, tensor: Tensor, file: Path
+    ) -> None:
+        self.adapters.add(adapter)
+        matrices = self.a if matrix == "A" else self.b
+        if layer in matrices:
+            raise UserError(f"{file} holds {layer!r} twice; give a file of one LoRA")
+        matrices[layer] = tensor.float()
 
 
 def _open(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file and peft's configuration in its metadata or beside it."""
+    """Return the tensors of a file, and peft's configuration in its metadata or beside it."""
     if file.suffix != SUFFIX:
         raise UserError(
             f"{file}: a LoRA is read from {SUFFIX} files alone, since others can run code; convert "
@@ -217,8 +248,8 @@ def _alphas(
     file: Path,
     is_checkpoint: bool,
 ) -> dict[str, float]:
-    """Every layer's alpha. Raises UserError where two places disagree, and where a checkpoint's is
-    not known.
+    """Return every layer's alpha. Raises UserError where two places disagree, and where a
+    checkpoint's is not known.
     """
     if config.get("lora_alpha") is not None:
         told = {
@@ -238,8 +269,8 @@ def _alphas(
 
 
 def _alphas_of_run(a: Mapping[str, Tensor], file: Path) -> dict[str, float]:
-    """The alphas of a checkpoint's weights: those of the LoRA that its run began from, or the
-    configured one.
+    """Return the alphas of a checkpoint's weights: those of the LoRA that its run began from, or
+    the configured one.
     """
     run = file.parent.parent.parent
     if (run / START).is_dir():
@@ -248,36 +279,39 @@ def _alphas_of_run(a: Mapping[str, Tensor], file: Path) -> dict[str, float]:
             return dict(start)
     config = run / CONFIG
     remedy = "python scripts/export_lora.py RUN exports a run's"
+    settings = read_yaml(config, remedy) if config.is_file() else {}
     try:
-        return dict.fromkeys(
-            a, float((read_yaml(config, remedy) if config.is_file() else {})["lora"]["alpha"])
-        )
+        return dict.fromkeys(a, float(settings["lora"]["alpha"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} does not tell its alpha, as checkpoints do not, nor does {config}; {remedy}"
         ) from error
 
 
-def check(given: LoRAFile, transformer: nn.Module, path: Path) -> None:
+def linear_layers(transformer: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear layers of a transformer by name."""
+    modules = transformer.named_modules()
+    return {name: module for name, module in modules if isinstance(module, nn.Linear)}
+
+
+def check(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> None:
     """Raise UserError unless every layer of the file is a linear layer of the transformer, of the
     same shape.
     """
-    linear = {
-        name: module
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear)
+    linear = linear_layers(transformer)
+    shapes = {
+        name: (lora_file.b[name].shape[0], matrix.shape[1]) for name, matrix in lora_file.a.items()
     }
-    shapes = {name: (given.b[name].shape[0], given.a[name].shape[1]) for name in given.a}
-    odd = [
+    misfits = [
         name
         for name, shape in shapes.items()
         if name not in linear or tuple(linear[name].weight.shape) != shape
     ]
-    if odd:
+    if misfits:
         kind = type(transformer).__name__
-        many = "none" if len(odd) == len(shapes) else f"only {len(shapes) - len(odd)}"
+        num_fitting = len(shapes) - len(misfits)
+        count = f"only {num_fitting}" if num_fitting else "none"
         raise UserError(
-            f"{path}: {many} of its {len(shapes)} layers fit this {kind} (the first that does not: "
-            f"{odd[0]!r}); it is "
-            "a LoRA of another architecture"
+            f"{path}: {count} of its {len(shapes)} layers fit this {kind} (the first that does "
+            f"not: {misfits[0]!r}); it is a LoRA of another architecture"
         )

@@ -4,16 +4,22 @@ the reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
+from flowrl.models.weights import first_not_finite
+from flowrl.parallel import sharding
+from flowrl.tuning import formats
+from flowrl.tuning.weights import check_shapes, in_place_of_trained, load
 from flowrl.values.bounds import Text
-
-_START = "_flowrl_start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +29,7 @@ class Full:
     """
 
     dtype: Text
+    can_be_divided: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.dtype != "float32":
@@ -32,46 +39,106 @@ class Full:
                 f"{self.dtype} weights; set model.dtype=float32"
             )
 
-    def attach(self, transformer: nn.Module, seed: int) -> None:
-        """Nothing is drawn, so `seed` has no effect. Keeps a copy of every weight.
+    def check_layers(self, transformer: nn.Module) -> None:
+        """Ask for nothing: every transformer has weights."""
+
+    def attach(self, transformer: nn.Module, seed: int) -> AllWeights:
+        """Make every weight trainable and keep a copy of it; nothing is drawn, so `seed` has no
+        effect.
 
         Raises UserError for weights that are not float32, whatever the configuration says they are.
         """
-        if odd := {str(weight.dtype) for weight in transformer.parameters()} - {"torch.float32"}:
-            raise UserError(
-                f"tuning=full with weights in {', '.join(sorted(odd))}; set model.dtype=float32"
-            )
-        keep_start(transformer.requires_grad_(True))
+        dtypes = {str(weight.dtype) for weight in transformer.parameters()}
+        if dtypes != {"torch.float32"}:
+            others = ", ".join(sorted(dtypes - {"torch.float32"}))
+            raise UserError(f"tuning=full with weights in {others}; set model.dtype=float32")
+        return AllWeights(transformer.requires_grad_(True))
 
 
-def keep_start(transformer: nn.Module) -> None:
-    """Remember every weight as it is: from now on all of them count as trained, and these as the
-    base.
+class AllWeights:
+    """All weights of a transformer, which count as trained from now on, beside a copy of what they
+    are now: the reference.
     """
-    start = {name: value.detach().clone() for name, value in transformer.named_parameters()}
-    transformer.__dict__[_START] = start  # a plain attribute: no part of the module's state
+
+    folder_name: ClassVar[str] = formats.WHOLE_FOLDER
+    reference: dict[str, Tensor] | None
+
+    def __init__(self, transformer: nn.Module) -> None:
+        self.transformer = transformer
+        self.reference = {
+            name: value.detach().clone() for name, value in transformer.named_parameters()
+        }
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.transformer.named_parameters())
+
+    def at_reference(self) -> AbstractContextManager[None]:
+        """Run the model as it was before training."""
+        assert self.reference is not None
+        return in_place_of_trained(self.transformer, self.parameters(), self.reference)
+
+    def save(self, pipeline: Any, folder: Path) -> None:
+        """Write the whole transformer, for its class's `from_pretrained`."""
+        if sharding.is_divided(self.transformer):
+            sharding.save(self.transformer, folder)
+        else:
+            self.transformer.save_pretrained(folder)  # type: ignore[operator]  # by diffusers
 
 
-def start_of(transformer: nn.Module) -> dict[str, Tensor] | None:
-    """The weights before training by name; None where the transformer is not fully trained."""
-    start: dict[str, Tensor] | None = transformer.__dict__.get(_START)
-    return start
-
-
-@contextmanager
-def at_start(transformer: nn.Module, start: dict[str, Tensor]) -> Iterator[None]:
-    """Run with the weights of `start`, by name. Both sets stay in place: only what parameters point
-    at changes.
-
-    Nothing may be backpropagated meanwhile; graphs built before or after are unaffected.
+def load_files(transformer: nn.Module, paths: Sequence[Path]) -> None:
+    """Load what some files hold together: a checkpoint's average of all weights, or a whole
+    transformer as `save` exports it.
     """
-    parameters = dict(transformer.named_parameters())
-    trained = {name: parameters[name].data for name in start}
-    for name in start:
-        start[name] = start[name].to(parameters[name].device)  # once: afterwards it is there
-        parameters[name].data = start[name]
+    constants = dict(transformer.named_buffers())  # exported with the weights, and never trained
+    weights: dict[str, Tensor] = {}
+    for path in paths:
+        weights |= load_file(path)
+    trained = {name: value for name, value in weights.items() if name not in constants}
+    load(dict(transformer.named_parameters()), trained)
+
+
+def attach_whole(transformer: nn.Module, folder: Path) -> AllWeights:
+    """Take the weights that full fine-tuning exported, in the transformer's dtype; `at_reference`
+    gives the base again.
+
+    Raises UserError where there are none, and where they are damaged or another architecture's.
+    """
+    files = formats.whole_files(folder)
+    if not files:
+        name = formats.WHOLE_FOLDER
+        raise UserError(
+            f"{folder}: no transformer there; give the {name}/ folder of a run with tuning=full"
+        )
+    tuning = AllWeights(transformer)
     try:
-        yield
-    finally:
-        for name, value in trained.items():
-            parameters[name].data = value
+        load_files(transformer, files)
+    except (ValueError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: the weights do not fit this {type(transformer).__name__} ({error})"
+        ) from error
+    if bad := first_not_finite(tuning.parameters()):
+        raise UserError(
+            f"{folder}: its weight {bad!r} holds NaN or infinity; export an earlier checkpoint"
+        )
+    return tuning
+
+
+def check_whole(transformer: nn.Module, paths: Sequence[Path]) -> None:
+    """Raise UserError unless some files together hold every weight of the transformer; only their
+    heads are read.
+    """
+    constants = dict(transformer.named_buffers())
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is damaged ({error}); export it again") from error
+    trained = {name: shape for name, shape in shapes.items() if name not in constants}
+    try:
+        check_shapes(dict(transformer.named_parameters()), trained)
+    except UserError as error:
+        raise UserError(
+            f"{paths[0]}: the weights do not fit this {type(transformer).__name__} ({error})"
+        ) from error

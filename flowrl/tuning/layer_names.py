@@ -1,5 +1,5 @@
-"""How LoRA files name their tensors and tell their scale: what is read, what is passed over, and
-what is refused.
+"""The names that LoRA files give their tensors, and how they tell their scale: what is read, what
+is passed over, and what is refused.
 
 Everything that is refused has a name of its own, so that the reason is the true one: most of what
 cannot be read here would otherwise look like a LoRA of another architecture.
@@ -31,7 +31,7 @@ tensor each.
 """
 
 METADATA = "lora_adapter_metadata"
-"""Under which diffusers keeps peft's configuration in a file."""
+"""The key under which diffusers keeps peft's configuration in a file."""
 
 _PREFIX = r"(?:(?:transformer|base_model\.model|diffusion_model)\.)?"
 _MATRIX = re.compile(
@@ -75,15 +75,17 @@ _SETTINGS = {
     "use_bdlora": "BD-LoRA",
 }
 _INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Of peft's initialisations those that change the base, which must then be changed alike."""
+"""Those initialisations of peft's that change the base, which must then be changed alike."""
 
 
 def refuse_kinds(keys: Iterable[str], file: object) -> None:
     """Raise UserError, by its name, for what other programs write and is not read here."""
     keys = sorted(keys)
     for name, pattern, remedy in KINDS:
-        if odd := next((key for key in keys if pattern.search(key)), None):
-            raise UserError(f"{file} holds {name} ({odd!r}), which is not read here; {remedy}")
+        telling_keys = [key for key in keys if pattern.search(key)]
+        if telling_keys:
+            telling = f"{name} ({telling_keys[0]!r})"
+            raise UserError(f"{file} holds {telling}, which is not read here; {remedy}")
 
 
 def refuse_settings(config: Mapping[str, Any], file: object) -> None:
@@ -110,13 +112,13 @@ def refuse_settings(config: Mapping[str, Any], file: object) -> None:
 
 
 def is_text_encoders(key: str) -> bool:
-    """Whether a key belongs to a text encoder, which is never trained here."""
+    """Tell whether a key belongs to a text encoder, which is never trained here."""
     return _TEXT.match(key) is not None
 
 
 def matrix_of(key: str) -> tuple[str, str, str] | None:
-    """The layer, the matrix (`A` or `B`) and the adapter (empty where none is named) of a key; None
-    of another's.
+    """Return the layer, the matrix (`A` or `B`) and the adapter (empty where none is named) of a
+    key; None where it is no matrix's.
     """
     match = _MATRIX.fullmatch(key)
     if match is None:
@@ -126,16 +128,16 @@ def matrix_of(key: str) -> tuple[str, str, str] | None:
 
 
 def alpha_of(key: str) -> str | None:
-    """The layer whose alpha a key holds; None for any other key."""
+    """Return the layer whose alpha a key holds; None for any other key."""
     match = _ALPHA.fullmatch(key)
     return match["layer"] if match else None
 
 
 def alpha_by_settings(config: Mapping[str, Any], layer: str, rank: int, file: object) -> float:
-    """A layer's alpha as peft's configuration tells it, by pattern and by rank-stabilised scaling
-    (alpha / sqrt(rank)).
+    """Return a layer's alpha as peft's configuration tells it, by pattern and by rank-stabilised
+    scaling (alpha / sqrt(rank)).
 
-    Returned so that alpha / rank is the layer's scale in every case.
+    With the alpha that is returned, alpha / rank is the layer's scale in every case.
     """
     patterns: Mapping[str, Any] = config.get("alpha_pattern") or {}
     alpha = patterns.get(get_pattern_key(list(patterns), layer), config["lora_alpha"])

@@ -32,14 +32,14 @@ def _is_pattern(text: str) -> bool:
 
 
 def is_folder_name(name: str) -> bool:
-    """Whether a name may be part of a folder's name without leading elsewhere."""
+    """Tell whether a name may be part of a folder's name without leading elsewhere."""
     return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0\n")
 
 
 Count = Annotated[int, Ge(1), Le(10**9)]
 Natural = Annotated[int, Ge(0), Le(10**9)]
 Seed = Annotated[int, Ge(0), Lt(2**63)]
-"""What NumPy's and PyTorch's generators both take."""
+"""Seeds that NumPy's and PyTorch's generators both take."""
 
 Bytes = Annotated[int, Ge(1), Le(2**40)]
 Prompts = Annotated[int, Ge(1), Le(1_000_000)]
@@ -53,7 +53,7 @@ Steps = Annotated[int, Ge(1), Le(1000)]
 
 StepNumber = Annotated[int, Ge(0), Lt(1000)]
 Tokens = Annotated[int, Ge(1), Le(262144)]
-"""Of an image of 8,192 pixels a side in patches of 16."""
+"""Tokens of an image: one of 8,192 pixels a side, in patches of 16, has the most."""
 
 Rank = Annotated[int, Ge(1), Le(16384)]
 """No layer of the base models is wider; the launch also compares with the layers themselves."""

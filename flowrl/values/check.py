@@ -66,8 +66,10 @@ def check_value(key: str, value: Any, hint: Any) -> None:
 
 
 def _as_lists(value: Any) -> Any:
-    """A configuration holds lists where code may hand over tuples."""
-    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
+    """Return a value with lists in place of tuples, as a configuration holds them."""
+    if not isinstance(value, tuple):
+        return value
+    return [_as_lists(item) for item in value]
 
 
 @functools.cache

@@ -26,16 +26,15 @@ OBVIOUS = 10_000
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is one of the hint, without any conversion but that of whole numbers to
-    floats.
+    """Tell whether a plain value is one of the hint, without any conversion but that of whole
+    numbers to floats.
     """
     base, _ = unwrap(hint)
-    if get_origin(base) in (Union, types.UnionType):
+    if _is_union(base):
         return any(fits(value, kind) for kind in get_args(base))
     if get_origin(base) is Literal:
-        return any(
-            value == word and type(value) is type(word) for word in get_args(base)
-        )  # 0 is not false
+        # Types are compared too, since 0 is not false.
+        return (type(value), value) in [(type(word), word) for word in get_args(base)]
     if inspect.isclass(base) and get_origin(base) is None and base not in PLAIN:
         return False  # an object, which only a node with a target can make
     adapter = _adapter(hint)
@@ -50,7 +49,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 @cache
 def _adapter(hint: Any) -> Any:
-    """Pydantic's check of a hint; None where it has none, as for a type variable of another
+    """Return pydantic's check of a hint; None where it has none, as for a type variable of another
     library's.
     """
     try:
@@ -60,31 +59,43 @@ def _adapter(hint: Any) -> Any:
 
 
 def describe(hint: Any, value: Any = None) -> str:
-    """A hint in words, as they follow "must be": "a whole number of at least 1".
+    """Return a hint in words, as they follow "must be": "a whole number of at least 1".
 
     Upper bounds that guard against slips alone are left out, unless the `value` breaks them.
     """
     base, bounds = unwrap(hint)
-    for bound in reversed(bounds):  # the outermost first
-        if isinstance(bound, Told):
-            return bound.text
-    origin = get_origin(base)
-    if origin in (Union, types.UnionType):
+    told = [bound.text for bound in bounds if isinstance(bound, Told)]
+    if told:
+        return told[-1]  # the outermost
+    if _is_union(base):
         kinds = sorted(get_args(base), key=lambda kind: kind is not type(None))
         return " or ".join(describe(kind, value) for kind in kinds)
-    if origin is Literal:
+    if get_origin(base) is Literal:
         return _listed([show(word) for word in get_args(base)])
-    if origin is not None and issubclass(origin, Mapping):
-        return f"names with values, each of them {describe(get_args(base)[1])}"
-    if origin is not None and issubclass(origin, Sequence) and get_args(base):
-        return f"a list, each of its entries {describe(get_args(base)[0])}"
-    if base in (int, float):
-        return _number("whole number" if base is int else "number", bounds, value)
-    return _KINDS.get(base, "a node with a _target_")
+    if base in _NUMBERS:
+        return _number(_NUMBERS[base], bounds, value)
+    return _collection(base) or _KINDS.get(base, "a node with a _target_")
+
+
+def _collection(base: Any) -> str | None:
+    """Describe what a mapping or a list of known entries holds; None for any other hint."""
+    origin = get_origin(base)
+    entries = get_args(base)
+    if origin is None or not entries:
+        return None
+    if issubclass(origin, Mapping):
+        return f"names with values, each of them {describe(entries[1])}"
+    if issubclass(origin, Sequence):
+        return f"a list, each of its entries {describe(entries[0])}"
+    return None
+
+
+def _is_union(base: Any) -> bool:
+    return get_origin(base) in (Union, types.UnionType)
 
 
 def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A hint without its annotations, and these."""
+    """Return a hint without its annotations, and these."""
     if get_origin(hint) is Annotated:
         base, *bounds = get_args(hint)
         return base, tuple(bounds)
@@ -92,27 +103,32 @@ def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _number(kind: str, bounds: Sequence[Any], value: Any) -> str:
-    is_finite = any(
-        isinstance(bound, Predicate) and bound.func is math.isfinite for bound in bounds
-    )
-    words = [f"a finite {kind}" if is_finite else f"a {kind}"]
-    signs = []
-    for bound in bounds:
-        if isinstance(bound, Ge):
-            signs.append(f"of at least {bound.ge}")
-        elif isinstance(bound, Gt):
-            signs.append(f"above {bound.gt}")
-        elif isinstance(bound, Le) and _matters(bound.le, value):
-            signs.append(f"at most {bound.le}")
-        elif isinstance(bound, Lt) and _matters(bound.lt, value):
-            signs.append(f"below {bound.lt}")
-    return " ".join([*words, " and ".join(signs)]).strip()
+    article = "a finite" if Predicate(math.isfinite) in bounds else "a"
+    limits = [_limit(bound, value) for bound in bounds]
+    words = " and ".join(filter(None, limits))
+    return f"{article} {kind} {words}".strip()
 
 
-def _matters(bound: Any, value: Any) -> bool:
-    return bound < OBVIOUS or (isinstance(value, int | float) and value >= bound)
+def _limit(bound: Any, value: Any) -> str | None:
+    """Return one bound of a number in words; None where it is none, or not worth telling."""
+    match bound:
+        case Ge(ge=least):
+            return f"of at least {least}"
+        case Gt(gt=least):
+            return f"above {least}"
+        case Le(le=most) if _matters(most, value):
+            return f"at most {most}"
+        case Lt(lt=most) if _matters(most, value):
+            return f"below {most}"
+    return None
 
 
+def _matters(most: Any, value: Any) -> bool:
+    """Tell whether an upper bound says more than that there is one, or is what the value breaks."""
+    return most < OBVIOUS or (isinstance(value, int | float) and value >= most)
+
+
+_NUMBERS: dict[Any, str] = {int: "whole number", float: "number"}
 _KINDS: dict[Any, str] = {
     bool: "true or false",
     str: "text that is not empty",
@@ -128,7 +144,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as the command line has it, in one line, its end left out where it is long."""
+    """Return a value as the command line has it, in one line, its end left out where it is long."""
     if isinstance(value, bool):
         text = str(value).lower()
     elif value is None:
@@ -136,7 +152,8 @@ def show(value: Any) -> str:
     elif isinstance(value, str):
         text = " ".join(value.split()) or "''"
     elif isinstance(value, Mapping):
-        text = f"{{{', '.join(f'{key}: {show(item)}' for key, item in value.items())}}}"
+        items = [f"{key}: {show(item)}" for key, item in value.items()]
+        text = f"{{{', '.join(items)}}}"
     elif isinstance(value, Sequence):
         text = f"[{', '.join(map(show, value))}]"
     else:
@@ -145,7 +162,7 @@ def show(value: Any) -> str:
 
 
 def nearest(key: str, value: Any, hint: Any) -> str:
-    """The nearest right form of a wrong value, as the end of a message; empty where none is
+    """Return the nearest right form of a wrong value, as the end of a message; empty where none is
     near.
     """
     for other in _forms(value, hint):
@@ -157,8 +174,8 @@ def nearest(key: str, value: Any, hint: Any) -> str:
 
 
 def meant(word: str, names: Iterable[str]) -> str:
-    """The nearest of some names to a misspelt one, as words for a message; empty where none is
-    near.
+    """Return the nearest of some names to a misspelt one, as words for a message; empty where none
+    is near.
     """
     close = difflib.get_close_matches(word, sorted(names), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
@@ -168,30 +185,44 @@ _SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
 
 
 def _forms(value: Any, hint: Any) -> Iterable[Any]:
-    """Other values that were perhaps meant."""
-    if isinstance(value, float) and value.is_integer():
-        yield int(value)
+    """Yield other values that were perhaps meant."""
     if isinstance(value, str):
-        if re.fullmatch(r"-?\d+", value):
-            yield int(value)
-        elif re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", value, re.IGNORECASE) and value.count(".") < 2:
-            yield float(value)
-        if value.lower() in _SWITCHES:
-            yield _SWITCHES[value.lower()]
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        yield str(value)
-    # A wrong word is no list where a single word would be right.
-    if (
-        value is not None
-        and not isinstance(value, list | dict)
-        and not (isinstance(value, str) and _takes_text(hint))
-    ):
+        yield from _readings(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield from _spellings(value)
+    if _may_be_entry(value, hint):
         yield [value]
+
+
+def _readings(word: str) -> Iterable[Any]:
+    """Yield the number or the switch that a word spells."""
+    if re.fullmatch(r"-?\d+", word):
+        yield int(word)
+    elif re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", word, re.IGNORECASE) and word.count(".") < 2:
+        yield float(word)
+    if word.lower() in _SWITCHES:
+        yield _SWITCHES[word.lower()]
+
+
+def _spellings(number: float) -> Iterable[Any]:
+    """Yield a number as a whole one, where it is, and as text."""
+    if isinstance(number, float) and number.is_integer():
+        yield int(number)
+    if math.isfinite(number):
+        yield str(number)
+
+
+def _may_be_entry(value: Any, hint: Any) -> bool:
+    """Tell whether a list of the value alone may be meant."""
+    if value is None or isinstance(value, list | dict):
+        return False
+    # A wrong word is no list where a single word would be right.
+    return not (isinstance(value, str) and _takes_text(hint))
 
 
 def _takes_text(hint: Any) -> bool:
     base, _ = unwrap(hint)
-    if get_origin(base) in (Union, types.UnionType):
+    if _is_union(base):
         return any(_takes_text(kind) for kind in get_args(base))
     return base is str
 
@@ -201,10 +232,10 @@ def _quoted(value: Any) -> str:
 
 
 def _words(hint: Any) -> list[str]:
-    """The words that a hint allows."""
+    """Return the words that a hint allows."""
     base, _ = unwrap(hint)
     if get_origin(base) is Literal:
         return [word for word in get_args(base) if isinstance(word, str)]
-    if get_origin(base) in (Union, types.UnionType):
+    if _is_union(base):
         return [word for kind in get_args(base) for word in _words(kind)]
     return []

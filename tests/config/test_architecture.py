@@ -42,9 +42,9 @@ ROOMS = {
     "images": ("errors", "numpy", "PIL"),
     "prompts": ("errors", "shapes", "types", "values", "numpy"),
     "runs": ("errors", "parallel", "types", "yaml", *LEARNING),
-    "models": ("errors", "tuning", "types", "values", *LEARNING),
+    "models": ("errors", "types", "values", *LEARNING),
     "tuning": ("errors", "models.weights", "parallel", "runs", "values", *LEARNING),
-    "parallel": ("errors", "tuning", "values", "lightning"),
+    "parallel": ("errors", "values", "lightning"),
     "rewards": (
         *(
             "advantages",

@@ -16,7 +16,6 @@ from flowrl.evaluation.subjects import Subject
 from flowrl.launch.compose import register_resolvers
 from flowrl.launch.resume import write_config
 from flowrl.runs.files import SOURCE
-from flowrl.tuning import lora
 from flowrl.types import Prompt
 
 
@@ -243,7 +242,7 @@ def test_full_fine_tuning_is_loaded_whole(script, saved):
     with torch.no_grad():
         for parameter in policy.transformer.parameters():
             parameter.add_(0.5)
-    policy.model.save_lora(run.path / lora.folder_name(policy.transformer))
+    policy.tuning.save(policy.model.pipeline, run.path / policy.tuning.folder_name)
     common = script.configure([run], [], None)
     alone = Subject("alone", run.path / "transformer")
     base = Subject("base", None)
@@ -257,7 +256,5 @@ def test_full_fine_tuning_is_loaded_whole(script, saved):
     ]
     fresh, _, _ = make("tuning=full")
     alone.load_into(fresh)
-    own = lora.parameters(policy.transformer)
-    assert all(
-        torch.equal(value, own[name]) for name, value in lora.parameters(fresh.transformer).items()
-    )
+    own = policy.tuning.parameters()
+    assert all(torch.equal(value, own[name]) for name, value in fresh.tuning.parameters().items())

@@ -9,8 +9,6 @@ from runs import awake, fit, make
 from tiny import FAMILIES
 from torch import _dynamo, nn
 
-from flowrl.tuning import lora
-
 # Dynamo looks at the gradient of tensors that are no leaves, and hides the warning from all but
 # this suite.
 traced = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -62,7 +60,7 @@ def gradients(policy, part):
             drift, float((step.mean.detach() - part.trajectory.old_mean[:, index]).abs().max())
         )
         step.mean.square().mean().backward()
-    own = lora.parameters(policy.transformer)
+    own = policy.tuning.parameters()
     return {key: p.grad.clone() for key, p in own.items() if p.grad is not None}, drift
 
 
@@ -78,7 +76,7 @@ def check_compiled(name, make_policy, tolerance):
     """
     plain, data = make_policy(name)
     compiled, _ = make_policy(name, "backend.compile=true")
-    assert lora.parameters(compiled.transformer).keys() == lora.parameters(plain.transformer).keys()
+    assert compiled.tuning.parameters().keys() == plain.tuning.parameters().keys()
     wanted = plain.sample(data.iterations[0], range(8))
     part = compiled.sample(data.iterations[0], range(8))
     x, x_wanted = part.trajectory.x_next, wanted.trajectory.x_next
@@ -138,11 +136,9 @@ def test_a_compiled_run_trains(make_policy, eager_compiler):
         policy, data = make_policy(
             "sd3", "backend.compile=true", CHECKPOINTED, "penalty=kl", "debug=smoke"
         )
-        before = {key: p.detach().clone() for key, p in lora.parameters(policy.transformer).items()}
+        before = {key: p.detach().clone() for key, p in policy.tuning.parameters().items()}
         fit(policy, data)
-    assert any(
-        not torch.equal(before[key], p) for key, p in lora.parameters(policy.transformer).items()
-    )
+    assert any(not torch.equal(before[key], p) for key, p in policy.tuning.parameters().items())
 
 
 @pytest.mark.parametrize("name", ["flux1", "flux2_klein"])

@@ -12,8 +12,9 @@ from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
 from flowrl.launch.errors import explain
 from flowrl.models.sd3 import SD3
-from flowrl.tuning import formats, lora
-from flowrl.tuning.full import Full
+from flowrl.tuning import formats
+from flowrl.tuning.full import Full, attach_whole
+from flowrl.tuning.weights import swapped
 
 
 def shapes_model():
@@ -45,7 +46,7 @@ def test_all_weights_move_and_the_reference_stays(tmp_path):
     )
     policy, data, _ = make(*settings)
     before = {name: value.detach().clone() for name, value in policy.transformer.named_parameters()}
-    assert lora.parameters(policy.transformer).keys() == before.keys()
+    assert policy.tuning.parameters().keys() == before.keys()
     batch = data.iterations[0]
     part = policy.sample(batch, range(4))
     x, conditioning = part.trajectory.x0, part.group.conditioning
@@ -73,12 +74,12 @@ def test_all_weights_move_and_the_reference_stays(tmp_path):
     )
 
     fresh = shapes_model()
-    lora.attach_whole(fresh.transformer, tmp_path / "transformer")
-    with lora.swapped(policy.transformer, policy.ema.weights):
+    tuning = attach_whole(fresh.transformer, tmp_path / "transformer")
+    with swapped(policy.tuning.parameters(), policy.ema.weights):
         trained = policy.velocity(x, 0.5, conditioning)
     with torch.no_grad():
         assert torch.equal(fresh.velocity(x, 0.5, conditioning, 1.0), trained)
-        with lora.at_reference(fresh.transformer):
+        with tuning.at_reference():
             assert torch.equal(fresh.velocity(x, 0.5, conditioning, 1.0), base)
 
 
@@ -106,16 +107,16 @@ def test_a_whole_transformer_of_no_numbers_is_refused(tmp_path):
     weights["proj_out.bias"][1] = torch.nan
     save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
     with pytest.raises(ValueError, match=r"its weight 'proj_out.bias' holds NaN or infinity"):
-        lora.attach_whole(transformer, tmp_path)
+        attach_whole(transformer, tmp_path)
 
 
 def test_weights_of_another_network_are_named(tmp_path):
     """Mutation: take what fits, or go on with the base where there is nothing."""
     transformer = shapes_model().transformer
     with pytest.raises(ValueError, match="no transformer there"):
-        lora.attach_whole(transformer, tmp_path)
+        attach_whole(transformer, tmp_path)
     save_file({"proj_out.bias": torch.zeros(3)}, tmp_path / "diffusion_pytorch_model.safetensors")
     with pytest.raises(ValueError, match="do not fit this SD3Transformer2DModel"):
-        lora.attach_whole(transformer, tmp_path)
+        attach_whole(transformer, tmp_path)
     with pytest.raises(ValueError, match=r"holds a whole transformer.*no LoRA"):
         formats.read(tmp_path)

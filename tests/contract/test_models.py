@@ -19,7 +19,6 @@ from flowrl.objectives.micro_batch import Group
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import intervals
-from flowrl.tuning import lora
 from flowrl.types import Prompt, RewardOutput
 
 families = pytest.mark.parametrize("name", FAMILIES)
@@ -67,7 +66,7 @@ def stock_of(tiny_pipelines):
 def asleep(policy):
     """LoRA's B back at zero: the base model."""
     with torch.no_grad():
-        for name, parameter in lora.parameters(policy.transformer).items():
+        for name, parameter in policy.tuning.parameters().items():
             if "lora_B" in name:
                 parameter.zero_()
 
@@ -198,7 +197,7 @@ def test_training_moves_lora_alone_and_its_export_gives_the_same_image(
     policy, data, _ = make(*settings, "optimizer.lr=1e-2", "optimizer.eps=1e-15")
     assert isinstance(policy.model, FlowModel)
     policy.reward.reward = Brightness()
-    own = lora.parameters(policy.transformer)
+    own = policy.tuning.parameters()
     before = {key: p.detach().clone() for key, p in policy.transformer.named_parameters()}
     assert {
         key for key, p in policy.transformer.named_parameters() if p.requires_grad
@@ -210,7 +209,7 @@ def test_training_moves_lora_alone_and_its_export_gives_the_same_image(
     moved = {key for key in own if "lora_B" in key and not torch.equal(before[key], after[key])}
     assert len(moved) == len(own) // 2 - FAMILIES[name].num_idle
 
-    policy.model.save_lora(tmp_path)
+    policy.tuning.save(policy.model.pipeline, tmp_path)
     pipe, guidance = stock_of(name), FAMILIES[name].guidance
     _, base = stock_sample(name, pipe, noise_of(policy, 3), guidance)
     pipe.load_lora_weights(tmp_path)

@@ -4,7 +4,6 @@ import torch
 from runs import first_batch, make, term_loss
 
 from flowrl.training.metric_means import Record
-from flowrl.tuning import lora
 
 
 def nft(*overrides):
@@ -20,7 +19,7 @@ def test_nft_draws_and_contrasts_with_the_old_policy():
     with policy.objective.behaviour():
         before = first_batch(policy, data)
     with torch.no_grad():
-        for parameter in lora.parameters(policy.transformer).values():
+        for parameter in policy.tuning.parameters().values():
             parameter.add_(0.05)
     with policy.objective.behaviour():
         after = first_batch(policy, data)
@@ -32,7 +31,7 @@ def test_nft_draws_and_contrasts_with_the_old_policy():
     assert record.means()["trust/velocity_old"] > 1e-4
     policy.objective.follow(policy.num_optimizer_steps)
     policy.objective.old = {
-        name: value.clone() for name, value in lora.parameters(policy.transformer).items()
+        name: value.clone() for name, value in policy.tuning.parameters().items()
     }
     again = Record()
     term_loss(policy, before[0], 1, again)
@@ -48,7 +47,7 @@ def test_the_old_policy_follows_and_is_kept(tmp_path):
     policy, _, _ = nft()
     start = {name: value.clone() for name, value in policy.objective.old.items()}
     with torch.no_grad():
-        for parameter in lora.parameters(policy.transformer).values():
+        for parameter in policy.tuning.parameters().values():
             parameter.add_(1.0)
     policy.num_optimizer_steps = 250
     policy.objective.follow(policy.num_optimizer_steps)
@@ -107,7 +106,7 @@ def test_each_sample_leaves_out_sigmas_of_its_own():
     part, own = singles[0], parts.objective.is_trained(singles[0], 0)[0]
     part.advantage, part.is_used = torch.ones(1), torch.ones(1, dtype=torch.bool)
     with torch.no_grad():
-        for parameter in lora.parameters(parts.transformer).values():
+        for parameter in parts.tuning.parameters().values():
             parameter.add_(0.05)
     losses = [term_loss(parts, part, index).item() for index in range(6)]
     assert [loss != 0 for loss in losses] == own.tolist()

@@ -18,7 +18,6 @@ from flowrl.callbacks.stop import Stop
 from flowrl.rewards.mixture import Mixture
 from flowrl.rewards.shapes import ShapesReward
 from flowrl.training.reward import TooManyMissingRewards
-from flowrl.tuning import lora
 
 SMALL = ("batch.max_micro_batch=2", "num_iterations=2", "num_threads=1")
 QUICK = (
@@ -172,16 +171,13 @@ def test_a_server_that_stays_away_stops_the_run_and_says_why():
         pass
     absent = ("reward.client.retries=1", "reward.client.start_seconds=null", f"reward.url={url}")
     policy, data, _ = make(*SMALL, *QUICK, *absent)
-    before = {
-        name: value.detach().clone() for name, value in lora.parameters(policy.transformer).items()
-    }
+    before = {name: value.detach().clone() for name, value in policy.tuning.parameters().items()}
     with pytest.raises(
         TooManyMissingRewards, match=rf"100%.*max_missing=20%; the first: {url}/score: .*2 tries"
     ):
         fit(policy, data)
     assert all(
-        torch.equal(before[name], value)
-        for name, value in lora.parameters(policy.transformer).items()
+        torch.equal(before[name], value) for name, value in policy.tuning.parameters().items()
     )
 
 

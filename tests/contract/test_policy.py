@@ -10,7 +10,6 @@ from runs import awake, first_batch, fit, make, term_loss
 
 from flowrl.objectives.micro_batch import Group
 from flowrl.training.reward import TooManyMissingRewards
-from flowrl.tuning import lora
 from flowrl.types import RewardOutput
 
 GUIDED = ("model.has_guidance=true", "rollout.guidance_scale=3")
@@ -76,7 +75,7 @@ def test_the_first_gradient_is_the_policy_gradient(
         log_probs.append(policy.algorithm.likelihood.log_prob(step, part.trajectory.x_next[:, 0]))
     interval = policy.algorithm.intervals[part.trajectory.steps[0]]
     weight = step.std / -interval.dt if loss == "guard" else 1.0
-    parameters = list(lora.parameters(policy.transformer).values())
+    parameters = list(policy.tuning.parameters().values())
     got = torch.autograd.grad(torch.stack(losses).mean(), parameters, allow_unused=True)
     expected = torch.autograd.grad(
         -weight * (advantages * torch.cat(log_probs)).mean(), parameters, allow_unused=True
@@ -104,7 +103,7 @@ def test_base_is_untouched_and_gradients_reach_lora_only(loss):
     policy, data, _ = make(
         f"loss={loss}", f"sampler={'ode' if loss == 'nft' else 'cps'}", "num_iterations=1"
     )
-    own = lora.parameters(policy.transformer)
+    own = policy.tuning.parameters()
     before = {name: p.detach().clone() for name, p in policy.transformer.named_parameters()}
     assert {
         name for name, p in policy.transformer.named_parameters() if p.requires_grad
@@ -128,7 +127,7 @@ def test_reference_is_the_base_model():
     conditioning = part.group.conditioning
     base = policy.velocity(x, 0.5, conditioning).detach()
     with torch.no_grad():
-        for parameter in lora.parameters(policy.transformer).values():
+        for parameter in policy.tuning.parameters().values():
             parameter.add_(0.1)
     assert not torch.allclose(policy.velocity(x, 0.5, conditioning), base, atol=1e-3)
     assert torch.equal(policy.reference.velocity(x, 0.5, conditioning), base)
@@ -154,17 +153,13 @@ def test_evaluation_leaves_training_state_untouched():
     """Mutation: leave the EMA weights in place, or draw from the global generator."""
     policy, _, evaluator = make()
     with torch.no_grad():
-        for parameter in lora.parameters(policy.transformer).values():
+        for parameter in policy.tuning.parameters().values():
             parameter.add_(0.01)
-    before = copy.deepcopy(
-        {name: p.detach() for name, p in lora.parameters(policy.transformer).items()}
-    )
+    before = copy.deepcopy({name: p.detach() for name, p in policy.tuning.parameters().items()})
     generator = torch.get_rng_state()
     first = evaluator.evaluate(policy)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert all(
-        torch.equal(before[name], p) for name, p in lora.parameters(policy.transformer).items()
-    )
+    assert all(torch.equal(before[name], p) for name, p in policy.tuning.parameters().items())
     assert first.metrics == evaluator.evaluate(policy).metrics
 
 
@@ -186,7 +181,7 @@ def test_micro_batches_do_not_change_the_result(overrides):
     """
     one, two = (make(*settings)[:2] for settings in (("batch.max_micro_batch=4",), overrides))
     fit(*one), fit(*two)
-    ours, theirs = (lora.parameters(policy.transformer) for policy, _ in (one, two))
+    ours, theirs = (policy.tuning.parameters() for policy, _ in (one, two))
     for name, parameter in ours.items():
         difference = (parameter - theirs[name]).abs()
         # Adam turns rounding of a vanishing gradient into a visible step of single weights, never
@@ -243,11 +238,7 @@ def test_equal_rows_are_evaluated_once_with_the_same_result(micro_batch):
         policy.zero_grad()
         (velocity * weights).sum().backward()
         gradients.append(
-            [
-                p.grad.clone()
-                for name, p in lora.parameters(policy.transformer).items()
-                if "lora_B" in name
-            ]
+            [p.grad.clone() for name, p in policy.tuning.parameters().items() if "lora_B" in name]
         )
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -325,7 +316,7 @@ def test_the_guard_gradient_is_that_of_its_centred_ratio():
     policy, data, _ = make("sampler=flow_sde", "loss=guard", "loss.clip_low=1", "loss.clip_high=1")
     part = first_batch(awake(policy), data)[0]
     part.advantage = torch.tensor([1.0, -2.0, 0.5, 3.0])
-    parameters = list(lora.parameters(policy.transformer).values())
+    parameters = list(policy.tuning.parameters().values())
     with torch.no_grad():
         for i, parameter in enumerate(parameters):
             parameter.add_(

@@ -20,7 +20,6 @@ from flowrl.launch.errors import explain
 from flowrl.launch.start import keep_copy, refuse_other_start, take_from_file, with_copy
 from flowrl.models import loading
 from flowrl.models.sd3 import SD3
-from flowrl.tuning import lora
 from flowrl.tuning.formats import LoRAFile, read
 from flowrl.tuning.writer import write
 
@@ -80,7 +79,7 @@ def test_training_begins_from_the_lora(start):
     policy, data, _ = begun(start)
     ours, theirs = velocities(policy, fused(start), data)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    given, parameters = read(start), lora.parameters(policy.transformer)
+    given, parameters = read(start), policy.tuning.parameters()
     assert len(parameters) == 2 * len(LAYERS)
     for name in LAYERS:
         for part, matrices in (("A", given.a), ("B", given.b)):
@@ -100,17 +99,14 @@ def test_the_reference_is_the_start_or_the_base(start):
         policy, data, _ = begun(start, f"lora.reference={reference}")
         awake(policy)
         before = {
-            name: value.detach().clone()
-            for name, value in lora.parameters(policy.transformer).items()
+            name: value.detach().clone() for name, value in policy.tuning.parameters().items()
         }
         ref, expected = (
             velocities(policy, policy.reference, data)[1],
             velocities(policy, other, data)[1],
         )
         torch.testing.assert_close(ref, expected, rtol=1e-4, atol=1e-5)
-        assert all(
-            torch.equal(before[name], p) for name, p in lora.parameters(policy.transformer).items()
-        )
+        assert all(torch.equal(before[name], p) for name, p in policy.tuning.parameters().items())
 
 
 @pytest.mark.parametrize("reference", ["start", "base"])
@@ -129,8 +125,8 @@ def test_penalty_and_drift_are_measured_from_the_reference(start, reference):
     if reference == "start":
         key = f"{LAYERS[0]}.lora_B.policy.weight"
         kept, trained = (
-            lora.reference_of(policy.transformer)[key],
-            lora.parameters(policy.transformer)[key],
+            policy.tuning.reference[key],
+            policy.tuning.parameters()[key],
         )
         assert torch.equal(kept, read(start).b[LAYERS[0]]) and not torch.equal(kept, trained)
 
@@ -150,7 +146,7 @@ def test_what_is_exported_is_read_again(start, tmp_path):
     """The average, at the scales it was trained with. Mutation: one alpha for all layers."""
     policy, _, _ = begun(start)
     awake(policy)
-    policy.ema.start(lora.parameters(policy.transformer))
+    policy.ema.start(policy.tuning.parameters())
     saver = Checkpoint(
         record=RunRecord(folder=str(tmp_path)), stop=Stop(), folder=str(tmp_path), every=1, keep=1
     )

@@ -7,7 +7,6 @@ from parallel import run, spawn
 from torch import distributed, nn
 
 from flowrl.runs.checkpoint import load_optimizer_tensors, optimizer_tensors
-from flowrl.tuning import lora
 from flowrl.tuning.full import Full
 
 LATENT, TOKENS, DIMENSIONS = (4, 8, 8), 3, {"joint_attention_dim": 16, "pooled_projection_dim": 12}
@@ -45,14 +44,15 @@ def loss(network, rows):
     )
 
 
-def step(network, optimizer, rows):
+def step(tuning, optimizer, rows):
     """One step on two terms, with the reference's pass between the last forward and its backward
     pass.
     """
+    network = tuning.transformer
     optimizer.zero_grad()
     for term in rows.chunk(2):
         value = loss(network, term)
-        with torch.no_grad(), lora.at_reference(network):
+        with torch.no_grad(), tuning.at_reference():
             reference = float(loss(network, term))
         (value / 2).backward()
     optimizer.step()
@@ -68,19 +68,18 @@ def parts(rank, count, folder):
 
     distributed.init_process_group("gloo", rank=rank, world_size=count)
     network = transformer()
-    Full(dtype="float32").attach(network, 0)
-    start = network.__dict__["_flowrl_start"]
+    tuning = Full(dtype="float32").attach(network, 0)
     sharding.divide(network, init_device_mesh("cpu", (count,)))
     for name, weight in network.named_parameters():
-        start[name] = sharding.part_of(start[name], weight)
+        tuning.reference[name] = sharding.part_of(tuning.reference[name], weight)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, eps=1e-2)
     rows = torch.arange(4).chunk(count)[rank]
-    first = step(network, optimizer, rows)
+    first = step(tuning, optimizer, rows)
     norm = clip(list(network.parameters()), 1e9)
     tensors = sharding.gathered(optimizer_tensors(optimizer), is_kept=True)
     fresh = torch.optim.AdamW(network.parameters(), lr=0.01, eps=1e-2)
     load_optimizer_tensors(fresh, tensors)
-    second = step(network, fresh, rows)
+    second = step(tuning, fresh, rows)
     whole = sharding.gathered(network.state_dict(), is_kept=True)
     sharding.save(network, folder)
     held = sum(weight.to_local().numel() for weight in network.parameters())
@@ -103,15 +102,15 @@ def test_a_step_of_divided_weights_is_that_of_whole_ones(tmp_path):
     reference's pass (it then sees trained ones), or write the class that dividing made.
     """
     whole = transformer()
-    Full(dtype="float32").attach(whole, 0)
+    tuning = Full(dtype="float32").attach(whole, 0)
     before, own = (
         {name: value.detach() for name, value in net.named_parameters()}
         for net in (transformer(), whole)
     )
     optimizer = torch.optim.AdamW(whole.parameters(), lr=0.01, eps=1e-2)
-    references = [step(whole, optimizer, torch.arange(4))]
+    references = [step(tuning, optimizer, torch.arange(4))]
     norm = float(nn.utils.clip_grad_norm_(whole.parameters(), 1e9))
-    references.append(step(whole, optimizer, torch.arange(4)))
+    references.append(step(tuning, optimizer, torch.arange(4)))
     assert references[0] == references[1]
     answers = sorted(spawn(parts, 2, tmp_path), key=lambda own: own[0])
     moved = max(float((value - before[name]).abs().max()) for name, value in own.items())

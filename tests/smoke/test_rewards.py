@@ -11,7 +11,6 @@ from runs import fit, load_script, make, train
 from flowrl.errors import UserError
 from flowrl.rewards.mixture import Mixture
 from flowrl.training.reward import RewardModule
-from flowrl.tuning import lora
 from flowrl.types import RewardOutput
 
 TINY = (
@@ -30,15 +29,14 @@ def rows(run):
 def test_a_mixture_trains(advantage):
     """Shapes and JPEG. Mutation: hand the sum to GDPO, or lose a part's name."""
     policy, data, _ = make("num_threads=1", *TINY, "reward=shapes_jpeg", f"advantage={advantage}")
-    before = {name: value.clone() for name, value in lora.parameters(policy.transformer).items()}
+    before = {name: value.clone() for name, value in policy.tuning.parameters().items()}
     fit(policy, data)
     last = policy.last_metrics
     total = last["reward/part/shapes"] + 0.2 * last["reward/part/jpeg"]
     assert last["reward/mean"] == pytest.approx(total, rel=1e-4)
     assert last["reward/missing"] == 0 and last["advantage/largest"] > 0.1
     assert any(
-        not torch.equal(before[name], value)
-        for name, value in lora.parameters(policy.transformer).items()
+        not torch.equal(before[name], value) for name, value in policy.tuning.parameters().items()
     )
 
 
@@ -95,9 +93,7 @@ def test_a_monitor_that_dies_changes_nothing():
         policy.__dict__["reward"] = RewardModule(reward=mixture, max_missing=0.0)
         fit(policy, data)
         assert policy.last_metrics["reward/missing"] == 0
-        weights.append(
-            {name: value.clone() for name, value in lora.parameters(policy.transformer).items()}
-        )
+        weights.append({name: value.clone() for name, value in policy.tuning.parameters().items()})
     # Micro-batches of two iterations, the last three of them whole, in halves and one by one.
     assert Dying.calls == 1 + 3 * (1 + 2 + 4)
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -15,8 +15,8 @@ from tiny import FAMILIES
 
 from flowrl.launch.compose import register_resolvers
 from flowrl.runs import checkpoint
-from flowrl.tuning import lora
 from flowrl.tuning.formats import LoRAFile, read
+from flowrl.tuning.weights import swapped
 from flowrl.tuning.writer import write
 
 LAYERS = (
@@ -296,7 +296,7 @@ def test_a_plan_counts_an_evaluation_as_it_is_run(tiny_pipelines):
 
     @torch.no_grad()
     def passes(decodes):
-        with lora.swapped(plan.model.transformer, lora.parameters(plan.model.transformer)):
+        with swapped(plan.tuning.parameters(), plan.tuning.parameters()):
             plan.model.decode(x[:1]) if decodes else plan.model.velocity(x, 0.5, given, 4.5)
 
     prompts, images = 3 * 2 * 4 * ((80 + 77) * 32 + 32), 3 * 12 * 32 * 32

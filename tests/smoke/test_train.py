@@ -18,7 +18,7 @@ from flowrl.prompts.shapes import shapes_prompts
 from flowrl.runs import glossary
 from flowrl.shapes.grammar import parse
 from flowrl.shapes.verify import verify
-from flowrl.tuning import lora
+from flowrl.tuning.weights import load
 
 
 def test_run_directory_is_complete(finished_run):
@@ -61,7 +61,7 @@ def test_exported_lora_gives_the_evaluation_images_in_stock_diffusers(finished_r
     """
     policy, _, evaluator = make(config=finished_run, base=())
     checkpoint = finished_run / "checkpoints" / "000004"
-    lora.load(policy.transformer, load_file(checkpoint / "lora.safetensors"))
+    load(policy.tuning.parameters(), load_file(checkpoint / "lora.safetensors"))
     policy.ema.weights = load_file(checkpoint / "ema.safetensors")
     drawn = evaluator.evaluate(policy).images["held_in"]
     ours = torch.stack([drawn[row] for row in range(8)])

@@ -12,7 +12,6 @@ from runs import CONF
 from flowrl.launch.checks import check_deadlines, check_guidance
 from flowrl.launch.compose import register_resolvers
 from flowrl.models.architectures import ARCHITECTURES, on_meta
-from flowrl.tuning import lora
 
 PARAMETERS = {
     "sd35_medium": 2_243_171_520,
@@ -84,8 +83,7 @@ def test_size_and_lora_of_each_model(option):
     transformer = on_meta(cfg.model.pretrained, torch.bfloat16)
     assert sum(p.numel() for p in transformer.parameters()) == PARAMETERS[option]
     with torch.device("meta"):
-        instantiate(cfg.lora).attach(transformer, seed=0)
-    own = lora.parameters(transformer)
+        own = instantiate(cfg.lora).attach(transformer, seed=0).parameters()
     found = {name.split(".lora_")[0] for name in own}
     assert found == expected(option)
     assert {p.dtype for p in own.values()} == {torch.float32}

@@ -17,7 +17,6 @@ from tiny import FAMILIES
 from flowrl.errors import UserError
 from flowrl.evaluation.subjects import Subject
 from flowrl.runs import checkpoint
-from flowrl.tuning import lora
 from flowrl.tuning.formats import LoRAFile, check, find, read
 from flowrl.tuning.lora import attach
 from flowrl.tuning.writer import lora_config, write
@@ -76,9 +75,9 @@ def test_a_file_is_read_back_and_does_what_it_says(form, tmp_path):
         assert all(torch.equal(again.b[name], weights.b[name]) for name in LAYERS)
     transformer = network()
     base = run(transformer)
-    attach(again, transformer, file)
+    adapter = attach(again, transformer, file)
     torch.testing.assert_close(run(transformer), by_hand(weights), rtol=1e-4, atol=1e-5)
-    with lora.at_reference(transformer):
+    with adapter.at_reference():
         assert torch.equal(run(transformer), base)
 
 
