@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import chain
 
 from flowrl.rewards.outputs import concatenate, fill, missing
 from flowrl.rewards.protocol import Images, Reward, check_output
@@ -60,7 +61,7 @@ def _score_by_halves(
                     del reasons[row]
         if not scored and len(failed) >= HOPELESS:
             break
-        pieces = [half for rows in failed for half in _halves(rows)]
+        pieces = list(chain.from_iterable(map(_halves, failed)))
     if not scored:
         return _all_missing(reward, prompts, first_reason)
     return fill(concatenate([scored[start] for start in sorted(scored)]), reasons)
