@@ -23,6 +23,9 @@ from flowrl.values.check import checked
 RETRIED = frozenset({429, 500, 502, 503, 504})
 """Statuses that may pass; any other refusal is final."""
 
+LOCAL = ("localhost", "127.0.0.1", "::1")
+"""Hosts that no other machine reaches."""
+
 PROBE_SECONDS = 5.0
 """Time for one answer to a question that takes no work."""
 
@@ -268,7 +271,7 @@ def check_url(url: str, *endings: str) -> str:
 
 def _is_local(url: str) -> bool:
     """Tell whether a service runs on this machine, whose own ports no proxy serves."""
-    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+    return urlsplit(url).hostname in LOCAL
 
 
 def is_object(content: bytes) -> bool:
