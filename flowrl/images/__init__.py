@@ -1,1 +1,1 @@
-"""Images as files, arrays and contact sheets, and what is measured of their pixels."""
+"""Images are read and drawn as files, arrays and contact sheets, and measured by their pixels."""

@@ -1,4 +1,4 @@
-"""Pictures of a run: captioned grids of images with scores, before and after side by side."""
+"""Pictures of a run are captioned grids of images with scores, before and after side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAPER = (255, 255, 255)
 
 
 def to_pil(image: Float[Tensor, "3 H W"]) -> Image.Image:
-    """One image in [0, 1] as 8-bit RGB."""
+    """Turn one image in [0, 1] into 8-bit RGB."""
     pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels)
 
@@ -31,8 +31,8 @@ def comparison(
     *,
     per_row: int,
 ) -> Image.Image:
-    """Captioned samples, each as one image per column (such as before and after) with its score
-    underneath.
+    """Draw captioned samples, each as one image per column (such as before and after) with its
+    score underneath.
 
     A column is (title, images, scores), all with one entry per caption; `per_row` samples stand
     side by side. A score of NaN is missing.
@@ -54,10 +54,20 @@ def comparison(
                 to_pil(images[i]).resize((CELL, CELL), Image.Resampling.NEAREST),
                 (x, top + 2 * LINE + 2),
             )
-            ink = GOOD if scores[i] >= 1 else BAD if scores[i] < 0.5 else INK
-            score = "missing" if math.isnan(scores[i]) else f"{scores[i]:z.2f}"
-            draw.text((x, top + 2 * LINE + CELL + 4), f"{title} {score}", ink, font)
+            text = f"{title} {_score_text(scores[i])}"
+            draw.text((x, top + 2 * LINE + CELL + 4), text, _ink(scores[i]), font)
     return sheet
+
+
+def _score_text(score: float) -> str:
+    return "missing" if math.isnan(score) else f"{score:z.2f}"
+
+
+def _ink(score: float) -> tuple[int, int, int]:
+    """Choose the colour of a score; a missing one stands in neutral ink."""
+    if score >= 1:
+        return GOOD
+    return BAD if score < 0.5 else INK
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""The hacking panel: what images look like, whatever any reward says of them.
+"""The hacking panel measures what images look like, whatever any reward says of them.
 
 Rewards that are cheated leave traces here first: edges and colours vanish, pictures grow darker or
 lighter, grids and noise appear. Each number is compared with the base model's own images, not with
@@ -30,8 +30,8 @@ MEANINGS = {
 
 
 def panel(images: Float[Tensor, "B 3 S S"]) -> dict[str, Float[Tensor, "B"]]:
-    """The four numbers of each image in [0, 1], named as in `MEANINGS`; NaN where a pixel is no
-    number.
+    """Compute the four numbers of each image in [0, 1], named as in `MEANINGS`; NaN where a pixel
+    is no number.
     """
     images = images.float()
     is_whole = images.isfinite().flatten(1).all(1)
@@ -47,14 +47,17 @@ def panel(images: Float[Tensor, "B 3 S S"]) -> dict[str, Float[Tensor, "B"]]:
 
 
 def _edge_density(grey: Tensor) -> Tensor:
-    """Sobel's operator, scaled so that a ramp of 0.1 per pixel has gradient 0.1."""
+    """Compute the share of pixels on an edge by Sobel's operator, scaled so that a ramp of 0.1 per
+    pixel has gradient 0.1.
+    """
     sobel = grey.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
-    both = torch.stack([sobel, sobel.T])[:, None]
-    across, down = conv2d(pad(grey[:, None], [1] * 4, mode="replicate"), both).unbind(1)
+    kernels = torch.stack([sobel, sobel.T])[:, None]
+    across, down = conv2d(pad(grey[:, None], [1] * 4, mode="replicate"), kernels).unbind(1)
     return (across.square() + down.square()).sqrt().gt(EDGE).float().mean((1, 2))
 
 
 def _colour_entropy(images: Tensor) -> Tensor:
+    """Compute the entropy of each image's colours in bits."""
     level = (images * LEVELS).long().clamp(0, LEVELS - 1)
     colour = (level[:, 0] * LEVELS + level[:, 1]) * LEVELS + level[:, 2]
     bins = torch.arange(len(images), device=images.device).view(-1, 1, 1) * LEVELS**3 + colour
@@ -64,11 +67,11 @@ def _colour_entropy(images: Tensor) -> Tensor:
 
 
 def _high_frequency(grey: Tensor) -> Tensor:
-    """0 for an image of one brightness."""
+    """Compute the share of energy at high frequencies, 0 for an image of one brightness."""
     centred = grey - grey.mean((1, 2), keepdim=True)
     energy = torch.fft.fft2(centred).abs().square()
     down, across = (torch.fft.fftfreq(size, device=grey.device) for size in grey.shape[1:])
     is_high = torch.hypot(down[:, None], across[None, :]) > HIGH
     total = energy.sum((1, 2))
-    flat = centred.abs().amax((1, 2)) < 1e-6
-    return torch.where(flat, 0.0, (energy * is_high).sum((1, 2)) / total.clamp(min=1e-12))
+    is_flat = centred.abs().amax((1, 2)) < 1e-6
+    return torch.where(is_flat, 0.0, (energy * is_high).sum((1, 2)) / total.clamp(min=1e-12))

@@ -1,5 +1,5 @@
-"""Pictures of whatever mode as 8-bit RGB, and reading one from a file, with an error that names
-it.
+"""Pictures of whatever mode are turned into 8-bit RGB, and read from files, with errors that name
+the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000",
 of pixels.
 """
 
-
 TILE = 256
 """Side of the squares in which pixels are copied, so that what a conversion takes does not grow
 with the picture.
@@ -27,8 +26,8 @@ with the picture.
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """The picture in 8-bit RGB; 16-bit greys are scaled, where Pillow's own conversion would cut
-    them off at 255.
+    """Return the picture in 8-bit RGB; 16-bit greys are scaled, where Pillow's own conversion would
+    cut them off at 255.
 
     Raises UserError for greys of 32 bits, whose range nobody knows.
     """
@@ -46,7 +45,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def to_pixels(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture's pixels in RGB, as `to_rgb` has them, without a second picture of its size."""
+    """Return the pixels in RGB, as `to_rgb` has them, without a second picture of their size."""
     pixels = np.empty((picture.height, picture.width, 3), np.uint8)
     for rows, columns, tile in _tiles(picture):
         pixels[rows, columns] = np.asarray(to_rgb(tile))
@@ -54,7 +53,7 @@ def to_pixels(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _tiles(picture: Image.Image) -> Iterator[tuple[slice, slice, Image.Image]]:
-    """Rows, columns and content of squares that cover the picture."""
+    """Cut the picture into squares, with the rows, columns and content of each."""
     for top in range(0, picture.height, TILE):
         for left in range(0, picture.width, TILE):
             bottom = min(top + TILE, picture.height)
@@ -63,18 +62,18 @@ def _tiles(picture: Image.Image) -> Iterator[tuple[slice, slice, Image.Image]]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file's name says that it is a picture which this Pillow can read."""
+    """Tell whether a file's name says that it is a picture which this Pillow can read."""
     return Image.registered_extensions().get(path.suffix.lower()) in _known()
 
 
 def _known() -> list[str]:
-    """The formats that this Pillow was built with."""
+    """Return those of `KINDS` that this Pillow was built with."""
     Image.init()
     return [kind for kind in KINDS if kind in Image.OPEN]
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height, by the file's header alone. Raises UserError, naming the file."""
+    """Read width and height from the file's header alone. Raises UserError, naming the file."""
     try:
         with _quietly(path) as picture:
             return picture.size
@@ -83,8 +82,8 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """The picture of a file in 8-bit RGB, the first one where it holds several. Raises UserError,
-    naming the file.
+    """Read the picture of a file in 8-bit RGB, the first one where it holds several. Raises
+    UserError, naming the file.
     """
     try:
         with _quietly(path) as picture:
@@ -103,6 +102,7 @@ def _quietly(path: Path) -> Image.Image:
 
 
 def _refusal(path: Path, error: Exception) -> UserError:
+    """Say in one line why a file is no picture."""
     match error:
         case FileNotFoundError():
             reason = "no such file"

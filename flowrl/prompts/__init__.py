@@ -1,1 +1,1 @@
-"""Prompt sets: sequences of `Prompt` to train on or to evaluate."""
+"""Prompt sets are sequences of `Prompt` to train on or to evaluate."""

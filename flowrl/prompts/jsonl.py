@@ -1,5 +1,5 @@
-"""Prompts with metadata from a file of JSON objects, one a line: any such file, GenEval's and
-GenEval2's among them.
+"""Prompts with metadata are read from a file of JSON objects, one a line: any such file, GenEval's
+and GenEval2's among them.
 
 GenEval (arXiv 2310.11513) has `prompt`, `tag` and `include`; GenEval2 (arXiv 2512.16853) has
 `prompt`, `atom_count`, `vqa_list` (pairs of a question and its answer) and `skills`.
@@ -21,35 +21,37 @@ FAMILIES = ("family", "tag", "atom_count")
 
 
 def family_key(path: str) -> str | None:
-    """Which of `FAMILIES` the objects of a file have, if only some of them; None for none of
-    them.
-    """
+    """Return the first of `FAMILIES` that an object of the file has, None where none has any."""
     prompts = jsonl_prompts(path=path, text="prompt", family=None, required=[])
-    return next(
-        (key for key in FAMILIES if any(key in prompt.metadata for prompt in prompts)), None
-    )
+    for key in FAMILIES:
+        if any(key in prompt.metadata for prompt in prompts):
+            return key
+    return None
 
 
 def jsonl_prompts(
     *, path: Text, text: Text, family: Text | None, required: Sequence[Text]
 ) -> list[Prompt]:
-    """`text` names the key of the prompt, `family` that of the task family, which a number names as
-    KEY_NUMBER.
+    """Read prompts: `text` names the key of the prompt, `family` that of the task family, which a
+    number names as KEY_NUMBER.
 
     Every other key is metadata. Raises UserError, naming the line, for one that is no object, lacks
     a key, or has a value of another kind than its key means.
     """
-    keys = [text, *required, *([family] if family else [])]
-    return [
-        _prompt(line, f"prompts {path} line {number}", text, family, keys)
-        for number, line in read_lines(path)
-    ]
+    keys = [text, *required]
+    if family:
+        keys.append(family)
+    prompts = []
+    for number, line in read_lines(path):
+        prompts.append(_prompt(line, f"prompts {path} line {number}", text, family, keys))
+    return prompts
 
 
 def _prompt(line: str, place: str, text: str, family: str | None, keys: Sequence[str]) -> Prompt:
     data = _object(line, place)
-    if lacking := [key for key in keys if key not in data]:
-        raise UserError(f"{place}: no {lacking[0]!r}; it has {', '.join(map(repr, data))}")
+    for key in keys:
+        if key not in data:
+            raise UserError(f"{place}: no {key!r}; it has {', '.join(map(repr, data))}")
     _check_questions(data, place)
     prompt = checked_text(data[text], f"{place}: {text!r}")
     name = _family_name(family, data[family], place) if family else ""
@@ -57,15 +59,15 @@ def _prompt(line: str, place: str, text: str, family: str | None, keys: Sequence
 
 
 def _object(line: str, place: str) -> dict[str, Any]:
+    """Read a line as a JSON object whose texts can be part of a prompt."""
     try:
         data: Any = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON ({error}); a line must be one whole object") from error
     if not isinstance(data, dict):
         raise UserError(f"{place}: a JSON object was expected, not {type(data).__name__}")
-    check_characters(
-        json.dumps(data, ensure_ascii=False), place
-    )  # the line may spell them, as \ud800
+    # Not the line itself, which may spell such characters, as \ud800.
+    check_characters(json.dumps(data, ensure_ascii=False), place)
     return data
 
 
@@ -74,16 +76,17 @@ def _refuse_constant(name: str) -> None:
 
 
 def _family_name(key: str, value: Any, place: str) -> str:
+    """Name a task family, as one segment of a metric's name."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(
             f"{place}: {key!r}: {value!r:.40} is no task family; give a text or a number"
         )
     name = value if isinstance(value, str) else f"{key}_{value}"
-    return name.replace("/", "_")  # it is one segment of a metric's name
+    return name.replace("/", "_")
 
 
 def _check_questions(data: Mapping[str, Any], place: str) -> None:
-    """What a judge is asked: it would fail in the middle of training."""
+    """Check what a judge is asked, which would otherwise fail in the middle of training."""
     questions = data.get("vqa_list", [])
     if not isinstance(questions, list) or not all(_is_pair(pair) for pair in questions):
         raise UserError(f"{place}: 'vqa_list' must be a list of pairs of texts, [question, answer]")
@@ -95,6 +98,5 @@ def _check_questions(data: Mapping[str, Any], place: str) -> None:
 
 
 def _is_pair(value: Any) -> bool:
-    return (
-        isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
-    )
+    is_list_of_two = isinstance(value, list) and len(value) == 2
+    return is_list_of_two and all(isinstance(text, str) for text in value)

@@ -1,5 +1,5 @@
-"""The lines of a file of prompts, decoded and numbered, and what may stand in them; the rest is
-refused by line.
+"""The lines of a file of prompts are decoded and numbered here, and what cannot be a prompt is
+refused, naming its line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REMEDY = "save its prompts as UTF-8, one a line (.txt), or one JSON object a lin
 
 
 def read_lines(path: str) -> list[tuple[int, str]]:
-    """The lines of a file that are not blank, with their numbers from 1.
+    """Read the lines of a file that are not blank, with their numbers from 1.
 
     Byte-order marks are left out, wherever files that were put together have them. Raises UserError
     for a file that is not there, is a table, holds no line, or is not text in UTF-8 or, with its
@@ -35,8 +35,8 @@ def read_lines(path: str) -> list[tuple[int, str]]:
             f"prompts path={path}: {kind}; give a file with one prompt, or one JSON object, a line"
         )
     data = file.read_bytes()
-    if file.suffix.lower() in TABLES or data.startswith(b"PAR1"):
-        kind = "parquet" if data.startswith(b"PAR1") else file.suffix.lower()
+    kind = "parquet" if data.startswith(b"PAR1") else file.suffix.lower()
+    if kind in ("parquet", *TABLES):
         raise UserError(f"prompts path={path}: a table ({kind}); {REMEDY}")
     # Not str.splitlines, which also breaks lines at characters that may stand within a prompt.
     lines = re.split(r"\r\n|\r|\n", _decoded(path, data).replace(BYTE_ORDER_MARK, ""))
@@ -47,16 +47,15 @@ def read_lines(path: str) -> list[tuple[int, str]]:
 
 
 def _decoded(path: str, data: bytes) -> str:
+    """Decode a file. Raises UserError, naming the line, where it is not text."""
     encoding = "utf-16" if data.startswith(UTF16) else "utf-8"
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        kind = (
-            "binary"
-            if b"\0" in data
-            else f"not {encoding.upper()} (byte 0x{data[error.start]:02x})"
-        )
+        kind = f"not {encoding.upper()} (byte 0x{data[error.start]:02x})"
+        if b"\0" in data:
+            kind = "binary"
         raise UserError(f"prompts {path} line {line}: {kind}; {REMEDY}") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -65,7 +64,7 @@ def _decoded(path: str, data: bytes) -> str:
 
 
 def holds_objects(path: str, lines: list[tuple[int, str]]) -> bool:
-    """Whether a file holds JSON objects: so its name says, or all of its lines are some."""
+    """Tell whether a file holds JSON objects, by its name or because all of its lines are some."""
     return path.lower().endswith(OBJECTS) or all(_is_object(line) for _, line in lines)
 
 
@@ -77,8 +76,8 @@ def _is_object(line: str) -> bool:
 
 
 def checked_text(text: Any, place: str) -> str:
-    """A prompt's text, which may be any but an empty one that can be written as UTF-8. Raises
-    UserError at `place`.
+    """Return a prompt's text, which may be any but an empty one that can be written as UTF-8.
+    Raises UserError, naming `place`, for anything else.
     """
     if not isinstance(text, str):
         raise UserError(f"{place}: {text!r:.40} is no prompt; give a text")
@@ -89,10 +88,11 @@ def checked_text(text: Any, place: str) -> str:
 
 
 def check_characters(text: str, place: str) -> None:
-    """Raises UserError for a NUL, and for half of a surrogate pair, which no tokenizer, file or
+    """Raise UserError for a NUL, and for half of a surrogate pair, which no tokenizer, file or
     server takes.
     """
-    if odd := re.search("[\0\ud800-\udfff]", text):
+    if match := re.search("[\0\ud800-\udfff]", text):
         raise UserError(
-            f"{place}: the character \\u{ord(odd[0]):04x} cannot be part of a prompt; leave it out"
+            f"{place}: the character \\u{ord(match[0]):04x} cannot be part of a prompt; leave it "
+            "out"
         )

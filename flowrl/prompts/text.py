@@ -1,4 +1,4 @@
-"""Prompts from a text file, one a line."""
+"""Prompts are read from a text file, one a line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flowrl.values.bounds import Text
 
 
 def text_prompts(*, path: Text) -> list[Prompt]:
-    """The lines of a text file that are not blank, without the spaces around them.
+    """Read the lines of a text file that are not blank, without the spaces around them.
 
     Raises UserError for a file that cannot be read as text, and for one with a JSON object a line.
     """
@@ -19,7 +19,7 @@ def text_prompts(*, path: Text) -> list[Prompt]:
             f"prompts path={path}: a file of JSON objects; take data=jsonl, geneval or geneval2 "
             "for it"
         )
-    return [
-        Prompt(checked_text(line.strip(), f"prompts {path} line {number}"))
-        for number, line in lines
-    ]
+    prompts = []
+    for number, line in lines:
+        prompts.append(Prompt(checked_text(line.strip(), f"prompts {path} line {number}")))
+    return prompts

@@ -1,15 +1,15 @@
-"""The LAION aesthetic predictor: a linear probe, written as layers, on CLIP's image features."""
+"""The LAION aesthetic predictor is a linear probe, written as layers, on CLIP's image features."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from flowrl.errors import UserError
 from flowrl.rewards.clip import CLIP
 from flowrl.rewards.loading import load_weights
+from flowrl.rewards.outputs import all_valid
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Count, Dtype, Text
@@ -37,25 +37,20 @@ class Aesthetic(CLIP):
         sizes = (self.model.config.projection_dim, *WIDTHS)
         # The published file numbers its layers with three dropouts among them, which do nothing at
         # inference.
-        self.layers = nn.ModuleDict(
-            {
-                str(number): nn.Linear(width, width_next)
-                for number, width, width_next in zip((0, 2, 4, 6, 7), sizes, WIDTHS, strict=False)
-            }
-        )
+        self.layers = nn.ModuleDict()
+        for number, width, width_next in zip((0, 2, 4, 6, 7), sizes, WIDTHS, strict=False):
+            self.layers[str(number)] = nn.Linear(width, width_next)
+        layers = {name.removeprefix("layers."): value for name, value in state.items()}
         try:
-            self.layers.load_state_dict(
-                {name.removeprefix("layers."): value for name, value in state.items()}
-            )
+            self.layers.load_state_dict(layers)
         except RuntimeError as error:
             raise UserError(
                 f"reward.weights={weights}: not the aesthetic predictor for features of {sizes[0]} "
-                "dimensions; "
-                "give sac+logos+ava1-l14-linearMSE.pth with CLIP ViT-L/14"
+                "dimensions; give sac+logos+ava1-l14-linearMSE.pth with CLIP ViT-L/14"
             ) from error
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         features = self.image_features(images)
         for layer in self.layers.values():
             features = layer(features)
-        return RewardOutput(features[:, 0].cpu(), torch.ones(len(prompts), dtype=torch.bool))
+        return all_valid(features[:, 0].cpu())

@@ -1,12 +1,13 @@
-"""Asking a scorer so that a sample which it cannot take costs no other sample its score."""
+"""A scorer is asked so that a sample which it cannot take costs no other sample its score."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import chain
 
 from flowrl.rewards.outputs import concatenate, fill, missing
-from flowrl.rewards.protocol import Images, Reward, checked
+from flowrl.rewards.protocol import Images, Reward, check_output
 from flowrl.types import Prompt, RewardOutput
 
 log = logging.getLogger(__name__)
@@ -20,8 +21,8 @@ further.
 def attempt(
     reward: Reward, images: Images, prompts: Sequence[Prompt], name: str = "reward"
 ) -> RewardOutput:
-    """The scores of all samples; those for which `reward` raises are missing, with the exception as
-    their reason.
+    """Score all samples; those for which `reward` raises are missing, with the exception as their
+    reason.
 
     A call that raises is repeated on its halves, and on theirs, until the samples at fault stand
     alone, or until `HOPELESS` pieces have raised and nothing has been scored. An output of the
@@ -32,42 +33,61 @@ def attempt(
         output = reward(images, prompts)
     except Exception as error:  # any failure of a scorer, whoever wrote it, is a missing reward
         log.exception("%s failed on %d images", name, len(prompts))
-        return _by_halves(reward, images, prompts, error)
+        return _score_by_halves(reward, images, prompts, _told(error))
     try:
-        return checked(output, len(prompts))
+        return check_output(output, len(prompts))
     except Exception as error:  # an output may be anything at all
         log.exception("%s failed on %d images: its output is unusable", name, len(prompts))
-        return missing(len(prompts), _told(error), getattr(reward, "weights", None))
+        return _all_missing(reward, prompts, _told(error))
 
 
-def _by_halves(
-    reward: Reward, images: Images, prompts: Sequence[Prompt], error: Exception
+def _score_by_halves(
+    reward: Reward, images: Images, prompts: Sequence[Prompt], first_reason: str
 ) -> RewardOutput:
-    """The scores of a call that has raised `error`, from smaller ones."""
+    """Put the scores of a call that has raised, for `first_reason`, together from smaller calls."""
     scored: dict[int, RewardOutput] = {}
-    failed = [range(len(prompts))]
-    reasons = dict.fromkeys(failed[0], _told(error))
-    while failed and (scored or len(failed) < HOPELESS):
-        halves = [half for rows in failed for half in _halves(rows)]
+    reasons = dict.fromkeys(range(len(prompts)), first_reason)
+    pieces = _halves(range(len(prompts)))
+    while pieces:
         failed = []
-        for rows in halves:
-            piece = slice(rows.start, rows.stop)
-            try:
-                scored[rows.start] = checked(reward(images[piece], prompts[piece]), len(rows))
-            except Exception as fault:
-                reasons |= dict.fromkeys(rows, _told(fault))
+        for rows in pieces:
+            output = _score_rows(reward, images, prompts, rows)
+            if isinstance(output, str):
+                reasons |= dict.fromkeys(rows, output)
                 failed.append(rows)
             else:
-                reasons = {row: reason for row, reason in reasons.items() if row not in rows}
+                scored[rows.start] = output
+                for row in rows:
+                    del reasons[row]
+        if not scored and len(failed) >= HOPELESS:
+            break
+        pieces = list(chain.from_iterable(map(_halves, failed)))
     if not scored:
-        return missing(len(prompts), _told(error), getattr(reward, "weights", None))
+        return _all_missing(reward, prompts, first_reason)
     return fill(concatenate([scored[start] for start in sorted(scored)]), reasons)
 
 
+def _score_rows(
+    reward: Reward, images: Images, prompts: Sequence[Prompt], rows: range
+) -> RewardOutput | str:
+    """Score some of the samples; return the reason where that fails."""
+    piece = slice(rows.start, rows.stop)
+    try:
+        return check_output(reward(images[piece], prompts[piece]), len(rows))
+    except Exception as error:
+        return _told(error)
+
+
+def _all_missing(reward: Reward, prompts: Sequence[Prompt], reason: str) -> RewardOutput:
+    return missing(len(prompts), reason, getattr(reward, "weights", None))
+
+
 def _halves(rows: range) -> list[range]:
-    """Both halves of some rows; a single row has none."""
+    """Cut some rows in two; a single row has no halves."""
+    if len(rows) < 2:
+        return []
     middle = (rows.start + rows.stop) // 2
-    return [range(rows.start, middle), range(middle, rows.stop)] if len(rows) > 1 else []
+    return [range(rows.start, middle), range(middle, rows.stop)]
 
 
 def _told(error: Exception) -> str:

@@ -1,5 +1,5 @@
-"""BRISQUE: how unnatural an image's local statistics are, without a reference (Mittal et al. 2012;
-LIVE's C++ release).
+"""BRISQUE tells how unnatural an image's local statistics are, without a reference (Mittal et al.
+2012; LIVE's C++ release).
 
 Three packages were looked at and left: `piq` and `pyiqa` download their weights, and `brisque`
 compiles a C library and fits one image at a time. Its model file ships here as safetensors; where
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from flowrl.rewards.images import to_tensor
+from flowrl.rewards.outputs import finite_valid
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 
@@ -40,29 +41,25 @@ class BRISQUE:
     """
 
     def __init__(self) -> None:
-        self.model = load_file(
-            str(files("flowrl.rewards").joinpath("assets", "brisque.safetensors"))
-        )
-        self.model = {name: value.double() for name, value in self.model.items()}
+        file = files("flowrl.rewards").joinpath("assets", "brisque.safetensors")
+        self.model = {name: value.double() for name, value in load_file(str(file)).items()}
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         score = self.score(to_tensor(images))
-        is_valid = score.isfinite()
-        return RewardOutput((-score / 100).masked_fill(~is_valid, 0.0), is_valid, {"score": score})
+        return finite_valid(-score / 100, {"score": score}, ())
 
     def score(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B"]:
-        """LIVE's score, lower is better; NaN for an image without texture."""
+        """Compute LIVE's score, lower is better; NaN for an image without texture."""
         low = self.model["low"]
         high = self.model["high"]
         scaled = 2 * (features(images) - low) / (high - low) - 1
-        kernel = torch.exp(
-            -self.model["gamma"] * torch.cdist(scaled, self.model["vectors"]).square()
-        )
+        distance = torch.cdist(scaled, self.model["vectors"])
+        kernel = torch.exp(-self.model["gamma"] * distance.square())
         return (kernel @ self.model["coefficients"] - self.model["rho"]).float()
 
 
 def features(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 36"]:
-    """The features of both scales, float64; NaN where an image has no texture."""
+    """Compute the features of both scales, float64; NaN where an image has no texture."""
     grey = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64).view(1, 3, 1, 1)
     full = ((images.double() * grey).sum(1, keepdim=True) * 255).round() / 255
     half = interpolate(full, scale_factor=0.5, mode="bicubic", align_corners=False)
@@ -70,13 +67,14 @@ def features(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 36"]:
 
 
 def _statistics(grey: Tensor) -> Tensor:
-    n = _normalise(grey)[:, 0]
-    alpha, left, right = _fit(n)
+    """Compute the 18 features of one scale from grey images (B 1 H W)."""
+    bright = _normalise(grey)[:, 0]
+    alpha, left, right = _fit(bright)
     columns = [alpha, (left + right) / 2]
-    beside = n[:, :, :-1] * n[:, :, 1:]
-    below = n[:, :-1] * n[:, 1:]
-    falling = n[:, :-1, :-1] * n[:, 1:, 1:]
-    rising = n[:, 1:, :-1] * n[:, :-1, 1:]
+    beside = bright[:, :, :-1] * bright[:, :, 1:]
+    below = bright[:, :-1] * bright[:, 1:]
+    falling = bright[:, :-1, :-1] * bright[:, 1:, 1:]
+    rising = bright[:, 1:, :-1] * bright[:, :-1, 1:]
     for products in (beside, below, falling, rising):
         alpha, left, right = _fit(products)
         gammas = torch.lgamma(2 / alpha) - (torch.lgamma(1 / alpha) + torch.lgamma(3 / alpha)) / 2
@@ -85,7 +83,7 @@ def _statistics(grey: Tensor) -> Tensor:
 
 
 def _normalise(grey: Tensor) -> Tensor:
-    """(brightness - local mean) / (local standard deviation + 1/255)."""
+    """Compute (brightness - local mean) / (local standard deviation + 1/255)."""
     offset = torch.arange(SIDE, dtype=torch.float64) - SIDE // 2
     line = torch.exp(-(offset**2) / (2 * SIGMA**2))
     window = torch.outer(line, line).div(line.sum() ** 2).view(1, 1, SIDE, SIDE)
@@ -100,14 +98,12 @@ def _normalise(grey: Tensor) -> Tensor:
 
 
 def _fit(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Asymmetric generalised Gaussian by matching moments: shape alpha, and the variances left and
-    right of 0.
+    """Fit an asymmetric generalised Gaussian by matching moments: shape alpha, and the variances
+    left and right of 0.
     """
     flat = values.flatten(1)
-    left, right = (
-        torch.where(is_side, flat, 0.0).square().sum(1) / is_side.sum(1)
-        for is_side in (flat < 0, flat > 0)
-    )
+    left = _variance_where(flat < 0, flat)
+    right = _variance_where(flat > 0, flat)
     ratio = (left / right).sqrt()
     moment = flat.abs().mean(1).square() / flat.square().mean(1)
     target = moment * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1).square()
@@ -118,3 +114,8 @@ def _fit(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     is_nearer_below = target - curve[above - 1] < curve[above] - target
     alpha = grid[above - is_nearer_below.long()]
     return torch.where(target.isnan(), torch.nan, alpha), left, right
+
+
+def _variance_where(is_side: Tensor, values: Tensor) -> Tensor:
+    """Return the mean square of the values on one side of 0; NaN where that side is empty."""
+    return torch.where(is_side, values, 0.0).square().sum(1) / is_side.sum(1)

@@ -1,5 +1,5 @@
-"""Asking a scoring service over HTTP: time-outs, retries with back-off, a circuit breaker, size
-limits, a token.
+"""A scoring service is asked over HTTP, with time-outs, retries with back-off, a circuit breaker,
+size limits and a token.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ from urllib.parse import urlsplit
 import httpx
 
 from flowrl.errors import UserError
-from flowrl.values.bounds import Bytes, Count, Natural, Positive, Seconds, Text
+from flowrl.values.bounds import Bytes, Count, Natural, Seconds, Text, Timeout
+from flowrl.values.check import checked
 
 RETRIED = frozenset({429, 500, 502, 503, 504})
 """Statuses that may pass; any other refusal is final."""
 
+LOCAL = ("localhost", "127.0.0.1", "::1")
+"""Hosts that no other machine reaches."""
+
 PROBE_SECONDS = 5.0
-"""For one answer to a question that takes no work."""
+"""Time for one answer to a question that takes no work."""
 
 
 class Unanswered(Exception):
-    """Why a request has no answer."""
+    """The reason why a request has no answer."""
 
 
 class Unavailable(Exception):
@@ -37,8 +41,8 @@ class Unavailable(Exception):
 
 
 class Unfit(Exception):
-    """Why what answers is not the service that was meant; `setting` is the key below the service's
-    to look at.
+    """The reason why what answers is not the service that was meant; `setting` is the key below the
+    service's to look at.
     """
 
     def __init__(self, reason: str, setting: str) -> None:
@@ -47,8 +51,8 @@ class Unfit(Exception):
 
 
 class Client:
-    """POSTs JSON to a service, `concurrency` requests at a time. What gets no answer is reported,
-    never raised.
+    """A client that POSTs JSON to a service, `concurrency` requests at a time. What gets no answer
+    is reported, never raised.
 
     A try, its answer included, takes at most `timeout` seconds. What may pass is tried again up to
     `retries` times, after pauses of `backoff` seconds, doubling up to `max_backoff`, each shortened
@@ -63,10 +67,11 @@ class Client:
     beforehand.
     """
 
+    @checked("client")
     def __init__(
         self,
         *,
-        timeout: Positive,
+        timeout: Timeout,
         deadline: Seconds,
         retries: Natural,
         backoff: Seconds,
@@ -78,17 +83,8 @@ class Client:
         token_env: Text | None,
         start_seconds: Seconds | None = None,
     ) -> None:
-        least = {
-            "timeout": (timeout, 1e-3),
-            "deadline": (deadline, timeout),
-            "retries": (retries, 0),
-        }
-        least |= {"concurrency": (concurrency, 1), "open_after": (open_after, 1)}
-        least |= {"backoff": (backoff, 0), "max_answer": (max_answer, 1)}
-        least |= {} if start_seconds is None else {"start_seconds": (start_seconds, 0)}
-        for name, (value, bound) in least.items():
-            if value < bound:
-                raise UserError(f"client.{name}={value} must be at least {bound}")
+        if deadline < timeout:
+            raise UserError(f"client.deadline={deadline} must be at least client.timeout={timeout}")
         if token_env is not None and not os.environ.get(token_env):
             raise UserError(
                 f"client.token_env={token_env}: set the environment variable {token_env} to the "
@@ -112,44 +108,45 @@ class Client:
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it announces every request
 
     def probe(self, url: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
-        """Status and content of one answer, without retries: GET, or POST of a `body`.
+        """Return status and content of one answer, without retries: GET, or POST of a `body`.
 
         Raises Unavailable where there is none, or a status that may pass, and Unfit for a refused
         token.
         """
-        method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
+        is_remote = not _is_local(url)
         try:
             with httpx.Client(
-                headers=self._headers(), timeout=PROBE_SECONDS, trust_env=not _is_local(url)
+                headers=self._headers(), timeout=PROBE_SECONDS, trust_env=is_remote
             ) as http:
-                response = http.request(method, url, content=content)
+                if body is None:
+                    response = http.get(url)
+                else:
+                    response = http.post(url, content=json.dumps(body).encode())
         except httpx.RequestError as error:
             raise Unavailable(str(error) or type(error).__name__) from error
         if response.status_code in (401, 403):
-            token = (
-                "no token was sent"
-                if self.token_env is None
-                else f"the token in {self.token_env} was refused"
-            )
+            token = "no token was sent"
+            if self.token_env is not None:
+                token = f"the token in {self.token_env} was refused"
             raise Unfit(f"HTTP {response.status_code} from {url}: {token}", "client.token_env")
         if response.status_code in RETRIED - {500}:
             raise Unavailable(f"HTTP {response.status_code}")
         return response.status_code, response.content[: self.max_answer]
 
     def post_all(self, url: str, requests: Sequence[Mapping[str, Any]]) -> list[bytes | Unanswered]:
-        """The body of the answer to each request, in their order, or why there is none."""
+        """Return the body of the answer to each request, in their order, or why there is none."""
         return asyncio.run(self._post_all(url, requests))
 
     async def _post_all(
         self, url: str, requests: Sequence[Mapping[str, Any]]
     ) -> list[bytes | Unanswered]:
-        places = asyncio.Semaphore(self.concurrency)
+        turns = asyncio.Semaphore(self.concurrency)
         async with httpx.AsyncClient(
             headers=self._headers(), timeout=None, trust_env=not _is_local(url)
         ) as http:
             until = asyncio.get_running_loop().time() + self.deadline
             return await asyncio.gather(
-                *(self._post(http, places, until, url, request) for request in requests)
+                *(self._post(http, turns, until, url, request) for request in requests)
             )
 
     def _headers(self) -> dict[str, str]:
@@ -161,39 +158,52 @@ class Client:
     async def _post(
         self,
         http: httpx.AsyncClient,
-        places: asyncio.Semaphore,
+        turns: asyncio.Semaphore,
         until: float,
         url: str,
         request: Mapping[str, Any],
     ) -> bytes | Unanswered:
-        last = "no answer"
+        """Ask until there is an answer, or no try or no time is left."""
+        failure = "no answer"
         attempt = 0
         try:
-            async with asyncio.timeout_at(until), places:
-                if not (num_tries := self._tries()):
+            async with asyncio.timeout_at(until), turns:
+                num_tries = self._tries()
+                if not num_tries:
                     return Unanswered(f"{url}: the circuit is open after repeated failures")
                 body = _encoded(request)  # only now: many requests may wait
                 for attempt in range(1, num_tries + 1):
                     if attempt > 1:
                         await asyncio.sleep(self._pause(attempt - 1))
                     try:
-                        async with asyncio.timeout(self.timeout):
-                            answer = await self._send(http, url, body)
-                    except TimeoutError:
-                        last = f"no answer within {self.timeout} s"
-                    except (Unavailable, httpx.RequestError) as error:
-                        last = str(error) or type(error).__name__
+                        answer = await self._try(http, url, body)
+                    except Unavailable as error:
+                        failure = str(error)
                     else:
                         self.failures_in_a_row = 0
                         return answer
         except TimeoutError:
-            last += f"; given up client.deadline={self.deadline} s after the call began"
-        except Unanswered as refusal:
+            failure += f"; given up client.deadline={self.deadline} s after the call began"
+        except Unanswered as refusal:  # the service answers, if only to refuse this request
             self.failures_in_a_row = 0
             return refusal
         if attempt:  # one that only waited for its turn tells nothing about the service
             self._note_failure()
-        return Unanswered(f"{url}: {last}" + (f" ({attempt} tries)" if attempt > 1 else ""))
+        if attempt > 1:
+            failure += f" ({attempt} tries)"
+        return Unanswered(f"{url}: {failure}")
+
+    async def _try(self, http: httpx.AsyncClient, url: str, body: bytes) -> bytes:
+        """Ask once. Raises Unavailable where another try may help, and Unanswered where none
+        can.
+        """
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await self._send(http, url, body)
+        except TimeoutError as error:
+            raise Unavailable(f"no answer within {self.timeout} s") from error
+        except httpx.RequestError as error:
+            raise Unavailable(str(error) or type(error).__name__) from error
 
     async def _send(self, http: httpx.AsyncClient, url: str, body: bytes) -> bytes:
         answer = bytearray()
@@ -207,14 +217,13 @@ class Client:
         if not response.is_success:
             text = " ".join(answer[:200].decode(errors="replace").split())
             message = f"HTTP {response.status_code} {text}".strip()
-            raise (
-                Unavailable(message)
-                if response.status_code in RETRIED
-                else Unanswered(f"{url}: {message}")
-            )
+            if response.status_code in RETRIED:
+                raise Unavailable(message)
+            raise Unanswered(f"{url}: {message}")
         return bytes(answer)
 
     def _tries(self) -> int:
+        """Return how often a request may be tried: not at all while the circuit is open."""
         if self.failures_in_a_row < self.open_after:
             return self.retries + 1
         return int(time.monotonic() >= self.open_until)
@@ -224,13 +233,13 @@ class Client:
         self.open_until = time.monotonic() + self.open_seconds
 
     def _pause(self, attempt: int) -> float:
-        return min(self.backoff * 2 ** (attempt - 1), self.max_backoff) * self.jitter.uniform(
-            0.5, 1.0
-        )
+        """Draw the seconds to wait after a failed try."""
+        longest = min(self.backoff * 2 ** (attempt - 1), self.max_backoff)
+        return longest * self.jitter.uniform(0.5, 1.0)
 
 
 def _encoded(request: Mapping[str, Any]) -> bytes:
-    """The request as JSON. Raises Unanswered for one that is none, such as metadata of other
+    """Write a request as JSON. Raises Unanswered for one that cannot be, such as metadata of other
     types.
     """
     try:
@@ -240,15 +249,16 @@ def _encoded(request: Mapping[str, Any]) -> bytes:
 
 
 def check_url(url: str, *endings: str) -> str:
-    """A service's address without a slash at its end, and without paths of its pages, `endings`, in
-    this order.
+    """Return a service's address without a slash at its end, and without paths of its pages,
+    `endings`, in this order.
 
     Raises UserError for anything but http(s)://host[:port][/path].
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    address = urlsplit(url)
+    is_http = address.scheme in ("http", "https")
+    if not is_http or not address.hostname or address.query or address.fragment:
         raise UserError(f"reward.url={url} must be http://host:port or https://host:port")
-    if parts.username or parts.password:
+    if address.username or address.password:
         raise UserError(
             "reward.url must not hold a password; name a variable with the token in "
             "client.token_env"
@@ -260,12 +270,12 @@ def check_url(url: str, *endings: str) -> str:
 
 
 def _is_local(url: str) -> bool:
-    """Whether a service runs on this machine, whose own ports no proxy serves."""
-    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+    """Tell whether a service runs on this machine, whose own ports no proxy serves."""
+    return urlsplit(url).hostname in LOCAL
 
 
 def is_object(content: bytes) -> bool:
-    """Whether an answer is a JSON object, as services say; a web page is none."""
+    """Tell whether an answer is a JSON object, as services say; a web page is none."""
     try:
         return isinstance(json.loads(content), dict)
     except (ValueError, RecursionError):

@@ -1,16 +1,15 @@
-"""CLIP score and PickScore: the scaled cosine between image and prompt, in two sets of weights."""
+"""CLIP score and PickScore are the scaled cosine of image and prompt, in two sets of weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from flowrl.errors import UserError
 from flowrl.rewards.clip import CLIP
+from flowrl.rewards.outputs import all_valid
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Count, Dtype, Positive, Text
+from flowrl.values.check import checked
 
 
 class CLIPScore(CLIP):
@@ -21,6 +20,7 @@ class CLIPScore(CLIP):
     divisor only matters in a mixture. Part: cosine.
     """
 
+    @checked("reward")
     def __init__(
         self,
         *,
@@ -33,13 +33,10 @@ class CLIPScore(CLIP):
         super().__init__(
             pretrained=pretrained, processor=processor, dtype=dtype, batch_size=batch_size
         )
-        if divisor <= 0:
-            raise UserError(f"reward.divisor={divisor} must be above 0")
         self.divisor = divisor
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         texts = self.text_features([prompt.text for prompt in prompts])
         cosine = (self.image_features(images) * texts).sum(-1)
         values = self.scale * cosine / self.divisor
-        everywhere = torch.ones(len(prompts), dtype=torch.bool)
-        return RewardOutput(values.cpu(), everywhere, {"cosine": cosine.cpu()})
+        return all_valid(values.cpu(), {"cosine": cosine.cpu()})

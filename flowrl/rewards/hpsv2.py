@@ -1,4 +1,4 @@
-"""Human Preference Score v2.1 (arXiv 2306.09341): the cosine of a fine-tuned open_clip ViT-H/14."""
+"""Human Preference Score v2.1 (arXiv 2306.09341) is the cosine in a fine-tuned ViT-H/14."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from flowrl.errors import UserError
-from flowrl.rewards.images import to_pictures
-from flowrl.rewards.loading import dtype_of, load_weights, require
+from flowrl.models.weights import DTYPES
+from flowrl.rewards.images import batches, to_pictures
+from flowrl.rewards.loading import load_weights, require
+from flowrl.rewards.outputs import all_valid
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Count, Dtype, Text
+from flowrl.values.check import checked
 
 
 class HPSv2(nn.Module):
@@ -24,12 +27,11 @@ class HPSv2(nn.Module):
     by its rounding. Needs the extra `clip`.
     """
 
+    @checked("reward")
     def __init__(
         self, *, architecture: Text, weights: Text, dtype: Dtype, batch_size: Count
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"reward.batch_size={batch_size} must be at least 1")
         open_clip = require("open_clip", "clip")
         if architecture not in open_clip.list_models():
             raise UserError(
@@ -44,7 +46,7 @@ class HPSv2(nn.Module):
             raise UserError(
                 f"reward.weights={weights}: not the weights of reward.architecture={architecture}"
             ) from error
-        self.model.to(dtype_of(dtype))
+        self.model.to(DTYPES[dtype])
         self.tokenize = open_clip.get_tokenizer(architecture)
         self.preprocess = open_clip.image_transform(
             self.model.visual.image_size, is_train=False, resize_mode="longest"
@@ -53,18 +55,15 @@ class HPSv2(nn.Module):
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         unique = sorted({prompt.text for prompt in prompts})
-        row = {text: i for i, text in enumerate(unique)}
-        first = next(self.model.parameters())
-        texts = self.model.encode_text(
-            self.tokenize(unique).to(first.device), normalize=True
-        ).float()
+        row_of = {text: row for row, text in enumerate(unique)}
+        weight = next(self.model.parameters())
+        tokens = self.tokenize(unique).to(weight.device)
+        texts = self.model.encode_text(tokens, normalize=True).float()
         pictures = to_pictures(images)
         cosines = []
-        for start in range(0, len(pictures), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            pixels = torch.stack([self.preprocess(picture) for picture in pictures[rows]]).to(first)
-            features = self.model.encode_image(pixels, normalize=True).float()
-            cosines.append(
-                (features * texts[[row[prompt.text] for prompt in prompts[rows]]]).sum(-1)
-            )
-        return RewardOutput(torch.cat(cosines).cpu(), torch.ones(len(prompts), dtype=torch.bool))
+        for rows in batches(len(pictures), self.batch_size):
+            pixels = torch.stack([self.preprocess(picture) for picture in pictures[rows]])
+            features = self.model.encode_image(pixels.to(weight), normalize=True).float()
+            text_rows = [row_of[prompt.text] for prompt in prompts[rows]]
+            cosines.append((features * texts[text_rows]).sum(-1))
+        return all_valid(torch.cat(cosines).cpu())

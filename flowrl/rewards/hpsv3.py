@@ -1,21 +1,18 @@
-"""HPSv3: a human-preference score from a reward head on Qwen2-VL (Ma et al. 2025, arXiv
+"""HPSv3 is a human-preference score from a reward head on Qwen2-VL (Ma et al. 2025, arXiv
 2508.03789).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import torch
-
-from flowrl.errors import UserError
 from flowrl.rewards.client import Unanswered
 from flowrl.rewards.judge import Judge, Question
-from flowrl.rewards.outputs import REASON
+from flowrl.rewards.outputs import finite_valid, scores_or_reasons
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Positive
+from flowrl.values.check import checked
 
 
 class HPSv3:
@@ -26,21 +23,17 @@ class HPSv3:
     are all that is sent here.
     """
 
+    @checked("reward")
     def __init__(self, *, scale: Positive, judge: Judge) -> None:
-        if scale <= 0:
-            raise UserError(f"reward.scale={scale} must be above 0")
         self.scale = scale
         self.judge = judge
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        heads = self.judge.pool(
-            images, [Question(i, prompt.text) for i, prompt in enumerate(prompts)]
-        )
-        info: list[Mapping[str, object]] = [
-            {REASON: str(h)} if isinstance(h, Unanswered) else {} for h in heads
-        ]
-        scores = (
-            torch.tensor([math.nan if isinstance(head, Unanswered) else head[0] for head in heads])
-            / self.scale
-        )
-        return RewardOutput(scores.nan_to_num(0.0, 0.0, 0.0), scores.isfinite(), {}, info)
+        questions = [Question(image, prompt.text) for image, prompt in enumerate(prompts)]
+        heads = self.judge.pool(images, questions)
+        scores, info = scores_or_reasons([_score(head) for head in heads])
+        return finite_valid(scores / self.scale, {}, info)
+
+
+def _score(head: list[float] | Unanswered) -> float | str:
+    return str(head) if isinstance(head, Unanswered) else head[0]

@@ -1,4 +1,4 @@
-"""ImageReward v1.0 (arXiv 2304.05977): BLIP's text encoder attending to the image, and a head on
+"""ImageReward v1.0 (arXiv 2304.05977) is BLIP's text encoder attending to the image, and a head on
 its first token.
 
 The published package pins releases of timm and transformers that no longer install beside current
@@ -25,15 +25,20 @@ from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig, BlipVi
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from flowrl.errors import UserError
-from flowrl.rewards.images import to_pictures
-from flowrl.rewards.loading import dtype_of, load_pretrained, load_weights
+from flowrl.models.weights import DTYPES
+from flowrl.rewards.images import batches, to_pictures
+from flowrl.rewards.loading import load_pretrained, load_weights
+from flowrl.rewards.outputs import all_valid
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Count, Dtype, Text
+from flowrl.values.check import checked
 
 MEAN = 0.16717362830052426
 STD = 1.0333394966054072
-"""Of the raw reward over the authors' data: the published score is standardised by them."""
+"""Mean and standard deviation of the raw reward over the authors' data, by which the published
+score is standardised.
+"""
 MAX_TOKENS = 35
 HEAD_WIDTH = 64
 """Width of one attention head, in both towers."""
@@ -64,30 +69,21 @@ class ImageReward(nn.Module):
     as published.
     """
 
+    @checked("reward")
     def __init__(self, *, weights: Text, tokenizer: Text, dtype: Dtype, batch_size: Count) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"reward.batch_size={batch_size} must be at least 1")
         state = load_weights(weights, "weights")
         try:
-            vision = _below(state, "blip.visual_encoder.")
-            text = _below(state, "blip.text_encoder.")
-            self.vision = _vision_tower(vision)
-            self.text = _text_tower(text)
-            self.head = nn.ModuleDict(
-                {
-                    name: nn.Linear(value.shape[1], len(value))
-                    for name, value in _head_weights(state).items()
-                }
-            )
-            self.head.load_state_dict(_below(state, "mlp.layers."))
+            self.vision = _vision_tower(_below(state, "blip.visual_encoder."))
+            self.text = _text_tower(_below(state, "blip.text_encoder."))
+            self.head = _head(_below(state, "mlp.layers."))
         except (KeyError, RuntimeError) as error:
             raise UserError(
                 f"reward.weights={weights}: not a checkpoint of ImageReward v1.0"
             ) from error
         towers: list[nn.Module] = [self.vision, self.text]
         for tower in towers:
-            tower.to(dtype_of(dtype))
+            tower.to(DTYPES[dtype])
         self.tokenizer = load_pretrained(BertTokenizer, tokenizer, "tokenizer")
         side = self.vision.config.image_size
         steps = [
@@ -102,49 +98,53 @@ class ImageReward(nn.Module):
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         pictures = to_pictures(images)
         scores = []
-        for start in range(0, len(pictures), self.batch_size):
-            rows = slice(start, start + self.batch_size)
+        for rows in batches(len(pictures), self.batch_size):
             scores.append(self._score(pictures[rows], [prompt.text for prompt in prompts[rows]]))
-        return RewardOutput(torch.cat(scores).cpu(), torch.ones(len(prompts), dtype=torch.bool))
+        return all_valid(torch.cat(scores).cpu())
 
     def _score(self, pictures: Sequence[object], texts: list[str]) -> Tensor:
-        first = next(self.vision.parameters())
-        pixels = torch.stack([self.preprocess(picture) for picture in pictures]).to(first)
+        weight = next(self.vision.parameters())
+        pixels = torch.stack([self.preprocess(picture) for picture in pictures]).to(weight)
         tokens = self.tokenizer(
             texts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        ).to(first.device)
-        seen = self.vision(pixel_values=pixels).last_hidden_state
-        read = (
-            self.text(
-                input_ids=tokens["input_ids"],
-                attention_mask=tokens["attention_mask"],
-                encoder_hidden_states=seen,
-                is_decoder=False,
-            )
-            .last_hidden_state[:, 0]
-            .float()
-        )
+        ).to(weight.device)
+        image_states = self.vision(pixel_values=pixels).last_hidden_state
+        text_states = self.text(
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+            encoder_hidden_states=image_states,
+            is_decoder=False,
+        ).last_hidden_state
+        hidden = text_states[:, 0].float()
         for layer in self.head.values():
-            read = layer(read)
-        return (read[:, 0] - MEAN) / STD
+            hidden = layer(hidden)
+        return (hidden[:, 0] - MEAN) / STD
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the weights whose names begin with a prefix, without it."""
     return {
         name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
     }
 
 
-def _head_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The head's matrices by their number in the published file, which counts dropouts too."""
-    own = _below(state, "mlp.layers.")
-    numbers = sorted({name.split(".")[0] for name in own}, key=int)
+def _head(state: dict[str, Tensor]) -> nn.ModuleDict:
+    """Build the head's linear layers, named by their numbers in the published file, which counts
+    dropouts too.
+    """
+    numbers = sorted({name.split(".")[0] for name in state}, key=int)
     if not numbers:
         raise KeyError("mlp.layers")
-    return {number: own[f"{number}.weight"] for number in numbers}
+    head = nn.ModuleDict()
+    for number in numbers:
+        weight = state[f"{number}.weight"]
+        head[number] = nn.Linear(weight.shape[1], len(weight))
+    head.load_state_dict(state)
+    return head
 
 
 def _vision_tower(state: dict[str, Tensor]) -> BlipVisionModel:
+    """Build the image tower, with the sizes of its weights."""
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
     side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
     config = BlipVisionConfig(
@@ -167,6 +167,7 @@ def _vision_tower(state: dict[str, Tensor]) -> BlipVisionModel:
 
 
 def _text_tower(state: dict[str, Tensor]) -> BlipTextModel:
+    """Build the text tower, with the sizes of its weights."""
     vocabulary, width = state["embeddings.word_embeddings.weight"].shape
     config = BlipTextConfig(
         vocab_size=vocabulary,

@@ -1,8 +1,8 @@
-"""One view of images for all scorers: 8-bit RGB pictures, so that tensors and pictures give the
-same number.
-"""
+"""All scorers see 8-bit RGB pictures, so that tensors and pictures give the same number."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,8 @@ from flowrl.rewards.protocol import Images
 
 
 def to_pictures(images: Images) -> list[Image.Image]:
-    """RGB pictures; tensors are clamped to [0, 1] and rounded to 8 bits. Raises UserError for NaN.
+    """Return RGB pictures; tensors are clamped to [0, 1] and rounded to 8 bits. Raises UserError
+    for NaN.
 
     Scorers never see NaN: `flowrl.training.reward` leaves such images out.
     """
@@ -24,14 +25,18 @@ def to_pictures(images: Images) -> list[Image.Image]:
         return [to_rgb(image) for image in images]
     if images.isnan().any():
         raise UserError("images hold NaN")
-    pixels = (
-        (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    )
-    return [Image.fromarray(each) for each in pixels]
+    levels = (images.detach().float().clamp(0, 1) * 255).round().byte()
+    return [Image.fromarray(pixels) for pixels in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def to_tensor(images: Images) -> Float[Tensor, "B 3 S S"]:
-    """Float images in [0, 1] on the CPU, all of one size; tensors are rounded to 8 bits as pictures
-    are.
+    """Return float images in [0, 1] on the CPU, all of one size; tensors are rounded to 8 bits as
+    pictures are.
     """
     return torch.stack([pil_to_tensor(picture) for picture in to_pictures(images)]).float() / 255
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Cut `count` samples into consecutive batches of up to `size`."""
+    for start in range(0, count, size):
+        yield slice(start, start + size)

@@ -1,5 +1,5 @@
-"""A vision-language judge behind an OpenAI-compatible server, such as `vllm serve MODEL` starts
-one.
+"""A vision-language judge is asked behind an OpenAI-compatible server, such as `vllm serve MODEL`
+starts one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from flowrl.rewards.client import Client, Unanswered, Unfit, check_url
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.protocol import Images
 from flowrl.values.bounds import Count, Natural, Text
+from flowrl.values.check import checked
 
 Read = TypeVar("Read")
+UNUSABLE = (
+    *(ValueError, KeyError, IndexError, TypeError),
+    *(AttributeError, RecursionError, OverflowError),
+)
+"""Errors in reading an answer that has not the form it should have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A text about one image of a batch, by its number."""
+    """A text that asks about one image of a batch, by its number."""
 
     image: int
     text: str
@@ -30,29 +36,24 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the judge said, and the probabilities of its likeliest first tokens."""
+    """A text that the judge wrote, and the probabilities of its likeliest first tokens."""
 
     text: str
     first_token: Mapping[str, float]
 
 
 class Judge:
-    """Asks `model` at `url` (the server's address, with or without /v1), one request a question,
-    decoding greedily.
+    """A judge that asks `model` at `url` (the server's address, with or without /v1), one request a
+    question, decoding greedily.
 
     A reply has at most `max_tokens` tokens; `top_logprobs` first tokens come with their probability
     (0: none; vLLM gives at most 20 unless started with --max-logprobs).
     """
 
+    @checked("judge")
     def __init__(
         self, *, url: Text, model: Text, max_tokens: Count, top_logprobs: Natural, client: Client
     ) -> None:
-        for name, value, least in (
-            ("max_tokens", max_tokens, 1),
-            ("top_logprobs", top_logprobs, 0),
-        ):
-            if value < least:
-                raise UserError(f"judge.{name}={value} must be at least {least}")
         self.url = check_url(url, "/chat/completions", "/pooling", "/v1")
         self.model = model
         self.client = client
@@ -65,12 +66,12 @@ class Judge:
         Raises Unavailable where nothing answers, and Unfit for a server that lacks the model or is
         no such server.
         """
-        status, said = self.client.probe(f"{self.url}/v1/models")
+        status, content = self.client.probe(f"{self.url}/v1/models")
         try:
-            names = [str(each["id"]) for each in json.loads(said)["data"]]
+            names = [str(model["id"]) for model in json.loads(content)["data"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise Unfit(
-                f"{self.url}/v1/models answers HTTP {status} {said[:60]!r}, as no "
+                f"{self.url}/v1/models answers HTTP {status} {content[:60]!r}, as no "
                 "OpenAI-compatible server does",
                 "url",
             ) from None
@@ -80,14 +81,14 @@ class Judge:
             )
 
     def ask(self, images: Images, questions: Sequence[Question]) -> list[Reply | Unanswered]:
-        """The reply to each question, or why there is none (/v1/chat/completions)."""
+        """Return the reply to each question, or why there is none (/v1/chat/completions)."""
         options: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": 0}
         if self.top_logprobs:
             options |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         return self._post("/v1/chat/completions", images, questions, options, _reply)
 
     def pool(self, images: Images, questions: Sequence[Question]) -> list[list[float] | Unanswered]:
-        """The outputs of a reward model's head for each question, or why there are none
+        """Return the outputs of a reward model's head for each question, or why there are none
         (/pooling).
         """
         return self._post("/pooling", images, questions, {"encoding_format": "float"}, _pooled)
@@ -105,9 +106,8 @@ class Judge:
         requests = []
         for question in questions:
             content = [pictures[question.image], {"type": "text", "text": question.text}]
-            requests.append(
-                {"model": self.model, "messages": [{"role": "user", "content": content}], **options}
-            )
+            message = {"role": "user", "content": content}
+            requests.append({"model": self.model, "messages": [message], **options})
         answers = self.client.post_all(self.url + path, requests)
         return [self._read(answer, read) for answer in answers]
 
@@ -116,25 +116,18 @@ class Judge:
             return answer
         try:
             return read(json.loads(answer))
-        except (
-            ValueError,
-            KeyError,
-            IndexError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-            OverflowError,
-        ) as error:
+        except UNUSABLE as error:
             return Unanswered(f"{self.url}: unusable answer: {type(error).__name__}: {error}")
 
 
 def _reply(data: Any) -> Reply:
+    """Read the answer of /v1/chat/completions."""
     choice = data["choices"][0]
     text = choice["message"]["content"]
     if not isinstance(text, str):
         raise UserError(f"the message holds no text but {type(text).__name__}")
-    listed = choice.get("logprobs")
-    tops = listed["content"][0]["top_logprobs"] if listed else []
+    logprobs = choice.get("logprobs")
+    tops = logprobs["content"][0]["top_logprobs"] if logprobs else []
     # By token text: two tokens of one text cannot be told apart here, and each probability counts
     # once.
     chances = {str(top["token"]): math.exp(min(float(top["logprob"]), 0.0)) for top in tops}
@@ -144,6 +137,7 @@ def _reply(data: Any) -> Reply:
 
 
 def _pooled(data: Any) -> list[float]:
+    """Read the answer of /pooling."""
     values = data["data"][0]["data"]
     if isinstance(values[0], list):  # one row a token: the last one has seen everything
         values = values[-1]

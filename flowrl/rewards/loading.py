@@ -1,4 +1,4 @@
-"""Optional packages and weights of scorers, with errors that name the remedy."""
+"""Optional packages and weights of scorers are loaded here, with errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
-from flowrl.models.weights import DTYPES, fault, first_not_finite
+from flowrl.models.weights import fault, first_not_finite
 
 
 def require(module: str, extra: str) -> Any:
@@ -26,15 +26,8 @@ def require(module: str, extra: str) -> Any:
         ) from error
 
 
-def dtype_of(name: str) -> torch.dtype:
-    """A dtype by its name. Raises UserError for others than float32, bfloat16 and float16."""
-    if name not in DTYPES:
-        raise UserError(f"reward.dtype={name!r} must be one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
 def load_pretrained(kind: Any, source: str, key: str, **options: Any) -> Any:
-    """`kind.from_pretrained` of a local folder or hub id.
+    """Call `kind.from_pretrained` on a local folder or hub id.
 
     Raises UserError naming the configuration key `key`, also for a network with weights that are
     missing, which transformers would draw at random, or are no numbers.
@@ -48,13 +41,11 @@ def load_pretrained(kind: Any, source: str, key: str, **options: Any) -> Any:
             network, info = kind.from_pretrained(
                 place, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
-    except (
-        Exception
-    ) as error:  # a dozen types, by what is wrong with the folder, the hub or the network
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # A dozen types, by what is wrong with the folder, the hub or the network.
+    except Exception as error:
         raise UserError(
-            f"reward.{key}={source}: cannot load {kind.__name__} ({reason}); give a local folder "
-            "or a hub id ORG/NAME"
+            f"reward.{key}={source}: cannot load {kind.__name__} ({_first_line(error)}); give a "
+            "local folder or a hub id ORG/NAME"
         ) from error
     if problem := fault(network, info):
         raise UserError(
@@ -65,13 +56,13 @@ def load_pretrained(kind: Any, source: str, key: str, **options: Any) -> Any:
 
 
 def _is_network(kind: Any) -> bool:
-    """Not a tokenizer or processor, which have no weights."""
+    """Tell networks from tokenizers and processors, which have no weights."""
     return isinstance(kind, type) and issubclass(kind, nn.Module)
 
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Without transformers' table of weights that do not fit, of which `fault` makes one line."""
+    """Silence transformers' table of weights that do not fit, of which `fault` makes one line."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -83,8 +74,8 @@ def _without_report() -> Iterator[None]:
 
 
 def load_weights(source: str, key: str) -> Mapping[str, Tensor]:
-    """The state dict in a file: a local path, or ORG/NAME/FILE on the hub. Raises UserError naming
-    `key`.
+    """Read the state dict in a file: a local path, or ORG/NAME/FILE on the hub. Raises UserError
+    naming `key`.
 
     Nothing but tensors is unpickled. A dict below `state_dict`, where training scripts put it, is
     taken out.
@@ -93,27 +84,20 @@ def load_weights(source: str, key: str) -> Mapping[str, Tensor]:
     if not path.is_file():
         path = Path(_download(source, key))
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # zip, pickle, safetensors and value errors alike mean a file that is no weights
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        state = _read_tensors(path)
+    # Zip, pickle, safetensors and value errors alike mean a file that is no weights.
+    except Exception as error:
         raise UserError(
-            f"reward.{key}={source}: no readable weights ({reason}); download the file again"
+            f"reward.{key}={source}: no readable weights ({_first_line(error)}); download the file "
+            "again"
         ) from error
     weights = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(weights, Mapping):
         raise UserError(
             f"reward.{key}={source}: holds a {type(weights).__name__} and no weights by name"
         )
-    if name := first_not_finite(
-        {name: value for name, value in weights.items() if isinstance(value, Tensor)}
-    ):
+    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    if name := first_not_finite(tensors):
         raise UserError(
             f"reward.{key}={source}: its weight {name!r} holds NaN or infinity; download the file "
             "again"
@@ -121,18 +105,29 @@ def load_weights(source: str, key: str) -> Mapping[str, Tensor]:
     return weights
 
 
+def _read_tensors(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _download(source: str, key: str) -> str:
     from huggingface_hub import hf_hub_download
 
-    parts = source.split("/")
-    if source.startswith((".", "/", "~")) or len(parts) < 3:
+    names = source.split("/")
+    if source.startswith((".", "/", "~")) or len(names) < 3:
         raise UserError(
             f"reward.{key}={source}: no such file; give a path, or ORG/NAME/FILE on the hub"
         )
     try:
-        return hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]))
+        return hf_hub_download("/".join(names[:2]), "/".join(names[2:]))
     except Exception as error:  # no network, no such repository, no such file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"reward.{key}={source}: cannot download it ({reason}); give a local path"
+            f"reward.{key}={source}: cannot download it ({_first_line(error)}); give a local path"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

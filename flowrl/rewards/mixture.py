@@ -1,24 +1,25 @@
-"""A weighted mixture of rewards."""
+"""Rewards are mixed into a weighted sum."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from flowrl.advantages import weighted_sum
 from flowrl.errors import UserError
 from flowrl.rewards.attempt import attempt
-from flowrl.rewards.outputs import REASON
+from flowrl.rewards.outputs import REASON, applies_at_all
 from flowrl.rewards.protocol import Images, Reward
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Finite
 
 
 class Mixture(nn.Module):
-    """The weighted sum of named rewards, with each of them as a term for advantages that treat them
-    apart.
+    """The weighted sum of named rewards, which keeps each of them as a term for advantages that
+    treat them apart.
 
     Parts: the value of each reward under its name, and its own parts under `<name>_<part>`. A
     sample that one of them could not score is missing. A reward that does not apply to a prompt is
@@ -33,8 +34,11 @@ class Mixture(nn.Module):
                 f"reward.weights ({', '.join(weights)}) must name the rewards of reward.rewards "
                 f"({', '.join(rewards)})"
             )
-        self.terms = {name: reward for name, reward in rewards.items() if weights[name] != 0}
-        self.monitors = {name: reward for name, reward in rewards.items() if weights[name] == 0}
+        self.terms: dict[str, Reward] = {}
+        self.monitors: dict[str, Reward] = {}
+        for name, reward in rewards.items():
+            role = self.monitors if weights[name] == 0 else self.terms
+            role[name] = reward
         if not self.terms:
             raise UserError("reward.weights: at least one must differ from 0")
         self.weights = tuple(float(weights[name]) for name in self.terms)
@@ -48,47 +52,48 @@ class Mixture(nn.Module):
             name: attempt(reward, images, prompts, f"reward {name}")
             for name, reward in self.terms.items()
         }
-        applies = torch.stack([_applies(output) for output in outputs.values()], 1)
         terms = torch.stack([output.values.float().cpu() for output in outputs.values()], 1)
-        # NaN stands for a reward that does not apply, so a term that is no number must be marked
-        # here.
-        is_valid = (
-            torch.stack([output.is_valid.cpu() for output in outputs.values()], 1)
-            & terms.isfinite()
-        )
-        for name, reward in self.monitors.items():
-            output = attempt(reward, images, prompts, f"monitoring reward {name}")
-            if output.is_valid.any():
-                outputs[name] = output
-        parts = {}
-        for name, output in outputs.items():
-            has_value = output.is_valid.cpu() & _applies(output)
-            parts[name] = torch.where(has_value, output.values.float().cpu(), torch.nan)
-            for part, values in output.parts.items():
-                parts[f"{name}_{part}"] = torch.where(has_value, values.float().cpu(), torch.nan)
+        applies = torch.stack([applies_at_all(output) for output in outputs.values()], 1)
+        is_scored = torch.stack([output.is_valid.cpu() for output in outputs.values()], 1)
+        # Below, NaN stands for a reward that does not apply, so a term that is no number must be
+        # marked here.
+        is_valid = is_scored & terms.isfinite()
         values = weighted_sum(
             terms.masked_fill(~applies, torch.nan), terms.new_tensor(self.weights)
         )
-        info = _reasons({name: outputs[name] for name in self.terms}, len(prompts))
+        info = _reasons(outputs, len(prompts))
+        parts = _parts(outputs | self._monitor(images, prompts))
         return RewardOutput(
             values, (is_valid | ~applies).all(1), parts, info, terms, self.weights, applies
         )
 
+    def _monitor(self, images: Images, prompts: Sequence[Prompt]) -> dict[str, RewardOutput]:
+        """Ask the rewards of weight 0, and return the outputs of those that scored anything."""
+        outputs = {}
+        for name, reward in self.monitors.items():
+            output = attempt(reward, images, prompts, f"monitoring reward {name}")
+            if output.is_valid.any():
+                outputs[name] = output
+        return outputs
+
+
+def _parts(outputs: Mapping[str, RewardOutput]) -> dict[str, Float[Tensor, "B"]]:
+    """Name the values and the parts of all rewards, NaN where a reward has no value."""
+    parts = {}
+    for name, output in outputs.items():
+        has_value = output.is_valid.cpu() & applies_at_all(output)
+        parts[name] = torch.where(has_value, output.values.float().cpu(), torch.nan)
+        for part, values in output.parts.items():
+            parts[f"{name}_{part}"] = torch.where(has_value, values.float().cpu(), torch.nan)
+    return parts
+
 
 def _reasons(outputs: Mapping[str, RewardOutput], count: int) -> list[dict[str, str]]:
-    """For each sample why the first of its rewards that failed did so, where that one says it."""
+    """Say for each sample why the first of its rewards that failed did so, where that one tells."""
     info: list[dict[str, str]] = [{} for _ in range(count)]
     for name, output in outputs.items():
-        for entry, own in zip(info, output.info, strict=False):  # the info of a reward may be empty
-            if REASON in own:
-                entry.setdefault(REASON, f"{name}: {own[REASON]}")
+        # The info of a reward may be empty, so the two need not have one length.
+        for entry, reward_entry in zip(info, output.info, strict=False):
+            if REASON in reward_entry:
+                entry.setdefault(REASON, f"{name}: {reward_entry[REASON]}")
     return info
-
-
-def _applies(output: RewardOutput) -> torch.Tensor:
-    """Whether a reward, which may be a mixture itself, applies to each sample."""
-    return (
-        torch.ones(len(output.values), dtype=torch.bool)
-        if output.applies is None
-        else output.applies.cpu().any(1)
-    )

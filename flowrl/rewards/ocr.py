@@ -1,20 +1,20 @@
-"""Text rendering as a reward: how much of the wanted text an OCR reads in the image."""
+"""Text rendering is a reward here: how much of the wanted text an OCR reads in the image."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
-from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.loading import require
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Share, Side
+from flowrl.values.check import checked
 
 TARGET = "target"
 """The key of a prompt's metadata with the text to be drawn; where absent or null, text in double
@@ -36,11 +36,8 @@ class OCR:
     that the reward does not apply to. Part: exact (1 where d is 0). Needs the extra `ocr`.
     """
 
+    @checked("reward")
     def __init__(self, *, allows_more_text: bool, min_confidence: Share, side: Side) -> None:
-        if not 0 <= min_confidence <= 1:
-            raise UserError(f"reward.min_confidence={min_confidence} must be in [0, 1]")
-        if side < 32:
-            raise UserError(f"reward.side={side} must be at least 32")
         require("onnxruntime", "ocr")
         self.allows_more_text = allows_more_text
         self.engine = require("rapidocr", "ocr").RapidOCR(
@@ -55,51 +52,53 @@ class OCR:
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         wanted = [plain(target_of(prompt)) for prompt in prompts]
-        found = [
-            "" if not text else self._read(image)
-            for image, text in zip(to_pictures(images), wanted, strict=True)
-        ]
-        distances = [
-            self._distance(plain(read), text) for read, text in zip(found, wanted, strict=True)
-        ]
-        values = [
-            1 - min(distance, len(text)) / len(text) if text else 0.0
-            for distance, text in zip(distances, wanted, strict=True)
-        ]
-        applies = torch.tensor([bool(text) for text in wanted])
-        exact = torch.tensor(distances).eq(0).float().masked_fill(~applies, torch.nan)
+        values = []
+        exact = []
+        info = []
+        for picture, text in zip(to_pictures(images), wanted, strict=True):
+            if text:
+                read = self._read(picture)
+                distance = self._distance(plain(read), text)
+                values.append(1 - min(distance, len(text)) / len(text))
+                exact.append(float(distance == 0))
+            else:
+                read = ""
+                values.append(0.0)
+                exact.append(torch.nan)
+            info.append({"read": read})
         return RewardOutput(
             torch.tensor(values),
             torch.ones(len(prompts), dtype=torch.bool),
-            {"exact": exact},
-            [{"read": read} for read in found],
-            applies=applies[:, None],
+            {"exact": torch.tensor(exact)},
+            info,
+            applies=torch.tensor([bool(text) for text in wanted])[:, None],
         )
 
     def _distance(self, read: str, wanted: str) -> int:
-        return 0 if self.allows_more_text and wanted in read else edit_distance(read, wanted)
+        if self.allows_more_text and wanted in read:
+            return 0
+        return edit_distance(read, wanted)
 
-    def _read(self, image: Any) -> str:
-        pixels = np.ascontiguousarray(
-            np.asarray(image)[..., ::-1]
-        )  # the engine takes arrays as BGR
+    def _read(self, picture: Image.Image) -> str:
+        # The engine takes arrays as BGR.
+        pixels = np.ascontiguousarray(np.asarray(picture)[..., ::-1])
         return " ".join(self.engine(pixels).txts or ())
 
 
 def target_of(prompt: Prompt) -> str:
-    """The text that a prompt wants drawn; empty where there is none."""
+    """Return the text that a prompt wants drawn; empty where there is none."""
     if prompt.metadata.get(TARGET) is not None:
         return str(prompt.metadata[TARGET])
     return " ".join(straight or curly for straight, curly in _QUOTED.findall(prompt.text))
 
 
 def plain(text: str) -> str:
-    """Lower case, without white space."""
+    """Return a text in lower case, without white space."""
     return "".join(text.lower().split())
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Levenshtein's: the least number of characters inserted, deleted or replaced."""
+    """Compute Levenshtein's distance: the least number of letters inserted, deleted or replaced."""
     row = list(range(len(b) + 1))
     for i, left in enumerate(a, 1):
         diagonal = row[0]

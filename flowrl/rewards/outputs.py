@@ -1,4 +1,4 @@
-"""Reward outputs put together, and the reasons that their missing samples carry."""
+"""Reward outputs are made and put together here, with the reasons of their missing samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowrl.types import RewardOutput
@@ -21,25 +21,59 @@ float32.
 
 
 def is_usable(values: Tensor) -> Bool[Tensor, "..."]:
-    """Which values are numbers that statistics can be made of: neither NaN nor infinite, nor beyond
-    `LARGEST`.
+    """Tell which values are numbers that statistics can be made of: neither NaN nor infinite, nor
+    beyond `LARGEST`.
     """
     return values.abs() <= LARGEST
 
 
-def missing(count: int, reason: str, weights: tuple[float, ...] | None = None) -> RewardOutput:
-    """`count` samples without a score, all for the same reason; `weights` are those of a mixture,
-    which has terms.
+def all_valid(
+    values: Float[Tensor, "B"], parts: Mapping[str, Float[Tensor, "B"]] | None = None
+) -> RewardOutput:
+    """Make the output of a scorer that scores every sample; `values` are on the CPU."""
+    return RewardOutput(values, torch.ones(len(values), dtype=torch.bool), parts or {})
+
+
+def finite_valid(
+    values: Float[Tensor, "B"],
+    parts: Mapping[str, Float[Tensor, "B"]],
+    info: Sequence[Mapping[str, Any]],
+) -> RewardOutput:
+    """Make an output whose samples are missing where their values are NaN or infinite."""
+    return RewardOutput(values.nan_to_num(0.0, 0.0, 0.0), values.isfinite(), parts, info)
+
+
+def scores_or_reasons(
+    scores: Sequence[float | str],
+) -> tuple[Float[Tensor, "B"], list[Mapping[str, Any]]]:
+    """Separate scores from the reasons that stand in their place: values, NaN where there is a
+    reason, and the samples' `info`.
     """
-    none = torch.zeros(count)
+    values = []
+    info: list[Mapping[str, Any]] = []
+    for score in scores:
+        if isinstance(score, str):
+            values.append(torch.nan)
+            info.append({REASON: score})
+        else:
+            values.append(score)
+            info.append({})
+    return torch.tensor(values), info
+
+
+def missing(count: int, reason: str, weights: tuple[float, ...] | None = None) -> RewardOutput:
+    """Make `count` samples without a score, all for the same reason; `weights` are those of a
+    mixture, which has terms.
+    """
+    zeros = torch.zeros(count)
     info = [{REASON: reason}] * count
     if weights is None:
-        return RewardOutput(none, none.bool(), {}, info)
-    return RewardOutput(none, none.bool(), {}, info, torch.zeros(count, len(weights)), weights)
+        return RewardOutput(zeros, zeros.bool(), {}, info)
+    return RewardOutput(zeros, zeros.bool(), {}, info, torch.zeros(count, len(weights)), weights)
 
 
 def fill(output: RewardOutput, reasons: Mapping[int, str]) -> RewardOutput:
-    """The output with missing samples put in: `reasons` says why, by the number that each has among
+    """Put missing samples into an output: `reasons` says why, by the number that each has among
     all samples.
     """
     weights = None if output.terms is None else output.weights
@@ -49,54 +83,79 @@ def fill(output: RewardOutput, reasons: Mapping[int, str]) -> RewardOutput:
 
 
 def concatenate(outputs: Sequence[RewardOutput]) -> RewardOutput:
-    """The outputs of consecutive samples as one, on the CPU. A part that one of them lacks is NaN
-    there.
+    """Join the outputs of consecutive samples into one, on the CPU.
+
+    A part that one of them lacks is NaN there. Either all of them have terms, or none has.
     """
-    parts = {}
-    for name in dict.fromkeys(name for output in outputs for name in output.parts):
-        absent = [torch.full(output.values.shape, torch.nan) for output in outputs]
-        found = [output.parts.get(name, none) for output, none in zip(outputs, absent, strict=True)]
-        parts[name] = torch.cat([values.float().cpu() for values in found])
+    values = torch.cat([output.values.cpu() for output in outputs])
+    is_valid = torch.cat([output.is_valid.cpu() for output in outputs])
+    names = dict.fromkeys(name for output in outputs for name in output.parts)
+    parts = {name: _join_part(outputs, name) for name in names}
     info: list[Mapping[str, Any]] = []
     for output in outputs:
         info += output.info or [{}] * len(output.values)
+    terms = _join_terms(outputs)
+    return RewardOutput(
+        values, is_valid, parts, info, terms, outputs[0].weights, _join_applies(outputs)
+    )
+
+
+def _join_part(outputs: Sequence[RewardOutput], name: str) -> Float[Tensor, "B"]:
+    pieces = []
+    for output in outputs:
+        absent = torch.full(output.values.shape, torch.nan)
+        pieces.append(output.parts.get(name, absent).float().cpu())
+    return torch.cat(pieces)
+
+
+def _join_terms(outputs: Sequence[RewardOutput]) -> Float[Tensor, "B R"] | None:
     terms = [output.terms.cpu() for output in outputs if output.terms is not None]
     assert len(terms) in (0, len(outputs))
-    applies = None
-    if any(output.applies is not None for output in outputs):
-        everywhere = [
-            torch.ones(len(output.values), len(output.weights), dtype=torch.bool)
-            for output in outputs
-        ]
-        own = [
-            every if output.applies is None else output.applies.cpu()
-            for output, every in zip(outputs, everywhere, strict=True)
-        ]
-        applies = torch.cat(own)
-    return RewardOutput(
-        torch.cat([output.values.cpu() for output in outputs]),
-        torch.cat([output.is_valid.cpu() for output in outputs]),
-        parts,
-        info,
-        torch.cat(terms) if terms else None,
-        outputs[0].weights,
-        applies,
-    )
+    return torch.cat(terms) if terms else None
+
+
+def _join_applies(outputs: Sequence[RewardOutput]) -> Bool[Tensor, "B R"] | None:
+    """Join what the rewards apply to, which stays None where all of them apply everywhere."""
+    if all(output.applies is None for output in outputs):
+        return None
+    pieces = []
+    for output in outputs:
+        if output.applies is None:
+            shape = (len(output.values), len(output.weights))
+            pieces.append(torch.ones(shape, dtype=torch.bool))
+        else:
+            pieces.append(output.applies.cpu())
+    return torch.cat(pieces)
 
 
 def reorder(output: RewardOutput, rows: Int[Tensor, "N"]) -> RewardOutput:
-    """The samples with these numbers, in this order."""
+    """Return the samples with these numbers, in this order."""
+    parts = {name: values[rows] for name, values in output.parts.items()}
+    info: Sequence[Mapping[str, Any]] = ()
+    if output.info:
+        info = [output.info[row] for row in rows.tolist()]
     return RewardOutput(
         output.values[rows],
         output.is_valid[rows],
-        {name: values[rows] for name, values in output.parts.items()},
-        [output.info[row] for row in rows.tolist()] if output.info else (),
-        None if output.terms is None else output.terms[rows],
+        parts,
+        info,
+        _rows_of(output.terms, rows),
         output.weights,
-        None if output.applies is None else output.applies[rows],
+        _rows_of(output.applies, rows),
     )
 
 
+def _rows_of(table: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if table is None else table[rows]
+
+
+def applies_at_all(output: RewardOutput) -> Bool[Tensor, "B"]:
+    """Tell, on the CPU, to which samples at least one of the rewards applies."""
+    if output.applies is None:
+        return torch.ones(len(output.values), dtype=torch.bool)
+    return output.applies.cpu().any(1)
+
+
 def first_reason(info: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why the first missing sample is missing, where something says so."""
+    """Return why the first missing sample is missing, where something says so."""
     return next((str(entry[REASON]) for entry in info if REASON in entry), None)

@@ -1,5 +1,5 @@
-"""PNG files from strangers: their size without decoding, and their pixels without anything else
-that a file can hold.
+"""PNG files from strangers are read: their size without decoding, and their pixels without anything
+else that a file can hold.
 
 Pillow inflates texts and colour profiles, up to 64 MiB of them a file, and takes the last of
 several headers. Here a file has one header, which says what its pixels will take, and Pillow is
@@ -33,8 +33,8 @@ however small it is.
 
 
 def read_size(encoded: object) -> tuple[int, int]:
-    """Width and height in pixels, from the header of a base64 PNG. Raises UserError for anything
-    else.
+    """Read width and height in pixels from the header of a base64 PNG. Raises UserError for
+    anything else.
     """
     if not isinstance(encoded, str):
         raise UserError(f"not a base64 PNG: {type(encoded).__name__}")
@@ -49,7 +49,7 @@ def read_size(encoded: object) -> tuple[int, int]:
 
 
 def decode(encoded: str) -> UInt8[Tensor, "3 H W"]:
-    """The pixels of a base64 PNG as RGB. Raises UserError for a file that is damaged."""
+    """Return the pixels of a base64 PNG as RGB. Raises UserError for a file that is damaged."""
     try:
         file = _pixel_chunks(base64.b64decode(encoded, validate=True))
         pixels = to_pixels(PngImageFile(io.BytesIO(file)))
@@ -61,9 +61,11 @@ def decode(encoded: str) -> UInt8[Tensor, "3 H W"]:
 
 
 def _pixel_chunks(data: bytes) -> bytes:
-    """The file without the chunks that pixels do not depend on: texts, profiles, further frames."""
+    """Return the file without the chunks that pixels do not depend on: texts, profiles, further
+    frames.
+    """
     view = memoryview(data)  # its slices are no copies
-    kept = [memoryview(SIGNATURE)]
+    pieces = [memoryview(SIGNATURE)]
     position = len(SIGNATURE)
     num_chunks = 0
     while position + 8 <= len(data):
@@ -78,6 +80,6 @@ def _pixel_chunks(data: bytes) -> bytes:
         if kind == b"IHDR" and num_chunks > 1:
             raise UserError("damaged PNG: a second header")
         if kind in PIXEL_CHUNKS:
-            kept.append(view[position:end])
+            pieces.append(view[position:end])
         position = end
-    return b"".join(kept)
+    return b"".join(pieces)

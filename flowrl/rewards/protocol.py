@@ -1,4 +1,4 @@
-"""The interface of a reward, and the check of what it returns."""
+"""The interface of a reward is stated here, and what it returns is checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Images = Float[Tensor, "B 3 S S"] | Sequence[Image.Image]
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores images against prompts, one each.
+    """A callable that scores images against prompts, one each.
 
     Higher is better. A sample that cannot be scored is marked missing in the output; raising marks
     the whole call missing. A prompt that the reward has nothing to say about is marked in `applies`
@@ -30,13 +30,10 @@ class Reward(Protocol):
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput: ...
 
 
-def checked(output: RewardOutput, count: int) -> RewardOutput:
-    """The output as it is. Raises UserError unless it has `count` samples throughout."""
-    for name, values in {
-        "values": output.values,
-        "is_valid": output.is_valid,
-        **output.parts,
-    }.items():
+def check_output(output: RewardOutput, count: int) -> RewardOutput:
+    """Return the output as it is. Raises UserError unless it has `count` samples throughout."""
+    columns = {"values": output.values, "is_valid": output.is_valid, **output.parts}
+    for name, values in columns.items():
         if values.shape != (count,):
             raise UserError(f"{count} images, but {name} of shape {tuple(values.shape)}")
     shape = (count, len(output.weights))

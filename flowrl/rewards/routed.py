@@ -1,17 +1,26 @@
-"""A reward for some of the prompts only, such as an OCR reward where there is something to read."""
+"""A reward is asked for some of the prompts only, such as an OCR where there is text to read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 
-from flowrl.errors import UserError
 from flowrl.rewards.attempt import attempt
+from flowrl.rewards.outputs import applies_at_all
 from flowrl.rewards.protocol import Images, Reward
 from flowrl.types import Prompt, RewardOutput
-from flowrl.values.bounds import Text
+from flowrl.values.bounds import Text, Told
+from flowrl.values.check import checked
+
+Values = Annotated[
+    Sequence[str | float | bool],
+    MinLen(1),
+    Told("a list of the values of reward.key that the reward is for"),
+]
 
 
 class Routed(nn.Module):
@@ -25,44 +34,47 @@ class Routed(nn.Module):
     gives the wrong length, its own prompts are missing, and no others.
     """
 
-    def __init__(self, *, reward: Reward, key: Text, values: Sequence[str | float | bool]) -> None:
+    @checked("reward")
+    def __init__(self, *, reward: Reward, key: Text, values: Values) -> None:
         super().__init__()
-        if isinstance(values, str) or not values:
-            raise UserError(
-                f"reward.values={values!r} must be a list of the values of {key!r} that the reward "
-                "is for"
-            )
         self.reward = reward
         self.key = key
         self.values = frozenset(map(_text, values))
         self.name = f"reward for {key} in {sorted(self.values)}"
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        rows = [i for i, prompt in enumerate(prompts) if self._is_for(prompt)]
-        none = torch.full((len(prompts),), torch.nan)
-        applies = torch.zeros(len(prompts), dtype=torch.bool)
+        rows = [row for row, prompt in enumerate(prompts) if self._is_for(prompt)]
+        nowhere = torch.zeros(len(prompts), dtype=torch.bool)
+        unscored = torch.full((len(prompts),), torch.nan)
         if not rows:
-            return RewardOutput(none, ~applies, applies=applies[:, None])
-        some = images[rows] if isinstance(images, Tensor) else [images[row] for row in rows]
-        output = attempt(self.reward, some, [prompts[row] for row in rows], self.name)
-        inside = (
-            torch.ones(len(rows), dtype=torch.bool)
-            if output.applies is None
-            else output.applies.cpu().any(1)
-        )
+            return RewardOutput(unscored, ~nowhere, applies=nowhere[:, None])
+        output = self._score(rows, images, prompts)
         index = torch.tensor(rows)
 
         def spread(values: Tensor) -> Tensor:
-            return none.index_copy(0, index, values.float().cpu())
+            return unscored.index_copy(0, index, values.float().cpu())
 
-        info = dict(zip(rows, output.info, strict=False))
+        parts = {name: spread(values) for name, values in output.parts.items()}
+        info: list[Mapping[str, Any]] = []
+        if output.info:
+            by_row = dict(zip(rows, output.info, strict=False))
+            info = [by_row.get(row, {}) for row in range(len(prompts))]
         return RewardOutput(
             spread(output.values),
-            (~applies).index_copy(0, index, output.is_valid.cpu()),
-            {name: spread(part) for name, part in output.parts.items()},
-            [info.get(row, {}) for row in range(len(prompts))] if info else (),
-            applies=applies.index_copy(0, index, inside)[:, None],
+            (~nowhere).index_copy(0, index, output.is_valid.cpu()),
+            parts,
+            info,
+            applies=nowhere.index_copy(0, index, applies_at_all(output))[:, None],
         )
+
+    def _score(
+        self, rows: Sequence[int], images: Images, prompts: Sequence[Prompt]
+    ) -> RewardOutput:
+        """Score the samples of these rows alone."""
+        chosen = [prompts[row] for row in rows]
+        if isinstance(images, Tensor):
+            return attempt(self.reward, images[rows], chosen, self.name)
+        return attempt(self.reward, [images[row] for row in rows], chosen, self.name)
 
     def _is_for(self, prompt: Prompt) -> bool:
         value = prompt.family if self.key == "family" else prompt.metadata.get(self.key)

@@ -1,20 +1,25 @@
-"""The exact reward of the shapes world: the verifier's answer to each atom of the caption."""
+"""The exact reward of the shapes world is the verifier's answer to each atom of the caption."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.outputs import REASON
 from flowrl.rewards.protocol import Images
-from flowrl.shapes.grammar import parse
-from flowrl.shapes.verify import verify
+from flowrl.shapes.grammar import Caption, parse
+from flowrl.shapes.verify import Verdict, verify
 from flowrl.types import Prompt, RewardOutput
+from flowrl.values.check import checked
+
+PLACEHOLDER = parse("a circle")
+"""The caption that is verified where a prompt is none; its score is not used."""
 
 
 class ShapesReward:
@@ -29,39 +34,45 @@ class ShapesReward:
     nothing was found).
     """
 
+    @checked("reward")
     def __init__(self, *, score: Literal["soft", "geometric", "strict", "clean"]) -> None:
-        if score not in ("soft", "geometric", "strict", "clean"):
-            raise UserError(f"reward.score={score!r} must be soft, geometric, strict or clean")
         self.score = score
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        captions = []
-        reasons = {}
-        for i, prompt in enumerate(prompts):
-            try:
-                captions.append(parse(prompt.text))
-            except ValueError as error:
-                captions.append(parse("a circle"))
-                reasons[i] = str(error)
+        captions, reasons = _read_captions(prompts)
         pixels = images if isinstance(images, Tensor) else to_tensor(images)
         verdicts = verify(pixels.float().permute(0, 2, 3, 1).cpu().numpy(), captions)
-        cleanness = [[found.is_clean for found in verdict.objects] for verdict in verdicts]
         parts = {
-            "soft": [verdict.soft for verdict in verdicts],
-            "strict": [verdict.strict for verdict in verdicts],
-            "off_palette": [verdict.off_palette for verdict in verdicts],
-            "clean_objects": [
-                sum(clean) / len(clean) if clean else float("nan") for clean in cleanness
-            ],
+            "soft": _column(verdicts, "soft"),
+            "strict": _column(verdicts, "strict"),
+            "off_palette": _column(verdicts, "off_palette"),
+            "clean_objects": _column(verdicts, "clean_share"),
         }
-        tensors = {name: torch.tensor(part) for name, part in parts.items()}
         if self.score == "clean":
-            values = tensors["clean_objects"].nan_to_num(0.0)
+            values = parts["clean_objects"].nan_to_num(0.0)
         else:
-            values = torch.tensor([getattr(verdict, self.score) for verdict in verdicts])
-        is_valid = torch.tensor([i not in reasons for i in range(len(prompts))])
-        info = [
-            {REASON: reasons[i]} if i in reasons else dict(verdict.atoms)
-            for i, verdict in enumerate(verdicts)
-        ]
-        return RewardOutput(values, is_valid, tensors, info)
+            values = _column(verdicts, self.score)
+        is_valid = torch.tensor([row not in reasons for row in range(len(prompts))])
+        info: list[Mapping[str, object]] = [dict(verdict.atoms) for verdict in verdicts]
+        for row, reason in reasons.items():
+            info[row] = {REASON: reason}
+        return RewardOutput(values, is_valid, parts, info)
+
+
+def _read_captions(prompts: Sequence[Prompt]) -> tuple[list[Caption], dict[int, str]]:
+    """Read the captions, a placeholder where a prompt is none, and say by its number why it is
+    none.
+    """
+    captions = []
+    reasons = {}
+    for row, prompt in enumerate(prompts):
+        try:
+            captions.append(parse(prompt.text))
+        except UserError as error:
+            captions.append(PLACEHOLDER)
+            reasons[row] = str(error)
+    return captions, reasons
+
+
+def _column(verdicts: Sequence[Verdict], name: str) -> Float[Tensor, "B"]:
+    return torch.tensor([getattr(verdict, name) for verdict in verdicts])

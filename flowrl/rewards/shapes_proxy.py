@@ -1,4 +1,4 @@
-"""A small open_clip model of the shapes world: a learned reward that is only nearly right, for
+"""A small open_clip model of the shapes world is a learned reward that is only nearly right, for
 studies of hacking.
 """
 
@@ -17,17 +17,19 @@ from torch import Tensor, nn
 
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_tensor
+from flowrl.rewards.outputs import all_valid
 from flowrl.rewards.protocol import Images
 from flowrl.runs.files import read_object
 from flowrl.shapes.grammar import WORDS
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Positive, Text
+from flowrl.values.check import checked
 
 EMBEDDED = "embedded:"
 CONFIG = "shapes_proxy.json"
 WEIGHTS = "shapes_proxy.safetensors"
 TOKENS = {word: number for number, word in enumerate(dict.fromkeys(WORDS), start=1)}
-"""Of each word of the grammar; 0 fills up."""
+"""The token of each word of the grammar; 0 fills up."""
 END = len(TOKENS) + 1
 """The highest token, where open_clip's text tower is read out."""
 
@@ -42,15 +44,13 @@ class ShapesProxy(nn.Module):
     cosine.
     """
 
+    @checked("reward")
     def __init__(self, *, pretrained: Text, divisor: Positive) -> None:
         super().__init__()
-        if divisor <= 0:
-            raise UserError(f"reward.divisor={divisor} must be above 0")
         folder = Path(pretrained).expanduser()
         if pretrained.startswith(EMBEDDED):
-            folder = Path(
-                str(files("flowrl.rewards").joinpath("assets", pretrained.removeprefix(EMBEDDED)))
-            )
+            assets = Path(str(files("flowrl.rewards"))) / "assets"
+            folder = assets / pretrained.removeprefix(EMBEDDED)
         try:
             self.model: Any = build(read_object(folder / CONFIG, "write it again"))
             weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
@@ -59,38 +59,36 @@ class ShapesProxy(nn.Module):
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"reward.pretrained={pretrained}: no proxy there ({reason}); give {EMBEDDED}, "
-                f"{EMBEDDED}weak "
-                "or the folder that scripts/train_proxy.py wrote"
+                f"{EMBEDDED}weak or the folder that scripts/train_proxy.py wrote"
             ) from error
         self.divisor = divisor
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         pixels = to_tensor(images).to(self.model.logit_scale.device)
-        tokens = tokenize([prompt.text for prompt in prompts], self.model.context_length).to(
-            pixels.device
-        )
+        texts = [prompt.text for prompt in prompts]
+        tokens = tokenize(texts, self.model.context_length).to(pixels.device)
         features = self.model.encode_image(normalised(pixels), normalize=True)
         cosine = (features * self.model.encode_text(tokens, normalize=True)).sum(-1).cpu()
-        everywhere = torch.ones(len(prompts), dtype=torch.bool)
         scale = self.model.logit_scale.exp().cpu()
-        return RewardOutput(scale * cosine / self.divisor, everywhere, {"cosine": cosine})
+        return all_valid(scale * cosine / self.divisor, {"cosine": cosine})
 
 
 def build(config: dict[str, Any]) -> nn.Module:
-    """open_clip's own CLIP of a configuration, with random weights."""
+    """Build open_clip's own CLIP of a configuration, with random weights."""
     from open_clip.model import CLIP  # seconds to import, so only where it is used
 
     return CLIP(**config).eval()
 
 
 def tokenize(texts: Sequence[str], length: int) -> Int[Tensor, "B L"]:
-    """Word by word, with the end token, cut and filled up to `length`."""
-    known = (
-        [TOKENS[word] for word in text.split() if word in TOKENS][: length - 1] for text in texts
-    )
-    return torch.tensor([[*words, END, *[0] * (length - len(words) - 1)] for words in known])
+    """Turn texts into tokens word by word, with the end token, cut and filled up to `length`."""
+    rows = []
+    for text in texts:
+        words = [TOKENS[word] for word in text.split() if word in TOKENS][: length - 1]
+        rows.append([*words, END, *[0] * (length - len(words) - 1)])
+    return torch.tensor(rows)
 
 
 def normalised(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
-    """From [0, 1] to [-1, 1]."""
+    """Scale images from [0, 1] to [-1, 1]."""
     return images * 2 - 1

@@ -1,5 +1,5 @@
-"""Pairs of images that a reward must put in order, rendered on the spot: what
-`scripts/reward_doctor.py` scores.
+"""Pairs of images that a reward must put in order are rendered on the spot, for
+`scripts/reward_doctor.py` to score.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIDE = 256
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt, an image that fits it and one that fits worse, and what tells them apart."""
+    """A prompt, with an image that fits it, one that fits worse, and what tells them apart."""
 
     kind: str
     prompt: Prompt
@@ -30,33 +30,31 @@ class Pair:
 
 
 def pairs() -> list[Pair]:
-    """All pairs: `shapes`, `text`, `size` (few bytes against many), `sharpness` and `content`."""
-    found = [
+    """Draw all pairs: `shapes`, `text`, `size` (few bytes against many), `sharpness`, `content`."""
+    drawn = [
         Pair("shapes", Prompt(good.text), _scene(good), _scene(bad)) for good, bad in _captions()
     ]
     for i, word in enumerate(WORDS):
         prompt = Prompt(f'a white sign that says "{word}"')
-        found.append(Pair("text", prompt, sign(word), sign(misspell(word, 1 + i % 3))))
-    found += [
-        Pair("size", Prompt("a plain wall"), _flat(shade), _noise(shade))
-        for shade in (60, 120, 180)
-    ]
+        drawn.append(Pair("text", prompt, sign(word), sign(misspell(word, 1 + i % 3))))
+    for shade in (60, 120, 180):
+        drawn.append(Pair("size", Prompt("a plain wall"), _flat(shade), _noise(shade)))
     for seed in range(3):
         texture = _texture(seed)
         blurred = texture.filter(ImageFilter.GaussianBlur(3))
-        found.append(Pair("sharpness", Prompt("a photo of a stone wall"), texture, blurred))
+        drawn.append(Pair("sharpness", Prompt("a photo of a stone wall"), texture, blurred))
     drawings = (("a red circle", "red", "ellipse"), ("a blue square", "blue", "rectangle"))
     for (text, colour, shape), (_, other_colour, other_shape) in zip(
         drawings, reversed(drawings), strict=True
     ):
         good = _drawing(colour, shape)
         bad = _drawing(other_colour, other_shape)
-        found.append(Pair("content", Prompt(f"{text} on a white background"), good, bad))
-    return found
+        drawn.append(Pair("content", Prompt(f"{text} on a white background"), good, bad))
+    return drawn
 
 
 def sign(text: str) -> Image.Image:
-    """Black text, centred on white and as large as fits."""
+    """Draw black text, centred on white and as large as fits."""
     picture = Image.new("RGB", (SIDE, SIDE), "white")
     draw = ImageDraw.Draw(picture)
     size = 80
@@ -67,11 +65,11 @@ def sign(text: str) -> Image.Image:
 
 
 def misspell(word: str, count: int) -> str:
-    """`word` with `count` letters replaced by others, which is its edit distance from it."""
-    letters = [i for i, letter in enumerate(word) if letter.isalpha()]
+    """Return `word` with `count` letters replaced by others, which is its edit distance from it."""
+    places = [place for place, letter in enumerate(word) if letter.isalpha()]
     wrong = list(word)
-    for i in letters[:: max(1, len(letters) // count)][:count]:
-        wrong[i] = "k" if word[i].lower() != "k" else "w"
+    for place in places[:: max(1, len(places) // count)][:count]:
+        wrong[place] = "k" if word[place].lower() != "k" else "w"
     return "".join(wrong)
 
 
@@ -101,7 +99,7 @@ def _noise(shade: int) -> Image.Image:
 
 
 def _texture(seed: int) -> Image.Image:
-    """Noise whose spectrum falls as 1/f, as that of photographs does."""
+    """Draw noise whose spectrum falls as 1/f, as that of photographs does."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.fftfreq(SIDE)[None, :])
     frequency[0, 0] = 1.0

@@ -1,4 +1,4 @@
-"""What reward servers and their clients say to each other: JSON with images as base64 PNG, never
+"""Reward servers and their clients say this to each other: JSON with images as base64 PNG, never
 pickle.
 
 A request is `{"images": [PNG, ...], "prompts": [{"text": ..., "family": ..., "metadata": {...}},
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
-from flowrl.rewards.outputs import REASON
+from flowrl.rewards.outputs import REASON, applies_at_all
 from flowrl.rewards.png import decode, read_size
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
@@ -36,7 +36,7 @@ VALUE_BYTES = 100
 """
 
 TEXT_BYTES = 4
-"""What a character takes at most."""
+"""Bytes that a character takes at most."""
 
 
 class TooLarge(ValueError):
@@ -45,8 +45,8 @@ class TooLarge(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request: its images as base64 PNG, not yet decoded, their common width and height, and
-    their prompts.
+    """A request that was read: its images as base64 PNG, not yet decoded, their common width and
+    height, and their prompts.
 
     `num_bytes` is what it takes in memory once it is decoded.
     """
@@ -57,7 +57,7 @@ class Asked:
     num_bytes: int
 
     def pixels(self) -> UInt8[Tensor, "B 3 H W"]:
-        """The images as they were sent. Raises UserError for one that is damaged."""
+        """Decode the images as they were sent. Raises UserError for one that is damaged."""
         width, height = self.size
         pixels = torch.empty(len(self.encoded), 3, height, width, dtype=torch.uint8)
         for row, encoded in zip(pixels, self.encoded, strict=True):
@@ -65,17 +65,17 @@ class Asked:
         return pixels
 
     def images(self) -> Float[Tensor, "B 3 H W"]:
-        """The images in [0, 1], four times as large. Raises UserError for one that is damaged."""
+        """Decode the images to [0, 1], four times as large. Raises UserError for a damaged one."""
         return to_unit(self.pixels())
 
 
 def to_unit(pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """The images in [0, 1] that scorers take."""
+    """Scale pixels to the images in [0, 1] that scorers take."""
     return pixels.float().div_(255)
 
 
 def png(picture: Image.Image) -> str:
-    """A picture as base64 PNG. Lightly compressed: the network is faster than zlib's higher
+    """Write a picture as base64 PNG, lightly compressed: the network is faster than zlib's higher
     levels.
     """
     file = io.BytesIO()
@@ -84,15 +84,19 @@ def png(picture: Image.Image) -> str:
 
 
 def request(images: Images, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What a client sends."""
-    asked = [{"text": p.text, "family": p.family, "metadata": dict(p.metadata)} for p in prompts]
-    return {"images": [png(picture) for picture in to_pictures(images)], "prompts": asked}
+    """Write the request that a client sends."""
+    encoded = [png(picture) for picture in to_pictures(images)]
+    asked = []
+    for prompt in prompts:
+        metadata = dict(prompt.metadata)
+        asked.append({"text": prompt.text, "family": prompt.family, "metadata": metadata})
+    return {"images": encoded, "prompts": asked}
 
 
 def read_request(
     body: bytes | bytearray, *, max_images: int, max_image_bytes: int, max_decoded_bytes: int
 ) -> Asked:
-    """What a request's body asks for.
+    """Read a request's body.
 
     What it will take in memory is counted from the images' headers, before any is decoded: 3 bytes
     a pixel, however few bits the file has for it. Raises TooLarge where that is more than
@@ -105,16 +109,7 @@ def read_request(
             f"JSON values of {values} bytes in one request, more than "
             f"max_decoded_bytes={max_decoded_bytes}"
         )
-    data = _json(body)
-    images = data.get("images")
-    prompts = data.get("prompts")
-    if (
-        not isinstance(images, list)
-        or not isinstance(prompts, list)
-        or not images
-        or len(images) != len(prompts)
-    ):
-        raise UserError("a request has `images` and `prompts`, lists of one length, at least 1")
+    images, prompts = _images_and_prompts(_json(body))
     if len(images) > max_images:
         raise TooLarge(
             f"{len(images)} images in one request, more than max_images={max_images}; send fewer "
@@ -122,23 +117,31 @@ def read_request(
         )
     sizes = [read_size(image) for image in images]
     areas = [3 * width * height for width, height in sizes]
-    texts = TEXT_BYTES * (len(body) - sum(len(image) for image in images))
     if max(areas) > max_image_bytes:
         width, height = sizes[areas.index(max(areas))]
         raise TooLarge(
             f"an image of {width} x {height} takes {max(areas)} bytes decoded, more than "
             f"max_image_bytes={max_image_bytes}; send smaller ones"
         )
+    texts = TEXT_BYTES * (len(body) - sum(len(image) for image in images))
     num_bytes = sum(areas) + texts + values
     if num_bytes > max_decoded_bytes:
         raise TooLarge(
             f"a request that takes {num_bytes} bytes decoded, more than "
-            f"max_decoded_bytes={max_decoded_bytes}; "
-            "send fewer images at a time"
+            f"max_decoded_bytes={max_decoded_bytes}; send fewer images at a time"
         )
     if len(set(sizes)) > 1:
         raise UserError("the images of one request must have one size")
     return Asked(images, sizes[0], [_prompt(prompt) for prompt in prompts], num_bytes)
+
+
+def _images_and_prompts(data: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+    """Return the lists of a request, which have one length and are not empty."""
+    images = data.get("images")
+    prompts = data.get("prompts")
+    if isinstance(images, list) and isinstance(prompts, list) and 0 < len(images) == len(prompts):
+        return images, prompts
+    raise UserError("a request has `images` and `prompts`, lists of one length, at least 1")
 
 
 def _json(body: bytes | bytearray) -> dict[str, Any]:
@@ -162,36 +165,22 @@ def _prompt(data: Any) -> Prompt:
 
 
 def answer(output: RewardOutput) -> dict[str, Any]:
-    """What a server sends back: null for what is missing or not a number."""
+    """Write the answer that a server sends: null for what is missing or not a number."""
     info = output.info or [{}] * len(output.values)
-    values = [
-        v if ok else None
-        for v, ok in zip(output.values.tolist(), output.is_valid.tolist(), strict=True)
-    ]
     return {
-        "values": [_finite(value) for value in values],
-        "parts": {
-            name: [_finite(value) for value in part.tolist()] for name, part in output.parts.items()
-        },
+        "values": _or_null(output.values.masked_fill(~output.is_valid, torch.nan)),
+        "parts": {name: _or_null(part) for name, part in output.parts.items()},
         "reasons": [entry.get(REASON) for entry in info],
-        "applies": _applies(output).tolist(),
+        "applies": applies_at_all(output).tolist(),
     }
 
 
-def _applies(output: RewardOutput) -> Bool[Tensor, "B"]:
-    return (
-        torch.ones(len(output.values), dtype=torch.bool)
-        if output.applies is None
-        else output.applies.any(1)
-    )
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _or_null(values: Float[Tensor, "B"]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def read_answer(body: bytes, count: int) -> RewardOutput:
-    """The scores in an answer to `count` images. Raises UserError, saying what is wrong, for
+    """Read the scores in an answer to `count` images. Raises UserError, saying what is wrong, for
     anything else.
 
     A value that is null, NaN or infinite makes its sample missing, with the server's reason where
@@ -199,39 +188,46 @@ def read_answer(body: bytes, count: int) -> RewardOutput:
     """
     data = _json(body)
     values = _numbers(data.get("values"), count, "values")
-    parts = data.get("parts", {})
-    if not isinstance(parts, dict) or any("/" in name for name in parts):
-        raise UserError("`parts` must be an object of lists, its names without a slash")
+    parts = _parts(data.get("parts", {}), count)
     reasons = data.get("reasons") or [None] * count
     if not isinstance(reasons, list) or len(reasons) != count:
         raise UserError(f"`reasons` must be a list of {count}")
-    applies = data.get("applies", [True] * count)
-    if (
-        not isinstance(applies, list)
-        or len(applies) != count
-        or not all(isinstance(each, bool) for each in applies)
-    ):
-        raise UserError(f"`applies` must be a list of {count} booleans")
-    is_valid = values.isfinite() | ~torch.tensor(applies)
-    info: list[Mapping[str, Any]] = []
-    for reason, ok in zip(reasons, is_valid.tolist(), strict=True):
-        info.append({} if ok else {REASON: str(reason or "the server gave no number")})
-    tensors = {str(name): _numbers(part, count, f"part {name}") for name, part in parts.items()}
+    applies = _flags(data.get("applies", [True] * count), count)
+    is_valid = values.isfinite() | ~applies
+    info: list[Mapping[str, Any]] = [{}] * count
+    for row in (~is_valid).nonzero().flatten().tolist():
+        info[row] = {REASON: str(reasons[row] or "the server gave no number")}
     values = values.nan_to_num(0.0, 0.0, 0.0)
-    return RewardOutput(values, is_valid, tensors, info, applies=torch.tensor(applies)[:, None])
+    return RewardOutput(values, is_valid, parts, info, applies=applies[:, None])
+
+
+def _parts(data: Any, count: int) -> dict[str, Float[Tensor, "B"]]:
+    if not isinstance(data, dict) or any("/" in name for name in data):
+        raise UserError("`parts` must be an object of lists, its names without a slash")
+    return {str(name): _numbers(part, count, f"part {name}") for name, part in data.items()}
+
+
+def _flags(data: Any, count: int) -> Bool[Tensor, "B"]:
+    is_list = isinstance(data, list) and len(data) == count
+    if not is_list or not all(isinstance(flag, bool) for flag in data):
+        raise UserError(f"`applies` must be a list of {count} booleans")
+    return torch.tensor(data)
 
 
 def _numbers(data: Any, count: int, name: str) -> Float[Tensor, "B"]:
-    if not isinstance(data, list) or len(data) != count:
-        given = f"{len(data)} entries" if isinstance(data, list) else type(data).__name__
-        raise UserError(f"{count} images, but {name}: {given}")
-    if odd := [
-        value
-        for value in data
-        if isinstance(value, bool) or not isinstance(value, int | float | None)
-    ]:
-        raise UserError(f"{name} must be numbers or null, not {odd[0]!r:.40}")
+    if not isinstance(data, list):
+        raise UserError(f"{count} images, but {name}: {type(data).__name__}")
+    if len(data) != count:
+        raise UserError(f"{count} images, but {name}: {len(data)} entries")
+    return torch.tensor([_number(value, name) for value in data])
+
+
+def _number(value: Any, name: str) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{name} must be numbers or null, not {value!r:.40}")
     try:
-        return torch.tensor([math.nan if value is None else float(value) for value in data])
+        return float(value)
     except OverflowError as error:
         raise UserError(f"{name}: {error}") from error

@@ -1,1 +1,1 @@
-"""A reward behind HTTP: what `scripts/serve_reward.py` starts and `flowrl.rewards.remote` asks."""
+"""A reward is served over HTTP by `scripts/serve_reward.py`, for `flowrl.rewards.remote` to ask."""

@@ -1,4 +1,4 @@
-"""The reward server's three pages: POST /score, GET /health, GET /metrics."""
+"""The reward server has three pages: POST /score, GET /health, GET /metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,7 +23,8 @@ from flowrl.rewards import wire
 from flowrl.serving.batcher import Batcher
 from flowrl.serving.counters import Counters
 from flowrl.serving.uploads import Busy, TooSlow, Upload, Uploads
-from flowrl.values.bounds import Bytes, Count, Seconds
+from flowrl.values.bounds import Bytes, Count, Duration
+from flowrl.values.check import check_fields
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -31,7 +32,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a request may ask for, and what all of them may hold while they are read.
+    """The limits on what a request may ask for, and on what all of them may hold while they are
+    read.
 
     A body has up to `max_body` bytes and arrives within `body_seconds`; all bodies that are held
     have up to `max_reading_bytes`, and one that comes slower than `min_rate` bytes a second makes
@@ -41,7 +43,7 @@ class Limits:
     """
 
     max_body: Bytes
-    body_seconds: Seconds
+    body_seconds: Duration
     min_rate: Bytes
     max_images: Count
     max_image_bytes: Bytes
@@ -50,19 +52,21 @@ class Limits:
     max_reading_bytes: Bytes
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) <= 0:
-                raise UserError(f"limits.{field.name}={getattr(self, field.name)} must be above 0")
-        for lower, upper in (
-            ("max_body", "max_reading_bytes"),
-            ("max_image_bytes", "max_decoded_bytes"),
-        ):
-            if getattr(self, lower) > getattr(self, upper):
-                raise UserError(
-                    f"limits.{lower}={getattr(self, lower)} must be at most "
-                    f"limits.{upper}={getattr(self, upper)}; "
-                    "lower it"
-                )
+        check_fields(self, "limits")
+        # A limit on one that exceeds that on all would let a request wait for ever.
+        at_most("max_body", self.max_body, "limits.max_reading_bytes", self.max_reading_bytes)
+        at_most(
+            "max_image_bytes",
+            self.max_image_bytes,
+            "limits.max_decoded_bytes",
+            self.max_decoded_bytes,
+        )
+
+
+def at_most(name: str, value: int, bound_name: str, bound: int) -> None:
+    """Raise UserError where a limit exceeds another one, which stands under `bound_name`."""
+    if value > bound:
+        raise UserError(f"limits.{name}={value} must be at most {bound_name}={bound}; lower it")
 
 
 class Refused(Exception):
@@ -74,7 +78,7 @@ class Refused(Exception):
 
 
 class Pages:
-    """The pages over one batcher. `token`, where there is one, is asked of /score alone."""
+    """The pages over one batcher; `token`, where there is one, is asked of /score alone."""
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class Pages:
         self.reading = asyncio.Semaphore(limits.max_reading)
 
     async def score(self, request: Request) -> Response:
+        """Answer a request for scores, whatever happens, and count it."""
         start = time.perf_counter()
         response: Response
         try:
@@ -117,13 +122,12 @@ class Pages:
         return response
 
     async def _score(self, request: Request) -> dict[str, object]:
-        given = request.headers.get("authorization", "")
-        if self.token is not None and not hmac.compare_digest(
-            given.encode(), f"Bearer {self.token}".encode()
-        ):
+        """Score a request. Raises Refused, with the status and the reason, where it gets none."""
+        if not self._is_authorized(request):
             raise Refused(401, "wrong or missing bearer token")
         try:
             with self.uploads.admitted() as upload:
+                # The body has no name here, so that `_answer` alone holds it and can let it go.
                 return await _while_listening(
                     request, self._answer(upload, await self._body(request, upload))
                 )
@@ -138,23 +142,32 @@ class Pages:
                 408, f"the body took longer than body_seconds={self.limits.body_seconds}"
             ) from None
 
+    def _is_authorized(self, request: Request) -> bool:
+        if self.token is None:
+            return True
+        header = request.headers.get("authorization", "").encode()
+        return hmac.compare_digest(header, f"Bearer {self.token}".encode())
+
     async def _answer(self, upload: Upload, body: bytearray) -> dict[str, object]:
-        bounds = {
-            "max_images": self.limits.max_images,
-            "max_image_bytes": self.limits.max_image_bytes,
-            "max_decoded_bytes": self.limits.max_decoded_bytes,
-        }
-        asked = await self._read(partial(wire.read_request, body, **bounds))
+        """Read a body, wait for the request's turn, and write its scores."""
+        read = partial(
+            wire.read_request,
+            body,
+            max_images=self.limits.max_images,
+            max_image_bytes=self.limits.max_image_bytes,
+            max_decoded_bytes=self.limits.max_decoded_bytes,
+        )
+        asked = await self._read(read)
         prompts = asked.prompts
         with self.batcher.place(len(prompts), asked.num_bytes):
             pixels = await self._read(asked.pixels)
-            del body, asked  # what waits is held once
+            del body, asked, read  # what waits is held once
             self.uploads.drop_bytes(upload)
             return wire.answer(await self.batcher.score(pixels, prompts))
 
     async def _read(self, work: Callable[[], Result]) -> Result:
-        """The result of `work`, done in a thread that keeps its turn to the end even where nobody
-        waits for it.
+        """Return the result of `work`, done in a thread that keeps its turn to the end even where
+        nobody waits for it.
         """
         await self.reading.acquire()
         future = asyncio.wrap_future(background.start(work, "reader"))
@@ -162,6 +175,7 @@ class Pages:
         return await asyncio.shield(future)
 
     async def _body(self, request: Request, upload: Upload) -> bytearray:
+        """Receive a body. Raises Refused where it is too large, and what `Uploads` raises."""
         limit = self.limits.max_body
         too_large = Refused(
             413, f"a body of more than max_body={limit} bytes; send fewer images at a time"
@@ -179,15 +193,17 @@ class Pages:
         return body
 
     async def health(self, request: Request) -> Response:
+        """Answer that the server is there, with the name of its reward and the images that wait."""
         return JSONResponse({"status": "ok", "reward": self.name, "waiting": self.counters.waiting})
 
     async def metrics(self, request: Request) -> Response:
+        """Answer with the counters as Prometheus reads them."""
         return PlainTextResponse(self.counters.text(), media_type="text/plain; version=0.0.4")
 
 
 async def _while_listening(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled when the client leaves. Raises ClientDisconnect
-    then.
+    """Return the result of `work`, which is cancelled when the client leaves. Raises
+    ClientDisconnect then.
     """
     task = asyncio.create_task(work)
     departure = asyncio.create_task(_departure(request))
@@ -202,12 +218,13 @@ async def _while_listening(request: Request, work: Coroutine[Any, Any, Result]) 
 
 
 async def _departure(request: Request) -> None:
+    """Wait until the client leaves."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def build_app(pages: Pages) -> Starlette:
-    """The application; its batcher runs from start to shutdown."""
+    """Build the application, whose batcher runs from start to shutdown."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""Requests put together into batches for one scorer, which is never called twice at a time."""
+"""Requests are put together into batches for one scorer, never called twice at a time."""
 
 from __future__ import annotations
 
@@ -22,21 +22,28 @@ from flowrl.serving.uploads import Busy
 from flowrl.types import Prompt, RewardOutput
 
 Score = Callable[[Tensor, Sequence[Prompt]], RewardOutput]
-"""Scores images, and never raises: failures are missing samples, as `RewardModule.score` has it."""
+"""A function that scores images and never raises: failures are missing samples, as
+`RewardModule.score` has it.
+"""
 
 
 @dataclass(slots=True)
 class Job:
-    """One request, and where its scores will be. Its images stay bytes until they are scored."""
+    """One request, whose images stay bytes until they are scored, and the future of its scores."""
 
     pixels: UInt8[Tensor, "B 3 H W"]
     prompts: list[Prompt]
     output: asyncio.Future[RewardOutput]
 
+    @property
+    def is_awaited(self) -> bool:
+        """Tell whether somebody still waits for scores: a client may leave before its turn."""
+        return not self.output.done()
+
 
 class Batcher:
-    """Collects requests for up to `max_wait` seconds or `max_batch` images, and scores them
-    together by image size.
+    """A queue that collects requests for up to `max_wait` seconds or `max_batch` images, and scores
+    them together by image size.
 
     A call of the scorer has up to `max_batch` images, and as many as take `max_batch_bytes` as
     bytes; it gets them as float32, four times as large. Up to `max_waiting` images, and requests of
@@ -67,8 +74,8 @@ class Batcher:
 
     @contextmanager
     def place(self, count: int, num_bytes: int) -> Iterator[None]:
-        """Room for `count` images of `num_bytes`, to be taken before they are decoded. Raises Busy
-        if there is none.
+        """Hold room for `count` images of `num_bytes`, to be taken before they are decoded. Raises
+        Busy if there is none.
         """
         if self.counters.waiting + count > self.max_waiting:
             raise Busy(f"{self.counters.waiting} images are waiting already; try again later")
@@ -86,7 +93,7 @@ class Batcher:
             self.counters.waiting_bytes -= num_bytes
 
     async def score(self, pixels: UInt8[Tensor, "B 3 H W"], prompts: list[Prompt]) -> RewardOutput:
-        """The scores of one request that has its `place`, once its turn has come."""
+        """Return the scores of one request that has its `place`, once its turn has come."""
         job = Job(pixels, prompts, asyncio.get_running_loop().create_future())
         try:
             self.jobs.put_nowait(job)
@@ -98,58 +105,59 @@ class Batcher:
     async def run(self) -> None:
         """Serve until cancelled."""
         while True:
-            jobs = await self._collect()
             by_size: dict[torch.Size, list[Job]] = defaultdict(list)
-            for job in jobs:
-                if not job.output.done():  # its client has left
-                    by_size[job.pixels.shape[1:]].append(job)
-            for group in by_size.values():
+            for job in _awaited(await self._collect()):
+                by_size[job.pixels.shape[1:]].append(job)
+            for jobs in by_size.values():
                 try:
-                    await self._answer([job for job in group if not job.output.done()])
+                    await self._answer(_awaited(jobs))
                 except Exception as error:  # a fault of ours must not end the loop
-                    for job in group:
-                        if not job.output.done():
-                            job.output.set_exception(error)
+                    for job in _awaited(jobs):
+                        job.output.set_exception(error)
 
     async def _collect(self) -> list[Job]:
+        """Wait for a request, and then for others to share its call."""
         jobs = [await self.jobs.get()]
         deadline = time.monotonic() + self.max_wait
-        while sum(len(job.prompts) for job in jobs if not job.output.done()) < self.max_batch:
-            rest = deadline - time.monotonic()
-            if self.jobs.empty() and rest <= 0:
-                break
+        while sum(len(job.prompts) for job in _awaited(jobs)) < self.max_batch:
+            seconds = deadline - time.monotonic()
             try:
-                jobs.append(
-                    self.jobs.get_nowait()
-                    if rest <= 0
-                    else await asyncio.wait_for(self.jobs.get(), rest)
-                )
-            except TimeoutError:
+                if seconds > 0:
+                    jobs.append(await asyncio.wait_for(self.jobs.get(), seconds))
+                else:
+                    jobs.append(self.jobs.get_nowait())
+            except (TimeoutError, asyncio.QueueEmpty):
                 break
         return jobs
 
     async def _answer(self, jobs: list[Job]) -> None:
+        """Score the jobs of one image size together, and a job that fails as a whole once more
+        alone.
+        """
         if not jobs:
             return
-        contents = [
-            (job.pixels, job.prompts) for job in jobs
-        ]  # a job that is cancelled meanwhile loses its own
+        # A job that is cancelled meanwhile loses its own images and prompts.
+        contents = [(job.pixels, job.prompts) for job in jobs]
         whole = await self._in_background(contents)
         start = 0
         for job, content in zip(jobs, contents, strict=True):
             count = len(content[1])
             output = reorder(whole, torch.arange(start, start + count))
             start += count
-            if len(jobs) > 1 and not output.is_valid.any() and not job.output.done():
+            if len(jobs) > 1 and job.is_awaited and not output.is_valid.any():
                 output = await self._in_background([content])
             self.counters.images += count
             self.counters.missing += int((~output.is_valid).sum())
-            if not job.output.done():
+            if job.is_awaited:
                 job.output.set_result(output)
 
     async def _in_background(self, contents: Sequence[tuple[Tensor, list[Prompt]]]) -> RewardOutput:
-        """Scored in slices that a call of the scorer may have, beside the event loop."""
-        prompts = [prompt for _, prompts in contents for prompt in prompts]
+        """Score images and prompts in slices that a call of the scorer may have, beside the event
+        loop.
+        """
+        prompts: list[Prompt] = []
+        for _, job_prompts in contents:
+            prompts += job_prompts
         size = min(self.max_batch, max(self.max_batch_bytes // contents[0][0][0].nbytes, 1))
         outputs = []
         for start in range(0, len(prompts), size):
@@ -165,8 +173,12 @@ class Batcher:
         return self.scorer(wire.to_unit(pixels), prompts)
 
 
+def _awaited(jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if job.is_awaited]
+
+
 def _rows(tensors: Sequence[Tensor], start: int, end: int) -> Tensor:
-    """Rows `start` to `end` of the tensors, as if they were one."""
+    """Return rows `start` to `end` of the tensors, as if they were one."""
     pieces = []
     for tensor in tensors:
         pieces.append(tensor[max(start, 0) : max(end, 0)])

@@ -1,4 +1,4 @@
-"""Connections that cannot be held open for nothing.
+"""Connections cannot be held open for nothing.
 
 uvicorn's time-out for idle connections begins with the first answer and ends with the next byte, so
 that a client that sends nothing, or a head byte by byte, is never let go; and its
@@ -36,15 +36,19 @@ class Connection(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """True where no request is under way; a head that has not fully arrived is none."""
+        """Tell whether no request is under way; a head that has not fully arrived is none."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait()
-        idle = [each for each in self.connections if isinstance(each, Connection) and each.is_idle]
+        idle = [
+            connection
+            for connection in self.connections
+            if isinstance(connection, Connection) and connection.is_idle
+        ]
         if self.max_idle is not None and len(idle) > self.max_idle:
-            longest = min(idle, key=lambda each: each.since)
+            longest = min(idle, key=lambda connection: connection.since)
             if self.since - longest.since >= GRACE:
                 longest.close()
 
@@ -67,6 +71,7 @@ class Connection(H11Protocol):
         self.transport.abort()
 
     def _wait(self) -> None:
+        """Begin to wait for the client anew."""
         self.since = self.loop.time()
         if self.patience is not None:
             self.patience.cancel()

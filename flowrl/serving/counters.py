@@ -1,4 +1,4 @@
-"""What a reward server counts, as Prometheus text."""
+"""A reward server's counters are written as Prometheus text."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start, and what is held now: images that wait, their bytes, and bytes of
-    bodies.
+    """Totals since the start, and counts of what is held now: images that wait, their bytes, and
+    bytes of bodies.
     """
 
     requests: Counter[int] = field(default_factory=Counter)
@@ -23,7 +23,7 @@ class Counters:
     body_bytes: int = 0
 
     def text(self) -> str:
-        """In the Prometheus text format, version 0.0.4."""
+        """Write the counters in the Prometheus text format, version 0.0.4."""
         rows = [
             ("images_total", "counter", "Images scored, missing ones included.", self.images),
             ("missing_total", "counter", "Images that the scorer could not score.", self.missing),
@@ -53,10 +53,8 @@ class Counters:
             "# HELP flowrl_requests_total Requests to /score by status.",
             "# TYPE flowrl_requests_total counter",
         ]
-        lines += [
-            f'flowrl_requests_total{{status="{code}"}} {n}'
-            for code, n in sorted(self.requests.items())
-        ]
+        for status, count in sorted(self.requests.items()):
+            lines.append(f'flowrl_requests_total{{status="{status}"}} {count}')
         for name, kind, meaning, value in rows:
             lines += [
                 f"# HELP flowrl_{name} {meaning}",

@@ -1,4 +1,4 @@
-"""Runs a reward's server until it is told to stop."""
+"""A reward's server runs until it is told to stop."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import torch
 import uvicorn
 
 from flowrl.errors import UserError
+from flowrl.rewards.client import LOCAL
 from flowrl.rewards.protocol import Reward
-from flowrl.serving.app import Limits, Pages, build_app
+from flowrl.serving.app import Limits, Pages, at_most, build_app
 from flowrl.serving.batcher import Batcher
 from flowrl.serving.connections import Connection
 from flowrl.serving.counters import Counters
 from flowrl.training.reward import RewardModule
+from flowrl.values.bounds import Count
+from flowrl.values.check import checked
 
 log = logging.getLogger(__name__)
 
 
+@checked("")
 def serve(
     reward: Reward,
     *,
@@ -26,13 +30,13 @@ def serve(
     port: int,
     device: str,
     limits: Limits,
-    max_batch: int,
+    max_batch: Count,
     max_batch_bytes: int,
     max_wait: float,
     max_waiting: int,
     max_waiting_bytes: int,
-    max_connections: int,
-    idle_seconds: int,
+    max_connections: Count,
+    idle_seconds: Count,
     shutdown_seconds: float,
     token_env: str | None,
 ) -> None:
@@ -44,33 +48,15 @@ def serve(
     names the environment variable with the bearer token that /score asks for. Port 0 takes a free
     one; the line that announces the server names it.
     """
-    least = {
-        "max_batch": max_batch,
-        "max_connections": max_connections,
-        "idle_seconds": idle_seconds,
-    }
-    for name, value in least.items():
-        if value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
-    for name, value, bound_name, bound in (
-        ("max_images", limits.max_images, "max_waiting", max_waiting),
-        ("max_image_bytes", limits.max_image_bytes, "max_batch_bytes", max_batch_bytes),
-        ("max_decoded_bytes", limits.max_decoded_bytes, "max_waiting_bytes", max_waiting_bytes),
-    ):
-        if value > bound:
-            raise UserError(f"limits.{name}={value} must be at most {bound_name}={bound}; lower it")
-    token = os.environ.get(token_env) if token_env else None
-    if token_env and not token:
-        raise UserError(
-            f"token_env={token_env}: set the environment variable {token_env} to the token"
-        )
-    if token is None and host not in ("localhost", "127.0.0.1", "::1"):
+    at_most("max_images", limits.max_images, "max_waiting", max_waiting)
+    at_most("max_image_bytes", limits.max_image_bytes, "max_batch_bytes", max_batch_bytes)
+    at_most("max_decoded_bytes", limits.max_decoded_bytes, "max_waiting_bytes", max_waiting_bytes)
+    token = _read_token(token_env)
+    if token is None and host not in LOCAL:
         log.warning("host=%s without token_env: whoever reaches the port can use the scorer", host)
-    place = (
-        torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if device == "auto"
-        else torch.device(device)
-    )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = torch.device(device)
     module = RewardModule(reward=reward, max_missing=1.0).to(place)
     counters = Counters()
     batcher = Batcher(
@@ -109,3 +95,17 @@ def serve(
         flush=True,
     )
     uvicorn.Server(config).run(sockets=[socket])
+
+
+def _read_token(token_env: str | None) -> str | None:
+    """Return the bearer token, None where none is asked for. Raises UserError where it is not
+    set.
+    """
+    if not token_env:
+        return None
+    token = os.environ.get(token_env)
+    if not token:
+        raise UserError(
+            f"token_env={token_env}: set the environment variable {token_env} to the token"
+        )
+    return token

@@ -1,6 +1,4 @@
-"""Room for requests and for their bodies: bounded over all clients, and not held by those that are
-slow.
-"""
+"""Room for requests and for their bodies is bounded over all clients, and not held by slow ones."""
 
 from __future__ import annotations
 
@@ -23,13 +21,13 @@ class Busy(Exception):
 
 
 class TooSlow(Exception):
-    """A body that took longer than it may."""
+    """A body took longer than it may."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Upload:
-    """A request under way: the bytes of its body that are held, and the time until which they have
-    paid for its place.
+    """A request under way, with the bytes of its body that are held and the time until which they
+    have paid for its place.
 
     `timeout` is there while more of the body is awaited.
     """
@@ -70,7 +68,7 @@ class Uploads:
 
     @contextmanager
     def admitted(self) -> Iterator[Upload]:
-        """A place among the requests under way. Raises Busy where there is none."""
+        """Hold a place among the requests under way. Raises Busy where there is none."""
         upload = Upload(
             num_bytes=0, paid_until=self.clock() + GRACE, timeout=None, is_displaced=False
         )
@@ -84,8 +82,8 @@ class Uploads:
 
     @asynccontextmanager
     async def receiving(self, upload: Upload, seconds: float) -> AsyncIterator[None]:
-        """The time while the body arrives. Raises TooSlow after `seconds`, Busy where it had to
-        make room.
+        """Mark the time while the body arrives. Raises TooSlow after `seconds`, Busy where it had
+        to make room.
         """
         try:
             async with asyncio.timeout(seconds) as upload.timeout:
@@ -112,11 +110,12 @@ class Uploads:
         self.counters.body_bytes += num_bytes
 
     def drop_bytes(self, upload: Upload) -> None:
-        """The body is no longer held."""
+        """Count the body as no longer held."""
         self.counters.body_bytes -= upload.num_bytes
         upload.num_bytes = 0
 
     def _displace(self, newcomer: Upload, reason: str) -> None:
+        """Give up the slowest body for a newcomer's. Raises Busy where none is too slow."""
         awaited = [upload for upload in self.uploads if upload.timeout is not None]
         slowest = min(awaited, key=lambda upload: upload.paid_until, default=newcomer)
         if slowest is newcomer or slowest.timeout is None or self.clock() < slowest.paid_until:

@@ -1,3 +1,3 @@
-"""The embedded world: captioned scenes of coloured shapes, their renderer and their exact
+"""The embedded world has captioned scenes of coloured shapes, their renderer and their exact
 verifier.
 """

@@ -1,5 +1,5 @@
-"""The caption grammar of the shapes world: what can be said, how it is written, which part is held
-out.
+"""The caption grammar of the shapes world says what can be said, how it is written, and which
+captions are held out.
 
 A caption is one or two noun phrases (count, optional colour, shape), joined by `and` or by a
 spatial relation. The task families are those of GenEval (Ghosh et al. 2023, arXiv 2310.11513) plus
@@ -10,9 +10,13 @@ prompt alone is enough to score.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
 
 from flowrl.errors import UserError
+
+Option = TypeVar("Option", int, str)
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -21,6 +25,19 @@ COUNT_WORDS = ("a", "two", "three", "four")
 FAMILIES = ("single", "counting", "colour", "two_objects", "position", "binding", "composition")
 MAX_OBJECTS = 4
 
+_SINGLE_FAMILIES = {
+    (False, False, False): "single",
+    (True, False, False): "counting",
+    (False, True, False): "colour",
+}
+_PAIR_FAMILIES = {
+    (False, False, False): "two_objects",
+    (False, True, False): "binding",
+    (False, False, True): "position",
+}
+"""Task families by what a caption of one or two phrases asks for: a count above one, a colour, a
+relation. Whatever else is asked is a composition.
+"""
 _PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 _SINGULARS = {plural: shape for shape, plural in _PLURALS.items()}
 WORDS = (
@@ -39,7 +56,7 @@ WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """One noun phrase: `count` objects of `shape`, in `colour` or in any colour (None)."""
+    """One noun phrase, which means `count` objects of `shape`, in `colour` or in any (None)."""
 
     count: int
     colour: str | None
@@ -47,6 +64,7 @@ class Phrase:
 
     @property
     def text(self) -> str:
+        """Write the phrase as it stands in a caption."""
         noun = self.shape if self.count == 1 else _PLURALS[self.shape]
         return " ".join(word for word in (COUNT_WORDS[self.count - 1], self.colour, noun) if word)
 
@@ -60,42 +78,42 @@ class Caption:
 
     @property
     def text(self) -> str:
+        """Write the caption, which `parse` reads back."""
         return f" {self.relation or 'and'} ".join(phrase.text for phrase in self.phrases)
 
     @property
     def num_objects(self) -> int:
+        """Count the objects that the caption asks for."""
         return sum(phrase.count for phrase in self.phrases)
 
     @property
     def family(self) -> str:
-        """The task family, decided by what the caption asks for."""
-        has_count = any(phrase.count > 1 for phrase in self.phrases)
-        has_colour = any(phrase.colour for phrase in self.phrases)
-        if len(self.phrases) == 1:
-            return {
-                (False, False): "single",
-                (True, False): "counting",
-                (False, True): "colour",
-            }.get((has_count, has_colour), "composition")
-        if has_count or (self.relation and has_colour):
-            return "composition"
-        if self.relation:
-            return "position"
-        return "binding" if has_colour else "two_objects"
+        """Name the task family, decided by what the caption asks for."""
+        asks = (
+            any(phrase.count > 1 for phrase in self.phrases),
+            any(phrase.colour for phrase in self.phrases),
+            self.relation is not None,
+        )
+        families = _SINGLE_FAMILIES if len(self.phrases) == 1 else _PAIR_FAMILIES
+        return families.get(asks, "composition")
 
     @property
     def is_held_out(self) -> bool:
-        """Whether RL training must never see this caption: it holds a reserved (colour, shape) or
-        relation triple.
+        """Tell whether RL training must never see this caption: it holds a reserved (colour, shape)
+        or relation triple.
         """
-        pair = any(
-            p.colour and (COLOURS.index(p.colour) + 2 * SHAPES.index(p.shape)) % 6 == 0
-            for p in self.phrases
-        )
-        if not self.relation:
-            return pair
+        if any(_is_reserved(phrase) for phrase in self.phrases):
+            return True
+        if self.relation is None:
+            return False
         first, second = (SHAPES.index(phrase.shape) for phrase in self.phrases)
-        return pair or (first + RELATIONS.index(self.relation) + 2 * second) % 6 == 0
+        return (first + RELATIONS.index(self.relation) + 2 * second) % 6 == 0
+
+
+def _is_reserved(phrase: Phrase) -> bool:
+    if phrase.colour is None:
+        return False
+    return (COLOURS.index(phrase.colour) + 2 * SHAPES.index(phrase.shape)) % 6 == 0
 
 
 def parse(text: str) -> Caption:
@@ -103,9 +121,10 @@ def parse(text: str) -> Caption:
     grammar.
     """
     relation = next((name for name in RELATIONS if f" {name} " in text), None)
-    parts = text.split(f" {relation} " if relation else " and ")
-    caption = Caption(tuple(_parse_phrase(part, text) for part in parts), relation)
-    if caption.num_objects > MAX_OBJECTS or len(parts) > 2:
+    phrase_texts = text.split(f" {relation or 'and'} ")
+    phrases = tuple(_parse_phrase(phrase_text, text) for phrase_text in phrase_texts)
+    caption = Caption(phrases, relation)
+    if caption.num_objects > MAX_OBJECTS or len(phrases) > 2:
         raise UserError(
             f"prompt {text!r} is outside the shapes grammar: at most two phrases, {MAX_OBJECTS} "
             "objects"
@@ -113,23 +132,20 @@ def parse(text: str) -> Caption:
     return caption
 
 
-def _parse_phrase(part: str, text: str) -> Phrase:
-    words = part.split()
-    colour = words[1] if len(words) == 3 else None
-    shape = _SINGULARS.get(words[-1], words[-1]) if words else ""
-    phrase_is_valid = (
-        len(words) in (2, 3)
-        and words[0] in COUNT_WORDS
-        and shape in SHAPES
-        and (colour is None or colour in COLOURS)
-        and (words[-1] in SHAPES) == (words[0] == "a")
+def _parse_phrase(phrase_text: str, text: str) -> Phrase:
+    """Read one phrase of a text back; a phrase says what it means in one way alone."""
+    words = phrase_text.split()
+    if len(words) in (2, 3) and words[0] in COUNT_WORDS:
+        colour = words[1] if len(words) == 3 else None
+        shape = _SINGULARS.get(words[-1], words[-1])
+        if shape in SHAPES and colour in (None, *COLOURS):
+            phrase = Phrase(COUNT_WORDS.index(words[0]) + 1, colour, shape)
+            if phrase.text.split() == words:  # singular and plural go with the count
+                return phrase
+    raise UserError(
+        f"prompt {text!r} is outside the shapes grammar: cannot read {phrase_text!r} as 'COUNT "
+        "[COLOUR] SHAPE'"
     )
-    if not phrase_is_valid:
-        raise UserError(
-            f"prompt {text!r} is outside the shapes grammar: cannot read {part!r} as 'COUNT "
-            "[COLOUR] SHAPE'"
-        )
-    return Phrase(COUNT_WORDS.index(words[0]) + 1, colour, shape)
 
 
 def sample_caption(family: str, rng: random.Random) -> Caption:
@@ -138,38 +154,58 @@ def sample_caption(family: str, rng: random.Random) -> Caption:
         raise UserError(f"family={family!r} is not one of {', '.join(FAMILIES)}")
     while True:
         caption = _draw(family, rng)
-        kinds = [phrase.shape for phrase in caption.phrases]
-        has_twins = len(set(kinds)) < len(kinds) and any(p.colour is None for p in caption.phrases)
-        pairs = {(phrase.shape, phrase.colour) for phrase in caption.phrases}
-        if not has_twins and len(pairs) == len(kinds) and caption.num_objects <= MAX_OBJECTS:
+        if caption.num_objects <= MAX_OBJECTS and _tells_apart(caption.phrases):
             return caption
 
 
-def _draw(family: str, rng: random.Random) -> Caption:
-    def phrase(count: int = 1, has_colour: bool = False) -> Phrase:
-        return Phrase(count, rng.choice(COLOURS) if has_colour else None, rng.choice(SHAPES))
+def _tells_apart(phrases: tuple[Phrase, ...]) -> bool:
+    """Tell whether no object fits two of the phrases: of one shape, they differ in colour."""
+    shapes = {phrase.shape for phrase in phrases}
+    if len(shapes) == len(phrases):
+        return True
+    colours = {phrase.colour for phrase in phrases}
+    return len(colours) == len(phrases) and None not in colours
 
-    # Arguments are drawn here and now, in one order per family, so that a seed always gives the
-    # same captions.
-    if family in ("single", "counting", "colour"):
-        return Caption(
-            (
-                phrase(
-                    rng.randint(2, MAX_OBJECTS) if family == "counting" else 1, family == "colour"
-                ),
-            )
-        )
-    if family in ("two_objects", "position", "binding"):
-        phrases = (phrase(has_colour=family == "binding"), phrase(has_colour=family == "binding"))
-        return Caption(phrases, rng.choice(RELATIONS) if family == "position" else None)
-    form = rng.choice(("coloured count", "coloured relation", "counted pair", "counted relation"))
-    if form == "coloured count":
-        return Caption((phrase(rng.randint(2, MAX_OBJECTS), True),))
-    if form == "coloured relation":
-        return Caption((phrase(has_colour=True), phrase(has_colour=True)), rng.choice(RELATIONS))
-    if form == "counted pair":
-        return Caption((phrase(rng.randint(2, 3), True), phrase(1, True)))
-    return Caption((phrase(2), phrase(1, True)), rng.choice(RELATIONS))
+
+# Words are drawn in one order per family, so that a seed always gives the same captions.
+
+
+def _draw(family: str, rng: random.Random) -> Caption:
+    """Draw a caption of a family, whose phrases may mean the same object."""
+    match family:
+        case "single":
+            return Caption((_draw_phrase(rng),))
+        case "counting":
+            return Caption((_draw_phrase(rng, rng.randint(2, MAX_OBJECTS)),))
+        case "colour":
+            return Caption((_draw_phrase(rng, has_colour=True),))
+        case "two_objects":
+            return Caption((_draw_phrase(rng), _draw_phrase(rng)))
+        case "position":
+            return Caption((_draw_phrase(rng), _draw_phrase(rng)), rng.choice(RELATIONS))
+        case "binding":
+            return Caption((_draw_phrase(rng, has_colour=True), _draw_phrase(rng, has_colour=True)))
+    return _draw_composition(rng)
+
+
+def _draw_composition(rng: random.Random) -> Caption:
+    match rng.choice(("coloured count", "coloured relation", "counted pair", "counted relation")):
+        case "coloured count":
+            return Caption((_draw_phrase(rng, rng.randint(2, MAX_OBJECTS), has_colour=True),))
+        case "coloured relation":
+            first = _draw_phrase(rng, has_colour=True)
+            second = _draw_phrase(rng, has_colour=True)
+            return Caption((first, second), rng.choice(RELATIONS))
+        case "counted pair":
+            first = _draw_phrase(rng, rng.randint(2, 3), has_colour=True)
+            return Caption((first, _draw_phrase(rng, has_colour=True)))
+    first = _draw_phrase(rng, 2)
+    return Caption((first, _draw_phrase(rng, has_colour=True)), rng.choice(RELATIONS))
+
+
+def _draw_phrase(rng: random.Random, count: int = 1, *, has_colour: bool = False) -> Phrase:
+    colour = rng.choice(COLOURS) if has_colour else None
+    return Phrase(count, colour, rng.choice(SHAPES))
 
 
 def corrupt(caption: Caption, rates: dict[str, float], rng: random.Random) -> Caption:
@@ -183,23 +219,33 @@ def corrupt(caption: Caption, rates: dict[str, float], rng: random.Random) -> Ca
     if rng.random() < rates["caption"]:
         return sample_caption(rng.choice(FAMILIES), rng)
 
-    def other(value: str, options: tuple[str, ...]) -> str:
-        return rng.choice([option for option in options if option != value])
-
-    phrases: list[Phrase] = []
+    num_objects = caption.num_objects
+    phrases = []
     for phrase in caption.phrases:
-        if phrase.colour and rng.random() < rates["colour"]:
-            phrase = replace(phrase, colour=other(phrase.colour, COLOURS))
-        if rng.random() < rates["shape"]:
-            phrase = replace(phrase, shape=other(phrase.shape, SHAPES))
-        others = sum(p.count for p in (*phrases, *caption.phrases[len(phrases) + 1 :]))
-        options = COUNT_WORDS[: MAX_OBJECTS - others]
-        if rng.random() < rates["count"] and len(options) > 1:
-            phrase = replace(
-                phrase, count=COUNT_WORDS.index(other(COUNT_WORDS[phrase.count - 1], options)) + 1
-            )
-        phrases.append(phrase)
+        num_others = num_objects - phrase.count
+        corrupted = _corrupt_phrase(phrase, MAX_OBJECTS - num_others, rates, rng)
+        num_objects = num_others + corrupted.count
+        phrases.append(corrupted)
     relation = caption.relation
     if relation and rng.random() < rates["relation"]:
-        relation = other(relation, RELATIONS)
+        relation = _draw_other(relation, RELATIONS, rng)
     return Caption(tuple(phrases), relation)
+
+
+def _corrupt_phrase(
+    phrase: Phrase, max_count: int, rates: dict[str, float], rng: random.Random
+) -> Phrase:
+    colour = phrase.colour
+    if colour and rng.random() < rates["colour"]:
+        colour = _draw_other(colour, COLOURS, rng)
+    shape = phrase.shape
+    if rng.random() < rates["shape"]:
+        shape = _draw_other(shape, SHAPES, rng)
+    count = phrase.count
+    if rng.random() < rates["count"] and max_count > 1:
+        count = _draw_other(count, range(1, max_count + 1), rng)
+    return Phrase(count, colour, shape)
+
+
+def _draw_other(value: Option, options: Iterable[Option], rng: random.Random) -> Option:
+    return rng.choice([option for option in options if option != value])

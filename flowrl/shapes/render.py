@@ -1,4 +1,4 @@
-"""The renderer of the shapes world: lay out the objects of a caption and draw them anti-aliased.
+"""The renderer of the shapes world lays out the objects of a caption and draws them anti-aliased.
 
 Coordinates are pixels, x to the right and y downwards, pixel centres at half integers. A shape of
 radius r is a signed distance function; its coverage of a pixel is `clip(1/2 - distance, 0, 1)`.
@@ -43,11 +43,17 @@ _CELL = IMAGE_SIZE / 2
 _CELLS = tuple(product(range(2), repeat=2))
 _MARGIN = 1.0
 """Pixels left free at the border of a cell."""
+_DIRECTIONS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
+"""The axis of each relation, x or y, and the sign with which it grows from the first object to the
+second.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One object of a scene: indices into SHAPES and COLOURS, centre and radius in pixels."""
+    """One object of a scene, told by indices into SHAPES and COLOURS, its centre and its radius in
+    pixels.
+    """
 
     shape: int
     colour: int
@@ -57,8 +63,8 @@ class Placed:
 
 
 def distance(shape: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Signed distance in pixels to the outline of SHAPES[shape], negative inside; broadcasts x, y,
-    radius.
+    """Compute the signed distance in pixels to the outline of SHAPES[shape], negative inside;
+    broadcasts x, y, radius.
     """
     x_abs = np.abs(x)
     y_abs = np.abs(y)
@@ -72,14 +78,14 @@ def distance(shape: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np
         side = (slope * x_abs - (y + radius)) / np.hypot(slope, 1.0)
         return np.maximum(side, y - TRIANGLE_BASE * radius)
     arm = CROSS_ARM * radius
-    return np.minimum(
-        np.maximum(x_abs - radius, y_abs - arm), np.maximum(x_abs - arm, y_abs - radius)
-    )
+    across = np.maximum(x_abs - radius, y_abs - arm)
+    upright = np.maximum(x_abs - arm, y_abs - radius)
+    return np.minimum(across, upright)
 
 
 def coverage(shape: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Fraction of a unit pixel at offset (x, y) from the centre that the shape covers, in [0,
-    1].
+    """Compute the fraction of a unit pixel at offset (x, y) from the centre that the shape covers,
+    in [0, 1].
     """
     return np.clip(0.5 - distance(shape, x, y, radius), 0.0, 1.0)
 
@@ -90,59 +96,69 @@ def lay_out(caption: Caption, rng: random.Random) -> list[Placed]:
     Unspecified colours are drawn, one per phrase. Raises UserError for a caption that no assignment
     of cells fulfils, such as three objects left of a fourth.
     """
-    owners = [index for index, phrase in enumerate(caption.phrases) for _ in range(phrase.count)]
-    options = [
-        cells
-        for cells in permutations(_CELLS, len(owners))
-        if _holds(caption.relation, cells, owners)
-    ]
+    owners: list[int] = []
+    for index, phrase in enumerate(caption.phrases):
+        owners += [index] * phrase.count
+    cells_of = permutations(_CELLS, len(owners))
+    options = [cells for cells in cells_of if _holds(caption.relation, cells, owners)]
     if not options:
         raise UserError(f"no layout fulfils {caption.text!r}")
-    colours = [
-        COLOURS.index(p.colour) if p.colour else rng.randrange(len(COLOURS))
-        for p in caption.phrases
-    ]
+    colours = []
+    for phrase in caption.phrases:
+        if phrase.colour:
+            colours.append(COLOURS.index(phrase.colour))
+        else:
+            colours.append(rng.randrange(len(COLOURS)))
     scene = []
     for index, (column, row) in zip(owners, rng.choice(options), strict=True):
         radius = rng.uniform(*RADII)
         play = _CELL / 2 - radius - _MARGIN
-        x, y = (_CELL * (place + 0.5) + rng.uniform(-play, play) for place in (column, row))
-        scene.append(
-            Placed(SHAPES.index(caption.phrases[index].shape), colours[index], x, y, radius)
-        )
+        x = _CELL * (column + 0.5) + rng.uniform(-play, play)
+        y = _CELL * (row + 0.5) + rng.uniform(-play, play)
+        shape = SHAPES.index(caption.phrases[index].shape)
+        scene.append(Placed(shape, colours[index], x, y, radius))
     return scene
 
 
 def _holds(relation: str | None, cells: Sequence[tuple[int, ...]], owners: list[int]) -> bool:
-    """Whether every object of the first phrase stands in `relation` to every object of the
+    """Tell whether every object of the first phrase stands in `relation` to every object of the
     second.
     """
     if relation is None:
         return True
-    first, second = (
-        [cell for cell, owner in zip(cells, owners, strict=True) if owner == i] for i in (0, 1)
-    )
-    axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[
-        relation
-    ]
-    return all(sign * (b[axis] - a[axis]) > 0 for a in first for b in second)
+    axis, sign = _DIRECTIONS[relation]
+    positions: tuple[list[int], list[int]] = ([], [])
+    for cell, owner in zip(cells, owners, strict=True):
+        positions[owner].append(sign * cell[axis])
+    first, second = positions
+    return max(first) < min(second)
 
 
 def render(scenes: list[list[Placed]]) -> np.ndarray:
     """Draw scenes: float32 images in [0, 1], shape (scenes, IMAGE_SIZE, IMAGE_SIZE, 3)."""
     images = np.tile(BACKGROUND, (len(scenes), IMAGE_SIZE, IMAGE_SIZE, 1))
-    grid = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
-    owner = np.array([i for i, scene in enumerate(scenes) for _ in scene], dtype=int)
-    objects = [placed for scene in scenes for placed in scene]
     for shape in range(len(SHAPES)):
-        chosen = [i for i, placed in enumerate(objects) if placed.shape == shape]
-        if not chosen:
-            continue
-        x, y, radius = (
-            np.array([getattr(objects[i], name) for i in chosen], dtype=np.float32)[:, None, None]
-            for name in ("x", "y", "radius")
-        )
-        alpha = coverage(shape, grid[None, None, :] - x, grid[None, :, None] - y, radius)[..., None]
-        colour = PALETTE[[objects[i].colour for i in chosen]][:, None, None, :]
-        np.add.at(images, owner[chosen], alpha * (colour - BACKGROUND))
+        owners: list[int] = []
+        objects: list[Placed] = []
+        for index, scene in enumerate(scenes):
+            shaped = [placed for placed in scene if placed.shape == shape]
+            owners += [index] * len(shaped)
+            objects += shaped
+        if objects:
+            _add_objects(images, shape, owners, objects)
     return np.clip(images, 0.0, 1.0)
+
+
+def _add_objects(images: np.ndarray, shape: int, owners: list[int], objects: list[Placed]) -> None:
+    """Add objects of one shape to the images with the numbers `owners`, one each."""
+    pixel = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
+    x = _column([placed.x for placed in objects])
+    y = _column([placed.y for placed in objects])
+    radius = _column([placed.radius for placed in objects])
+    alpha = coverage(shape, pixel[None, None, :] - x, pixel[None, :, None] - y, radius)
+    colour = PALETTE[[placed.colour for placed in objects]][:, None, None, :]
+    np.add.at(images, np.array(owners), alpha[..., None] * (colour - BACKGROUND))
+
+
+def _column(values: list[float]) -> np.ndarray:
+    return np.array(values, dtype=np.float32)[:, None, None]

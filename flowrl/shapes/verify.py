@@ -1,4 +1,4 @@
-"""The verifier of the shapes world: find the objects of an image and answer each atom of a caption.
+"""The verifier of the shapes world finds the objects of an image and answers a caption's atoms.
 
 Objects are connected regions of one palette colour whose soft mask matches a shape template of the
 same area. Everything is vectorised over the batch; scipy labels the regions.
@@ -50,9 +50,9 @@ _CENTROID = np.array([0.0, 0.0, _TRIANGLE_CENTROID, 0.0])
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """One region of an image: indices into SHAPES (of the best template) and COLOURS, centroid,
-    area in pixels.
+class FoundObject:
+    """One region of an image, told by indices into SHAPES (of the best template) and COLOURS, its
+    centroid, its area in pixels and its overlap with the template.
     """
 
     shape: int
@@ -64,36 +64,47 @@ class Found:
 
     @property
     def is_clean(self) -> bool:
+        """Tell whether the region matches a shape template."""
         return self.overlap >= MIN_OVERLAP
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The score of one image: value of each atom in [0, 1], the objects found, the share of
-    off-palette pixels.
+    """The score of one image, which holds the value of each atom in [0, 1], the objects found and
+    the share of off-palette pixels.
     """
 
     atoms: dict[str, float]
-    objects: tuple[Found, ...]
+    objects: tuple[FoundObject, ...]
     off_palette: float
 
     @property
     def soft(self) -> float:
+        """Return the mean over atoms."""
         return sum(self.atoms.values()) / len(self.atoms)
 
     @property
     def geometric(self) -> float:
-        return float(
-            np.prod([max(value, 1e-3) for value in self.atoms.values()]) ** (1 / len(self.atoms))
-        )
+        """Return the geometric mean over atoms, each of them at least 0.001."""
+        product = np.prod([max(value, 1e-3) for value in self.atoms.values()])
+        return float(product ** (1 / len(self.atoms)))
 
     @property
     def strict(self) -> float:
+        """Return 1 where every atom holds, and 0 elsewhere."""
         return float(all(value >= 1.0 for value in self.atoms.values()))
 
+    @property
+    def clean_share(self) -> float:
+        """Return the share of the objects that match a shape template, NaN where there is none."""
+        if not self.objects:
+            return float("nan")
+        return sum(found.is_clean for found in self.objects) / len(self.objects)
 
-def find_objects(images: np.ndarray) -> tuple[list[list[Found]], np.ndarray]:
-    """Objects of each image and the fraction of its pixels off the palette, shape (images,).
+
+def find_objects(images: np.ndarray) -> tuple[list[list[FoundObject]], np.ndarray]:
+    """Find the objects of each image, and the fraction of its pixels off the palette, shape
+    (images,).
 
     `images` is float, shape (images, height, width, 3), in [0, 1]; NaN counts as background of no
     colour and other sizes are resampled to IMAGE_SIZE. Raises UserError for anything that is not
@@ -115,8 +126,10 @@ def find_objects(images: np.ndarray) -> tuple[list[list[Found]], np.ndarray]:
 
 
 def _as_pixels(images: np.ndarray) -> np.ndarray:
+    """Return images as float32 of IMAGE_SIZE, without NaN and within [-1, 2]."""
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape or images.dtype.kind != "f":
+    has_shape = images.ndim == 4 and images.shape[-1] == 3 and 0 not in images.shape
+    if not has_shape or images.dtype.kind != "f":
         raise UserError(
             "images must be a non-empty float array of shape (images, height, width, 3), "
             f"not {images.dtype} {images.shape}"
@@ -130,50 +143,34 @@ def _as_pixels(images: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def _regions(alpha: np.ndarray, colour: np.ndarray) -> list[list[Found]]:
+def _regions(alpha: np.ndarray, colour: np.ndarray) -> list[list[FoundObject]]:
     """Label same-coloured regions over the batch and describe each one."""
-    num_images = len(alpha)
-    solid = alpha > 0.5
-    layers = np.where(solid, colour + 1, 0)
-    # One slice per (image, colour): regions of different images or colours never touch.
-    volume = layers[:, None] == np.arange(1, len(COLOURS) + 1)[None, :, None, None]
-    connect = np.zeros((3, 3, 3), dtype=bool)
-    connect[1] = [[False, True, False], [True, True, True], [False, True, False]]
-    labels, count = ndimage.label(volume.reshape(-1, IMAGE_SIZE, IMAGE_SIZE), connect)
-    result: list[list[Found]] = [[] for _ in range(num_images)]
-    if not count:
-        return result
-    flat = labels.reshape(num_images, len(COLOURS), IMAGE_SIZE, IMAGE_SIZE).max(1)
-    sizes = np.bincount(flat.ravel(), minlength=count + 1)
-    index = np.flatnonzero(sizes >= 0.6 * MIN_AREA)
-    index = index[index > 0]
-    if not len(index):
-        return result
-    boxes = ndimage.find_objects(labels)
-    slices = [boxes[i - 1] for i in index]
-    image = np.array([box[0].start // len(COLOURS) for box in slices])
-    tint = np.array([box[0].start % len(COLOURS) for box in slices])
-    centre_x = np.array([(box[2].start + box[2].stop) / 2 for box in slices])
-    centre_y = np.array([(box[1].start + box[1].stop) / 2 for box in slices])
+    objects: list[list[FoundObject]] = [[] for _ in alpha]
+    labels = _label(alpha > 0.5, colour)
+    flat = labels.reshape(len(alpha), len(COLOURS), IMAGE_SIZE, IMAGE_SIZE).max(1)
+    numbers = np.flatnonzero(np.bincount(flat.ravel()) >= 0.6 * MIN_AREA)
+    numbers = numbers[numbers > 0]
+    if not len(numbers):
+        return objects
+    all_boxes = ndimage.find_objects(labels)
+    boxes = [all_boxes[number - 1] for number in numbers]
+    layer = np.array([box[0].start for box in boxes])
+    image = layer // len(COLOURS)
+    tint = layer % len(COLOURS)
+    rows = _window([box[1] for box in boxes])
+    columns = _window([box[2] for box in boxes])
     # The soft edge of a region belongs to it: grow every label by one pixel where no other region
     # is.
     grown = np.where(flat > 0, flat, ndimage.maximum_filter(flat, size=(1, 3, 3)))
-    side = 2 * _WINDOW + 1
-    corner_x, corner_y = (np.floor(centre).astype(int) - _WINDOW for centre in (centre_x, centre_y))
-    columns = corner_x[:, None] + np.arange(side)
-    rows = corner_y[:, None] + np.arange(side)
-    inside = ((rows >= 0) & (rows < IMAGE_SIZE))[:, :, None] & (
-        (columns >= 0) & (columns < IMAGE_SIZE)
-    )[:, None, :]
-    where = (
+    place = (
         image[:, None, None],
         rows.clip(0, IMAGE_SIZE - 1)[:, :, None],
         columns.clip(0, IMAGE_SIZE - 1)[:, None, :],
     )
-    is_own = (
-        inside & (grown[where] == index[:, None, None]) & (colour[where] == tint[:, None, None])
-    )
-    mask = np.where(is_own, alpha[where], 0.0)
+    is_inside = _is_pixel(rows)[:, :, None] & _is_pixel(columns)[:, None, :]
+    is_labelled = grown[place] == numbers[:, None, None]
+    is_tinted = colour[place] == tint[:, None, None]
+    mask = np.where(is_inside & is_labelled & is_tinted, alpha[place], 0.0)
     x = columns[:, None, :] + 0.5
     y = rows[:, :, None] + 0.5
     area = np.maximum(mask.sum((1, 2)), 1e-6)
@@ -182,7 +179,7 @@ def _regions(alpha: np.ndarray, colour: np.ndarray) -> list[list[Found]]:
     overlaps = _template_overlaps(mask, x, y, mean_x, mean_y, area)
     best = overlaps.argmax(0)
     for i in np.flatnonzero(area >= MIN_AREA):
-        found = Found(
+        found = FoundObject(
             int(best[i]),
             int(tint[i]),
             float(mean_x[i]),
@@ -190,8 +187,34 @@ def _regions(alpha: np.ndarray, colour: np.ndarray) -> list[list[Found]]:
             float(area[i]),
             float(overlaps[best[i], i]),
         )
-        result[image[i]].append(found)
-    return result
+        objects[image[i]].append(found)
+    return objects
+
+
+def _label(is_solid: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """Number the connected regions of one colour, shape (images x colours, IMAGE_SIZE, IMAGE_SIZE);
+    0 is no region.
+    """
+    # One slice per (image, colour): regions of different images or colours never touch.
+    layers = np.where(is_solid, colour + 1, 0)
+    volume = layers[:, None] == np.arange(1, len(COLOURS) + 1)[None, :, None, None]
+    connect = np.zeros((3, 3, 3), dtype=bool)
+    connect[1] = [[False, True, False], [True, True, True], [False, True, False]]
+    labels, _ = ndimage.label(volume.reshape(-1, IMAGE_SIZE, IMAGE_SIZE), connect)
+    return labels
+
+
+def _window(extents: Sequence[slice]) -> np.ndarray:
+    """Return the pixel numbers of a window around the middle of each extent, shape (regions,
+    2 _WINDOW + 1); some of them may lie outside of the image.
+    """
+    middle = np.array([(extent.start + extent.stop) / 2 for extent in extents])
+    corner = np.floor(middle).astype(int) - _WINDOW
+    return corner[:, None] + np.arange(2 * _WINDOW + 1)
+
+
+def _is_pixel(number: np.ndarray) -> np.ndarray:
+    return (number >= 0) & (number < IMAGE_SIZE)
 
 
 def _template_overlaps(
@@ -202,8 +225,8 @@ def _template_overlaps(
     mean_y: np.ndarray,
     area: np.ndarray,
 ) -> np.ndarray:
-    """Soft intersection over union of each region with the template of each shape, shape (shapes,
-    regions).
+    """Compute the soft intersection over union of each region with the template of each shape,
+    shape (shapes, regions).
     """
     overlaps = np.empty((len(SHAPES), len(mask)))
     for shape in range(len(SHAPES)):
@@ -212,9 +235,8 @@ def _template_overlaps(
         template = coverage(
             shape, x - mean_x[:, None, None], y - centre_y[:, None, None], radius[:, None, None]
         )
-        overlaps[shape] = np.minimum(mask, template).sum((1, 2)) / np.maximum(mask, template).sum(
-            (1, 2)
-        )
+        intersection = np.minimum(mask, template).sum((1, 2))
+        overlaps[shape] = intersection / np.maximum(mask, template).sum((1, 2))
     return overlaps
 
 
@@ -231,48 +253,52 @@ def verify(images: np.ndarray, captions: Sequence[Caption]) -> list[Verdict]:
         raise UserError(f"{len(images)} images for {len(captions)} captions")
     objects, off_palette = find_objects(images)
     return [
-        Verdict(_atoms(found, caption), tuple(found), float(off))
-        for found, caption, off in zip(objects, captions, off_palette, strict=True)
+        Verdict(_atoms(image_objects, caption), tuple(image_objects), float(share))
+        for image_objects, caption, share in zip(objects, captions, off_palette, strict=True)
     ]
 
 
-def _atoms(objects: list[Found], caption: Caption) -> dict[str, float]:
+def _atoms(objects: list[FoundObject], caption: Caption) -> dict[str, float]:
+    """Answer each atom of a caption by the objects of an image."""
     clean = [found for found in objects if found.is_clean]
     atoms: dict[str, float] = {}
     for i, phrase in enumerate(caption.phrases):
-        same_shape = sum(p.count for p in caption.phrases if p.shape == phrase.shape)
-        shaped = sum(found.shape == SHAPES.index(phrase.shape) for found in clean)
-        atoms[f"shape_{i}"] = min(shaped, same_shape) / same_shape
-        matching = len(_matching(clean, phrase))
+        num_wanted = sum(other.count for other in caption.phrases if other.shape == phrase.shape)
+        num_shaped = sum(found.shape == SHAPES.index(phrase.shape) for found in clean)
+        atoms[f"shape_{i}"] = min(num_shaped, num_wanted) / num_wanted
+        num_matching = len(_matching(clean, phrase))
         if phrase.colour:
-            atoms[f"colour_{i}"] = min(matching, phrase.count) / phrase.count
+            atoms[f"colour_{i}"] = min(num_matching, phrase.count) / phrase.count
         if phrase.count > 1:
-            atoms[f"count_{i}"] = _count_score(matching, phrase.count)
+            atoms[f"count_{i}"] = _count_score(num_matching, phrase.count)
     if caption.relation:
         atoms["relation"] = _relation_score(clean, caption)
     atoms["extras"] = _count_score(len(objects), caption.num_objects)
     return atoms
 
 
-def _matching(objects: list[Found], phrase: Phrase) -> list[Found]:
+def _matching(objects: list[FoundObject], phrase: Phrase) -> list[FoundObject]:
+    """Return the objects of a phrase's shape, in its colour where it names one."""
     shape = SHAPES.index(phrase.shape)
-    colour = phrase.colour and COLOURS.index(phrase.colour)
-    return [found for found in objects if found.shape == shape and colour in (None, found.colour)]
+    shaped = [found for found in objects if found.shape == shape]
+    if not phrase.colour:
+        return shaped
+    colour = COLOURS.index(phrase.colour)
+    return [found for found in shaped if found.colour == colour]
 
 
-def _count_score(found: int, wanted: int) -> float:
-    return max(0.0, 1.0 - abs(found - wanted) / wanted)
+def _count_score(num_found: int, num_wanted: int) -> float:
+    return max(0.0, 1.0 - abs(num_found - num_wanted) / num_wanted)
 
 
-def _relation_score(objects: list[Found], caption: Caption) -> float:
+def _relation_score(objects: list[FoundObject], caption: Caption) -> float:
+    """Return 1 where the mean positions of the two phrases' objects stand in the caption's
+    relation, and 0 elsewhere.
+    """
     first, second = (_matching(objects, phrase) for phrase in caption.phrases)
     if not first or not second:
         return 0.0
-    x, y = (
-        float(
-            np.mean([getattr(f, axis) for f in second]) - np.mean([getattr(f, axis) for f in first])
-        )
-        for axis in "xy"
-    )
-    offset = {"left of": x, "right of": -x, "above": y, "below": -y}[str(caption.relation)]
-    return float(offset > RELATION_MARGIN)
+    right = float(np.mean([found.x for found in second]) - np.mean([found.x for found in first]))
+    down = float(np.mean([found.y for found in second]) - np.mean([found.y for found in first]))
+    offsets = {"left of": right, "right of": -right, "above": down, "below": -down}
+    return float(offsets[str(caption.relation)] > RELATION_MARGIN)

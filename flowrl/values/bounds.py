@@ -72,6 +72,9 @@ Seconds = Annotated[float, Ge(0), Le(10**7)]
 Duration = Annotated[float, Gt(0), Le(10**7)]
 """Seconds that something may take."""
 
+Timeout = Annotated[float, Ge(1e-3), Le(10**6)]
+"""Seconds for one answer of a service, a millisecond at least."""
+
 Minutes = Annotated[float, Gt(0), Le(10**6)]
 Rate = Annotated[float, Gt(0), Le(1), Told("a number above 0 and at most 1")]
 

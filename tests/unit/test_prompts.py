@@ -197,11 +197,11 @@ def test_the_splits_share_no_prompt():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"split": "held_in"}, "split='held_in' must be train or test"),
-        ({"count": 0}, "count=0"),
-        ({"low": 0}, "min_atoms=0"),
-        ({"low": 5, "high": 4}, "min_atoms=5 and max_atoms=4"),
-        ({"high": 12}, "within 1 to 11"),
+        ({"split": "held_in"}, "prompts.split=held_in must be train or test"),
+        ({"count": 0}, "prompts.count=0"),
+        ({"low": 0}, "prompts.min_atoms=0"),
+        ({"low": 5, "high": 4}, "min_atoms=5 must be at most prompts.max_atoms=4"),
+        ({"high": 12}, "prompts.max_atoms=12 must be a whole number of at least 1 and at most 11"),
         ({"low": 1, "high": 1, "count": 90}, "only"),
     ],
 )

@@ -238,8 +238,12 @@ def test_addresses_are_checked(url, word):
 )
 def test_settings_are_checked(name):
     """A deadline is at least the time-out, retries may be none. Mutation: drop a check."""
-    with pytest.raises(ValueError, match=f"client.{name}=-1 must be at least"):
+    with pytest.raises(ValueError, match=f"client.{name}=-1 must be a (whole )?number"):
         client(**{name: -1})
+    with pytest.raises(
+        ValueError, match=r"client.deadline=1.0 must be at least client.timeout=2.0"
+    ):
+        client(timeout=2.0, deadline=1.0)
 
 
 def test_nothing_but_json_is_sent():

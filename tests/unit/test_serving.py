@@ -611,7 +611,7 @@ def test_a_limit_on_one_is_at_most_that_on_all(lower, upper):
             {"max_waiting_bytes": 99_999},
             r"limits\.max_decoded_bytes=100000 must be at most max_waiting_bytes=99999",
         ),
-        ({"idle_seconds": 0}, "idle_seconds=0 must be at least 1"),
+        ({"idle_seconds": 0}, "idle_seconds=0 must be a whole number of at least 1"),
     ],
 )
 def test_a_server_does_not_start_with_limits_that_contradict_each_other(change, words):
