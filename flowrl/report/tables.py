@@ -1,4 +1,4 @@
-"""The tables of a report, each as HTML, CSV and Markdown."""
+"""The tables of a report, each as CSV and Markdown; its page shows them as well."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from flowrl.report.compare import Condition, differences, short
-from flowrl.report.frame import table
 from flowrl.report.runs import Run
 from flowrl.statistics import Estimate, difference, mean
 
@@ -68,18 +66,6 @@ class Table:
             "| " + " | ".join(word.replace("|", "\\|") for word in line) + " |" for line in lines
         )
         return f"## {self.title}\n\n{self.note}\n\n{body}\n"
-
-    def html(self) -> str:
-        """A table with numbers to the right; names of metrics may break after a slash."""
-
-        def cell(value: Cell) -> str:
-            kind = "" if isinstance(value, str) else " class=number"
-            return f"<td{kind}>{escape(self.text(value))}</td>"
-
-        return table(
-            [escape(name).replace("/", "/<wbr>") for name in self.columns],
-            ("".join(map(cell, row)) for row in self.rows),
-        )
 
 
 def run_table(runs: Sequence[Run], groups: Sequence[Condition], metrics: Sequence[str]) -> Table:
