@@ -241,13 +241,9 @@ def _drift(kl_ref: float | None) -> Cell:
     return Cell("-" if kl_ref is None else f"{kl_ref:.3g}")
 
 
-def _intervals(estimates: Iterable[Numbers | None]) -> list[Interval]:
+def _intervals(estimates: Iterable[Any]) -> list[Interval]:
     """Place the intervals of all policies on one axis; nothing for fewer than two."""
-    known = {
-        i: estimate
-        for i, estimate in enumerate(estimates)
-        if estimate and estimate["low"] is not None
-    }
+    known = {i: estimate for i, estimate in enumerate(estimates) if _has_bounds(estimate)}
     if len(known) < 2:
         return []
     low = min(estimate["low"] for estimate in known.values())
@@ -259,6 +255,10 @@ def _intervals(estimates: Iterable[Numbers | None]) -> list[Interval]:
         pixels = [round(PLOT_MARGIN + (value - low) * scale, 1) for value in ends]
         intervals.append(Interval(number, *pixels))
     return intervals
+
+
+def _has_bounds(estimate: Numbers | None) -> bool:
+    return estimate is not None and estimate["low"] is not None
 
 
 def _gallery(rows: Sequence[Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: curves with bands, and reward against KL. Colours are classes of the page's
+"""Charts as inline SVG: curves with bands, and reward against KL. Colours are classes of the pages'
 style sheet.
 """
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -17,6 +17,7 @@ from flowrl.report.compare import Condition
 from flowrl.report.frame import COLOURS
 from flowrl.report.runs import Run
 from flowrl.report.tables import frontier
+from flowrl.statistics import average
 
 Point = tuple[float, float]
 
@@ -114,6 +115,12 @@ class Plane:
     x: Axis
     y: Axis
 
+    @classmethod
+    def around(cls, points: Sequence[Point], can_be_log: bool = False) -> Plane:
+        """Lay axes around points, that of y logarithmic where it can be."""
+        xs, ys = zip(*points, strict=True)
+        return cls(Axis.over(xs, LEFT, RIGHT), Axis.over(ys, BOTTOM, TOP, can_be_log))
+
     def line(self, kind: str, points: Sequence[Point]) -> str:
         """Draw a line through points."""
         return f'<polyline class="{kind}" points="{self._pixels(points)}"/>'
@@ -156,20 +163,18 @@ def curves(groups: Sequence[Condition], metric: str, window: int) -> list[Curve]
     """Return mean and range over each condition's runs, where two runs in three have the metric;
     running means of `window`.
     """
-    drawn = []
-    for number, group in enumerate(groups):
-        smooth = (_smooth(run.curve(metric), window) for run in group.runs)
-        courses = [points for points in smooth if points]
-        values_at = {
-            x: values for x, values in columns(courses) if len(values) > len(courses) / 1.5
-        }
-        shown = _thin(list(values_at))
-        if not shown:
-            continue
-        means = [(x, sum(values_at[x]) / len(values_at[x])) for x in shown]
-        band = [(x, min(values_at[x]), max(values_at[x])) for x in shown]
-        drawn.append(Curve(group.label, number, means, band if len(courses) > 1 else []))
-    return drawn
+    drawn = (_curve(number, group, metric, window) for number, group in enumerate(groups))
+    return [curve for curve in drawn if curve.points]
+
+
+def _curve(number: int, group: Condition, metric: str, window: int) -> Curve:
+    smooth = (_smooth(run.curve(metric), window) for run in group.runs)
+    courses = [points for points in smooth if points]
+    values_at = {x: values for x, values in columns(courses) if len(values) > len(courses) / 1.5}
+    shown = _thin(list(values_at))
+    means = [(x, average(values_at[x])) for x in shown]
+    band = [(x, min(values_at[x]), max(values_at[x])) for x in shown]
+    return Curve(group.label, number, means, band if len(courses) > 1 else [])
 
 
 def columns(courses: Iterable[Sequence[Point]]) -> list[tuple[float, list[float]]]:
@@ -192,7 +197,7 @@ def _smooth(points: Sequence[Point], window: int) -> list[Point]:
     smooth = []
     for i, (x, _) in enumerate(points):
         start = max(0, i + 1 - window)
-        smooth.append((x, sum(values[start : i + 1]) / (i + 1 - start)))
+        smooth.append((x, average(values[start : i + 1])))
     return smooth
 
 
@@ -207,10 +212,7 @@ def _thin(values: Sequence[float]) -> list[float]:
 def curve_chart(drawn: Sequence[Curve]) -> Markup:
     """Draw curves over the iteration, with their bands behind."""
     points = [point for curve in drawn for point in (*curve.points, *curve.outline)]
-    plane = Plane(
-        Axis.over([x for x, _ in points], LEFT, RIGHT),
-        Axis.over([y for _, y in points], BOTTOM, TOP, can_be_log=True),
-    )
+    plane = Plane.around(points, can_be_log=True)
     bands = [
         plane.area(f"band {style(curve.number)}", curve.outline) for curve in drawn if curve.band
     ]
@@ -238,21 +240,25 @@ def frontier_chart(groups: Sequence[Condition], kl: str, reward: str) -> Markup 
     points = [point for ways in ways_of for way in ways.values() for point in way]
     if not points:
         return None
-    plane = Plane(
-        Axis.over([0.0, *(x for x, _ in points)], LEFT, RIGHT),
-        Axis.over([y for _, y in points], BOTTOM, TOP),
-    )
+    # The base model's KL is 0, and has its place on the axis.
+    plane = Plane.around([(0.0, points[0][1]), *points])
+    ends = [_mean_end(ways) for ways in ways_of]
+    marks = [plane.line("frontier", [ends[i] for i in frontier(ends)])]
+    for number, group in enumerate(groups):
+        marks += _way_marks(plane, number, group.label, ways_of[number])
+    for number, group in enumerate(groups):
+        if ways_of[number]:
+            marks.append(plane.dot(number, ends[number], 6, f"{group.label}, mean of its runs"))
+    return plane.svg(kl, marks)
+
+
+def _way_marks(plane: Plane, number: int, label: str, ways: Mapping[str, list[Point]]) -> list[str]:
+    """Draw the ways of a condition's runs, each with a dot at its end."""
     marks = []
-    for number, ways in enumerate(ways_of):
-        for label, way in ways.items():
-            marks.append(plane.line(f"way {style(number)}", way))
-            marks.append(plane.dot(number, way[-1], 2.5, f"{label}: {groups[number].label}"))
-    ends = [_centre([way[-1] for way in ways.values()]) for ways in ways_of]
-    best = plane.line("frontier", [ends[i] for i in frontier(ends)])
-    for number, end in enumerate(ends):
-        if not math.isnan(end[0]):
-            marks.append(plane.dot(number, end, 6, f"{groups[number].label}, mean of its runs"))
-    return plane.svg(kl, [best, *marks])
+    for run_label, way in ways.items():
+        marks.append(plane.line(f"way {style(number)}", way))
+        marks.append(plane.dot(number, way[-1], 2.5, f"{run_label}: {label}"))
+    return marks
 
 
 def _ways(group: Condition, kl: str, reward: str) -> dict[str, list[Point]]:
@@ -269,10 +275,12 @@ def path(run: Run, kl: str, reward: str) -> list[Point]:
     ]
 
 
-def _centre(points: Sequence[Point]) -> Point:
-    if not points:
+def _mean_end(ways: Mapping[str, Sequence[Point]]) -> Point:
+    """Return the mean of the points where some ways end; NaN without one."""
+    if not ways:
         return math.nan, math.nan
-    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
+    xs, ys = zip(*(way[-1] for way in ways.values()), strict=True)
+    return average(xs), average(ys)
 
 
 def style(number: int) -> str:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from flowrl.report.charts import curve_chart, curves, frontier_chart, style
 from flowrl.report.compare import Condition
 from flowrl.report.frame import TEMPLATES, embedded, fill
+from flowrl.report.runs import Run
 from flowrl.report.tables import Table
 from flowrl.runs.glossary import GLOSSARY
 from flowrl.statistics import FEWEST
@@ -54,9 +55,7 @@ def render(
 ) -> str:
     """Return the page; `frontiers` are pairs of metrics (KL, reward), `window` smooths curves."""
     runs = [run for group in groups for run in group.runs]
-    logged = dict.fromkeys(name for run in runs for name in run.metrics)
-    first = [name for name in (*metrics, *HEADLINES) if name in logged]
-    others = [name for name in logged if name not in (*first, "iteration", "samples")]
+    first, others = _shown(runs, metrics)
     return fill(
         TEMPLATES / "report.html",
         title=title,
@@ -70,6 +69,13 @@ def render(
         window=window,
         pictures=_pictures(groups),
     )
+
+
+def _shown(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the logged metrics that are shown first, and all others."""
+    logged = dict.fromkeys(name for run in runs for name in run.metrics)
+    first = [name for name in (*metrics, *HEADLINES) if name in logged]
+    return first, [name for name in logged if name not in (*first, "iteration", "samples")]
 
 
 def _frontiers(groups: Sequence[Condition], pairs: Sequence[tuple[str, str]]) -> list[Chart]:
