@@ -74,7 +74,7 @@ def test_sets_that_are_drawn_by_lot_keep_their_first_ones():
     taken = evaluator(prompts, 4, subset="first")
     assert taken.sets["own"] == prompts[:4] and taken.told("own") == "4 of 9 prompts, the first"
     assert taken.spread_over(9, 3) == [0, 1, 2]
-    with pytest.raises(ValueError, match=r"evaluation\.subset='last' must be one of even, first"):
+    with pytest.raises(ValueError, match=r"evaluation\.subset=last must be first or even"):
         evaluator(prompts, 4, subset="last")
 
 
