@@ -4,6 +4,7 @@ style sheet.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -237,7 +238,8 @@ def frontier_chart(groups: Sequence[Condition], kl: str, reward: str) -> Markup 
     through them; None where no run has both metrics.
     """
     ways_of = [_ways(group, kl, reward) for group in groups]
-    points = [point for ways in ways_of for way in ways.values() for point in way]
+    every_way = [way for ways in ways_of for way in ways.values()]
+    points = list(itertools.chain(*every_way))
     if not points:
         return None
     # The base model's KL is 0, and has its place on the axis.
@@ -246,9 +248,9 @@ def frontier_chart(groups: Sequence[Condition], kl: str, reward: str) -> Markup 
     marks = [plane.line("frontier", [ends[i] for i in frontier(ends)])]
     for number, group in enumerate(groups):
         marks += _way_marks(plane, number, group.label, ways_of[number])
-    for number, group in enumerate(groups):
+    for number, end in enumerate(ends):
         if ways_of[number]:
-            marks.append(plane.dot(number, ends[number], 6, f"{group.label}, mean of its runs"))
+            marks.append(plane.dot(number, end, 6, f"{groups[number].label}, mean of its runs"))
     return plane.svg(kl, marks)
 
 
