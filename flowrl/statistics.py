@@ -54,6 +54,11 @@ class Estimate:
         return mean if math.isnan(self.low) else f"{mean} [{self.low:{form}}, {self.high:{form}}]"
 
 
+def average(values: Sequence[float]) -> float:
+    """Return the plain mean of one or more values, without an interval."""
+    return sum(values) / len(values)
+
+
 def mean(
     values: Sequence[float] | Float[np.ndarray, "N"], clusters: Int[np.ndarray, "N"] | None = None
 ) -> Estimate:

@@ -164,7 +164,7 @@ def simulated(study: Study, earlier: dict[str, Any] | None) -> dict[str, Any]:
     """
     if earlier and earlier["setting"] == study.simulation:
         return earlier
-    from flowrl.studies.ratio_noise import simulate  # PyTorch
+    from flowrl.studies.ratio_noise.simulation import simulate  # PyTorch
 
     return simulate(study.simulation)
 

@@ -25,13 +25,13 @@ Features = Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B D"]]
 SIDE = 64
 CHANNELS = (32, 64, 64)
 SEED = 0
-"""Of `random-conv-128`: side that images are resized to, channels of its three layers, seed of its
-weights.
+"""`random-conv-128` resizes images to this side, has layers of these channels, and draws its
+weights from this seed.
 """
 SUBSETS = 100
 SUBSET_SIZE = 1000
-"""Of KID (arXiv 1801.01401, and torch-fidelity): subsets drawn, and images in each, or all if there
-are fewer.
+"""KID (arXiv 1801.01401, and torch-fidelity) draws so many subsets of so many images, or of all if
+there are fewer.
 """
 
 
@@ -47,18 +47,16 @@ class RandomConv(nn.Module):
         generator = torch.Generator().manual_seed(SEED)
         layers: list[nn.Module] = []
         for inside, outside in zip((3, *CHANNELS), CHANNELS, strict=False):
-            layer = nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False).requires_grad_(
-                False
-            )
-            layer.weight.copy_(
-                torch.randn(layer.weight.shape, generator=generator) * (2 / (9 * inside)) ** 0.5
-            )
+            layer = nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False)
+            layer.requires_grad_(False)
+            normal = torch.randn(layer.weight.shape, generator=generator)
+            layer.weight.copy_(normal * (2 / (9 * inside)) ** 0.5)
             layers += [layer, nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """128 features an image, float64."""
+        """Compute 128 features an image, float64."""
         size = (SIDE, SIDE)
         small = interpolate(
             images.float() * 2 - 1, size, mode="bilinear", antialias=True, align_corners=False
@@ -99,8 +97,8 @@ class Inception:
 
 
 def frechet(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
-    """|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), of two sets' features (arXiv
-    1706.08500).
+    """Return |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)) of two sets' features
+    (arXiv 1706.08500).
     """
     mean_a = a.double().mean(0)
     mean_b = b.double().mean(0)
@@ -117,8 +115,8 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def kernel(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], *, is_paired: bool) -> float:
-    """Unbiased squared MMD with the kernel (x.y / D + 1)^3, mean over random subsets; may fall
-    below 0.
+    """Return the unbiased squared MMD with the kernel (x.y / D + 1)^3, mean over random subsets;
+    may fall below 0.
 
     Where row i of both sets is the same prompt drawn from the same noise, `is_paired` leaves pairs
     (i, i) out of the cross term: they are alike beyond what the two distributions are. Raises
@@ -132,17 +130,19 @@ def kernel(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], *, is_paired: bool)
     if is_paired and len(a) != len(b):
         raise UserError(f"the kernel distance of pairs: {len(a)} and {len(b)} images are no pairs")
     generator = torch.Generator().manual_seed(0)
-    found = []
+    distances = []
     for _ in range(SUBSETS if size < max(len(a), len(b)) else 1):
         rows = torch.randperm(len(a), generator=generator)[:size]
         others = rows if is_paired else torch.randperm(len(b), generator=generator)[:size]
         x = a[rows].double()
         y = b[others].double()
-        xx, yy, xy = (_cubic(*pair) for pair in ((x, x), (y, y), (x, y)))
+        xx = _cubic(x, x)
+        yy = _cubic(y, y)
+        xy = _cubic(x, y)
         within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
         cross = (xy.sum() - xy.trace()) / (size * (size - 1)) if is_paired else xy.mean()
-        found.append(within - 2 * cross)
-    return float(torch.stack(found).mean())
+        distances.append(within - 2 * cross)
+    return float(torch.stack(distances).mean())
 
 
 def _cubic(x: Tensor, y: Tensor) -> Tensor:
@@ -152,5 +152,5 @@ def _cubic(x: Tensor, y: Tensor) -> Tensor:
 def all_features(
     features: Features, batches: Iterable[Float[Tensor, "B 3 H W"]]
 ) -> Float[Tensor, "N D"]:
-    """The features of many images, batch by batch."""
+    """Compute the features of many images, batch by batch."""
     return torch.cat([features(batch) for batch in batches])

@@ -1,12 +1,11 @@
-"""Evaluation: fixed prompts, fixed initial noise, ODE sampling, EMA weights; training state is left
-untouched.
+"""Evaluation on fixed prompts from fixed initial noise, by ODE sampling with the EMA weights, which
+leaves the training state untouched.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,11 +23,13 @@ from flowrl.rewards.outputs import concatenate, reorder
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.schedule import Schedule, intervals
+from flowrl.statistics import average
 from flowrl.training.metric_means import gather, require_finite
 from flowrl.training.policy import Policy
 from flowrl.tuning.weights import swapped
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Count, Guidance, Natural, Samples, Seed, Steps, Subset, Text
+from flowrl.values.check import checked
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class EvaluationResult:
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """What some rows of a set, given by number, say of it without their images."""
+    """Scores and statistics of some rows of a set, given by number, without their images."""
 
     rows: list[int]
     scores: RewardOutput
@@ -70,6 +71,7 @@ class Evaluator:
     way, where these are not 0.
     """
 
+    @checked("evaluation")
     def __init__(
         self,
         *,
@@ -87,19 +89,8 @@ class Evaluator:
         seed: Seed,
         subset: Subset = "first",
     ) -> None:
-        for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
-            if value < 1:
-                raise UserError(f"evaluation.{name}={value} must be at least 1")
-        if kl_samples < 0:
-            raise UserError(
-                f"evaluation.kl_samples={kl_samples} must be at least 0; 0 leaves kl_ref out"
-            )
         if not sets:
             raise UserError("evaluation.sets must name at least one prompt set")
-        if max_prompts is not None and max_prompts < 1:
-            raise UserError(
-                f"evaluation.max_prompts={max_prompts} must be at least 1, or null for all"
-            )
         self.subset = subset
         self.sizes = {name: len(prompts) for name, prompts in sets.items()}
         self.sets: dict[str, list[Prompt]] = {}
@@ -121,23 +112,23 @@ class Evaluator:
         return [prompt for prompts in self.sets.values() for prompt in prompts]
 
     def told(self, name: str) -> str:
-        """How many prompts of a set are used, which ones where not all are, and how many texts
+        """Tell how many prompts of a set are used, which ones where not all are, and how many texts
         where some repeat.
         """
         count = len(self.sets[name])
         total = self.sizes[name]
-        taken = (
-            f"{count} prompts"
-            if count == total
-            else f"{count} of {total} prompts, {WAYS[self.subset]}"
-        )
+        if count == total:
+            text = f"{count} prompts"
+        else:
+            text = f"{count} of {total} prompts, {WAYS[self.subset]}"
         num_texts = len(set(same_texts(self.sets[name]).tolist()))
-        repeats = f"; {num_texts} different texts, each of which counts once in intervals"
-        return taken if num_texts == count else taken + repeats
+        if num_texts < count:
+            text += f"; {num_texts} different texts, each of which counts once in intervals"
+        return text
 
     def spread_over(self, total: int, wanted: int) -> list[int]:
-        """The places of `wanted` of a set's `total` prompts or samples, taken as its prompts are
-        from their source.
+        """Return the places of `wanted` of a set's `total` prompts or samples, taken as its prompts
+        are from their source.
         """
         return chosen(total, wanted, self.subset)
 
@@ -166,7 +157,7 @@ class Evaluator:
         return EvaluationResult(metrics, images, scores)
 
     def initial_noise(self, policy: Policy, num_samples: int, first: int = 0) -> Tensor:
-        """The fixed initial noise of a set's samples from row `first` on, the same in every
+        """Return the fixed initial noise of a set's samples from row `first` on, the same in every
         evaluation of every run.
         """
         return self._noise(policy, range(first, first + num_samples))
@@ -183,12 +174,11 @@ class Evaluator:
     def draw(
         self, policy: Policy, prompts: Sequence[Prompt], first: int = 0
     ) -> Float[Tensor, "B 3 S S"]:
-        """Images of a set's samples from row `first` on, whose prompts are given, under the weights
-        as they are.
+        """Draw images of a set's samples from row `first` on, whose prompts are given, under the
+        weights as they are.
         """
-        return torch.cat(
-            [images for _, images in self._batches(policy, prompts, first, self._starts(prompts))]
-        )
+        batches = self._batches(policy, prompts, first, self._starts(prompts))
+        return torch.cat([images for _, images in batches])
 
     def _starts(self, prompts: Sequence[Prompt]) -> range:
         return range(0, len(prompts), self.batch_size)
@@ -196,46 +186,53 @@ class Evaluator:
     def _draw_and_score(
         self, policy: Policy, prompts: Sequence[Prompt]
     ) -> tuple[dict[int, Tensor], _Share]:
-        """Every process draws and scores its share of the batches: whole ones, so that the share
-        changes no image, and whole prompts, so that no image has to leave its process. Returns its
-        own images, and what all rows say.
+        """Draw and score this process's share of a set; return its images by their rows, and what
+        the rows of all processes say.
         """
         images: dict[int, Tensor] = {}
         scores = []
         looks = []
+        for rows, batch in self._own_batches(policy, prompts):
+            scores.append(policy.reward.submit(batch, prompts[rows]))
+            looks.append(panel(batch))
+            images |= zip(range(len(prompts))[rows], batch.cpu(), strict=True)
+        share: _Share | None = None
+        if images:  # there may be fewer batches than processes
+            share = _Share(
+                list(images),
+                policy.reward.collect(scores),
+                {stat: torch.cat([look[stat].cpu() for look in looks]) for stat in looks[0]},
+                self._spread(list(images.values())),
+            )
+        return images, _merge([other for other in gather(share) if other is not None])
+
+    def _own_batches(
+        self, policy: Policy, prompts: Sequence[Prompt]
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Draw this process's share of the batches; yield their rows and images.
+
+        Batches stay whole, so that the share changes no image, and so do prompts, so that no image
+        has to leave its process.
+        """
         # The least number of batches that ends where a prompt ends.
         block = math.lcm(self.batch_size, self.images_per_prompt) // self.batch_size
-        size = policy.plan.num_processes
-        shares: list[list[int]] = [[] for _ in range(size)]
+        num_processes = policy.plan.num_processes
+        shares: list[list[int]] = [[] for _ in range(num_processes)]
         for i, start in enumerate(self._starts(prompts)):
-            shares[i // block % size].append(start)
+            shares[i // block % num_processes].append(start)
         starts = shares[policy.global_rank]
         # Divided weights are gathered in every pass, so all processes make equally many, some for
         # nothing.
         idle = max(map(len, shares)) - len(starts) if is_divided(policy.transformer) else 0
-        for number, (rows, batch) in enumerate(
-            self._batches(policy, prompts, 0, [*starts, *[0] * idle])
-        ):
-            if number >= len(starts):
-                continue
-            scores.append(policy.reward.submit(batch, prompts[rows]))
-            looks.append(panel(batch))
-            images |= zip(range(len(prompts))[rows], batch.cpu(), strict=True)
-        own: _Share | None = None
-        if images:  # there may be fewer batches than processes
-            values = {stat: torch.cat([look[stat].cpu() for look in looks]) for stat in looks[0]}
-            own = _Share(
-                list(images),
-                policy.reward.collect(scores),
-                values,
-                self._spread(list(images.values())),
-            )
-        return images, _merge([part for part in gather(own) if part is not None])
+        batches = self._batches(policy, prompts, 0, [*starts, *[0] * idle])
+        for number, batch in enumerate(batches):
+            if number < len(starts):
+                yield batch
 
     def _batches(
         self, policy: Policy, prompts: Sequence[Prompt], first: int, starts: Sequence[int]
     ) -> Iterator[tuple[slice, Tensor]]:
-        """The rows and images of the batches that begin at `starts`."""
+        """Draw the batches that begin at `starts`; yield their rows and images."""
         noise = self.initial_noise(policy, len(prompts), first)
         for start in starts:
             rows = slice(start, start + self.batch_size)
@@ -250,10 +247,7 @@ class Evaluator:
             yield rows, policy.model.decode(x)
 
     def _score(self, name: str, prompts: Sequence[Prompt], share: _Share) -> dict[str, float]:
-        output = share.scores
-        valid = output.is_valid
-        has_value = output.has_value
-        metrics = {f"eval/{name}/missing": float(1 - valid.float().mean())}
+        """Return the metrics of a set; one that no image has a value for is left out."""
         if num_broken := int((~share.looks["brightness"].isfinite()).sum()):
             log.warning(
                 "%s: %d of %d images have pixels that are no numbers",
@@ -261,30 +255,32 @@ class Evaluator:
                 num_broken,
                 len(prompts),
             )
+        output = share.scores
+        metrics = {"missing": float(1 - output.is_valid.float().mean())}
         if self.images_per_prompt > 1:  # a 0 would read as collapse
-            metrics |= _finite_mean(f"eval/{name}/diversity", share.spread, torch.sqrt)
+            metrics |= _finite_mean("diversity", share.spread, torch.sqrt)
         for stat, values in share.looks.items():
-            metrics |= _finite_mean(f"eval/{name}/panel/{stat}", values)
-        if has_value.any():
-            metrics[f"eval/{name}/reward"] = float(output.values[has_value].mean())
+            metrics |= _finite_mean(f"panel/{stat}", values)
+        if output.has_value.any():
+            metrics["reward"] = float(output.values[output.has_value].mean())
         for part, values in output.parts.items():
-            usable = values[valid & values.isfinite()]
-            if len(usable):
-                metrics[f"eval/{name}/part/{part}"] = float(usable.mean())
-        families = defaultdict(list)
-        shown = output.parts.get(self.headline, output.values)
-        for prompt, value, ok in zip(
-            prompts, shown.tolist(), (valid & shown.isfinite()).tolist(), strict=True
-        ):
-            if prompt.family and ok:
-                families[prompt.family].append(value)
-        return metrics | {
-            f"eval/{name}/family/{family}": sum(own) / len(own) for family, own in families.items()
-        }
+            metrics |= _finite_mean(f"part/{part}", values[output.is_valid])
+        metrics |= self._family_means(prompts, output)
+        return {f"eval/{name}/{key}": value for key, value in metrics.items()}
+
+    def _family_means(self, prompts: Sequence[Prompt], output: RewardOutput) -> dict[str, float]:
+        """Return the means of the headline by task family, over the samples that have a value."""
+        headline = output.parts.get(self.headline, output.values)
+        is_usable = output.is_valid & headline.isfinite()
+        values_of: dict[str, list[float]] = {}
+        for row in is_usable.nonzero().flatten().tolist():
+            if family := prompts[row].family:
+                values_of.setdefault(family, []).append(float(headline[row]))
+        return {f"family/{family}": average(values) for family, values in values_of.items()}
 
     def _spread(self, images: Sequence[Tensor]) -> Float[Tensor, "B"]:
-        """For each image, the mean square distance, per pixel, of its prompt's images; NaN for a
-        single one.
+        """Return for each image the mean square distance, per pixel, of its prompt's images; NaN
+        for a single one.
         """
         count = self.images_per_prompt
         if count == 1:
@@ -296,8 +292,8 @@ class Evaluator:
 
     @torch.no_grad()
     def kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float | None:
-        """Mean exact KL(current || reference) per step and dimension, over `kl_samples` of a set's
-        samples.
+        """Return the mean exact KL(current || reference) per step and dimension, over `kl_samples`
+        of a set's samples.
 
         None where nothing is measured: without samples, or without a stochastic step.
         """
@@ -306,23 +302,18 @@ class Evaluator:
         if not prompts or not any(self.sampler.std(interval) > 0 for interval in self.intervals):
             return None
         noise = self._noise(policy, rows)
-        batches = [
-            self._divergences(
-                policy,
-                prompts[start : start + self.batch_size],
-                noise[start : start + self.batch_size],
-            )
-            for start in self._starts(prompts)
-        ]
-        return float(
-            torch.stack([torch.cat(parts).mean() for parts in zip(*batches, strict=True)]).mean()
-        )
+        batches = []
+        for start in self._starts(prompts):
+            rows_of_batch = slice(start, start + self.batch_size)
+            batches.append(self._divergences(policy, prompts[rows_of_batch], noise[rows_of_batch]))
+        of_steps = [torch.cat(divergences).mean() for divergences in zip(*batches, strict=True)]
+        return float(torch.stack(of_steps).mean())
 
     def _divergences(
         self, policy: Policy, prompts: Sequence[Prompt], x: Tensor
     ) -> list[Float[Tensor, "B"]]:
-        """For each stochastic step, the samples' KL between the current policy's Gaussian and the
-        reference's.
+        """Return for each stochastic step the samples' KL between the current policy's Gaussian and
+        the reference's.
         """
         conditioning = policy.embed(prompts)
         divergences = []
@@ -343,19 +334,20 @@ class Evaluator:
 def _finite_mean(
     name: str, values: Tensor, then: Callable[[Tensor], Tensor] = torch.clone
 ) -> dict[str, float]:
-    """The mean of an image statistic over the images whose pixels are numbers; no metric where
-    there is none.
+    """Return the mean of a statistic of images over the images whose pixels are numbers; no metric
+    where there is none.
     """
     usable = values[values.isfinite()]
     return {name: float(then(usable.mean()))} if len(usable) else {}
 
 
-def _merge(parts: Sequence[_Share]) -> _Share:
-    """What all processes have, in the order of the rows."""
-    order = torch.tensor([row for part in parts for row in part.rows]).argsort()
-    looks = {
-        stat: torch.cat([part.looks[stat] for part in parts])[order] for stat in parts[0].looks
-    }
-    spread = torch.cat([part.spread for part in parts])[order]
-    scores = reorder(concatenate([part.scores for part in parts]), order)
-    return _Share(sorted(row for part in parts for row in part.rows), scores, looks, spread)
+def _merge(shares: Sequence[_Share]) -> _Share:
+    """Join what all processes have, in the order of the rows."""
+    rows = [row for share in shares for row in share.rows]
+    order = torch.tensor(rows).argsort()
+    looks = {}
+    for stat in shares[0].looks:
+        looks[stat] = torch.cat([share.looks[stat] for share in shares])[order]
+    spread = torch.cat([share.spread for share in shares])[order]
+    scores = reorder(concatenate([share.scores for share in shares]), order)
+    return _Share(sorted(rows), scores, looks, spread)

@@ -5,22 +5,25 @@ and images.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowrl.images.image_statistics import MEANINGS
 from flowrl.images.pictures import read_rgb
-from flowrl.report.frame import COLOURS, document, embedded, paragraph, section, table
+from flowrl.report.frame import COLOURS, embedded, fill
 
 Numbers = Mapping[str, Any]
-Found = Numbers | None
+TEMPLATE = Path(__file__).parent / "templates" / "evaluation.html"
 LONGEST = 192
 """Pixels of an image's longer side on the page; smaller images are shown enlarged, larger ones are
 reduced.
 """
+PLOT_WIDTH = 160
+PLOT_MARGIN = 6
+PLOT_STEP = 12
+"""Pixels of a plot of intervals: its width, what stays free at either end, a line's height."""
 REWARDS = (
     "Means over prompts with 95 % bootstrap intervals, prompts resampled. Green is more and red is "
     "less than the "
@@ -33,202 +36,247 @@ LOOKS = (
 )
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A value for reading, a remark in small print, and its change from the base model; the change
+    is coloured by `direction`: up, down, moved, or nothing within chance.
+    """
+
+    text: str
+    remark: str = ""
+    change: str = ""
+    direction: str = ""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The interval of the policy of this number, in pixels of the plot's axis."""
+
+    number: int
+    low: float
+    mean: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: its head, a cell a policy, and the intervals that are plotted beside."""
+
+    head: Cell
+    cells: Sequence[Cell]
+    intervals: Sequence[Interval] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows below a title and a note."""
+
+    title: str
+    note: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One policy's image of a prompt with its score in words; `address` holds the image itself."""
+
+    label: str
+    score: str
+    address: str
+    is_tiny: bool
+
+
 def render(
     title: str,
     subtitle: str,
     sets: Mapping[str, Mapping[str, Numbers]],
     galleries: Mapping[str, Sequence[Any]],
 ) -> str:
-    """The page as text.
+    """Return the page as text.
 
     `sets` maps a prompt set to the numbers of each policy by its label (see
     `flowrl.evaluation.summary.numbers`), the base model's first; `galleries` maps a set to its rows
     (see `gallery` there).
     """
-    body = []
-    for name, found in sets.items():
-        parts = [_rewards(found), _families(found), _looks(found), _distances(found)]
-        if galleries.get(name):
-            parts.append(section("Images", "", _gallery(galleries[name]), level=3))
-        prompts = next(iter(found.values()))["prompts"]
-        body.append(section(name, f"{prompts[0].upper()}{prompts[1:]}.", "".join(parts)))
-    return document(title, paragraph(subtitle), "".join(body))
-
-
-def _rewards(policies: Mapping[str, Numbers]) -> str:
-    names = dict.fromkeys(
-        key for each in policies.values() for key in each["metrics"] if not key.startswith("panel/")
+    filled_sets = []
+    for name, policies in sets.items():
+        prompts = next(iter(policies.values()))["prompts"]
+        makers = (_rewards, _families, _looks, _distances)
+        tables = [make(policies) for make in makers]
+        filled_sets.append(
+            {
+                "name": name,
+                "note": f"{prompts[0].upper()}{prompts[1:]}.",
+                "labels": list(policies),
+                "tables": [table for table in tables if table.rows],
+                "gallery": _gallery(galleries.get(name, ())),
+            }
+        )
+    return fill(
+        TEMPLATE,
+        title=title,
+        subtitle=subtitle,
+        sets=filled_sets,
+        num_colours=COLOURS,
+        width=PLOT_WIDTH,
+        step=PLOT_STEP,
     )
-    rows = [_compared(escape(key), policies, partial(_metric, key=key)) for key in names]
-    rows += [
-        _row(
-            "diversity <small>rms distance within a prompt</small>",
-            policies,
-            lambda each: _value(each["diversity"]),
-        ),
-        _row("KL to the reference <small>per step and dimension</small>", policies, _drift),
-        _row(
-            "missing",
-            policies,
-            lambda each: f"{each['missing']:.1%} <small>of {each['num_images']}</small>",
-        ),
+
+
+def _rewards(policies: Mapping[str, Numbers]) -> Table:
+    names = dict.fromkeys(key for numbers in policies.values() for key in numbers["metrics"])
+    rows = [
+        _compared(Cell(name), policies, "metrics", "changes", name)
+        for name in names
+        if not name.startswith("panel/")
     ]
-    return section("Rewards", REWARDS, _table(policies, rows), level=3)
+    diversity = Cell("diversity", "rms distance within a prompt")
+    rows.append(Row(diversity, [_value(numbers["diversity"]) for numbers in policies.values()]))
+    drift = Cell("KL to the reference", "per step and dimension")
+    rows.append(Row(drift, [_drift(numbers["kl_ref"]) for numbers in policies.values()]))
+    missing = [
+        Cell(f"{numbers['missing']:.1%}", f"of {numbers['num_images']}")
+        for numbers in policies.values()
+    ]
+    rows.append(Row(Cell("missing"), missing))
+    return Table("Rewards", REWARDS, rows)
 
 
-def _families(policies: Mapping[str, Numbers]) -> str:
+def _families(policies: Mapping[str, Numbers]) -> Table:
     base = next(iter(policies.values()))
     rows = []
-    for family, found in base["families"].items():
-        count = f" <small>{found['num_prompts']} prompts</small>" if found else ""
-        rows.append(
-            _compared(
-                escape(family.replace("_", " ")) + count, policies, partial(_family, family=family)
-            )
-        )
+    for family, estimate in base["families"].items():
+        count = f"{estimate['num_prompts']} prompts" if estimate else ""
+        head = Cell(family.replace("_", " "), count)
+        rows.append(_compared(head, policies, "families", "family_changes", family))
     note = f"The mean of {base['headline']} by the prompts' task family."
-    return section("Task families", note, _table(policies, rows), level=3) if rows else ""
+    return Table("Task families", note, rows)
 
 
-def _looks(policies: Mapping[str, Numbers]) -> str:
-    rows = [
-        _compared(
-            f"{escape(key.replace('_', ' '))} <small>{escape(meaning)}</small>",
-            policies,
-            partial(_metric, key=f"panel/{key}"),
-            is_relative=True,
+def _looks(policies: Mapping[str, Numbers]) -> Table:
+    rows = []
+    for key, meaning in MEANINGS.items():
+        head = Cell(key.replace("_", " "), meaning)
+        rows.append(
+            _compared(head, policies, "metrics", "changes", f"panel/{key}", is_relative=True)
         )
-        for key, meaning in MEANINGS.items()
-    ]
-    return section("Hacking panel", LOOKS, _table(policies, rows), level=3)
+    return Table("Hacking panel", LOOKS, rows)
 
 
-def _distances(policies: Mapping[str, Numbers]) -> str:
-    known = next((each["distances"] for each in policies.values() if "distances" in each), None)
+def _distances(policies: Mapping[str, Numbers]) -> Table:
+    """Return the distances of the images; a table without rows where none were measured."""
+    measured = [numbers.get("distances", {}) for numbers in policies.values()]
+    known = next(filter(None, measured), None)
     if known is None:
-        return ""
+        return Table("Distances", "", ())
     note = f"Features: {known['features']}, against {known['against']}."
     if not known["is_published"]:
         note += (
             " These are the FID and KID formulas on another network: comparable on this page only."
         )
-    rows = [
-        _row(label, policies, partial(_distance, key=key))
-        for key, label in (("frechet", "Fréchet distance"), ("kernel", "kernel distance"))
-    ]
-    return section("Distances", note, _table(policies, rows), level=3)
-
-
-def _table(policies: Mapping[str, Numbers], rows: Sequence[str]) -> str:
-    keys = (
-        f"<i class='key c{i % COLOURS}'></i>{escape(label)}" for i, label in enumerate(policies)
-    )
-    return table(["", *keys, ""], rows)
-
-
-def _row(
-    label: str, policies: Mapping[str, Numbers], cell: Callable[[Numbers], str], plot: str = ""
-) -> str:
-    cells = "".join(f"<td class=number>{cell(each)}</td>" for each in policies.values())
-    return f"<th>{label}</th>{cells}<td>{plot}</td>"
+    rows = []
+    for key, label in (("frechet", "Fréchet distance"), ("kernel", "kernel distance")):
+        cells = [Cell(f"{each[key]:.4g}" if each else "-") for each in measured]
+        rows.append(Row(Cell(label), cells))
+    return Table("Distances", note, rows)
 
 
 def _compared(
-    label: str,
+    head: Cell,
     policies: Mapping[str, Numbers],
-    find: Callable[[Numbers], tuple[Found, Found]],
+    values: str,
+    changes: str,
+    key: str,
     is_relative: bool = False,
-) -> str:
-    """A row of values with their changes from the base model, and their intervals on one axis."""
-    plot = _plot([find(each)[0] for each in policies.values()])
-    return _row(label, policies, lambda each: _cell(*find(each), is_relative), plot)
+) -> Row:
+    """Return a row of estimates with their changes from the base model, and their intervals.
+
+    `values` and `changes` name where the numbers of a policy hold the two under `key`.
+    """
+    estimates = [numbers[values].get(key) for numbers in policies.values()]
+    moves = [numbers[changes].get(key) for numbers in policies.values()]
+    cells = [
+        _cell(estimate, move, is_relative) for estimate, move in zip(estimates, moves, strict=True)
+    ]
+    return Row(head, cells, _intervals(estimates))
 
 
-def _metric(each: Numbers, key: str) -> tuple[Found, Found]:
-    return each["metrics"].get(key), each["changes"].get(key)
+def _value(estimate: Numbers | None) -> Cell:
+    if estimate is None:
+        return Cell("-")
+    text = f"{estimate['mean']:.4g}"
+    if estimate["low"] is None:
+        return Cell(text)
+    return Cell(text, f"{estimate['low']:.4g} to {estimate['high']:.4g}")
 
 
-def _family(each: Numbers, family: str) -> tuple[Found, Found]:
-    return each["families"].get(family), each["family_changes"].get(family)
-
-
-def _value(found: Found) -> str:
-    if found is None:
-        return "-"
-    interval = (
-        "" if found["low"] is None else f" <small>{found['low']:.4g} to {found['high']:.4g}</small>"
-    )
-    return f"{found['mean']:.4g}{interval}"
-
-
-def _cell(found: Found, change: Found, is_relative: bool) -> str:
-    """The value, and its change from the base model, coloured where that is beyond chance."""
-    if found is None or change is None:
-        return _value(found)
-    direction = ""
-    if change["low"] is not None:
-        direction = "up" if change["low"] > 0 else "down" if change["high"] < 0 else ""
+def _cell(estimate: Numbers | None, change: Numbers | None, is_relative: bool) -> Cell:
+    """Return the value, and its change from the base model, coloured where that is beyond
+    chance.
+    """
+    value = _value(estimate)
+    if estimate is None or change is None:
+        return value
+    direction = _direction(change)
     if is_relative and direction:  # neither way is the good one
         direction = "moved"
-    start = found["mean"] - change["mean"]
-    shown = (
-        f"{change['mean'] / abs(start):+.0%}" if is_relative and start else f"{change['mean']:+.3g}"
-    )
-    return f"{_value(found)} <span class='{direction}'>{shown}</span>"
+    start = estimate["mean"] - change["mean"]
+    if is_relative and start:
+        text = f"{change['mean'] / abs(start):+.0%}"
+    else:
+        text = f"{change['mean']:+.3g}"
+    return Cell(value.text, value.remark, text, direction)
 
 
-def _distance(each: Numbers, key: str) -> str:
-    return f"{each['distances'][key]:.4g}" if "distances" in each else "-"
-
-
-def _drift(each: Numbers) -> str:
-    return "-" if each["kl_ref"] is None else f"{each['kl_ref']:.3g}"
-
-
-def _plot(found: Sequence[Found]) -> str:
-    """Intervals of all policies on one axis, in their colours; nothing for fewer than two."""
-    known = [(i, each) for i, each in enumerate(found) if each and each["low"] is not None]
-    if len(known) < 2:
+def _direction(change: Numbers) -> str:
+    """Tell which way a change went beyond chance; nothing where its interval holds 0."""
+    if change["low"] is None:
         return ""
-    low = min(each["low"] for _, each in known)
-    high = max(each["high"] for _, each in known)
-    width = 160
-    step = 12
-    scale = (width - 12) / (high - low or 1.0)
-    marks = []
-    for i, each in known:
-        a, m, b = (6 + (each[name] - low) * scale for name in ("low", "mean", "high"))
-        line = f"<path d='M{a:.1f} {step * (i + 0.5)}H{b:.1f}'/>"
-        marks.append(
-            f"<g class='c{i % COLOURS}'>{line}<circle cx='{m:.1f}' cy='{step * (i + 0.5)}' "
-            "r='3.5'/></g>"
-        )
-    size = f"viewBox='0 0 {width} {step * len(found)}'"
-    return f"<svg class=intervals {size} role=img aria-label='intervals'>{''.join(marks)}</svg>"
+    if change["low"] > 0:
+        return "up"
+    return "down" if change["high"] < 0 else ""
 
 
-def _gallery(rows: Sequence[Any]) -> str:
-    cells = []
+def _drift(kl_ref: float | None) -> Cell:
+    return Cell("-" if kl_ref is None else f"{kl_ref:.3g}")
+
+
+def _intervals(estimates: Iterable[Any]) -> list[Interval]:
+    """Place the intervals of all policies on one axis; nothing for fewer than two."""
+    known = {i: estimate for i, estimate in enumerate(estimates) if _has_bounds(estimate)}
+    if len(known) < 2:
+        return []
+    low = min(estimate["low"] for estimate in known.values())
+    high = max(estimate["high"] for estimate in known.values())
+    scale = (PLOT_WIDTH - 2 * PLOT_MARGIN) / (high - low or 1.0)
+    intervals = []
+    for number, estimate in known.items():
+        ends = (estimate[name] for name in ("low", "mean", "high"))
+        pixels = [round(PLOT_MARGIN + (value - low) * scale, 1) for value in ends]
+        intervals.append(Interval(number, *pixels))
+    return intervals
+
+
+def _has_bounds(estimate: Numbers | None) -> bool:
+    return estimate is not None and estimate["low"] is not None
+
+
+def _gallery(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """Read the pictures of a gallery's rows, (prompt, family, [(label, file, score or None)])."""
+    filled_rows = []
     for prompt, family, images in rows:
-        pictures = []
-        for label, path, score in images:
-            caption = "no score" if score is None else f"{score:.3f}"
-            pictures.append(
-                f"<figure>{_picture(path)}<figcaption>{escape(label)} "
-                f"{caption}</figcaption></figure>"
-            )
-        head = (
-            f"<div class=prompt>{escape(prompt)} "
-            f"<small>{escape(family.replace('_', ' '))}</small></div>"
+        pictures = [_picture(label, path, score) for label, path, score in images]
+        filled_rows.append(
+            {"prompt": prompt, "family": family.replace("_", " "), "pictures": pictures}
         )
-        cells.append(f"<div>{head}<div class=side>{''.join(pictures)}</div></div>")
-    return f"<div class=gallery style='--wide: {130 * len(rows[0][2])}px'>{''.join(cells)}</div>"
+    return filled_rows
 
 
-def _picture(path: Path) -> str:
+def _picture(label: str, path: Path, score: float | None) -> Picture:
     picture = read_rgb(path)
-    kind = "tiny" if max(picture.size) < LONGEST else ""
+    is_tiny = max(picture.size) < LONGEST
     picture.thumbnail((LONGEST, LONGEST))
     file = io.BytesIO()
     picture.save(file, format="PNG")
-    return f"<img class='{kind}' alt='' src='{embedded(file.getvalue())}'>"
+    text = "no score" if score is None else f"{score:.3f}"
+    return Picture(label, text, embedded(file.getvalue()), is_tiny)

@@ -1,4 +1,4 @@
-"""Pictures on disk as batches of tensors."""
+"""A reader of pictures on disk, as batches of tensors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Folder:
         return cls(name, pictures, others)
 
     def told(self) -> str:
-        """The numbers of pictures and of other files in words, the first of those by name."""
+        """Tell the numbers of pictures and of other files, the first of those by name."""
         text = f"{len(self.pictures)} pictures"
         if not self.others:
             return text
@@ -53,8 +53,8 @@ class Folder:
 
 
 def folder_features(folder: str, features: Features) -> tuple[Float[Tensor, "N D"], str]:
-    """The features of the pictures in a folder, of whatever sizes, and how many there are, in
-    words.
+    """Compute the features of the pictures in a folder, of whatever sizes, and tell how many there
+    are.
 
     Raises UserError below two pictures, and for one that is damaged or too large, by its name.
     """
@@ -67,8 +67,8 @@ def folder_features(folder: str, features: Features) -> tuple[Float[Tensor, "N D
 
 
 def read_images(paths: Sequence[Path]) -> Iterator[Float[Tensor, "B 3 H W"]]:
-    """Pictures as tensors in [0, 1], in order and in batches; where the size changes, a new batch
-    begins.
+    """Yield pictures as tensors in [0, 1], in order and in batches; where the size changes, a new
+    batch begins.
     """
     batch: list[np.ndarray] = []
     for path in paths:

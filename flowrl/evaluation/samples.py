@@ -1,4 +1,6 @@
-"""One policy evaluated into a folder: every image as a PNG and a line of JSON, resumable."""
+"""The evaluation of one policy into a folder: every image is a PNG and a line of JSON, and a
+stopped one goes on.
+"""
 
 from __future__ import annotations
 
@@ -44,17 +46,18 @@ class Assessment:
     def __init__(self, folder: Path, evaluator: Evaluator, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         self.evaluator = evaluator
-        every = dict(settings) | {
-            "prompts": {name: _digest(prompts) for name, prompts in evaluator.sets.items()}
-        }
-        text = json.dumps(every, indent=2, sort_keys=True, default=str)
+        digests = {name: _digest(prompts) for name, prompts in evaluator.sets.items()}
+        every_setting = dict(settings) | {"prompts": digests}
+        text = json.dumps(every_setting, indent=2, sort_keys=True, default=str)
         path = folder / SETTINGS
         if path.is_file():
             known = read_object(path, REMEDY)
-            known.setdefault("prompts", every["prompts"])  # which earlier versions did not keep
-            if odd := [key for key, value in json.loads(text).items() if known.get(key) != value]:
+            known.setdefault("prompts", digests)  # which earlier versions did not keep
+            changed = [key for key, value in json.loads(text).items() if known.get(key) != value]
+            if changed:
                 raise UserError(
-                    f"{folder} holds an evaluation with other settings ({', '.join(odd)}); {REMEDY}"
+                    f"{folder} holds an evaluation with other settings ({', '.join(changed)}); "
+                    f"{REMEDY}"
                 )
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
@@ -68,21 +71,18 @@ class Assessment:
         )
 
     def rows(self, name: str) -> list[Prompt]:
-        """The prompt of every sample of a set."""
-        return [
-            prompt
-            for prompt in self.evaluator.sets[name]
-            for _ in range(self.evaluator.images_per_prompt)
-        ]
+        """Return the prompt of every sample of a set."""
+        count = self.evaluator.images_per_prompt
+        return [prompt for prompt in self.evaluator.sets[name] for _ in range(count)]
 
     def samples(self, name: str) -> list[Sample]:
-        """The records so far, in order; a line that a kill cut short ends them."""
+        """Return the records so far, in order; a line that a kill cut short ends them."""
         path = self.folder / name / SAMPLES
         *whole, _cut = read_text(path, REMEDY).split("\n") if path.is_file() else [""]
         return [_record(line, f"{path} line {i}") for i, line in enumerate(whole, 1)]
 
     def drift(self, name: str) -> dict[str, float]:
-        """The divergence from the reference, once it has been measured."""
+        """Return the divergence from the reference, once it has been measured."""
         path = self.folder / name / DRIFT
         return read_object(path, "remove it, and it is measured again") if path.is_file() else {}
 
@@ -118,13 +118,12 @@ class Assessment:
         output = policy.reward.score(images.to(policy.device), prompts)
         looks = panel(images)
         count = self.evaluator.images_per_prompt
-        # The mean over pairs of |a - b|^2 is twice the unbiased variance within the prompt.
         groups = images.unflatten(0, (-1, count)).flatten(2)
-        spread = (
-            (2 * groups.var(1, correction=1)).mean(1)
-            if count > 1
-            else torch.full((len(groups),), math.nan)
-        )
+        if count > 1:
+            # The mean over pairs of |a - b|^2 is twice the unbiased variance within the prompt.
+            spread = (2 * groups.var(1, correction=1)).mean(1)
+        else:
+            spread = torch.full((len(groups),), math.nan)
         lines = []
         for i, prompt in enumerate(prompts):
             file = f"images/{first + i:06d}.png"
@@ -134,24 +133,25 @@ class Assessment:
                 "prompt": prompt.text,
                 "family": prompt.family,
                 "file": file,
+                **_scores(output, i),
+                "spread": _number(spread[i // count]),
+                "panel": {key: _number(values[i]) for key, values in looks.items()},
             }
-            sample |= _scores(output, i) | {"spread": _number(spread[i // count])}
-            sample["panel"] = {key: _number(values[i]) for key, values in looks.items()}
             lines.append(json.dumps(sample) + "\n")
         with (self.folder / name / SAMPLES).open("a") as records:
             records.writelines(lines)
 
     def files(self, name: str) -> list[Path]:
-        """The stored images of a set, in order."""
+        """Return the stored images of a set, in order."""
         return [self.folder / name / sample["file"] for sample in self.samples(name)]
 
     def texts(self, name: str) -> Int[np.ndarray, "P"]:
-        """A number for each prompt of a set, equal for those of one text."""
+        """Return a number for each prompt of a set, equal for those of one text."""
         return same_texts(self.evaluator.sets[name])
 
     def prompt_means(self, name: str) -> dict[str, Float[np.ndarray, "P"]]:
-        """Every metric of a set as one mean a prompt: reward, its parts, the panel and the squared
-        spread.
+        """Return every metric of a set as one mean a prompt: reward, its parts, the panel and the
+        squared spread.
         """
         samples = self.samples(name)
         prompts = np.arange(len(samples)) // self.evaluator.images_per_prompt
@@ -160,9 +160,9 @@ class Assessment:
             values = {"reward": sample["reward"], "spread": sample["spread"]} | sample["parts"]
             values |= {f"panel/{key}": value for key, value in sample["panel"].items()}
             for key, value in values.items():
-                columns.setdefault(key, np.full(len(samples), math.nan))[i] = (
-                    math.nan if value is None else value
-                )
+                column = columns.setdefault(key, np.full(len(samples), math.nan))
+                if value is not None:
+                    column[i] = value
         return {key: by_prompt(values, prompts) for key, values in columns.items()}
 
 
@@ -177,19 +177,18 @@ def _record(line: str, place: str) -> Sample:
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:
-    """A digest of all that the prompts of a set say."""
+    """Return a digest of all that the prompts of a set say."""
     rows = [[prompt.text, prompt.family, dict(prompt.metadata)] for prompt in prompts]
     return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _scores(output: RewardOutput, i: int) -> Sample:
     is_valid = bool(output.is_valid[i])
-    parts = {key: _number(values[i]) if is_valid else None for key, values in output.parts.items()}
-    reward = _number(output.values[i]) if is_valid else None
+    scores = {key: values[i] for key, values in output.parts.items()}
     return {
-        "reward": reward,
+        "reward": _number(output.values[i]) if is_valid else None,
         "is_valid": is_valid,
-        "parts": parts,
+        "parts": {key: _number(value) if is_valid else None for key, value in scores.items()},
         "info": dict(output.info[i]) if output.info else {},
     }
 

@@ -1,4 +1,4 @@
-"""What is evaluated: a base model, a run, or a file or folder with a LoRA or a whole
+"""The subjects of an evaluation: a base model, a run, or a file or folder with a LoRA or a whole
 transformer.
 """
 
@@ -20,7 +20,7 @@ from flowrl.tuning import formats, full
 from flowrl.tuning.layer_names import NAMES
 
 EXPORTS = (formats.FOLDER, formats.WHOLE_FOLDER)
-"""Where a run's folder holds what it exported."""
+"""The folders, below a run's, of what it exported."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Subject:
         return self.path is not None and (self.path / CONFIG).is_file()
 
     def weights(self) -> list[Path]:
-        """The files that decide what is evaluated; none for a base model. Raises UserError for a
-        folder without.
+        """Return the files that decide what is evaluated; none for a base model. Raises UserError
+        for a folder without.
         """
         return self._weights
 
@@ -67,10 +67,10 @@ class Subject:
         # then.
         if self.path is None:
             return []
-        whole = formats.whole_files(self.path / formats.WHOLE_FOLDER) or formats.whole_files(
-            self.path
-        )
-        return whole or [formats.find(self.path)]
+        for folder in (self.path / formats.WHOLE_FOLDER, self.path):
+            if whole := formats.whole_files(folder):
+                return whole
+        return [formats.find(self.path)]
 
     @property
     def is_full(self) -> bool:
@@ -97,10 +97,10 @@ class Subject:
             if transformer is not None:
                 full.check_whole(transformer, self.weights())
             return "a whole transformer"
-        given = formats.read(self.weights()[0])
+        weights = formats.read(self.weights()[0])
         if transformer is not None:
-            formats.check(given, transformer, self.path)
-        return given.describe()
+            formats.check(weights, transformer, self.path)
+        return weights.describe()
 
     def load_into(self, policy: Policy) -> None:
         """Put a whole transformer in place of the policy's; a LoRA is there already, as what its
@@ -119,15 +119,15 @@ class Subject:
 
 
 def _label(path: Path) -> str:
-    """A name by the path: a file's own, where it is not what every exported file is called, or its
-    folder's.
+    """Name a subject by its path: a file's own name, where it is not what every exported file is
+    called, or its folder's.
     """
     if path.is_file():
         if path.name not in NAMES.values():
             return path.stem
         path = path.parent
-    parts = [part for part in path.parts if part not in (*EXPORTS, "outputs", "/")]
-    return "-".join(parts[-2:] if path.name in EXPORTS else parts[-1:])
+    names = [name for name in path.parts if name not in (*EXPORTS, "outputs", "/")]
+    return "-".join(names[-2:] if path.name in EXPORTS else names[-1:])
 
 
 def _keys(file: Path) -> list[str]:

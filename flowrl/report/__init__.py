@@ -1,3 +1,3 @@
-"""What finished runs say together: tables, charts and one offline page, from their folders alone;
-torch-free.
+"""Reports on finished runs: tables, charts and one offline page, made from their folders alone and
+without torch.
 """

@@ -1,19 +1,24 @@
-"""Charts as inline SVG: curves with bands, and reward against KL. Colours are classes of the page's
+"""Charts as inline SVG: curves with bands, and reward against KL. Colours are classes of the pages'
 style sheet.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
+
+from markupsafe import Markup
 
 from flowrl.report.compare import Condition
 from flowrl.report.frame import COLOURS
 from flowrl.report.runs import Run
 from flowrl.report.tables import frontier
+from flowrl.statistics import average
 
 Point = tuple[float, float]
 
@@ -37,11 +42,18 @@ class Curve:
     points: Sequence[Point]
     band: Sequence[tuple[float, float, float]]
 
+    @property
+    def outline(self) -> list[Point]:
+        """The corners of the band: along its upper edge, and back along its lower one."""
+        upper = [(x, high) for x, _, high in self.band]
+        lower = [(x, low) for x, low, _ in self.band]
+        return upper + lower[::-1]
+
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to pixels; logarithmic where all values are positive and span more than a factor
-    of 100.
+    """A map from values to pixels; logarithmic where all values are positive and span more than a
+    factor of 100.
     """
 
     low: float
@@ -54,38 +66,33 @@ class Axis:
     def over(
         cls, values: Sequence[float], start: float, end: float, can_be_log: bool = False
     ) -> Axis:
-        """Round limits around the finite ones among `values`."""
+        """Make an axis with round limits around `values`, which are finite."""
         low = min(values)
         high = max(values)
         if can_be_log and low > 0 and high / low > 100:
-            return cls(
-                10 ** math.floor(math.log10(low)),
-                10 ** math.ceil(math.log10(high)),
-                start,
-                end,
-                True,
-            )
+            low = 10 ** math.floor(math.log10(low))
+            high = 10 ** math.ceil(math.log10(high))
+            return cls(low, high, start, end, is_log=True)
         if low == high:
             low = low - (abs(low) or 1) / 10
             high = high + (abs(high) or 1) / 10
         step = _round_step((high - low) / 4)
-        return cls(
-            math.floor(low / step + 1e-9) * step,
-            math.ceil(high / step - 1e-9) * step,
-            start,
-            end,
-            False,
-        )
+        # A limit that is a multiple of the step but for rounding stays.
+        low = math.floor(low / step + 1e-9) * step
+        high = math.ceil(high / step - 1e-9) * step
+        return cls(low, high, start, end, is_log=False)
 
     def __call__(self, value: float) -> float:
-        low, high = (
-            (math.log10(self.low), math.log10(self.high)) if self.is_log else (self.low, self.high)
-        )
-        value = math.log10(value) if self.is_log else value
+        low = self.low
+        high = self.high
+        if self.is_log:
+            low = math.log10(low)
+            high = math.log10(high)
+            value = math.log10(value)
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Decades, or multiples of a round step."""
+        """Return decades, or multiples of a round step."""
         if self.is_log:
             first = round(math.log10(self.low))
             last = round(math.log10(self.high))
@@ -102,158 +109,187 @@ def _round_step(step: float) -> float:
     )
 
 
+@dataclass(frozen=True)
+class Plane:
+    """The two axes of a chart, and what is drawn on them."""
+
+    x: Axis
+    y: Axis
+
+    @classmethod
+    def around(cls, points: Sequence[Point], can_be_log: bool = False) -> Plane:
+        """Lay axes around points, that of y logarithmic where it can be."""
+        xs, ys = zip(*points, strict=True)
+        return cls(Axis.over(xs, LEFT, RIGHT), Axis.over(ys, BOTTOM, TOP, can_be_log))
+
+    def line(self, kind: str, points: Sequence[Point]) -> str:
+        """Draw a line through points."""
+        return f'<polyline class="{kind}" points="{self._pixels(points)}"/>'
+
+    def area(self, kind: str, points: Sequence[Point]) -> str:
+        """Fill the area within an outline."""
+        return f'<polygon class="{kind}" points="{self._pixels(points)}"/>'
+
+    def dot(self, number: int, point: Point, radius: float, title: str) -> str:
+        """Draw a dot in the colour of a condition, with a text that the pointer shows."""
+        place = f'cx="{self.x(point[0]):.1f}" cy="{self.y(point[1]):.1f}" r="{radius}"'
+        kind = f"dot {style(number)}"
+        return f'<circle class="{kind}" {place}><title>{escape(title)}</title></circle>'
+
+    def _pixels(self, points: Sequence[Point]) -> str:
+        return " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
+
+    def svg(self, x_label: str, marks: Sequence[str], data: str = "") -> Markup:
+        """Return the chart: a grid with numbers, the label of x, and the marks over it; `data` goes
+        to the page's script.
+        """
+        grid = []
+        for tick in self.y.ticks():
+            level = f"{self.y(tick):.1f}"
+            grid.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{level}" y2="{level}"/>')
+            grid.append(_text("y", f"{LEFT - 6}", level, _number(tick)))
+        for tick in self.x.ticks():
+            grid.append(_text("x", f"{self.x(tick):.1f}", f"{BOTTOM + 15}", _number(tick)))
+        label = _text("x", f"{(LEFT + RIGHT) / 2}", f"{HEIGHT - 3}", x_label)
+        attribute = f' data-curves="{escape(data)}"' if data else ""
+        frame = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"{attribute}>'
+        return Markup("".join([frame, *grid, label, *marks, "</svg>"]))
+
+
+def _text(axis: str, x: str, y: str, text: str) -> str:
+    return f'<text class="tick {axis}" x="{x}" y="{y}">{escape(text)}</text>'
+
+
 def curves(groups: Sequence[Condition], metric: str, window: int) -> list[Curve]:
-    """Mean and range over each condition's runs, where two runs in three have the metric; running
-    means of `window`.
+    """Return mean and range over each condition's runs, where two runs in three have the metric;
+    running means of `window`.
     """
-    found = []
-    for number, group in enumerate(groups):
-        columns: dict[float, list[float]] = {}
-        runs = [points for run in group.runs if (points := _smooth(run.curve(metric), window))]
-        for points in runs:
-            for x, y in points:
-                columns.setdefault(x, []).append(y)
-        full = {x: own for x, own in sorted(columns.items()) if len(own) > len(runs) / 1.5}
-        kept = _thin(list(full))
-        if kept:
-            mean = [(x, sum(full[x]) / len(full[x])) for x in kept]
-            band = [(x, min(full[x]), max(full[x])) for x in kept] if len(runs) > 1 else []
-            found.append(Curve(group.label, number, mean, band))
-    return found
+    drawn = (_curve(number, group, metric, window) for number, group in enumerate(groups))
+    return [curve for curve in drawn if curve.points]
+
+
+def _curve(number: int, group: Condition, metric: str, window: int) -> Curve:
+    smooth = (_smooth(run.curve(metric), window) for run in group.runs)
+    courses = [points for points in smooth if points]
+    values_at = {x: values for x, values in columns(courses) if len(values) > len(courses) / 1.5}
+    shown = _thin(list(values_at))
+    means = [(x, average(values_at[x])) for x in shown]
+    band = [(x, min(values_at[x]), max(values_at[x])) for x in shown]
+    return Curve(group.label, number, means, band if len(courses) > 1 else [])
+
+
+def columns(courses: Iterable[Sequence[Point]]) -> list[tuple[float, list[float]]]:
+    """Return the values of all courses at each x, by rising x."""
+    values_at: dict[float, list[float]] = {}
+    for points in courses:
+        for x, y in points:
+            values_at.setdefault(x, []).append(y)
+    return sorted(values_at.items())
 
 
 def _smooth(points: Sequence[Point], window: int) -> list[Point]:
-    """Running means over the last `window` values; evaluations and short runs stay as they are."""
+    """Take running means over the last `window` values; evaluations and short runs stay as they
+    are.
+    """
     points = [point for point in points if math.isfinite(point[1])]
     if len(points) < 4 * window:
         return list(points)
     values = [y for _, y in points]
-    starts = [max(0, i + 1 - window) for i in range(len(values))]
-    return [
-        (x, sum(values[a : i + 1]) / (i + 1 - a))
-        for i, ((x, _), a) in enumerate(zip(points, starts, strict=True))
-    ]
+    smooth = []
+    for i, (x, _) in enumerate(points):
+        start = max(0, i + 1 - window)
+        smooth.append((x, average(values[start : i + 1])))
+    return smooth
 
 
 def _thin(values: Sequence[float]) -> list[float]:
+    """Leave out values at equal distances, so that `MOST_POINTS` stay at most, the last of all
+    among them.
+    """
     stride = -(-len(values) // MOST_POINTS)
     return [value for i, value in enumerate(values) if (len(values) - 1 - i) % stride == 0]
 
 
-def curve_chart(drawn: Sequence[Curve]) -> str:
-    """Curves over the iteration, with their bands behind."""
-    values = [y for curve in drawn for _, y in curve.points] + [
-        y for c in drawn for _, *ys in c.band for y in ys
+def curve_chart(drawn: Sequence[Curve]) -> Markup:
+    """Draw curves over the iteration, with their bands behind."""
+    points = [point for curve in drawn for point in (*curve.points, *curve.outline)]
+    plane = Plane.around(points, can_be_log=True)
+    bands = [
+        plane.area(f"band {style(curve.number)}", curve.outline) for curve in drawn if curve.band
     ]
-    x = Axis.over([x for curve in drawn for x, _ in curve.points], LEFT, RIGHT)
-    y = Axis.over(values, BOTTOM, TOP, can_be_log=True)
-    parts = []
+    lines = []
     for curve in drawn:
-        outline = [(a, high) for a, _, high in curve.band] + [
-            (a, low) for a, low, _ in reversed(curve.band)
-        ]
-        if outline:
-            parts.append(
-                f'<polygon class="band {style(curve.number)}" points="{_pixels(outline, x, y)}"/>'
-            )
-    for curve in drawn:
-        parts.append(
-            f'<polyline class="line {style(curve.number)}" points="{_pixels(curve.points, x, y)}"/>'
-        )
+        lines.append(plane.line(f"line {style(curve.number)}", curve.points))
         if len(curve.points) < 12:
-            parts += [_dot(curve.number, point, x, y, 2.5, curve.label) for point in curve.points]
-    data = [
-        {
-            "label": curve.label,
-            "style": style(curve.number),
-            "points": [[a, _rounded(b)] for a, b in curve.points],
-        }
-        for curve in drawn
-    ]
-    extent = json.dumps({"x": [x.low, x.high, LEFT, RIGHT], "curves": data})
-    return _svg(x, y, "iteration", "".join(parts), f' data-curves="{escape(extent)}"')
+            lines += [plane.dot(curve.number, point, 2.5, curve.label) for point in curve.points]
+    extent = [plane.x.low, plane.x.high, LEFT, RIGHT]
+    data = {"x": extent, "curves": [_readings(curve) for curve in drawn]}
+    return plane.svg("iteration", bands + lines, json.dumps(data))
 
 
-def frontier_chart(groups: Sequence[Condition], kl: str, reward: str) -> str:
-    """Each run's way from the base model to its end, the conditions' means, and the frontier
-    through them.
+def _readings(curve: Curve) -> dict[str, Any]:
+    """Return what the page's script shows of a curve where the pointer is."""
+    points = [[x, float(format(y, ".4g"))] for x, y in curve.points]
+    return {"label": curve.label, "style": style(curve.number), "points": points}
+
+
+def frontier_chart(groups: Sequence[Condition], kl: str, reward: str) -> Markup | None:
+    """Draw each run's way from the base model to its end, the conditions' means, and the frontier
+    through them; None where no run has both metrics.
     """
-    ways = [
-        (n, run, way)
-        for n, group in enumerate(groups)
-        for run in group.runs
-        if (way := path(run, kl, reward))
-    ]
-    if not ways:
-        return ""
-    x = Axis.over([0.0, *(a for *_, way in ways for a, _ in way)], LEFT, RIGHT)
-    y = Axis.over([b for *_, way in ways for _, b in way], BOTTOM, TOP)
-    parts = []
-    for number, run, way in ways:
-        parts.append(f'<polyline class="way {style(number)}" points="{_pixels(way, x, y)}"/>')
-        parts.append(_dot(number, way[-1], x, y, 2.5, f"{run.label}: {groups[number].label}"))
-    ends = [
-        _centre([way[-1] for other, _, way in ways if other == number])
-        for number in range(len(groups))
-    ]
-    best = [ends[i] for i in frontier(ends)]
-    parts.insert(0, f'<polyline class="frontier" points="{_pixels(best, x, y)}"/>')
+    ways_of = [_ways(group, kl, reward) for group in groups]
+    every_way = [way for ways in ways_of for way in ways.values()]
+    points = list(itertools.chain(*every_way))
+    if not points:
+        return None
+    # The base model's KL is 0, and has its place on the axis.
+    plane = Plane.around([(0.0, points[0][1]), *points])
+    ends = [_mean_end(ways) for ways in ways_of]
+    marks = [plane.line("frontier", [ends[i] for i in frontier(ends)])]
+    for number, group in enumerate(groups):
+        marks += _way_marks(plane, number, group.label, ways_of[number])
     for number, end in enumerate(ends):
-        if not math.isnan(end[0]):
-            parts.append(_dot(number, end, x, y, 6, f"{groups[number].label}, mean of its runs"))
-    return _svg(x, y, kl, "".join(parts), "")
+        if ways_of[number]:
+            marks.append(plane.dot(number, end, 6, f"{groups[number].label}, mean of its runs"))
+    return plane.svg(kl, marks)
+
+
+def _way_marks(plane: Plane, number: int, label: str, ways: Mapping[str, list[Point]]) -> list[str]:
+    """Draw the ways of a condition's runs, each with a dot at its end."""
+    marks = []
+    for run_label, way in ways.items():
+        marks.append(plane.line(f"way {style(number)}", way))
+        marks.append(plane.dot(number, way[-1], 2.5, f"{run_label}: {label}"))
+    return marks
+
+
+def _ways(group: Condition, kl: str, reward: str) -> dict[str, list[Point]]:
+    """Return (KL, reward) of the evaluations of each run that has any, by the run's label."""
+    ways = {run.label: path(run, kl, reward) for run in group.runs}
+    return {label: way for label, way in ways.items() if way}
 
 
 def path(run: Run, kl: str, reward: str) -> list[Point]:
-    """(KL, reward) of a run's evaluations, from the base model on."""
+    """Return (KL, reward) of a run's evaluations, from the base model on."""
     rewards = dict(run.curve(reward))
     return [
         (value, rewards[iteration]) for iteration, value in run.curve(kl) if iteration in rewards
     ]
 
 
-def _centre(points: Sequence[Point]) -> Point:
-    if not points:
+def _mean_end(ways: Mapping[str, Sequence[Point]]) -> Point:
+    """Return the mean of the points where some ways end; NaN without one."""
+    if not ways:
         return math.nan, math.nan
-    return sum(a for a, _ in points) / len(points), sum(b for _, b in points) / len(points)
+    xs, ys = zip(*(way[-1] for way in ways.values()), strict=True)
+    return average(xs), average(ys)
 
 
 def style(number: int) -> str:
-    """The classes of a condition: a colour, and a dash where the colours begin anew."""
+    """Return the classes of a condition: a colour, and a dash where the colours begin anew."""
     return f"c{number % COLOURS} d{number // COLOURS} s{number}"
 
 
-def _dot(number: int, point: Point, x: Axis, y: Axis, radius: float, title: str) -> str:
-    place = f'cx="{x(point[0]):.1f}" cy="{y(point[1]):.1f}" r="{radius}"'
-    return f'<circle class="dot {style(number)}" {place}><title>{escape(title)}</title></circle>'
-
-
-def _pixels(points: Sequence[Point], x: Axis, y: Axis) -> str:
-    return " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
-
-
-def _svg(x: Axis, y: Axis, x_label: str, content: str, data: str) -> str:
-    grid = []
-    for tick in y.ticks():
-        level = f"{y(tick):.1f}"
-        grid.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{level}" y2="{level}"/>')
-        grid.append(f'<text class="tick y" x="{LEFT - 6}" y="{level}">{_number(tick)}</text>')
-    for tick in x.ticks():
-        grid.append(
-            f'<text class="tick x" x="{x(tick):.1f}" y="{BOTTOM + 15}">{_number(tick)}</text>'
-        )
-    label = (
-        f'<text class="tick x" x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 3}">{escape(x_label)}</text>'
-    )
-    frame = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"{data}>'
-    return f"{frame}{''.join(grid)}{label}{content}</svg>"
-
-
 def _number(value: float) -> str:
-    return (
-        format(0.0 if abs(value) < 1e-15 else value, ".4g").replace("e-0", "e-").replace("e+0", "e")
-    )
-
-
-def _rounded(value: float) -> float:
-    return float(format(value, ".4g"))
+    text = format(0.0 if abs(value) < 1e-15 else value, ".4g")
+    return text.replace("e-0", "e-").replace("e+0", "e")

@@ -1,5 +1,5 @@
-"""Which runs differ in what: conditions (runs alike but for their seed) and the configuration keys
-that make them.
+"""The comparison of runs: conditions, which are runs alike but for their seed, and the
+configuration keys that make them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ IMMATERIAL = (
     "batch.num_processes",
     "batch.max_micro_batch",
 )
-"""Where, how fast and with what record a run went: no part of its condition. Labels are no
-difference at all.
+"""These say where, how fast and with what record a run went, and are no part of its condition.
+Labels are no difference at all.
 """
 
 
@@ -39,14 +39,16 @@ class Condition:
     runs: Sequence[Run]
 
     def by_seed(self, metric: str) -> dict[str, float]:
-        """The final value of each finished run, NaN left out; the last run of a seed counts."""
+        """Return the final value of each finished run, NaN left out; the last run of a seed
+        counts.
+        """
         finals = {run.seed: run.final(metric) for run in self.runs if run.status == "finished"}
         return {seed: value for seed, value in finals.items() if value == value}
 
 
 def differences(runs: Sequence[Run]) -> dict[tuple[str, ...], list[str]]:
-    """Values, run by run, of each key that differs; keys that differ alike, such as copies, share
-    an entry.
+    """Return the values, run by run, of each key that differs; keys that differ alike, such as
+    copies, share an entry.
     """
     keys = dict.fromkeys(key for run in runs for key in run.config)
     alike: dict[tuple[str, ...], list[str]] = {}
@@ -65,25 +67,42 @@ def _names_folder(key: str, runs: Sequence[Run]) -> bool:
 
 
 def conditions(runs: Sequence[Run]) -> list[Condition]:
-    """The runs, grouped; keys that follow from others (a loss brings its own options) are not
+    """Group the runs; keys that follow from others (a loss brings its own options) are not
     named.
     """
-    keys: list[str] = []
+    values_of = _distinguishing(runs)
+    grouped: dict[tuple[str, ...], list[Run]] = {}
+    for i, run in enumerate(runs):
+        grouped.setdefault(tuple(values[i] for values in values_of.values()), []).append(run)
+    order = sorted(grouped, key=lambda cell: [_sortable(text) for text in cell])
+    return [_condition(dict(zip(values_of, cell, strict=True)), grouped[cell]) for cell in order]
+
+
+def _distinguishing(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return the keys that tell conditions apart, each with its values run by run.
+
+    A key counts where it splits a group of runs that the keys before it leave whole.
+    """
+    values_of: dict[str, list[str]] = {}
     cells: list[tuple[str, ...]] = [() for _ in runs]
-    seeds = [run.seed for run in runs]
-    for names, values in differences(runs).items():
-        named = [name for name in names if name != "seed" and not name.startswith(IMMATERIAL)]
-        if not named or values == seeds or any(name.endswith(".seed") for name in named):
-            continue
+    for key, values in _material_differences(runs).items():
         finer = [(*cell, value) for cell, value in zip(cells, values, strict=True)]
         if len(set(finer)) > len(set(cells)):
-            keys.append(named[0])
+            values_of[key] = values
             cells = finer
-    grouped: dict[tuple[str, ...], list[Run]] = {}
-    for cell, run in zip(cells, runs, strict=True):
-        grouped.setdefault(cell, []).append(run)
-    order = sorted(grouped, key=lambda cell: [_sortable(text) for text in cell])
-    return [_condition(dict(zip(keys, cell, strict=True)), grouped[cell]) for cell in order]
+    return values_of
+
+
+def _material_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return the differences that neither the seeds explain nor where and how a run went."""
+    values_of = {}
+    seeds = [run.seed for run in runs]
+    for names, values in differences(runs).items():
+        material = [name for name in names if name != "seed" and not name.startswith(IMMATERIAL)]
+        has_seed = any(name.endswith(".seed") for name in material)
+        if material and values != seeds and not has_seed:
+            values_of[material[0]] = values
+    return values_of
 
 
 def _condition(values: Mapping[str, str], runs: Sequence[Run]) -> Condition:
@@ -93,8 +112,8 @@ def _condition(values: Mapping[str, str], runs: Sequence[Run]) -> Condition:
 
 
 def short(value: str) -> str:
-    """A `_target_` by the name of its option: flowrl.samplers.sde.FlowSDE is flow_sde. Other values
-    stay.
+    """Return a `_target_` by the name of its option: flowrl.samplers.sde.FlowSDE is flow_sde. Other
+    values stay.
     """
     if not re.fullmatch(r"[a-z_]\w*(\.\w+)+", value):
         return value
@@ -102,7 +121,7 @@ def short(value: str) -> str:
 
 
 def _order(key: str) -> tuple[bool, int, str]:
-    """Options before their values, short keys before the copies that interpolations make of
+    """Sort options before their values, short keys before the copies that interpolations make of
     them.
     """
     return not key.endswith("_target_"), key.count("."), key

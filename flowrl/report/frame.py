@@ -1,49 +1,36 @@
-"""What the HTML pages of FlowRL share: one file that works offline, with style, script and pictures
-inside it.
+"""The frame that FlowRL's HTML pages share: templates that give one file, which works offline, with
+style, script and pictures inside it.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+TEMPLATES = Path(__file__).parent / "templates"
 COLOURS = 8
-"""Of the style sheet, for curves, conditions and columns: `c0` to `c7`."""
+"""The style sheet has so many for curves, conditions and columns: `c0` to `c7`."""
 
 
-def document(title: str, lead: str, body: str, script: str = "") -> str:
-    """The page as text; `lead` stands below its title, and stays in view as that does."""
-    css = Path(__file__).with_suffix(".css").read_text()
-    return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{escape(title)}</title>"
-        f"<meta name=viewport content='width=device-width'><style>{css}</style></head><body>"
-        f"<header><h1>{escape(title)}</h1>{lead}</header><main>{body}</main><script>{script}</script></body></html>\n"
-    )
+def fill(template: Path, **values: Any) -> str:
+    """Fill a template, which may extend base.html and import macros.html, with plain values.
 
-
-def section(title: str, note: str, content: str, level: int = 2) -> str:
-    """Content below a heading and a note, which may be empty."""
-    head = f"<h{level}>{escape(title)}</h{level}>"
-    return f"<section>{head}{paragraph(note) if note else ''}{content}</section>"
-
-
-def paragraph(note: str) -> str:
-    """A remark in plain text."""
-    return f"<p class=note>{escape(note)}</p>"
-
-
-def table(heads: Sequence[str], rows: Iterable[str]) -> str:
-    """A table that scrolls sideways where it is wide; `heads` are HTML, `rows` the HTML of their
-    cells.
+    Texts are escaped wherever they stand; what is markup already comes as `markupsafe.Markup`.
+    Raises `jinja2.UndefinedError` for a value that the template asks for and is not given.
     """
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    body = "".join(f"<tr>{cells}</tr>" for cells in rows)
-    rows = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f"<div class=scroll><table>{rows}</table></div>"
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template.name).render(values)
 
 
 def embedded(png: bytes) -> str:
-    """The address of a picture that is inside the page."""
+    """Return the address of a picture that is inside the page."""
     return "data:image/png;base64," + base64.b64encode(png).decode()

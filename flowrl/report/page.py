@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
-from pathlib import Path
+from dataclasses import dataclass
+
+from markupsafe import Markup
 
 from flowrl.report.charts import curve_chart, curves, frontier_chart, style
 from flowrl.report.compare import Condition
-from flowrl.report.frame import document, embedded, paragraph, section
+from flowrl.report.frame import TEMPLATES, embedded, fill
+from flowrl.report.runs import Run
 from flowrl.report.tables import Table
 from flowrl.runs.glossary import GLOSSARY
 from flowrl.statistics import FEWEST
@@ -22,14 +24,24 @@ HEADLINES = (
     "perf/images_per_second",
 )
 """Shown first, after the metrics that the tables compare; all others are folded away below."""
-FRONTIER = (
-    "Thin lines: single runs, from the base model on. Large dots: means of a condition's runs. "
-    "Dashed: the frontier."
-)
-SAMPLES = (
-    "The last grid of one run of each condition, of a seed that all have where there is one. Click "
-    "to enlarge."
-)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart as the page shows it, below the name of its metric and what that means."""
+
+    title: str
+    meaning: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The last grid of one run of a condition; `address` holds the picture itself."""
+
+    condition: str
+    caption: str
+    address: str
 
 
 def render(
@@ -41,66 +53,45 @@ def render(
     frontiers: Sequence[tuple[str, str]],
     window: int,
 ) -> str:
-    """The page; `frontiers` are pairs of metrics (KL, reward), `window` smooths curves."""
+    """Return the page; `frontiers` are pairs of metrics (KL, reward), `window` smooths curves."""
     runs = [run for group in groups for run in group.runs]
-    logged = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    first, others = _shown(runs, metrics)
+    return fill(
+        TEMPLATES / "report.html",
+        title=title,
+        legend=[(group.label, len(group.runs), style(i)) for i, group in enumerate(groups)],
+        num_runs=len(runs),
+        caution=_caution(groups),
+        tables={table.stem: table for table in tables if table.rows},
+        frontiers=_frontiers(groups, frontiers),
+        curves=_charts(groups, first, window),
+        others=_charts(groups, others, window),
+        window=window,
+        pictures=_pictures(groups),
+    )
+
+
+def _shown(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the logged metrics that are shown first, and all others."""
+    logged = dict.fromkeys(name for run in runs for name in run.metrics)
     first = [name for name in (*metrics, *HEADLINES) if name in logged]
-    rest = [name for name in logged if name not in (*first, "iteration", "samples")]
-    shown = {
-        table.stem: section(table.title, table.note, table.html()) for table in tables if table.rows
-    }
-    shown.pop("frontier", "")
-    frontier = "".join(paragraph(t.note) + t.html() for t in tables if t.stem == "frontier")
-    pareto = "".join(
-        _figure(reward, f"over {kl}", frontier_chart(groups, kl, reward))
-        for kl, reward in frontiers
-    )
-    smoothing = f", running means over {window} iterations" if window > 1 else ""
-    note = (
-        f"Mean over each condition's runs; the band spans its smallest and largest run{smoothing}."
-    )
-    parts = [
-        paragraph(f"{len(runs)} runs in {len(groups)} conditions. {_caution(groups)}"),
-        *(shown.pop(stem, "") for stem in ("ablation", "differences", "effects")),
-    ]
-    if pareto:
-        parts.append(
-            section("Reward against KL", FRONTIER, f"<div class=charts>{pareto}</div>{frontier}")
-        )
-    parts.append(
-        section("Curves", note, f"<div class=charts>{_charts(groups, first, window)}</div>")
-    )
-    if others := _charts(groups, rest, window):
-        parts.append(
-            "<details><summary>All other metrics</summary><div "
-            f"class=charts>{others}</div></details>"
-        )
-    if grids := _grids(groups):
-        parts.append(section("Samples", SAMPLES, f"<div class=grids>{grids}</div>"))
-    parts += shown.values()
-    script = Path(__file__).with_suffix(".js").read_text()
-    return document(title, _legend(groups), "".join(parts), script)
+    return first, [name for name in logged if name not in (*first, "iteration", "samples")]
 
 
-def _figure(title: str, meaning: str, content: str) -> str:
-    caption = f"<figcaption><b>{escape(title)}</b> {escape(meaning)}</figcaption>"
-    return f"<figure>{caption}{content}</figure>" if content else ""
+def _frontiers(groups: Sequence[Condition], pairs: Sequence[tuple[str, str]]) -> list[Chart]:
+    charts = []
+    for kl, reward in pairs:
+        if svg := frontier_chart(groups, kl, reward):
+            charts.append(Chart(reward, f"over {kl}", svg))
+    return charts
 
 
-def _charts(groups: Sequence[Condition], metrics: Sequence[str], window: int) -> str:
-    drawn = ((name, curves(groups, name, window)) for name in metrics)
-    return "".join(
-        _figure(name, meaning(name), curve_chart(found)) for name, found in drawn if found
-    )
-
-
-def _legend(groups: Sequence[Condition]) -> str:
-    keys = (
-        f'<button data-style="s{i}"><i class="{style(i)}"></i>{escape(group.label)} '
-        f"({len(group.runs)})</button>"
-        for i, group in enumerate(groups)
-    )
-    return f"<nav title='Click to hide or show a condition'>{''.join(keys)}</nav>"
+def _charts(groups: Sequence[Condition], metrics: Sequence[str], window: int) -> list[Chart]:
+    charts = []
+    for name in metrics:
+        if drawn := curves(groups, name, window):
+            charts.append(Chart(name, meaning(name), curve_chart(drawn)))
+    return charts
 
 
 def _caution(groups: Sequence[Condition]) -> str:
@@ -115,27 +106,28 @@ def _caution(groups: Sequence[Condition]) -> str:
     return ""
 
 
-def _grids(groups: Sequence[Condition]) -> str:
+def _pictures(groups: Sequence[Condition]) -> list[Picture]:
     shared = set.intersection(*({run.seed for run in group.runs} for group in groups))
-    figures = []
+    pictures = []
     for group in groups:
         run = next((run for run in group.runs if run.seed in shared), group.runs[0])
         if run.images:
             caption = f"{run.label}, seed {run.seed}, {run.images[-1].name}"
-            picture = embedded(run.images[-1].read_bytes())
-            figures.append(
-                _figure(group.label, caption, f'<img alt="{escape(caption)}" src="{picture}">')
-            )
-    return "".join(figures)
+            pictures.append(Picture(group.label, caption, embedded(run.images[-1].read_bytes())))
+    return pictures
 
 
 def meaning(metric: str) -> str:
-    """What the glossary says of a metric; a `*` stands for one part of the name."""
-    parts = metric.split("/")
+    """Return what the glossary says of a metric, nothing for an unknown one; a `*` there stands for
+    one segment of the name.
+    """
+    segments = metric.split("/")
     for name, text in GLOSSARY.items():
         pattern = name.split("/")
-        if len(pattern) == len(parts) and all(
-            p in ("*", part) for p, part in zip(pattern, parts, strict=True)
-        ):
+        if len(pattern) == len(segments) and all(map(_is_alike, pattern, segments)):
             return text
     return ""
+
+
+def _is_alike(pattern: str, segment: str) -> bool:
+    return pattern in ("*", segment)

@@ -1,4 +1,6 @@
-"""Reading run folders: config.yaml, metrics.csv, summary.json and images/, and nothing else."""
+"""A reader of run folders, which sees config.yaml, metrics.csv, summary.json and images/, and
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +34,16 @@ class Run:
 
     @property
     def seed(self) -> str:
-        """The run's seed, as text."""
+        """The run's seed as text, `?` where its configuration has none."""
         return self.config.get("seed", "?")
 
     @property
     def status(self) -> str:
-        """That of summary.json; without one the run is still going or was killed."""
+        """The status that summary.json states; without one the run is still going or was killed."""
         return str(self.summary.get("status", "unfinished"))
 
     def curve(self, metric: str) -> list[tuple[float, float]]:
-        """(iteration, value) wherever the metric was logged.
+        """Return (iteration, value) wherever the metric was logged.
 
         The evaluation before training is logged with iteration 1 and belongs to iteration 0, unless
         every iteration is evaluated.
@@ -53,30 +55,33 @@ class Run:
         return points
 
     def final(self, metric: str) -> float:
-        """The last value of a metric, NaN without one; the evaluation before training is none."""
+        """Return the last value of a metric, NaN without one; the evaluation before training is
+        none.
+        """
         points = self.curve(metric)
         return points[-1][1] if points and points[-1][0] > 0 else math.nan
 
     @property
     def metrics(self) -> list[str]:
-        """Names of all logged metrics, in the order of metrics.csv."""
+        """The names of all logged metrics, in the order of metrics.csv."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
 
 def find(places: Iterable[Path]) -> list[Run]:
-    """All runs in or below the given folders, by path. Raises UserError where there is none."""
+    """Read all runs in or below the given folders, by path. Raises UserError where there is
+    none.
+    """
     folders: list[Path] = []
     for place in places:
+        with_config = {path.parent for path in place.rglob(CONFIG)}
         # A run's own subfolders (trackers, checkpoints) hold no runs.
-        found = sorted({path.parent for path in place.rglob(CONFIG)}, key=_natural)
-        found = [
-            folder for folder in found if not any(parent in found for parent in folder.parents)
-        ]
-        if not found:
+        outermost = [folder for folder in with_config if with_config.isdisjoint(folder.parents)]
+        if not outermost:
             raise UserError(
                 f"{place}: no run there; give folders of runs, which hold a {CONFIG}, or of sweeps"
             )
-        folders += [folder for folder in found if folder not in folders]
+        outermost.sort(key=_natural)
+        folders += [folder for folder in outermost if folder not in folders]
     names = _labels(folders)
     return [read(folder, name) for folder, name in zip(folders, names, strict=True)]
 
@@ -102,7 +107,7 @@ def read(folder: Path, label: str) -> Run:
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of every leaf of a configuration; a list is one leaf."""
+    """Yield (dotted key, text) of every leaf of a configuration; a list is one leaf."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
@@ -111,7 +116,7 @@ def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def value_text(value: Any) -> str:
-    """A value as users write it: 1e-5, true, null."""
+    """Return a value as users write it: 1e-5, true, null."""
     # YAML 1.1 reads 1e-5 as text.
     if isinstance(value, str) and not ("e" in value and _NUMBER.fullmatch(value)):
         return value
@@ -123,18 +128,15 @@ def value_text(value: Any) -> str:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    return [(int(part or 0), word) for word, part in re.findall(r"(\D*)(\d*)", str(path))]
+    pieces = re.findall(r"(\D*)(\d*)", str(path))
+    return [(int(digits or 0), word) for word, digits in pieces]
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """The shortest tails of the paths that tell them apart."""
-    parts = [folder.absolute().parts for folder in folders]
-    length = next(
-        (
-            n
-            for n in range(1, max(map(len, parts), default=1))
-            if len({part[-n:] for part in parts}) == len(parts)
-        ),
-        1,
-    )
-    return ["/".join(part[-length:]) for part in parts]
+    """Return the shortest tails of the paths that tell them apart."""
+    paths = [folder.absolute().parts for folder in folders]
+    for length in range(1, max(map(len, paths), default=1)):
+        tails = ["/".join(path[-length:]) for path in paths]
+        if len(set(tails)) == len(paths):
+            return tails
+    return [path[-1] for path in paths]

@@ -1,19 +1,16 @@
-"""The tables of a report, each as HTML, CSV and Markdown."""
+"""The tables of a report, each as CSV and Markdown; its page shows them as well."""
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from flowrl.report.compare import Condition, differences, short
-from flowrl.report.frame import table
 from flowrl.report.runs import Run
-from flowrl.statistics import Estimate, difference, mean
+from flowrl.statistics import Estimate, average, difference, mean
 
 Cell = str | int | float | Estimate
 
@@ -30,7 +27,7 @@ class Table:
     has_signs: bool = False
 
     def text(self, cell: Cell) -> str:
-        """A cell for reading."""
+        """Return a cell for reading."""
         if isinstance(cell, Estimate):
             return cell.text(self.has_signs)
         if isinstance(cell, float):
@@ -38,86 +35,73 @@ class Table:
         return str(cell)
 
     def csv(self) -> str:
-        """With a header; numbers in full, nothing where there is none."""
-        is_estimate = [
-            any(isinstance(row[i], Estimate) for row in self.rows) for i in range(len(self.columns))
-        ]
+        """Return the table with a header; numbers in full, nothing where there is none."""
         file = io.StringIO(newline="")
         writer = csv.writer(file, lineterminator="\n")
-        heads = zip(self.columns, is_estimate, strict=True)
-        writer.writerow(
-            itertools.chain(*([n, f"{n} low", f"{n} high"] if wide else [n] for n, wide in heads))
-        )
+        heads: list[str] = []
+        for i, name in enumerate(self.columns):
+            is_wide = any(isinstance(row[i], Estimate) for row in self.rows)
+            heads += [name, f"{name} low", f"{name} high"] if is_wide else [name]
+        writer.writerow(heads)
         for row in self.rows:
-            line: list[Cell] = []
-            for cell in row:
-                line += [cell.mean, cell.low, cell.high] if isinstance(cell, Estimate) else [cell]
-            writer.writerow(
-                "" if isinstance(cell, float) and math.isnan(cell) else cell for cell in line
-            )
+            writer.writerow(_full(row))
         return file.getvalue()
 
     def markdown(self) -> str:
-        """A heading, the note and a pipe table."""
-        lines = [
-            self.columns,
-            ["---"] * len(self.columns),
-            *([self.text(cell) for cell in row] for row in self.rows),
-        ]
-        body = "\n".join(
-            "| " + " | ".join(word.replace("|", "\\|") for word in line) + " |" for line in lines
-        )
+        """Return a heading, the note and a pipe table."""
+        lines = [self.columns, ["---"] * len(self.columns)]
+        lines += [[self.text(cell) for cell in row] for row in self.rows]
+        body = "\n".join(map(_pipe_row, lines))
         return f"## {self.title}\n\n{self.note}\n\n{body}\n"
 
-    def html(self) -> str:
-        """A table with numbers to the right; names of metrics may break after a slash."""
 
-        def cell(value: Cell) -> str:
-            kind = "" if isinstance(value, str) else " class=number"
-            return f"<td{kind}>{escape(self.text(value))}</td>"
+def _full(row: Sequence[Cell]) -> list[str | int | float]:
+    """Return a row for CSV: numbers unrounded, an estimate with its bounds, nothing for NaN."""
+    line: list[str | int | float] = []
+    for cell in row:
+        line += [cell.mean, cell.low, cell.high] if isinstance(cell, Estimate) else [cell]
+    return ["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in line]
 
-        return table(
-            [escape(name).replace("/", "/<wbr>") for name in self.columns],
-            ("".join(map(cell, row)) for row in self.rows),
-        )
+
+def _pipe_row(words: Sequence[str]) -> str:
+    escaped = [word.replace("|", "\\|") for word in words]
+    return f"| {' | '.join(escaped)} |"
 
 
 def run_table(runs: Sequence[Run], groups: Sequence[Condition], metrics: Sequence[str]) -> Table:
-    """One row a run."""
-    label = {id(run): group.label for group in groups for run in group.runs}
-    rows: list[list[Cell]] = [
-        [
-            *(run.label, label[id(run)], run.seed, run.status),
-            int(run.rows[-1]["iteration"]) if run.rows else 0,
-            *(run.final(metric) for metric in metrics),
-            *(
-                _number(run, "seconds"),
-                _number(run, "images_per_second"),
-                _number(run, "peak_memory_gib"),
-            ),
-            str(run.summary.get("git_revision") or "-")[:10],
-        ]
-        for run in runs
-    ]
+    """Make a table with one row a run."""
+    label_of = {id(run): group.label for group in groups for run in group.runs}
+    summary_keys = ("seconds", "images_per_second", "peak_memory_gib")
+    rows: list[list[Cell]] = []
+    for run in runs:
+        row: list[Cell] = [run.label, label_of[id(run)], run.seed, run.status]
+        row.append(int(run.rows[-1]["iteration"]) if run.rows else 0)
+        row += [run.final(metric) for metric in metrics]
+        row += [_summary_number(run, key) for key in summary_keys]
+        row.append(str(run.summary.get("git_revision") or "-")[:10])
+        rows.append(row)
     speed = ("seconds", "images per second", "peak GiB", "commit")
     columns = ("run", "condition", "seed", "status", "iterations", *metrics, *speed)
     return Table("runs", "Runs", "Values of the last evaluation.", columns, rows)
 
 
-def _number(run: Run, name: str) -> float:
-    value = run.summary.get(name)
+def _summary_number(run: Run, key: str) -> float:
+    value = run.summary.get(key)
     return float(value) if value is not None else math.nan
 
 
+def mean_over_seeds(group: Condition, metric: str) -> Estimate:
+    """Return the mean of a metric over a condition's finished runs."""
+    return mean(list(group.by_seed(metric).values()))
+
+
 def ablation_table(groups: Sequence[Condition], metrics: Sequence[str]) -> Table:
-    """One row a condition: means over its finished runs."""
-    rows: list[list[Cell]] = [
-        [
-            *(group.label, len({run.seed for run in group.runs if run.status == "finished"})),
-            *(mean(list(group.by_seed(metric).values())) for metric in metrics),
-        ]
-        for group in groups
-    ]
+    """Make a table with one row a condition: means over its finished runs."""
+    rows: list[list[Cell]] = []
+    for group in groups:
+        seeds = {run.seed for run in group.runs if run.status == "finished"}
+        means = [mean_over_seeds(group, metric) for metric in metrics]
+        rows.append([group.label, len(seeds), *means])
     note = (
         "Mean over seeds and its 95 % bootstrap interval, from the last evaluation of finished "
         "runs."
@@ -128,16 +112,14 @@ def ablation_table(groups: Sequence[Condition], metrics: Sequence[str]) -> Table
 def difference_table(
     groups: Sequence[Condition], baseline: Condition, metrics: Sequence[str]
 ) -> Table:
-    """Each condition minus the baseline."""
+    """Make a table of each condition minus the baseline."""
     rows: list[list[Cell]] = []
     for group in groups:
-        if group is not baseline:
-            gaps = [
-                difference(group.by_seed(metric), baseline.by_seed(metric)) for metric in metrics
-            ]
-            rows.append(
-                [group.label, gaps[0].count, "paired" if gaps[0].is_paired else "unpaired", *gaps]
-            )
+        if group is baseline:
+            continue
+        gaps = [difference(group.by_seed(metric), baseline.by_seed(metric)) for metric in metrics]
+        comparison = "paired" if gaps[0].is_paired else "unpaired"
+        rows.append([group.label, gaps[0].count, comparison, *gaps])
     note = (
         f"Difference to {baseline.label}, over shared seeds as pairs where there are two or more."
     )
@@ -146,79 +128,76 @@ def difference_table(
 
 
 def effect_table(groups: Sequence[Condition], metrics: Sequence[str]) -> Table:
-    """What changing one key does with all others held fixed: differences averaged within a seed,
-    then over seeds.
+    """Make a table of what changing one key does with all others held fixed: differences averaged
+    within a seed, then over seeds.
     """
     rows: list[list[Cell]] = []
     for key in groups[0].values:
-        levels = list(dict.fromkeys(group.values[key] for group in groups))
-        for level in levels[1:]:
-            pairs = [
-                (one, other)
-                for one, other in itertools.product(groups, groups)
-                if (one.values[key], other.values[key]) == (level, levels[0])
-                and all(
-                    one.values[name] == other.values[name] for name in one.values if name != key
-                )
-            ]
+        first, *others = dict.fromkeys(group.values[key] for group in groups)
+        for level in others:
+            pairs = _pairs(groups, key, level, first)
             if pairs:
-                change = f"{levels[0]} to {level}"
-                rows.append(
-                    [key, change, len(pairs), *(_effect(pairs, metric) for metric in metrics)]
-                )
+                effects = [_effect(pairs, metric) for metric in metrics]
+                rows.append([key, f"{first} to {level}", len(pairs), *effects])
     note = (
         "The change of one key, all others held fixed: paired differences, averaged within each "
         "seed."
     )
-    return Table(
-        "effects",
-        "Effects",
-        note,
-        ("key", "change", "pairs of conditions", *metrics),
-        rows,
-        has_signs=True,
-    )
+    columns = ("key", "change", "pairs of conditions", *metrics)
+    return Table("effects", "Effects", note, columns, rows, has_signs=True)
+
+
+def _pairs(
+    groups: Sequence[Condition], key: str, level: str, first: str
+) -> list[tuple[Condition, Condition]]:
+    """Return the conditions with `level` under `key`, each with the one that differs from it by
+    having `first` there.
+    """
+    pairs = []
+    for group in groups:
+        if group.values[key] == level:
+            wanted = {**group.values, key: first}
+            pairs += [(group, other) for other in groups if other.values == wanted]
+    return pairs
 
 
 def _effect(pairs: Sequence[tuple[Condition, Condition]], metric: str) -> Estimate:
     gaps: dict[str, list[float]] = {}
-    for one, other in pairs:
-        ours = one.by_seed(metric)
-        theirs = other.by_seed(metric)
-        for seed in ours.keys() & theirs.keys():
-            gaps.setdefault(seed, []).append(ours[seed] - theirs[seed])
+    for changed, plain in pairs:
+        values = changed.by_seed(metric)
+        baseline = plain.by_seed(metric)
+        for seed in values.keys() & baseline.keys():
+            gaps.setdefault(seed, []).append(values[seed] - baseline[seed])
     # Only seeds that every pair has: the others would mix the effect with which pairs they miss.
-    return mean([sum(own) / len(own) for _, own in sorted(gaps.items()) if len(own) == len(pairs)])
+    complete = [
+        differences for _, differences in sorted(gaps.items()) if len(differences) == len(pairs)
+    ]
+    return mean([average(differences) for differences in complete])
 
 
 def frontier_table(groups: Sequence[Condition], kl: str, reward: str) -> Table:
-    """Reward against distance to the reference; on the frontier, no other condition has as much for
-    less.
+    """Make a table of reward against distance to the reference; on the frontier, no other condition
+    has as much for less.
     """
-    points = [
-        (group, mean(list(group.by_seed(kl).values())), mean(list(group.by_seed(reward).values())))
-        for group in groups
-    ]
-    optimal = frontier([(x.mean, y.mean) for _, x, y in points])
-    rows = [
-        [group.label, x, y, "yes" if i in optimal else "no"]
-        for i, (group, x, y) in enumerate(points)
-    ]
+    points = [(mean_over_seeds(group, kl), mean_over_seeds(group, reward)) for group in groups]
+    optimal = frontier([(cost.mean, gain.mean) for cost, gain in points])
+    rows: list[list[Cell]] = []
+    for i, group in enumerate(groups):
+        rows.append([group.label, *points[i], "yes" if i in optimal else "no"])
     note = (
         f"{reward} against {kl}: on the frontier, no other condition has as much reward at less KL."
     )
-    return Table(
-        "frontier", "Reward against KL", note, ("condition", kl, reward, "on the frontier"), rows
-    )
+    columns = ("condition", kl, reward, "on the frontier")
+    return Table("frontier", "Reward against KL", note, columns, rows)
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Numbers of the points (cost, gain) that no other beats in both, by rising cost; NaN is never
-    among them.
+    """Return the numbers of the points (cost, gain) that no other beats in both, by rising cost;
+    NaN is never among them.
     """
     best = -math.inf
     chosen = []
-    usable = [i for i, point in enumerate(points) if not any(map(math.isnan, point))]
+    usable = [i for i, point in enumerate(points) if not math.isnan(sum(point))]
     for i in sorted(usable, key=lambda i: (points[i][0], -points[i][1])):
         if points[i][1] > best:
             best = points[i][1]
@@ -227,12 +206,13 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def config_table(runs: Sequence[Run]) -> Table:
-    """The keys that differ between runs; under each its copies elsewhere in the configuration."""
+    """Make a table of the keys that differ between runs; it counts the copies of each elsewhere in
+    the configuration.
+    """
     rows = []
     for names, values in differences(runs).items():
         more = f" (+{len(names) - 1} alike)" if len(names) > 1 else ""
         rows.append([names[0] + more, *(short(value) for value in values)])
     note = "Keys that differ alike share a row."
-    return Table(
-        "config", "Configuration differences", note, ("key", *(run.label for run in runs)), rows
-    )
+    columns = ("key", *(run.label for run in runs))
+    return Table("config", "Configuration differences", note, columns, rows)

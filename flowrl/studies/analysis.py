@@ -1,5 +1,5 @@
-"""What the runs of a study say: scores by seed, and how two conditions compare at equal budget and
-at equal reward.
+"""The analysis of a study's runs: scores by seed, and comparisons of two conditions at equal budget
+and at equal reward.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from flowrl.report.charts import Point
 from flowrl.statistics import Estimate, difference, mean, ratio
 from flowrl.studies.record import Metric, Record, evaluated, mean_of
 
 Runs = Sequence[Record]
-Point = tuple[float, float]
 
 
 def conditions(runs: Runs, stages: Sequence[str]) -> dict[str, list[Record]]:
-    """The runs of some stages by their condition, in the order of the plan."""
+    """Group the runs of some stages by their condition, in the order of the plan."""
     grouped: dict[str, list[Record]] = {}
     for run in runs:
         if run["stage"] in stages:
@@ -25,77 +25,85 @@ def conditions(runs: Runs, stages: Sequence[str]) -> dict[str, list[Record]]:
 
 
 def by_seed(runs: Runs, metric: Metric) -> dict[str, float]:
-    """The last score of each run that has one: that after training, or of a failed run its last
-    before it failed.
+    """Return the last score of each run that has one: that after training, or of a failed run its
+    last before it failed.
     """
     values = {str(run["seed"]): evaluated(run, metric, -1) for run in runs}
     return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
 
 def gains(runs: Runs, metric: Metric) -> dict[str, float]:
-    """The last score minus that before training."""
+    """Return the last score minus that before training, by seed."""
     before = {str(run["seed"]): evaluated(run, metric, 0) for run in runs}
     return {seed: value - before[seed] for seed, value in by_seed(runs, metric).items()}
 
 
 def course(run: Record, x: Metric, y: Metric) -> list[Point]:
-    """(x, y) of a run's evaluations, from the base model on."""
-    pairs = [tuple(mean_of(row, metric) for metric in (x, y)) for row in run["evaluations"]]
-    return [(a, b) for a, b in pairs if not math.isnan(a + b)]
+    """Return (x, y) of a run's evaluations, from the base model on."""
+    points = [(mean_of(row, x), mean_of(row, y)) for row in run["evaluations"]]
+    return [point for point in points if not math.isnan(sum(point))]
 
 
 def value_at(points: Sequence[Point], target: float, power: float = 1.0) -> float:
-    """The value at which a course of (value, reward) first reaches the target; else NaN.
+    """Return the value at which a course of (value, reward) first reaches the target; else NaN.
 
     Between evaluations value ** power is linear in the reward: a small move by d gains d and costs
     d^2 in KL, whose power is therefore 1/2.
     """
     for (value, reward), (next_value, next_reward) in pairwise(points):
         if reward < target <= next_reward:
-            low, high = (
-                own if power == 1 else max(own, 0.0) ** power for own in (value, next_value)
-            )
+            low = _raised(value, power)
+            high = _raised(next_value, power)
             return (low + (high - low) * (target - reward) / (next_reward - reward)) ** (1 / power)
     return math.nan
+
+
+def _raised(value: float, power: float) -> float:
+    return value if power == 1 else max(value, 0.0) ** power
 
 
 def pairs_at_equal(
     ours: Runs, theirs: Runs, reward: Metric, value: Metric, power: float
 ) -> list[Point]:
-    """Our value and theirs at equal reward, a pair for each shared seed.
+    """Return our value and theirs at equal reward, a pair for each shared seed.
 
     A pair is compared at the smaller of its two final rewards, which both runs passed. One in which
     a run ended at or below the base model has no such reward and is left out.
     """
-    courses = [{run["seed"]: course(run, value, reward) for run in runs} for runs in (ours, theirs)]
-    found = []
-    for seed, own in courses[0].items():
-        pair = (own, courses[1].get(seed, []))
+    their_courses = {run["seed"]: course(run, value, reward) for run in theirs}
+    values = []
+    for seed, our_course in {run["seed"]: course(run, value, reward) for run in ours}.items():
+        pair = (our_course, their_courses.get(seed, []))
         if all(pair):
             target = min(points[-1][1] for points in pair)
-            a, b = (value_at(points, target, power) for points in pair)
-            found.append((a, b))
-    return [pair for pair in found if not math.isnan(sum(pair))]
+            values.append((value_at(pair[0], target, power), value_at(pair[1], target, power)))
+    return [pair for pair in values if not math.isnan(sum(pair))]
 
 
 def kl_ratio_at_equal(ours: Runs, theirs: Runs, reward: Metric, kl: Metric) -> Estimate:
-    """Our KL to the reference over theirs at equal reward: the geometric mean over shared seeds,
-    `count` of them.
+    """Return our KL to the reference over theirs at equal reward: the geometric mean over shared
+    seeds, `count` of them.
     """
     pairs = pairs_at_equal(ours, theirs, reward, kl, power=0.5)
-    found = mean([math.log(a / b) for a, b in pairs if min(a, b) > 0])
+    log_ratio = mean([math.log(ours / theirs) for ours, theirs in pairs if min(ours, theirs) > 0])
     return Estimate(
-        math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.count, is_paired=True
+        mean=math.exp(log_ratio.mean),
+        low=math.exp(log_ratio.low),
+        high=math.exp(log_ratio.high),
+        count=log_ratio.count,
+        is_paired=True,
     )
 
 
 def difference_at_equal(ours: Runs, theirs: Runs, reward: Metric, value: Metric) -> Estimate:
-    """Our value minus theirs at equal reward, over shared seeds."""
+    """Return our value minus theirs at equal reward, over shared seeds."""
     return mean([a - b for a, b in pairs_at_equal(ours, theirs, reward, value, power=1.0)])
 
 
 def compare(ours: Runs, theirs: Runs, reward: Metric) -> dict[str, Estimate]:
-    """At equal budget: difference and ratio of rewards, ratio of gains over the base model."""
+    """Compare at equal budget: difference and ratio of rewards, ratio of gains over the base
+    model.
+    """
     scores = by_seed(ours, reward), by_seed(theirs, reward)
     return {
         "difference": difference(*scores),
@@ -105,17 +113,14 @@ def compare(ours: Runs, theirs: Runs, reward: Metric) -> dict[str, Estimate]:
 
 
 def interaction(ours: Sequence[Runs], theirs: Sequence[Runs], metric: Metric) -> Estimate:
-    """What a change does to us minus what it does to them, by shared seeds; each is (with, without)
-    the change.
+    """Return what a change does to us minus what it does to them, by shared seeds; each is (with,
+    without) the change.
     """
-    effects = []
-    for changed, plain in (ours, theirs):
-        before = by_seed(plain, metric)
-        effects.append(
-            {
-                seed: value - before[seed]
-                for seed, value in by_seed(changed, metric).items()
-                if seed in before
-            }
-        )
-    return difference(*effects)
+    return difference(_effect(ours, metric), _effect(theirs, metric))
+
+
+def _effect(pair: Sequence[Runs], metric: Metric) -> dict[str, float]:
+    changed, plain = pair
+    before = by_seed(plain, metric)
+    after = by_seed(changed, metric)
+    return {seed: value - before[seed] for seed, value in after.items() if seed in before}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowrl.errors import UserError
+from flowrl.statistics import average
 from flowrl.studies.plan import Planned, Stage
 from flowrl.studies.record import Record, evaluated
 
@@ -16,8 +17,8 @@ from flowrl.studies.record import Record, evaluated
 def choose(
     stage: Stage, runs: Sequence[Planned], records: Mapping[Planned, Record]
 ) -> dict[str, dict[str, Any]]:
-    """For each method the variant of the highest mean final score over the stage's seeds, its
-    overrides and score.
+    """Choose for each method the variant of the highest mean final score over the stage's seeds,
+    its overrides and score.
 
     A variant with a failed run is out; of equals the first listed is taken. Raises UserError while
     runs are missing, or where every variant of a method failed.
@@ -42,11 +43,10 @@ def score(
     method: str,
     variant: str,
 ) -> float:
-    """The mean over seeds of a variant's final score, NaN where one of its runs failed or has
-    none.
+    """Return the mean over seeds of a variant's final score, NaN where one of its runs failed or
+    has none.
     """
-    own = [run for run in runs if (run.method, run.variant) == (method, variant)]
-    if any(records[run]["status"] == "failed" for run in own):
+    tried = [records[run] for run in runs if (run.method, run.variant) == (method, variant)]
+    if any(record["status"] == "failed" for record in tried):
         return math.nan
-    values = [evaluated(records[run], stage.chooses, -1) for run in own]
-    return sum(values) / len(values)
+    return average([evaluated(record, stage.chooses, -1) for record in tried])

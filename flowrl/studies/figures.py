@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl.statistics import mean
+from flowrl.report.charts import Point, columns
+from flowrl.statistics import average, mean
 from flowrl.studies.analysis import Runs, by_seed, conditions, course
 from flowrl.studies.plan import Study
-from flowrl.studies.record import mean_of
+from flowrl.studies.record import Metric, Record, mean_of
 
 COLOURS = (
     "#2f6db3",
@@ -40,7 +41,8 @@ METHODS = (
     "flow_dppo_cps_all",
     "flow_cps_ratio",
 )
-"""Each has its colour in every figure in which no method has more variants than there are markers.
+"""Each of these has its colour in every figure in which no method has more variants than there are
+markers.
 """
 CAPTIONS = {
     "paths": (
@@ -82,7 +84,7 @@ HEIGHT = 4.0
 
 
 def figure_names(study: Study, results: Mapping[str, Any]) -> list[str]:
-    """The figures that a record can give."""
+    """Name the figures that a record can give."""
     drawn = study.report.get("figures", {})
     return [
         name
@@ -98,15 +100,15 @@ def _groups(
 
 
 def fingerprint(study: Study, results: Mapping[str, Any]) -> str:
-    """Of the record that a figure was drawn from, and how; stands in its file, so that a stale
-    figure can be told.
+    """Return a digest of the record that a figure is drawn from, and of how; it stands in the file,
+    so that a stale figure can be told.
     """
     drawn = [study.report.get(key) for key in ("stages", "metrics", "figures")]
     return hashlib.sha256(json.dumps([results, drawn], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def draw(study: Study, results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write every figure of a study; returns the paths."""
+    """Write every figure of a study; return the paths."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -123,33 +125,32 @@ def draw(study: Study, results: Mapping[str, Any], folder: Path) -> list[Path]:
                     figure, _groups(study, spec, results), study.report["metrics"], spec
                 )
             origin = {"Description": fingerprint(study, results)}
-            for suffix, metadata in (
-                ("png", origin | {"Software": None}),
-                ("svg", origin | {"Date": None}),
-            ):
+            # Without a date and a version, so that the same record gives the same file.
+            for suffix, unwanted in (("png", "Software"), ("svg", "Date")):
                 paths.append(folder / f"{name}.{suffix}")
-                figure.savefig(paths[-1], dpi=150, metadata=metadata)
+                figure.savefig(paths[-1], dpi=150, metadata={**origin, unwanted: None})
     return paths
 
 
 def looks(labels: Sequence[str]) -> list[int]:
-    """A number for each condition, that of its colour and, in steps of so many colours, of its dash
-    and marker.
+    """Return a number for each condition, that of its colour and, in steps of so many colours, of
+    its dash and marker.
 
-    A method's own colour where that tells all conditions apart; else one after the other.
+    It is the method's own colour where that tells all conditions apart; else they have one after
+    the other.
     """
     methods = [label.split(" ", 1)[0] for label in labels]
-    if set(methods) <= set(METHODS) and max(map(methods.count, methods)) <= len(MARKERS):
-        earlier = (methods[:i].count(own) for i, own in enumerate(methods))
-        return [
-            METHODS.index(own) + len(COLOURS) * count
-            for own, count in zip(methods, earlier, strict=True)
-        ]
-    return list(range(len(labels)))
+    if not set(methods) <= set(METHODS) or max(map(methods.count, methods)) > len(MARKERS):
+        return list(range(len(labels)))
+    numbers = []
+    for i, method in enumerate(methods):
+        num_earlier = methods[:i].count(method)
+        numbers.append(METHODS.index(method) + len(COLOURS) * num_earlier)
+    return numbers
 
 
 def style(number: int) -> dict[str, Any]:
-    """A colour, and a dash where the colours begin anew."""
+    """Return a colour, and a dash where the colours begin anew."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
@@ -157,90 +158,93 @@ def style(number: int) -> dict[str, Any]:
 
 
 def marker(number: int) -> str:
-    """A circle, and another form where the colours begin anew."""
+    """Return a circle, and another form where the colours begin anew."""
     return MARKERS[number // len(COLOURS) % len(MARKERS)]
 
 
 def paths_figure(
     figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]
 ) -> None:
-    """Each condition's way from the base model to its end: its runs thin, their mean bold."""
+    """Draw each condition's way from the base model to its end: its runs thin, their mean bold."""
     axes = figure.subplots()
     for number, (label, runs) in zip(looks(list(groups)), groups.items(), strict=True):
         ways = [course(run, metrics[spec["x"]], metrics[spec["y"]]) for run in runs]
         for way in ways:
             axes.plot(*zip(*way, strict=True), **style(number), linewidth=0.6, alpha=0.25)
         if full := [way for way in ways if way and len(way) == max(map(len, ways))]:
-            centre = [
-                [_mean(values) for values in zip(*points, strict=True)]
-                for points in zip(*full, strict=True)
-            ]
+            centre = [_centre(points) for points in zip(*full, strict=True)]
             axes.plot(*zip(*centre, strict=True), **style(number), linewidth=1.6)
-            axes.plot(
-                *centre[-1], marker(number), color=style(number)["color"], markersize=7, label=label
-            )
+            end = {"color": style(number)["color"], "markersize": 7, "label": label}
+            axes.plot(*centre[-1], marker(number), **end)
     axes.set_xlabel(spec["x"])
     axes.set_ylabel(spec["y"])
     _outside(figure)
 
 
+def _centre(points: Sequence[Point]) -> Point:
+    xs, ys = zip(*points, strict=True)
+    return average(xs), average(ys)
+
+
 def curves_figure(
     figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]
 ) -> None:
-    """A score over images drawn for training: the mean over runs, and the band from the smallest to
-    the largest.
+    """Draw a score over the images drawn for training: the mean over runs, and the band from the
+    smallest to the largest.
     """
     axes = figure.subplots()
     for number, (label, runs) in zip(looks(list(groups)), groups.items(), strict=True):
-        columns: dict[float, list[float]] = {}
-        for run in runs:
-            for row in run["evaluations"]:
-                images = row["iteration"] * run["images"] / max(run["iterations"], 1)
-                value = mean_of(row, metrics[spec["y"]])
-                columns.setdefault(images, []).append(value)
-        full = {
-            x: own
-            for x, own in sorted(columns.items())
-            if len(own) == len(runs) and not math.isnan(sum(own))
-        }
-        axes.fill_between(
-            list(full),
-            [min(own) for own in full.values()],
-            [max(own) for own in full.values()],
-            color=style(number)["color"],
-            alpha=0.15,
-            linewidth=0,
-        )
-        axes.plot(list(full), [_mean(own) for own in full.values()], **style(number), label=label)
+        values_at = columns(_scores(run, metrics[spec["y"]]) for run in runs)
+        # A mean over other runs than the one before it would move for that alone.
+        full = [
+            (images, values)
+            for images, values in values_at
+            if len(values) == len(runs) and not math.isnan(sum(values))
+        ]
+        images_drawn = [images for images, _ in full]
+        lowest = [min(values) for _, values in full]
+        highest = [max(values) for _, values in full]
+        band = {"color": style(number)["color"], "alpha": 0.15, "linewidth": 0}
+        axes.fill_between(images_drawn, lowest, highest, **band)
+        means = [average(values) for _, values in full]
+        axes.plot(images_drawn, means, **style(number), label=label)
     axes.set_xlabel("images")
     axes.set_ylabel(spec["y"])
     _outside(figure)
 
 
+def _scores(run: Record, metric: Metric) -> list[Point]:
+    """Return (images drawn for training, score) of a run's evaluations."""
+    images = run["images"]
+    iterations = max(run["iterations"], 1)
+    return [
+        (row["iteration"] * images / iterations, mean_of(row, metric)) for row in run["evaluations"]
+    ]
+
+
 def dots_figure(
     figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, Any]
 ) -> None:
-    """One panel a metric: each condition's mean over seeds with its 95 % interval, and its runs as
-    faint dots.
+    """Draw one panel a metric: each condition's mean over seeds with its 95 % interval, and its
+    runs as faint dots.
     """
     names: Sequence[str] = spec["metrics"]
     figure.set_size_inches(WIDTH + 1.2 * len(names), max(HEIGHT / 2, 0.28 * len(groups) + 1))
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     numbers = looks(list(groups))
     for axes, name in zip(panels, names, strict=True):
+        ends: list[float] = []
         for row, runs in enumerate(groups.values()):
             values = list(by_seed(runs, metrics[name]).values())
-            found = mean(values)
+            ends += values
+            estimate = mean(values)
             colour = style(numbers[row])["color"]
             axes.plot(values, [row] * len(values), "o", color=colour, markersize=3, alpha=0.35)
-            if not math.isnan(found.low):
-                axes.hlines(row, found.low, found.high, color=colour, linewidth=2)
+            if not math.isnan(estimate.low):
+                axes.hlines(row, estimate.low, estimate.high, color=colour, linewidth=2)
             if values:
-                axes.plot([found.mean], [row], marker(numbers[row]), color=colour, markersize=6)
+                axes.plot([estimate.mean], [row], marker(numbers[row]), color=colour, markersize=6)
         axes.set_xlabel(name)
-        ends = [
-            value for runs in groups.values() for value in by_seed(runs, metrics[name]).values()
-        ]
         # Student's intervals may leave what a score can be.
         if ends and (room := 0.15 * (max(ends) - min(ends))):
             axes.set_xlim(min(ends) - room, max(ends) + room)
@@ -249,7 +253,7 @@ def dots_figure(
 
 
 def noise_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
-    """Noise and signal of the log-ratio at the threshold over the number of latent dimensions."""
+    """Draw noise and signal of the log-ratio at the threshold over the latent dimensions."""
     *rows, embedded = simulation["at_threshold"]
     dimensions = [row["dimensions"] for row in rows]
     for colour, key, label in (
@@ -257,41 +261,30 @@ def noise_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
         (COLOURS[0], "signal", "signal, the exact KL"),
     ):
         axes.loglog(dimensions, [row[key] for row in rows], "o-", color=colour, label=label)
-        own = f"{key} at the embedded model's threshold"
-        axes.loglog(
-            [embedded["dimensions"]],
-            [embedded[key]],
-            "D",
-            color=colour,
-            fillstyle="none",
-            label=own,
-        )
+        look = {"color": colour, "fillstyle": "none"}
+        there = f"{key} at the embedded model's threshold"
+        axes.loglog([embedded["dimensions"]], [embedded[key]], "D", **look, label=there)
     axes.set_xlabel("latent dimensions")
     axes.set_ylabel("log-ratio, mean-reduced")
     _legend(axes)
 
 
 def contradictions_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
-    """Share of decisions that the exact divergence contradicts, each estimator with its best clip
-    range.
+    """Draw the share of decisions that the exact divergence contradicts, each estimator with its
+    best clip range.
     """
     for number, (label, rows) in enumerate(simulation["estimators"].items()):
+        dimensions = [row["dimensions"] for row in rows]
         shares = [100 * row["contradicted"] for row in rows]
-        axes.semilogx(
-            [row["dimensions"] for row in rows], shares, "o", **style(number), label=label
-        )
+        axes.semilogx(dimensions, shares, "o", **style(number), label=label)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("latent dimensions")
     axes.set_ylabel("contradicted decisions, % of terms that move away")
     _legend(axes)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _outside(figure: Any) -> None:
-    """The conditions' names beside the panel, where they cover no run."""
+    """Write the conditions' names beside the panel, where they cover no run."""
     if figure.axes[0].get_legend_handles_labels()[0]:
         figure.set_size_inches(WIDTH + 2, HEIGHT)
         figure.legend(loc="outside right upper")

@@ -1,4 +1,6 @@
-"""Where a study's runs and its record are, and what is known of a run that a plan asks for."""
+"""The place of a study's runs and of its record, and what is known there of a run that a plan asks
+for.
+"""
 
 from __future__ import annotations
 
@@ -33,25 +35,26 @@ class Place:
     is_quick: bool = False
 
     def study(self, name: str) -> Study:
-        """The plan of a study. Raises UserError for an unknown one."""
+        """Read the plan of a study. Raises UserError for an unknown one."""
         return read(name, self.plans, self.is_quick)
 
     def runs(self, name: str) -> Path:
-        """The folder of a study's sweep."""
+        """Return the folder of a study's sweep."""
         return self.root / name / RUNS
 
     def results(self, name: str) -> Path:
-        """The file of a study's record."""
+        """Return the file of a study's record."""
         return self.records / name / RESULTS
 
     @property
     def recorded(self) -> dict[frozenset[str], Record]:
         """Every run in a record, by its overrides."""
         paths = sorted(self.records.glob(f"*/{RESULTS}"))
-        return {frozenset(run["overrides"]): run for path in paths for run in load(path)["runs"]}
+        runs = [run for path in paths for run in load(path)["runs"]]
+        return {frozenset(run["overrides"]): run for run in runs}
 
     def folders(self, name: str) -> dict[frozenset[str], Path]:
-        """The folders of a study's sweep, by their jobs' overrides."""
+        """Return the folders of a study's sweep, by their jobs' overrides."""
         return _by_overrides(self.runs(name).glob(f"*/{STATUS}"))
 
     @property
@@ -60,51 +63,53 @@ class Place:
         return _by_overrides(self.root.glob(f"*/{RUNS}/*/{STATUS}"))
 
     def find(self, name: str, wanted: Sequence[Planned]) -> dict[Planned, Record]:
-        """The records of those runs that are over: from their folders, or else from what was
+        """Return the records of those runs that are over: from their folders, or else from what was
         recorded earlier.
         """
         folders = self.folders(name)
         recorded = self.recorded
-        found = {}
+        records = {}
         for planned in wanted:
             key = frozenset(planned.overrides)
-            known = from_folder(planned, folders[key]) if key in folders else None
-            if known is None and key in recorded:
-                own = {"stage": planned.stage, "method": planned.method, "variant": planned.variant}
-                known = recorded[key] | own
-            if known is not None:
-                found[planned] = known
-        return found
+            record = from_folder(planned, folders[key]) if key in folders else None
+            if record is None and key in recorded:
+                # Another study may have run it under names of its own.
+                record = recorded[key] | {
+                    "stage": planned.stage,
+                    "method": planned.method,
+                    "variant": planned.variant,
+                }
+            if record is not None:
+                records[planned] = record
+        return records
 
     def tuned(self, study: Study) -> dict[str, dict[str, Any]]:
-        """What the study's own tuning stage chose, of each method whose runs of it are all over."""
+        """Return what the study's own tuning stage chose, of each method whose runs of it are all
+        over.
+        """
         for stage in study.stages:
             if stage.chooses:
                 runs = stage.runs({})
                 records = self.find(study.name, runs)
-                own = stage.of(
-                    set(stage.methods) - {run.method for run in runs if run not in records}
-                )
-                return choose(own, own.runs({}), records)
+                unfinished = {run.method for run in runs if run not in records}
+                over = stage.of(set(stage.methods) - unfinished)
+                return choose(over, over.runs({}), records)
         return {}
 
     def chosen(self, name: str) -> dict[str, Overrides]:
-        """Each method's tuned overrides, from the study `name`: that of this place, or else the
-        committed record's.
+        """Return each method's tuned overrides, from the study `name`: that of this place, or else
+        the committed record's.
         """
         path = self.root / name / TUNED
         if path.is_file():
             chosen = read_object(path, "remove it, and it is chosen anew")
         else:
-            chosen = (
-                load(self.results(name)).get("tuned")
-                or load(self.plans / name / RESULTS).get("tuned")
-                or {}
-            )
-        return {method: tuple(own["overrides"]) for method, own in chosen.items()}
+            here = load(self.results(name)).get("tuned")
+            chosen = here or load(self.plans / name / RESULTS).get("tuned") or {}
+        return {method: tuple(choice["overrides"]) for method, choice in chosen.items()}
 
     def planned(self, study: Study) -> list[Planned]:
-        """All runs that can be listed: those of a method that waits for its tuning cannot."""
+        """List all runs that can be listed: those of a method that waits for its tuning cannot."""
         runs: list[Planned] = []
         for stage in study.stages:
             chosen = self.chosen(stage.tuned) if stage.tuned else {}
@@ -113,5 +118,5 @@ class Place:
 
 
 def _by_overrides(paths: Iterable[Path]) -> dict[frozenset[str], Path]:
-    """The folders of jobs by what they ran."""
+    """Return the folders of jobs by what they ran."""
     return {frozenset(read_status(path)["overrides"]): path.parent for path in sorted(paths)}

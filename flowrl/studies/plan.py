@@ -36,7 +36,7 @@ class Planned:
 
     @property
     def condition(self) -> str:
-        """What is alike in all runs that differ by their seed alone."""
+        """The method and the variant, alike in all runs that differ by their seed alone."""
         return f"{self.method} {self.variant}".strip()
 
 
@@ -56,43 +56,32 @@ class Stage:
     seconds: float
 
     def runs(self, chosen: Mapping[str, Overrides]) -> list[Planned]:
-        """All runs, seed by seed, so that a sweep cut short has as many of each; `chosen` are tuned
-        overrides.
+        """List all runs, seed by seed, so that a sweep cut short has as many of each; `chosen` are
+        tuned overrides.
         """
         if self.tuned and (missing := [method for method in self.methods if method not in chosen]):
             raise UserError(
                 f"stage {self.name}: study {self.tuned} has tuned no {', '.join(missing)}; run it "
                 "first"
             )
-        return [
-            Planned(
-                self.name,
-                method,
-                variant,
-                seed,
-                merge(
-                    self.common,
-                    overrides,
-                    chosen.get(method, ()) if self.tuned else (),
-                    own,
-                    (f"seed={seed}",),
-                ),
-            )
-            for seed in self.seeds
-            for method, overrides in self.methods.items()
-            for variant, own in self.variants[method].items()
-        ]
+        runs = []
+        for seed in self.seeds:
+            for method, overrides in self.methods.items():
+                tuned = chosen[method] if self.tuned else ()
+                for variant, changes in self.variants[method].items():
+                    every = merge(self.common, overrides, tuned, changes, (f"seed={seed}",))
+                    runs.append(Planned(self.name, method, variant, seed, every))
+        return runs
 
     def of(self, methods: Collection[str]) -> Stage:
-        """The stage with those of its methods alone."""
-        own = {method: overrides for method, overrides in self.methods.items() if method in methods}
-        return replace(
-            self, methods=own, variants={method: self.variants[method] for method in own}
-        )
+        """Return the stage with those of its methods alone."""
+        kept_methods = {name: self.methods[name] for name in self.methods if name in methods}
+        variants = {name: self.variants[name] for name in kept_methods}
+        return replace(self, methods=kept_methods, variants=variants)
 
     @property
     def num_runs(self) -> int:
-        """How many runs there are; known before anything is tuned."""
+        """The number of runs, which is known before anything is tuned."""
         return len(self.seeds) * sum(len(variants) for variants in self.variants.values())
 
 
@@ -107,17 +96,17 @@ class Study:
 
     @property
     def num_runs(self) -> int:
-        """Of all stages."""
+        """The number of runs of all stages."""
         return sum(stage.num_runs for stage in self.stages)
 
     @property
     def hours(self) -> float:
-        """Estimated wall time on two cores, a single-threaded run on each."""
+        """The estimated wall time on two cores, a single-threaded run on each."""
         return sum(stage.num_runs * stage.seconds for stage in self.stages) / 2 / 3600
 
 
 def read(name: str, folder: Path, is_quick: bool) -> Study:
-    """The study below `folder`. Raises UserError for a name that has no sweep.yaml there."""
+    """Read the study below `folder`. Raises UserError for a name that has no sweep.yaml there."""
     path = folder / name / SWEEP
     if not path.is_file():
         raise UserError(
@@ -130,53 +119,55 @@ def read(name: str, folder: Path, is_quick: bool) -> Study:
         common = read_yaml(folder / common / SWEEP, RESTORE)["common"]
     common = merge(common, reduced.get("common", ()))
     stages = [
-        _stage(stage, common, given, reduced.get("stages", {}).get(stage, {}))
-        for stage, given in spec.get("stages", {}).items()
+        _stage(stage, common, planned, reduced.get("stages", {}).get(stage, {}))
+        for stage, planned in spec.get("stages", {}).items()
     ]
     simulation = spec.get("simulation", {}) | reduced.get("simulation", {})
     return Study(name, stages, spec.get("report", {}), simulation)
 
 
 def _stage(
-    name: str, common: Overrides, given: Mapping[str, Any], reduced: Mapping[str, Any]
+    name: str, common: Overrides, spec: Mapping[str, Any], reduced: Mapping[str, Any]
 ) -> Stage:
-    """In `reduced`, lists of names keep those methods and variants; everything else replaces what
-    is given.
+    """Make a stage of its section of sweep.yaml.
+
+    In `reduced`, lists of names keep those methods and variants; everything else there replaces
+    what `spec` says.
     """
-    methods = {
-        method: given["methods"][method] for method in reduced.get("methods", given["methods"])
-    }
-    grid = reduced.get("grid", given.get("grid"))
-    variants = given.get("variants", {"": ()})
-    plain = {variant: variants[variant] for variant in reduced.get("variants", variants)}
+    methods = _picked(spec["methods"], reduced.get("methods"))
+    variants = _picked(spec.get("variants", {"": ()}), reduced.get("variants"))
+    grid = reduced.get("grid", spec.get("grid"))
     return Stage(
         name=name,
-        common=merge(common, given.get("overrides", ()), reduced.get("overrides", ())),
-        seeds=tuple(reduced.get("seeds", given["seeds"])),
-        methods={method: tuple(overrides) for method, overrides in methods.items()},
-        variants={method: product(grid[method]) if grid else _tuples(plain) for method in methods},
-        chooses=given.get("chooses", ""),
-        tuned=given.get("tuned", ""),
-        seconds=reduced.get("seconds", given["seconds"]),
+        common=merge(common, spec.get("overrides", ()), reduced.get("overrides", ())),
+        seeds=tuple(reduced.get("seeds", spec["seeds"])),
+        methods=methods,
+        variants={method: product(grid[method]) if grid else variants for method in methods},
+        chooses=spec.get("chooses", ""),
+        tuned=spec.get("tuned", ""),
+        seconds=reduced.get("seconds", spec["seconds"]),
     )
 
 
-def _tuples(variants: Mapping[str, Sequence[str]]) -> dict[str, Overrides]:
-    return {variant: tuple(overrides) for variant, overrides in variants.items()}
+def _picked(
+    overrides_of: Mapping[str, Sequence[str]], names: Collection[str] | None
+) -> dict[str, Overrides]:
+    """Return the overrides under the given names, or under all."""
+    chosen = overrides_of if names is None else names
+    return {name: tuple(overrides_of[name]) for name in chosen}
 
 
 def product(grid: Mapping[str, Sequence[Any]]) -> dict[str, Overrides]:
-    """Every combination of the values of some keys, each under a name that tells its overrides."""
-    rows = itertools.product(
-        *([f"{key}={value}" for value in values] for key, values in grid.items())
-    )
-    return {" ".join(row): row for row in rows}
+    """Return every combination of the values of some keys, each under a name that tells its
+    overrides.
+    """
+    choices = [[f"{key}={value}" for value in values] for key, values in grid.items()]
+    return {" ".join(row): row for row in itertools.product(*choices)}
 
 
 def merge(*lists: Sequence[str]) -> Overrides:
-    """Overrides in one list; of those with the same key the last stays, at the place of the
+    """Join overrides in one list; of those with the same key the last stays, at the place of the
     first.
     """
-    return tuple(
-        {override.split("=", 1)[0]: override for own in lists for override in own}.values()
-    )
+    overrides = itertools.chain(*lists)
+    return tuple({override.split("=", 1)[0]: override for override in overrides}.values())

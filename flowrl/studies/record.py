@@ -1,4 +1,4 @@
-"""What a study keeps of a finished run, and `results.json`, the file of all of them."""
+"""The record that a study keeps of a finished run, and `results.json`, the file of all of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from flowrl.report.runs import Run, read
 from flowrl.runs.files import CONFIG, read_object, write_whole
+from flowrl.statistics import average
 from flowrl.studies.plan import Planned
 
 Record = dict[str, Any]
@@ -32,62 +33,69 @@ TRAINING = (
     "trust/log_ratio_signal",
 )
 STEP_KL = "trust/kl_old/"
-"""Kept of training, besides evaluations; and the KL of each step, whose metrics begin with the
-latter.
+"""The course of these metrics is kept of training, and of the KL of each step, whose metrics begin
+with the latter.
 """
 POINTS = 20
-"""So many values of each at most: means over equal stretches of the run."""
+"""A course has so many values at most: means over equal stretches of the run."""
 DIGITS = 6
 
 
 def from_folder(planned: Planned, folder: Path) -> Record | None:
-    """The record of a run in `folder`, None while it is not over."""
+    """Read the record of a run in `folder`, None while it is not over."""
     if not all((folder / name).is_file() for name in (CONFIG, "summary.json")):
         return None
     run = read(folder, folder.name)
-    is_result = run.status == "finished" or (
-        run.status == "failed" and run.summary.get("error") == DIVERGED
-    )
-    return record(planned, run) if is_result else None
+    has_diverged = run.status == "failed" and run.summary.get("error") == DIVERGED
+    is_over = run.status == "finished" or has_diverged
+    return record(planned, run) if is_over else None
 
 
 def record(planned: Planned, run: Run) -> Record:
-    """What is kept of a run: all its evaluations, the course of `TRAINING`, and where and how it
-    ran.
-    """
-    curves = {name: dict(run.curve(name)) for name in run.metrics if name.startswith("eval/")}
-    iterations = sorted({iteration for curve in curves.values() for iteration in curve})
-    evaluations = [
-        {"iteration": int(iteration)}
-        | {name: _rounded(curve[iteration]) for name, curve in curves.items() if iteration in curve}
-        for iteration in iterations
-    ]
-    kept = ("status", "iterations", "images", "seconds", "images_per_second", "peak_memory_gib")
-    summary = {name: run.summary.get(name) for name in kept}
+    """Keep of a run all its evaluations, the course of `TRAINING`, and where and how it ran."""
+    names = ("status", "iterations", "images", "seconds", "images_per_second", "peak_memory_gib")
     return {
         "stage": planned.stage,
         "method": planned.method,
         "variant": planned.variant,
         "seed": planned.seed,
         "overrides": list(planned.overrides),
-        **summary,
+        **{name: run.summary.get(name) for name in names},
         "commit": run.summary.get("git_revision"),
         "device": run.summary.get("device"),
         "versions": run.summary.get("versions"),
-        "evaluations": evaluations,
-        "training": {
-            name: thinned([row[name] for row in run.rows if name in row])
-            for name in run.metrics
-            if name in TRAINING or name.startswith(STEP_KL)
-        },
+        "evaluations": _evaluations(run),
+        "training": _training(run),
     }
 
 
+def _evaluations(run: Run) -> list[dict[str, float]]:
+    """Return the metrics of each evaluation, the iteration first."""
+    rows: dict[float, dict[str, float]] = {}
+    for name in run.metrics:
+        if name.startswith("eval/"):
+            for iteration, value in run.curve(name):
+                row = rows.setdefault(iteration, {"iteration": int(iteration)})
+                row[name] = _rounded(value)
+    return [rows[iteration] for iteration in sorted(rows)]
+
+
+def _training(run: Run) -> dict[str, list[float]]:
+    """Return the course of each metric that is kept of training."""
+    courses = {}
+    for name in run.metrics:
+        if name in TRAINING or name.startswith(STEP_KL):
+            courses[name] = thinned([row[name] for row in run.rows if name in row])
+    return courses
+
+
 def thinned(values: Sequence[float]) -> list[float]:
-    """Means over at most `POINTS` equal stretches."""
+    """Return the means over at most `POINTS` equal stretches."""
     count = min(POINTS, len(values))
-    edges = [round(i * len(values) / count) for i in range(count + 1)] if count else []
-    return [_rounded(sum(values[a:b]) / (b - a)) for a, b in pairwise(edges)]
+    if count == 0:
+        return []
+    edges = [round(i * len(values) / count) for i in range(count + 1)]
+    return [_rounded(average(values[start:end])) for start, end in pairwise(edges)]
 
 
 def _rounded(value: float) -> float:
@@ -95,10 +103,10 @@ def _rounded(value: float) -> float:
 
 
 def evaluated(record: Mapping[str, Any], metric: Metric, index: int) -> float:
-    """A metric of a run's evaluation, by its number; NaN without one.
+    """Return a metric of a run's evaluation, by its number; NaN without one.
 
-    -1 is the last: that after training, or of a run that failed the last before it did, be it the
-    base model's.
+    Number -1 is the last one: that after training, or of a run that failed the last before it did,
+    be it the base model's.
     """
     if index == -1 and record["status"] == "finished" and len(record["evaluations"]) < 2:
         return math.nan
@@ -106,13 +114,13 @@ def evaluated(record: Mapping[str, Any], metric: Metric, index: int) -> float:
 
 
 def mean_of(row: Mapping[str, float], metric: Metric) -> float:
-    """A metric of one evaluation; NaN where it, or one of several, is missing."""
-    values = [row.get(name, math.nan) for name in ([metric] if isinstance(metric, str) else metric)]
-    return sum(values) / len(values)
+    """Return a metric of one evaluation; NaN where it, or one of several, is missing."""
+    names = [metric] if isinstance(metric, str) else metric
+    return average([row.get(name, math.nan) for name in names])
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
-    """results.json, one line a run, whole or not at all."""
+    """Write results.json, one line a run, whole or not at all."""
     head = [
         f"{json.dumps(key)}: {json.dumps(value)}" for key, value in results.items() if key != "runs"
     ]
@@ -123,5 +131,5 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """results.json; without the file a study that has no run."""
+    """Read results.json; without the file a study has no run."""
     return read_object(path, "restore it from the repository") if path.is_file() else {"runs": []}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowrl.report.tables import Cell, Table
-from flowrl.statistics import difference, mean
+from flowrl.statistics import average, difference, mean
 from flowrl.studies.analysis import (
     Runs,
     by_seed,
@@ -19,33 +19,31 @@ from flowrl.studies.analysis import (
     kl_ratio_at_equal,
 )
 from flowrl.studies.plan import Study
-from flowrl.studies.record import evaluated
+from flowrl.studies.record import Record, evaluated
 
 BASE = "base model"
 
 
 def tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
-    """What the record has to say: conditions, comparisons, and what was tuned."""
+    """Make all tables that the record gives: conditions, comparisons, and what was tuned."""
     runs = results["runs"]
     report = study.report
     groups = conditions(runs, report["stages"])
-    found = [main_table(groups, report["metrics"])] if groups else []
-    if pairs := [
-        pair for pair in report.get("compare", ()) if all(name in groups for name in pair)
-    ]:
-        found.append(comparison_table(groups, pairs, report))
+    made = [main_table(groups, report["metrics"])] if groups else []
+    if pairs := [pair for pair in report.get("compare", ()) if groups.keys() >= set(pair)]:
+        made.append(comparison_table(groups, pairs, report))
     if report.get("interactions"):
-        found.append(interaction_table(groups, report))
+        made.append(interaction_table(groups, report))
     if groups and report.get("training"):
-        found.append(course_table(groups, report["training"]))
+        made.append(course_table(groups, report["training"]))
     if results.get("tuned"):
-        found += [chosen_table(results["tuned"], study), tuning_table(study, results)]
-    return found
+        made += [chosen_table(results["tuned"], study), tuning_table(study, results)]
+    return made
 
 
 def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
-    """One row a condition: means of the evaluation after training; above those it holds for, the
-    one before.
+    """Make a table with one row a condition: means of the evaluation after training; above those it
+    holds for, the one before.
     """
     rows: list[list[Cell]] = []
     base: list[float] = []
@@ -54,11 +52,7 @@ def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
         if not base or not all(map(same_score, before, base)):
             rows.append([f"{BASE}, {runs[0]['variant']}" if base else BASE, "", *before, "", ""])
             base = before
-        failed = sum(run["status"] == "failed" for run in runs)
-        seeds = f"{len(runs)}" + (f", {failed} failed" if failed else "")
-        images, seconds = (_average([run[key] for run in runs]) for key in ("images", "seconds"))
-        values = (mean(list(by_seed(runs, metric).values())) for metric in metrics.values())
-        rows.append([label, seeds, *values, f"{images:,.0f}", f"{seconds:.0f}"])
+        rows.append(_main_row(label, runs, metrics))
     note = (
         "Means over seeds with 95 % intervals, after training; the base model's values are from "
         "before. How to read "
@@ -68,34 +62,30 @@ def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
     return Table("main", "After training", note, columns, rows)
 
 
+def _main_row(label: str, runs: Runs, metrics: Mapping[str, Any]) -> list[Cell]:
+    failed = sum(run["status"] == "failed" for run in runs)
+    seeds = f"{len(runs)}, {failed} failed" if failed else f"{len(runs)}"
+    values = [mean(list(by_seed(runs, metric).values())) for metric in metrics.values()]
+    images = average([run["images"] for run in runs])
+    seconds = average([run["seconds"] for run in runs])
+    return [label, seeds, *values, f"{images:,.0f}", f"{seconds:.0f}"]
+
+
 def same_score(one: float, other: float) -> bool:
-    """Whether two scores of one model are equal but for rounding, or both not measured."""
+    """Tell whether two scores of one model are equal but for rounding, or both not measured."""
     return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-3) or (
         math.isnan(one) and math.isnan(other)
     )
 
 
-def _average(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def comparison_table(
     groups: Mapping[str, Runs], pairs: Sequence[Sequence[str]], report: Mapping[str, Any]
 ) -> Table:
-    """One row a claim: a condition against another."""
-    metrics = report["metrics"]
+    """Make a table with one row a claim: a condition against another."""
     rows: list[list[Cell]] = []
     for ours, theirs in pairs:
-        own = groups[ours], groups[theirs]
-        cells = {}
-        for name in report["rewards"]:
-            for kind, found in compare(*own, metrics[name]).items():
-                if kind == "difference" or name in report.get("ratios", ()):
-                    cells[f"{name}, {kind}"] = found.text(sign=kind == "difference")
-        for name in report.get("differences", ()):
-            scores = [by_seed(runs, metrics[name]) for runs in own]
-            cells[f"{name}, difference"] = difference(*scores).text(sign=True)
-        cells |= at_equal(own, report)
+        pair = groups[ours], groups[theirs]
+        cells = at_equal_budget(*pair, report) | at_equal_reward(*pair, report)
         rows.append([f"{ours} against {theirs}", *cells.values()])
     note = (
         "Over shared seeds as pairs, with 95 % intervals. Ratios of gains are those over the base "
@@ -107,36 +97,53 @@ def comparison_table(
     return Table("comparisons", "Comparisons", note, ("comparison", *cells), rows)
 
 
-def at_equal(own: tuple[Runs, Runs], report: Mapping[str, Any]) -> dict[str, str]:
-    """What two conditions cost at equal reward: KL as a ratio, all else as a difference."""
+def at_equal_budget(ours: Runs, theirs: Runs, report: Mapping[str, Any]) -> dict[str, str]:
+    """Return how two conditions compare after training: in rewards, and in what else is asked."""
     metrics = report["metrics"]
     cells = {}
-    for given in report["equal"]:
-        reward = metrics[given["at"]]
-        name = given["of"]
-        if name == report["kl"]:
-            found = kl_ratio_at_equal(*own, reward, metrics[name])
-            label = f"{name}, ratio at equal {given['at']}"
-        else:
-            found = difference_at_equal(*own, reward, metrics[name])
-            label = f"{name}, difference at equal {given['at']}"
-        cells[label] = f"{found.text(sign=name != report['kl'])} ({found.count})"
+    for name in report["rewards"]:
+        for kind, estimate in compare(ours, theirs, metrics[name]).items():
+            if kind == "difference" or name in report.get("ratios", ()):
+                cells[f"{name}, {kind}"] = estimate.text(sign=kind == "difference")
+    for name in report.get("differences", ()):
+        gap = difference(by_seed(ours, metrics[name]), by_seed(theirs, metrics[name]))
+        cells[f"{name}, difference"] = gap.text(sign=True)
+    return cells
+
+
+def at_equal_reward(ours: Runs, theirs: Runs, report: Mapping[str, Any]) -> dict[str, str]:
+    """Return what two conditions cost at equal reward: KL as a ratio, all else as a difference."""
+    metrics = report["metrics"]
+    cells = {}
+    for asked in report["equal"]:
+        reward = asked["at"]
+        name = asked["of"]
+        is_kl = name == report["kl"]
+        cost = kl_ratio_at_equal if is_kl else difference_at_equal
+        estimate = cost(ours, theirs, metrics[reward], metrics[name])
+        kind = "ratio" if is_kl else "difference"
+        label = f"{name}, {kind} at equal {reward}"
+        cells[label] = f"{estimate.text(sign=not is_kl)} ({estimate.count})"
     return cells
 
 
 def interaction_table(groups: Mapping[str, Runs], report: Mapping[str, Any]) -> Table:
-    """One row a method: what a change does to ours minus what it does to that one."""
+    """Make a table with one row a method: what a change does to ours minus what it does to that
+    one.
+    """
     rows: list[list[Cell]] = []
     names = [report["rewards"][0], *report.get("differences", ())]
-    for given in report["interactions"]:
-        for labels in sides(given):
-            if all(label in groups for pair in labels for label in pair):
-                ours, others = ([groups[label] for label in pair] for pair in labels)
-                cells = (
-                    interaction(ours, others, report["metrics"][name]).text(sign=True)
-                    for name in names
-                )
-                rows.append([" against ".join(" for ".join(pair) for pair in labels), *cells])
+    for asked in report["interactions"]:
+        for ours, theirs in sides(asked):
+            if not groups.keys() >= {*ours, *theirs}:
+                continue
+            row: list[Cell] = [f"{' for '.join(ours)} against {' for '.join(theirs)}"]
+            our_runs = [groups[label] for label in ours]
+            their_runs = [groups[label] for label in theirs]
+            for name in names:
+                effect = interaction(our_runs, their_runs, report["metrics"][name])
+                row.append(effect.text(sign=True))
+            rows.append(row)
     note = (
         "The change's effect on the first method minus its effect on the second, over shared seeds."
     )
@@ -145,59 +152,60 @@ def interaction_table(groups: Mapping[str, Runs], report: Mapping[str, Any]) -> 
     )
 
 
-def sides(given: Mapping[str, Any]) -> list[list[list[str]]]:
-    """The conditions of each comparison of changes: (with, without) of ours, and of theirs.
+def sides(asked: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
+    """Return the conditions of each comparison of changes: (with, without) of ours, and of theirs.
 
     What ours is held `against` is a method with the same change, or one with another of its own.
     """
-    others = [
-        own if isinstance(own, dict) else {"of": own, "change": given["change"]}
-        for own in given["against"]
-    ]
-    return [
-        [[f"{side['of']} {variant}" for variant in side["change"]] for side in (given, other)]
-        for other in others
-    ]
+    pairs = []
+    for other in asked["against"]:
+        if not isinstance(other, dict):
+            other = {"of": other, "change": asked["change"]}
+        pairs.append((_changed(asked), _changed(other)))
+    return pairs
+
+
+def _changed(side: Mapping[str, Any]) -> list[str]:
+    """Return a method's conditions with a change and without it."""
+    return [f"{side['of']} {variant}" for variant in side["change"]]
 
 
 def course_table(groups: Mapping[str, Runs], names: Mapping[str, str]) -> Table:
-    """One row a condition: what training logged, in its first quarter, its middle half and its last
-    quarter.
+    """Make a table with one row a condition: what training logged, in its first quarter, its middle
+    half and its last quarter.
     """
     rows: list[list[Cell]] = []
     for label, runs in groups.items():
         cells: list[Cell] = []
         for metric in names.values():
-            parts = [quarters(run["training"].get(metric, ())) for run in runs]
-            cells += [mean([own[i] for own in parts]) for i in range(3)]
+            means = [quarters(run["training"].get(metric, ())) for run in runs]
+            cells += [mean(over_runs) for over_runs in zip(*means, strict=True)]
         rows.append([label, *cells])
-    columns = [
-        f"{name}, {part}" for name in names for part in ("first quarter", "middle", "last quarter")
-    ]
+    stretches = ("first quarter", "middle", "last quarter")
+    columns = [f"{name}, {stretch}" for name in names for stretch in stretches]
     note = "Means over the iterations of each part, all steps and updates, and over seeds."
     return Table("course", "In training", note, ("condition", *columns), rows)
 
 
 def quarters(values: Sequence[float]) -> tuple[float, float, float]:
-    """Means of the first quarter, the middle half and the last quarter of a course; NaN of
-    nothing.
+    """Return the means of the first quarter, the middle half and the last quarter of a course; NaN
+    where it is too short for quarters.
     """
     quarter = len(values) // 4
-    parts = (
-        values[:quarter],
-        values[quarter : len(values) - quarter],
-        values[len(values) - quarter :],
-    )
-    return tuple(_average(own) if quarter else math.nan for own in parts)  # type: ignore[return-value]
+    if quarter == 0:
+        return math.nan, math.nan, math.nan
+    last = len(values) - quarter
+    return average(values[:quarter]), average(values[quarter:last]), average(values[last:])
 
 
 def chosen_table(tuned: Mapping[str, Mapping[str, Any]], study: Study) -> Table:
-    """What the tuning stage chose for each method."""
+    """Make a table of what the tuning stage chose for each method."""
     stage = next(stage for stage in study.stages if stage.chooses)
-    rows: list[list[Cell]] = [
-        [method, own["variant"], own["score"], edges(own["variant"], list(stage.variants[method]))]
-        for method, own in tuned.items()
-    ]
+    rows: list[list[Cell]] = []
+    for method, choice in tuned.items():
+        variant = choice["variant"]
+        at_edge = edges(variant, list(stage.variants[method]))
+        rows.append([method, variant, choice["score"], at_edge])
     note = (
         f"By mean {stage.chooses} after training, over seeds {', '.join(map(str, stage.seeds))}, "
         "unused elsewhere."
@@ -207,53 +215,45 @@ def chosen_table(tuned: Mapping[str, Mapping[str, Any]], study: Study) -> Table:
 
 
 def edges(variant: str, variants: Sequence[str]) -> str:
-    """The keys of a variant whose value is the first or last of several in the grid: a wider one
-    might do better.
+    """Return the keys of a variant whose value is the first or last of several in the grid: a wider
+    one might do better.
     """
-    found = []
+    words = list(dict.fromkeys(" ".join(variants).split()))
+    keys = []
     for word in variant.split():
         key = word.split("=", 1)[0]
-        values = list(
-            dict.fromkeys(
-                own for other in variants for own in other.split() if own.startswith(f"{key}=")
-            )
-        )
+        values = [other for other in words if other.startswith(f"{key}=")]
         if len(values) > 1 and word in (values[0], values[-1]):
-            found.append(key)
-    return ", ".join(found) or "no"
+            keys.append(key)
+    return ", ".join(keys) or "no"
 
 
 def tuning_table(study: Study, results: Mapping[str, Any]) -> Table:
-    """Every variant that was tried."""
+    """Make a table of every variant that was tried."""
     stage = next(stage for stage in study.stages if stage.chooses)
     groups = conditions(results["runs"], [stage.name])
     rows: list[list[Cell]] = []
     for method, variants in stage.variants.items():
         for variant in variants:
             runs = groups.get(f"{method} {variant}".strip(), [])
-            scores = [evaluated(run, stage.chooses, -1) for run in runs]
-            score = (
-                _average(scores)
-                if scores and all(run["status"] == "finished" for run in runs)
-                else math.nan
-            )
-            is_chosen = (
-                results["tuned"].get(method, {}).get("variant") == variant
-            )  # a method may be new
+            score = math.nan
+            if runs and all(run["status"] == "finished" for run in runs):
+                score = average([evaluated(run, stage.chooses, -1) for run in runs])
+            choice = results["tuned"].get(method, {})  # a method may be new
+            is_chosen = choice.get("variant") == variant
             rows.append([method, variant, len(runs), score, "yes" if is_chosen else ""])
     columns = ("method", "variant", "seeds", stage.chooses, "chosen")
-    return Table(
-        "tuning", "Tuning", "Mean over the tuning seeds; `-` where a run failed.", columns, rows
-    )
+    note = "Mean over the tuning seeds; `-` where a run failed."
+    return Table("tuning", "Tuning", note, columns, rows)
 
 
 def status(study: Study, results: Mapping[str, Any]) -> str:
-    """How much of the study has been run, with what and where."""
+    """Tell how much of the study has been run, with what and where."""
     runs = results["runs"]
     if not runs and not results.get("simulation"):
-        parts = ", ".join(f"{stage.name} {stage.num_runs}" for stage in study.stages)
+        stages = ", ".join(f"{stage.name} {stage.num_runs}" for stage in study.stages)
         return (
-            f"**Not run yet.** Planned: {study.num_runs} runs ({parts}), about {study.hours:.1f} "
+            f"**Not run yet.** Planned: {study.num_runs} runs ({stages}), about {study.hours:.1f} "
             "hours on two cores."
         )
     failed = sum(run["status"] == "failed" for run in runs)
@@ -264,15 +264,20 @@ def status(study: Study, results: Mapping[str, Any]) -> str:
     if len(runs) < study.num_runs:
         lines.insert(0, "**Incomplete:** what follows is of the runs that are there.")
     for name, key in (("Commit", "commit"), ("Device", "device")):
-        counts = Counter(str(run[key])[:60] for run in runs)
-        lines.append(
-            f"{name}: {', '.join(f'{value} ({count})' for value, count in counts.most_common())}."
-        )
-    packages = Counter(
-        ", ".join(f"{name} {own}" for name, own in (run["versions"] or {}).items()) for run in runs
-    )
-    lines += [f"Packages: {value} ({count})." for value, count in packages.most_common()]
+        values = _counted([str(run[key])[:60] for run in runs])
+        lines.append(f"{name}: {', '.join(values)}.")
+    lines += [f"Packages: {value}." for value in _counted([_versions(run) for run in runs])]
     return "  \n".join(lines)
+
+
+def _counted(values: Sequence[str]) -> list[str]:
+    """Return the different values, the most common one first, each with how often it occurs."""
+    return [f"{value} ({count})" for value, count in Counter(values).most_common()]
+
+
+def _versions(run: Record) -> str:
+    versions = run["versions"] or {}
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _hours(runs: Runs) -> str:
@@ -280,7 +285,7 @@ def _hours(runs: Runs) -> str:
 
 
 def cells(study: str, table: Table) -> dict[str, str]:
-    """Each cell by `<study>/<table>/<row>/<column>`, so that a sentence can quote it."""
+    """Return each cell by `<study>/<table>/<row>/<column>`, so that a sentence can quote it."""
     return {
         f"{study}/{table.stem}/{row[0]}/{column}": table.text(cell)
         for row in table.rows

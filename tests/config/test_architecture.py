@@ -87,7 +87,10 @@ ROOMS = {
             "lightning",
         ),
     ),
-    "report": ("errors", "runs.files", "runs.glossary", "runs.metrics", "statistics", "numpy"),
+    "report": (
+        *("errors", "runs.files", "runs.glossary", "runs.metrics", "statistics"),
+        *("jinja2", "markupsafe", "numpy"),
+    ),
     "evaluation": (
         *(
             "errors",

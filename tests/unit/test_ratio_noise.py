@@ -13,21 +13,23 @@ from flowrl.losses.guard import Guard
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import LinearShift, intervals
-from flowrl.studies.ratio_noise import (
-    at_best,
+from flowrl.studies.ratio_noise.decisions import (
     best_clip,
     decide,
     estimators,
-    matching_delta,
     noise,
     population,
-    published,
     sampled,
-    simulate,
     step_kls,
+)
+from flowrl.studies.ratio_noise.simulation import (
+    at_best,
+    matching_delta,
+    published,
+    simulate,
     varied,
 )
-from flowrl.studies.ratio_noise_tables import measured
+from flowrl.studies.ratio_noise.tables import measured
 from flowrl.studies.record import load
 from flowrl.types import LossInputs
 

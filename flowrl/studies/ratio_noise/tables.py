@@ -1,4 +1,4 @@
-"""Tables of what the study of the ratio's noise computes."""
+"""The tables of what the study of the ratio's noise computes."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowrl.report.tables import Cell, Table
-from flowrl.statistics import mean
+from flowrl.statistics import average, mean
 from flowrl.studies.analysis import Runs, conditions
 from flowrl.studies.record import STEP_KL
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
-    """At the threshold, by estimator, as published, by step, and measured in real runs."""
+    """Make the tables: at the threshold, by estimator, as published, by step, and measured in real
+    runs.
+    """
     simulation = results["simulation"]
     makers = (threshold_table, estimator_table, published_table, varied_table, step_table)
-    found = [make(simulation) for make in makers]
-    groups = conditions(results["runs"], ["run"])
-    return (
-        [*found, measured_table(groups, simulation["setting"]["run_dimensions"])]
-        if groups
-        else found
-    )
+    made = [make(simulation) for make in makers]
+    if groups := conditions(results["runs"], ["run"]):
+        made.append(measured_table(groups, simulation["setting"]["run_dimensions"]))
+    return made
 
 
 def threshold_table(simulation: Mapping[str, Any]) -> Table:
-    """Noise against signal where the KL is the threshold."""
+    """Make a table of noise against signal where the KL is the threshold."""
     rows: list[list[Cell]] = [
         [f"{row['dimensions']:,}", row["noise"], row["signal"], row["noise"] / row["signal"]]
         for row in simulation["at_threshold"]
@@ -37,23 +36,17 @@ def threshold_table(simulation: Mapping[str, Any]) -> Table:
         "sqrt(2 delta / D) against "
         "delta. Neither sampler nor sigma enters."
     )
-    return Table(
-        "threshold",
-        "Noise and signal",
-        note,
-        ("dimensions", "noise", "signal", "noise over signal"),
-        rows,
-    )
+    columns = ("dimensions", "noise", "signal", "noise over signal")
+    return Table("threshold", "Noise and signal", note, columns, rows)
 
 
 def estimator_table(simulation: Mapping[str, Any]) -> Table:
-    """How often each clip, at its best range, decides otherwise than the mask."""
+    """Make a table of how often each clip, at its best range, decides otherwise than the mask."""
     rows: list[list[Cell]] = []
-    for label, own in simulation["estimators"].items():
-        for row in own:
-            shares = [
-                _percent(row[key]) for key in ("contradicted", "false_alarms", "misses", "gross")
-            ]
+    keys = ("contradicted", "false_alarms", "misses", "gross")
+    for label, by_dimensions in simulation["estimators"].items():
+        for row in by_dimensions:
+            shares = [_percent(row[key]) for key in keys]
             drawn = _percent(row["sampled"]) if "sampled" in row else "-"
             name = f"{label}, D={row['dimensions']:,}"
             rows.append([name, row["clip"], *shares, drawn, _percent(row["carried"])])
@@ -75,7 +68,7 @@ def estimator_table(simulation: Mapping[str, Any]) -> Table:
 
 
 def published_table(simulation: Mapping[str, Any]) -> Table:
-    """How large a trust region the published clip ranges make."""
+    """Make a table of how large a trust region the published clip ranges make."""
     setting = simulation["setting"]
     rows: list[list[Cell]] = [
         [
@@ -114,7 +107,7 @@ def published_table(simulation: Mapping[str, Any]) -> Table:
 
 
 def varied_table(simulation: Mapping[str, Any]) -> Table:
-    """The same under other assumptions about steps and velocities."""
+    """Make a table of the same under other assumptions about steps and velocities."""
     rows: list[list[Cell]] = [
         [f"{row['label']}, {row['name']}", _percent(row["contradicted"]), _percent(row["gross"])]
         for row in simulation["varied"]
@@ -130,10 +123,10 @@ def varied_table(simulation: Mapping[str, Any]) -> Table:
 
 
 def step_table(simulation: Mapping[str, Any]) -> Table:
-    """What one difference of velocities means at each step."""
+    """Make a table of what one difference of velocities means at each step."""
     rows: list[list[Cell]] = []
-    for label, own in simulation["steps"].items():
-        for number, row in enumerate(own):
+    for label, steps in simulation["steps"].items():
+        for number, row in enumerate(steps):
             relative = row["kl"] / simulation["setting"]["delta"]
             rows.append(
                 [f"{label}, step {number}", row["sigma"], row["std"], relative, row["scale"]]
@@ -146,7 +139,8 @@ def step_table(simulation: Mapping[str, Any]) -> Table:
 
 
 def measured_table(groups: Mapping[str, Runs], dimensions: int) -> Table:
-    """Real runs: the logged noise, and the noise that the logged KL of each step predicts.
+    """Make a table of real runs: the logged noise, and the noise that the logged KL of each step
+    predicts.
 
     Of an iteration's two updates the first starts at the rollout's weights, where both are 0. With
     noise sqrt(2 kl / D) in the second, the mean of the two is sqrt(kl / D) of the mean kl. Noise is
@@ -157,9 +151,9 @@ def measured_table(groups: Mapping[str, Runs], dimensions: int) -> Table:
         first, last, seen, predicted, alarms, misses = zip(
             *(measured(run, dimensions) for run in runs), strict=True
         )
-        quotient = [a / b for a, b in zip(seen, predicted, strict=True)]
-        values = (first, last, seen, predicted, quotient, alarms, misses)
-        rows.append([label, len(runs), *(mean(list(own)) for own in values)])
+        quotients = [noise / expected for noise, expected in zip(seen, predicted, strict=True)]
+        values = (first, last, seen, predicted, quotients, alarms, misses)
+        rows.append([label, len(runs), *map(mean, values)])
     steps = ("KL, first step", "KL, last step")
     columns = (
         *steps,
@@ -178,20 +172,19 @@ def measured_table(groups: Mapping[str, Runs], dimensions: int) -> Table:
 
 
 def measured(run: Mapping[str, Any], dimensions: int) -> tuple[float, ...]:
-    """KL at the first and last trained step, noise logged and predicted, false alarms and misses:
-    means over a run.
+    """Return the KL at the first and last trained step, noise logged and predicted, false alarms
+    and misses: means over a run.
     """
     logged = run["training"]
     steps = [logged[name] for name in sorted(logged) if name.startswith(STEP_KL)]
-    predicted = _average([_average([math.sqrt(kl / dimensions) for kl in step]) for step in steps])
+    noise_of_steps = []
+    for kls in steps:
+        noise_of_steps.append(average([math.sqrt(kl / dimensions) for kl in kls]))
     names = ("log_ratio_noise", "clip_false_alarms", "clip_misses")
-    seen, alarms, misses = (_average(logged[f"trust/{name}"]) for name in names)
-    return _average(steps[0]), _average(steps[-1]), seen, predicted, alarms, misses
+    seen, alarms, misses = (average(logged[f"trust/{name}"]) for name in names)
+    predicted = average(noise_of_steps)
+    return average(steps[0]), average(steps[-1]), seen, predicted, alarms, misses
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _average(values: list[float]) -> float:
-    return sum(values) / len(values)
