@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from flowrl.errors import UserError
 from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs import provenance
+from flowrl.runs.command_line import key_of
 from flowrl.runs.files import PROVENANCE, SUMMARY, read_object, write_whole
 from flowrl.tuning.formats import START
 from flowrl.types import Prompt
@@ -122,7 +123,7 @@ class Provenance:
         self.path = folder / PROVENANCE
         self.has_start = (folder / START).is_dir()
         self.told: set[str] = set()
-        self.accepted = [item[2:].split("=")[0] for item in overrides if item.startswith("++")]
+        self.accepted = [key_of(item) for item in overrides if item.startswith("++")]
         # A run of an earlier version has told its code in its summary.
         kept = [path for path in (self.path, folder / SUMMARY) if path.is_file()]
         self.before: _Json = (

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ MAX_SAMPLES = 1_000_000
 
 
 def check_rules(cfg: DictConfig) -> None:
-    """All rules that the configuration alone decides."""
+    """Check all rules that the configuration alone decides."""
     check_guidance(cfg)
     check_deadlines(cfg)
     check_trainer(cfg)
@@ -38,7 +38,9 @@ def check_rules(cfg: DictConfig) -> None:
 
 
 def check_guidance(cfg: DictConfig) -> None:
-    """Guidance needs a model that encodes negative prompts. Raises UserError naming both keys."""
+    """Check that a model which is guided encodes negative prompts. Raises UserError naming both
+    keys.
+    """
     scales = {
         "rollout.guidance_scale": cfg.rollout.guidance_scale,
         "evaluation.guidance_scale": cfg.evaluation.guidance_scale,
@@ -50,8 +52,8 @@ def check_guidance(cfg: DictConfig) -> None:
 
 
 def check_deadlines(cfg: DictConfig) -> None:
-    """Other processes wait in a collective for the one whose scores are late. Raises UserError
-    naming both keys.
+    """Check that late scores come before other processes, which wait in a collective, give up.
+    Raises UserError naming both keys.
 
     Until its circuit opens, a service that hangs may cost `open_after` calls, each up to its
     deadline; those of a mixture are asked one after the other.
@@ -62,28 +64,23 @@ def check_deadlines(cfg: DictConfig) -> None:
         return
     limit = 60 * minutes
     clients = dict(_clients(OmegaConf.to_container(cfg.reward, resolve=True), "reward"))
+    bound = (
+        f"must stay below trainer.strategy.timeout_minutes={minutes:g} ({limit:g} seconds), after "
+        "which the other processes give up: lower the former, or raise the latter"
+    )
     if sum(client["open_after"] * client["deadline"] for client in clients.values()) >= limit:
-        each = [
-            f"{name}.deadline={c['deadline']:g} seconds x open_after={c['open_after']}"
-            for name, c in clients.items()
+        terms = [
+            f"{name}.deadline={client['deadline']:g} seconds x open_after={client['open_after']}"
+            for name, client in clients.items()
         ]
-        raise UserError(
-            f"{' + '.join(each)} must stay below trainer.strategy.timeout_minutes={minutes:g} "
-            f"({limit:g} seconds), "
-            "after which the other processes give up: lower the former, or raise the latter"
-        )
+        raise UserError(f"{' + '.join(terms)} {bound}")
     seconds = cfg.get("scorer_timeout")
     if seconds is not None and seconds >= limit:
-        raise UserError(
-            f"scorer_timeout={seconds:g} seconds must stay below "
-            f"trainer.strategy.timeout_minutes={minutes:g} "
-            f"({limit:g} seconds), after which the other processes give up: lower the former, or "
-            "raise the latter"
-        )
+        raise UserError(f"scorer_timeout={seconds:g} seconds {bound}")
 
 
 def _clients(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The settings below `node` of what asks a service, with their keys."""
+    """Walk the settings below `node` of what asks a service, with their keys."""
     if isinstance(node, dict):
         if "deadline" in node:
             yield name, node
@@ -92,7 +89,7 @@ def _clients(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def check_trainer(cfg: DictConfig) -> None:
-    """How a run may be spread and rounded. Raises UserError naming both keys."""
+    """Check how a run is spread over processes, and rounded. Raises UserError naming both keys."""
     if str(cfg.trainer.get("precision")) not in ("None", "32", "32-true"):
         raise UserError(
             f"trainer.precision={cfg.trainer.precision} rounds the trained weights, or keeps casts "
@@ -118,8 +115,8 @@ def check_trainer(cfg: DictConfig) -> None:
 
 
 def check_processes(cfg: DictConfig) -> None:
-    """Devices times nodes are the processes of the batch plan. Raises UserError naming all three
-    keys.
+    """Check that devices times nodes are the processes of the batch plan. Raises UserError naming
+    all three keys.
     """
     devices = cfg.trainer.devices
     num_nodes = cfg.trainer.num_nodes
@@ -132,8 +129,8 @@ def check_processes(cfg: DictConfig) -> None:
 
 
 def check_nodes(cfg: DictConfig) -> None:
-    """Processes on other nodes are waited for, so something must start them. Raises UserError
-    naming the key.
+    """Check that something starts the processes on other nodes, which are waited for. Raises
+    UserError naming the key.
     """
     num_nodes = cfg.trainer.num_nodes
     if num_nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
@@ -145,8 +142,8 @@ def check_nodes(cfg: DictConfig) -> None:
 
 
 def check_amounts(cfg: DictConfig) -> None:
-    """An iteration's and an evaluation's samples stay within what can be held. Raises UserError
-    naming the keys.
+    """Check that an iteration's samples stay within what can be held. Raises UserError naming the
+    keys.
     """
     plan = cfg.batch
     if (count := plan.prompts_per_iteration * plan.group_size) > MAX_SAMPLES:
@@ -159,8 +156,8 @@ def check_amounts(cfg: DictConfig) -> None:
 
 
 def check_average(cfg: DictConfig) -> None:
-    """The average of the weights, which is exported, must take in at least one update. Raises
-    UserError.
+    """Check that the average of the weights, which is exported, takes in at least one update.
+    Raises UserError naming the key.
     """
     plan = cfg.batch
     steps = cfg.num_iterations * plan.updates_per_iteration * plan.inner_epochs
@@ -175,7 +172,9 @@ def check_average(cfg: DictConfig) -> None:
 
 
 def check_resolution(cfg: DictConfig) -> None:
-    """An embedded pipeline draws images of one size alone. Raises UserError naming it."""
+    """Check that images have the one size that an embedded pipeline draws. Raises UserError naming
+    it.
+    """
     name = cfg.model.pretrained
     folder = Path(str(files("flowrl.shapes")), "assets", name.removeprefix(EMBEDDED))
     path = folder / "vae" / "config.json"
@@ -190,8 +189,8 @@ def check_resolution(cfg: DictConfig) -> None:
 
 
 def check_layers(adapter: Any, transformer: Any) -> None:
-    """A LoRA needs layers to sit in, and a rank above their width would only cost. Raises UserError
-    naming the key.
+    """Check that a LoRA has layers to sit in, and no rank above their width, which would only cost.
+    Raises UserError naming the key.
 
     `adapter` may be full fine-tuning, of which nothing is asked.
     """
@@ -199,29 +198,32 @@ def check_layers(adapter: Any, transformer: Any) -> None:
     if not isinstance(adapter, LoRA) or adapter.start:
         return
     assert adapter.rank is not None and adapter.targets is not None
-    widths = {
+    widths = _linear_widths(transformer)
+    chosen_widths = [width for name, width in widths.items() if _is_named(name, adapter.targets)]
+    if not chosen_widths:
+        example = next(reversed(widths), "none")
+        raise UserError(
+            f"lora.targets={adapter.targets} names no linear layer of the model, whose layers are "
+            f"such as {example}"
+        )
+    if adapter.rank > max(chosen_widths):
+        raise UserError(
+            f"lora.rank={adapter.rank} must be at most {max(chosen_widths)}, the width of the "
+            "widest layer that lora.targets names: a higher rank adds nothing"
+        )
+
+
+def _linear_widths(transformer: nn.Module) -> dict[str, int]:
+    """Return the smaller side of each linear layer, by the layer's name."""
+    return {
         name: min(module.in_features, module.out_features)
         for name, module in transformer.named_modules()
         if isinstance(module, nn.Linear)
     }
-    targets = adapter.targets
+
+
+def _is_named(layer: str, targets: str | Sequence[str]) -> bool:
+    """Tell whether a layer matches an expression, or ends as one of several names do."""
     if isinstance(targets, str):
-        sizes = [width for name, width in widths.items() if re.fullmatch(targets, name)]
-    else:
-        sizes = [
-            width
-            for name, width in widths.items()
-            if any(f".{name}".endswith(f".{end}") for end in targets)
-        ]
-    if not sizes:
-        example = next(reversed(widths), "none")
-        raise UserError(
-            f"lora.targets={targets} names no linear layer of the model, whose layers are such as "
-            f"{example}"
-        )
-    if adapter.rank > max(sizes):
-        raise UserError(
-            f"lora.rank={adapter.rank} must be at most {max(sizes)}, the width of the widest layer "
-            "that lora.targets "
-            "names: a higher rank adds nothing"
-        )
+        return re.fullmatch(targets, layer) is not None
+    return any(f".{layer}".endswith(f".{end}") for end in targets)

@@ -70,9 +70,9 @@ def configure(cfg: DictConfig) -> DictConfig:
 def _resumed(run: Path, folder: str, *, is_trusted: bool) -> DictConfig:
     saved = read_source(run)
     overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
-    given = {item.key_or_group for item in overrides if not item.is_delete()}
+    typed = {item.key_or_group for item in overrides if not item.is_delete()}
     folders = project_folders(HydraConfig.get(), leaving_out=run)
-    check_config(saved, run, is_trusted=is_trusted, conf=folders, given=given)
+    check_config(saved, run, is_trusted=is_trusted, conf=folders, typed=typed)
     OmegaConf.set_struct(saved, True)
     task = [
         str(item.input_line) for item in overrides if item.key_or_group not in ("resume", trust.KEY)

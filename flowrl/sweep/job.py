@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowrl.runs.command_line import override
+from flowrl.runs.command_line import key_of, override
 from flowrl.runs.files import CONFIG, METRICS, SUMMARY, read_object, write_whole
 
 STATUS = "job.json"
@@ -135,8 +135,8 @@ class Job:
 
 
 def has_key(overrides: Iterable[str], key: str) -> bool:
-    """Whether one of the overrides sets `key`."""
-    return any(override.lstrip("+").partition("=")[0].strip() == key for override in overrides)
+    """Tell whether one of the overrides sets `key`."""
+    return key in map(key_of, overrides)
 
 
 def environment(group: str) -> dict[str, str]:
