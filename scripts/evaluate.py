@@ -49,7 +49,7 @@ from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
 from flowrl.launch.saved import read_saved
 from flowrl.launch.start import with_copy
-from flowrl.launch.trust import check_config
+from flowrl.launch.trust import check_config, parse
 from flowrl.parallel import background
 from flowrl.prompts.files import prompt_set
 from flowrl.runs.command_line import key_of
@@ -110,29 +110,26 @@ def groups(overrides: Sequence[str]) -> set[str]:
 def with_keys_of_run(
     cfg: DictConfig, saved: DictConfig, keys: Sequence[str], overrides: Sequence[str]
 ) -> DictConfig:
-    """Return the configuration with a run's `keys`, and the values below them that overrides
-    give.
+    """Give a configuration a run's `keys`, and the values below them that overrides say, read as
+    Hydra reads them.
     """
     keys = [key for key in keys if key in saved]
     for key in keys:
         cfg[key] = saved[key]
     if "evaluation" in keys:
         take_references(cfg.evaluation, saved.evaluation)
-    values = []
-    for override in overrides:
-        group, dot, _ = key_of(override).partition(".")
-        if dot and group in keys:
-            values.append(override.lstrip("+"))
-    merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(values))
-    assert isinstance(merged, DictConfig)
-    return merged
+    for override in parse(overrides):
+        group, dot, _ = override.key_or_group.partition(".")
+        if dot and group in keys and not override.is_delete():
+            OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=True)
+    return cfg
 
 
 def take_references(evaluation: DictConfig, saved: DictConfig) -> None:
     """Replace what a run's evaluation takes from other keys, such as rollout.guidance_scale, by the
     run's values; its grid stays each subject's.
     """
-    for key in saved:
+    for key in map(str, saved):
         if key != "schedule" and OmegaConf.is_interpolation(saved, key):
             evaluation[key] = saved[key]
 
@@ -218,19 +215,23 @@ def examined(words: Sequence[str], prompts: str | None) -> tuple[list[Subject], 
     """
     overrides = [word for word in words if not is_subject(word)]
     subjects = [Subject.read(word) for word in words if word not in overrides]
-    if not subjects:
-        raise UserError("nothing to evaluate; give `base`, run folders, LoRA files or folders")
-    labels = {subject.label for subject in subjects}
-    if len(labels) < len(subjects):
-        raise UserError(
-            "two subjects have one name; name them as in before=base after=outputs/latest"
-        )
+    check_labels([subject.label for subject in subjects])
     common = configure(subjects, overrides, prompts)
     configs = [subject_config(subject, common, overrides) for subject in subjects]
     for subject, cfg in zip(subjects, configs, strict=True):
         if (passed_over := subject.examine(cfg.model.pretrained)) is not None:
             print(f"{subject.label}: {passed_over}")
     return subjects, configs
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise UserError where there is no subject, or two have one name."""
+    if not labels:
+        raise UserError("nothing to evaluate; give `base`, run folders, LoRA files or folders")
+    if len(set(labels)) < len(labels):
+        raise UserError(
+            "two subjects have one name; name them as in before=base after=outputs/latest"
+        )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -286,8 +287,8 @@ def subtitle(evaluators: Sequence[Evaluator]) -> str:
     grid = "" if has_one_grid else ", each on its own sigma grid"
     return (
         f"{first.images_per_prompt} images a prompt, {len(first.intervals)} steps of "
-        f"{type(first.solver).__name__}, "
-        f"guidance {first.guidance_scale:g}, the same noise for all{grid}."
+        f"{type(first.solver).__name__}, guidance {first.guidance_scale:g}, the same noise for "
+        f"all{grid}."
     )
 
 

@@ -93,15 +93,13 @@ def check_trainer(cfg: DictConfig) -> None:
     if str(cfg.trainer.get("precision")) not in ("None", "32", "32-true"):
         raise UserError(
             f"trainer.precision={cfg.trainer.precision} rounds the trained weights, or keeps casts "
-            "of them that later "
-            "updates of an iteration do not see; take model.dtype=bfloat16, whose LoRA stays "
-            "float32"
+            "of them that later updates of an iteration do not see; take model.dtype=bfloat16, "
+            "whose LoRA stays float32"
         )
     if cfg.model.dtype == "float16":
         raise UserError(
             "model.dtype=float16 cannot be trained: gradients of mean-reduced log-probabilities "
-            "are below its smallest "
-            "number; take bfloat16"
+            "are below its smallest number; take bfloat16"
         )
     check_processes(cfg)
     if OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.parallel.strategies.parts":
@@ -136,8 +134,8 @@ def check_nodes(cfg: DictConfig) -> None:
     if num_nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
         raise UserError(
             f"trainer.num_nodes={num_nodes} would wait for processes on other nodes, which nothing "
-            "starts: start "
-            "train.py on each by torchrun or srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
+            "starts: start train.py on each by torchrun or srun, or set MASTER_ADDR, MASTER_PORT "
+            "and NODE_RANK"
         )
 
 
@@ -149,9 +147,8 @@ def check_amounts(cfg: DictConfig) -> None:
     if (count := plan.prompts_per_iteration * plan.group_size) > MAX_SAMPLES:
         raise UserError(
             f"batch.prompts_per_iteration={plan.prompts_per_iteration} x "
-            f"batch.group_size={plan.group_size} are "
-            f"{count} samples an iteration, more than the {MAX_SAMPLES} that are held at once; "
-            "lower one of them"
+            f"batch.group_size={plan.group_size} are {count} samples an iteration, more than the "
+            f"{MAX_SAMPLES} that are held at once; lower one of them"
         )
 
 
@@ -164,10 +161,8 @@ def check_average(cfg: DictConfig) -> None:
     if cfg.ema.every > steps:
         raise UserError(
             f"ema.every={cfg.ema.every} is more than the run's {steps} optimizer steps "
-            "(num_iterations="
-            f"{cfg.num_iterations}), so that the average, which is evaluated and exported, would "
-            "stay at the start; "
-            "lower ema.every"
+            f"(num_iterations={cfg.num_iterations}), so that the average, which is evaluated and "
+            "exported, would stay at the start; lower ema.every"
         )
 
 

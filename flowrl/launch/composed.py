@@ -18,9 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from flowrl.errors import UserError
 from flowrl.launch.saved import read_saved
 from flowrl.runs.command_line import TRAIN, escape
+from flowrl.runs.files import damaged
 from flowrl.sweep.job import COMPOSED, Job, num_ranks
 
 _OF_THIS_LAUNCH = re.compile(r"\$\{\s*(hydra|now)\s*:")
@@ -84,7 +84,7 @@ def read_job(folder: Path) -> tuple[Job, DictConfig] | None:
     try:
         return _job(cfg, folder, cfg.hydra.job.num, ()), cfg
     except (OmegaConfBaseException, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {DAMAGED}") from error
+        raise damaged(path, error, DAMAGED) from error
 
 
 def _job(cfg: DictConfig, folder: Path, number: int, overrides: tuple[str, ...]) -> Job:

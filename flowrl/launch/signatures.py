@@ -104,8 +104,7 @@ def require_key(
         taken = ", ".join(known for known in parameters if known != "self") or "none"
         raise UserError(
             f"{name}={show(value)}: {word} has no such key{meant(key, parameters)}, but takes "
-            f"{taken}; leave it out, "
-            f"as ~{name} does"
+            f"{taken}; leave it out, as ~{name} does"
         )
 
 
@@ -122,6 +121,5 @@ def require_all(
         if is_needed and not is_later and key not in keys:
             raise UserError(
                 f"{name}: missing configuration key '{key}'; give what another version's run "
-                "lacks, as in "
-                f"++{name}.{key}=VALUE"
+                f"lacks, as in ++{name}.{key}=VALUE"
             )

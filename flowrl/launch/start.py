@@ -48,9 +48,8 @@ def check_start(cfg: DictConfig, adapter: object) -> None:
     if not isinstance(adapter, LoRA):
         raise UserError(
             f"lora.start={start} is for tuning=lora; to train all weights from there, fuse the "
-            "LoRA into the base "
-            "(pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained) and give that as "
-            "model.pretrained"
+            "LoRA into the base (pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained) "
+            "and give that as model.pretrained"
         )
     lora_file = adapter.read_start()
     transformer = loading.transformer_on_meta(cfg.model.pretrained)

@@ -208,8 +208,7 @@ def check_overrides(overrides: Iterable[str], folder: Path, conf: Iterable[Path]
         if fault := _fault(text, project, folder):
             raise UserError(
                 f"{folder}: its job's {text} {fault}, which can run code of whoever made the "
-                "folder or send your files "
-                f"away; {KNOWN}"
+                f"folder or send your files away; {KNOWN}"
             )
 
 

@@ -195,8 +195,7 @@ class _Walk:
         elif not any(other == key or other.startswith(f"{key}.") for other in self.references):
             raise UserError(
                 f"{key}={show(value)}: no such key{meant(str(path[-1]), names)}; nothing refers to "
-                "it as "
-                f"${{{key}}}, so it would have no effect"
+                f"it as ${{{key}}}, so it would have no effect"
             )
 
     def check_target(self, place: Path, node: dict[str, Any], hint: Any) -> None:

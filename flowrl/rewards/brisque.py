@@ -45,6 +45,8 @@ class BRISQUE:
         )
         self.model = {name: value.double() for name, value in self.model.items()}
 
+    part_names = ("score",)
+
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         score = self.score(to_tensor(images))
         is_valid = score.isfinite()

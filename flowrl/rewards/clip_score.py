@@ -37,6 +37,8 @@ class CLIPScore(CLIP):
             raise UserError(f"reward.divisor={divisor} must be above 0")
         self.divisor = divisor
 
+    part_names = ("cosine",)
+
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         texts = self.text_features([prompt.text for prompt in prompts])
         cosine = (self.image_features(images) * texts).sum(-1)

@@ -32,6 +32,8 @@ class HPSv3:
         self.scale = scale
         self.judge = judge
 
+    part_names = ()
+
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         heads = self.judge.pool(
             images, [Question(i, prompt.text) for i, prompt in enumerate(prompts)]

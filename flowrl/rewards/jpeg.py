@@ -34,6 +34,8 @@ class JPEG:
         self.quality = quality
         self.scale = scale
 
+    part_names = ("kilobytes",)
+
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         kilobytes = torch.tensor([self._size(picture) / 1000 for picture in to_pictures(images)])
         everywhere = torch.ones(len(prompts), dtype=torch.bool)

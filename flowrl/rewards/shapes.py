@@ -34,6 +34,8 @@ class ShapesReward:
             raise UserError(f"reward.score={score!r} must be soft, geometric, strict or clean")
         self.score = score
 
+    part_names = ("soft", "strict", "off_palette", "clean_objects")
+
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         captions = []
         reasons = {}

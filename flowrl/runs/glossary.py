@@ -7,7 +7,7 @@ Names ending in `/*` stand for a family whose last part is a reward part or a ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 GLOSSARY: dict[str, str] = {
     "iteration": (
@@ -125,13 +125,15 @@ GLOSSARY: dict[str, str] = {
 
 
 def is_known(name: str) -> bool:
-    """Whether `name` is in the glossary, matching each `*` with exactly one path segment."""
-    parts = name.split("/")
-    return any(
-        len(parts) == len(pattern)
-        and all(p in ("*", part) for p, part in zip(pattern, parts, strict=True))
-        for pattern in (key.split("/") for key in GLOSSARY)
-    )
+    """Tell whether `name` is in the glossary, matching each `*` with exactly one path segment."""
+    return any(_is_match(name.split("/"), pattern.split("/")) for pattern in GLOSSARY)
+
+
+def _is_match(segments: Sequence[str], pattern: Sequence[str]) -> bool:
+    if len(segments) != len(pattern):
+        return False
+    pairs = zip(segments, pattern, strict=True)
+    return all(wanted in ("*", segment) for segment, wanted in pairs)
 
 
 def check(names: Iterable[str]) -> None:
@@ -144,7 +146,7 @@ def check(names: Iterable[str]) -> None:
 
 
 def page() -> str:
-    """The glossary as a Markdown page."""
+    """Write the glossary as a Markdown page."""
     rows = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in GLOSSARY.items())
     head = "# Logged metrics\n\nGenerated from `flowrl/runs/glossary.py` by `make docs`.\n"
     return f"{head}\n| name | meaning |\n|---|---|\n{rows}\n"
