@@ -51,7 +51,7 @@ class BareParts:
         self.policy = policy
         plan = policy.plan
         method = policy.algorithm
-        stochastic = method.steps.draw(method.num_steps, batch.iteration, policy.seed)
+        stochastic = policy.objective.stochastic_steps(batch.iteration, 0)
         shares = method.shared_initial_noise
         sigmas = [interval.sigma for interval in method.intervals]
         self.rollout_steps = [
@@ -67,26 +67,29 @@ class BareParts:
         self.ref_field = group.field(policy.reference.velocity)
         self.x = torch.randn(plan.micro_batch, *policy.model.latent_shape, device=policy.device)
         # Real images: the verifier is slower on noise.
-        part = policy.sample(batch, range(plan.micro_batch))
-        part.score.result()  # or it would go on beside what is timed next
-        self.images = policy.model.decode(part.trajectory.x0).repeat(
-            self.num_micro_batches, 1, 1, 1
-        )
+        micro_batch = policy.sample(batch, range(plan.micro_batch))
+        micro_batch.score.result()  # or it would go on beside what is timed next
+        images = policy.model.decode(micro_batch.trajectory.x0)
+        self.images = images.repeat(self.num_micro_batches, 1, 1, 1)
 
     @torch.no_grad()
     def rollout(self) -> None:
+        """Evaluate the velocity at each step of the grid."""
         for _ in range(self.num_micro_batches):
             for sigma, is_shared in self.rollout_steps:
                 self.field(self.x, sigma, is_shared)
 
     def decode(self) -> None:
+        """Decode as many latents as a rollout ends with."""
         for _ in range(self.num_micro_batches):
             self.policy.model.decode(self.x)
 
     def reward(self) -> None:
+        """Score all images of an iteration."""
         self.policy.reward.reward(self.images, self.prompts)
 
     def update(self) -> None:
+        """Evaluate trained steps forwards and backwards."""
         for _ in range(self.num_micro_batches * self.policy.plan.inner_epochs):
             for sigma, is_shared in self.trained_steps:
                 velocity = self.field(self.x, sigma, is_shared)
@@ -96,18 +99,20 @@ class BareParts:
 
     @torch.no_grad()
     def reference(self) -> None:
+        """Evaluate the reference at trained steps, where there is a penalty."""
         if self.policy.algorithm.penalty.beta:
             for _ in range(self.num_micro_batches * self.policy.plan.inner_epochs):
                 for sigma, is_shared in self.trained_steps:
                     self.ref_field(self.x, sigma, is_shared)
 
     def parts(self) -> dict[str, Callable[[], None]]:
+        """Return the loops by name."""
         names = ("rollout", "decode", "reward", "update", "reference")
         return {name: getattr(self, name) for name in names}
 
 
 class Alternate(Callback):
-    """Before every iteration, times the bare parts; then times the iteration."""
+    """The callback that times the bare parts before every iteration, and then the iteration."""
 
     def __init__(self) -> None:
         self.bare: list[dict[str, float]] = []
@@ -138,6 +143,7 @@ class Alternate(Callback):
 
 
 def seconds(part: Callable[[], object]) -> float:
+    """Time a call, and what it left for the GPU to do."""
     wait_for_gpu()
     start = time.perf_counter()
     part()
@@ -146,26 +152,29 @@ def seconds(part: Callable[[], object]) -> float:
 
 
 def wait_for_gpu() -> None:
+    """Wait until the GPU, where there is one, has nothing left to do."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations per second of the best of ten large matrix products."""
+    """Measure floating-point operations per second, of the best of ten large matrix products."""
     n = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    b = torch.randn(n, n, device=device, dtype=dtype)
     return 2 * n**3 / min(seconds(lambda: a @ b) for _ in range(10))
 
 
 @torch.compiler.set_stance("force_eager")  # compiled blocks cannot be counted
 def flops_per_row(parts: BareParts) -> dict[str, int]:
-    """Floating-point operations on one sample, of one velocity and of decoding; recomputation is
-    left out.
+    """Count floating-point operations on one sample, of one velocity and of decoding; recomputation
+    is left out.
     """
     policy = parts.policy
+    transformer: Any = policy.transformer
     x = parts.x[:1]
     one = parts.group.conditioning[:1]
-    policy.transformer.disable_gradient_checkpointing()
+    transformer.disable_gradient_checkpointing()
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         policy.velocity(x, 0.5, one)
     with FlopCounterMode(display=False) as both:
@@ -176,7 +185,7 @@ def flops_per_row(parts: BareParts) -> dict[str, int]:
     with FlopCounterMode(display=False) as decode:
         policy.model.decode(x)
     if parts.is_checkpointed:
-        policy.transformer.enable_gradient_checkpointing()
+        transformer.enable_gradient_checkpointing()
     for parameter in policy.parameters():
         parameter.grad = None
     counts = {"rollout": forward, "update": both, "reference": reference, "decode": decode}
@@ -184,9 +193,10 @@ def flops_per_row(parts: BareParts) -> dict[str, int]:
 
 
 def model_flops(parts: BareParts) -> dict[str, float]:
-    """Floating-point operations of each bare part of an iteration that runs a network."""
+    """Count floating-point operations of each bare part of an iteration that runs a network."""
 
     def rows(is_shared: bool) -> int:
+        """Count the rows that reach the network, of which equal ones are evaluated once."""
         seen: list[int] = []
 
         def count(x: torch.Tensor, sigma: float, conditioning: Any) -> torch.Tensor:
@@ -204,15 +214,17 @@ def model_flops(parts: BareParts) -> dict[str, float]:
         "reference": trained if has_reference else [],
     }
     count = {is_shared: rows(is_shared) for is_shared in (False, True)}
-    num_rows = {name: sum(count[is_shared] for _, is_shared in own) for name, own in steps.items()}
+    num_rows = {}
+    for name, pairs in steps.items():
+        num_rows[name] = sum(count[is_shared] for _, is_shared in pairs)
     num_rows["decode"] = len(parts.x)
     cost = flops_per_row(parts)
     return {name: float(parts.num_micro_batches * cost[name] * num_rows[name]) for name in cost}
 
 
 def report_utilisation(alternate: Alternate, num_samples: int, bare: dict[str, float]) -> None:
-    """How much of a large matrix product's speed the networks reach, and images per second of the
-    two phases.
+    """Print how much of a large matrix product's speed the networks reach, and images per second of
+    the two phases.
 
     A phase of the run is all it does: rollouts decode and wait for the last rewards, updates ask
     the reference.
@@ -224,7 +236,8 @@ def report_utilisation(alternate: Alternate, num_samples: int, bare: dict[str, f
     parts_of = {"rollout": ("rollout", "decode"), "update": ("update", "reference")}
     for name in laps_of:
         took = statistics.median(
-            sum(lap[f"perf/{own}_seconds"] for own in laps_of[name]) for lap in alternate.laps[1:]
+            sum(lap[f"perf/{phase}_seconds"] for phase in laps_of[name])
+            for lap in alternate.laps[1:]
         )
         whole = sum(flops[part] for part in parts_of[name])
         print(
@@ -234,12 +247,10 @@ def report_utilisation(alternate: Alternate, num_samples: int, bare: dict[str, f
 
 
 def fit(overrides: list[str], num_iterations: int, callbacks: list[Callback]) -> Policy:
+    """Train for some iterations, with nothing evaluated or written."""
     quieten()
     settings = ["name=benchmark", "logger=none", f"num_iterations={num_iterations}"]
-    settings += [
-        "evaluation.max_prompts=1",
-        "embeddings.folder=null",
-    ]  # nothing is evaluated, nothing kept
+    settings += ["evaluation.max_prompts=1", "embeddings.folder=null"]
     cfg = compose([*settings, *overrides])
     policy, data, _ = build(cfg)
     trainer = Trainer(
@@ -257,13 +268,13 @@ def fit(overrides: list[str], num_iterations: int, callbacks: list[Callback]) ->
 
 
 def time_table(overrides: list[str], num_iterations: int) -> None:
+    """Print what an iteration takes, and the share of its bare parts."""
     alternate = Alternate()
     policy = fit(overrides, num_iterations + 1, [alternate])
-    bare, whole, laps = (
-        alternate.bare[1:],
-        alternate.whole[1:],
-        alternate.laps[1:],
-    )  # the first one warms up
+    # The first one warms up.
+    bare = alternate.bare[1:]
+    whole = alternate.whole[1:]
+    laps = alternate.laps[1:]
     median = {name: statistics.median(row[name] for row in bare) for name in bare[0]}
     total = statistics.median(whole)
     ratio = statistics.median(w / sum(b.values()) for w, b in zip(whole, bare, strict=True))
@@ -293,17 +304,18 @@ def time_table(overrides: list[str], num_iterations: int) -> None:
 
 
 def memory_table(overrides: list[str]) -> None:
+    """Print the peak memory for several numbers of steps and group sizes."""
     print(f"{'steps':>6}{'group':>6}{'peak GiB':>10}")
     for num_steps, group_size in ((6, 12), (12, 12), (24, 12), (6, 24), (6, 48)):
         case = [f"rollout.num_steps={num_steps}", f"batch.group_size={group_size}"]
         command = [sys.executable, __file__, "--one-memory-case", *overrides, *case]
-        peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[
-            -1
-        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peak = done.stdout.split()[-1]
         print(f"{num_steps:>6}{group_size:>6}{float(peak):>10.3f}", flush=True)
 
 
 def main() -> None:
+    """Print the table that was asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,5 @@
-"""What a reward behind a server costs, and what scoring beside the rollout saves; always side by
-side, alternating.
+"""Measure what a reward behind a server costs, and what scoring beside the rollout saves; always
+side by side, alternating.
 
     python scripts/benchmark_rewards.py          # the server's throughput against the scorer's own
     python scripts/benchmark_rewards.py --overlap --delay 0.5   # with and without overlap
@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +41,7 @@ from flowrl.types import Prompt, RewardOutput
 
 
 class Slow:
-    """The verifier, after `delay` seconds."""
+    """The verifier, which answers after `delay` seconds."""
 
     def __init__(self, *, delay: float) -> None:
         self.delay = delay
@@ -53,8 +53,8 @@ class Slow:
 
 
 @contextmanager
-def server(*overrides: str):
-    """scripts/serve_reward.py on a free port; its address."""
+def server(*overrides: str) -> Iterator[str]:
+    """Run scripts/serve_reward.py on a free port, and give its address."""
     script = Path(__file__).with_name("serve_reward.py")
     process = subprocess.Popen(
         [sys.executable, str(script), "port=0", *overrides], stdout=subprocess.PIPE, text=True
@@ -68,6 +68,7 @@ def server(*overrides: str):
 
 
 def throughput(num_images: int, size: int, rounds: int) -> None:
+    """Print how many images a second the scorer takes, by itself and behind a server."""
     prompts = shapes_prompts(split="held_in", count=num_images, seed=0)
     rng = random.Random(0)
     pictures = render([lay_out(parse(prompt.text), rng) for prompt in prompts])
@@ -92,7 +93,7 @@ def throughput(num_images: int, size: int, rounds: int) -> None:
 
 
 class Alternating(Callback):
-    """Every other iteration scores after the rollouts; times of both kinds."""
+    """A callback that has every other iteration score after its rollouts, and times both kinds."""
 
     def __init__(self) -> None:
         self.times: dict[bool, list[float]] = {True: [], False: []}
@@ -115,8 +116,8 @@ class Alternating(Callback):
         self.times[self.is_overlapped].append(time.perf_counter() - self.start)
 
 
-class Later(Future):  # type: ignore[type-arg]
-    """Scores when asked for its result."""
+class Later(Future[RewardOutput]):
+    """A score that is computed when it is asked for its result."""
 
     def __init__(self, reward: RewardModule, images: Tensor, prompts: Sequence[Prompt]) -> None:
         super().__init__()
@@ -128,6 +129,7 @@ class Later(Future):  # type: ignore[type-arg]
 
 
 def overlap(name: str, overrides: list[str], pairs: int) -> None:
+    """Print an iteration's time with scores beside the rollout, and after it."""
     alternating = Alternating()
     fit(overrides, 2 * pairs + 2, [alternating])
     beside = alternating.times[True][1:]
@@ -135,13 +137,13 @@ def overlap(name: str, overrides: list[str], pairs: int) -> None:
     ratio = statistics.median(b / a for a, b in zip(after, beside, strict=True))
     print(
         f"{name:<28}after {statistics.median(after):.3f} s, beside {statistics.median(beside):.3f} "
-        "s an iteration; "
-        f"ratio {ratio:.3f}",
+        f"s an iteration; ratio {ratio:.3f}",
         flush=True,
     )
 
 
 def main() -> None:
+    """Measure the one or the other."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -162,11 +164,8 @@ def main() -> None:
     if not args.overlap:
         throughput(args.images, args.size, args.rounds)
         return
-    slow = [
-        "reward._target_=benchmark_rewards.Slow",
-        "~reward.score",
-        f"+reward.delay={args.delay}",
-    ]
+    slow = ["reward._target_=benchmark_rewards.Slow", "~reward.score"]
+    slow.append(f"+reward.delay={args.delay}")
     with server(*slow, "max_batch=1024") as url:
         remote = ["reward=remote", f"reward.url={url}", "reward.batch_size=1024"]
         overlap(f"remote, {args.delay} s a request", [*args.overrides, *remote], args.rounds)

@@ -1,5 +1,5 @@
-"""How well a sweep keeps its slots busy: wall time over the sum of its jobs' times divided by the
-slots.
+"""Measure how well a sweep keeps its slots busy: wall time over the sum of its jobs' times divided
+by the slots.
 
     python scripts/benchmark_sweep.py                       # 12 jobs on 2 CPU slots
     python scripts/benchmark_sweep.py --jobs 4 num_iterations=5    # any override of train.py
@@ -16,11 +16,13 @@ import tempfile
 import time
 from pathlib import Path
 
-TRAIN = Path(__file__).parents[1] / "train.py"
+from flowrl.runs.command_line import TRAIN
+
 JOB = ("debug=smoke", "num_iterations=20", "viewing.every=0", "checkpoint.every=20")
 
 
 def main() -> None:
+    """Run the sweep and print the ratio; 1 where it is above --most."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from flowrl.runs.glossary import is_known
 
@@ -16,10 +17,12 @@ SETS = ("held_in", "held_out")
 STEPS = r"trust/kl_old/\d+"
 
 
-def curves(wr):
-    """Section title -> panels over the iteration, seeds of one method averaged."""
+def curves(wr: Any) -> dict[str, list[Any]]:
+    """Make panels over the iteration, seeds of one method averaged, by their section's title."""
 
-    def line(*names, title=None, regex=None, **options):
+    def line(
+        *names: str, title: str | None = None, regex: str | None = None, **options: Any
+    ) -> Any:
         unknown = [name for name in names if not is_known(name)]
         assert not unknown, unknown
         shared = {"x": "iteration", "groupby": wr.Config("name"), "groupby_rangefunc": "minmax"}
@@ -30,7 +33,7 @@ def curves(wr):
     return {
         "Reward": [
             line("reward/mean"),
-            *(line(f"eval/{own}/reward") for own in SETS),
+            *(line(f"eval/{name}/reward") for name in SETS),
             line("reward/missing"),
         ],
         "Trust region": [
@@ -49,8 +52,10 @@ def curves(wr):
     }
 
 
-def comparisons(wr):
-    """What runs end at: reward against KL to the reference, and the ablation of delta."""
+def comparisons(wr: Any) -> list[Any]:
+    """Make the panels of what runs end at: reward against KL to the reference, and the ablation of
+    delta.
+    """
     reward, kl = (wr.SummaryMetric(f"eval/held_in/{name}") for name in ("reward", "kl_ref"))
     delta = wr.Config("loss.delta")
     return [
@@ -60,8 +65,8 @@ def comparisons(wr):
     ]
 
 
-def build(entity, project, group, is_dry):
-    """The workspace and the report; `group` narrows the report to one sweep."""
+def build(entity: str, project: str, group: str | None, is_dry: bool) -> tuple[Any, Any]:
+    """Make the workspace and the report; `group` narrows the report to one sweep."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -73,7 +78,7 @@ def build(entity, project, group, is_dry):
     sections.append(ws.Section(name="Samples", panels=[samples], is_open=True))
     workspace = ws.Workspace(entity=entity, project=project, name="FlowRL", sections=sections)
 
-    def runs():
+    def runs() -> list[Any]:
         filters = f"Group = '{group}'" if group else ""
         # A run set that names its project looks it up on the server.
         place = {} if is_dry else {"entity": entity, "project": project}
@@ -93,7 +98,8 @@ def build(entity, project, group, is_dry):
     )
 
 
-def main():
+def main() -> None:
+    """Build both, and send them or write them to a folder."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -110,14 +116,14 @@ def main():
         sys.exit(f"error: {error.name} is not installed: pip install '.[dashboard]'")
     if args.dry_run:
         args.dry_run.mkdir(parents=True, exist_ok=True)
-        for name, part in (("workspace", workspace), ("report", report)):
-            content = part._to_model().model_dump(by_alias=True, mode="json")
+        for name, document in (("workspace", workspace), ("report", report)):
+            content = document._to_model().model_dump(by_alias=True, mode="json")
             (args.dry_run / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
         print(f"{args.dry_run}/workspace.json and report.json; nothing was sent")
         return
-    for part in (workspace, report):
-        part.save()
-        print(part.url)
+    for document in (workspace, report):
+        document.save()
+        print(document.url)
 
 
 if __name__ == "__main__":

@@ -49,19 +49,23 @@ from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
 from flowrl.launch.saved import read_saved
 from flowrl.launch.start import with_copy
-from flowrl.launch.trust import check_config
+from flowrl.launch.trust import check_config, parse
 from flowrl.parallel import background
 from flowrl.prompts.files import prompt_set
+from flowrl.runs.command_line import key_of
 from flowrl.runs.files import CONFIG, SOURCE
+from flowrl.sweep.job import has_key
 from flowrl.training.policy import Policy
 from flowrl.tuning import formats, lora
 from flowrl.tuning.weights import refer_to
 
 TRAINED = ("model", "lora", "grid", "tuning")
-"""Of the configuration: what a run's weights belong to."""
-OWN = (*TRAINED, "schedule", "backend", "embeddings")
-"""What each run is drawn with; overrides of the last three reach all subjects."""
-
+"""The groups of the configuration that a run's weights belong to."""
+OF_RUN = (*TRAINED, "schedule", "backend", "embeddings")
+"""The groups that each run is drawn with; overrides of the last three reach all subjects."""
+COMMON = ("reward", "evaluation", "data")
+"""The groups of the first run that all subjects are drawn with, unless the overrides choose others.
+"""
 
 FULL = "flowrl.tuning.full.Full"
 ADAPTER = {"_target_": "flowrl.tuning.lora.LoRA", "init": "gaussian", "reference": "base"}
@@ -74,57 +78,61 @@ have.
 def configure(
     subjects: Sequence[Subject], overrides: Sequence[str], prompts: str | None
 ) -> DictConfig:
-    """The common configuration: the overrides', or the first run's where they leave it open."""
+    """Compose the common configuration: the overrides', or the first run's where they leave it
+    open.
+    """
     cfg = compose(["name=evaluation", "logger=none", *overrides])
     first = next((subject for subject in subjects if subject.is_run), None)
     OmegaConf.set_struct(cfg, False)
     if first is not None:
         chosen = groups(overrides)
-        kept = [key for key in ("reward", "evaluation", "data") if key not in chosen]
         # Another base model comes with its own grid, layers and backend.
-        kept += [key for key in OWN if key not in chosen] if "model" not in chosen else []
-        cfg = taken(cfg, run_config(first, cfg, overrides), kept, overrides)
+        candidates = COMMON if "model" in chosen else (*COMMON, *OF_RUN)
+        keys = [key for key in candidates if key not in chosen]
+        cfg = with_keys_of_run(cfg, run_config(first, cfg, overrides), keys, overrides)
     if prompts is not None:
         cfg.evaluation.sets = {Path(prompts).stem: prompt_set(prompts)}
         # All of them, unless the command line itself asks for a subset, which then is one of the
         # whole file.
-        named = {item.lstrip("+").split("=")[0] for item in overrides}
         for key, value in (("max_prompts", None), ("subset", "even")):
-            if f"evaluation.{key}" not in named:
+            if not has_key(overrides, f"evaluation.{key}"):
                 cfg.evaluation[key] = value
     return cfg
 
 
 def groups(overrides: Sequence[str]) -> set[str]:
-    """The groups that overrides choose, and what comes with them."""
+    """Return the groups that overrides choose, and those that come with them."""
     chosen = {item.split("=")[0] for item in overrides}
-    return chosen | ({"embeddings"} if "backend" in chosen else set())
+    if "backend" in chosen:
+        chosen.add("embeddings")
+    return chosen
 
 
-def taken(
+def with_keys_of_run(
     cfg: DictConfig, saved: DictConfig, keys: Sequence[str], overrides: Sequence[str]
 ) -> DictConfig:
-    """The configuration with a run's own `keys`, and the values below them that overrides give."""
+    """Give a configuration a run's `keys`, and the values below them that overrides say, read as
+    Hydra reads them.
+    """
     keys = [key for key in keys if key in saved]
     for key in keys:
         cfg[key] = saved[key]
     if "evaluation" in keys:
-        # What it takes from other parts of the run, such as rollout.guidance_scale; its grid stays
-        # each subject's.
-        for key in [
-            key for key in saved.evaluation if OmegaConf.is_interpolation(saved.evaluation, key)
-        ]:
-            if key != "schedule":
-                cfg.evaluation[key] = saved.evaluation[key]
-    values = [item.lstrip("+") for item in overrides]
-    values = [
-        item
-        for item in values
-        if item.split("=")[0].partition(".")[0] in keys and "." in item.split("=")[0]
-    ]
-    merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(values))
-    assert isinstance(merged, DictConfig)
-    return merged
+        take_references(cfg.evaluation, saved.evaluation)
+    for override in parse(overrides):
+        group, dot, _ = override.key_or_group.partition(".")
+        if dot and group in keys and not override.is_delete():
+            OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=True)
+    return cfg
+
+
+def take_references(evaluation: DictConfig, saved: DictConfig) -> None:
+    """Replace what a run's evaluation takes from other keys, such as rollout.guidance_scale, by the
+    run's values; its grid stays each subject's.
+    """
+    for key in map(str, saved):
+        if key != "schedule" and OmegaConf.is_interpolation(saved, key):
+            evaluation[key] = saved[key]
 
 
 def saved_config(subject: Subject) -> DictConfig:
@@ -138,20 +146,20 @@ def saved_config(subject: Subject) -> DictConfig:
 def run_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Read and check a run's own configuration; `common` says whether its folder is trusted."""
     assert subject.path is not None
-    given = {item.lstrip("+").split("=")[0] for item in overrides}
+    typed = {key_of(item) for item in overrides}
     return check_config(
-        saved_config(subject), subject.path, is_trusted=common.trust_folder, given=given
+        saved_config(subject), subject.path, is_trusted=common.trust_folder, typed=typed
     )
 
 
-def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The common configuration on the subject's own model and sigma grid, without training
+def subject_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return the common configuration on the subject's own model and sigma grid, without training
     prompts.
     """
     cfg = common.copy()
     if subject.is_run:
-        keys = [key for key in OWN if key in TRAINED or key not in groups(overrides)]
-        cfg = taken(cfg, run_config(subject, common, overrides), keys, overrides)
+        keys = [key for key in OF_RUN if key in TRAINED or key not in groups(overrides)]
+        cfg = with_keys_of_run(cfg, run_config(subject, common, overrides), keys, overrides)
     else:
         cfg.tuning = {"_target_": FULL, "dtype": "float32"} if subject.is_full else "${lora}"
         cfg.model.dtype = "float32" if subject.is_full else cfg.model.dtype
@@ -167,7 +175,9 @@ def own_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -
 
 
 def adapter_config(subject: Subject) -> dict[str, Any]:
-    """The adapter that a subject is drawn through: its LoRA as its file has it, or an idle one."""
+    """Return the adapter that a subject is drawn through: its LoRA as its file has it, or an idle
+    one.
+    """
     if subject.path is None:
         return IDLE
     return ADAPTER | {"rank": None, "alpha": None, "targets": None, "start": str(subject.path)}
@@ -187,7 +197,7 @@ def keep_reference(subject: Subject, policy: Policy) -> None:
 
 
 def load(subject: Subject, cfg: DictConfig) -> Policy:
-    """The policy of a subject, on the GPU where there is one."""
+    """Build the policy of a subject, on the GPU where there is one."""
     policy, _, _ = build(cfg)
     keep_reference(subject, policy)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -204,23 +214,29 @@ def examined(words: Sequence[str], prompts: str | None) -> tuple[list[Subject], 
 
     Raises UserError for one that cannot, and where there is none or two have one name.
     """
-    subjects = [Subject.read(word) for word in words if is_subject(word)]
     overrides = [word for word in words if not is_subject(word)]
-    if not subjects:
-        raise UserError("nothing to evaluate; give `base`, run folders, LoRA files or folders")
-    if len({subject.label for subject in subjects}) < len(subjects):
-        raise UserError(
-            "two subjects have one name; name them as in before=base after=outputs/latest"
-        )
+    subjects = [Subject.read(word) for word in words if word not in overrides]
+    check_labels([subject.label for subject in subjects])
     common = configure(subjects, overrides, prompts)
-    configs = [own_config(subject, common, overrides) for subject in subjects]
+    configs = [subject_config(subject, common, overrides) for subject in subjects]
     for subject, cfg in zip(subjects, configs, strict=True):
         if (passed_over := subject.examine(cfg.model.pretrained)) is not None:
             print(f"{subject.label}: {passed_over}")
     return subjects, configs
 
 
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise UserError where there is no subject, or two have one name."""
+    if not labels:
+        raise UserError("nothing to evaluate; give `base`, run folders, LoRA files or folders")
+    if len(set(labels)) < len(labels):
+        raise UserError(
+            "two subjects have one name; name them as in before=base after=outputs/latest"
+        )
+
+
 def run(args: argparse.Namespace) -> None:
+    """Draw what no earlier evaluation has drawn, score it, and write the page."""
     quieten()
     subjects, configs = examined(args.words, args.prompts)
     evaluators: list[Evaluator] = [instantiate(cfg.evaluation) for cfg in configs]
@@ -247,31 +263,38 @@ def run(args: argparse.Namespace) -> None:
     (out / "page.html").write_text(
         render(" and ".join(assessments), subtitle(evaluators), results, galleries)
     )
-    for name, found in results.items():
-        for label, each in found.items():
-            print(f"{name:<12} {label:<24} {shown(each['metrics'].get('reward'))}")
+    print_rewards(results)
     print(f"{out}/page.html")
 
 
+def print_rewards(results: dict[str, Any]) -> None:
+    """Print the reward of each subject on each set of prompts."""
+    for name, subjects in results.items():
+        for label, result in subjects.items():
+            print(f"{name:<12} {label:<24} {shown(result['metrics'].get('reward'))}")
+
+
 def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return a configuration as a plain container, its interpolations resolved."""
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 
 
 def subtitle(evaluators: Sequence[Evaluator]) -> str:
-    """How all images were drawn."""
+    """Say in one sentence how all images were drawn."""
     first = evaluators[0]
-    has_one_grid = all(each.intervals == first.intervals for each in evaluators)
+    has_one_grid = all(evaluator.intervals == first.intervals for evaluator in evaluators)
     grid = "" if has_one_grid else ", each on its own sigma grid"
     return (
         f"{first.images_per_prompt} images a prompt, {len(first.intervals)} steps of "
-        f"{type(first.solver).__name__}, "
-        f"guidance {first.guidance_scale:g}, the same noise for all{grid}."
+        f"{type(first.solver).__name__}, guidance {first.guidance_scale:g}, the same noise for "
+        f"all{grid}."
     )
 
 
 def shown(reward: dict[str, Any] | None) -> str:
+    """Put a reward and its interval into words."""
     if reward is None:
         return "no reward"
     interval = "" if reward["low"] is None else f" ({reward['low']:.4f} to {reward['high']:.4f})"
@@ -279,8 +302,8 @@ def shown(reward: dict[str, Any] | None) -> str:
 
 
 def is_subject(word: str) -> bool:
-    """Whether a word of the command line names a subject, not an override such as reward=ocr or
-    rollout.num_steps=8.
+    """Tell whether a word of the command line names a subject, not an override such as reward=ocr
+    or rollout.num_steps=8.
 
     With a name before it that no key of the configuration has, a path that exists or looks like one
     is a subject; what else there is goes to Hydra, which says what key may have been meant.
@@ -299,10 +322,11 @@ def is_subject(word: str) -> bool:
 
 
 def is_key(name: str) -> bool:
-    """Whether the configuration has a group or a value of this name: `lora`, which has keys below
-    it, has no value.
+    """Tell whether the configuration has a group or a value of this name: `lora`, which has keys
+    below it, has no value.
     """
     config = OmegaConf.load(CONF / "config.yaml")
+    assert isinstance(config, DictConfig)
     first, dot, _ = name.partition(".")
     group = first.partition("@")[0].partition("/")[0]
     if (CONF / group).is_dir():
@@ -311,6 +335,7 @@ def is_key(name: str) -> bool:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -335,6 +360,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
+    """Run the evaluation, and end the process with its status."""
     status = one_line_errors(partial(run, parser().parse_intermixed_args()))
     background.leave(status)
     return status

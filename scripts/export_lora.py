@@ -24,8 +24,8 @@ from flowrl.tuning.writer import write
 
 
 def beside(source: Path, file: Path) -> Path:
-    """Where the result goes by default: into the run's folder, or else next to the folder of the
-    LoRA file.
+    """Return where the result goes by default: into the run's folder, or else next to the folder of
+    the LoRA file.
     """
     if source.is_dir() and file.parent != source:
         return source
@@ -33,6 +33,7 @@ def beside(source: Path, file: Path) -> Path:
 
 
 def main() -> None:
+    """Read the command line, convert, and say what was written where."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,12 +47,12 @@ def main() -> None:
     file = formats.find(args.source)
     if file.name == formats.AVERAGE:
         print(f"{args.source} has not finished: its checkpoint {file.parent.name} is exported")
-    given = formats.read(file)
+    lora_file = formats.read(file)
     if args.overrides:
         model = compose(["name=export", *args.overrides]).model
-        formats.check(given, on_meta(resolve(model.pretrained), torch.float32), file)
+        formats.check(lora_file, on_meta(resolve(model.pretrained), torch.float32), file)
     folder = args.out or beside(args.source, file) / f"lora_{args.format}"
-    print(f"{write(given, folder, args.format)}: {given.describe()}")
+    print(f"{write(lora_file, folder, args.format)}: {lora_file.describe()}")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ base beside trained.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def draw(
     number: int,
     count: int,
 ) -> Sequence[Image.Image]:
-    """`count` images of a prompt, which is the `number`-th; their noise depends on seed, number and
-    place alone.
+    """Draw `count` images of a prompt, which is the `number`-th; their noise depends on seed,
+    number and place alone.
     """
     samples = [(number, i) for i in range(count)]
     x = gaussian_noise(
@@ -79,7 +80,7 @@ def draw(
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> Image.Image:
-    """One row a prompt: its text, and its images with their titles."""
+    """Put one row a prompt on a sheet: its text, and its images with their titles."""
     width, height = rows[0][1][0][1].size
     across = max(len(images) for _, images in rows) * (width + MARGIN) + MARGIN
     tall = height + 2 * LINE + MARGIN
@@ -96,35 +97,48 @@ def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> Imag
 
 
 def read(args: argparse.Namespace, pretrained: str) -> LoRAFile | None:
-    """The LoRA that was asked for, if any, compared with the base's architecture before weights
-    load.
+    """Read the LoRA that was asked for, if any, and compare it with the base's architecture before
+    weights load.
     """
     if args.lora is None:
         return None
-    given = formats.read(args.lora)
+    lora_file = formats.read(args.lora)
     transformer = loading.transformer_on_meta(pretrained)
     if transformer is not None:
-        formats.check(given, transformer, args.lora)
-    print(f"{args.lora}: {given.describe()}")
-    return given
+        formats.check(lora_file, transformer, args.lora)
+    print(f"{args.lora}: {lora_file.describe()}")
+    return lora_file
 
 
-def attach(args: argparse.Namespace, given: LoRAFile | None, transformer: Any) -> dict[str, Tuning]:
+def attach(
+    args: argparse.Namespace, lora_file: LoRAFile | None, transformer: Any
+) -> dict[str, Tuning]:
     """Attach the LoRA or take the whole transformer that was asked for, if any, under its name."""
-    if given is not None:
-        return {"lora": lora.attach(given, transformer, args.lora)}
+    if lora_file is not None:
+        return {"lora": lora.attach(lora_file, transformer, args.lora)}
     if args.transformer is not None:
         return {"transformer": full.attach_whole(transformer, args.transformer)}
     return {}
 
 
+def save(image: Image.Image, path: Path, facts: Mapping[str, object]) -> None:
+    """Write an image as a PNG that carries facts about it."""
+    notes = PngInfo()
+    for key, value in facts.items():
+        notes.add_text(key, str(value))
+    image.save(path, pnginfo=notes)
+
+
 def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt]) -> None:
+    """Draw all prompts with the base model and what was trained, and write the images and their
+    sheet.
+    """
     check_guidance(cfg)
-    given = read(args, cfg.model.pretrained)
+    lora_file = read(args, cfg.model.pretrained)
     evaluator = instantiate(cfg.evaluation)
     model: Any = instantiate(cfg.model)
     variants: dict[str, Any] = {"base": nullcontext()}
-    for name, tuning in attach(args, given, model.transformer).items():
+    for name, tuning in attach(args, lora_file, model.transformer).items():
         variants = {"base": tuning.at_reference(), name: nullcontext()}
     embed = instantiate(cfg.embeddings)(model, prompts)
     instantiate(cfg.backend).apply(model)
@@ -138,28 +152,26 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for i, prompt in enumerate(prompts):
-        images = [
-            (f"{name} {j}", drawn[i, name][j]) for j in range(args.count) for name in variants
-        ]
-        rows.append((prompt.text, images))
-        for title, image in images:
-            name, j = title.split()
+        images = []
+        for j, name in product(range(args.count), variants):
+            image = drawn[i, name][j]
+            images.append((f"{name} {j}", image))
             facts = {
                 "prompt": prompt.text,
                 "model": cfg.model.pretrained,
                 "seed": evaluator.seed,
                 "number": j,
             }
-            facts |= {name: getattr(args, name)} if name != "base" else {}
-            notes = PngInfo()
-            for key, value in facts.items():
-                notes.add_text(key, str(value))
-            image.save(args.out / f"{i:03d}-{j}-{name}.png", pnginfo=notes)
+            if name != "base":
+                facts[name] = getattr(args, name)
+            save(image, args.out / f"{i:03d}-{j}-{name}.png", facts)
+        rows.append((prompt.text, images))
     sheet(rows).save(args.out / "grid.png")
     print(f"{args.out}: {len(prompts) * args.count * len(variants)} images, grid.png")
 
 
 def main() -> None:
+    """Read the command line, check it, and draw."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

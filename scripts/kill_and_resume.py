@@ -33,18 +33,20 @@ from safetensors.torch import load_file
 
 import flowrl.launch.run  # noqa: F401 - heavy, so before the forks
 from flowrl.runs.checkpoint import list_complete
+from flowrl.runs.command_line import TRAIN
 from flowrl.runs.files import CHECKPOINTS, CONFIG, METRICS
 
-TRAIN = Path(__file__).parents[1] / "train.py"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-SHORT = (
+SHORT: tuple[str, ...] = (
     "debug=smoke",
     "num_iterations=6",
     "num_threads=1",
     "viewing.every=3",
     "evaluation.max_prompts=2",
+    "evaluation.images_per_prompt=1",
+    "evaluation.kl_samples=2",
+    "evaluation.num_steps=2",
 )
-SHORT += ("evaluation.images_per_prompt=1", "evaluation.kl_samples=2", "evaluation.num_steps=2")
 MOST_SIGNALS = 3
 TIMES = "perf/"
 
@@ -56,9 +58,8 @@ def start(overrides: list[str], log: Path) -> int:
         return child
     status = 1
     try:
-        signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # a script in the background ignores it
+        # A script in the background ignores it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -78,7 +79,7 @@ def start(overrides: list[str], log: Path) -> int:
 
 
 def wait(process: int, seconds: float) -> int | None:
-    """The exit status of a process, negative after a signal; None if it still runs after
+    """Return the exit status of a process, negative after a signal; None if it still runs after
     `seconds`.
     """
     deadline = time.monotonic() + seconds
@@ -103,22 +104,23 @@ def await_config(folder: Path) -> None:
 def finish(
     folder: Path, log: Path, overrides: list[str], number: int, rng: random.Random, seconds: float
 ) -> int:
-    """Run to the end through at most `MOST_SIGNALS` signals; returns how many have met a running
+    """Run to the end through at most `MOST_SIGNALS` signals, and return how many have met a running
     process.
     """
     num_sent = 0
     for attempt in range(MOST_SIGNALS + 1):
-        begun = (folder / CONFIG).is_file()
-        process = start([f"resume={folder}"] if begun else [*overrides, f"run_dir={folder}"], log)
+        has_begun = (folder / CONFIG).is_file()
+        words = [f"resume={folder}"] if has_begun else [*overrides, f"run_dir={folder}"]
+        process = start(words, log)
         status = None
         if attempt == 0 or (attempt < MOST_SIGNALS and rng.random() < 0.5):
-            if not begun:
-                await_config(folder)
+            await_config(folder)
             status = wait(process, rng.uniform(0, seconds))
             if status is None:
                 os.kill(process, number)
                 num_sent += 1
-        status = wait(process, 600) if status is None else status
+        if status is None:
+            status = wait(process, 600)
         if status == 0:
             return num_sent
         if status not in (130, -number):
@@ -126,14 +128,18 @@ def finish(
     raise AssertionError(f"not finished after {MOST_SIGNALS} resumptions, see {log}")
 
 
+def untimed_rows(folder: Path) -> list[dict[str, str]]:
+    """Read the rows of a run's metrics.csv, without times."""
+    rows = []
+    for row in csv.DictReader(io.StringIO((folder / METRICS).read_text())):
+        rows.append({name: value for name, value in row.items() if not name.startswith(TIMES)})
+    return rows
+
+
 def state(folder: Path) -> dict[str, object]:
-    """What must be equal, by name: rows, tensors of the last checkpoint, exported weights, last
-    picture.
+    """Read what must be equal, by name: rows, tensors of the last checkpoint, exported weights,
+    last picture.
     """
-    rows = list(csv.DictReader(io.StringIO((folder / METRICS).read_text())))
-    untimed = [
-        {name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows
-    ]
     last = list_complete(folder / CHECKPOINTS)[-1]
     files = [
         *last.glob("*.safetensors"),
@@ -141,17 +147,13 @@ def state(folder: Path) -> dict[str, object]:
         *folder.glob("transformer/*.safetensors"),
     ]
     # Not the files: safetensors writes the entries of a file's head in any order.
-    tensors = {
-        f"{file.relative_to(folder)} {name}": (
-            str(tensor.dtype),
-            tensor.shape,
-            tensor.numpy().tobytes(),
-        )
-        for file in files
-        for name, tensor in load_file(file).items()
-    }
     picture = max((folder / "images").glob("*.png"))
-    return {METRICS: untimed, picture.name: picture.read_bytes()} | tensors
+    values: dict[str, object] = {METRICS: untimed_rows(folder), picture.name: picture.read_bytes()}
+    for file in files:
+        for name, tensor in load_file(file).items():
+            content = (str(tensor.dtype), tensor.shape, tensor.numpy().tobytes())
+            values[f"{file.relative_to(folder)} {name}"] = content
+    return values
 
 
 def check(folder: Path, log: Path, reference: dict[str, object]) -> None:
@@ -160,11 +162,8 @@ def check(folder: Path, log: Path, reference: dict[str, object]) -> None:
     differing = sorted(
         name for name in result.keys() | reference.keys() if result.get(name) != reference.get(name)
     )
-    left = [
-        path.name
-        for path in folder.rglob("*")
-        if path.suffix in (".partial", ".deleted", ".damaged")
-    ]
+    unfinished = (".partial", ".deleted", ".damaged")
+    left = [path.name for path in folder.rglob("*") if path.suffix in unfinished]
     has_traceback = "Traceback" in log.read_text(errors="replace")
     if differing or left or has_traceback:
         raise AssertionError(

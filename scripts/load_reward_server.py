@@ -34,12 +34,12 @@ from PIL import Image
 
 MIB = 1 << 20
 SECONDS = 120.0
-"""After so long an answer counts as `none`."""
+"""The time after which an answer counts as `none`."""
 
 
 @dataclass
 class Answers:
-    """What a case's requests were answered, and after how many seconds each."""
+    """The answers to a case's requests, and the seconds that each took."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -61,17 +61,18 @@ class Server:
     port: int
 
     def memory(self, name: str) -> float:
-        """VmRSS (now) or VmHWM (peak), in MiB."""
+        """Return VmRSS (now) or VmHWM (peak), in MiB."""
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
             if line.startswith(name):
                 return int(line.split()[1]) / 1024
         raise RuntimeError(f"no {name} in the status of process {self.process.pid}")
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a connection."""
         return await asyncio.open_connection("127.0.0.1", self.port)
 
     async def post(self, body: bytes, answers: Answers) -> str:
-        """Send a request on a connection of its own; the status that it got, or `none`."""
+        """Send a request on a new connection, and return the status that it got, or `none`."""
         start = time.perf_counter()
         try:
             async with asyncio.timeout(SECONDS):
@@ -96,10 +97,12 @@ Case = Callable[[Server, Answers, Answers], Awaitable[None]]
 
 
 def head(length: int) -> bytes:
+    """Write the head of a request whose body has so many bytes."""
     return f"POST /score HTTP/1.1\r\nHost: load\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 def body(pngs: list[bytes]) -> bytes:
+    """Write a request for the scores of images."""
     images = [base64.b64encode(png).decode() for png in pngs]
     return json.dumps(
         {"images": images, "prompts": [{"text": "a red circle"}] * len(pngs)}
@@ -107,19 +110,21 @@ def body(pngs: list[bytes]) -> bytes:
 
 
 def png(width: int, height: int, mode: str = "RGB") -> bytes:
+    """Write a black image."""
     file = io.BytesIO()
     Image.new(mode, (width, height)).save(file, "PNG")
     return file.getvalue()
 
 
 def with_texts(picture: bytes, count: int) -> bytes:
-    """The picture with compressed texts of 1 MiB each, a kilobyte in the file."""
+    """Add compressed texts to a picture, of 1 MiB each and a kilobyte in the file."""
     text = zlib.compress(b"x" * MIB)
     chunks = [chunk(b"zTXt", b"key %d\0\0" % i + text) for i in range(count)]
     return picture[:33] + b"".join(chunks) + picture[33:]
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
+    """Write a chunk of a PNG, with its sum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
@@ -127,18 +132,20 @@ SMALL = body([png(32, 32)])
 
 
 async def others(server: Server, answers: Answers, count: int = 20) -> None:
-    """A well-behaved client, which asks `count` times, one after the other."""
+    """Ask `count` times, one after the other, as a well-behaved client does."""
     for _ in range(count):
         await server.post(SMALL, answers)
         await asyncio.sleep(0.05)
 
 
 async def plain(server: Server, asked: Answers, besides: Answers) -> None:
-    """Nothing but a well-behaved client."""
+    """Let nothing happen but a well-behaved client's requests."""
     await others(server, besides)
 
 
 def at_once(content: bytes, count: int) -> Case:
+    """Make a case of requests that are all sent at once."""
+
     async def case(server: Server, asked: Answers, besides: Answers) -> None:
         requests = [server.post(content, asked) for _ in range(count)]
         await asyncio.gather(*requests, others(server, besides))
@@ -147,7 +154,7 @@ def at_once(content: bytes, count: int) -> Case:
 
 
 def held_back(num_connections: int, sent: bytes) -> Case:
-    """Connections that send what is told, and then nothing more."""
+    """Make a case of connections that send something, and then nothing more."""
 
     async def case(server: Server, asked: Answers, besides: Answers) -> None:
         connections = [await server.connect() for _ in range(num_connections)]
@@ -178,8 +185,8 @@ async def end(reader: asyncio.StreamReader, answers: Answers) -> None:
 
 
 async def thousand(server: Server, asked: Answers, besides: Answers) -> None:
-    """1,000 connections at once, each with one request; told to come again, it comes again after a
-    second.
+    """Open 1,000 connections at once, each with one request, which comes again after a second where
+    it is told to.
     """
 
     async def persist() -> None:
@@ -223,15 +230,10 @@ CASES: dict[str, tuple[str, Callable[[], Case]]] = {
 
 @asynccontextmanager
 async def running(overrides: list[str]) -> AsyncIterator[Server]:
+    """Run a server of the verifier on a free port."""
     script = Path(__file__).with_name("serve_reward.py")
-    command = [
-        sys.executable,
-        str(script),
-        "reward=shapes",
-        "port=0",
-        "shutdown_seconds=1",
-        *overrides,
-    ]
+    words = ["reward=shapes", "port=0", "shutdown_seconds=1", *overrides]
+    command = [sys.executable, str(script), *words]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -247,7 +249,7 @@ async def running(overrides: list[str]) -> AsyncIterator[Server]:
 
 
 async def measure(name: str, overrides: list[str]) -> str:
-    """A row of the table."""
+    """Measure a case, and write its row of the table."""
     meaning, make = CASES[name]
     case = make()
     asked = Answers()
@@ -263,6 +265,7 @@ async def measure(name: str, overrides: list[str]) -> str:
 
 
 def main() -> None:
+    """Print the table, a row a case."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,5 @@
-"""What code on PyTorch's meta device would allocate: the bytes alive at once, with attention as a
-fused kernel's.
+"""The bytes that code on PyTorch's meta device would have alive at once, with attention as a fused
+kernel's.
 """
 
 from __future__ import annotations
@@ -16,25 +16,22 @@ from torch.utils._pytree import tree_leaves
 
 
 class Peak(TorchDispatchMode):
-    """Counts the bytes of all tensors made while it is active and still alive; `peak` is the most
+    """Count the bytes of all tensors made while it is active and still alive; `peak` is the most
     there were.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = 0
+        self.peak = 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {
-            id(leaf.untyped_storage())
-            for leaf in tree_leaves((args, kwargs or {}))
-            if isinstance(leaf, Tensor)
-        }
+        before = {id(storage) for storage in _storages((args, kwargs or {}))}
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in self._seen | given:
-                self._take(leaf.untyped_storage())
+        for storage in _storages(result):
+            if id(storage) not in self._seen | before:
+                self._take(storage)
         return result
 
     def _take(self, storage: Any) -> None:
@@ -50,8 +47,13 @@ class Peak(TorchDispatchMode):
         self.live -= size
 
 
+def _storages(tree: Any) -> list[Any]:
+    """List the storages of the tensors in a tree of containers."""
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 class FusedAttention(torch.autograd.Function):
-    """Keeps what a fused kernel keeps: its inputs, its output, and a number per query and head."""
+    """Keep what a fused kernel keeps: its inputs, its output, and a number per query and head."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -68,13 +70,14 @@ class FusedAttention(torch.autograd.Function):
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Compute attention with the memory of a fused kernel, whatever the mask and its options."""
     return FusedAttention.apply(query, key, value)
 
 
 def peak_of(work: Callable[[], object]) -> int:
-    """The most bytes that were alive at once in `work`, beyond what was there before."""
+    """Return the most bytes that were alive at once in `work`, beyond what was there before."""
     plain = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = fused  # type: ignore[assignment]
+    functional.scaled_dot_product_attention = fused
     try:
         with Peak() as counter:
             work()

@@ -36,10 +36,10 @@ from flowrl.launch.checks import check_guidance, check_trainer
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.validate import validate
-from flowrl.losses.nft import NFT
 from flowrl.models.architectures import TEXT_PARAMETERS
 from flowrl.models.loading import EMBEDDED, META, resolve
 from flowrl.models.weights import DTYPES
+from flowrl.objectives import check_method, stochastic_steps
 from flowrl.training.batch_plan import BatchPlan
 from flowrl.tuning.protocol import TuningRecipe
 from flowrl.types import Conditioning
@@ -61,13 +61,14 @@ backward pass also its gradients, the buffer they leave in and the last one's.
 
 
 def size(module: nn.Module) -> int:
+    """Count the bytes of a module's parameters and buffers."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Bytes: `fixed` always, `iteration` on top of it but in evaluations, the others on top of
-    these in their phase.
+    """The bytes of one process: `fixed` always, `iteration` on top of it but in evaluations, the
+    others on top of these in their phase.
     """
 
     fixed: int
@@ -80,26 +81,27 @@ class Costs:
 
     @property
     def peak(self) -> int:
+        """Return the most bytes that are there at once."""
         iteration = self.iteration + max(self.rollout, self.decode, self.update, self.step)
         return self.fixed + max(iteration, self.evaluation)
 
     def beyond(self, other: Costs, times: int) -> Costs:
-        """What lies `times` the step from `other` to these costs further on: it grows with the
-        rows, or not at all.
+        """Return the costs that lie `times` the step from `other` to these further on: each grows
+        with the rows, or not at all.
         """
-        return Costs(
-            *(b + times * (b - a) for a, b in zip(astuple(other), astuple(self), strict=True))
-        )
+        pairs = zip(astuple(other), astuple(self), strict=True)
+        return Costs(*(here + times * (here - before) for before, here in pairs))
 
 
 class Plan:
-    """One configuration's networks on the meta device, for one process."""
+    """The networks of one configuration on the meta device, for one process."""
 
     def __init__(self, cfg: DictConfig) -> None:
         check_guidance(cfg)
         check_trainer(cfg)
         self.cfg = cfg
         self.method: Algorithm = instantiate(cfg.algorithm)
+        check_method(self.method)
         self.plan: BatchPlan = instantiate(cfg.batch)
         name = cfg.model.pretrained
         self.source = resolve(name) if name.startswith(EMBEDDED) else str(Path(name).expanduser())
@@ -110,22 +112,23 @@ class Plan:
         # Compiled, or with another attention, nothing could be counted.
         instantiate(cfg.backend, compile=False, attention=None).apply(self.model)
         self.ref_scale = self.method.penalty.guidance_scale if self.method.penalty.beta else None
-        self.num_terms = len(self.method.stochastic(0, 0))
+        self.num_terms = len(stochastic_steps(self.method, iteration=0, seed=0, prompt=0))
         self.slices = cfg.backend.slice_decoding
         self.strategy = STRATEGIES.get(OmegaConf.select(cfg, "trainer.strategy._target_"))
         self.parts = self.plan.num_processes if self.strategy == "fsdp" else 1
         self.trained = self.tuning.parameters()
         self.whole = sum(value.nbytes for value in self.trained.values())
-        self.own = self.whole // self.parts
+        self.share = self.whole // self.parts
         # Copies of the trained weights while others stand in their place: Diffusion-NFT's old ones
         # in rollouts and updates; the reference where its weights are divided, since then a pass
         # reads them in place.
-        self.aside_for_old = self.own if isinstance(self.method.loss, NFT) else 0
-        self.aside_for_ref = self.own if self.parts > 1 else 0
+        self.aside_for_old = self.share if self.method.loss.kind == "forward" else 0
+        self.aside_for_ref = self.share if self.parts > 1 else 0
         for parameter in self.trained.values():
             parameter.grad = torch.empty_like(parameter)  # counted among what is there all along
 
     def conditioning(self, rows: int) -> Conditioning:
+        """Make the embeddings of so many prompts, with the negative prompt's where there is one."""
         config = self.model.transformer.config
         dtype = self.model.transformer.dtype
         tokens = torch.empty(
@@ -134,85 +137,86 @@ class Plan:
         pooled = torch.empty(
             rows, config.get("pooled_projection_dim") or 0, dtype=dtype, device="meta"
         )
-        return Conditioning(
-            tokens,
-            pooled,
-            None if self.model.negative_prompt is None else Conditioning(tokens, pooled),
-        )
+        negative = None
+        if self.model.negative_prompt is not None:
+            negative = Conditioning(tokens, pooled)
+        return Conditioning(tokens, pooled, negative)
 
     def weights(self) -> dict[str, int]:
-        """What is there all along, from the first optimizer step on, by name."""
-        own = self.own
+        """Count what is there all along, from the first optimizer step on, by name."""
+        share = self.share
         reference = self.tuning.reference or {}
         reference_size = sum(value.nbytes for value in reference.values()) // self.parts
         # All trained: buffers and the start. LoRA: the base, and the LoRA that it began from.
         return {
             "frozen weights": size(self.model.transformer) - self.whole + reference_size,
             "autoencoder": size(self.model.vae),
-            "trained weights": own,
-            "their gradients": own,
-            "buckets of gradients": own if self.strategy == "ddp" else 0,
+            "trained weights": share,
+            "their gradients": share,
+            "buckets of gradients": share if self.strategy == "ddp" else 0,
             "optimizer": self.optimizer[0],
-            "EMA": own,
+            "EMA": share,
             "old policy": self.aside_for_old,
         }
 
     @cached_property
     def optimizer(self) -> tuple[int, int]:
-        """What the optimizer keeps, and what a step takes on top of that."""
+        """Count what the optimizer keeps, and what a step takes on top of that."""
         optimizer = instantiate(self.cfg.optimizer)(list(self.trained.values()))
         for group in optimizer.param_groups:
             if group.get("foreach", False) is None and not group.get("fused"):
-                group["foreach"] = (
-                    True  # PyTorch's choice on a GPU: a temporary of all weights at once
-                )
+                # It is PyTorch's choice on a GPU: a temporary of all weights at once.
+                group["foreach"] = True
         optimizer.step()
-        tensors = [
-            value
-            for state in optimizer.state.values()
-            for value in state.values()
-            if torch.is_tensor(value)
-        ]
-        kept = sum(value.nbytes for value in tensors if value.is_meta)  # step counts are on the CPU
-        return kept // self.parts, peak_of(optimizer.step) // self.parts
+        num_bytes = 0
+        for state in optimizer.state.values():
+            # Step counts are on the CPU.
+            on_device = [value for value in state.values() if torch.is_tensor(value)]
+            num_bytes += sum(value.nbytes for value in on_device if value.is_meta)
+        return num_bytes // self.parts, peak_of(optimizer.step) // self.parts
 
     @cached_property
     def gathered(self) -> tuple[int, int]:
-        """Of divided weights, what is whole in a pass, and in an update: what is in no block, and
-        some blocks.
+        """Count what of divided weights is whole in a pass, and in an update: what is in no block,
+        and some blocks.
         """
         if self.parts == 1:
             return 0, 0
         kinds = set(getattr(self.model.transformer, "_no_split_modules", None) or ())
-        named = [part for part in self.model.transformer.modules() if type(part).__name__ in kinds]
-        blocks = [sum(value.nbytes for value in part.parameters()) for part in named]
-        rest = self.whole - sum(blocks)
+        blocks = []
+        for module in self.model.transformer.modules():
+            if type(module).__name__ in kinds:
+                blocks.append(sum(value.nbytes for value in module.parameters()))
+        outside = self.whole - sum(blocks)
         largest = max(blocks, default=0)
-        return rest + BLOCKS_OF_A_PASS * largest, 2 * rest + BLOCKS_OF_AN_UPDATE * largest
+        return outside + BLOCKS_OF_A_PASS * largest, 2 * outside + BLOCKS_OF_AN_UPDATE * largest
 
     @torch.no_grad()
-    def look(self, x: Tensor, given: Conditioning, scale: float, aside: int) -> None:
-        """A pass without gradients, with so many bytes of weights set aside."""
+    def look(self, x: Tensor, embeddings: Conditioning, scale: float, aside: int) -> None:
+        """Make a pass without gradients, with so many bytes of weights set aside."""
         held = torch.empty(aside, dtype=torch.uint8, device="meta")
-        self.model.velocity(x, 0.5, given, scale)
+        self.model.velocity(x, 0.5, embeddings, scale)
         del held
 
     def costs(self, rows: int) -> Costs:
+        """Count the bytes of each phase with micro-batches of so many rows."""
         x = self.noise(rows)
-        given = self.conditioning(rows)
+        embeddings = self.conditioning(rows)
         scale = self.method.guidance_scale
 
         def update() -> None:
-            velocity = self.model.velocity(x, 0.5, given, scale)
+            velocity = self.model.velocity(x, 0.5, embeddings, scale)
             if self.ref_scale is not None:
-                self.look(x, given, self.ref_scale, self.aside_for_ref)
+                self.look(x, embeddings, self.ref_scale, self.aside_for_ref)
             velocity.square().mean().backward()
 
-        rollout = peak_of(lambda: self.look(x, given, scale, self.aside_for_old)) + self.gathered[0]
-        prompts = self.prompts(rows, given)
+        rollout = (
+            peak_of(lambda: self.look(x, embeddings, scale, self.aside_for_old)) + self.gathered[0]
+        )
+        prompts = self.prompts(rows, embeddings)
         return Costs(
             sum(self.weights().values()),
-            self.iteration(given),
+            self.iteration(embeddings),
             rollout + prompts,
             self.decode(rows) + self.aside_for_old,
             max(peak_of(update) + self.gathered[1], rollout) + prompts,
@@ -222,82 +226,89 @@ class Plan:
 
     @cached_property
     def evaluation(self) -> int:
-        """What an evaluation takes while gradients and optimizer state are there: a copy of the
-        trained weights, whose place the average's take (so does an export); a set's initial noise;
-        a batch; its images until they are scored, at worst all of them. Of sets whose number of
-        prompts has no bound, a batch is counted.
+        """Count what an evaluation takes while gradients and optimizer state are there: a copy of
+        the trained weights, whose place the average's take (so does an export); a set's initial
+        noise; a batch; its images until they are scored, at worst all of them. Of sets whose number
+        of prompts has no bound, a batch is counted.
         """
         settings = self.cfg.evaluation
         rows = self.cfg.evaluation.batch_size
         x = self.noise(rows)
-        given = self.conditioning(rows)
+        embeddings = self.conditioning(rows)
         aside = self.aside_for_ref if settings.kl_samples else 0
         network = (
-            peak_of(lambda: self.look(x, given, settings.guidance_scale, aside)) + self.gathered[0]
+            peak_of(lambda: self.look(x, embeddings, settings.guidance_scale, aside))
+            + self.gathered[0]
         )
         count = (settings.max_prompts or 0) * settings.images_per_prompt
         held = (
             12 * self.pixels * (-(-count // self.plan.num_processes)) + count * self.noise(1).nbytes
         )
-        return self.own + held + max(network + self.prompts(rows, given), self.decode(rows))
+        return self.share + held + max(network + self.prompts(rows, embeddings), self.decode(rows))
 
     def noise(self, rows: int) -> Tensor:
+        """Make latents of so many rows."""
         return torch.empty(rows, *self.model.latent_shape, device="meta")
 
     def decode(self, rows: int) -> int:
+        """Count what decoding takes, with the images that it gives."""
         latents = self.noise(1 if self.slices else rows)
         return peak_of(lambda: self.model.decode(latents)) + 4 * 3 * rows * self.pixels
 
     @property
     def pixels(self) -> int:
+        """Return the number of an image's pixels."""
         return (self.model.latent_shape[-1] * self.model.pipeline.vae_scale_factor) ** 2
 
-    def iteration(self, given: Conditioning) -> int:
-        """What a process holds of all its samples: states, next states and means of trained steps,
-        images, and its prompts once, for micro-batches that divide a group or hold whole ones.
+    def iteration(self, embeddings: Conditioning) -> int:
+        """Count what a process holds of all its samples: states, next states and means of trained
+        steps, images, and its prompts once, for micro-batches that divide a group or hold whole
+        ones.
         """
         samples = self.plan.num_samples // self.plan.num_processes
         num_prompts = -(-samples // self.plan.group_size)
         # Images until they are scored, at worst all of them.
         held = samples * ((3 * self.num_terms + 1) * self.noise(1).nbytes + 12 * self.pixels)
-        return held + num_prompts * self.prompt(given)
+        return held + num_prompts * self.prompt(embeddings)
 
-    def prompt(self, given: Conditioning) -> int:
-        """One prompt's tokens and pooled embedding."""
-        return (given.tokens.nbytes + given.pooled.nbytes) // len(given.tokens)
+    def prompt(self, embeddings: Conditioning) -> int:
+        """Count the bytes of one prompt's tokens and pooled embedding."""
+        return (embeddings.tokens.nbytes + embeddings.pooled.nbytes) // len(embeddings.tokens)
 
-    def prompts(self, rows: int, given: Conditioning) -> int:
-        """Prompts copied for each row while a velocity field is at work, and so is the negative
-        prompt.
+    def prompts(self, rows: int, embeddings: Conditioning) -> int:
+        """Count the prompts that are copied for each row while a velocity field is at work, as the
+        negative prompt is.
         """
-        return rows * self.prompt(given) * (1 if given.negative is None else 2)
+        return rows * self.prompt(embeddings) * (1 if embeddings.negative is None else 2)
 
     def text_encoders(self) -> int | None:
-        """None where the model is not a released one."""
+        """Count the bytes of the text encoders; None where the model is not a released one."""
         count = TEXT_PARAMETERS.get(self.source)
         return None if count is None else count * DTYPES[self.cfg.model.dtype].itemsize
 
     def micro_batches(self) -> list[int]:
+        """List the numbers of rows that a process's share of an update can be divided into."""
         share = self.plan.samples_per_update // self.plan.num_processes
         return [rows for rows in range(1, share + 1) if share % rows == 0]
 
     def remedies(self, costs: Costs) -> str:
-        """What may be changed where not even these costs fit."""
-        found = [
+        """Name what may be changed where not even these costs fit."""
+        keys = [
             "batch.num_processes (more GPUs)",
             "batch.prompts_per_iteration",
             "model.resolution",
         ]
         if costs.peak == costs.fixed + costs.evaluation:
-            found.insert(0, "evaluation.batch_size, evaluation.max_prompts")
+            keys.insert(0, "evaluation.batch_size, evaluation.max_prompts")
         if not self.cfg.backend.gradient_checkpointing:
-            found.insert(0, "backend.gradient_checkpointing=true")
+            keys.insert(0, "backend.gradient_checkpointing=true")
         if self.recipe.can_be_divided and self.parts == 1:
-            found.insert(0, "trainer=fsdp (weights divided over GPUs)")
-        return ", ".join(found)
+            keys.insert(0, "trainer=fsdp (weights divided over GPUs)")
+        return ", ".join(keys)
 
 
 def report(cfg: DictConfig, gpu: float) -> None:
+    """Print the tables, and the largest micro-batch that fits."""
     plan = Plan(cfg)
     room = gpu * (1 - SPARE) * GIB
     print(f"{cfg.model.pretrained}, {cfg.model.dtype}, {cfg.model.resolution} pixels; GiB per GPU")
@@ -306,12 +317,10 @@ def report(cfg: DictConfig, gpu: float) -> None:
             print(f"  {name:<24}{value / GIB:>9.2f}")
     encoders = plan.text_encoders()
     if encoders is not None:
-        has_room = (
-            "dropped; the networks above come after"
-            if encoders <= room
-            else "more than fits: embed elsewhere"
-        )
-        print(f"  {'text encoders, before':<24}{encoders / GIB:>9.2f}  ({has_room})")
+        note = "dropped; the networks above come after"
+        if encoders > room:
+            note = "more than fits: embed elsewhere"
+        print(f"  {'text encoders, before':<24}{encoders / GIB:>9.2f}  ({note})")
     print("  passes are being counted", flush=True)
     names = ("all along", "iteration", "rollout", "decode", "update", "step", "evaluation", "peak")
     print(f"{'micro-batch':>12}" + "".join(f"{name:>{len(name) + 3}}" for name in names))
@@ -334,6 +343,7 @@ def report(cfg: DictConfig, gpu: float) -> None:
 
 
 def main() -> None:
+    """Read the command line, check it, and report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

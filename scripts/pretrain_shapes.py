@@ -19,6 +19,8 @@ import math
 import random
 import shutil
 import time
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +28,7 @@ from diffusers import AutoencoderKL
 from shapes_pipeline import (
     AUTOENCODER,
     Generator,
+    Network,
     draw_scenes,
     evaluate,
     export,
@@ -33,6 +36,7 @@ from shapes_pipeline import (
 )
 from torch import Tensor, nn
 
+from flowrl.runs.files import replacing
 from flowrl.shapes.grammar import FAMILIES, Caption, corrupt, sample_caption
 
 KL_WEIGHT = 1e-4
@@ -42,43 +46,48 @@ NUM_LATENTS = 80_000
 
 
 def learning_rate(step: int, num_steps: int, peak: float) -> float:
-    """Linear warm-up over 3 % of the steps, then cosine to zero."""
+    """Return the rate of a step: a linear warm-up over 3 % of the steps, then a cosine to zero."""
     warm = max(1, int(0.03 * num_steps))
     return peak * min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1.0, step / num_steps))))
 
 
 class Log:
-    """Metrics of the pretraining, printed and appended to `log.jsonl`."""
+    """The metrics of the pretraining, printed and appended to `log.jsonl`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.start = time.time()
 
     def write(self, **row: float | str) -> None:
+        """Take a row, with the seconds since the start."""
         row["seconds"] = round(time.time() - self.start, 1)
-        print(
-            "  ".join(
-                f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()
-            ),
-            flush=True,
-        )
+        cells = []
+        for key, value in row.items():
+            cells.append(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}")
+        print("  ".join(cells), flush=True)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
 def save_checkpoint(path: Path, **state: object) -> None:
-    """Write atomically, so that an interrupted save leaves the previous checkpoint."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    """Write a checkpoint whole, so that an interrupted save leaves the previous one."""
+    with replacing(path) as partial:
+        torch.save(state, partial)
+
+
+def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    """Set the learning rate of all parameters."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
 
 
 def train_autoencoder(
     work: Path, log: Log, num_steps: int, batch_size: int, peak: float
-) -> AutoencoderKL:
-    """Stage 1: mean squared and absolute error plus a light KL, on fresh scenes."""
+) -> Network:
+    """Train stage 1: mean squared and absolute error plus a light KL, on fresh scenes."""
     torch.manual_seed(1)
-    autoencoder = AutoencoderKL(**AUTOENCODER)
+    autoencoder: Network = AutoencoderKL(**AUTOENCODER)
     autoencoder.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
         autoencoder.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.0
@@ -91,8 +100,7 @@ def train_autoencoder(
         optimizer.load_state_dict(state["optimizer"])
         start = int(state["step"])
     for step in range(start, num_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, num_steps, peak)
+        set_rate([optimizer], learning_rate(step, num_steps, peak))
         _, images = draw_scenes(batch_size, random.Random(f"autoencoder {step}"))
         images = images.contiguous(memory_format=torch.channels_last)
         posterior = autoencoder.encode(images).latent_dist
@@ -121,13 +129,13 @@ def train_autoencoder(
 
 
 @torch.no_grad()
-def encode_latents(work: Path, autoencoder: AutoencoderKL) -> tuple[list[Caption], Tensor, float]:
-    """Captions and latents of NUM_LATENTS scenes, float16 and scaled to unit variance, and the
-    scale used.
+def encode_latents(work: Path, autoencoder: Network) -> tuple[list[Caption], Tensor, float]:
+    """Return captions and latents of NUM_LATENTS scenes, float16 and scaled to unit variance, and
+    the scale used.
     """
     path = work / "latents.pt"
     captions = []
-    parts = []
+    means = []
     cached = torch.load(path, weights_only=True) if path.exists() else None
     for start in range(0, NUM_LATENTS, 2000):
         rng = random.Random(f"latents {start}")
@@ -136,9 +144,9 @@ def encode_latents(work: Path, autoencoder: AutoencoderKL) -> tuple[list[Caption
             continue
         chunk, images = draw_scenes(2000, rng)
         captions += chunk
-        parts += [autoencoder.encode(part).latent_dist.mean for part in images.split(250)]
+        means += [autoencoder.encode(batch).latent_dist.mean for batch in images.split(250)]
     if cached is None:
-        latents = torch.cat(parts)
+        latents = torch.cat(means)
         scale = float(1 / latents.std())
         cached = {"latents": (latents * scale).half(), "scale": scale}
         torch.save(cached, path)
@@ -146,12 +154,50 @@ def encode_latents(work: Path, autoencoder: AutoencoderKL) -> tuple[list[Caption
 
 
 def make_optimizers(generator: Generator, peak: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the transformer's blocks, AdamW for everything else."""
-    matrices = [p for p in generator.transformer.transformer_blocks.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in generator.parameters() if id(p) not in chosen]
+    """Make Muon for the matrices of the transformer's blocks, AdamW for everything else."""
+    in_blocks = generator.transformer.transformer_blocks.parameters()
+    matrices = [weight for weight in in_blocks if weight.ndim == 2]
+    ids = {id(weight) for weight in matrices}
+    others = [weight for weight in generator.parameters() if id(weight) not in ids]
     muon = torch.optim.Muon(matrices, lr=peak, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.98), weight_decay=0.0)]
+    return [muon, torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def draw_captions(
+    captions: Sequence[Caption], batch_size: int, rates: dict[str, float] | None, rng: random.Random
+) -> tuple[list[int], list[str], int]:
+    """Draw the scenes of a batch, the texts that they are trained on, and the number of T5's zero
+    tokens among those.
+
+    A batch with such tokens is long, and therefore a quarter as large.
+    """
+    num_pads = int(256 ** rng.random()) if rng.random() < 0.06 else 0
+    count = batch_size // 4 if num_pads else batch_size
+    scenes = [rng.randrange(len(captions)) for _ in range(count)]
+    views = [corrupt(captions[i], rates, rng) if rates else captions[i] for i in scenes]
+    texts = ["" if rng.random() < CAPTION_DROPOUT else view.text for view in views]
+    return scenes, texts, num_pads
+
+
+def flow_matching_loss(
+    generator: Generator, x_data: Tensor, texts: list[str], num_pads: int, noise: torch.Generator
+) -> Tensor:
+    """Compute `mean (velocity - (noise - data))^2` at sigmas whose logit is normal."""
+    eps = torch.randn(x_data.shape, generator=noise)
+    sigma = torch.sigmoid(0.4 + 1.2 * torch.randn(len(x_data), generator=noise))
+    x = torch.lerp(x_data, eps, sigma[:, None, None, None])
+    tokens, pooled = generator.encode(texts, num_pads)
+    return (generator.velocity(x, sigma, tokens, pooled) - (eps - x_data)).square().mean()
+
+
+def update(generator: Generator, optimizers: Sequence[torch.optim.Optimizer], loss: Tensor) -> None:
+    """Take one step of all optimizers, its gradient clipped to a norm of 1."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 def train_generator(
@@ -160,13 +206,13 @@ def train_generator(
     stage: str,
     generator: Generator,
     data: tuple[list[Caption], Tensor],
-    decode: AutoencoderKL,
+    decode: Network,
     num_steps: int,
     batch_size: int,
     peak: float,
     rates: dict[str, float] | None,
 ) -> Generator:
-    """Stage 2: flow matching, `mean (velocity - (noise - data))^2`; returns the averaged weights.
+    """Train stage 2 by flow matching, and return the averaged weights.
 
     With `rates`, every view of a scene gets a freshly corrupted caption. A few batches carry T5's
     zero tokens, so that the stock pipeline's default call works as well as the short sequences used
@@ -188,26 +234,10 @@ def train_generator(
     for step in range(start, num_steps):
         rng = random.Random(f"{stage} {step}")
         noise = torch.Generator().manual_seed(step)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = learning_rate(step, num_steps, peak)
-        num_pads = int(256 ** rng.random()) if rng.random() < 0.06 else 0
-        chosen = [
-            rng.randrange(len(captions)) for _ in range(batch_size // 4 if num_pads else batch_size)
-        ]
-        views = [corrupt(captions[i], rates, rng) if rates else captions[i] for i in chosen]
-        texts = ["" if rng.random() < CAPTION_DROPOUT else view.text for view in views]
-        data_latents = latents[chosen].float()
-        eps = torch.randn(data_latents.shape, generator=noise)
-        sigma = torch.sigmoid(0.4 + 1.2 * torch.randn(len(chosen), generator=noise))
-        x = torch.lerp(data_latents, eps, sigma[:, None, None, None])
-        tokens, pooled = generator.encode(texts, num_pads)
-        loss = (generator.velocity(x, sigma, tokens, pooled) - (eps - data_latents)).square().mean()
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        set_rate(optimizers, learning_rate(step, num_steps, peak))
+        scenes, texts, num_pads = draw_captions(captions, batch_size, rates, rng)
+        loss = flow_matching_loss(generator, latents[scenes].float(), texts, num_pads, noise)
+        update(generator, optimizers, loss)
         decay = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(
@@ -227,6 +257,7 @@ def train_generator(
 
 
 def main() -> None:
+    """Run all stages, then measure and export."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -254,26 +285,14 @@ def main() -> None:
     data = (captions, latents)
     torch.manual_seed(2)
     generator = Generator()
-    shared = {"data": data, "decode": autoencoder, "batch_size": 256}
-    clean = train_generator(
-        args.work,
-        log,
-        "clean",
-        generator,
-        num_steps=args.clean_steps,
-        peak=2e-3,
-        rates=None,
-        **shared,
-    )
-    corrupted = train_generator(
-        args.work,
-        log,
+    train = partial(train_generator, args.work, log, data=data, decode=autoencoder, batch_size=256)
+    clean = train("clean", generator, num_steps=args.clean_steps, peak=2e-3, rates=None)
+    corrupted = train(
         "corrupted",
         copy.deepcopy(clean).train(),
         num_steps=args.corrupted_steps,
         peak=5e-4,
         rates=CORRUPTION,
-        **shared,
     )
     export(args.out, corrupted, autoencoder)
     metrics = {

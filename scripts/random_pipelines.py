@@ -61,6 +61,7 @@ CHAT = (
 
 
 def clip_tokenizer() -> CLIPTokenizer:
+    """Make a tokenizer of CLIP's kind that knows single characters."""
     tokens = [
         "<|startoftext|>",
         "<|endoftext|>",
@@ -72,6 +73,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def t5_tokenizer() -> T5Tokenizer:
+    """Make a tokenizer of T5's kind that knows single characters."""
     pieces = [
         ("<pad>", 0.0),
         ("</s>", 0.0),
@@ -83,6 +85,7 @@ def t5_tokenizer() -> T5Tokenizer:
 
 
 def chat_tokenizer() -> Qwen2Tokenizer:
+    """Make a tokenizer of Qwen's kind that knows single bytes."""
     tokens = [
         "<|endoftext|>",
         "<|im_start|>",
@@ -96,6 +99,7 @@ def chat_tokenizer() -> Qwen2Tokenizer:
 
 
 def clip(kind: type[Any], tokenizer: CLIPTokenizer, width: int, projection: int) -> Any:
+    """Make a text encoder of CLIP's kind, two layers deep."""
     config = CLIPTextConfig(
         hidden_size=width,
         intermediate_size=2 * width,
@@ -112,6 +116,7 @@ def clip(kind: type[Any], tokenizer: CLIPTokenizer, width: int, projection: int)
 
 
 def t5(tokenizer: T5Tokenizer, width: int) -> T5EncoderModel:
+    """Make a text encoder of T5's kind, one layer deep."""
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=width,
@@ -126,6 +131,7 @@ def t5(tokenizer: T5Tokenizer, width: int) -> T5EncoderModel:
 
 
 def language_model(tokenizer: Qwen2Tokenizer, width: int, num_layers: int) -> dict[str, Any]:
+    """Return the options of a small language model."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": width,
@@ -139,8 +145,8 @@ def language_model(tokenizer: Qwen2Tokenizer, width: int, num_layers: int) -> di
 
 
 def sd3(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> StableDiffusion3Pipeline:
-    network = SD3Transformer2DModel(**transformer)
-    own = network.config
+    """Make a pipeline of SD3's kind."""
+    network: Any = SD3Transformer2DModel(**transformer)
     width = network.config.joint_attention_dim
     pooled = network.config.pooled_projection_dim
     words = clip_tokenizer()
@@ -148,7 +154,7 @@ def sd3(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> StableDiffusi
     return StableDiffusion3Pipeline(
         transformer=network,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=autoencoder(vae, own.in_channels),
+        vae=autoencoder(vae, network.config.in_channels),
         text_encoder=clip(CLIPTextModelWithProjection, words, width // 4, pooled // 4),
         tokenizer=words,
         text_encoder_2=clip(CLIPTextModelWithProjection, words, width // 2, pooled - pooled // 4),
@@ -159,11 +165,13 @@ def sd3(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> StableDiffusi
 
 
 def autoencoder(vae: Mapping[str, Any], latent_channels: int) -> AutoencoderKL:
+    """Make an autoencoder of so many latent channels."""
     return AutoencoderKL(**vae, latent_channels=latent_channels, **SCALING)
 
 
 def flux1(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> FluxPipeline:
-    network = FluxTransformer2DModel(**transformer)
+    """Make a pipeline of FLUX.1's kind."""
+    network: Any = FluxTransformer2DModel(**transformer)
     words = clip_tokenizer()
     pieces = t5_tokenizer()
     return FluxPipeline(
@@ -178,8 +186,9 @@ def flux1(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> FluxPipelin
 
 
 def flux2_parts(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
-    network = Flux2Transformer2DModel(**transformer)
-    coder = AutoencoderKLFlux2(**vae, latent_channels=network.config.in_channels // 4)
+    """Make what all pipelines of FLUX.2's kind have."""
+    network: Any = Flux2Transformer2DModel(**transformer)
+    coder: Any = AutoencoderKLFlux2(**vae, latent_channels=network.config.in_channels // 4)
     with torch.no_grad():  # statistics that a forgotten normalisation cannot pass for
         coder.bn.running_mean.normal_()
         coder.bn.running_var.uniform_(0.5, 2.0)
@@ -193,6 +202,7 @@ def flux2_parts(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[
 
 
 def flux2_klein(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Flux2KleinPipeline:
+    """Make a pipeline of FLUX.2 klein's kind."""
     parts = flux2_parts(transformer, vae)
     width = parts["transformer"].config.joint_attention_dim // 3
     encoder = Qwen3ForCausalLM(Qwen3Config(**language_model(parts["tokenizer"], width, 27)))
@@ -200,6 +210,7 @@ def flux2_klein(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Flux2
 
 
 def flux2_dev(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Flux2Pipeline:
+    """Make a pipeline of FLUX.2 dev's kind."""
     parts = flux2_parts(transformer, vae)
     width = parts["transformer"].config.joint_attention_dim // 3
     text = {"model_type": "mistral", **language_model(parts["tokenizer"], width, 30)}
@@ -235,6 +246,7 @@ def save(pipeline: Any, folder: Path, dtype: torch.dtype) -> None:
 
 
 def main() -> None:
+    """Write the pipeline of a released size."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

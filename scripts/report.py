@@ -6,6 +6,8 @@ Writes report.html, report.md and the tables as CSV.
 
 import argparse
 import sys
+from collections.abc import Container
+from itertools import product
 from pathlib import Path
 
 from flowrl.errors import UserError
@@ -13,6 +15,7 @@ from flowrl.report.compare import Condition, conditions
 from flowrl.report.page import render
 from flowrl.report.runs import Run, find
 from flowrl.report.tables import (
+    Table,
     ablation_table,
     config_table,
     difference_table,
@@ -21,8 +24,11 @@ from flowrl.report.tables import (
     run_table,
 )
 
+DRIFT = ("kl_ref", "diversity")
+
 
 def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,22 +54,46 @@ def arguments() -> argparse.Namespace:
 
 
 def headlines(runs: list[Run]) -> list[str]:
-    """Reward and headline part of each evaluation set, then drift and diversity of the first."""
-    logged = list(dict.fromkeys(name for run in runs for name in run.metrics))
-    sets = list(dict.fromkeys(name.split("/")[1] for name in logged if name.startswith("eval/")))
-    parts = list(dict.fromkeys(run.config.get("evaluation.headline", "") for run in runs))
-    names = [
-        f"eval/{own}/{what}"
-        for own in sets
-        for what in ("reward", *(f"part/{part}" for part in parts))
-    ]
-    names += [f"eval/{own}/{what}" for own in sets[:1] for what in ("kl_ref", "diversity")]
-    return [name for name in names if name in logged] or [
-        name for name in ("reward/mean",) if name in logged
-    ]
+    """Name the reward and the headline part of each evaluation set, then drift and diversity of the
+    first; without evaluations, the training reward.
+    """
+    logged = dict.fromkeys(name for run in runs for name in run.metrics)
+    sets = dict.fromkeys(name.split("/")[1] for name in logged if name.startswith("eval/"))
+    parts = dict.fromkeys(run.config.get("evaluation.headline", "") for run in runs)
+    scores = ["reward", *(f"part/{part}" for part in parts)]
+    names = [f"eval/{prompts}/{score}" for prompts, score in product(sets, scores)]
+    names += [f"eval/{prompts}/{score}" for prompts, score in product([*sets][:1], DRIFT)]
+    return _in(names, logged) or _in(["reward/mean"], logged)
+
+
+def _in(names: list[str], logged: Container[str]) -> list[str]:
+    return [name for name in names if name in logged]
+
+
+def frontier_axes(metrics: list[str]) -> list[tuple[str, str]]:
+    """Pair each drift with the other metrics of its evaluation set; the first two pairs are
+    drawn.
+    """
+    drifts = [name for name in metrics if name.endswith("/kl_ref")]
+    others = [name for name in metrics if name not in drifts]
+    pairs = product(drifts, others)
+    return [(kl, name) for kl, name in pairs if kl.split("/")[:2] == name.split("/")[:2]][:2]
+
+
+def tables_of(
+    runs: list[Run], groups: list[Condition], metrics: list[str], baseline: str | None
+) -> list[Table]:
+    """Make the tables of the page, in their order."""
+    tables = [ablation_table(groups, metrics)]
+    if len(groups) > 1:
+        tables.append(difference_table(groups, pick(groups, baseline), metrics))
+        tables.append(effect_table(groups, metrics))
+    tables += [frontier_table(groups, *axes) for axes in frontier_axes(metrics)[:1]]
+    return [*tables, config_table(runs), run_table(runs, groups, metrics)]
 
 
 def pick(groups: list[Condition], label: str | None) -> Condition:
+    """Return the condition of that label, or the first. Raises UserError where there is none."""
     if label is None:
         return groups[0]
     for group in groups:
@@ -75,29 +105,22 @@ def pick(groups: list[Condition], label: str | None) -> Condition:
     )
 
 
+def check_metrics(metrics: list[str], runs: list[Run]) -> None:
+    """Raise UserError for a metric that no run has."""
+    for name in metrics:
+        if not any(name in run.metrics for run in runs):
+            raise UserError(f"--metrics {name}: no run has it; see the head of a metrics.csv")
+
+
 def main() -> None:
+    """Write the page, its Markdown and the tables."""
     args = arguments()
     runs = find(args.places)
     groups = conditions(runs)
     metrics = args.metrics or headlines(runs)
-    for name in metrics:
-        if not any(name in run.metrics for run in runs):
-            raise UserError(f"--metrics {name}: no run has it; see the head of a metrics.csv")
-    kls = [name for name in metrics if name.endswith("/kl_ref")]
-    frontiers = [
-        (kl, m)
-        for kl in kls
-        for m in metrics
-        if m.split("/")[:2] == kl.split("/")[:2] and m not in kls
-    ][:2]
-    tables = [ablation_table(groups, metrics)]
-    if len(groups) > 1:
-        tables += [
-            difference_table(groups, pick(groups, args.baseline), metrics),
-            effect_table(groups, metrics),
-        ]
-    tables += [frontier_table(groups, *pair) for pair in frontiers[:1]]
-    tables += [config_table(runs), run_table(runs, groups, metrics)]
+    check_metrics(metrics, runs)
+    frontiers = frontier_axes(metrics)
+    tables = tables_of(runs, groups, metrics, args.baseline)
     window = args.smooth or max(1, max(len(run.rows) for run in runs) // 40)
     title = args.title or args.places[0].resolve().name
     out = args.out or args.places[0] / "report"

@@ -87,15 +87,18 @@ class Patient:
         start = time.perf_counter()
         self.scores, self.is_valid, self.applies = self.score(range(len(self.pictures)))
         self.first_seconds = time.perf_counter() - start
-        self.spread = max(
-            float(self.scores[self.usable].std()) if self.usable.sum() > 1 else 0.0, 1e-12
-        )
+        spread = float(self.scores[self.usable].std()) if self.usable.sum() > 1 else 0.0
+        self.spread = max(spread, 1e-12)
 
     @property
     def usable(self) -> torch.Tensor:
+        """Tell of each image whether the reward judges it and could score it."""
         return self.is_valid & self.applies
 
     def score(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Score some of the images: values, whether each is valid, and whether the reward applies
+        to it.
+        """
         output = self.module.score(
             [self.pictures[row] for row in rows], [self.prompts[row] for row in rows]
         )
@@ -103,45 +106,29 @@ class Patient:
         return output.values, output.is_valid, output.applies.any(1)
 
     def difference(self, other: torch.Tensor) -> float:
-        """Largest difference from the first scores, in units of their spread."""
-        return (
-            float((self.scores - other)[self.usable].abs().max()) / self.spread
-            if self.usable.any()
-            else math.nan
-        )
+        """Return the largest difference from the first scores, in units of their spread; NaN
+        without any score.
+        """
+        if not self.usable.any():
+            return math.nan
+        return float((self.scores - other)[self.usable].abs().max()) / self.spread
 
 
 def examine(reward: Reward, kinds: Sequence[str] | None, max_seconds: float) -> list[Check]:
-    """All checks of one reward."""
+    """Make all checks of one reward."""
     expected = EXPECTED.get(type(reward).__name__, Expectation(()))
     wanted = tuple(kinds) if kinds else expected.kinds
-    every = pairs()
-    if unknown := set(wanted) - {pair.kind for pair in every}:
-        raise UserError(
-            f"--pairs {' '.join(sorted(unknown))}: choose of "
-            f"{', '.join({pair.kind for pair in every})}"
-        )
-    patient = Patient(reward, [pair for pair in every if pair.kind in wanted] or every)
+    patient = Patient(reward, _chosen_pairs(wanted))
     start = time.perf_counter()
     again, _, _ = patient.score(range(len(patient.pictures)))
     seconds = (time.perf_counter() - start) / len(patient.pictures)
     alone = torch.cat([patient.score([row])[0] for row in range(len(patient.pictures))])
-    usable = patient.usable
-    values = patient.scores[usable]
-    low, high = (float(values.min()), float(values.max())) if len(values) else (math.nan, math.nan)
-    is_in_range = low >= expected.low and high <= expected.high and low < high
+    # A small file is good for compressibility, whose scale is negative.
+    scale = getattr(reward, "scale", -1.0) if wanted == ("size",) else -1.0
     return [
-        Check("scored", bool(usable.any()), _census(patient)),
-        _ordering(
-            patient,
-            wanted,
-            math.copysign(1.0, getattr(reward, "scale", -1.0)) if wanted == ("size",) else -1.0,
-        ),
-        Check(
-            "range",
-            is_in_range,
-            f"{low:.4g} to {high:.4g}, allowed {expected.low:g} to {expected.high:g}",
-        ),
+        Check("scored", bool(patient.usable.any()), _census(patient)),
+        _ordering(patient, wanted, math.copysign(1.0, scale)),
+        _range(patient, expected),
         _same("determinism", patient, again, 0.0),
         _same("batch of one", patient, alone, TOLERANCE),
         _same("tensor input", patient, _of_tensors(patient), TOLERANCE),
@@ -154,6 +141,24 @@ def examine(reward: Reward, kinds: Sequence[str] | None, max_seconds: float) -> 
     ]
 
 
+def _chosen_pairs(kinds: Sequence[str]) -> list[Pair]:
+    """Return the pairs of the kinds, all pairs without any. Raises UserError for an unknown one."""
+    every = pairs()
+    known = {pair.kind for pair in every}
+    if unknown := set(kinds) - known:
+        raise UserError(f"--pairs {' '.join(sorted(unknown))}: choose of {', '.join(known)}")
+    return [pair for pair in every if pair.kind in kinds] or every
+
+
+def _range(patient: Patient, expected: Expectation) -> Check:
+    values = patient.scores[patient.usable]
+    low = float(values.min()) if len(values) else math.nan
+    high = float(values.max()) if len(values) else math.nan
+    is_inside = expected.low <= low < high <= expected.high
+    detail = f"{low:.4g} to {high:.4g}, allowed {expected.low:g} to {expected.high:g}"
+    return Check("range", is_inside, detail)
+
+
 def _census(patient: Patient) -> str:
     missing = (~patient.is_valid).sum()
     outside = (~patient.applies).sum()
@@ -161,25 +166,19 @@ def _census(patient: Patient) -> str:
 
 
 def _ordering(patient: Patient, wanted: Sequence[str], sign: float) -> Check:
-    """`sign` is -1 as a rule: an incompressibility reward likes the "bad" image of a size pair
-    better.
+    """Check that good images score above bad ones. `sign` is -1 as a rule: an incompressibility
+    reward likes the "bad" image of a size pair better.
     """
     if not wanted:
         return Check("ordering", None, "no expectation for this reward; say --pairs")
     good = patient.scores[::2]
     bad = patient.scores[1::2]
     is_right = (-sign * (good - bad) > 0) & patient.usable[::2] & patient.usable[1::2]
-    wrong = [
-        f"{pair.prompt.text} ({g:.4g}, {b:.4g})"
-        for pair, g, b, right in zip(
-            patient.pairs, good.tolist(), bad.tolist(), is_right.tolist(), strict=True
-        )
-        if not right
-    ]
     detail = f"{int(is_right.sum())} of {len(is_right)} pairs of {', '.join(wanted)}"
-    return Check(
-        "ordering", bool(is_right.all()), detail + "".join(f"; wrong: {each}" for each in wrong)
-    )
+    for i, pair in enumerate(patient.pairs):
+        if not is_right[i]:
+            detail += f"; wrong: {pair.prompt.text} ({float(good[i]):.4g}, {float(bad[i]):.4g})"
+    return Check("ordering", bool(is_right.all()), detail)
 
 
 def _same(name: str, patient: Patient, other: torch.Tensor, tolerance: float) -> Check:
@@ -192,7 +191,7 @@ def _same(name: str, patient: Patient, other: torch.Tensor, tolerance: float) ->
 
 
 def _of_tensors(patient: Patient) -> torch.Tensor:
-    """Scores of the same images as tensors, one call a size."""
+    """Score the same images as tensors, one call a size."""
     scores = torch.zeros(len(patient.pictures))
     sizes: dict[tuple[int, int], list[int]] = {}
     for row, picture in enumerate(patient.pictures):
@@ -205,18 +204,19 @@ def _of_tensors(patient: Patient) -> torch.Tensor:
 
 
 def members(name: str, reward: Reward) -> dict[str, Reward]:
-    """The single rewards inside mixtures and routes, by name."""
+    """Return the single rewards inside mixtures and routes, by name."""
     if isinstance(reward, Routed):
         return members(name, reward.reward)
-    if isinstance(reward, Mixture):
-        inner = {**reward.terms, **reward.monitors}
-        return {
-            key: each for part, own in inner.items() for key, each in members(part, own).items()
-        }
-    return {name: reward}
+    if not isinstance(reward, Mixture):
+        return {name: reward}
+    singles: dict[str, Reward] = {}
+    for key, member in (reward.terms | reward.monitors).items():
+        singles |= members(key, member)
+    return singles
 
 
 def run(overrides: Sequence[str], kinds: Sequence[str] | None, max_seconds: float) -> None:
+    """Examine each reward of the configuration, and print a line for each check."""
     quieten()
     cfg = compose(["name=doctor", *overrides])
     validate(cfg)
@@ -224,16 +224,17 @@ def run(overrides: Sequence[str], kinds: Sequence[str] | None, max_seconds: floa
     check_services(cfg.reward)
     failed = 0
     print(f"{'reward':<16} {'check':<13} {'':<5} detail")
-    for own, reward in members(name, instantiate(cfg.reward)).items():
+    for label, reward in members(name, instantiate(cfg.reward)).items():
         for check in examine(reward, kinds, max_seconds):
             verdict = {True: "ok", False: "FAIL", None: "-"}[check.passed]
             failed += check.passed is False
-            print(f"{own:<16} {check.name:<13} {verdict:<5} {check.detail}", flush=True)
+            print(f"{label:<16} {check.name:<13} {verdict:<5} {check.detail}", flush=True)
     if failed:
         raise UserError(f"{failed} checks failed")
 
 
 def main() -> int:
+    """Read the command line and examine; 1 where a check fails."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

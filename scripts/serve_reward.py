@@ -35,6 +35,7 @@ SETTINGS = (
 
 
 def main() -> None:
+    """Read the command line, build the reward, and serve it until a signal."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

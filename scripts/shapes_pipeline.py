@@ -1,4 +1,4 @@
-"""The parts of the embedded shapes pipeline: their sizes, how captions condition them, scoring,
+"""The networks of the embedded shapes pipeline: their sizes, how captions condition them, scoring,
 export.
 """
 
@@ -10,11 +10,11 @@ import string
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -33,6 +33,9 @@ from transformers import (
 from flowrl.shapes.grammar import FAMILIES, WORDS, Caption, sample_caption
 from flowrl.shapes.render import lay_out, render
 from flowrl.shapes.verify import Verdict, verify
+
+Network = Any
+"""A network of diffusers, whose methods type checkers do not see."""
 
 AUTOENCODER = {
     "in_channels": 3,
@@ -75,8 +78,8 @@ SHIFT = 2.0
 
 
 def draw_scenes(count: int, rng: random.Random) -> tuple[list[Caption], Tensor]:
-    """Captions of all families in equal shares and their images, float32 in [-1, 1], shape (count,
-    3, H, W).
+    """Draw captions of all families in equal shares and their images, float32 in [-1, 1], shape
+    (count, 3, H, W).
     """
     captions = [sample_caption(rng.choice(FAMILIES), rng) for _ in range(count)]
     images = torch.from_numpy(render([lay_out(caption, rng) for caption in captions]))
@@ -84,13 +87,13 @@ def draw_scenes(count: int, rng: random.Random) -> tuple[list[Caption], Tensor]:
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
-    """Images in [-1, 1], (B, 3, H, W), as the verifier wants them: (B, H, W, 3) in [0, 1]."""
+    """Turn images in [-1, 1], (B, 3, H, W), into the verifier's: (B, H, W, 3) in [0, 1]."""
     return (images.float().clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer in which every word of the grammar is one token and other words fall back to
-    letters.
+    """Make a CLIP tokenizer in which every word of the grammar is one token and other words fall
+    back to letters.
     """
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -104,7 +107,7 @@ def make_tokenizer() -> CLIPTokenizer:
         show_progress=False,
     )
     bpe.train_from_iterator([*WORDS, *letters], trainer)
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    merges: Any = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     # The trainer numbers the alphabet in an order that changes from process to process: number
     # everything here.
     tokens = [
@@ -122,26 +125,23 @@ def make_tokenizer() -> CLIPTokenizer:
 
 
 class Generator(nn.Module):
-    """What stage 2 trains: the transformer and the two text encoders, and how a caption conditions
-    them.
+    """The networks that stage 2 trains, a transformer and two text encoders, which a caption
+    conditions.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = make_tokenizer()
-        special = {
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-            "pad_token_id": 1,
-            "vocab_size": len(self.tokenizer),
-        }
-        config = CLIPTextConfig(**TEXT_ENCODER, **special)
+        special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+        options: dict[str, Any] = TEXT_ENCODER | special | {"vocab_size": len(self.tokenizer)}
+        config = CLIPTextConfig(**options)
         self.text_encoder = CLIPTextModelWithProjection(config)
         self.text_encoder_2 = CLIPTextModelWithProjection(config)
-        self.transformer = SD3Transformer2DModel(**TRANSFORMER)
+        self.transformer: Network = SD3Transformer2DModel(**TRANSFORMER)
         self._ids: dict[str, Tensor] = {}
 
     def token_ids(self, texts: list[str]) -> Tensor:
+        """Return the tokens of texts, (B, NUM_TOKENS); each text is only read once."""
         for text in set(texts) - self._ids.keys():
             ids = self.tokenizer(
                 text, padding="max_length", max_length=NUM_TOKENS, truncation=True
@@ -150,7 +150,7 @@ class Generator(nn.Module):
         return torch.stack([self._ids[text] for text in texts])
 
     def encode(self, texts: list[str], num_pads: int = 0) -> tuple[Tensor, Tensor]:
-        """Token embeddings (B, NUM_TOKENS + num_pads, D) and pooled ones (B, D), as
+        """Return token embeddings (B, NUM_TOKENS + num_pads, D) and pooled ones (B, D), as
         StableDiffusion3Pipeline does.
 
         `num_pads` zero tokens stand where T5's would: the stock pipeline appends
@@ -167,28 +167,28 @@ class Generator(nn.Module):
         return torch.cat([tokens, pads], dim=1), pooled
 
     def velocity(self, x: Tensor, sigma: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """Evaluate the transformer at latents x (B, C, H, W) and noise levels sigma (B,)."""
         return self.transformer(x, tokens, pooled, sigma * 1000, return_dict=False)[0]
 
 
 @torch.no_grad()
-def reconstruction_score(autoencoder: AutoencoderKL, count: int) -> float:
-    """Strict score of the verifier on reconstructions of `count` unseen scenes."""
+def reconstruction_score(autoencoder: Network, count: int) -> float:
+    """Return the verifier's mean strict score of reconstructions of `count` unseen scenes."""
     captions, images = draw_scenes(count, random.Random("reconstruction"))
     decoded = [
-        autoencoder.decode(autoencoder.encode(part).latent_dist.mean).sample
-        for part in images.split(256)
+        autoencoder.decode(autoencoder.encode(batch).latent_dist.mean).sample
+        for batch in images.split(256)
     ]
-    return float(
-        np.mean([verdict.strict for verdict in verify(to_pixels(torch.cat(decoded)), captions)])
-    )
+    verdicts = verify(to_pixels(torch.cat(decoded)), captions)
+    return float(np.mean([verdict.strict for verdict in verdicts]))
 
 
 @torch.no_grad()
 def evaluate(
-    generator: Generator, autoencoder: AutoencoderKL, count: int, grid: Path | None = None
+    generator: Generator, autoencoder: Network, count: int, grid: Path | None = None
 ) -> dict[str, float]:
-    """Strict score per family and overall, soft score and share of clean objects; 12 Euler steps,
-    no guidance.
+    """Return the strict score per family and overall, the soft score and the share of clean objects
+    after 12 Euler steps without guidance.
     """
     rng = random.Random("evaluate")
     captions = [sample_caption(FAMILIES[i % len(FAMILIES)], rng) for i in range(count)]
@@ -206,13 +206,8 @@ def evaluate(
         x = x + (sigma_next - sigma) * generator.velocity(
             x, torch.full((count,), sigma), tokens, pooled
         )
-    images = torch.cat(
-        [
-            autoencoder.decode(part).sample
-            for part in (x / autoencoder.config.scaling_factor).split(128)
-        ]
-    )
-    pixels = to_pixels(images)
+    batches = (x / autoencoder.config.scaling_factor).split(128)
+    pixels = to_pixels(torch.cat([autoencoder.decode(batch).sample for batch in batches]))
     if grid is not None:
         rows = [np.concatenate(list(pixels[i : i + 14]), axis=1) for i in range(0, 98, 14)]
         sheet = Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8))
@@ -221,13 +216,13 @@ def evaluate(
 
 
 def summarise(captions: list[Caption], verdicts: list[Verdict]) -> dict[str, float]:
-    """Mean scores: overall, per family, and the share of found objects that are clean shapes of the
-    palette.
+    """Return mean scores: overall, per family, and the share of found objects that are clean shapes
+    of the palette.
     """
     families = defaultdict(list)
     for caption, verdict in zip(captions, verdicts, strict=True):
         families[caption.family].append(verdict.strict)
-    objects = [found.is_clean for verdict in verdicts for found in verdict.objects]
+    objects = [item.is_clean for verdict in verdicts for item in verdict.objects]
     return {
         "strict": float(np.mean([verdict.strict for verdict in verdicts])),
         "soft": float(np.mean([verdict.soft for verdict in verdicts])),
@@ -236,9 +231,9 @@ def summarise(captions: list[Caption], verdicts: list[Verdict]) -> dict[str, flo
     }
 
 
-def export(folder: Path, generator: Generator, autoencoder: AutoencoderKL) -> None:
+def export(folder: Path, generator: Generator, autoencoder: Network) -> None:
     """Write the pipeline in diffusers layout."""
-    pipeline = StableDiffusion3Pipeline(
+    pipeline: Any = StableDiffusion3Pipeline(
         transformer=generator.transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=autoencoder,
@@ -253,8 +248,8 @@ def export(folder: Path, generator: Generator, autoencoder: AutoencoderKL) -> No
 
 
 def silent_t5(vocab_size: int) -> T5EncoderModel:
-    """A tiny T5 whose output is exactly zero, as StableDiffusion3Pipeline itself substitutes for an
-    absent T5.
+    """Make a tiny T5 whose output is exactly zero, as StableDiffusion3Pipeline itself substitutes
+    for an absent T5.
 
     Stock diffusers refuses to load an SD3 folder that lists no T5 unless None is passed for it by
     hand.

@@ -23,19 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parents[1]
-BRANCHES = (
-    *(
-        ast.If,
-        ast.For,
-        ast.While,
-        ast.AsyncFor,
-        ast.ExceptHandler,
-        ast.With,
-        ast.AsyncWith,
-        ast.Assert,
-    ),
-    *(ast.comprehension, ast.IfExp, ast.match_case),
-)
+STATEMENTS = (ast.If, ast.For, ast.While, ast.AsyncFor, ast.With, ast.AsyncWith, ast.Assert)
+BRANCHES = (*STATEMENTS, ast.ExceptHandler, ast.comprehension, ast.IfExp, ast.match_case)
 FRAGMENT = re.compile(r"(Of|What|Where|How|Whether|In|For|With|Both|By|From|To|Under|Which|As)\b")
 LAYOUT = (
     tokenize.NEWLINE,
@@ -50,7 +39,8 @@ LIMIT = 10
 POLICIES = ("flowrl/modules/policy.py", "flowrl/training/policy.py")
 
 Sources = dict[str, str]
-Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Definition = Function | ast.ClassDef
 
 
 def tree_sources() -> Sources:
@@ -80,6 +70,11 @@ def definitions(tree: ast.Module) -> Iterator[Definition]:
             yield node
 
 
+def functions(tree: ast.Module) -> list[Function]:
+    """Collect the functions and methods of a module."""
+    return [node for node in definitions(tree) if not isinstance(node, ast.ClassDef)]
+
+
 def docstrings(tree: ast.Module) -> list[str]:
     """Collect the docstrings of a module, its classes and its functions."""
     texts = [ast.get_docstring(tree), *(ast.get_docstring(node) for node in definitions(tree))]
@@ -87,9 +82,7 @@ def docstrings(tree: ast.Module) -> list[str]:
 
 
 def is_fragment(text: str) -> bool:
-    """Tell whether a docstring begins as no sentence or noun phrase does, or says next to
-    nothing.
-    """
+    """Tell whether a docstring begins as no sentence does, or says next to nothing."""
     return bool(FRAGMENT.match(text)) or len(text.split()) < 3
 
 
@@ -138,33 +131,31 @@ def policy_size(trees: dict[str, ast.Module]) -> tuple[int, int]:
     for path in POLICIES:
         for node in ast.walk(trees.get(path, ast.Module([], []))):
             if isinstance(node, ast.ClassDef) and node.name == "Policy":
-                methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+                methods = [member for member in node.body if isinstance(member, ast.FunctionDef)]
                 return (node.end_lineno or 0) - node.lineno + 1, len(methods)
     return 0, 0
+
+
+def is_in_hall(path: str) -> bool:
+    """Tell whether a module stands in no folder of the package."""
+    return len(PurePosixPath(path).parts) == 2 and not path.endswith("__init__.py")
 
 
 def measure(sources: Sources) -> dict[str, float]:
     """Measure a package, given the text of its modules by path."""
     trees = {path: ast.parse(text) for path, text in sources.items()}
-    texts = [text for tree in trees.values() for text in docstrings(tree)]
-    functions = [
-        node
-        for tree in trees.values()
-        for node in definitions(tree)
-        if not isinstance(node, ast.ClassDef)
-    ]
-    counts = sorted(branches(function) for function in functions)
+    texts: list[str] = []
+    counts: list[int] = []
+    for tree in trees.values():
+        texts += docstrings(tree)
+        counts += [branches(function) for function in functions(tree)]
+    counts.sort()
     tokens = sum(code_tokens(text) for text in sources.values())
     lines = sum(len(text.splitlines()) for text in sources.values())
-    hall = [
-        path
-        for path in sources
-        if len(PurePosixPath(path).parts) == 2 and not path.endswith("__init__.py")
-    ]
     policy_lines, policy_methods = policy_size(trees)
     return {
         "modules": len(sources),
-        "modules in the hall": len(hall),
+        "modules in the hall": sum(map(is_in_hall, sources)),
         "lines of Policy": policy_lines,
         "methods of Policy": policy_methods,
         "questions for a loss's class": loss_checks(trees),
@@ -183,9 +174,8 @@ def most_branched(sources: Sources, number: int) -> list[str]:
     """Name the functions with the most branches, with their counts."""
     rows = []
     for path, text in sources.items():
-        for node in definitions(ast.parse(text)):
-            if not isinstance(node, ast.ClassDef):
-                rows.append((branches(node), f"{path}:{node.lineno} {node.name}"))
+        for function in functions(ast.parse(text)):
+            rows.append((branches(function), f"{path}:{function.lineno} {function.name}"))
     return [f"{count:>4}  {place}" for count, place in sorted(rows, reverse=True)[:number]]
 
 
@@ -205,16 +195,13 @@ def main() -> None:
         "--worst", type=int, default=0, metavar="N", help="name the N most branched functions"
     )
     args = parser.parse_args()
-    columns = {revision: commit_sources(revision) for revision in args.revisions} or {
-        "tree": tree_sources()
-    }
+    columns = {revision: commit_sources(revision) for revision in args.revisions}
+    if not columns:
+        columns = {"tree": tree_sources()}
     tables = {name: measure(sources) for name, sources in columns.items()}
     print(f"{'':<34}" + "".join(f"{name[:12]:>14}" for name in tables))
     for row in next(iter(tables.values())):
-        cells = "".join(
-            f"{table[row]:>14,.1f}" if table[row] % 1 else f"{int(table[row]):>14,}"
-            for table in tables.values()
-        )
+        cells = "".join(f"{_text(table[row]):>14}" for table in tables.values())
         print(f"{row:<34}{cells}")
     for name, sources in columns.items():
         if args.worst:

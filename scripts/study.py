@@ -16,7 +16,6 @@ results.json is over for good, so a study may take many sittings: collect and co
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +24,8 @@ from typing import Any
 
 from flowrl.errors import UserError
 from flowrl.launch.errors import one_line_errors
+from flowrl.runs.command_line import key_of
+from flowrl.runs.provenance import git_revision, short
 from flowrl.studies.analysis import conditions
 from flowrl.studies.choice import choose
 from flowrl.studies.document import fill, page, pieces, samples_page, slug
@@ -32,7 +33,7 @@ from flowrl.studies.figures import draw
 from flowrl.studies.place import TUNED, Place
 from flowrl.studies.plan import ORDER, Planned, Study
 from flowrl.studies.record import load, write
-from flowrl.sweep.job import JobsFailed, has_key
+from flowrl.sweep.job import JobsFailed
 from flowrl.sweep.plan import match, write_sweep
 from flowrl.sweep.pool import Pool, find_slots
 
@@ -43,6 +44,7 @@ REFRESH = 2.0
 
 
 def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,44 +63,34 @@ def arguments() -> argparse.Namespace:
 
 
 def place(action: str, is_quick: bool) -> Place:
+    """Say where a study's runs and results are written."""
     outputs = ROOT / "outputs"
     if action != "reproduce" and not is_quick:
         return Place(PLANS, outputs / "studies", PLANS)
     # By commit, so that runs of other code are not taken for a reproduction.
-    folder = outputs / ("quick" if is_quick else "reproduce") / revision()
+    name = "quick" if is_quick else "reproduce"
+    folder = outputs / name / short(git_revision() or "unknown", 12)
     return Place(PLANS, folder, folder, is_quick=is_quick)
 
 
-def revision() -> str:
-    """The commit, with `+` where there are changes; `unknown` outside a repository."""
-    words = (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain"])
-    head, changes = (
-        subprocess.run(["git", *own], cwd=ROOT, capture_output=True, text=True) for own in words
-    )
-    return (
-        "unknown"
-        if head.returncode
-        else head.stdout.strip() + ("+" if changes.stdout.strip() else "")
-    )
-
-
 def show_plan(where: Place, study: Study) -> None:
+    """Print how many runs each stage has, and how many of them are over."""
     planned = where.planned(study)
-    found = where.find(study.name, planned)
+    records = where.find(study.name, planned)
     print(
         f"{study.name}: {study.num_runs} runs, about {study.hours:.1f} hours on two cores; "
-        f"{len(found)} are over"
+        f"{len(records)} are over"
     )
     for stage in study.stages:
-        own = [run for run in planned if run.stage == stage.name]
-        over = sum(run in found for run in own)
-        late = stage.num_runs - len(own)
+        runs = [run for run in planned if run.stage == stage.name]
+        over = sum(run in records for run in runs)
+        late = stage.num_runs - len(runs)
         waits = f", {late} wait for the tuning of {stage.tuned}" if late else ""
         print(f"  {stage.name}: {over} of {stage.num_runs} over, {stage.seconds:.0f} s each{waits}")
 
 
 def run(where: Place, study: Study, slots: int | None, is_retry: bool) -> None:
-    """Every stage to its end; the next one begins when the one before is over."""
+    """Run every stage to its end; the next one begins when the one before is over."""
     for stage in study.stages:
         runs = stage.runs(where.chosen(stage.tuned) if stage.tuned else {})
         sweep(where, study, runs, slots, is_retry)
@@ -114,14 +106,16 @@ def sweep(
     where: Place, study: Study, runs: Sequence[Planned], slots: int | None, is_retry: bool
 ) -> None:
     """Run what is not over. Raises JobsFailed where something has ended without a result."""
-    found = where.find(study.name, runs)
-    missing = [
-        own for own in runs if own not in found or (is_retry and found[own]["status"] == "failed")
-    ]
+    records = where.find(study.name, runs)
+    over = {
+        run for run, record in records.items() if not (is_retry and record["status"] == "failed")
+    }
+    missing = [run for run in runs if run not in over]
     if not missing:
         return
     folder = where.runs(study.name)
-    jobs = match(folder, [own.overrides for own in missing], [(1, length(own)) for own in missing])
+    sizes = [(1, length(run)) for run in missing]
+    jobs = match(folder, [run.overrides for run in missing], sizes)
     write_sweep(folder, jobs, is_new=False)
     devices = find_slots(slots, 0, len(jobs))
     print(
@@ -136,31 +130,34 @@ def sweep(
 
 
 def length(planned: Planned) -> int:
-    key = "num_iterations"
-    return next((int(own.split("=", 1)[1]) for own in planned.overrides if has_key([own], key)), 0)
+    """Return the number of iterations that a run's overrides say, 0 where they say none."""
+    for override in planned.overrides:
+        if key_of(override) == "num_iterations":
+            return int(override.partition("=")[2])
+    return 0
 
 
 def collect(where: Place, study: Study) -> None:
     """Write results.json from what is over, and copy the sample grids of the first seed."""
-    found = where.find(study.name, where.planned(study))
+    records = where.find(study.name, where.planned(study))
     results = {"study": study.name, "tuned": where.tuned(study)}
     if study.simulation:
         results["simulation"] = simulated(study, load(where.results(study.name)).get("simulation"))
-    write(where.results(study.name), results | {"runs": list(found.values())})
+    write(where.results(study.name), results | {"runs": list(records.values())})
     folders = where.every_folder
     samples = where.results(study.name).parent / "samples"
-    for planned in found:
+    for planned in records:
         folder = folders.get(frozenset(planned.overrides))
         is_shown = planned.stage in study.report["stages"] and planned.seed == first_seed(study)
         if is_shown and folder and (grids := sorted((folder / "images").glob("[0-9]*.png"))):
             samples.mkdir(exist_ok=True)
             shutil.copyfile(grids[-1], samples / f"{slug(planned.condition)}.png")
-    print(f"{study.name}: {len(found)} of {study.num_runs} runs in {where.results(study.name)}")
+    print(f"{study.name}: {len(records)} of {study.num_runs} runs in {where.results(study.name)}")
 
 
 def simulated(study: Study, earlier: dict[str, Any] | None) -> dict[str, Any]:
-    """What is computed without runs: kept while its setting is; delete results.json to compute it
-    anew.
+    """Return what is computed without runs, kept while its setting is; delete results.json to
+    compute it anew.
     """
     if earlier and earlier["setting"] == study.simulation:
         return earlier
@@ -170,32 +167,20 @@ def simulated(study: Study, earlier: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def first_seed(study: Study) -> int:
+    """Return the seed whose sample grids are shown."""
     return next(stage.seeds[0] for stage in study.stages if stage.name in study.report["stages"])
 
 
 def render(where: Place, names: Sequence[str]) -> None:
     """Fill the READMEs below experiments/ and the front page; elsewhere write one page a study."""
     studies = {name: where.study(name) for name in names}
-    filled = {name: pieces(study, load(where.results(name))) for name, study in studies.items()}
+    records = {name: load(where.results(name)) for name in names}
+    filled = {name: pieces(study, records[name]) for name, study in studies.items()}
     for name, study in studies.items():
-        results = load(where.results(name))
-        folder = where.results(name).parent
-        if results["runs"] or results.get("simulation"):
-            draw(study, results, folder / "figures")
-            own = conditions(results["runs"], study.report["stages"])
-            shown = [
-                label for label in own if (folder / "samples" / f"{slug(label)}.png").is_file()
-            ]
-            if shown:
-                score = study.report.get("score", "headline score")
-                (folder / "samples.md").write_text(
-                    samples_page(name, shown, first_seed(study), score)
-                )
-        if folder.parent != PLANS and folder.is_dir():
-            (folder / "results.md").write_text(page(study, results))
-            print(f"{name}: {folder / 'results.md'}")
+        render_one(study, records[name], where.results(name).parent)
     if where.records == PLANS:
-        for path in (ROOT / "README.md", *(PLANS / name / "README.md" for name in names)):
+        for folder in (ROOT, *map(PLANS.joinpath, names)):
+            path = folder / "README.md"
             path.write_text(fill(path.read_text(), filled))
         print(
             f"README.md and those of {', '.join(names)} are filled, figures and samples.md with "
@@ -203,27 +188,54 @@ def render(where: Place, names: Sequence[str]) -> None:
         )
 
 
-def main() -> None:
-    args = arguments()
-    start = time.monotonic()
-    where = place(args.action, args.quick)
+def render_one(study: Study, results: dict[str, Any], folder: Path) -> None:
+    """Draw a study's figures and write its pages; results.md only where no README is filled."""
+    if results["runs"] or results.get("simulation"):
+        draw(study, results, folder / "figures")
+        write_samples_page(study, results["runs"], folder)
+    if folder.parent != PLANS and folder.is_dir():
+        (folder / "results.md").write_text(page(study, results))
+        print(f"{study.name}: {folder / 'results.md'}")
+
+
+def write_samples_page(study: Study, runs: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Write samples.md for the conditions that have a sample grid, if any has."""
+    labels = conditions(runs, study.report["stages"])
+    shown = [label for label in labels if (folder / "samples" / f"{slug(label)}.png").is_file()]
+    if shown:
+        score = study.report.get("score", "headline score")
+        text = samples_page(study.name, shown, first_seed(study), score)
+        (folder / "samples.md").write_text(text)
+
+
+def check_names(args: argparse.Namespace, where: Place) -> None:
+    """Raise UserError where all studies would be reproduced because none is named."""
     if args.action == "reproduce" and not (args.studies or args.quick):
         hours = sum(where.study(name).hours for name in ORDER)
         raise UserError(
             f"reproduce: name the studies; all of them ({', '.join(ORDER)}) take {hours:.0f} hours"
         )
+
+
+def main() -> None:
+    """Do what the action says, one study after the other."""
+    args = arguments()
+    start = time.monotonic()
+    where = place(args.action, args.quick)
+    check_names(args, where)
+    steps = ("run", "collect", "render") if args.action == "reproduce" else (args.action,)
     names = args.studies or list(ORDER)
     for name in names:
         study = where.study(name)
-        if args.action == "plan":
+        if "plan" in steps:
             show_plan(where, study)
-        if args.action in ("run", "reproduce"):
+        if "run" in steps:
             run(where, study, args.slots, args.retry)
-        if args.action in ("collect", "reproduce"):
+        if "collect" in steps:
             collect(where, study)
-    if args.action in ("render", "reproduce"):
+    if "render" in steps:
         render(where, names)
-    if args.action in ("run", "reproduce"):
+    if "run" in steps:
         print(f"{', '.join(names)}: {(time.monotonic() - start) / 60:.1f} minutes")
 
 

@@ -13,6 +13,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from flowrl.launch.errors import one_line_errors
 from flowrl.rewards.shapes_proxy import CONFIG, END, WEIGHTS, build, normalised, tokenize
 
-ARCHITECTURE = {
+ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 48,
     "vision_cfg": {
         "image_size": 32,
@@ -42,6 +43,9 @@ ARCHITECTURE = {
         "mlp_ratio": 2.0,
     },
 }
+Model = Any
+"""A model of open_clip, whose methods are not those of a plain module."""
+
 BATCH = 128
 RATE = 1e-3
 DECAY = 0.05
@@ -49,6 +53,7 @@ TESTED = 512
 
 
 def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,41 +72,42 @@ def arguments() -> argparse.Namespace:
 
 
 def scenes(count: int, seed: str) -> tuple[Tensor, Tensor]:
-    """Images in [-1, 1] and tokens of captions."""
+    """Draw images in [-1, 1] and the tokens of their captions."""
     captions, images = draw_scenes(count, random.Random(seed))
     rounded = normalised(((images / 2 + 0.5) * 255).round() / 255)  # as the reward sees them
-    return rounded, tokenize(
-        [caption.text for caption in captions], ARCHITECTURE["text_cfg"]["context_length"]
-    )
+    texts = [caption.text for caption in captions]
+    return rounded, tokenize(texts, ARCHITECTURE["text_cfg"]["context_length"])
 
 
-def logits(model: torch.nn.Module, images: Tensor, tokens: Tensor) -> Tensor:
-    features = (
-        model.encode_image(images, normalize=True) @ model.encode_text(tokens, normalize=True).T
-    )
-    return model.logit_scale.exp() * features
+def logits(model: Model, images: Tensor, tokens: Tensor) -> Tensor:
+    """Compare each image with each text, (images, texts), as CLIP does."""
+    image_features = model.encode_image(images, normalize=True)
+    return model.logit_scale.exp() * (image_features @ model.encode_text(tokens, normalize=True).T)
 
 
 def targets(tokens: Tensor) -> Tensor:
-    """Captions come several times in a batch: an image belongs to all that are equal to its own."""
+    """Share each image among all captions of the batch that are equal to its own."""
     same = (tokens[:, None] == tokens[None]).all(-1).float()
     return same / same.sum(1, keepdim=True)
 
 
 @torch.no_grad()
-def accuracy(model: torch.nn.Module) -> float:
-    """Share of unseen scenes that score highest with their own caption, of 16 scenes' captions."""
+def accuracy(model: Model) -> float:
+    """Return the share of unseen scenes that score highest with their own caption, of 16 scenes'
+    captions.
+    """
     images, tokens = scenes(TESTED, "proxy test")
     hits = []
-    for own_images, own_tokens in zip(images.split(16), tokens.split(16), strict=True):
-        best = logits(model.eval(), own_images, own_tokens).argmax(1)
-        hits.append((own_tokens[best] == own_tokens).all(-1).float())
+    for some_images, their_tokens in zip(images.split(16), tokens.split(16), strict=True):
+        best = logits(model.eval(), some_images, their_tokens).argmax(1)
+        hits.append((their_tokens[best] == their_tokens).all(-1).float())
     return float(torch.cat(hits).mean())
 
 
-def train(steps: int, seed: int, num_scenes: int) -> torch.nn.Module:
+def train(steps: int, seed: int, num_scenes: int) -> Model:
+    """Train a model from its seed, and print its loss now and then."""
     torch.manual_seed(seed)
-    model = build(ARCHITECTURE).train()
+    model: Model = build(ARCHITECTURE).train()
     images, tokens = scenes(num_scenes, f"proxy {seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -125,6 +131,7 @@ def train(steps: int, seed: int, num_scenes: int) -> torch.nn.Module:
 
 
 def main() -> None:
+    """Train, write configuration and weights, and print how good they are."""
     args = arguments()
     model = train(args.steps, args.seed, args.scenes)
     args.out.mkdir(parents=True, exist_ok=True)

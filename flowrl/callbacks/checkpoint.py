@@ -1,4 +1,6 @@
-"""Saving the policy every few iterations, restoring it on resume, exporting the LoRA at the end."""
+"""The callback that saves the policy every few iterations, restores it on resume, and exports the
+LoRA at the end.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,10 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from flowrl.callbacks.record import RunRecord
-from flowrl.callbacks.stop import Stop
+from flowrl.callbacks.stop import Stop, is_at_end
 from flowrl.errors import UserError
 from flowrl.models.weights import first_not_finite
 from flowrl.parallel.sharding import gathered, is_divided
@@ -23,17 +26,19 @@ from flowrl.training.policy import Policy
 from flowrl.training.reward import TooManyMissingRewards
 from flowrl.tuning.weights import swapped
 from flowrl.values.bounds import Count
+from flowrl.values.check import checked
 
 NO_CHECKPOINT = "no checkpoint yet"
 
 STATE_KEYS: dict[str, type] = {"num_iterations": int, "num_optimizer_steps": int, "record": dict}
-"""What a checkpoint's state must hold to resume from, with its types; what belongs to one method is
-that method's to ask for.
+"""The keys that a checkpoint's state must hold to resume from, with their types; what belongs to
+one method is that method's to ask for.
 """
 
 
 class Checkpoint(Callback):
-    """Writes `checkpoints/<iteration>` every `every` iterations and keeps the newest `keep`.
+    """The callback that writes `checkpoints/<iteration>` every `every` iterations and keeps the
+    newest `keep`.
 
     When a stop is asked for, it writes one after the running iteration and ends the run. With the
     first checkpoint that it writes `outputs/latest` moves to the run. `export` writes the EMA
@@ -41,13 +46,10 @@ class Checkpoint(Callback):
     fine-tuning to `transformer/`, in that of the network's `from_pretrained`.
     """
 
+    @checked("checkpoint")
     def __init__(
         self, *, record: RunRecord, stop: Stop, folder: str, every: Count, keep: Count
     ) -> None:
-        if every < 1 or keep < 1:
-            raise UserError(
-                f"checkpoint.every={every} and checkpoint.keep={keep} must be at least 1"
-            )
         self.record = record
         self.stop = stop
         self.folder = Path(folder)
@@ -61,18 +63,18 @@ class Checkpoint(Callback):
         """Load the newest whole checkpoint's weights and counters, 0 iterations if there is
         none.
         """
-        found = checkpoint.newest(self.folder / CHECKPOINTS, self.stems(policy), STATE_KEYS)
-        if found is None:
+        newest = checkpoint.newest(self.folder / CHECKPOINTS, self.stems(policy), STATE_KEYS)
+        if newest is None:
             self.record.start_anew()
             return 0
-        self.restored, weights, state = found
-        if name := first_not_finite(
-            {f"{stem} {name}": v for stem, ws in weights.items() for name, v in ws.items()}
-        ):
+        self.restored, weights, state = newest
+        labelled: dict[str, Tensor] = {}
+        for stem, tensors in weights.items():
+            labelled |= {f"{stem} {name}": tensor for name, tensor in tensors.items()}
+        if name := first_not_finite(labelled):
             raise UserError(
                 f"checkpoint {self.restored}: the weight {name} holds NaN or infinity; delete its "
-                "folder to resume "
-                "from the one before"
+                "folder to resume from the one before"
             )
         policy.load_weights(weights)
         policy.load_state(state)
@@ -80,15 +82,14 @@ class Checkpoint(Callback):
         return policy.num_iterations
 
     def stems(self, policy: Policy) -> list[str]:
-        """The files of weights that a checkpoint of the policy holds."""
+        """List the files of weights that a checkpoint of the policy holds."""
         return [*policy.weights(), "optimizer", "rng"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Policy)
         if trainer.is_global_zero and self.restored is not None:
-            checkpoint.set_aside_after(
-                self.restored
-            )  # only now, since all processes have read theirs
+            # Only now, since all processes have read theirs.
+            checkpoint.set_aside_after(self.restored)
             checkpoint.sweep(self.folder / CHECKPOINTS)
         pl_module.ema.weights = {
             name: value.to(pl_module.device) for name, value in pl_module.ema.weights.items()
@@ -103,7 +104,7 @@ class Checkpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Policy)
-        is_last = pl_module.num_iterations == len(trainer.datamodule.iterations)  # type: ignore[attr-defined]
+        is_last = is_at_end(trainer, pl_module)
         must_stop = self.stop.is_asked_for()
         if is_last or must_stop or pl_module.num_iterations % self.every == 0:
             self.save(trainer, pl_module)
@@ -124,7 +125,7 @@ class Checkpoint(Callback):
         assert tensors.keys() == set(self.stems(policy))
         require_finite(tensors)  # before an older checkpoint is deleted for this one
         weights = {
-            stem: gathered(own, is_kept=trainer.is_global_zero) for stem, own in tensors.items()
+            stem: gathered(named, is_kept=trainer.is_global_zero) for stem, named in tensors.items()
         }
         if trainer.is_global_zero:
             state = policy.state() | {"record": self.record.state()}
@@ -151,13 +152,11 @@ class Checkpoint(Callback):
             self.save(trainer, pl_module)
 
     def newest(self) -> str:
-        """What a resumed run would start from, in words."""
+        """Say what a resumed run would start from."""
         complete = checkpoint.list_complete(self.folder / CHECKPOINTS)
-        return (
-            f"the newest checkpoint is after iteration {int(complete[-1].name)}"
-            if complete
-            else NO_CHECKPOINT
-        )
+        if not complete:
+            return NO_CHECKPOINT
+        return f"the newest checkpoint is after iteration {int(complete[-1].name)}"
 
     def export(self, trainer: Trainer, policy: Policy) -> None:
         """Write the EMA's weights, whole or not at all. All processes call it: divided weights are

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowrl.callbacks.record import RunRecord
+from flowrl.callbacks.stop import is_at_end
 from flowrl.callbacks.trackers import alert
 from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import EvaluationResult, Evaluator
 from flowrl.images import contact_sheet
 from flowrl.parallel.sharding import is_divided
 from flowrl.prompts.subsets import same_texts
+from flowrl.runs.files import replacing
 from flowrl.statistics import fallen
 from flowrl.training.metric_means import gather
 from flowrl.training.policy import Policy
@@ -34,8 +36,8 @@ log = logging.getLogger(__name__)
 
 
 class Evaluate(Callback):
-    """Runs the evaluator at the start, every `every` iterations, and at the end; keeps the first
-    images to compare.
+    """The callback that evaluates at the start, every `every` iterations, and at the end; it keeps
+    the first images to compare.
 
     Writes `images/<iteration>.png` with the samples before and now, from the same noise, for
     `num_shown` prompts of the first set, taken as its prompts are. Warns when the reward has risen
@@ -87,32 +89,31 @@ class Evaluate(Callback):
             )
             return
         try:
-            kept = load_file(self.before_path)
-            self.first = (kept["images"], kept["scores"])
+            before = load_file(self.before_path)
+            self.first = (before["images"], before["scores"])
         except (OSError, SafetensorError, KeyError) as error:
             log.warning(
                 "%s is damaged (%s): no pictures from before training will be shown, no alarms "
-                "given; "
-                "put the file back and resume to have them",
+                "given; put the file back and resume to have them",
                 *(self.before_path, error),
             )
             return
-        self.watched = {name: kept[name] for name in ("reward", *self.gold) if name in kept}
+        self.watched = {name: before[name] for name in ("reward", *self.gold) if name in before}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Policy)
-        is_last = pl_module.num_iterations == len(trainer.datamodule.iterations)  # type: ignore[attr-defined]
+        is_last = is_at_end(trainer, pl_module)
         if is_last or (self.every and pl_module.num_iterations % self.every == 0):
             self.run(trainer, pl_module, "after" if is_last else "during")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run resumed with no iteration left, such as one whose last evaluation failed, is
-        evaluated now.
+        """Evaluate a run that was resumed with no iteration left, such as one whose last evaluation
+        failed.
         """
         assert isinstance(pl_module, Policy)
-        is_last = pl_module.num_iterations == len(trainer.datamodule.iterations)  # type: ignore[attr-defined]
+        is_last = is_at_end(trainer, pl_module)
         if is_last and "after" not in self.record.evaluations:
             if not is_divided(pl_module.transformer):
                 pl_module.to(trainer.strategy.root_device)  # Lightning has taken it off
@@ -120,14 +121,15 @@ class Evaluate(Callback):
             self.run(trainer, pl_module, "after")
 
     def run(self, trainer: Trainer, policy: LightningModule, when: str) -> None:
-        """Evaluate, log, draw."""
+        """Evaluate, log, draw; all processes call it."""
         assert isinstance(policy, Policy)
         result = self.evaluator.evaluate(policy)
         main = next(iter(self.evaluator.sets))
-        watched = self.watch(result.scores[main])
+        scores = result.scores[main]
+        watched = self.watch(scores)
         if not policy.num_iterations:
             self.watched = watched
-            self.check_names(result.scores[main], getattr(policy.reward.reward, "monitors", ()))
+            self.check_names(scores, getattr(policy.reward.reward, "monitors", ()))
         metrics = dict(result.metrics) | {
             f"eval/{main}/alarms": float(len(self.alarms(watched, trainer.loggers)))
         }
@@ -135,41 +137,63 @@ class Evaluate(Callback):
         headline = self.headline(result)
         self.record.add(when, metrics, headline)
         places = self.evaluator.spread_over(len(self.evaluator.sets[main]), self.num_shown)
-        scores = result.scores[main]
-        drawn = result.images[main]
-        shown = [place * self.evaluator.images_per_prompt for place in places]  # one image a prompt
-        # Of all processes; copies, since a view would keep its whole batch for the rest of the run.
-        parts = gather({row: drawn[row].clone() for row in shown if row in drawn})
-        found = {row: image for part in parts for row, image in part.items()}
-        images = torch.stack([found[row] for row in shown])
-        values = scores.parts.get(self.evaluator.headline, scores.values)[shown]
-        values = torch.where(scores.is_valid[shown], values, torch.nan)
+        images, values = self.shown(scores, result.images[main], places)
         if not trainer.is_global_zero:
             return
         if not policy.num_iterations:
             self.first = (images, values)
             self.before_path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.before_path.with_suffix(".partial")
-            save_file(
-                {"images": images.contiguous(), "scores": values.contiguous(), **watched}, partial
-            )
-            partial.replace(self.before_path)
+            tensors = {"images": images.contiguous(), "scores": values.contiguous(), **watched}
+            with replacing(self.before_path) as partial:
+                save_file(tensors, partial)
         captions = [self.evaluator.sets[main][place].text for place in places]
-        columns = [] if self.first is None else [("before", self.first[0], self.first[1].tolist())]
-        if policy.num_iterations:
-            columns.append((f"iteration {policy.num_iterations}", images, values.tolist()))
-        sheet = contact_sheet.comparison(captions, columns, per_row=4)
-        path = self.folder / "images" / f"{policy.num_iterations:06d}.png"
-        contact_sheet.save(sheet, path)
-        log_image(trainer, sheet, path, policy.num_iterations)
+        path = self.draw(trainer, policy.num_iterations, captions, images, values)
         numbers = ", ".join(
             f"{key} {value:.3g}" for key, value in headline.items() if isinstance(value, float)
         )
         policy.print(f"evaluation {when} (iteration {policy.num_iterations}): {numbers}; {path}")
 
+    def shown(
+        self, scores: RewardOutput, images: Mapping[int, Tensor], places: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the first image of each prompt at `places`, gathered from all processes, and its
+        headline score, NaN where it has none.
+        """
+        rows = [place * self.evaluator.images_per_prompt for place in places]
+        # Copies, since a view would keep its whole batch for the rest of the run.
+        shares = gather({row: images[row].clone() for row in rows if row in images})
+        gathered: dict[int, Tensor] = {}
+        for share in shares:
+            gathered |= share
+        values = scores.parts.get(self.evaluator.headline, scores.values)[rows]
+        values = torch.where(scores.is_valid[rows], values, torch.nan)
+        return torch.stack([gathered[row] for row in rows]), values
+
+    def draw(
+        self,
+        trainer: Trainer,
+        num_iterations: int,
+        captions: Sequence[str],
+        images: Tensor,
+        values: Tensor,
+    ) -> Path:
+        """Draw the images beside those from before training, send them to the trackers, and return
+        the picture's path.
+        """
+        columns = []
+        if self.first is not None:
+            columns.append(("before", self.first[0], self.first[1].tolist()))
+        if num_iterations:
+            columns.append((f"iteration {num_iterations}", images, values.tolist()))
+        sheet = contact_sheet.comparison(captions, columns, per_row=4)
+        path = self.folder / "images" / f"{num_iterations:06d}.png"
+        contact_sheet.save(sheet, path)
+        log_image(trainer, sheet, path, num_iterations)
+        return path
+
     def watch(self, output: RewardOutput) -> dict[str, Tensor]:
-        """The reward and the gold metrics of each sample, NaN where there is none; warns of one
-        that is no part.
+        """Return the reward and the gold metrics of each sample, NaN where there is none; warn of
+        one that is no part.
         """
         if unknown := [name for name in self.gold if name not in output.parts]:
             names = ", ".join(output.parts) or "none"
@@ -178,11 +202,11 @@ class Evaluate(Callback):
                 ",".join(unknown),
                 names,
             )
-        found = [name for name in self.gold if name in output.parts]
-        values = {"reward": torch.where(output.has_value, output.values, torch.nan)}
-        return values | {
-            name: torch.where(output.is_valid, output.parts[name], torch.nan) for name in found
-        }
+        watched = {"reward": torch.where(output.has_value, output.values, torch.nan)}
+        for name in self.gold:
+            if name in output.parts:
+                watched[name] = torch.where(output.is_valid, output.parts[name], torch.nan)
+        return watched
 
     def check_names(self, output: RewardOutput, monitors: Iterable[str]) -> None:
         """Refuse a headline or gold metric that the reward does not have, before anything is
@@ -201,17 +225,16 @@ class Evaluate(Callback):
                 raise UserError(f"{key}={name}: the reward has no such score; it has {words}")
 
     def alarms(self, watched: dict[str, Tensor], loggers: Sequence[Logger]) -> list[str]:
-        """Gold metrics that fell while the reward rose; they are warned of, and trackers send an
-        alert.
+        """List gold metrics that fell while the reward rose, warn of them, and have trackers send
+        an alert.
         """
         texts = same_texts(next(iter(self.evaluator.sets.values())))
         prompts = np.arange(len(watched["reward"])) // self.evaluator.images_per_prompt
         if not self.watched:
             return []
-        both = [name for name in self.watched if name in watched]
-        before, now = (
-            {name: values[name].numpy() for name in both} for values in (self.watched, watched)
-        )
+        names = [name for name in self.watched if name in watched]
+        before = {name: self.watched[name].numpy() for name in names}
+        now = {name: watched[name].numpy() for name in names}
         fell = fallen(before, now, prompts, texts)
         if fell:
             text = (
@@ -223,33 +246,26 @@ class Evaluate(Callback):
         return fell
 
     def headline(self, result: EvaluationResult) -> dict[str, Any]:
-        """The main set's scores at the top level, the other sets' under their names."""
+        """Return the main set's scores at the top level, the other sets' under their names."""
         scores: dict[str, Any] = {}
         for i, name in enumerate(self.evaluator.sets):
-            prefix = f"eval/{name}/"
-            own = {
-                key.removeprefix(prefix): value
-                for key, value in result.metrics.items()
-                if key.startswith(prefix)
-            }
-            plain = {
-                key: value
-                for key, value in own.items()
+            metrics = _below(result.metrics, f"eval/{name}/")
+            of_set: dict[str, Any] = {
+                key.removeprefix("part/"): value
+                for key, value in metrics.items()
                 if not key.startswith(("family/", "panel/"))
             }
-            flat: dict[str, Any] = {
-                key.removeprefix("part/"): value for key, value in plain.items()
-            }
-            flat["families"] = {
-                key.removeprefix("family/"): v
-                for key, v in own.items()
-                if key.startswith("family/")
-            }
-            flat["panel"] = {
-                key.removeprefix("panel/"): v for key, v in own.items() if key.startswith("panel/")
-            }
-            scores |= flat if i == 0 else {name: flat}
+            of_set["families"] = _below(metrics, "family/")
+            of_set["panel"] = _below(metrics, "panel/")
+            scores |= of_set if i == 0 else {name: of_set}
         return scores
+
+
+def _below(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """Return the metrics whose names begin with `prefix`, without it."""
+    return {
+        key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)
+    }
 
 
 def log_image(trainer: Trainer, sheet: Image.Image, path: Path, iteration: int) -> None:

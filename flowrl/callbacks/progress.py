@@ -21,7 +21,7 @@ class Progress(TQDMProgressBar):
 
     @property
     def total_train_batches(self) -> int:
-        """All iterations of the run."""
+        """Return the number of all iterations of the run."""
         return len(self._data.iterations)
 
     @property
@@ -41,7 +41,7 @@ class Progress(TQDMProgressBar):
         batch: PromptBatch,
         batch_idx: int,
     ) -> None:
-        """An iteration more."""
+        """Count an iteration more."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch.iteration)
 
     def get_metrics(

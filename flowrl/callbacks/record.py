@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 
 class RunRecord(Callback):
-    """Owns metrics.csv and summary.json of `folder`; evaluations hand their metrics in through
-    `add`.
+    """The owner of metrics.csv and summary.json of `folder`; evaluations hand their metrics in
+    through `add`.
     """
 
     def __init__(self, *, folder: str) -> None:
@@ -83,17 +83,15 @@ class RunRecord(Callback):
         figures = read_figures(self.csv_path)
         self.rows = [dict(row) for row in figures.rows if int(row[ITERATION]) <= num_iterations]
         if len(self.rows) < num_iterations:
-            problem = figures.problem or (
-                "rows are missing" if self.csv_path.is_file() else "the file is gone"
-            )
-            kept = (
-                f"; it is kept as {self._keep('unreadable').name}"
-                if self.csv_path.is_file()
-                else ""
-            )
+            problem = figures.problem or "rows are missing"
+            place = ""
+            if self.csv_path.is_file():
+                place = f"; it is kept as {self._keep('unreadable').name}"
+            else:
+                problem = "the file is gone"
             log.warning(
                 "%s: %s: the rows of %d of the first %d iterations are left%s",
-                *(self.csv_path, problem, len(self.rows), num_iterations, kept),
+                *(self.csv_path, problem, len(self.rows), num_iterations, place),
             )
         evaluations = state.get("evaluations")
         seconds = state.get("seconds")
@@ -106,11 +104,9 @@ class RunRecord(Callback):
         written again.
         """
         if self.csv_path.is_file() and not is_later_rank():
-            kept = self._keep("before")
             log.warning(
                 "no checkpoint yet: starting from the beginning; %s is kept as %s",
-                self.csv_path,
-                kept.name,
+                *(self.csv_path, self._keep("before").name),
             )
 
     def _keep(self, kind: str) -> Path:
@@ -121,7 +117,7 @@ class RunRecord(Callback):
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run over all its parts, set-up and evaluations included."""
+        """Return the wall time of the run over all its parts, set-up and evaluations included."""
         return self.seconds_before + time.perf_counter() - self.start
 
     def on_train_batch_end(
@@ -197,7 +193,9 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_gib() -> float:
-    """Peak of allocated GPU memory, or of the process's resident memory on the CPU, in GiB."""
+    """Return the peak of allocated GPU memory, or of the process's resident memory on the CPU, in
+    GiB.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     if match := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text() if _STATUS.is_file() else ""):
@@ -207,6 +205,8 @@ def peak_memory_gib() -> float:
 
 
 def processor_name() -> str:
-    """The CPU's model where the system tells it, or its architecture."""
-    found = re.search(r"model name\s*:\s*(.+)", _CPU.read_text()) if _CPU.is_file() else None
-    return found[1] if found else platform.processor() or platform.machine()
+    """Return the CPU's model where the system tells it, or its architecture."""
+    text = _CPU.read_text() if _CPU.is_file() else ""
+    if model := re.search(r"model name\s*:\s*(.+)", text):
+        return model[1]
+    return platform.processor() or platform.machine()

@@ -16,6 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from flowrl.parallel import background
 from flowrl.parallel.strategies import is_later_rank
 from flowrl.training.metric_means import gather
+from flowrl.training.policy import Policy
 from flowrl.training.reward import RewardModule
 
 NOTICE = "stopping after this iteration, with a checkpoint"
@@ -25,9 +26,14 @@ group has had.
 """
 
 
+def is_at_end(trainer: Trainer, policy: Policy) -> bool:
+    """Tell whether the run's last iteration is over."""
+    return policy.num_iterations == len(trainer.datamodule.iterations)  # type: ignore[attr-defined]
+
+
 class Stop(Callback):
-    """Remembers that SIGTERM came, or a first Ctrl-C once iterations have begun, and says what it
-    waits for.
+    """Remember that SIGTERM came, or a first Ctrl-C once iterations have begun, and say what is
+    waited for.
 
     A second Ctrl-C stops at once, and so does a second SIGTERM while the run waits for a scorer.
 
@@ -44,20 +50,16 @@ class Stop(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.reward = getattr(pl_module, "reward", None)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(
-                signal.SIGTERM, self._remember
-            )  # Lightning restores the one before at the end
+            # Lightning restores the one before at the end.
+            signal.signal(signal.SIGTERM, self._remember)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # A run in a script's background ignores Ctrl-C, and goes on doing so.
         is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        if (
-            not batch_idx
-            and not is_ignored
-            and threading.current_thread() is threading.main_thread()
-        ):
+        is_main = threading.current_thread() is threading.main_thread()
+        if not batch_idx and not is_ignored and is_main:
             signal.signal(signal.SIGINT, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -82,5 +84,5 @@ class Stop(Callback):
         raise KeyboardInterrupt
 
     def is_asked_for(self) -> bool:
-        """Whether any process has had the signal: to be called by all of them at the same point."""
+        """Tell whether any process has had the signal; all of them call it at the same point."""
         return any(gather(self.has_signal))

@@ -30,8 +30,8 @@ REACH_SECONDS = 4.0
 
 @dataclass(frozen=True)
 class Destination:
-    """Where W&B's runs go. An unasked `offline` has a reason, which is a fault where `is_fault`
-    says so.
+    """The place where W&B's runs go. An unasked `offline` has a reason, which is a fault where
+    `is_fault` says so.
     """
 
     mode: Literal["online", "offline", "disabled"]
@@ -48,7 +48,7 @@ def wandb_logger(
     tags: Sequence[Text] | None,
     folder: Text,
 ) -> WandbLogger:
-    """A W&B run whose id is kept in the run's folder, so that a resumed run continues it.
+    """Make a W&B run whose id is kept in the run's folder, so that a resumed run continues it.
 
     Without a `group` it is the sweep's, which W&B reads from WANDB_RUN_GROUP. Where it goes is
     decided here, before weights load; `start` opens it. Raises UserError for settings that W&B
@@ -72,14 +72,13 @@ def wandb_logger(
         mode="offline" if place.mode == "offline" else None,
         log_model=False,
     )
-    logger._wandb_init.pop(
-        "anonymous", None
-    )  # Lightning hands it on though W&B no longer takes it, and warns
+    # Lightning hands it on though W&B no longer takes it, and warns.
+    logger._wandb_init.pop("anonymous", None)
     return logger
 
 
 def destination() -> Destination:
-    """Where W&B would send a run, by its own word: environment, netrc and settings files as it
+    """Ask W&B's library where it would send a run: environment, netrc and settings files as it
     reads them.
 
     Raises UserError where it refuses its settings.
@@ -113,7 +112,7 @@ def destination() -> Destination:
 
 
 def is_reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
-    """Whether a server gives any answer, through the environment's proxy, within `seconds`."""
+    """Tell whether a server gives any answer, through the environment's proxy, within `seconds`."""
     answers: list[int] = []
 
     def ask() -> None:
@@ -174,9 +173,13 @@ def finish(logger: WandbLogger) -> None:
 
 
 def default_tags(choices: Mapping[str, str], delta: object) -> list[str]:
-    """What tells runs apart, from the options chosen and the loss's threshold, if it has one."""
-    own = [f"{group}={choices[group]}" for group in ("sampler", "loss", "model", "reward")]
-    return own if delta is None else [*own, f"delta={delta}"]
+    """Return tags that tell runs apart, from the options chosen and the loss's threshold, if it has
+    one.
+    """
+    tags = [f"{group}={choices[group]}" for group in ("sampler", "loss", "model", "reward")]
+    if delta is not None:
+        tags.append(f"delta={delta}")
+    return tags
 
 
 def alert(

@@ -1,3 +1,3 @@
-"""From a command line to a finished run; beside it only train.py, scripts/ and hydra_plugins/ know
-Hydra.
+"""The way from a command line to a finished run; beside it only train.py, scripts/ and
+hydra_plugins/ know Hydra.
 """

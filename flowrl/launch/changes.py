@@ -1,5 +1,5 @@
-"""What a resumed run changes: keys that decide its numbers, the code, and inputs that are no longer
-the same.
+"""The changes that a resumed run brings: keys that decide its numbers, the code, and inputs that
+are no longer the same.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from flowrl.errors import UserError
 from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs import provenance
+from flowrl.runs.command_line import key_of
 from flowrl.runs.files import PROVENANCE, SUMMARY, read_object, write_whole
 from flowrl.tuning.formats import START
 from flowrl.types import Prompt
@@ -55,18 +56,18 @@ _Json = dict[str, Any]
 
 
 def is_harmless(key: str) -> bool:
-    """Whether `key`, or a node that it lies in, is one of `HARMLESS` or, of a reward, of
+    """Tell whether `key`, or a node that it lies in, is one of `HARMLESS` or, of a reward, of
     `HARMLESS_OF_REWARDS`.
     """
     group, *names = key.split(".")
     if group == "reward" and not HARMLESS_OF_REWARDS.keys().isdisjoint(names):
         return True
-    return any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
+    return any(_lies_in(key, name) for name in HARMLESS)
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf of a plain container that is no interpolation; entries of
-    lists are leaves.
+    """Walk (dotted key, value) of every leaf of a plain container that is no interpolation; entries
+    of lists are leaves.
     """
     if isinstance(node, dict):
         for key, value in node.items():
@@ -79,17 +80,15 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def overridden(before: Any, cfg: DictConfig) -> list[str]:
-    """What a configuration says otherwise than the plain container `before`, in words, harmless
+    """Say in words what a configuration has otherwise than the plain container `before`, harmless
     keys left out.
     """
     old = dict(leaves(before))
     texts = []
     for key, value in leaves(OmegaConf.to_container(cfg)):
         if not is_harmless(key) and (key not in old or old[key] != value):
-            texts.append(
-                f"{key} {_text(old[key]) if key in old else 'none'} -> {_text(value)}: "
-                f"{_consequence(key)}"
-            )
+            earlier = _text(old[key]) if key in old else "none"
+            texts.append(f"{key} {earlier} -> {_text(value)}: {_consequence(key)}")
     return texts
 
 
@@ -101,8 +100,7 @@ def _consequence(key: str) -> str:
     if key == "num_iterations":
         return (
             "schedules over the run, such as learning_rate=cosine, now follow the new length, so "
-            "the numbers differ "
-            "from those of a run never stopped"
+            "the numbers differ from those of a run never stopped"
         )
     return "from here on the numbers are not those of a run with either value throughout"
 
@@ -122,12 +120,12 @@ class Provenance:
         self.path = folder / PROVENANCE
         self.has_start = (folder / START).is_dir()
         self.told: set[str] = set()
-        self.accepted = [item[2:].split("=")[0] for item in overrides if item.startswith("++")]
+        self.accepted = [key_of(item) for item in overrides if item.startswith("++")]
         # A run of an earlier version has told its code in its summary.
-        kept = [path for path in (self.path, folder / SUMMARY) if path.is_file()]
-        self.before: _Json = (
-            read_object(kept[0], "delete it to go on without comparing") if kept else {}
-        )
+        files = [path for path in (self.path, folder / SUMMARY) if path.is_file()]
+        self.before: _Json = {}
+        if files:
+            self.before = read_object(files[0], "delete it to go on without comparing")
         self.inputs: _Json = {}
 
     def tell_changes(self) -> None:
@@ -180,15 +178,12 @@ class Provenance:
         write_whole(self.path, json.dumps(content, indent=2) + "\n")
 
     def _check(self, key: str, value: Any, digest: str, label: str) -> None:
-        now = {"value": value, "digest": digest}
+        self.inputs[key] = {"value": value, "digest": digest}
         inputs = self.before.get("inputs")
         before = inputs.get(key) if isinstance(inputs, dict) else None
-        self.inputs[key] = now
-        if (
-            not isinstance(before, dict)
-            or before.get("value") != value
-            or before.get("digest") == digest
-        ):
+        if not isinstance(before, dict) or before.get("value") != value:
+            return
+        if before.get("digest") == digest:
             return
         if not key.startswith(_PROMPTS) and self.before.get("digests") != provenance.DIGESTS:
             return  # of an earlier version, whose digests are others
@@ -196,16 +191,15 @@ class Provenance:
             name, shown = _remedy(key, value)
             raise UserError(
                 f"{label} changed since the run began, so it would go on with other numbers; put "
-                "back what was there, "
-                f"or take it as it is: ++{name}={shown}"
+                f"back what was there, or take it as it is: ++{name}={shown}"
             )
         if key not in self.told and not is_later_rank():
             self.told.add(key)
             print(f"{label} changed since the run began; taken as it is, as ++{accepted} says")
 
     def _accepted_by(self, key: str) -> str | None:
-        """The accepted key that stands for `key`: itself or a node that it lies in; None where
-        there is none.
+        """Return the accepted key that stands for `key`: itself or a node that it lies in; None
+        where there is none.
 
         Prompts are accepted by any of their options too, and by those that their values refer to,
         as those of an evaluation set may be the ones to train on.
@@ -213,9 +207,10 @@ class Provenance:
         names = {key}
         if key.startswith(_PROMPTS):
             names |= _options(OmegaConf.to_container(self.cfg), key)
-        return next(
-            (name for name in self.accepted if any(_lies_in(each, name) for each in names)), None
-        )
+        for accepted in self.accepted:
+            if any(_lies_in(name, accepted) for name in names):
+                return accepted
+        return None
 
 
 def _lies_in(key: str, node: str) -> bool:
@@ -223,8 +218,8 @@ def _lies_in(key: str, node: str) -> bool:
 
 
 def _options(config: Any, key: str) -> set[str]:
-    """The keys below a set of prompts, and those of other sets that their interpolations lead
-    to.
+    """Return the keys below a set of prompts, and those of other sets that their interpolations
+    lead to.
     """
     options: set[str] = set()
     todo = [key]
@@ -244,16 +239,14 @@ def _options(config: Any, key: str) -> set[str]:
 
 
 def _remedy(key: str, value: Any) -> tuple[str, Any]:
-    """A key and its value to name with `++`: a path's own, or of a set of prompts its path or its
-    first option.
+    """Return a key and its value to name with `++`: a path's own, or of a set of prompts its path
+    or its first option.
     """
     if not isinstance(value, dict):
         return key, value
-    node = value["node"]
-    options = (
-        {name: each for name, each in node.items() if name != "_target_"}
-        if isinstance(node, dict)
-        else {}
-    )
-    name = "path" if "path" in options else next(iter(options), "")
-    return (f"{key}.{name}", options[name]) if name else (key, "VALUE")
+    node = value["node"] if isinstance(value["node"], dict) else {}
+    options = [name for name in node if name != "_target_"]
+    if not options:
+        return key, "VALUE"
+    name = "path" if "path" in options else options[0]
+    return f"{key}.{name}", node[name]

@@ -26,7 +26,7 @@ MAX_SAMPLES = 1_000_000
 
 
 def check_rules(cfg: DictConfig) -> None:
-    """All rules that the configuration alone decides."""
+    """Check all rules that the configuration alone decides."""
     check_guidance(cfg)
     check_deadlines(cfg)
     check_trainer(cfg)
@@ -37,7 +37,9 @@ def check_rules(cfg: DictConfig) -> None:
 
 
 def check_guidance(cfg: DictConfig) -> None:
-    """Guidance needs a model that encodes negative prompts. Raises UserError naming both keys."""
+    """Check that a model which is guided encodes negative prompts. Raises UserError naming both
+    keys.
+    """
     scales = {
         "rollout.guidance_scale": cfg.rollout.guidance_scale,
         "evaluation.guidance_scale": cfg.evaluation.guidance_scale,
@@ -49,8 +51,8 @@ def check_guidance(cfg: DictConfig) -> None:
 
 
 def check_deadlines(cfg: DictConfig) -> None:
-    """Other processes wait in a collective for the one whose scores are late. Raises UserError
-    naming both keys.
+    """Check that late scores come before other processes, which wait in a collective, give up.
+    Raises UserError naming both keys.
 
     Until its circuit opens, a service that hangs may cost `open_after` calls, each up to its
     deadline; those of a mixture are asked one after the other.
@@ -61,28 +63,23 @@ def check_deadlines(cfg: DictConfig) -> None:
         return
     limit = 60 * minutes
     clients = dict(_clients(OmegaConf.to_container(cfg.reward, resolve=True), "reward"))
+    bound = (
+        f"must stay below trainer.strategy.timeout_minutes={minutes:g} ({limit:g} seconds), after "
+        "which the other processes give up: lower the former, or raise the latter"
+    )
     if sum(client["open_after"] * client["deadline"] for client in clients.values()) >= limit:
-        each = [
-            f"{name}.deadline={c['deadline']:g} seconds x open_after={c['open_after']}"
-            for name, c in clients.items()
+        terms = [
+            f"{name}.deadline={client['deadline']:g} seconds x open_after={client['open_after']}"
+            for name, client in clients.items()
         ]
-        raise UserError(
-            f"{' + '.join(each)} must stay below trainer.strategy.timeout_minutes={minutes:g} "
-            f"({limit:g} seconds), "
-            "after which the other processes give up: lower the former, or raise the latter"
-        )
+        raise UserError(f"{' + '.join(terms)} {bound}")
     seconds = cfg.get("scorer_timeout")
     if seconds is not None and seconds >= limit:
-        raise UserError(
-            f"scorer_timeout={seconds:g} seconds must stay below "
-            f"trainer.strategy.timeout_minutes={minutes:g} "
-            f"({limit:g} seconds), after which the other processes give up: lower the former, or "
-            "raise the latter"
-        )
+        raise UserError(f"scorer_timeout={seconds:g} seconds {bound}")
 
 
 def _clients(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The settings below `node` of what asks a service, with their keys."""
+    """Walk the settings below `node` of what asks a service, with their keys."""
     if isinstance(node, dict):
         if "deadline" in node:
             yield name, node
@@ -91,19 +88,17 @@ def _clients(node: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def check_trainer(cfg: DictConfig) -> None:
-    """How a run may be spread and rounded. Raises UserError naming both keys."""
+    """Check how a run is spread over processes, and rounded. Raises UserError naming both keys."""
     if str(cfg.trainer.get("precision")) not in ("None", "32", "32-true"):
         raise UserError(
             f"trainer.precision={cfg.trainer.precision} rounds the trained weights, or keeps casts "
-            "of them that later "
-            "updates of an iteration do not see; take model.dtype=bfloat16, whose LoRA stays "
-            "float32"
+            "of them that later updates of an iteration do not see; take model.dtype=bfloat16, "
+            "whose LoRA stays float32"
         )
     if cfg.model.dtype == "float16":
         raise UserError(
             "model.dtype=float16 cannot be trained: gradients of mean-reduced log-probabilities "
-            "are below its smallest "
-            "number; take bfloat16"
+            "are below its smallest number; take bfloat16"
         )
     check_processes(cfg)
     if OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.parallel.strategies.parts":
@@ -118,8 +113,8 @@ def check_trainer(cfg: DictConfig) -> None:
 
 
 def check_processes(cfg: DictConfig) -> None:
-    """Devices times nodes are the processes of the batch plan. Raises UserError naming all three
-    keys.
+    """Check that devices times nodes are the processes of the batch plan. Raises UserError naming
+    all three keys.
     """
     devices = cfg.trainer.devices
     num_nodes = cfg.trainer.num_nodes
@@ -132,50 +127,49 @@ def check_processes(cfg: DictConfig) -> None:
 
 
 def check_nodes(cfg: DictConfig) -> None:
-    """Processes on other nodes are waited for, so something must start them. Raises UserError
-    naming the key.
+    """Check that something starts the processes on other nodes, which are waited for. Raises
+    UserError naming the key.
     """
     num_nodes = cfg.trainer.num_nodes
     if num_nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
         raise UserError(
             f"trainer.num_nodes={num_nodes} would wait for processes on other nodes, which nothing "
-            "starts: start "
-            "train.py on each by torchrun or srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
+            "starts: start train.py on each by torchrun or srun, or set MASTER_ADDR, MASTER_PORT "
+            "and NODE_RANK"
         )
 
 
 def check_amounts(cfg: DictConfig) -> None:
-    """An iteration's and an evaluation's samples stay within what can be held. Raises UserError
-    naming the keys.
+    """Check that an iteration's samples stay within what can be held. Raises UserError naming the
+    keys.
     """
     plan = cfg.batch
     if (count := plan.prompts_per_iteration * plan.group_size) > MAX_SAMPLES:
         raise UserError(
             f"batch.prompts_per_iteration={plan.prompts_per_iteration} x "
-            f"batch.group_size={plan.group_size} are "
-            f"{count} samples an iteration, more than the {MAX_SAMPLES} that are held at once; "
-            "lower one of them"
+            f"batch.group_size={plan.group_size} are {count} samples an iteration, more than the "
+            f"{MAX_SAMPLES} that are held at once; lower one of them"
         )
 
 
 def check_average(cfg: DictConfig) -> None:
-    """The average of the weights, which is exported, must take in at least one update. Raises
-    UserError.
+    """Check that the average of the weights, which is exported, takes in at least one update.
+    Raises UserError naming the key.
     """
     plan = cfg.batch
     steps = cfg.num_iterations * plan.updates_per_iteration * plan.inner_epochs
     if cfg.ema.every > steps:
         raise UserError(
             f"ema.every={cfg.ema.every} is more than the run's {steps} optimizer steps "
-            "(num_iterations="
-            f"{cfg.num_iterations}), so that the average, which is evaluated and exported, would "
-            "stay at the start; "
-            "lower ema.every"
+            f"(num_iterations={cfg.num_iterations}), so that the average, which is evaluated and "
+            "exported, would stay at the start; lower ema.every"
         )
 
 
 def check_resolution(cfg: DictConfig) -> None:
-    """An embedded pipeline draws images of one size alone. Raises UserError naming it."""
+    """Check that images have the one size that an embedded pipeline draws. Raises UserError naming
+    it.
+    """
     name = cfg.model.pretrained
     folder = Path(str(files("flowrl.shapes")), "assets", name.removeprefix(EMBEDDED))
     path = folder / "vae" / "config.json"

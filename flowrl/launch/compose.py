@@ -1,5 +1,5 @@
-"""Composing the configuration: where it stands, the resolvers that its files use, and one way to
-compose it.
+"""The composing of the configuration: where it stands, the resolvers that its files use, and one
+way to compose it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 from flowrl.errors import UserError
 from flowrl.runs.files import CONFIG
 from flowrl.runs.folder import make_new
-from flowrl.values.bounds import is_folder_name
+from flowrl.values.bounds import FolderName
+from flowrl.values.check import check_value
 
 CONF = Path(__file__).parents[2] / "conf"
 
 
 def compose(overrides: Sequence[str], *, config: str = "config", folder: Path = CONF) -> DictConfig:
-    """The configuration `folder`/`config`.yaml with command-line `overrides`, outside of a Hydra
-    application.
+    """Compose the configuration `folder`/`config`.yaml with command-line `overrides`, outside of a
+    Hydra application.
 
     Raises Hydra's errors for unknown keys and options, which `flowrl.launch.errors.explain` puts
     into one line.
@@ -32,7 +33,7 @@ def compose(overrides: Sequence[str], *, config: str = "config", folder: Path = 
 
 
 def register_resolvers() -> None:
-    """The resolvers that YAML files use.
+    """Register the resolvers that YAML files use.
 
     `${run_folder:RESUME,RUN_DIR,NEW}` is the run to resume, the folder asked for, or a new one,
     which is made; `${image_tokens:RESOLUTION,PIXELS}` the length of a square image's sequence of
@@ -46,10 +47,7 @@ def register_resolvers() -> None:
 
 
 def _folder_name(name: str | float) -> str:
-    if not is_folder_name(str(name)):
-        raise UserError(
-            f"name={name} must be a name without slashes: it is part of the run's folder"
-        )
+    check_value("name", str(name), FolderName)
     return str(name)
 
 
@@ -58,9 +56,8 @@ def _run_folder(resume: str | None, run_dir: str | None, new: str) -> str:
     if resume and not (Path(resume) / CONFIG).is_file():
         raise UserError(f"resume={resume}: no {CONFIG} there; give the folder of an earlier run")
     if resume:
-        folder = str(
-            Path(resume).resolve()
-        )  # since `outputs/latest` is a link that this very run will move
+        # Resolved, since `outputs/latest` is a link that this very run will move.
+        folder = str(Path(resume).resolve())
     elif run_dir or "TORCHELASTIC_RUN_ID" in os.environ:
         # Whose processes would each make one; refused later.
         folder = run_dir or new

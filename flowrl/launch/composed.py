@@ -18,9 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from flowrl.errors import UserError
 from flowrl.launch.saved import read_saved
 from flowrl.runs.command_line import TRAIN, escape
+from flowrl.runs.files import damaged
 from flowrl.sweep.job import COMPOSED, Job, num_ranks
 
 _OF_THIS_LAUNCH = re.compile(r"\$\{\s*(hydra|now)\s*:")
@@ -34,9 +34,9 @@ defaults:
 - override hydra/hydra_logging: none
 """
 KEPT = ("job_logging", "hydra_logging", "output_subdir", "callbacks", "verbose")
-"""What is taken from Hydra's own configuration as it is."""
+"""The keys that are taken from Hydra's own configuration as they are."""
 OF_JOB = ("name", "chdir", "num", "id")
-"""What is taken from `hydra.job`, beside its variables of the environment."""
+"""The keys that are taken from `hydra.job`, beside its variables of the environment."""
 
 
 def freeze(cfg: DictConfig | ListConfig) -> None:
@@ -61,7 +61,7 @@ def freeze(cfg: DictConfig | ListConfig) -> None:
 
 
 def job_of(cfg: DictConfig, folder: str | Path, *, is_started_by_hydra: bool = False) -> Job:
-    """The job of a composed configuration, of which HydraConfig holds Hydra's part.
+    """Return the job of a composed configuration, of which HydraConfig holds Hydra's part.
 
     `is_started_by_hydra` says that Hydra's callbacks were called already, by the launcher's worker.
     """
@@ -73,7 +73,7 @@ def job_of(cfg: DictConfig, folder: str | Path, *, is_started_by_hydra: bool = F
 
 
 def read_job(folder: Path) -> tuple[Job, DictConfig] | None:
-    """The job in `folder` and what it was composed as; None where the folder has no such file.
+    """Read the job in `folder` and what it was composed as; None where the folder has no such file.
 
     Raises UserError for a file that is no job's configuration.
     """
@@ -84,7 +84,7 @@ def read_job(folder: Path) -> tuple[Job, DictConfig] | None:
     try:
         return _job(cfg, folder, cfg.hydra.job.num, ()), cfg
     except (OmegaConfBaseException, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {DAMAGED}") from error
+        raise damaged(path, error, DAMAGED) from error
 
 
 def _job(cfg: DictConfig, folder: Path, number: int, overrides: tuple[str, ...]) -> Job:
@@ -96,42 +96,47 @@ def _job(cfg: DictConfig, folder: Path, number: int, overrides: tuple[str, ...])
 
 
 def _as_file(cfg: DictConfig, hydra: Any, folder: Path, left_out: tuple[str, ...]) -> str:
+    """Write out a job's file: what the task is run with, and Hydra's part of it."""
+    place = escape(str(folder))
     task = copy.deepcopy(cfg)
     with read_write(task), open_dict(task):
         task.pop("hydra", None)
         if "run_dir" in task:
-            task.run_dir = escape(str(folder))
+            task.run_dir = place
     task._set_parent(None)
     freeze(task)
-    job = {key: hydra.job[key] for key in OF_JOB if not OmegaConf.is_missing(hydra.job, key)}
-    # Variables to copy are copied from the job's environment; their values, perhaps keys, do not
-    # belong in a file.
-    job["env_set"] = {
-        key: value for key, value in hydra.job.env_set.items() if key not in hydra.job.env_copy
-    }
-    job["env_copy"] = list(hydra.job.env_copy)
-    kept = OmegaConf.masked_copy(hydra, [key for key in KEPT if key not in left_out])
-    kept._set_parent(None)
-    own = OmegaConf.create(OmegaConf.to_container(kept, resolve=False))
-    assert isinstance(own, DictConfig)
-    freeze(own)
-    own.job = job
-    own.run = {"dir": escape(str(folder))}
-    own.runtime = {
-        "choices": {
-            key: hydra.runtime.choices[key] for key in hydra.runtime.choices if "hydra/" not in key
-        }
-    }
-    return HEAD + OmegaConf.to_yaml(task) + OmegaConf.to_yaml(OmegaConf.create({"hydra": own}))
+    copied = OmegaConf.masked_copy(hydra, [key for key in KEPT if key not in left_out])
+    copied._set_parent(None)
+    settings = OmegaConf.create(OmegaConf.to_container(copied, resolve=False))
+    assert isinstance(settings, DictConfig)
+    freeze(settings)
+    settings.job = _job_settings(hydra.job)
+    settings.run = {"dir": place}
+    choices = {key: value for key, value in hydra.runtime.choices.items() if "hydra/" not in key}
+    settings.runtime = {"choices": choices}
+    return HEAD + OmegaConf.to_yaml(task) + OmegaConf.to_yaml(OmegaConf.create({"hydra": settings}))
+
+
+def _job_settings(job: Any) -> dict[str, Any]:
+    """Return what is kept of `hydra.job`.
+
+    Variables to copy are copied from the job's environment; their values, perhaps keys, do not
+    belong in a file.
+    """
+    settings = {key: job[key] for key in OF_JOB if not OmegaConf.is_missing(job, key)}
+    copied = list(job.env_copy)
+    variables = {name: value for name, value in job.env_set.items() if name not in copied}
+    return settings | {"env_set": variables, "env_copy": copied}
 
 
 def calling_script() -> Path:
-    """The script whose task function is being called; in a launcher's worker the main module is
-    another one.
+    """Find the script whose task function is being called; in a launcher's worker the main module
+    is another one.
     """
     # A function that was pickled by value keeps its module's `__name__` and `__file__`, but not its
     # code's file.
     modules = [frame.frame.f_globals for frame in inspect.stack()]
-    mains = (module for module in modules if module.get("__name__") == "__main__")
-    path = next((Path(module["__file__"]) for module in mains if module.get("__file__")), TRAIN)
-    return path.absolute()
+    for module in modules:
+        if module.get("__name__") == "__main__" and module.get("__file__"):
+            return Path(module["__file__"]).absolute()
+    return TRAIN.absolute()

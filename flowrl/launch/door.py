@@ -41,8 +41,7 @@ def examine(cfg: DictConfig) -> None:
     reward lacks.
     """
     validate(cfg)
-    from flowrl.launch.scores import (
-        check_parts,
-    )  # PyTorch has been imported by now, with the targets
+    # Only now, since it imports PyTorch, as the targets have.
+    from flowrl.launch.scores import check_parts
 
     check_parts(cfg)

@@ -1,6 +1,7 @@
 """Mistakes told in one line, with a suggestion for a misspelt key or option.
 
-Imports Hydra, omegaconf and nothing heavier, so that a typo is answered before PyTorch is loaded.
+This module imports Hydra, omegaconf and nothing heavier, so that a typo is answered before PyTorch
+is loaded.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def one_line_errors(main: Callable[[], Any], log: Path | None = None) -> int:
 
 
 def _keep_traceback(error: Exception, log: Path) -> str:
-    """Append the traceback to `log`; returns where it is, for the end of a one-line message."""
+    """Append the traceback to `log`, and return where it is, for the end of a one-line message."""
     try:
         with log.open("a", encoding="utf-8") as file:
             file.write("".join(traceback.format_exception(error)))
@@ -62,8 +63,8 @@ def _keep_traceback(error: Exception, log: Path) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What made Hydra's instantiation of a configuration node fail, or the error itself where that
-    is another one.
+    """Return what made Hydra's instantiation of a configuration node fail, or the error itself
+    where that is another one.
     """
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
@@ -71,8 +72,8 @@ def _root(error: BaseException) -> BaseException:
 
 
 def is_users(error: BaseException) -> bool:
-    """Whether an error is about what was asked for: one of FlowRL's own, the configuration, or a
-    file by name.
+    """Tell whether an error is about what was asked for: one of FlowRL's own, the configuration, or
+    a file by name.
 
     An error of a library is, where it came while a configuration node was instantiated, since the
     node can be named.
@@ -90,11 +91,8 @@ def explain(error: BaseException) -> str:
     """Put an error into one line: its innermost cause, with a suggestion for a misspelt key or
     option.
     """
-    place = ""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        key = re.search(r"full_key: (\S+)", str(error))
-        place = f"{key[1]}: " if key and not isinstance(error.__cause__, UserError) else ""
-        error = error.__cause__
+    place = _place(error)
+    error = _root(error)
     text = place + (str(error).strip() or type(error).__name__)
     if (refusal := _refused_override(text)) is not None:
         return refusal
@@ -102,30 +100,51 @@ def explain(error: BaseException) -> str:
     if isinstance(error.__cause__, OSError) and not isinstance(error, UserError):
         error = error.__cause__
     if isinstance(error, OSError) and error.filename:
+        return _inaccessible(error)
+    if (mismatch := _wrong_argument(text, place)) is not None:
+        return mismatch
+    text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
+    line = " ".join(text.split("\n    full_key")[0].split())
+    if isinstance(error, Exception) and not is_users(error):
+        return f"unexpected {type(error).__name__}: {line}"
+    return line
+
+
+def _place(error: BaseException) -> str:
+    """Return the key of the innermost node that Hydra could not instantiate, with a colon; empty
+    where there is none, or where the cause names its key itself.
+    """
+    place = ""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        key = re.search(r"full_key: (\S+)", str(error))
+        place = f"{key[1]}: " if key and not isinstance(error.__cause__, UserError) else ""
+        error = error.__cause__
+    return place
+
+
+def _inaccessible(error: OSError) -> str:
+    remedy = "make it accessible, or choose another output folder with run_dir=PATH"
+    if isinstance(error, FileNotFoundError):
         remedy = "give a path that exists"
-        if not isinstance(error, FileNotFoundError):
-            remedy = "make it accessible, or choose another output folder with run_dir=PATH"
-        return f"{error.filename}: {error.strerror}; {remedy}"
+    return f"{error.filename}: {error.strerror}; {remedy}"
+
+
+def _wrong_argument(text: str, place: str) -> str | None:
+    """Say of Python's message about a call's arguments which configuration keys of the node at
+    `place` it means; None for any other message.
+    """
     if match := re.search(r"\w+\(\) (got an unexpected) keyword argument (.*)", text):
         return f"{place}{match[1]} configuration key {match[2]}"
     if match := re.search(r"missing (?:a|\d+) required (?:keyword-only )?arguments?: (.*)", text):
         first = re.findall(r"'(\w+)'", match[1])[0]
-        remedy = (
-            "give what another version's run lacks, as in "
-            f"++{place.replace(': ', '.')}{first}=VALUE"
-        )
+        key = place.replace(": ", ".") + first
+        remedy = f"give what another version's run lacks, as in ++{key}=VALUE"
         return f"{place}missing configuration key {match[1]}; {remedy}"
-    text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
-    line = " ".join(text.split("\n    full_key")[0].split())
-    return (
-        line
-        if not isinstance(error, Exception) or is_users(error)
-        else f"unexpected {type(error).__name__}: {line}"
-    )
+    return None
 
 
 def _refused_override(text: str) -> str | None:
-    """Hydra's message about an override that it does not take, in one line; None for any other
+    """Put Hydra's message about an override that it does not take into one line; None for any other
     message.
     """
     if text.startswith(NO_OPTION):
@@ -154,33 +173,33 @@ def _refused_override(text: str) -> str | None:
 
 
 def _no_option(words: Iterable[str]) -> str:
-    """What is wrong with the first word of the command line that gives a group something else than
-    an option.
+    """Say what is wrong with the first word of the command line that gives a group something else
+    than an option.
     """
     for word in words:
         group, _, value = word.lstrip("+").partition("=")
         folder = CONF / group.partition("@")[0]
-        if folder.is_dir() and value not in (
-            names := sorted(path.stem for path in folder.glob("*.yaml"))
-        ):
+        names = sorted(path.stem for path in folder.glob("*.yaml"))
+        if folder.is_dir() and value not in names:
             return f"{word}: {group} is a group, of which one option is chosen: {', '.join(names)}"
     return f"{NO_OPTION}, such as loss=dppo"
 
 
 def _suggest(key: str) -> str:
-    """The nearest name to the part of `key` that is wrong: its first word, or where that exists its
-    last.
+    """Suggest the key with the nearest name in place of the word that is wrong: the first, or where
+    that exists the last.
     """
-    first, _, rest = key.partition(".")
+    first, _, below = key.partition(".")
     tops = {str(name) for name in OmegaConf.load(CONF / "config.yaml")} - {"defaults"}
     tops |= {path.name for path in CONF.iterdir() if path.is_dir()}
-    if first not in tops:
-        close = difflib.get_close_matches(first, sorted(tops), n=1)
-        found = ".".join(filter(None, (*close, rest))) if close else _nearest_anywhere(key)
+    if first in tops:
+        nearest = _nearest_anywhere(below)
+        nearest = nearest and f"{key.rpartition('.')[0]}.{nearest}"
+    elif close := difflib.get_close_matches(first, sorted(tops), n=1):
+        nearest = ".".join(filter(None, (*close, below)))
     else:
-        found = _nearest_anywhere(rest)
-        found = found and f"{key.rpartition('.')[0]}.{found}"
-    return f" (did you mean {found!r}?)" if found and found != key else ""
+        nearest = _nearest_anywhere(key)
+    return f" (did you mean {nearest!r}?)" if nearest and nearest != key else ""
 
 
 def _nearest_anywhere(key: str) -> str:

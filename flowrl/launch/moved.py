@@ -1,5 +1,5 @@
-"""Where the targets of older runs' configurations stand today: a run's folder names them as they
-were when it began.
+"""The places where the targets of older runs' configurations stand today: a run's folder names them
+as they were when it began.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ CLASSES = {
 
 
 def move(node: Any) -> Any:
-    """A copy of a plain configuration in which each target that stood elsewhere has its name of
-    today.
-    """
+    """Copy a plain configuration, each target that stood elsewhere by its name of today."""
     if isinstance(node, list):
         return [move(item) for item in node]
     if not isinstance(node, dict):
@@ -46,7 +44,9 @@ def move(node: Any) -> Any:
 
 
 def current_name(target: str) -> str:
-    """The dotted name under which a target is found today: that of an unmoved one is its own."""
+    """Return the dotted name under which a target is found today; one that has not moved keeps
+    its own.
+    """
     if target in CLASSES:
         return CLASSES[target]
     module, _, name = target.rpartition(".")

@@ -1,4 +1,4 @@
-"""Silencing messages of libraries that do not concern this training loop."""
+"""The silencing of messages of libraries that do not concern this training loop."""
 
 from __future__ import annotations
 

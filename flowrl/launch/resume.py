@@ -39,8 +39,8 @@ RESTORE = (
 
 
 def configure(cfg: DictConfig) -> DictConfig:
-    """The configuration to run: the given one, or the resumed run's own with value overrides
-    applied.
+    """Return the configuration to run: the composed one, or the resumed run's own with value
+    overrides applied.
     """
     folder = HydraConfig.get().runtime.output_dir
     if not is_later_rank():
@@ -56,23 +56,24 @@ def configure(cfg: DictConfig) -> DictConfig:
                 f"{resume_command(folder)}"
             )
         cfg.run_dir = folder
-        freeze(
-            cfg
-        )  # a resumed run must not take the choices and the time of the launch that resumes it
-        take_from_file(cfg, HydraConfig.get().overrides.task)
-        cfg.tags = cfg.tags or default_tags(
-            HydraConfig.get().runtime.choices, cfg.loss.get("delta")
-        )
+        # A resumed run must not take the choices and the time of the launch that resumes it.
+        freeze(cfg)
+        hydra = HydraConfig.get()
+        take_from_file(cfg, hydra.overrides.task)
+        cfg.tags = cfg.tags or default_tags(hydra.runtime.choices, cfg.loss.get("delta"))
         return cfg
     return _resumed(Path(cfg.resume), folder, is_trusted=bool(cfg.get(trust.KEY)))
 
 
 def _resumed(run: Path, folder: str, *, is_trusted: bool) -> DictConfig:
+    """Return the configuration of an earlier run with this launch's overrides, and print what they
+    change.
+    """
     saved = read_source(run)
     overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
-    given = {item.key_or_group for item in overrides if not item.is_delete()}
+    typed = {item.key_or_group for item in overrides if not item.is_delete()}
     folders = project_folders(HydraConfig.get(), leaving_out=run)
-    check_config(saved, run, is_trusted=is_trusted, conf=folders, given=given)
+    check_config(saved, run, is_trusted=is_trusted, conf=folders, typed=typed)
     OmegaConf.set_struct(saved, True)
     task = [
         str(item.input_line) for item in overrides if item.key_or_group not in ("resume", trust.KEY)
@@ -94,7 +95,8 @@ def _resumed(run: Path, folder: str, *, is_trusted: bool) -> DictConfig:
 
 
 def with_overrides(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A saved configuration with the command line's values, which are read as Hydra reads them.
+    """Return a saved configuration with the command line's values, which are read as Hydra reads
+    them.
 
     `+` and `++` are for keys that the run has and the defaults lack, or the other way round. Raises
     UserError for one that would replace or delete a group of keys, and omegaconf's error for a key
@@ -115,7 +117,7 @@ def with_overrides(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def read_source(folder: Path) -> DictConfig:
-    """The configuration of a run with its interpolations. Raises UserError for a missing or a
+    """Read the configuration of a run with its interpolations. Raises UserError for a missing or a
     damaged file.
     """
     path = folder / SOURCE
@@ -125,8 +127,8 @@ def read_source(folder: Path) -> DictConfig:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration that a run was last run with, plain; None where its file cannot be read,
-    which is told.
+    """Read the configuration that a run was last run with, plain; None where its file cannot be
+    read, which is told.
     """
     path = folder / CONFIG
     try:
@@ -140,7 +142,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _lacking(before: Any, now: Any, prefix: str = "") -> list[str]:
-    """The keys of a resolved container that one with interpolations does not have."""
+    """List the keys of a resolved container that one with interpolations does not have."""
     if not isinstance(before, dict) or (isinstance(now, str) and "${" in now):
         return []
     lacking = []

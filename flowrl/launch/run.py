@@ -8,6 +8,7 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -47,8 +48,8 @@ log = logging.getLogger(__name__)
 
 
 def run_job(cfg: DictConfig) -> float | None:
-    """The task of train.py: a job of a sweep is a process of its own; alone, a failure ends in one
-    line.
+    """Run the task of train.py: a job of a sweep is a process of its own; alone, a failure ends in
+    one line.
     """
     hydra = HydraConfig.get()
     # Under another launcher than our own, which calls train.py itself.
@@ -70,9 +71,7 @@ def run_job(cfg: DictConfig) -> float | None:
 
 
 def run(cfg: DictConfig) -> None:
-    """One training run in its own folder, from the start or from the newest checkpoint of
-    `resume`.
-    """
+    """Train in the run's own folder, from the start or from the newest checkpoint of `resume`."""
     cfg = configure(cfg)
     quieten()
     folder = Path(cfg.run_dir)
@@ -81,14 +80,11 @@ def run(cfg: DictConfig) -> None:
     except Exception as error:
         if not disk.is_full(error):
             raise
-        text = (
-            str(error)
-            if isinstance(error, disk.DiskFull)
-            else f"{folder}: no space left ({disk.free(folder)} free)"
-        )
-        remedy = (
-            f"continue with: {_continue(folder)}" if (folder / CONFIG).is_file() else "run it again"
-        )
+        text = str(error)
+        if not isinstance(error, disk.DiskFull):
+            text = f"{folder}: no space left ({disk.free(folder)} free)"
+        has_begun = (folder / CONFIG).is_file()
+        remedy = f"continue with: {_continue(folder)}" if has_begun else "run it again"
         raise disk.DiskFull(f"{text}; make some, then {remedy}") from error
 
 
@@ -97,7 +93,7 @@ def _train(cfg: DictConfig, folder: Path) -> None:
     provenance = Provenance(cfg, folder, HydraConfig.get().overrides.task)
     provenance.check_paths()
     # Before weights load: whether a tracker can be reached is answered in seconds.
-    loggers: list[Logger] = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+    loggers: list[Logger] = _instantiated(cfg.logger)
     policy, data, evaluator = build(with_copy(cfg, folder), provenance.check_prompts)
     # again, since loading may have moved a hub repository to a newer commit
     provenance.check_paths()
@@ -118,17 +114,17 @@ def _train(cfg: DictConfig, folder: Path) -> None:
     print(f"run directory: {folder}\nbatch plan:\n{policy.describe_plan()}")
     if data.start_iteration:
         print(f"  resuming after iteration       {data.start_iteration}")
-    callbacks = [stop, *map(instantiate, (cfg.callbacks or {}).values()), viewer, record, saver]
+    callbacks = [stop, *_instantiated(cfg.callbacks), viewer, record, saver]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     _prepare(loggers, cfg)
     status = "failed"
     try:
         status = _fit(trainer, policy, data, saver)
     except (TooManyMissingRewards, NotFinite, NothingLearned) as error:
-        status = "nothing learned" if isinstance(error, NothingLearned) else status
+        if isinstance(error, NothingLearned):
+            status = "nothing learned"
         record.error = type(error).__name__  # the callback sees none that comes after training
-        place = f"after iteration {policy.num_iterations}: " if isinstance(error, NotFinite) else ""
-        raise type(error)(f"{place}{error}; {_way_on(error, saver, folder)}") from error
+        raise type(error)(_failure(error, policy, saver, folder)) from error
     finally:
         try:
             if trainer.is_global_zero:
@@ -138,13 +134,19 @@ def _train(cfg: DictConfig, folder: Path) -> None:
     if status == "finished":
         print(f"finished: {folder}/summary.json, images/, {policy.tuning.folder_name}/")
     elif not is_later_rank():
-        # Whose failure would have Lightning kill the first one, which may still be writing.
+        # Lightning would answer a later rank's exception by killing the first, which may still be
+        # writing.
         print(f"\nstopped; {saver.newest()}. Continue with: {_continue(folder)}")
         raise KeyboardInterrupt
 
 
+def _instantiated(nodes: DictConfig | None) -> list[Any]:
+    """Build each node of a group; none where the group is null."""
+    return [instantiate(node) for node in (nodes or {}).values()]
+
+
 def _fit(trainer: Trainer, policy: Policy, data: PromptData, saver: Checkpoint) -> str:
-    """Train, and export what was learned: `finished`; or `stopped` by an interrupt.
+    """Train, export what was learned, and return `finished`; or `stopped` after an interrupt.
 
     Raises NotFinite and NothingLearned, with nothing exported, where the weights are no numbers or
     never changed.
@@ -160,17 +162,19 @@ def _fit(trainer: Trainer, policy: Policy, data: PromptData, saver: Checkpoint) 
     return "finished"
 
 
-def _way_on(error: Exception, saver: Checkpoint, folder: Path) -> str:
-    """What to do after a run that failed by its rewards or its numbers, which would go the same way
-    again.
+def _failure(error: Exception, policy: Policy, saver: Checkpoint, folder: Path) -> str:
+    """Say why a run failed by its rewards or its numbers, and what to do, since it would go the
+    same way again.
     """
+    newest = saver.newest()
     if isinstance(error, NothingLearned):
-        return f"{folder}/metrics.csv shows all iterations"
+        return f"{error}; {folder}/metrics.csv shows all iterations"
     if isinstance(error, TooManyMissingRewards):
-        return f"{saver.newest()}; once the scorer works, continue with: {_continue(folder)}"
-    if saver.newest() == NO_CHECKPOINT:
-        return f"{NO_CHECKPOINT}: start again with a lower optimizer.lr"
-    return f"{saver.newest()}; continue from there with: {_continue(folder)} optimizer.lr=LOWER"
+        return f"{error}; {newest}; once the scorer works, continue with: {_continue(folder)}"
+    text = f"after iteration {policy.num_iterations}: {error}; {newest}"
+    if newest == NO_CHECKPOINT:
+        return f"{text}: start again with a lower optimizer.lr"
+    return f"{text}; continue from there with: {_continue(folder)} optimizer.lr=LOWER"
 
 
 def _continue(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Reading a configuration out of a folder's file, which may be damaged."""
+"""The reading of a configuration out of a folder's file, which may be damaged."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
 from flowrl.launch.moved import move
-from flowrl.runs.files import read_text
+from flowrl.runs.files import damaged, read_text
 
 
 def read_saved(path: Path, remedy: str) -> DictConfig:
-    """The configuration in a file of a run's folder, its targets by their names of today.
+    """Read the configuration in a file of a run's folder, its targets by their names of today.
 
     Raises UserError, with the remedy, for a damaged file.
     """
@@ -23,7 +23,7 @@ def read_saved(path: Path, remedy: str) -> DictConfig:
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {remedy}") from error
+        raise damaged(path, error, remedy) from error
     if not isinstance(saved, DictConfig) or not saved:
-        raise UserError(f"{path} is damaged (it holds no configuration); {remedy}")
+        raise damaged(path, "it holds no configuration", remedy)
     return OmegaConf.create(move(OmegaConf.to_container(saved, resolve=False)))

@@ -43,7 +43,7 @@ class Node:
 
 @dataclass
 class Trained:
-    """Which steps of a rollout may be stochastic."""
+    """The steps of a rollout that may be stochastic: `count` of those from `low` to `high`."""
 
     count: Steps
     low: StepNumber
@@ -52,7 +52,7 @@ class Trained:
 
 @dataclass
 class Rollout:
-    """What `Algorithm` and the steps take from it by interpolation."""
+    """The keys that `Algorithm` and the steps take by interpolation."""
 
     num_steps: Steps
     guidance_scale: Guidance
@@ -62,7 +62,7 @@ class Rollout:
 
 @dataclass
 class Grid:
-    """What a schedule takes from the base model."""
+    """The keys that a schedule takes from the base model."""
 
     shift: Shift
     tokens: Tokens

@@ -1,5 +1,5 @@
-"""What a configured reward judges and which parts it has, as far as that is known before its
-weights are loaded.
+"""The prompts that a configured reward judges and the parts that it has, as far as they are known
+before its weights are loaded.
 """
 
 from __future__ import annotations
@@ -8,48 +8,39 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
+from flowrl.rewards.mixture import Mixture
+from flowrl.rewards.routed import Routed
 from flowrl.types import Prompt
 from flowrl.values.wording import meant
-
-PARTS: Mapping[str, tuple[str, ...]] = {
-    "flowrl.rewards.shapes.ShapesReward": ("soft", "strict", "off_palette", "clean_objects"),
-    "flowrl.rewards.shapes_proxy.ShapesProxy": ("cosine",),
-    "flowrl.rewards.jpeg.JPEG": ("kilobytes",),
-    "flowrl.rewards.brisque.BRISQUE": ("score",),
-    "flowrl.rewards.ocr.OCR": ("exact",),
-    "flowrl.rewards.clip_score.CLIPScore": ("cosine",),
-    "flowrl.rewards.hpsv2.HPSv2": (),
-    "flowrl.rewards.hpsv3.HPSv3": (),
-    "flowrl.rewards.image_reward.ImageReward": (),
-    "flowrl.rewards.aesthetic.Aesthetic": (),
-    "flowrl.rewards.unified_reward.UnifiedReward": (),
-}
-"""Those of GenEval2 depend on the prompts' skills, those of a server on what it serves."""
 
 ALWAYS = ("reward", "missing", "diversity", "kl_ref", "alarms")
 """Scores that an evaluation has whatever the reward is."""
 
-MIXTURE = "flowrl.rewards.mixture.Mixture"
-ROUTED = "flowrl.rewards.routed.Routed"
-
 
 def parts_of(node: Mapping[str, Any]) -> list[str] | None:
-    """The names of a reward's parts, from its configuration; None where only the scorer knows."""
-    target = node["_target_"]
-    if target == ROUTED:
+    """Return the names of a reward's parts, from its configuration and its class, of which no
+    instance is made; None where only the scorer knows.
+
+    The parts of GenEval2 depend on the prompts' skills, those of a server on what it serves.
+    """
+    reward = get_object(node["_target_"])
+    if reward is Routed:
         return parts_of(node["reward"])
-    if target != MIXTURE:
-        return list(PARTS[target]) if target in PARTS else None
-    names = []
-    for name, reward in node["rewards"].items():
-        inner = parts_of(reward)
-        if inner is None:
+    if reward is not Mixture:
+        # Its own alone: a class that inherits from another may give other parts.
+        names = vars(reward).get("part_names")
+        return None if names is None else list(names)
+    names_of_mixture = []
+    for name, member in node["rewards"].items():
+        names_of_member = parts_of(member)
+        if names_of_member is None:
             return None
-        names += [name, *(f"{name}_{part}" for part in inner)]
-    return names
+        names_of_mixture += [name, *(f"{name}_{part}" for part in names_of_member)]
+    return names_of_mixture
 
 
 def check_parts(cfg: DictConfig) -> None:
@@ -75,7 +66,7 @@ def check_parts(cfg: DictConfig) -> None:
 
 @dataclass(frozen=True)
 class Need:
-    """What a reward needs of a prompt to judge it, as a function and in words."""
+    """The need of a reward, which only judges prompts that meet it, as a function and in words."""
 
     is_met: Callable[[Prompt], bool]
     words: str
@@ -123,21 +114,18 @@ def check_prompts(cfg: DictConfig, prompts: Sequence[Prompt]) -> None:
         words = " or ".join(dict.fromkeys(needs[target].words for target in targets))
         raise UserError(
             f"reward._target_={targets[0]} could judge none of the {len(prompts)} prompts of data, "
-            "such as "
-            f"{prompts[0].text!r}: it needs {words}; choose other data or another reward"
+            f"such as {prompts[0].text!r}: it needs {words}; choose other data or another reward"
         )
 
 
 def _trained(node: Any) -> list[str]:
-    """The targets of the rewards that are trained on; those that are asked for some prompts only
-    are left out.
+    """Return the targets of the rewards that are trained on; one that is asked for some prompts
+    only counts as `Routed`.
     """
-    if node["_target_"] != MIXTURE:
+    if get_object(node["_target_"]) is not Mixture:
         return [str(node["_target_"])]
-    weights = node["weights"]
-    return [
-        target
-        for name, each in node["rewards"].items()
-        if weights.get(name)
-        for target in _trained(each)
-    ]
+    targets = []
+    for name, reward in node["rewards"].items():
+        if node["weights"].get(name):
+            targets += _trained(reward)
+    return targets

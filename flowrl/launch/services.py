@@ -1,4 +1,4 @@
-"""Asking the services that a reward needs, before anything heavy is loaded."""
+"""The asking of the services that a reward needs, before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def check_services(reward: DictConfig) -> None:
 
 
 def _nodes(node: Any, key: str) -> Iterator[tuple[str, DictConfig]]:
-    """The nodes of services, with their keys; they are built alone, since what holds them may load
-    weights.
+    """Walk the nodes of services, with their keys; they are built alone, since what holds them may
+    load weights.
     """
     if not OmegaConf.is_dict(node):
         return
@@ -70,9 +70,8 @@ def _wait_for(service: Service, key: str, url: str, seconds: float) -> None:
             if time.monotonic() >= until:
                 raise UserError(
                     f"{key}.url={url}: no server there ({error}); start it, or mend the address. A "
-                    "server that starts "
-                    f"later is waited for with {key}.client.start_seconds={max(2 * seconds, 60):g} "
-                    "or more"
+                    "server that starts later is waited for with "
+                    f"{key}.client.start_seconds={max(2 * seconds, 60):g} or more"
                 ) from error
             if not is_told:
                 print(

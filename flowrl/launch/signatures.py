@@ -1,4 +1,4 @@
-"""Reads what a target takes from its signature, and compares a node's keys with it."""
+"""The signature of a target, which says what keys its node may have, and their comparison."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from flowrl.values.wording import meant, show, unwrap
 
 
 def import_target(name: str, word: str) -> Any:
-    """The class or function of that dotted name. Raises UserError naming the node where there is
-    none.
+    """Import the class or function of that dotted name. Raises UserError naming the node where
+    there is none.
     """
     log = logging.getLogger(get_object.__module__)
     log.disabled = True  # it prints what the error says, too
@@ -36,32 +36,35 @@ def import_target(name: str, word: str) -> Any:
 
 
 def require_kind(name: str, word: str, target: Any, hint: Any) -> None:
-    """A class must be one of the classes and protocols of the hint, where that can be said of a
-    class.
+    """Raise UserError for a class that is none of the classes and protocols of the hint, where that
+    can be said of a class.
     """
-    base, _ = unwrap(hint)
-    kinds = get_args(base) if get_origin(base) in (Union, types.UnionType) else (base,)
-    classes = [
-        kind
-        for kind in kinds
-        if inspect.isclass(kind) and get_origin(kind) is None and kind is not Any
-    ]
-    if not inspect.isclass(target) or len(classes) < len(
-        [kind for kind in kinds if kind is not type(None)]
-    ):
+    classes = _classes_of(hint)
+    if not inspect.isclass(target) or not all(map(_is_plain_class, classes)):
         return
     try:
         is_one = any(issubclass(target, kind) or kind.__name__ == "Node" for kind in classes)
     except TypeError:  # a protocol with attributes, of which only an instance can be asked
         return
     if not is_one:
-        wanted = " or ".join(kind.__name__ for kind in classes if kind is not type(None))
+        wanted = " or ".join(kind.__name__ for kind in classes)
         raise UserError(f"{name}._target_={word} is no {wanted}, which {name} must be")
+
+
+def _classes_of(hint: Any) -> list[Any]:
+    """Return what a hint allows, without None: each type of a union, or the hint itself."""
+    base, _ = unwrap(hint)
+    kinds = get_args(base) if get_origin(base) in (Union, types.UnionType) else (base,)
+    return [kind for kind in kinds if kind is not type(None)]
+
+
+def _is_plain_class(kind: Any) -> bool:
+    return inspect.isclass(kind) and get_origin(kind) is None and kind is not Any
 
 
 @cache
 def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
-    """The parameters of a target; any, where Python cannot tell them."""
+    """Return the parameters of a target; any keyword, where Python cannot tell them."""
     try:
         return dict(inspect.signature(target).parameters)
     except ValueError:  # of a few builtins
@@ -70,7 +73,7 @@ def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
 
 @cache
 def hints_of(target: Any) -> dict[str, Any]:
-    """The type hints of a target's parameters, with their bounds; none where they cannot be
+    """Return the type hints of a target's parameters, with their bounds; none where they cannot be
     read.
     """
     declared: Any = target
@@ -79,11 +82,7 @@ def hints_of(target: Any) -> dict[str, Any]:
         declared = target.__init__
     try:
         return get_type_hints(declared, include_extras=True)
-    except (
-        NameError,
-        TypeError,
-        AttributeError,
-    ):
+    except (NameError, TypeError, AttributeError):
         # Names that another library imports for type checkers alone.
         if str(getattr(target, "__module__", "")).startswith("flowrl."):
             raise
@@ -91,7 +90,7 @@ def hints_of(target: Any) -> dict[str, Any]:
 
 
 def foreign_of(target: Any) -> Foreign:
-    """What the schema says of another library's class."""
+    """Look up what the schema says of another library's class."""
     classes = inspect.getmro(target) if inspect.isclass(target) else ()
     names = [f"{kind.__module__}.{kind.__qualname__}" for kind in classes]
     return next((FOREIGN[name] for name in names if name in FOREIGN), Foreign())
@@ -104,31 +103,27 @@ def require_key(
     key = name.rpartition(".")[2]
     if key in foreign.refused:
         raise UserError(f"{name}={show(value)} cannot be set: {foreign.refused[key]}")
-    is_open = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    if key not in parameters and not is_open:
-        taken = ", ".join(each for each in parameters if each != "self") or "none"
+    takes_any = any(known.kind is known.VAR_KEYWORD for known in parameters.values())
+    if key not in parameters and not takes_any:
+        taken = ", ".join(known for known in parameters if known != "self") or "none"
         raise UserError(
             f"{name}={show(value)}: {word} has no such key{meant(key, parameters)}, but takes "
-            f"{taken}; leave it out, "
-            f"as ~{name} does"
+            f"{taken}; leave it out, as ~{name} does"
         )
 
 
 def require_all(
-    name: str, given: Sequence[str], parameters: Mapping[str, inspect.Parameter], is_partial: bool
+    name: str, keys: Sequence[str], parameters: Mapping[str, inspect.Parameter], is_partial: bool
 ) -> None:
     """Refuse a node that lacks what its target needs; a partial one gets its positional arguments
     later.
     """
-    for key, each in parameters.items():
-        is_needed = each.default is each.empty and each.kind not in (
-            each.VAR_KEYWORD,
-            each.VAR_POSITIONAL,
-        )
-        is_later = is_partial and each.kind is not each.KEYWORD_ONLY
-        if is_needed and not is_later and key not in given:
+    for key, parameter in parameters.items():
+        is_variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        is_needed = parameter.default is parameter.empty and not is_variadic
+        is_later = is_partial and parameter.kind is not parameter.KEYWORD_ONLY
+        if is_needed and not is_later and key not in keys:
             raise UserError(
                 f"{name}: missing configuration key '{key}'; give what another version's run "
-                "lacks, as in "
-                f"++{name}.{key}=VALUE"
+                f"lacks, as in ++{name}.{key}=VALUE"
             )

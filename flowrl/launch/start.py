@@ -1,5 +1,5 @@
-"""Beginning from a LoRA: `lora.start` is looked at before weights load, and each run keeps a copy
-of it.
+"""The beginning from a LoRA: `lora.start` is looked at before weights load, and each run keeps a
+copy of it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from omegaconf import DictConfig
 
 from flowrl.errors import UserError
 from flowrl.models import loading
+from flowrl.runs.command_line import key_of
+from flowrl.sweep.job import has_key
 from flowrl.tuning import formats
 from flowrl.tuning.writer import write
 
 KEYS = ("rank", "alpha", "targets")
-"""Of `lora`, what a LoRA file says itself."""
+"""The keys of `lora` that a LoRA file says itself."""
 
 
 def take_from_file(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """With `lora.start`, leave to its file what the command line does not say, and make its path
+    """Leave to the file of `lora.start` what the command line does not say, and make its path
     absolute.
 
     The model's rank, alpha and layers are those of a fresh adapter; written into the run's
@@ -30,9 +32,8 @@ def take_from_file(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """
     if not cfg.lora.get("start"):
         return
-    typed = {item.lstrip("+").partition("=")[0] for item in overrides}
     for key in KEYS:
-        if f"lora.{key}" not in typed:
+        if not has_key(overrides, f"lora.{key}"):
             cfg.lora[key] = None
     cfg.lora.start = str(Path(cfg.lora.start).expanduser().resolve())
 
@@ -47,20 +48,19 @@ def check_start(cfg: DictConfig, recipe: Any) -> None:
     if cfg.tuning.get("start") != start:
         raise UserError(
             f"lora.start={start} is for tuning=lora; to train all weights from there, fuse the "
-            "LoRA into the base "
-            "(pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained) and give that as "
-            "model.pretrained"
+            "LoRA into the base (pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained) "
+            "and give that as model.pretrained"
         )
-    given = recipe.read_start()
+    lora_file = recipe.read_start()
     transformer = loading.transformer_on_meta(cfg.model.pretrained)
     if transformer is not None:
-        formats.check(given, transformer, Path(start))
-        recipe.check_targets(given, transformer)
+        formats.check(lora_file, transformer, Path(start))
+        recipe.check_targets(lora_file, transformer)
 
 
 def with_copy(cfg: DictConfig, folder: Path) -> DictConfig:
-    """The configuration of a run in `folder`, beginning from the run's copy of the LoRA where there
-    is one.
+    """Return the configuration of a run in `folder`, which begins from the run's copy of the LoRA
+    where there is one.
 
     What the run began from may be gone by the time it is resumed or evaluated, or be another LoRA.
     """
@@ -81,11 +81,11 @@ def keep_copy(cfg: DictConfig, folder: Path) -> None:
         return
     partial = target.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    given = formats.read(Path(cfg.lora.start))
-    write(given, partial, "comfy")
+    lora_file = formats.read(Path(cfg.lora.start))
+    write(lora_file, partial, "comfy")
     partial.rename(target)
     print(
-        f"beginning from {cfg.lora.start}: {given.describe()}; the reference is "
+        f"beginning from {cfg.lora.start}: {lora_file.describe()}; the reference is "
         f"lora.reference={cfg.lora.reference}"
     )
 
@@ -95,8 +95,7 @@ def refuse_other_start(overrides: Sequence[str], start: str | None) -> None:
     from another one.
     """
     for item in overrides:
-        key, _, value = item.lstrip("+").partition("=")
-        if key == "lora.start" and value != start:
+        if key_of(item) == "lora.start" and item.partition("=")[2] != start:
             raise UserError(
                 f"{item}: a resumed run keeps the LoRA that it began from; start a new run"
             )

@@ -1,5 +1,5 @@
-"""What a configuration that lies in a run's folder may build, since the folder may be somebody
-else's.
+"""The check of what a configuration that lies in a run's folder may build: the folder may be
+somebody else's.
 
 Instantiating a configuration calls what its `_target_`s name, with arguments of its own:
 `torch.load` of a file beside it, say, runs code. Such a configuration is therefore read before
@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
 from flowrl.launch.compose import CONF
+from flowrl.runs.files import LOADER
 
 KEY = "trust_folder"
 """The configuration key that turns the check off."""
@@ -85,9 +86,6 @@ PLACES = ("save_dir", "folder", "dirpath", "default_root_dir", "weights_save_pat
 REFUSED = ("_args_", "model_registry")
 """Keys that hide what their values are for, or that upload."""
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The faster of the safe ones, where there is it."""
-
 LOOPBACK = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/[\w./-]*)?")
 
 KNOWN = f"use it with {KEY}=true if you know it"
@@ -112,8 +110,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Project:
-    """What the project's YAML files hold: targets, all values, and values with the last words of
-    their keys.
+    """The contents of the project's YAML files: targets, all values, and values with the last words
+    of their keys.
     """
 
     targets: set[Any]
@@ -121,7 +119,7 @@ class Project:
     named: set[tuple[str, Any]]
 
     def has(self, node: Node) -> bool:
-        """Whether the same value stands under a key of the same name."""
+        """Tell whether the same value stands under a key of the same name."""
         return isinstance(node.value, Hashable) and (node.name, node.value) in self.named
 
 
@@ -131,85 +129,101 @@ def check_config(
     *,
     is_trusted: bool,
     conf: Iterable[Path] = (CONF,),
-    given: Collection[str] = (),
+    typed: Collection[str] = (),
 ) -> DictConfig:
-    """The configuration `cfg` that was read from `folder`, as it is.
+    """Return the configuration `cfg`, which was read from `folder`, as it is.
 
     Raises UserError unless its targets are named by the YAML files in `conf` too, or are classes of
     `OPEN` modules, `torch.optim` or `LIGHTNING`; and for addresses of other machines, tokens, and
-    places outside of the folder that are neither named there nor by the keys that this command line
-    has `given`. With `is_trusted` everything passes. Nothing is imported but modules of these
+    places outside of the folder that are neither named there nor by the keys that were `typed` on
+    this command line. With `is_trusted` everything passes. Nothing is imported but modules of these
     packages.
     """
     if is_trusted:
         return cfg
     project = project_of(conf)
     for node in nodes_of(OmegaConf.to_container(cfg, resolve=False)):
-        fault = code_fault(node, project) or (
-            "" if node.key in given else leak_fault(node, project, folder)
-        )
+        fault = code_fault(node, project)
+        if not fault and node.key not in typed:
+            fault = leak_fault(node, project, folder)
         if fault:
             raise UserError(f"{folder}: its configuration {fault}")
     return cfg
 
 
 def code_fault(node: Node, project: Project) -> str:
-    """Why a node could run code, and the remedy; an empty text where it cannot."""
+    """Say why a node could run code, and the remedy; an empty text where it cannot."""
     key = node.key
     name = node.name
     value = node.value
-    here = f"{key}={value}; {CODE}"
     problem = ""
     remedy = KNOWN
-    if name == "_target_" and not (
-        isinstance(value, str) and (value in project.targets or _is_harmless(value))
-    ):
+    if name == "_target_" and not _is_known_target(value, project):
         problem = "names what this project does not"
         remedy = f"{KNOWN}, or name the same in a YAML file below conf/"
     elif name in REFUSED:
         problem = f"holds {name}"
     elif key.startswith(LOGGING) and not _is_plain_logging(name, value):
         problem = "lets logging call code or write elsewhere"
-    elif name in SETTINGS and (isinstance(value, dict | list) or value not in SETTINGS[name]):
+    elif name in SETTINGS and not _is_harmless_setting(name, value):
         problem = "lets a loader run code"
-    elif (
-        isinstance(value, str)
-        and value not in project.values
-        and (resolvers := resolvers_of(value) - RESOLVERS)
-    ):
+    elif resolvers := _foreign_resolvers(value, project):
         problem = f"calls the resolver {', '.join(sorted(resolvers))}"
-    return problem and f"{problem}: {here}; {remedy}"
+    return problem and f"{problem}: {key}={value}; {CODE}; {remedy}"
+
+
+def _is_known_target(value: object, project: Project) -> bool:
+    return isinstance(value, str) and (value in project.targets or _is_harmless(value))
+
+
+def _is_harmless_setting(name: str, value: object) -> bool:
+    return not isinstance(value, dict | list) and value in SETTINGS[name]
+
+
+def _foreign_resolvers(value: object, project: Project) -> set[str]:
+    """Return the resolvers that a value calls, where the project holds no such value itself."""
+    if not isinstance(value, str) or value in project.values:
+        return set()
+    return resolvers_of(value) - RESOLVERS
 
 
 def leak_fault(node: Node, project: Project, folder: Path) -> str:
-    """Why a node could send something away, or write elsewhere, and the remedy; an empty text where
-    it cannot.
+    """Say why a node could send something away, or write elsewhere, and the remedy; an empty text
+    where it cannot.
     """
-    key = node.key
-    name = node.name
-    value = node.value
-    if value is None or value == "???" or key.startswith(LOGGING) or project.has(node):
+    if node.value in (None, "???") or node.key.startswith(LOGGING) or project.has(node):
         return ""
-    is_logger = isinstance(node.target, str) and node.target.startswith("lightning.pytorch.loggers")
-    is_handed_over = name not in (*PLACES, "_target_") and isinstance(value, str)
     problem = ""
     danger = AWAY
-    if name == "token_env":
+    if node.name == "token_env":
         problem = "names a secret of yours"
-    elif name == "url" or (isinstance(value, str) and "://" in value):
-        is_here = isinstance(value, str) and LOOPBACK.fullmatch(value)
-        problem = "" if is_here else "names another machine"
-    elif (name in PLACES and not is_within(value, folder)) or (
-        is_logger and is_handed_over and not is_name(value)
-    ):
+    elif _is_address(node):
+        problem = "" if LOOPBACK.fullmatch(str(node.value)) else "names another machine"
+    elif _is_place_elsewhere(node, folder):
         problem = "writes outside of its folder"
         danger = FILES
-    repeat = f"repeat it on the command line ({key}=VALUE) if you mean it, or {KNOWN}"
-    return problem and f"{problem}: {key}={value}; {danger}; {repeat}"
+    repeat = f"repeat it on the command line ({node.key}=VALUE) if you mean it, or {KNOWN}"
+    return problem and f"{problem}: {node.key}={node.value}; {danger}; {repeat}"
+
+
+def _is_address(node: Node) -> bool:
+    return node.name == "url" or (isinstance(node.value, str) and "://" in node.value)
+
+
+def _is_place_elsewhere(node: Node, folder: Path) -> bool:
+    """Tell whether a node has something written outside of the run's folder.
+
+    A logger may put any text that it is given into the name of a file.
+    """
+    if node.name in PLACES:
+        return not is_within(node.value, folder)
+    is_logger = isinstance(node.target, str) and node.target.startswith("lightning.pytorch.loggers")
+    is_handed_over = node.name != "_target_" and isinstance(node.value, str)
+    return is_logger and is_handed_over and not is_name(node.value)
 
 
 def is_within(value: object, folder: Path) -> bool:
-    """Whether a place is the run's folder or below it, by `${run_dir}` or by its path."""
+    """Tell whether a place is the run's folder or below it, by `${run_dir}` or by its path."""
     if not isinstance(value, str):
         return False
     place = re.fullmatch(r"\$\{run_dir\}(/[\w./-]*)?", value)
@@ -220,17 +234,17 @@ def is_within(value: object, folder: Path) -> bool:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text, put after a folder and a slash, stays in that folder."""
+    """Tell whether a text, put after a folder and a slash, stays in that folder."""
     return not text.startswith(("/", "~")) and not any(mark in text for mark in ("..", "${", "\\"))
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """The overrides as Hydra reads them."""
+    """Read overrides as Hydra does."""
     return OverridesParser.create().parse_overrides(list(overrides))
 
 
 def is_trusting(overrides: Sequence[str]) -> bool:
-    """Whether overrides that the user typed say `trust_folder=true`, in any of Hydra's
+    """Tell whether overrides that the user typed say `trust_folder=true`, in any of Hydra's
     spellings.
     """
     return any(
@@ -253,27 +267,26 @@ def project_folders(hydra: Any, leaving_out: Path) -> list[Path]:
 
 
 def nodes_of(node: Any, key: str = "", target: Any = None) -> Iterator[Node]:
-    """All values, mappings and lists from `node` on."""
-    yield Node(key, "" if key.endswith("]") else key.rpartition(".")[2], node, target)
+    """Walk all values, mappings and lists from `node` on."""
+    name = "" if key.endswith("]") else key.rpartition(".")[2]
+    yield Node(key, name, node, target)
     if isinstance(node, dict):
+        prefix = f"{key}." if key else ""
         for name, child in node.items():
-            yield from nodes_of(child, f"{key}.{name}" if key else str(name), node.get("_target_"))
+            yield from nodes_of(child, f"{prefix}{name}", node.get("_target_"))
     elif isinstance(node, list):
         for number, child in enumerate(node):
             yield from nodes_of(child, f"{key}[{number}]")
 
 
 def project_of(conf: Iterable[Path]) -> Project:
-    """What the YAML files of these folders hold; Hydra's own group does not count."""
+    """Read what the YAML files of these folders hold; Hydra's own group does not count."""
     project = Project(set(), set(), set())
     for folder in conf:
-        paths = (
-            path
-            for path in sorted(folder.rglob("*.yaml"))
-            if path.relative_to(folder).parts[0] != "hydra"
-        )
-        for path in paths:
-            for node in nodes_of(yaml.load(path.read_text(encoding="utf-8"), _LOADER)):
+        for path in sorted(folder.rglob("*.yaml")):
+            if path.relative_to(folder).parts[0] == "hydra":
+                continue
+            for node in nodes_of(yaml.load(path.read_text(encoding="utf-8"), LOADER)):
                 if not isinstance(node.value, Hashable):
                     continue
                 project.values.add(node.value)
@@ -284,8 +297,8 @@ def project_of(conf: Iterable[Path]) -> Project:
 
 
 def _is_harmless(target: str) -> bool:
-    """Whether a target is of `LIGHTNING`, an optimizer, or a class of an `OPEN` module, where it is
-    defined.
+    """Tell whether a target is of `LIGHTNING`, an optimizer, or a class of an `OPEN` module, where
+    it is defined.
     """
     if target in LIGHTNING:
         return True
@@ -293,23 +306,21 @@ def _is_harmless(target: str) -> bool:
         return False
     package = target.rpartition(".")[0]
     if _is_below(package, *(f"flowrl.{module}" for module in OPEN)):
-        own = _class(target)
-        return own is not None and own.__module__ == package
+        target_class = _class(target)
+        return target_class is not None and target_class.__module__ == package
     if not _is_below(package, "torch.optim"):
         return False
-    own = _class(target)
-    kind = _class("torch.optim.Optimizer")
-    return (
-        own is not None
-        and kind is not None
-        and issubclass(own, kind)
-        and _is_below(own.__module__, "torch.optim")
-    )
+    target_class = _class(target)
+    optimizer = _class("torch.optim.Optimizer")
+    if target_class is None or optimizer is None:
+        return False
+    # A module may also hold what it imports from elsewhere.
+    return issubclass(target_class, optimizer) and _is_below(target_class.__module__, "torch.optim")
 
 
 def _is_plain_logging(name: str, value: object) -> bool:
-    """Whether a setting of logging builds nothing but Python's own handlers, and imports no object
-    by name.
+    """Tell whether a setting of logging builds nothing but Python's own handlers, and imports no
+    object by name.
     """
     if name == "()":
         return False
@@ -329,22 +340,24 @@ def _is_below(module: str, *packages: str) -> bool:
 
 
 def _class(target: str) -> type | None:
-    """The class MODULE.NAME; None for anything else, such as a function, or a place below what is
-    no module.
+    """Import the class MODULE.NAME; None for anything else, such as a function, or a place below
+    what is no module.
     """
     package, _, name = target.rpartition(".")
     try:
-        found = getattr(import_module(package), name, None)
+        member = getattr(import_module(package), name, None)
     except ImportError:
         return None
-    return found if inspect.isclass(found) else None
+    return member if inspect.isclass(member) else None
 
 
 def resolvers_of(text: str) -> set[str]:
-    """The resolvers that a text calls; a name that is itself computed counts as it is written."""
-    found = set()
+    """Return the resolvers that a text calls; a name that is itself computed counts as it is
+    written.
+    """
+    resolvers = set()
     for opening in re.finditer(r"\$\{", text):
         name = re.match(r"[^:{}]*(\$\{|[:}]|$)", text[opening.end() :])
         if name is not None and name[1] in (":", "${"):
-            found.add(name[0].rstrip(":").strip())
-    return found
+            resolvers.add(name[0].rstrip(":").strip())
+    return resolvers

@@ -1,5 +1,5 @@
-"""What the folder of a sweep may start: its record, and the configurations and overrides of its
-jobs.
+"""The check of what the folder of a sweep may start: its record, and the configurations and
+overrides of its jobs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,6 +24,7 @@ from flowrl.launch.trust import (
     KEY,
     KNOWN,
     RESOLVERS,
+    Node,
     Project,
     check_config,
     code_fault,
@@ -41,12 +41,14 @@ from flowrl.runs.files import SOURCE, read_text
 from flowrl.sweep.job import COMPOSED
 from flowrl.sweep.plan import Sweep
 
+NO_VALUE = "holds more than a value or an option"
+
 
 def continue_command(
     folder: Path, jobs: Iterable[Path], hydra: Any, *, is_sweep: bool = False
 ) -> str:
-    """The command that continues the run or the sweep in `folder`, which the runs in the folders
-    `jobs` make up.
+    """Return the command that continues the run or the sweep in `folder`, which the runs in the
+    folders `jobs` make up.
 
     It trusts the folder where what the user has composed would otherwise be refused, such as a
     scorer elsewhere.
@@ -71,15 +73,16 @@ def check_job(folder: Path, conf: Iterable[Path], typed: Sequence[str] = ()) -> 
     values = {item.key_or_group: item.value() for item in parse(typed) if not item.is_delete()}
     for name in (COMPOSED, SOURCE):
         if (folder / name).is_file():
-            cfg = read_saved(folder / name, DAMAGED if name == COMPOSED else "restore it")
+            remedy = DAMAGED if name == COMPOSED else "restore it"
+            cfg = read_saved(folder / name, remedy)
             same = {key for key, value in values.items() if _raw(cfg, key) == value}
-            check_config(cfg, folder, is_trusted=False, conf=conf, given=same)
+            check_config(cfg, folder, is_trusted=False, conf=conf, typed=same)
             if name == COMPOSED:
                 _check_composed(cfg, folder)
 
 
 def _raw(cfg: DictConfig, key: str) -> Any:
-    """The value at a dotted key as it is written; None where there is none."""
+    """Return the value at a dotted key as it is written; None where there is none."""
     node = OmegaConf.to_container(cfg, resolve=False)
     for name in key.split("."):
         node = node.get(name) if isinstance(node, dict) else None
@@ -92,34 +95,34 @@ def _check_composed(cfg: DictConfig, folder: Path) -> None:
     """
     path = folder / COMPOSED
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    # Its first lines may say into which package it goes, and a folder `hydra` beside it comes
-    # before Hydra's own.
-    is_ours = (
-        read_text(path, DAMAGED).startswith(HEAD)
-        and raw.get("defaults") == yaml.safe_load(HEAD)["defaults"]
-    )
-    if not is_ours or (folder / "hydra").exists():
-        name = "defaults" if not is_ours else "the folder hydra beside it"
-        raise UserError(f"{path}: {name} is not as FlowRL writes it; {CODE}; {KNOWN}")
-    hydra = raw.get("hydra")
-    for key, value in _settings(hydra):
-        if key not in _HARMLESS or not _HARMLESS[key](value):
-            raise UserError(
-                f"{path}: hydra.{key}={value} is not as FlowRL writes it; {CODE}; {KNOWN}"
-            )
-    place = (
-        hydra["run"].get("dir")
-        if isinstance(hydra, dict) and isinstance(hydra.get("run"), dict)
-        else None
-    )
+    if culprit := _not_ours(raw, path):
+        raise UserError(f"{path}: {culprit} is not as FlowRL writes it; {CODE}; {KNOWN}")
+    place = raw["hydra"].get("run", {}).get("dir")
     if not isinstance(place, str) or Path(place).resolve() != Path(escape(str(folder))).resolve():
         raise UserError(
             f"{path}: hydra.run.dir={place} is not its folder; {FILES}; move it back, or {KNOWN}"
         )
 
 
+def _not_ours(raw: dict[str, Any], path: Path) -> str:
+    """Name what FlowRL does not write into a job's file or beside it; an empty text where there is
+    no such thing.
+    """
+    # The first lines may say into which package the file goes, and a folder `hydra` beside it comes
+    # before Hydra's own.
+    has_head = read_text(path, DAMAGED).startswith(HEAD)
+    if not has_head or raw.get("defaults") != yaml.safe_load(HEAD)["defaults"]:
+        return "defaults"
+    if (path.parent / "hydra").exists():
+        return "the folder hydra beside it"
+    for key, value in _settings(raw.get("hydra")):
+        if key not in _HARMLESS or not _HARMLESS[key](value):
+            return f"hydra.{key}={value}"
+    return ""
+
+
 def _settings(hydra: Any) -> Iterator[tuple[str, Any]]:
-    """Hydra's settings of a job, with those of its groups of settings by their dotted keys."""
+    """Walk Hydra's settings of a job, those of its groups of settings by their dotted keys."""
     if not isinstance(hydra, dict):
         yield "", hydra
         return
@@ -135,9 +138,8 @@ def _is_label(value: object) -> bool:
 
 
 _HARMLESS: dict[str, Callable[[Any], bool]] = {
-    "job_logging": lambda value: (
-        value is None or isinstance(value, dict)
-    ),  # checked by `check_config`
+    # What the two loggings hold is checked by `check_config`.
+    "job_logging": lambda value: value is None or isinstance(value, dict),
     "hydra_logging": lambda value: value is None or isinstance(value, dict),
     "output_subdir": _is_label,
     "callbacks": lambda value: not value,
@@ -195,44 +197,48 @@ def _check_directory(folder: Path, directory: Path) -> None:
 
 
 def check_overrides(overrides: Iterable[str], folder: Path, conf: Iterable[Path] = (CONF,)) -> None:
-    """Overrides that were read from a sweep's `folder` are values and options of the project,
-    nothing that runs code.
+    """Check that overrides, read from a sweep's `folder`, are values and options of the project and
+    run no code.
 
     Raises UserError for command-line flags, Hydra's settings, targets, resolvers, options outside
     of conf/, and for what `check_config` refuses.
     """
     project = project_of(conf)
     for text in overrides:
-        try:
-            (item,) = parse([text])
-            is_odd = item.is_sweep_override() or "_target_" in text
-        except HydraException:
-            is_odd = True
-        fault = "holds more than a value or an option" if is_odd else _fault(item, project, folder)
-        if fault:
+        if fault := _fault(text, project, folder):
             raise UserError(
                 f"{folder}: its job's {text} {fault}, which can run code of whoever made the "
-                "folder or send your files "
-                f"away; {KNOWN}"
+                f"folder or send your files away; {KNOWN}"
             )
 
 
-def _fault(item: Override, project: Project, folder: Path) -> str:
-    """What is wrong with an override; an empty text where nothing is."""
-    key = str(item.key_or_group)
-    if re.split(r"[./]", key)[0] in ("hydra", KEY) or "hydra" in re.split(
-        r"[./]", item.package or ""
-    ):
+def _fault(text: str, project: Project, folder: Path) -> str:
+    """Say what is wrong with an override; an empty text where nothing is."""
+    try:
+        (override,) = parse([text])
+    except HydraException:
+        return NO_VALUE
+    if override.is_sweep_override() or "_target_" in text:
+        return NO_VALUE
+    key = str(override.key_or_group)
+    package = re.split(r"[./]", override.package or "")
+    if re.split(r"[./]", key)[0] in ("hydra", KEY) or "hydra" in package:
         return "sets what Hydra or this check does"
-    if item.is_delete():
+    if override.is_delete():
         return ""
-    for node in nodes_of(item.value(), key):
-        text = node.value if isinstance(node.value, str) else ""
-        # An option's file, which may lie anywhere.
-        if "." not in key and (text.startswith("/") or ".." in text):
-            return "takes an option from elsewhere"
-        if resolvers_of(text) - RESOLVERS:
-            return "calls a resolver"
-        if fault := code_fault(node, project) or leak_fault(node, project, folder):
-            return fault.partition(":")[0]
-    return ""
+    faults = (_node_fault(node, key, project, folder) for node in nodes_of(override.value(), key))
+    return next(filter(None, faults), "")
+
+
+def _node_fault(node: Node, key: str, project: Project, folder: Path) -> str:
+    """Say what is wrong with a value that the override of `key` sets; an empty text where nothing
+    is.
+    """
+    text = node.value if isinstance(node.value, str) else ""
+    # A key without a dot may choose an option, whose file may lie anywhere.
+    if "." not in key and (text.startswith("/") or ".." in text):
+        return "takes an option from elsewhere"
+    if resolvers_of(text) - RESOLVERS:
+        return "calls a resolver"
+    fault = code_fault(node, project) or leak_fault(node, project, folder)
+    return fault.partition(":")[0]

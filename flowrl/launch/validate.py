@@ -1,4 +1,5 @@
-"""Checks types and bounds of every key of a composed configuration before anything heavy loads.
+"""The check of types and bounds of every key of a composed configuration, before anything heavy
+loads.
 
 A key's type is in the signature of what its node's `_target_` names, or in `flowrl.launch.schema`;
 pydantic compares, without conversions. Keys that need no target come first, so that most slips are
@@ -66,14 +67,13 @@ def validate(cfg: DictConfig, *, is_resumed: bool = False) -> None:
     raw = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
     if raw.get("run_dir", "") is None:
-        raw["run_dir"] = (
-            "outputs"  # the new folder, which is made later, stands for all that take it from there
-        )
+        # It stands for the new folder, which is made later, and for all that take it from there.
+        raw["run_dir"] = "outputs"
     _Walk(cfg, {str(key): value for key, value in raw.items()}, is_resumed).run()
 
 
 def name_of(path: Path) -> str:
-    """A path as the command line has it: lora.rank, optimizer.betas[0]."""
+    """Write a path as the command line has it: lora.rank, optimizer.betas[0]."""
     text = ""
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}"
@@ -89,9 +89,9 @@ class _Walk:
         self.cfg = cfg
         self.raw = raw
         self.is_resumed = is_resumed
-        self.references = {
-            match for text in _texts(raw) for match in re.findall(r"\$\{([\w.]+)[}\[]", text)
-        }
+        self.references: set[str] = set()
+        for text in _texts(raw):
+            self.references.update(re.findall(r"\$\{([\w.]+)[}\[]", text))
         self.targets: list[tuple[Path, dict[str, Any], Any]] = []
         self.computed: list[tuple[Path, str, Any]] = []
         self.known: set[Path] = set()
@@ -108,7 +108,7 @@ class _Walk:
             self.check_target(*self.targets.pop(0))
 
     def locate(self, path: Path, value: Any, via: tuple[Path, ...] = ()) -> tuple[Path, Any]:
-        """Where the value at `path` was set, and it: references are followed to their end."""
+        """Follow references from `path` to where its value was set; return that place and it."""
         if not isinstance(value, str) or not (match := REFERENCE.fullmatch(value)):
             return path, value
         if path in via:
@@ -135,10 +135,10 @@ class _Walk:
             self.computed.append((place, value, hint))
         elif isinstance(value, dict):
             self.check_node(place, value, hint)
-        elif isinstance(value, list) and (items := _arguments(hint, Sequence)):
+        elif isinstance(value, list) and (arguments := _arguments(hint, Sequence)):
             for i, item in enumerate(value):
-                self.check((*place, i), item, items[0])
-            if not any(isinstance(item, dict) or "${" in str(item) for item in value):
+                self.check((*place, i), item, arguments[0])
+            if all(map(_is_plain, value)):
                 self.compare(path, place, value, hint)
         else:
             self.compare(path, place, value, hint)
@@ -155,7 +155,7 @@ class _Walk:
             raise UserError(text)
 
     def check_node(self, place: Path, node: dict[str, Any], hint: Any) -> None:
-        """A node with a target, one of the schema's groups, or names with values."""
+        """Check a node with a target, one of the schema's groups, or names with values."""
         if "_target_" in node:
             if place not in self.known:
                 self.known.add(place)
@@ -174,7 +174,7 @@ class _Walk:
             self.compare(place, place, node, hint)
 
     def check_fields(self, place: Path, node: dict[str, Any], group: type) -> None:
-        """A group of keys whose types are in the schema."""
+        """Check a group of keys whose types are in the schema."""
         hints = get_type_hints(group, include_extras=True)
         for key, hint in hints.items():
             if key in node:
@@ -186,52 +186,59 @@ class _Walk:
                 self.check_unknown((*place, str(key)), value, hints)
 
     def check_unknown(self, path: Path, value: Any, names: Mapping[str, Any]) -> None:
-        """A key that the schema does not know is for interpolations or for a private target."""
+        """Refuse a key that the schema does not know, unless it is for interpolations or for a
+        private target.
+        """
         key = name_of(path)
         if isinstance(value, dict) and "_target_" in value:
             self.check(path, value, Any)
         elif not any(other == key or other.startswith(f"{key}.") for other in self.references):
             raise UserError(
                 f"{key}={show(value)}: no such key{meant(str(path[-1]), names)}; nothing refers to "
-                "it as "
-                f"${{{key}}}, so it would have no effect"
+                f"it as ${{{key}}}, so it would have no effect"
             )
 
     def check_target(self, place: Path, node: dict[str, Any], hint: Any) -> None:
-        """A node with a target: the keys must be parameters of its signature, their values of its
-        hints.
-        """
+        """Check a node with a target: its kind, and its keys as `check_arguments` does."""
+        name = name_of(place)
         if "_args_" in node:
-            raise UserError(
-                f"{name_of((*place, '_args_'))} cannot be set: give each argument by its name"
-            )
+            raise UserError(f"{name}._args_ cannot be set: give each argument by its name")
         for key, kind in SPECIAL.items():
             if key in node:
                 self.check((*place, key), node[key], kind)
         _, word = self.locate((*place, "_target_"), node["_target_"])
-        target = import_target(name_of(place), word)
+        target = import_target(name, word)
         is_partial = bool(self.locate(place, node.get("_partial_"))[1])
-        if is_partial and place in WHOLE:
-            raise UserError(
-                f"{name_of(place)}._partial_=true cannot be set: what stands there is built at once"
-            )
         if not is_partial:
-            require_kind(name_of(place), word, target, hint)
+            require_kind(name, word, target, hint)
+        elif place in WHOLE:
+            raise UserError(
+                f"{name}._partial_=true cannot be set: what stands there is built at once"
+            )
+        foreign = foreign_of(target)
+        for key, reason in foreign.needed.items():
+            if key not in parameters_of(target):
+                raise UserError(f"{name}._target_={word} has no {key}: {reason}")
+        self.check_arguments(place, node, target, word, is_partial)
+
+    def check_arguments(
+        self, place: Path, node: dict[str, Any], target: Any, word: str, is_partial: bool
+    ) -> None:
+        """Check that a node's keys are parameters of its target's signature, their values of its
+        hints.
+        """
         parameters = parameters_of(target)
         foreign = foreign_of(target)
-        hints = hints_of(target)
-        for key, reason in foreign.needed.items():
-            if key not in parameters:
-                raise UserError(f"{name_of(place)}._target_={word} has no {key}: {reason}")
+        hints = {**hints_of(target), **foreign.hints}
         names = [str(key) for key in node if str(key) not in SPECIAL]
         for key in names:
             require_key(name_of((*place, key)), node[key], word, parameters, foreign)
         require_all(name_of(place), names, parameters, is_partial)
         for key in names:
-            self.check((*place, key), node[key], foreign.hints.get(key, hints.get(key, Any)))
+            self.check((*place, key), node[key], hints.get(key, Any))
 
     def compute(self, path: Path, text: str) -> Any:
-        """The value of an interpolation that is more than a reference."""
+        """Return the value of an interpolation that is more than a reference."""
         node: Any = self.cfg
         try:
             for step in path:
@@ -244,16 +251,21 @@ class _Walk:
 
 
 def _texts(node: Any) -> Iterator[str]:
-    """All texts below a node."""
+    """Walk all texts below a node."""
     if isinstance(node, str):
         yield node
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    for child in children:
-        yield from _texts(child)
+    elif isinstance(node, dict | list):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from _texts(child)
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value stands there as it is, and is neither a node nor an interpolation."""
+    return not isinstance(value, dict) and "${" not in str(value)
 
 
 def _arguments(hint: Any, kind: type) -> tuple[Any, ...]:
-    """K and V of a hint's Mapping[K, V], or X of its Sequence[X]; empty where it has none."""
+    """Return K and V of a hint's Mapping[K, V], or X of its Sequence[X]; empty for others."""
     base, _ = unwrap(hint)
     origin = get_origin(base)
     if origin in (Union, types.UnionType):

@@ -69,6 +69,13 @@ class ForwardObjective:
     def behaviour(self) -> AbstractContextManager[None]:
         return swapped(self.context.tuning.parameters(), self.old)
 
+    @staticmethod
+    def steps_of(
+        algorithm: Algorithm, *, iteration: int, seed: int, prompt: int
+    ) -> tuple[int, ...]:
+        """Choose none: the rollouts are deterministic."""
+        return ()
+
     def stochastic_steps(self, iteration: int, prompt: int) -> tuple[int, ...]:
         return ()
 

@@ -80,10 +80,16 @@ class ReverseObjective:
     def behaviour(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    @staticmethod
+    def steps_of(
+        algorithm: Algorithm, *, iteration: int, seed: int, prompt: int
+    ) -> tuple[int, ...]:
+        """Choose the stochastic steps of a method's rollouts."""
+        return algorithm.steps.draw(algorithm.num_steps, iteration, seed, prompt)
+
     def stochastic_steps(self, iteration: int, prompt: int) -> tuple[int, ...]:
-        return self.algorithm.steps.draw(
-            self.algorithm.num_steps, iteration, self.context.seed, prompt
-        )
+        seed = self.context.seed
+        return self.steps_of(self.algorithm, iteration=iteration, seed=seed, prompt=prompt)
 
     def num_trained(self) -> int:
         return len(self.stochastic_steps(0, 0))

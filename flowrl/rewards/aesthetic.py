@@ -49,6 +49,8 @@ class Aesthetic(CLIP):
                 "dimensions; give sac+logos+ava1-l14-linearMSE.pth with CLIP ViT-L/14"
             ) from error
 
+    part_names = ()
+
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         features = self.image_features(images)
         for layer in self.layers.values():

@@ -44,6 +44,8 @@ class BRISQUE:
         file = files("flowrl.rewards").joinpath("assets", "brisque.safetensors")
         self.model = {name: value.double() for name, value in load_file(str(file)).items()}
 
+    part_names = ("score",)
+
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         score = self.score(to_tensor(images))
         return finite_valid(-score / 100, {"score": score}, ())

@@ -35,6 +35,8 @@ class CLIPScore(CLIP):
         )
         self.divisor = divisor
 
+    part_names = ("cosine",)
+
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         texts = self.text_features([prompt.text for prompt in prompts])
         cosine = (self.image_features(images) * texts).sum(-1)

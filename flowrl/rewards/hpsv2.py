@@ -53,6 +53,8 @@ class HPSv2(nn.Module):
         )
         self.batch_size = batch_size
 
+    part_names = ()
+
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         unique = sorted({prompt.text for prompt in prompts})
         row_of = {text: row for row, text in enumerate(unique)}

@@ -28,6 +28,8 @@ class HPSv3:
         self.scale = scale
         self.judge = judge
 
+    part_names = ()
+
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         questions = [Question(image, prompt.text) for image, prompt in enumerate(prompts)]
         heads = self.judge.pool(images, questions)

@@ -95,6 +95,8 @@ class ImageReward(nn.Module):
         self.preprocess = Compose(steps)
         self.batch_size = batch_size
 
+    part_names = ()
+
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         pictures = to_pictures(images)
         scores = []

@@ -30,6 +30,8 @@ class JPEG:
         self.quality = quality
         self.scale = scale
 
+    part_names = ("kilobytes",)
+
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         kilobytes = torch.tensor([self._size(picture) / 1000 for picture in to_pictures(images)])
         return all_valid(kilobytes * self.scale, {"kilobytes": kilobytes})

@@ -50,6 +50,8 @@ class OCR:
             }
         )
 
+    part_names = ("exact",)
+
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         wanted = [plain(target_of(prompt)) for prompt in prompts]
         values = []

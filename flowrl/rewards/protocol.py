@@ -23,8 +23,9 @@ class Reward(Protocol):
     Higher is better. A sample that cannot be scored is marked missing in the output; raising marks
     the whole call missing. A prompt that the reward has nothing to say about is marked in `applies`
     of the output instead. `parts` of the output are logged and evaluated under their names and
-    never trained on. A scorer with weights of its own is a `torch.nn.Module`, so that it is frozen
-    and moved.
+    never trained on; a class whose scores always have the same ones names them in `part_names`, so
+    that a launch knows them before weights load. A scorer with weights of its own is a
+    `torch.nn.Module`, so that it is frozen and moved.
     """
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput: ...

@@ -38,6 +38,8 @@ class ShapesReward:
     def __init__(self, *, score: Literal["soft", "geometric", "strict", "clean"]) -> None:
         self.score = score
 
+    part_names = ("soft", "strict", "off_palette", "clean_objects")
+
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         captions, reasons = _read_captions(prompts)
         pixels = images if isinstance(images, Tensor) else to_tensor(images)

@@ -63,6 +63,8 @@ class ShapesProxy(nn.Module):
             ) from error
         self.divisor = divisor
 
+    part_names = ("cosine",)
+
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         pixels = to_tensor(images).to(self.model.logit_scale.device)
         texts = [prompt.text for prompt in prompts]

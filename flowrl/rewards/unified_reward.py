@@ -35,6 +35,8 @@ class UnifiedReward:
     def __init__(self, *, judge: Judge) -> None:
         self.judge = judge
 
+    part_names = ()
+
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         # Not str.format: a caption may hold braces.
         texts = [QUESTION.replace("{caption}", prompt.text) for prompt in prompts]

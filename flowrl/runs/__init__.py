@@ -1,1 +1,1 @@
-"""One run's folder: file names, whole writing, the lock, and checkpoints."""
+"""The folder of one run: file names, whole writing, the lock, and checkpoints."""

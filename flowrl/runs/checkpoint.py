@@ -34,8 +34,8 @@ Weights = dict[str, dict[str, Tensor]]
 """Tensors by name, of each file by its stem."""
 
 _LEFTOVERS = (".partial", ".deleted")
-"""What a kill leaves behind: a checkpoint half-written or just written, and one half-deleted or
-about to be.
+"""The endings of what a kill leaves behind: a checkpoint half-written or just written, and one
+half-deleted or about to be.
 """
 
 _Read = TypeVar("_Read")
@@ -61,29 +61,13 @@ def save(
     _take_back(folder)
     partial.mkdir(parents=True)
     try:
-        for stem, tensors in weights.items():
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                partial / f"{stem}.safetensors",
-            )
-        (partial / STATE).write_text(json.dumps(dict(state), indent=2) + "\n")
-        (partial / SUMS).write_text(
-            "".join(f"{file_digest(path)}  {path.name}\n" for path in sorted(partial.iterdir()))
-        )
-        for path in partial.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        _write(partial, weights, state)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if disk.is_full(error):
-            size = sum(
-                tensor.numel() * tensor.element_size()
-                for each in weights.values()
-                for tensor in each.values()
-            )
+            size = disk.in_words(sum(map(_num_bytes, weights.values())))
             raise disk.DiskFull(
-                f"{target}: a checkpoint takes {disk.in_words(size)}, and {disk.free(folder)} are "
-                "free"
+                f"{target}: a checkpoint takes {size}, and {disk.free(folder)} are free"
             ) from error
         raise
     # The old one of this iteration goes only once the new one stands.
@@ -96,46 +80,65 @@ def save(
     return target
 
 
+def _write(
+    folder: Path, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint's files, their digests last, and wait until the disk has them."""
+    for stem, tensors in weights.items():
+        contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contents, folder / f"{stem}.safetensors")
+    (folder / STATE).write_text(json.dumps(dict(state), indent=2) + "\n")
+    sums = [f"{file_digest(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    (folder / SUMS).write_text("".join(sums))
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 def sweep(folder: Path) -> Path | None:
     """Remove what kills have left behind: half-written checkpoints and half-deleted ones.
 
     Where no numbered folder is whole, the leftover that `newest` takes in its place stays, and is
     returned.
     """
-    kept = None
-    leftovers = [path for suffix in _LEFTOVERS for path in folder.glob(f"*{suffix}")]
-    if leftovers and not any(_is_whole(path) for path in reversed(_numbered(folder))):
-        kept = next((path for path in _whole_leftovers(folder) if _is_whole(path)), None)
-        leftovers = [path for path in leftovers if path != kept]
+    leftovers = _leftovers(folder)
+    last_whole = None
+    if leftovers and not any(map(_is_whole, reversed(_numbered(folder)))):
+        last_whole = next(filter(_is_whole, _whole_leftovers(folder)), None)
     for path in leftovers:
-        shutil.rmtree(path, ignore_errors=True)
-    return kept
+        if path != last_whole:
+            shutil.rmtree(path, ignore_errors=True)
+    return last_whole
 
 
 def _take_back(folder: Path) -> None:
     """Remove what kills have left behind, and give the only whole checkpoint its number back where
     it is among it.
     """
-    if kept := sweep(folder):
-        target = kept.with_suffix("")
+    if last_whole := sweep(folder):
+        target = last_whole.with_suffix("")
         if target.exists():  # damaged, or the leftover would be gone
             set_aside(target, "damaged")
-        kept.rename(target)
+        last_whole.rename(target)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if path.suffix in _LEFTOVERS]
 
 
 def _whole_leftovers(folder: Path) -> list[Path]:
-    """Leftovers that may be whole, as far as their names and the list of their files say, newest
-    first.
+    """List leftovers that may be whole, as far as their names and the list of their files say,
+    newest first.
 
     The digests are written last, so that without them a leftover is not known to be whole.
     """
-    leftovers = [
-        path
-        for suffix in _LEFTOVERS
-        for path in folder.glob(f"*{suffix}")
-        if path.stem.isdigit() and (path / SUMS).is_file()
-    ]
-    return sorted(leftovers, key=lambda path: (path.stem, path.suffix), reverse=True)
+    candidates = [path for path in _leftovers(folder) if path.stem.isdigit()]
+    candidates = [path for path in candidates if (path / SUMS).is_file()]
+    return sorted(candidates, key=lambda path: (path.stem, path.suffix), reverse=True)
 
 
 def _is_whole(path: Path) -> bool:
@@ -156,7 +159,7 @@ def _set_for_deletion(path: Path) -> Path:
 
 
 def list_complete(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first; half-written ones are not among them."""
+    """List finished checkpoints, oldest first; half-written ones are not among them."""
     return [path for path in _numbered(folder) if (path / STATE).is_file()]
 
 
@@ -167,27 +170,27 @@ def _numbered(folder: Path) -> list[Path]:
 def newest(
     folder: Path, stems: Iterable[str], keys: Mapping[str, type] | None = None
 ) -> tuple[Path, Weights, dict[str, Any]] | None:
-    """The newest whole checkpoint, read; None where there is no checkpoint at all. `stems` and
-    `keys` as in `check`.
+    """Read the newest whole checkpoint; None where there is no checkpoint at all. `stems` and
+    `keys` are those of `check`.
 
     Damaged ones are passed over with a warning. Raises UserError, naming the newest file, where all
     are damaged.
     """
-    found = _newest(folder, lambda path: load(path, stems, keys))
-    return None if found is None else (found[0], *found[1])
+    newest_whole = _newest(folder, lambda path: load(path, stems, keys))
+    return None if newest_whole is None else (newest_whole[0], *newest_whole[1])
 
 
 def find_newest(folder: Path, stems: Iterable[str]) -> Path | None:
-    """The folder of the newest whole checkpoint, as `newest` takes it, with no weights read into
-    memory.
+    """Find the folder of the newest whole checkpoint, as `newest` takes it, with no weights read
+    into memory.
     """
-    found = _newest(folder, lambda path: check(path, stems))
-    return None if found is None else found[0]
+    newest_whole = _newest(folder, lambda path: check(path, stems))
+    return None if newest_whole is None else newest_whole[0]
 
 
 def _newest(folder: Path, read: Callable[[Path], _Read]) -> tuple[Path, _Read] | None:
-    """The newest checkpoint that `read` does not refuse, with what it gives; leftovers of a kill
-    where no other is.
+    """Return the newest checkpoint that `read` does not refuse, with what it gives; a leftover of a
+    kill where no other is whole.
     """
     damages: list[UserError] = []
     numbered = list(reversed(_numbered(folder)))
@@ -233,14 +236,14 @@ def load(
         try:
             weights[file.stem] = load_file(file)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"checkpoint {file} is damaged ({error})") from error
+            raise _damaged(file, error) from error
     return weights, state
 
 
 def check(
     path: Path, stems: Iterable[str] = (), keys: Mapping[str, type] | None = None
 ) -> dict[str, Any]:
-    """The state of a checkpoint, all of whose files are whole.
+    """Return the state of a checkpoint, all of whose files are whole.
 
     `stems` are the weights that it must hold, `keys` those of its state, with their types. Its
     files are compared with their digests, which checkpoints of earlier versions do not have. Raises
@@ -248,31 +251,39 @@ def check(
     """
     for stem in stems:
         if not (path / f"{stem}.safetensors").is_file():
-            raise UserError(f"checkpoint {path} is damaged ({stem}.safetensors is missing)")
+            raise _damaged(path, f"{stem}.safetensors is missing")
     _check_sums(path)
     for file in sorted(path.glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise UserError(f"checkpoint {file} is damaged ({error})") from error
+            raise _damaged(file, error) from error
+    return _read_state(path, keys or {})
+
+
+def _read_state(path: Path, keys: Mapping[str, type]) -> dict[str, Any]:
+    """Read a checkpoint's state, which must be of the iteration that its folder names and hold
+    `keys`.
+    """
+    file = path / STATE
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"checkpoint {path / STATE} is damaged ({error})") from error
+        raise _damaged(file, error) from error
     if not isinstance(state, dict) or state.get("num_iterations") != int(path.stem):
-        raise UserError(
-            f"checkpoint {path / STATE} is damaged (it does not hold "
-            f"num_iterations={int(path.stem)})"
-        )
-    for key, kind in (keys or {}).items():
+        raise _damaged(file, f"it does not hold num_iterations={int(path.stem)}")
+    for key, kind in keys.items():
         if key not in state:
-            raise UserError(f"checkpoint {path / STATE} is damaged (it does not hold {key})")
+            raise _damaged(file, f"it does not hold {key}")
         if not isinstance(state[key], kind):
-            raise UserError(
-                f"checkpoint {path / STATE} is damaged ({key} is a {type(state[key]).__name__})"
-            )
+            raise _damaged(file, f"{key} is a {type(state[key]).__name__}")
     return state
+
+
+def _damaged(path: Path, problem: object) -> UserError:
+    """Return the error for a damaged checkpoint, to which the reader adds what is done about it."""
+    return UserError(f"checkpoint {path} is damaged ({problem})")
 
 
 def _check_sums(path: Path) -> None:
@@ -287,18 +298,16 @@ def _check_sums(path: Path) -> None:
         digest, _, name = line.partition("  ")
         digests[name] = digest
     present = {file.name for file in path.iterdir() if not file.name.startswith(".")} - {SUMS}
-    if odd := sorted(present ^ digests.keys()):
-        problem = f"{odd[0]} is missing" if odd[0] in digests else f"{SUMS} lacks {odd[0]}"
-        raise UserError(f"checkpoint {path} is damaged ({problem})")
+    if unmatched := sorted(present ^ digests.keys()):
+        name = unmatched[0]
+        raise _damaged(path, f"{name} is missing" if name in digests else f"{SUMS} lacks {name}")
     for name, digest in digests.items():
         if file_digest(path / name) != digest:
-            raise UserError(
-                f"checkpoint {path / name} is damaged (it differs from its digest in {SUMS})"
-            )
+            raise _damaged(path / name, f"it differs from its digest in {SUMS}")
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's per-parameter state as named tensors."""
+    """Return the optimizer's per-parameter state as named tensors."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": torch.as_tensor(value)
@@ -308,8 +317,8 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`, keeping the optimizer's own hyperparameters; divided as its
-    parameters are.
+    """Take back what `optimizer_tensors` gave, divided as the parameters are; the optimizer keeps
+    its hyperparameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}

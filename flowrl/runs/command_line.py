@@ -1,4 +1,4 @@
-"""Overrides and commands as text: quoted so that Hydra's grammar, omegaconf and a shell read back
+"""Overrides and commands as text, quoted so that Hydra's grammar, omegaconf and a shell read back
 what was meant.
 """
 
@@ -12,15 +12,20 @@ from pathlib import Path
 TRAIN = Path(__file__).parents[2] / "train.py"
 
 
+def key_of(override: str) -> str:
+    """Return the key that an override sets: `lora.rank` for `++lora.rank=4`."""
+    return override.lstrip("+").partition("=")[0].strip()
+
+
 def escape(text: str) -> str:
-    """The text as a configuration value that means itself: `${` begins an interpolation
+    """Return the text as a configuration value that means itself: `${` begins an interpolation
     otherwise.
     """
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
 def override(key: str, text: str) -> str:
-    r"""`key=text` for Hydra's command line, whatever characters the text holds.
+    r"""Return `key=text` for Hydra's command line, whatever characters the text holds.
 
     A text that needs no quotes is left as it is. Otherwise it stands in double quotes, where Hydra
     takes a backslash for an escape only before a quote: so `"` becomes `\"`, and the backslashes
@@ -37,12 +42,14 @@ _WORDS = ("null", "true", "false", "inf", "nan")
 
 
 def resume_command(folder: str | Path, *, is_sweep: bool = False) -> str:
-    """The command that continues the run or the sweep in `folder`, to be pasted into a shell."""
+    """Return the command that continues the run or the sweep in `folder`, to be pasted into a
+    shell.
+    """
     flags = ["-m"] if is_sweep else []
     return shlex.join(["python", _script(), *flags, override("resume", str(folder))])
 
 
 def _script() -> str:
-    """The script as it was called; FlowRL's own by its name alone."""
+    """Return the script as it was called; FlowRL's own by its name alone."""
     called = Path(sys.argv[0])
     return str(called) if called.suffix == ".py" and called.resolve() != TRAIN else TRAIN.name

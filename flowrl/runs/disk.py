@@ -18,8 +18,8 @@ class DiskFull(UserError):
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from or while handling, says that there is no
-    space left.
+    """Tell whether an error, or one that it was raised from or while handling, says that there is
+    no space left.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
@@ -31,14 +31,13 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def free(folder: Path) -> str:
-    """The space left where a folder lies, in words."""
-    return in_words(
-        shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
-    )
+    """Return the space left where a folder lies, in words."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    return in_words(shutil.disk_usage(existing).free)
 
 
 def in_words(size: float) -> str:
-    """A number of bytes as users read it."""
+    """Put a number of bytes into words as users read it."""
     for unit in ("bytes", "KB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

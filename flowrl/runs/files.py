@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,64 +44,82 @@ def write_whole(path: Path, text: str) -> None:
     """Write a UTF-8 text file so that a kill or a full disk leaves the old or the new content,
     never a mixture.
     """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the path of a file to write, which takes the place of the one at `path` once it is
+    whole, and is removed where writing fails.
+    """
     partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         partial.replace(path)
-    except OSError:
+    except Exception:
         partial.unlink(missing_ok=True)
         raise
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's content in hexadecimal digits; a large file is not held in memory."""
+    """Return the SHA-256 of a file's content in hexadecimal digits; a large file is not held in
+    memory.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def damaged(path: Path, problem: object, remedy: str) -> UserError:
+    """Return the error, in one line, that says what is wrong with a file, and what to do."""
+    return UserError(f"{path} is damaged ({' '.join(str(problem).split())}); {remedy}")
+
+
 def read_text(path: Path, remedy: str) -> str:
-    """The text of a UTF-8 file; one mark of byte order, as Windows programs write it, is dropped.
+    """Read a UTF-8 file; one mark of byte order, as Windows programs write it, is dropped.
 
     Raises UserError, with the remedy, for any other encoding.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged (not UTF-8 at byte {error.start}); {remedy}") from error
+        raise damaged(path, f"not UTF-8 at byte {error.start}", remedy) from error
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """The value in a JSON file. Raises UserError, with the remedy, for a text that is not JSON."""
+    """Read the value in a JSON file. Raises UserError, with the remedy, for a text that is not
+    JSON.
+    """
     try:
         return json.loads(read_text(path, remedy))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); {remedy}") from error
+        raise damaged(path, error, remedy) from error
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError, with the remedy, for anything else in it."""
+    """Read the object in a JSON file. Raises UserError, with the remedy, for another value."""
     value = read_json(path, remedy)
     if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged (a JSON object was expected); {remedy}")
+        raise damaged(path, "a JSON object was expected", remedy)
     return value
 
 
 def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
-    """The names with values in a YAML file, empty for an empty one. Raises UserError, with the
+    """Read the names with values in a YAML file, none from an empty one. Raises UserError, with the
     remedy, for others.
     """
     try:
         value = yaml.load(read_text(path, remedy), LOADER)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {remedy}") from error
+        raise damaged(path, error, remedy) from error
     if not isinstance(value, dict | None):
-        raise UserError(f"{path} is damaged (it holds no configuration); {remedy}")
+        raise damaged(path, "it holds no configuration", remedy)
     return value or {}
 
 
 def set_aside(path: Path, kind: str) -> Path:
-    """Rename a file or folder to NAME.`kind`, with a number behind it where that name is taken;
-    gives the new path.
+    """Rename a file or folder to NAME.`kind`, with a number behind it where that name is taken, and
+    return the new path.
     """
     number = 1
     target = path.with_name(f"{path.name}.{kind}")

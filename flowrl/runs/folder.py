@@ -77,9 +77,8 @@ def point_latest_at(folder: Path) -> None:
     try:
         fresh.symlink_to(folder.resolve(), target_is_directory=True)
         fresh.replace(link)
-    except (
-        OSError
-    ) as error:  # links are impossible on some network drives, or a folder has that name
+    except OSError as error:
+        # Links are impossible on some network drives, or a folder has that name.
         log.warning(
             "%s cannot be made a link to this run (%s); the run goes on", link, error.strerror
         )

@@ -150,7 +150,7 @@ def check(names: Iterable[str], private: Iterable[str] = ()) -> None:
 
 
 def page() -> str:
-    """The glossary as a Markdown page."""
+    """Write the glossary as a Markdown page."""
     rows = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in GLOSSARY.items())
     head = "# Logged metrics\n\nGenerated from `flowrl/runs/glossary.py` by `make docs`.\n"
     return f"{head}\n| name | meaning |\n|---|---|\n{rows}\n"

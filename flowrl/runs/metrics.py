@@ -1,4 +1,4 @@
-"""Reading metrics.csv: every row that can be trusted, and what is wrong with the others."""
+"""The reading of metrics.csv: every row that can be trusted, and what is wrong with the others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Figures:
 
 
 def read_figures(path: Path) -> Figures:
-    """The figures of a run; without the file there are none."""
+    """Read the figures of a run; without the file there are none."""
     if not path.is_file():
         return Figures([], "")
     try:
@@ -38,30 +38,41 @@ def read_figures(path: Path) -> Figures:
     except UnicodeDecodeError as error:
         return Figures([], f"not UTF-8 at byte {error.start}")
     head, *lines = io.StringIO(text, newline="").readlines() or [""]
-    if not head.endswith(("\r", "\n")):
-        return Figures([], "no whole line in it")
     columns = _cells(head)
-    if ITERATION not in columns or len(set(columns)) < len(columns):
-        mark = _SEPARATORS.search(head)
-        written = f"; {mark[0]!r} separates its columns, as spreadsheets write it" if mark else ""
-        return Figures(
-            [], f"its first line does not name the columns, {ITERATION!r} among them{written}"
-        )
-    if lines and not lines[-1].endswith(("\r", "\n")):
-        lines.pop()
+    problem = _head_fault(head, columns)
+    if problem:
+        return Figures([], problem)
     rows: dict[int, dict[str, str]] = {}
-    problem = ""
-    for number, line in enumerate(lines, 2):
-        row = dict(zip(columns, _cells(line), strict=False))
-        reason = _fault(_cells(line), columns)
-        iteration = -1 if reason else int(row[ITERATION])
-        if not reason and rows.get(iteration, row) != row:
-            reason = f"iteration {iteration} again, with other numbers"
-        if reason:
-            problem = problem or f"line {number}: {reason}"
-        else:
-            rows[iteration] = row
+    for number, line in enumerate(filter(_is_whole, lines), 2):
+        cells = _cells(line)
+        reason = _fault(cells, columns)
+        if not reason:
+            row = dict(zip(columns, cells, strict=True))
+            reason = _conflict(row, rows.setdefault(int(row[ITERATION]), row))
+        if reason and not problem:
+            problem = f"line {number}: {reason}"
     return Figures([rows[iteration] for iteration in sorted(rows)], problem)
+
+
+def _conflict(row: Mapping[str, str], first: Mapping[str, str]) -> str:
+    """Say how a row differs from the first one of its iteration; empty where it does not."""
+    return "" if row == first else f"iteration {int(row[ITERATION])} again, with other numbers"
+
+
+def _is_whole(line: str) -> bool:
+    """Tell whether a line has its end; the last one of a file may have been cut short by a kill."""
+    return line.endswith(("\r", "\n"))
+
+
+def _head_fault(head: str, columns: Sequence[str]) -> str:
+    """Say what is wrong with the first line; empty where it names the columns."""
+    if not _is_whole(head):
+        return "no whole line in it"
+    if ITERATION in columns and len(set(columns)) == len(columns):
+        return ""
+    mark = _SEPARATORS.search(head)
+    written = f"; {mark[0]!r} separates its columns, as spreadsheets write it" if mark else ""
+    return f"its first line does not name the columns, {ITERATION!r} among them{written}"
 
 
 def _cells(line: str) -> list[str]:
@@ -72,7 +83,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _fault(cells: Sequence[str], columns: Sequence[str]) -> str:
-    """What is wrong with a line; empty where each of its cells is a number or empty."""
+    """Say what is wrong with a line; empty where each of its cells is a number or empty."""
     if len(cells) != len(columns):
         return f"{len(cells)} cells, not {len(columns)}"
     for name, text in zip(columns, cells, strict=True):

@@ -1,5 +1,5 @@
-"""What a run is made of besides its configuration: the code, the packages, the prompts, and the
-files it names.
+"""The things that a run is made of besides its configuration: the code, the packages, the prompts,
+and the files it names.
 """
 
 from __future__ import annotations
@@ -45,36 +45,33 @@ _HUB_ID = re.compile(r"([\w.-]+)/([\w.-]+)(/.+)?")
 
 
 def environment() -> dict[str, Any]:
-    """The commit and the versions of the packages that decide a run's numbers."""
+    """Return the commit and the versions of the packages that decide a run's numbers."""
     versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
     return {"versions": versions, "git_revision": git_revision()}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two environments, as texts such as `torch 2.8.0 -> 2.9.0`."""
+    """List what differs between two environments, as texts such as `torch 2.8.0 -> 2.9.0`."""
     texts = []
     if before.get("git_revision") != now["git_revision"]:
-        texts.append(
-            f"commit {_short(before.get('git_revision'))} -> {_short(now['git_revision'])}"
-        )
-    old = before.get("versions")
-    old = old if isinstance(old, dict) else {}
-    texts += [
-        f"{name} {old.get(name)} -> {new}"
-        for name, new in now["versions"].items()
-        if old.get(name) != new
-    ]
+        texts.append(f"commit {short(before.get('git_revision'))} -> {short(now['git_revision'])}")
+    versions = before.get("versions")
+    old = versions if isinstance(versions, dict) else {}
+    for name, new in now["versions"].items():
+        if old.get(name) != new:
+            texts.append(f"{name} {old.get(name)} -> {new}")
     return texts
 
 
-def _short(revision: Any) -> str:
+def short(revision: object, num_digits: int = 10) -> str:
+    """Cut a commit to its first digits, and keep the `+` that tells of changes."""
     text = str(revision)
-    return text[:10] + ("+" if text.endswith("+") else "")
+    return text[:num_digits] + ("+" if text.endswith("+") else "")
 
 
 def git_revision() -> str | None:
-    """The checked-out commit of the package's repository, with `+` where there are changes; None
-    outside one.
+    """Return the checked-out commit of the package's repository, with `+` where there are changes;
+    None outside one.
     """
     try:
         head = _git("rev-parse", "HEAD")
@@ -85,8 +82,8 @@ def git_revision() -> str | None:
 
 
 def _git(*arguments: str) -> str:
-    """What git prints about the package's repository, without variables that give it another one or
-    commands to run.
+    """Return what git prints about the package's repository, without variables that give it another
+    one or commands to run.
     """
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", *arguments]
@@ -98,7 +95,7 @@ def _git(*arguments: str) -> str:
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
-    """A digest of prompts in their order: their texts, families and metadata."""
+    """Compute a digest of prompts in their order: their texts, families and metadata."""
     digest = hashlib.sha256()
     for prompt in prompts:
         line = [prompt.text, prompt.family, dict(prompt.metadata)]
@@ -107,8 +104,8 @@ def prompts_digest(prompts: Iterable[Prompt]) -> str:
 
 
 def path_digest(key: str, value: Any, revision: str | None = None) -> str | None:
-    """A digest of the file, folder or cached hub repository that a configuration's value names;
-    None where none.
+    """Compute a digest of the file, folder or cached hub repository that a configuration's value
+    names; None where it names none.
 
     A folder, a hub id and a word without a slash, a dot or a tilde, such as `train`, is taken for a
     path only where the key ends in one of `PATH_WORDS`.
@@ -122,11 +119,7 @@ def path_digest(key: str, value: Any, revision: str | None = None) -> str | None
             return _file_digest(path)
         if path.is_dir():
             return _folder_digest(path) if is_path else None
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ):
+    except (OSError, ValueError, RuntimeError):
         # No name of a file, or unreadable: its reader says so.
         return None
     return hub_commit(value, revision) if is_path else None
@@ -138,7 +131,8 @@ def _file_digest(path: Path) -> str:
 
 
 def _sampled_digest(path: Path, size: int) -> str:
-    """A digest of a large file's size, of a safetensors file's header and of blocks all over it.
+    """Compute a digest of a large file's size, of a safetensors file's header and of blocks all
+    over it.
 
     The time of change is left out: a copy of the file is the same input.
     """
@@ -163,8 +157,8 @@ def _folder_digest(folder: Path) -> str:
 
 
 def hub_commit(value: str, revision: str | None) -> str | None:
-    """The commit of ORG/NAME, or of ORG/NAME/FILE, in the local hub cache; None where it is not
-    there.
+    """Look up the commit of ORG/NAME, or of ORG/NAME/FILE, in the local hub cache; None where it is
+    not there.
     """
     match = _HUB_ID.fullmatch(value)
     if match is None:

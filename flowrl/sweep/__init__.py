@@ -1,1 +1,1 @@
-"""Sweeps on one machine: each job in processes of its own, on slots of a pool."""
+"""Sweeps on one machine run each job in processes of its own, on slots of a pool."""

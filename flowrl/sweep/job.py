@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowrl.runs.command_line import override
+from flowrl.runs.command_line import key_of, override
 from flowrl.runs.files import CONFIG, METRICS, SUMMARY, read_object, write_whole
 
 STATUS = "job.json"
@@ -91,82 +91,74 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run itself says so: it writes its summary last."""
+        """Tell whether the run itself says that it has finished: it writes its summary last."""
         summary = self.folder / SUMMARY
         return summary.is_file() and read_object(summary, DAMAGED).get("status") == "finished"
 
     def progress(self) -> tuple[int, str]:
-        """Finished iterations, and the last one's mean reward as text."""
+        """Return the number of finished iterations, and the last one's mean reward as text."""
         try:
             rows = list(csv.DictReader((self.folder / METRICS).read_text().splitlines()))
             return int(rows[-1]["iteration"]), f"{float(rows[-1]['reward/mean']):.3f}"
-        except (
-            OSError,
-            IndexError,
-            KeyError,
-            ValueError,
-            TypeError,
-        ):
-            # Not begun, or a line half written.
+        except (OSError, IndexError, KeyError, ValueError, TypeError):
+            # The run has not begun, or a line is half written.
             return 0, ""
 
     @property
     def is_begun(self) -> bool:
-        """Whether the folder holds a run, which can be continued."""
+        """Tell whether the folder holds a run, which can be continued."""
         return (self.folder / CONFIG).is_file()
 
     def arguments(self, num_threads: int | None) -> list[str]:
-        """Flags and single-run overrides: a new run in the folder, or the continuation of the one
-        that it holds.
+        """Return flags and single-run overrides: for a new run in the folder, or for the
+        continuation of the one that it holds.
         """
-        threads = [] if num_threads is None or self.has_threads else [f"num_threads={num_threads}"]
-        is_composed = (self.folder / COMPOSED).is_file()
-        flags = (
-            ["--config-path", str(self.folder), "--config-name", Path(COMPOSED).stem]
-            if is_composed
-            else []
-        )
+        has_number = num_threads is None or self.has_threads
+        threads = [] if has_number else [f"num_threads={num_threads}"]
+        flags = []
+        if (self.folder / COMPOSED).is_file():
+            flags = ["--config-path", str(self.folder), "--config-name", Path(COMPOSED).stem]
         if self.is_begun:
             trust = [TRUSTED] if self.is_trusted else []
             return [*flags, override("resume", str(self.folder)), *trust, *threads]
-        if is_composed:
+        if flags:
             return [*flags, *threads]
         return [*self.overrides, *threads, override("run_dir", str(self.folder))]
 
 
 def has_key(overrides: Iterable[str], key: str) -> bool:
-    """Whether one of the overrides sets `key`."""
-    return any(override.lstrip("+").partition("=")[0].strip() == key for override in overrides)
+    """Tell whether one of the overrides sets `key`."""
+    return key in map(key_of, overrides)
 
 
 def environment(group: str) -> dict[str, str]:
-    """This process's environment without what would make a job think it is part of it; its W&B
-    group is the sweep.
+    """Return this process's environment without what would make a job think it is part of it; its
+    W&B group is the sweep.
     """
     left_out = (*FOREIGN, *SLURM_TASK, *WANDB_RUN)
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in left_out and "TORCHELASTIC" not in key
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in left_out and "TORCHELASTIC" not in name
     }
-    return kept | {"WANDB_RUN_GROUP": group}
+    return variables | {"WANDB_RUN_GROUP": group}
 
 
 def command(arguments: Sequence[str], script: Path) -> list[str]:
-    """How a rank is started."""
+    """Return the command that starts a rank."""
     return [sys.executable, str(script), *arguments]
 
 
 def num_ranks(devices: int | str | Sequence[int]) -> int:
-    """How many processes `trainer.devices` makes, a number or a list; `auto` is 1."""
+    """Count the processes that `trainer.devices` makes, a number or a list; `auto` is 1."""
     if isinstance(devices, str):
         return int(devices) if devices.isdigit() else 1
     return devices if isinstance(devices, int) else len(devices)
 
 
 def objective(folder: Path, name: str) -> float | None:
-    """What a sweeper optimises: a score of the evaluation after training, None where that has no
-    such score.
+    """Return what a sweeper optimises: a score of the evaluation after training, None where that
+    has no such score.
     """
     node: Any = read_object(folder / SUMMARY, DAMAGED)
     for key in ("eval", "after", name):

@@ -1,4 +1,4 @@
-"""Which jobs a sweep has, and which of them a folder holds already."""
+"""The jobs of a sweep, and those of them that a folder holds already."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from flowrl.errors import UserError
 from flowrl.runs.command_line import TRAIN
-from flowrl.runs.files import read_json, read_object, write_whole
+from flowrl.runs.files import damaged, read_json, read_object, write_whole
 from flowrl.sweep.job import STATUS, Job, has_key
 
 SWEEP = "sweep.json"
@@ -32,7 +32,9 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job is: its number, its folder where it has one already, and how long it has run."""
+    """The place of a job, which is its number, its folder where it has one already, and how long it
+    has run.
+    """
 
     number: int
     folder: Path | None = None
@@ -40,7 +42,7 @@ class Place:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """The sweep in `folder`. Raises UserError where there is none."""
+    """Read the sweep in `folder`. Raises UserError where there is none."""
     if not (folder / SWEEP).is_file():
         raise UserError(f"resume={folder}: no {SWEEP} there; give the folder of an earlier sweep")
     record = _record(folder)
@@ -52,8 +54,8 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """The file of a sweep; that of earlier versions is a list of overrides, begun by train.py in an
-    unknown place.
+    """Read the file of a sweep; that of earlier versions is a list of overrides, begun by train.py
+    in an unknown place.
     """
     path = folder / SWEEP
     record = read_json(path, DAMAGED) if path.is_file() else []
@@ -64,12 +66,12 @@ def _record(folder: Path) -> dict[str, Any]:
     for job in record["jobs"]:
         _check(job, {"overrides": list, "number": int | None, "folder": str | None}, path)
         if job["number"] is not None and job["folder"] is None:
-            raise UserError(f"{path} is damaged (job {job['number']} has no folder); {DAMAGED}")
+            raise damaged(path, f"job {job['number']} has no folder", DAMAGED)
     return record
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """The status file of a job. Raises UserError for a damaged one."""
+    """Read the status file of a job. Raises UserError for a damaged one."""
     status = read_object(path, DAMAGED)
     _check(status, {"overrides": list, "number": int, "seconds": float | int}, path)
     return status
@@ -80,15 +82,12 @@ def _check(entry: object, kinds: Mapping[str, Any], path: Path) -> None:
     texts as overrides.
     """
     if not isinstance(entry, dict):
-        raise UserError(
-            f"{path} is damaged ({json.dumps(entry)} stands where an object was expected); "
-            f"{DAMAGED}"
-        )
+        raise damaged(path, f"{json.dumps(entry)} stands where an object was expected", DAMAGED)
     for key, kind in kinds.items():
         if key not in entry or not isinstance(entry[key], kind):
-            raise UserError(f"{path} is damaged ({key} is {json.dumps(entry.get(key))}); {DAMAGED}")
+            raise damaged(path, f"{key} is {json.dumps(entry.get(key))}", DAMAGED)
     if not all(isinstance(override, str) for override in entry.get("overrides", [])):
-        raise UserError(f"{path} is damaged (overrides must be texts); {DAMAGED}")
+        raise damaged(path, "overrides must be texts", DAMAGED)
 
 
 def write_sweep(
@@ -109,24 +108,21 @@ def write_sweep(
         }
         for job in jobs
     ]
+    earlier = [] if is_new else _record(folder)["jobs"]
     new = [entry["overrides"] for entry in entries]
-    kept = (
-        []
-        if is_new
-        else [entry for entry in _record(folder)["jobs"] if entry["overrides"] not in new]
-    )
+    others = [entry for entry in earlier if entry["overrides"] not in new]
     record = {
         "script": str(script),
         "directory": str(directory or Path.cwd()),
-        "jobs": [*kept, *entries],
+        "jobs": [*others, *entries],
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / SWEEP, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def find_places(folder: Path, wanted: Sequence[Overrides]) -> list[Place]:
-    """The place of each job: that of the job in `folder` with the same overrides in any order, or a
-    new number.
+    """Find the place of each job: that of the job in `folder` with the same overrides in any order,
+    or a new number.
     """
     known: dict[frozenset[str], Place] = {}
     for entry in _record(folder)["jobs"]:
@@ -149,7 +145,8 @@ def find_places(folder: Path, wanted: Sequence[Overrides]) -> list[Place]:
 
 
 def match(folder: Path, wanted: Sequence[Overrides], sizes: Sequence[tuple[int, int]]) -> list[Job]:
-    """Jobs that train.py composes by itself: those that `folder` holds, and new ones numbered on.
+    """Make jobs that train.py composes by itself: those that `folder` holds, and new ones numbered
+    on.
 
     Sizes are (processes, iterations). A job whose run has finished is so marked; all others wait.
     """

@@ -15,6 +15,8 @@ from flowrl.runs.command_line import TRAIN
 from flowrl.sweep.job import LOG, Job, command, environment
 from flowrl.sweep.ranks import POLL_SECONDS, Ranks, StillRunning
 from flowrl.sweep.table import LiveTable
+from flowrl.values.bounds import Count
+from flowrl.values.check import checked
 
 
 @dataclass(frozen=True)
@@ -27,39 +29,43 @@ class Slots:
     threads: int | None
 
     def variables(self, devices: Sequence[str]) -> dict[str, str]:
-        """What a job on `devices` finds in its environment."""
+        """Return the variables that a job on `devices` finds in its environment."""
         if self.threads is None:
             return {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
         return {"OMP_NUM_THREADS": str(self.threads)}
 
 
-def find_slots(count: int | None, num_gpus: int, wanted: int) -> Slots:
-    """One slot a GPU, or, where there is none, as many CPU slots as there are cores or `wanted`
-    processes.
+@checked("hydra.launcher")
+def find_slots(slots: Count | None, num_gpus: int, wanted: int) -> Slots:
+    """Return one slot a GPU, or, where there is none, as many CPU slots as there are cores or
+    `wanted` processes.
 
-    `count` says otherwise: the first `count` GPUs, or `count` CPU slots. Cores are divided among
-    CPU slots.
+    `slots` says otherwise: that many GPUs, the first ones, or CPU slots. Cores are divided among
+    CPU slots. Raises UserError where there are fewer GPUs.
     """
-    if count is not None and count < 1:
-        raise UserError(f"hydra.launcher.slots={count} must be at least 1, or null for all devices")
     if num_gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(i) for i in range(num_gpus)]
-        if count is not None and count > len(names):
+        if slots is not None and slots > len(names):
             raise UserError(
-                f"hydra.launcher.slots={count}: there are {len(names)} GPUs; CPU slots need none "
+                f"hydra.launcher.slots={slots}: there are {len(names)} GPUs; CPU slots need none "
                 "visible"
             )
-        return Slots(tuple(names[:count]), None)
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    number = count or min(cores, wanted)
-    return Slots(tuple(f"cpu{i}" for i in range(number)), max(1, cores // number))
+        return Slots(tuple(names[:slots]), None)
+    cores = _num_cores()
+    count = slots or min(cores, wanted)
+    return Slots(tuple(f"cpu{i}" for i in range(count)), max(1, cores // count))
+
+
+def _num_cores() -> int:
+    """Count the cores that this process may use, where the system tells, or else all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Pool:
-    """Runs jobs as slots become free, each on as many as it has processes.
+    """Run jobs as slots become free, each on as many as it has processes.
 
     Jobs are runs of `script` in the working directory `directory`. `is_fail_fast` stops everything
     when a job fails; otherwise the others go on. A job that does not end when asked is killed after
@@ -126,13 +132,10 @@ class Pool:
             ranks.kill() if is_kill else ranks.stop()
 
     def _advance(self, jobs: Sequence[Job]) -> bool:
-        """Start what fits and collect what has ended; whether anything is left to do."""
+        """Start what fits, collect what has ended, and tell whether anything is left to do."""
         for job in jobs:
-            if (
-                job.state == "waiting"
-                and not self.is_stopping
-                and job.num_processes <= len(self.free)
-            ):
+            is_next = job.state == "waiting" and not self.is_stopping
+            if is_next and job.num_processes <= len(self.free):
                 self._start(job)
         for job, ranks in list(self.running.values()):
             if ranks.poll():

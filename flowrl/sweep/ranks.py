@@ -1,4 +1,4 @@
-"""The processes of one job: k ranks in one process group, which end together."""
+"""The processes of one job are k ranks in one process group, which end together."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from flowrl.sweep.job import LOG, Job, JobsFailed, command, environment, objecti
 
 POLL_SECONDS = 0.2
 FAILURE_SECONDS = 10.0
-"""For the ranks of a job to end after one of them has; a rank that waits for it in a collective
-never would.
+"""The time that the ranks of a job have to end after one of them failed; a rank that waits for it
+in a collective never would.
 """
 GRACE_SECONDS = 300.0
-"""For a job to finish its iteration and save its state when another launcher stops it."""
+"""The time that a job has to finish its iteration and save its state when another launcher stops
+it.
+"""
 
 
 class StillRunning(RuntimeError):
@@ -28,7 +30,7 @@ class StillRunning(RuntimeError):
 
 
 class Ranks:
-    """Starts `command` `count` times as the ranks of one job, which find each other by Lightning's
+    """Start `command` `count` times as the ranks of one job, which find each other by Lightning's
     variables.
 
     All share a process group of their own, so a Ctrl-C at the terminal does not reach them, a log,
@@ -62,11 +64,11 @@ class Ranks:
                 raise StillRunning(
                     f"{log.parent}: a process of an earlier start still runs there"
                 ) from error
-            meeting = (
-                {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())} if count > 1 else {}
-            )
+            meeting: dict[str, str] = {}
+            if count > 1:
+                meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
             for rank in range(count):
-                place = {**meeting, "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if count > 1 else {}
+                place = {**meeting, "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if meeting else {}
                 self.ranks.append(
                     subprocess.Popen(
                         command,
@@ -81,36 +83,42 @@ class Ranks:
 
     @property
     def seconds(self) -> float:
-        """Wall time since the start."""
+        """Return the wall time since the start."""
         return time.monotonic() - self.start
 
     def poll(self) -> bool:
-        """Whether all ranks have ended; ends those that outlive a failure. `problem` tells what
-        went wrong, if any.
+        """Tell whether all ranks have ended, and end those that outlive a failure. `problem` tells
+        what went wrong, if anything did.
         """
         codes = [rank.poll() for rank in self.ranks]
-        for number, code in enumerate(codes):
-            if code and not self.problem:
-                how = (
-                    f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-                )
-                self.problem = how if len(codes) == 1 else f"rank {number}: {how}"
-                self._end(FAILURE_SECONDS)
-        is_alive = [code is None for code in codes]
-        if not any(is_alive):
+        self._note_failure(codes)
+        if None not in codes:
             self._signal(signal.SIGKILL)  # what the ranks themselves have left behind
             return True
-        if not all(is_alive) and self.deadline is None:
-            self.deadline = (
-                time.monotonic() + self.grace
-            )  # the first rank has files and trackers to close
+        is_first_to_end = self.deadline is None and codes != [None] * len(codes)
+        if is_first_to_end:
+            # The first rank, which closes files and trackers, may be the last to end.
+            self.deadline = time.monotonic() + self.grace
         if self.deadline is not None and time.monotonic() > self.deadline:
-            if not self.is_ending:
-                self.problem = f"rank {is_alive.index(True)} went on after another had ended"
-                self._end(FAILURE_SECONDS)
-            else:
-                self._signal(signal.SIGKILL)
+            self._end_late(codes)
         return False
+
+    def _note_failure(self, codes: Sequence[int | None]) -> None:
+        """Keep how the first rank failed, and end the others."""
+        for number, code in enumerate(codes):
+            if code and not self.problem:
+                self.problem = (
+                    _ending(code) if len(codes) == 1 else f"rank {number}: {_ending(code)}"
+                )
+                self._end(FAILURE_SECONDS)
+
+    def _end_late(self, codes: Sequence[int | None]) -> None:
+        """Ask ranks whose time is over to end, and kill them when they were asked before."""
+        if self.is_ending:
+            self._signal(signal.SIGKILL)
+        else:
+            self.problem = f"rank {codes.index(None)} went on after another had ended"
+            self._end(FAILURE_SECONDS)
 
     def stop(self) -> None:
         """Ask all ranks to save their state and end; `poll` kills those that do not."""
@@ -128,6 +136,11 @@ class Ranks:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.ranks[0].pid, number)
+
+
+def _ending(code: int) -> str:
+    """Put the exit code of a process that failed into words."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
 def _free_port() -> int:

@@ -14,7 +14,7 @@ from flowrl.sweep.job import Job
 
 
 class LiveTable:
-    """Shows jobs at most every `refresh` seconds."""
+    """Show jobs at most every `refresh` seconds."""
 
     def __init__(self, jobs: Sequence[Job], refresh: float) -> None:
         self.jobs = jobs
@@ -50,7 +50,7 @@ class LiveTable:
 
 
 def line(job: Job) -> str:
-    """Number, state, progress, last reward, devices, seconds and overrides of a job."""
+    """Write the number, state, progress, last reward, devices, seconds and overrides of a job."""
     done, reward = job.progress()
     where = ",".join(job.devices)
     progress = f"{done}/{job.num_iterations}"

@@ -28,11 +28,11 @@ from flowrl.launch.trust import KEY, is_trusting, parse, project_folders
 from flowrl.launch.trust_jobs import check_job, check_sweep, continue_command
 from flowrl.sweep.job import Job, JobsFailed, has_key, objective
 from flowrl.sweep.plan import Overrides, Place, Sweep, find_places, read_sweep, write_sweep
-from flowrl.sweep.pool import Pool, find_slots
+from flowrl.sweep.pool import Pool, Slots, find_slots
 
 
 class PoolLauncher(Launcher):
-    """See `conf/hydra/launcher/pool.yaml` for the options."""
+    """The launcher whose options `conf/hydra/launcher/pool.yaml` explains."""
 
     def __init__(
         self, slots: int | None, fail_fast: bool, grace_seconds: float, refresh_seconds: float
@@ -66,26 +66,14 @@ class PoolLauncher(Launcher):
         wanted = [tuple(filter_overrides(overrides)) for overrides in job_overrides]
         is_trusted = any(is_trusting(overrides) for overrides in wanted)
         earlier = find_earlier(wanted)
-        if earlier is not None:
-            folder = earlier
-            sweep = read_sweep(earlier)
-            if not is_trusted:
-                check_sweep(
-                    folder,
-                    sweep,
-                    self.script,
-                    project_folders(self.config.hydra, leaving_out=folder),
-                )
-        else:
-            folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+        folder = earlier or Path(str(self.config.hydra.sweep.dir)).absolute()
+        if earlier is None:
             sweep = Sweep(self.script, Path.cwd(), tuple(wanted))
+        else:
+            sweep = read_sweep(earlier)
+        if not is_trusted:
+            self._check(folder, sweep, is_continued=earlier is not None)
         check_folder("hydra.sweep.dir", str(folder))
-        for overrides, place in zip(sweep.jobs, find_places(folder, sweep.jobs), strict=True):
-            if place.folder is not None and not is_trusted:
-                typed = overrides if earlier is None else ()
-                check_job(
-                    place.folder, project_folders(self.config.hydra, leaving_out=folder), typed
-                )
         jobs, configs = self._jobs(folder, sweep.jobs, is_continued=earlier is not None)
         for job in jobs:
             job.is_trusted = True  # what the folders hold was checked, or is trusted
@@ -96,17 +84,19 @@ class PoolLauncher(Launcher):
             script=sweep.script,
             directory=sweep.directory,
         )
+        self._run(folder, sweep, jobs)
+        return self._returns(jobs, configs, folder)
+
+    def _run(self, folder: Path, sweep: Sweep, jobs: Sequence[Job]) -> None:
+        """Run the jobs that wait, on this machine's devices."""
         missing = [job for job in jobs if job.state == "waiting"]
         for job in missing:
             job.prepare()
-        slots = find_slots(self.slots, count_gpus(), sum(job.num_processes for job in missing) or 1)
-        threads = (
-            f", {slots.threads} thread{'s' * (slots.threads > 1)} each" if slots.threads else ""
-        )
-        names = ", ".join(slots.names)
+        num_processes = sum(job.num_processes for job in missing)
+        slots = find_slots(self.slots, count_gpus(), num_processes or 1)
         print(
             f"sweep {folder}: {len(missing)} of {len(jobs)} jobs to run on {len(slots.names)} "
-            f"slots ({names}{threads})"
+            f"slots ({_described(slots)})"
         )
         pool = Pool(
             slots,
@@ -122,12 +112,22 @@ class PoolLauncher(Launcher):
         except KeyboardInterrupt:
             print(f"\nstopped. Continue with: {self._continue(folder, jobs)}")
             raise
-        return self._returns(jobs, configs, folder)
+
+    def _check(self, folder: Path, sweep: Sweep, *, is_continued: bool) -> None:
+        """Check what the folder of a sweep would have started: its record where it is continued by
+        its folder, and what each job's folder holds. What the user typed vouches for itself.
+        """
+        conf = project_folders(self.config.hydra, leaving_out=folder)
+        if is_continued:
+            check_sweep(folder, sweep, self.script, conf)
+        for overrides, place in zip(sweep.jobs, find_places(folder, sweep.jobs), strict=True):
+            if place.folder is not None:
+                check_job(place.folder, conf, () if is_continued else overrides)
 
     def _jobs(
         self, folder: Path, wanted: Sequence[Overrides], *, is_continued: bool
     ) -> tuple[list[Job], list[DictConfig]]:
-        """The jobs, and what each of them was composed as.
+        """Return the jobs, and what each of them was composed as.
 
         Where the sweep is continued by its folder, and wherever a run has begun, that is what the
         job's folder holds, whatever the flags and files of this launch are.
@@ -135,9 +135,9 @@ class PoolLauncher(Launcher):
         jobs: list[Job] = []
         configs: list[DictConfig] = []
         for overrides, place in zip(wanted, find_places(folder, wanted), strict=True):
-            known = read_job(place.folder) if place.folder is not None else None
-            if known is not None and (is_continued or known[0].is_begun):
-                job, config = known
+            earlier = read_job(place.folder) if place.folder is not None else None
+            if earlier is not None and (is_continued or earlier[0].is_begun):
+                job, config = earlier
             else:
                 job, config = self._compose(folder, overrides, place)
             job.number = place.number
@@ -175,28 +175,39 @@ class PoolLauncher(Launcher):
     def _returns(
         self, jobs: Sequence[Job], configs: Sequence[DictConfig], folder: Path
     ) -> list[JobReturn]:
-        bad = [job for job in jobs if job.state != "finished"]
+        unfinished = [job for job in jobs if job.state != "finished"]
+        endings = [f"job {job.number} {job.state} {job.problem}".strip() for job in unfinished]
         failure = JobsFailed(
-            f"{len(bad)} of {len(jobs)} jobs did not finish: "
-            + "; ".join(f"job {job.number} {job.state} {job.problem}".strip() for job in bad)
-            + f". Each has its job.log in {folder}; "
-            f"`{self._continue(folder, jobs)}` runs what is missing"
+            f"{len(unfinished)} of {len(jobs)} jobs did not finish: {'; '.join(endings)}. Each has "
+            f"its job.log in {folder}; `{self._continue(folder, jobs)}` runs what is missing"
         )
         returns = []
         for job, config in zip(jobs, configs, strict=True):
             done = JobReturn(overrides=list(job.overrides), cfg=config, working_dir=str(job.folder))
-            done.status = JobStatus.FAILED if job in bad else JobStatus.COMPLETED
-            done.return_value = failure if job in bad else objective(job.folder, config.objective)
+            if job in unfinished:
+                done.status = JobStatus.FAILED
+                done.return_value = failure
+            else:
+                done.status = JobStatus.COMPLETED
+                done.return_value = objective(job.folder, config.objective)
             returns.append(done)
-        if not bad:
+        if not unfinished:
             report = shlex.join(["python", "scripts/report.py", str(folder)])
             print(f"all {len(jobs)} jobs finished: {folder}. Compare them with: {report}")
         return returns
 
 
+def _described(slots: Slots) -> str:
+    """Name the slots, and how many threads each of the CPU's has."""
+    names = ", ".join(slots.names)
+    if not slots.threads:
+        return names
+    return f"{names}, {slots.threads} thread{'s' * (slots.threads > 1)} each"
+
+
 def find_earlier(wanted: Sequence[Overrides]) -> Path | None:
-    """The folder of an earlier sweep, where `resume=FOLDER`, perhaps trusted, is all that is asked
-    for.
+    """Return the folder of an earlier sweep, where `resume=FOLDER`, perhaps trusted, is all that is
+    asked for.
 
     Raises UserError where `resume` stands among other overrides.
     """
@@ -225,7 +236,7 @@ def hydra_config(config: DictConfig) -> Iterator[None]:
 
 
 def count_gpus() -> int:
-    """CUDA devices, counted without starting CUDA in this process."""
+    """Count CUDA devices without starting CUDA in this process."""
     import torch  # a misspelt override is answered before this takes its seconds
 
     return torch.cuda.device_count()

@@ -142,7 +142,7 @@ ROOMS = {
         "starlette",
         "uvicorn",
     ),
-    "sweep": ("errors", "runs"),
+    "sweep": ("errors", "runs", "values"),
 }
 """What each module of the hall and each room may import: names of FlowRL's own, then packages
 beside torch.

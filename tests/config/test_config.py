@@ -20,6 +20,7 @@ from flowrl.launch.build import build
 from flowrl.launch.checks import check_deadlines, check_trainer
 from flowrl.launch.compose import register_resolvers
 from flowrl.launch.errors import explain
+from flowrl.objectives import check_method, stochastic_steps
 from flowrl.parallel.strategies import clip, norm_limit
 from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.ema import EMA
@@ -49,6 +50,8 @@ NEEDED = {"guard": "flow_sde", "cps": "cps"}
 PATHS = (("data.prompts.path", "mine"), ("evaluation.sets.held_in.path", "others"))
 FORMS = {"cps": "unnormalised"}
 """The log-probability form that a loss's YAML brings along."""
+FORWARD = ("awm", "nft", "pepg")
+"""Losses over samples that are noised again."""
 
 
 def options(group):
@@ -129,8 +132,11 @@ def test_an_unknown_key_fails_and_is_named(override):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("loss=dpoo", "loss=dpoo: no such option (did you mean 'dppo'?); choose one of cps, dppo"),
-        ("loss=zzzz", "loss=zzzz: no such option; choose one of cps, dppo"),
+        (
+            "loss=dpoo",
+            "loss=dpoo: no such option (did you mean 'dppo'?); choose one of awm, cps, dppo",
+        ),
+        ("loss=zzzz", "loss=zzzz: no such option; choose one of awm, cps, dppo"),
         ("seed=0,1", "seed=0,1: several values are a sweep, add -m"),
     ],
 )
@@ -180,7 +186,7 @@ def nodes():
 def is_legal(sampler, loss, penalty):
     """The rules between sampler, loss and penalty, written down once more."""
     is_deterministic = sampler in ("ode", "dpm2")
-    if loss == "nft":
+    if loss in FORWARD:
         return is_deterministic and penalty in ("none", "velocity")
     if loss in NEEDED:
         return sampler == NEEDED[loss]
@@ -196,18 +202,19 @@ def test_every_combination_instantiates_or_is_refused_by_name(base, nodes, sampl
         chosen = {"steps": steps, "penalty": penalty_node, "advantage": advantage}
         cfg = combine(base, sampler=nodes["sampler"][sampler], loss=nodes["loss"][loss], **chosen)
         cfg.likelihood.form = FORMS.get(loss, "gaussian")
-        cfg.rollout.shared_initial_noise = loss != "nft"
+        cfg.rollout.shared_initial_noise = loss not in FORWARD
         if is_legal(sampler, loss, penalty):
             algorithm = instantiate(cfg.algorithm)
             assert isinstance(algorithm, Algorithm)
-            assert len(algorithm.stochastic(0, 0)) == (
-                0 if loss == "nft" else len(algorithm.steps.draw(6, 0, 0))
+            check_method(algorithm)
+            assert len(stochastic_steps(algorithm, iteration=0, seed=0, prompt=0)) == (
+                0 if loss in FORWARD else len(algorithm.steps.draw(6, 0, 0, 0))
             )
         else:
             with pytest.raises(
                 Exception, match=r"(?s)loss.*(sampler|penalty)|sampler.*loss"
             ) as error:
-                instantiate(cfg.algorithm)
+                check_method(instantiate(cfg.algorithm))
             assert "loss" in explain(error.value)
 
 

@@ -47,14 +47,14 @@ def test_each_run_on_its_own_grid(script, saved):
     """
     runs = [saved("a", "schedule=diffusers"), saved("b", "rollout.num_steps=8", "grid.shift=3.0")]
     common = script.configure(runs, [], None)
-    first, second = (script.own_config(run, common, []) for run in runs)
+    first, second = (script.subject_config(run, common, []) for run in runs)
     assert first.evaluation.schedule == {
         "_target_": "flowrl.schedule.DiffusersDefault",
         "shift": 2.0,
     }
     assert second.evaluation.schedule == {"_target_": "flowrl.schedule.LinearShift", "shift": 3.0}
     assert instantiate(first.evaluation).intervals != instantiate(second.evaluation).intervals
-    base = script.own_config(Subject("base", None), common, [])
+    base = script.subject_config(Subject("base", None), common, [])
     assert base.evaluation.schedule == first.evaluation.schedule and base.tuning == base.lora
 
 
@@ -64,7 +64,7 @@ def test_overrides_reach_every_run(script, saved):
         saved("a", "schedule=diffusers"),
         ["schedule=linear_shift", "grid.shift=5.0", "evaluation.num_steps=3"],
     )
-    cfg = script.own_config(run, script.configure([run], words, None), words)
+    cfg = script.subject_config(run, script.configure([run], words, None), words)
     assert cfg.evaluation.schedule == {"_target_": "flowrl.schedule.LinearShift", "shift": 5.0}
     assert cfg.evaluation.num_steps == 3
 
@@ -73,7 +73,7 @@ def test_a_flux_run_keeps_what_it_was_drawn_with(script, saved):
     """Mutation: lose the schedule, the backend, the cache, or a scale taken from the rollout."""
     scale = "evaluation.guidance_scale=${rollout.guidance_scale}"
     run = saved("a", "model=flux2_klein_base_4b", "rollout.guidance_scale=2.5", scale)
-    cfg = script.own_config(run, script.configure([run], [], None), [])
+    cfg = script.subject_config(run, script.configure([run], [], None), [])
     assert cfg.evaluation.schedule == {
         "_target_": "flowrl.schedule.DynamicShift",
         "rule": "empirical",
@@ -88,7 +88,7 @@ def test_the_training_prompts_as_evaluation(script, saved, tmp_path, data, line)
     """Mutation: drop the training prompts before the evaluation has found their file."""
     (tmp_path / "prompts").write_text(line + "\n")
     run = saved("a", f"data={data}", f"data.prompts.path={tmp_path}/prompts")
-    cfg = script.own_config(run, script.configure([run], [], None), [])
+    cfg = script.subject_config(run, script.configure([run], [], None), [])
     assert [prompt.text for prompt in instantiate(cfg.evaluation).prompts] == ["a cat"]
     assert cfg.data.prompts == []
 
@@ -108,7 +108,7 @@ def test_a_file_of_prompts_with_metadata(script, tmp_path, line, family):
     """
     path = tmp_path / "others.jsonl"
     path.write_text(line + "\n")
-    cfg = script.own_config(Subject("base", None), script.configure([], [], str(path)), [])
+    cfg = script.subject_config(Subject("base", None), script.configure([], [], str(path)), [])
     evaluator = instantiate(cfg.evaluation)
     (prompt,) = evaluator.sets["others"]
     assert (prompt.text, prompt.family) == ("a cat", family) and "prompt" not in prompt.metadata
@@ -137,7 +137,8 @@ def test_all_prompts_of_a_file_are_taken(script, saved, tmp_path, words):
     """
     path = write_geneval2(tmp_path / "geneval2_data.jsonl")
     for subjects in ([Subject("base", None)], [saved("a", "evaluation.max_prompts=7")]):
-        cfg = script.own_config(subjects[0], script.configure(subjects, words, str(path)), words)
+        common = script.configure(subjects, words, str(path))
+        cfg = script.subject_config(subjects[0], common, words)
         evaluator = instantiate(cfg.evaluation)
         counts = Counter(prompt.family for prompt in evaluator.sets["geneval2_data"])
         assert counts == {f"atom_count_{n}": 100 for n in range(3, 11)}
@@ -150,7 +151,8 @@ def test_fewer_prompts_of_a_file_only_if_asked_for(script, tmp_path):
     """
     path = write_geneval2(tmp_path / "mine.jsonl")
     words = ["evaluation.max_prompts=80"]
-    cfg = script.own_config(Subject("base", None), script.configure([], words, str(path)), words)
+    common = script.configure([], words, str(path))
+    cfg = script.subject_config(Subject("base", None), common, words)
     evaluator = instantiate(cfg.evaluation)
     assert Counter(prompt.family for prompt in evaluator.prompts) == {
         f"atom_count_{n}": 10 for n in range(3, 11)
@@ -167,7 +169,7 @@ def test_a_run_of_before_subsets_keeps_its_first_prompts(script, saved, tmp_path
     source = run.path / SOURCE
     assert "  subset: even\n" in source.read_text()
     source.write_text(source.read_text().replace("  subset: even\n", ""))
-    cfg = script.own_config(run, script.configure([run], [], None), [])
+    cfg = script.subject_config(run, script.configure([run], [], None), [])
     evaluator = instantiate(cfg.evaluation)
     assert [prompt.text for prompt in evaluator.prompts] == ["0 cows", "1 cows", "2 cows"]
     assert evaluator.told("held_in") == "3 of 9 prompts, the first"
@@ -247,7 +249,7 @@ def test_full_fine_tuning_is_loaded_whole(script, saved):
     alone = Subject("alone", run.path / "transformer")
     base = Subject("base", None)
     targets = [
-        script.own_config(subject, common, []).tuning._target_ for subject in (run, alone, base)
+        script.subject_config(subject, common, []).tuning._target_ for subject in (run, alone, base)
     ]
     assert targets == [
         "flowrl.tuning.full.Full",

@@ -371,7 +371,7 @@ def test_what_would_be_sent_or_written_elsewhere_is_repeated_by_the_user(key, tm
     with pytest.raises(UserError, match=key.replace(".", r"\.")) as refusal:
         check_config(cfg, tmp_path, is_trusted=False)
     assert f"{key}=VALUE" in str(refusal.value)
-    check_config(cfg, tmp_path, is_trusted=False, given={key})
+    check_config(cfg, tmp_path, is_trusted=False, typed={key})
     name = key.rpartition(".")[2]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({name: LEAKS[key]}))
     check_config(cfg, tmp_path, is_trusted=False, conf=(CONF, tmp_path))

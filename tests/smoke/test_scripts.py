@@ -271,7 +271,7 @@ def test_a_plan_of_divided_weights_makes_blocks_whole(tiny_pipelines):
     plan = planned(*own, "tuning=full", "trainer=fsdp", "trainer.devices=4")
     blocks = [size(block) for block in plan.model.transformer.transformer_blocks]
     whole = size(plan.model.transformer) - sum(blocks) + 3 * max(blocks)
-    assert plan.own == size(plan.model.transformer) // 4
+    assert plan.share == size(plan.model.transformer) // 4
     assert plan.gathered == (whole, 2 * whole)
     assert plan.costs(1).rollout > whole
 

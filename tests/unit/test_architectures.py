@@ -12,6 +12,7 @@ from runs import CONF
 from flowrl.launch.checks import check_deadlines, check_guidance
 from flowrl.launch.compose import register_resolvers
 from flowrl.models.architectures import ARCHITECTURES, on_meta
+from flowrl.objectives import check_method, stochastic_steps
 
 PARAMETERS = {
     "sd35_medium": 2_243_171_520,
@@ -133,7 +134,9 @@ def test_each_model_is_ready_to_run(option):
     method = instantiate(cfg.algorithm)
     rule = {"flux1_dev": "linear"}.get(option, "empirical")
     assert getattr(method.schedule, "rule", None) == (None if option.startswith("sd35") else rule)
-    assert set(method.stochastic(0, 0)) <= set(range(cfg.rollout.num_steps - 1))
+    assert set(stochastic_steps(method, iteration=0, seed=0, prompt=0)) <= set(
+        range(cfg.rollout.num_steps - 1)
+    )
     assert cfg.gate_tolerance <= cfg.trust.delta / 2
 
 
@@ -160,9 +163,12 @@ def test_recipes_carry_the_authors_numbers(name):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=["name=test", f"experiment={name}"])
     check_guidance(cfg)
-    method, plan = instantiate(cfg.algorithm), instantiate(cfg.batch)
+    method = instantiate(cfg.algorithm)
+    check_method(method)
+    plan = instantiate(cfg.batch)
     found = (type(method.sampler).__name__, getattr(method.sampler, "noise_level", None))
-    found += (getattr(method.loss, "delta", None), len(method.stochastic(0, 0)), plan.num_samples)
+    steps = stochastic_steps(method, iteration=0, seed=0, prompt=0)
+    found += (getattr(method.loss, "delta", None), len(steps), plan.num_samples)
     assert found == RECIPES[name]
     assert not method.shared_initial_noise
     assert cfg.optimizer.lr == (1e-4 if name == "grpo_guard_sd35" else 3e-4)
