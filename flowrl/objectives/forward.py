@@ -32,6 +32,7 @@ class ForwardObjective:
     """
 
     def __init__(self, context: Context) -> None:
+        self.check_method(context.algorithm)
         self.context = context
         self.algorithm = context.algorithm
         self.loss = cast(ForwardLoss, context.algorithm.loss)

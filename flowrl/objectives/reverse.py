@@ -37,6 +37,7 @@ class ReverseObjective:
     """
 
     def __init__(self, context: Context) -> None:
+        self.check_method(context.algorithm)
         self.context = context
         self.algorithm = context.algorithm
         self.loss = cast(ReverseLoss, context.algorithm.loss)

@@ -295,7 +295,7 @@ def test_the_other_nodes_instantiate(base, tmp_path):
 def test_rules_between_components_name_their_keys(overrides, names):
     """Mutation: drop a rule, or name one key of two."""
     with pytest.raises(Exception) as error:
-        instantiate(config(*overrides).algorithm)
+        check_method(instantiate(config(*overrides).algorithm))
     assert all(name in explain(error.value) for name in names), explain(error.value)
 
 
