@@ -40,7 +40,7 @@ ROOMS = {
     "values": ("errors", "annotated_types", "pydantic"),
     "shapes": ("errors", "numpy", "scipy"),
     "images": ("errors", "numpy", "PIL"),
-    "prompts": ("errors", "shapes", "types", "values", "numpy"),
+    "prompts": ("errors", "shapes", "types", "values", "annotated_types", "numpy"),
     "runs": ("errors", "parallel", "types", "yaml", *LEARNING),
     "models": ("errors", "types", "values", *LEARNING),
     "tuning": ("errors", "models.weights", "parallel", "runs", "values", *LEARNING),
