@@ -176,7 +176,7 @@ def _distances(policies: Mapping[str, Numbers]) -> Table:
         )
     rows = []
     for key, label in (("frechet", "Fréchet distance"), ("kernel", "kernel distance")):
-        cells = [Cell(f"{each[key]:.4g}" if each else "-") for each in measured]
+        cells = [Cell(f"{distance[key]:.4g}" if distance else "-") for distance in measured]
         rows.append(Row(Cell(label), cells))
     return Table("Distances", note, rows)
 
