@@ -30,7 +30,7 @@ def step_weights(policy: Policy, update: Sequence[MicroBatch], record: Record) -
     """
     optimizer = _optimizer(policy)
     optimizer.zero_grad()
-    _accumulate_gradients(policy, update, record)
+    accumulate_gradients(policy, update, record)
     parameters = list(policy.tuning.parameters().values())
     norm = clip(parameters, policy.max_grad_norm)
     if not norm.isfinite():
@@ -47,7 +47,7 @@ def step_weights(policy: Policy, update: Sequence[MicroBatch], record: Record) -
     policy.ema.update(policy.tuning.parameters(), policy.num_optimizer_steps)
 
 
-def _accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: Record) -> None:
+def accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: Record) -> None:
     """Run the backward pass of every term; gradients of several processes meet at the last."""
     num_samples = sum(len(batch.rows) for batch in update)
     terms = [

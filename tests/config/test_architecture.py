@@ -56,7 +56,17 @@ ROOMS = {
             "types",
             "values",
         ),
-        *("httpx", "numpy", "PIL", "pydantic_core", "rapidocr", "scipy", "torchvision", *LEARNING),
+        *(
+            "annotated_types",
+            "httpx",
+            "numpy",
+            "PIL",
+            "pydantic_core",
+            "rapidocr",
+            "scipy",
+            "torchvision",
+            *LEARNING,
+        ),
     ),
     "objectives": (
         *("algorithm", "diagnostics", "errors", "gaussian", "losses", "noise", "rollout"),

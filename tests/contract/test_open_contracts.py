@@ -1,0 +1,153 @@
+"""A method of one's own needs its own file alone: a loss, an advantage or a choice of steps."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from runs import fit, make, term_loss
+
+from flowrl.advantages import group
+from flowrl.errors import UserError
+from flowrl.losses.protocol import ReverseLoss
+from flowrl.objectives import check_method
+from flowrl.training import optimization
+from flowrl.training.metric_means import Record
+from flowrl.types import LossOutput
+
+SMALL = ("num_iterations=1", "batch.updates_per_iteration=1", "batch.max_micro_batch=4")
+
+
+@dataclass
+class Weighted(ReverseLoss):
+    """A private loss with a metric and a state of its own."""
+
+    name = "weighted"
+    metrics: ClassVar = {"acme/weight": "What the policy gradient is multiplied by."}
+
+    weight: float = 1.0
+
+    def __call__(self, inputs):
+        ratio = (inputs.log_prob - inputs.old_log_prob).exp()
+        loss = -(self.weight * inputs.advantage * ratio).mean()
+        return LossOutput(loss, {"acme/weight": torch.tensor(self.weight)})
+
+    def begin(self, progress):
+        self.weight = 1.0 + progress
+
+    def observe(self, metrics, num_updates):
+        self.weight = 10.0 * num_updates
+
+    def state(self):
+        return {"acme_weight": self.weight}
+
+    def load_state(self, state):
+        self.weight = state["acme_weight"]
+
+
+def put(policy, **parts):
+    """Replace parts of a policy's method, which is frozen."""
+    for name, part in parts.items():
+        object.__setattr__(policy.algorithm, name, part)
+        if name == "loss":
+            policy.objective.loss = part
+
+
+def test_a_private_loss_logs_and_keeps_what_is_its_own():
+    """Mutation: check metrics against the glossary alone, or never save or begin a loss."""
+    policy, data, _ = make(*SMALL)
+    put(policy, loss=Weighted())
+    check_method(policy.algorithm)
+    fit(policy, data)
+    assert policy.last_metrics["acme/weight"] == 1.0
+    assert policy.state()["acme_weight"] == 10.0 * policy.plan.inner_epochs
+    other, _, _ = make(*SMALL)
+    put(other, loss=Weighted())
+    other.load_state(policy.state())
+    assert other.algorithm.loss.weight == policy.algorithm.loss.weight
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({}, "loss=weighted returns the metric 'acme/weight', which it does not define"),
+        ({"loss/policy": "x", "acme/weight": "x"}, "defines the metric 'loss/policy' anew"),
+        ({"weight": "x", "acme/weight": "x"}, "defines the metric 'weight' anew"),
+    ],
+)
+def test_a_metric_without_a_meaning_is_refused_before_the_first_rollout(
+    monkeypatch, metrics, message
+):
+    """Mutation: look at a loss's metrics once they are logged."""
+    policy, _, _ = make(*SMALL)
+    put(policy, loss=Weighted())
+    monkeypatch.setattr(Weighted, "metrics", metrics)
+    with pytest.raises(UserError, match=message):
+        check_method(policy.algorithm)
+
+
+def test_an_advantage_may_differ_between_steps():
+    """One number a sample and step: each term takes its own column.
+
+    Mutation: train all steps on the first one's, or lose the second axis on the way.
+    """
+    policy, data, _ = make(*SMALL, "loss=grpo", "loss.clip_low=1", "loss.clip_high=inf")
+    num_steps = policy.objective.num_trained()
+    assert num_steps > 1
+
+    def by_step(*arguments):
+        advantages = group(*arguments)
+        steps = torch.arange(num_steps, dtype=torch.float32)
+        return replace(advantages, values=advantages.values[:, None] * steps)
+
+    put(policy, advantage=by_step)
+    seen = []
+    whole = policy.objective.term
+
+    def term(batch, index, num_optimizer_steps):
+        seen.append((index, batch.advantage_at(index), batch.advantage))
+        return whole(batch, index, num_optimizer_steps)
+
+    policy.objective.term = term
+    fit(policy, data)
+    assert {index for index, _, _ in seen} == set(range(num_steps))
+    for index, advantage, both in seen:
+        assert both.shape[1] == num_steps
+        assert torch.equal(advantage, both[:, 1] * index)
+    assert any(advantage.any() for _, advantage, _ in seen)
+
+
+class ByPrompt:
+    """Every second prompt trains on another step."""
+
+    def candidates(self, num_steps):
+        return (1, 2)
+
+    def draw(self, num_steps, iteration, seed, prompt):
+        return (1 + prompt % 2,)
+
+
+def test_stochastic_steps_may_differ_between_groups(monkeypatch):
+    """Micro-batches of several prompts are divided, and the mean is still one over samples.
+
+    Mutation: draw for a micro-batch's first prompt alone, or weight unequal pieces alike.
+    """
+    overrides = (*SMALL, "batch.group_size=6", "loss=grpo", "loss.clip_low=1", "loss.clip_high=inf")
+    policy, data, _ = make(*overrides)
+    put(policy, steps=ByPrompt())
+    batch = next(iter(data.iterations))
+    sampled = policy.sample_update(batch, policy.plan.updates(0)[0])
+    for micro_batch in sampled:
+        steps = {1 + row // policy.plan.group_size % 2 for row in micro_batch.rows}
+        assert micro_batch.trajectory.steps == tuple(steps)
+        micro_batch.advantage = torch.arange(len(micro_batch.rows)) + 1.0
+    sizes = [len(micro_batch.rows) for micro_batch in sampled]
+    assert sum(sizes) == policy.plan.num_samples and len(set(sizes)) > 1
+    losses = [term_loss(policy, micro_batch, 0).item() for micro_batch in sampled]
+    taken = []
+    policy.manual_backward = lambda loss: taken.append(loss.item())
+    monkeypatch.setattr(optimization, "synchronised", lambda *arguments, **options: nullcontext())
+    optimization.accumulate_gradients(policy, sampled, Record())
+    expected = [loss * size / sum(sizes) for loss, size in zip(losses, sizes, strict=True)]
+    assert taken == pytest.approx(expected, rel=1e-6)
