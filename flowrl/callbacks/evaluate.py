@@ -22,11 +22,11 @@ from flowrl.callbacks.trackers import alert
 from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import EvaluationResult, Evaluator
 from flowrl.images import contact_sheet
+from flowrl.parallel.collectives import gather
 from flowrl.parallel.sharding import is_divided
 from flowrl.prompts.subsets import same_texts
 from flowrl.runs.files import replacing
 from flowrl.statistics import fallen
-from flowrl.training.metric_means import gather
 from flowrl.training.policy import Policy
 from flowrl.training.reporting import report_evaluation
 from flowrl.types import RewardOutput

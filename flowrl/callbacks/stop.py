@@ -14,8 +14,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from flowrl.parallel import background
+from flowrl.parallel.collectives import gather
 from flowrl.parallel.strategies import is_later_rank
-from flowrl.training.metric_means import gather
 from flowrl.training.policy import Policy
 from flowrl.training.reward import RewardModule
 

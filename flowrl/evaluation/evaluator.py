@@ -17,6 +17,7 @@ from flowrl.errors import UserError
 from flowrl.gaussian import Likelihood
 from flowrl.images.image_statistics import panel
 from flowrl.noise import INITIAL, gaussian_noise
+from flowrl.parallel.collectives import gather
 from flowrl.parallel.sharding import is_divided
 from flowrl.prompts.subsets import WAYS, chosen, same_texts
 from flowrl.rewards.outputs import concatenate, reorder
@@ -24,7 +25,7 @@ from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.schedule import Schedule, intervals
 from flowrl.statistics import average
-from flowrl.training.metric_means import gather, require_finite
+from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.tuning.weights import swapped
 from flowrl.types import Prompt, RewardOutput

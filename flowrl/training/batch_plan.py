@@ -1,18 +1,17 @@
-"""All batch arithmetic: from global counts, which fix the semantics, to micro-batches, which never
-do.
-"""
+"""All batch arithmetic, from global counts, which fix the semantics, to micro-batches."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from flowrl.errors import UserError
 from flowrl.values.bounds import Count, Processes, Samples
+from flowrl.values.check import check_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
-    """How the samples of one iteration are split over updates, processes and micro-batches.
+    """The samples of one iteration are split over updates, processes and micro-batches.
 
     Global and scientific: `prompts_per_iteration`, `group_size`, `updates_per_iteration`,
     `inner_epochs`. Local and without effect on the result beyond rounding: `num_processes`,
@@ -29,10 +28,7 @@ class BatchPlan:
     num_processes: Processes
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"batch.{field.name}={value} must be a whole number of at least 1")
+        check_fields(self, "batch")
         if self.group_size < 2:
             raise UserError(
                 f"batch.group_size={self.group_size} must be at least 2: advantages compare the "
@@ -50,39 +46,38 @@ class BatchPlan:
 
     @property
     def num_samples(self) -> int:
-        """Samples of one iteration over all processes."""
+        """The number of samples of one iteration, over all processes."""
         return self.prompts_per_iteration * self.group_size
 
     @property
     def samples_per_update(self) -> int:
-        """Samples of one optimizer step over all processes."""
+        """The number of samples of one optimizer step, over all processes."""
         return self.num_samples // self.updates_per_iteration
 
     @property
     def micro_batch(self) -> int:
-        """The largest equal split of a process's share of an update that stays within
-        `max_micro_batch`.
+        """The size of micro-batches: the largest divisor of a process's share of an update that
+        stays within `max_micro_batch`.
         """
         share = self.samples_per_update // self.num_processes
-        return max(
-            size for size in range(1, min(share, self.max_micro_batch) + 1) if share % size == 0
-        )
+        sizes = range(1, min(share, self.max_micro_batch) + 1)
+        return max(size for size in sizes if share % size == 0)
 
     def updates(self, rank: int) -> list[list[range]]:
-        """For each optimizer step, the micro-batches of process `rank` as ranges of global sample
-        numbers.
+        """Return the micro-batches of process `rank`, for each optimizer step, as ranges of global
+        sample numbers.
         """
         share = self.samples_per_update // self.num_processes
-        starts = [
-            u * self.samples_per_update + rank * share for u in range(self.updates_per_iteration)
-        ]
-        return [
-            [range(i, i + self.micro_batch) for i in range(start, start + share, self.micro_batch)]
-            for start in starts
-        ]
+        size = self.micro_batch
+        updates = []
+        for update in range(self.updates_per_iteration):
+            start = update * self.samples_per_update + rank * share
+            starts = range(start, start + share, size)
+            updates.append([range(first, first + size) for first in starts])
+        return updates
 
     def describe(self, num_trained_steps: int) -> str:
-        """The plan in words, printed before training."""
+        """Return the plan in words, as it is printed before training."""
         micro_batches = self.num_samples // self.num_processes // self.micro_batch
         rows = [
             (

@@ -1,4 +1,4 @@
-"""An exponential moving average of the LoRA weights only: what evaluation and export use."""
+"""An exponential moving average of the trained weights, which evaluation and export use."""
 
 from __future__ import annotations
 
@@ -7,23 +7,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError
 from flowrl.values.bounds import BelowOne, Count
+from flowrl.values.check import checked
 
 
 class EMA:
-    """Every `every` optimizer steps, average <- d average + (1 - d) weights, with d = min(decay, n
-    / (n + 9)).
+    """The average takes in the weights every `every` optimizer steps.
 
-    n counts the averaging steps, so that early averages follow the weights instead of the untrained
-    start.
+    It becomes d average + (1 - d) weights, with d = min(decay, n / (n + 9)), where n counts the
+    averaging steps, so that early averages follow the weights instead of the untrained start.
     """
 
+    @checked("ema")
     def __init__(self, *, decay: BelowOne, every: Count) -> None:
-        if not 0 <= decay < 1:
-            raise UserError(f"ema.decay={decay} must be in [0, 1)")
-        if every < 1:
-            raise UserError(f"ema.every={every} must be at least 1")
         self.decay = decay
         self.every = every
         self.weights: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Whether a run learns anything at all, which is not whether it learns well."""
+"""The question whether a run learns anything at all, which is not whether it learns well."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from flowrl.advantages import Advantages
-from flowrl.training.metric_means import gather
+from flowrl.parallel.collectives import gather
 
 CONDITIONS = {
     "rewards": (
@@ -27,7 +27,7 @@ CONDITIONS = {
     ),
     "changes": "no optimizer step changed a weight; raise optimizer.lr, or look at learning_rate",
 }
-"""What must happen at least once in a run, in this order, and what to say where it did not."""
+"""Events that must happen at least once in a run, in order, and the words where one did not."""
 
 
 class NothingLearned(RuntimeError):
@@ -35,7 +35,7 @@ class NothingLearned(RuntimeError):
 
 
 class Learning:
-    """Which of `CONDITIONS` a run has met so far.
+    """A record of the `CONDITIONS` that a run has met so far.
 
     A run has learned if in one of its iterations a sample had an advantage other than 0 and a step
     of the optimizer with a gradient other than 0 changed a weight. So weight decay and a reference
@@ -63,7 +63,7 @@ class Learning:
             self.met |= set() if torch.equal(before, _fingerprint(parameters)) else {"changes"}
 
     def state(self) -> list[str]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return sorted(self.met)
 
     def load_state(self, met: Sequence[str] | None) -> None:
@@ -87,8 +87,9 @@ class Learning:
 
 @torch.no_grad()
 def _fingerprint(parameters: Sequence[Tensor]) -> Tensor:
-    """Two sums a tensor, which a change of its numbers changes; no copy, since all weights may be
-    trained.
+    """Compute two sums a tensor, which change when its numbers do.
+
+    A copy would be too large where all weights are trained.
     """
     parts = [value.to_local() if isinstance(value, DTensor) else value for value in parameters]
     sums = [part.sum(dtype=torch.float64) for part in parts]

@@ -1,5 +1,4 @@
-"""How the learning rate falls over a run: pure functions from progress to a factor of the
-optimizer's own rate.
+"""The course of the learning rate: functions from progress to a factor of the optimizer's rate.
 
 `progress` is the share of the run's iterations that are finished, in [0, 1). A function of it alone
 needs no state, so a resumed run goes on with the same rates, unless it is given another number of
@@ -14,10 +13,10 @@ from flowrl.values.bounds import Share
 
 
 def constant(progress: float) -> float:
-    """1 throughout, as every published recipe has it."""
+    """Return 1 throughout, as every published recipe has it."""
     return 1.0
 
 
 def cosine(progress: float, *, final: Share) -> float:
-    """Half a cosine from 1 down to `final`."""
+    """Fall along half a cosine from 1 to `final`."""
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from flowrl.training.prompt_data import PromptBatch
 from flowrl.training.reference import ReferenceModule
 from flowrl.training.reporting import report_iteration
 from flowrl.training.reward import RewardModule
+from flowrl.training.sampling import sample_update
 from flowrl.training.scoring import assign_advantages
 from flowrl.tuning.protocol import Tuning
 from flowrl.tuning.weights import load
@@ -124,9 +124,8 @@ class Policy(LightningModule):
         record = Record()
         loss = self.algorithm.loss
         with self.objective.behaviour():
-            updates = [
-                self.sample_update(batch, rows) for rows in self.plan.updates(self.global_rank)
-            ]
+            shares = self.plan.updates(self.global_rank)
+            updates = [sample_update(self, batch, micro_batches) for micro_batches in shares]
         clock.lap("perf/rollout_seconds")
         assign_advantages(self, [part for update in updates for part in update], record)
         clock.lap("perf/reward_seconds")
@@ -145,19 +144,6 @@ class Policy(LightningModule):
         loss.observe(values, self.plan.inner_epochs * len(updates))
         values |= bound(values, len(updates[0][0].trajectory.steps))
         self.report(values | clock.report(self.plan.num_samples))
-
-    def sample_update(self, batch: PromptBatch, micro_batches: list[range]) -> list[MicroBatch]:
-        """Roll out an update's micro-batches, divided where prompts differ in stochastic steps."""
-        iteration = batch.iteration
-        group_size = self.plan.group_size
-        sampled = []
-        for rows in micro_batches:
-            steps = [self.objective.stochastic_steps(iteration, row // group_size) for row in rows]
-            for chosen, places in groupby(range(len(rows)), key=steps.__getitem__):
-                numbers = list(places)
-                equal_rows = rows[numbers[0] : numbers[-1] + 1]
-                sampled.append(self.sample(batch, equal_rows, chosen))
-        return sampled
 
     @torch.no_grad()
     def sample(

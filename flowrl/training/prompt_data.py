@@ -10,9 +10,9 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from flowrl.errors import UserError
 from flowrl.types import Prompt
 from flowrl.values.bounds import Count, Samples, Seed
+from flowrl.values.check import checked
 
 
 class PromptBatch(NamedTuple):
@@ -27,8 +27,9 @@ class PromptBatch(NamedTuple):
 
 
 class Iterations(Dataset[PromptBatch]):
-    """Iteration i's prompts as a function of (seed, i): a seeded permutation of the set per pass
-    over it.
+    """The prompts of iteration i are a function of seed and i.
+
+    Every pass over the set goes through it in an order of its own.
     """
 
     def __init__(
@@ -58,8 +59,9 @@ class Iterations(Dataset[PromptBatch]):
 
 
 class PromptData(LightningDataModule):
-    """`prompts` is a prompt set; `start_iteration` is set by a resumed run."""
+    """The iterations of a run over a prompt set; a resumed run sets `start_iteration`."""
 
+    @checked("")
     def __init__(
         self,
         *,
@@ -69,19 +71,17 @@ class PromptData(LightningDataModule):
         seed: Seed,
     ) -> None:
         super().__init__()
-        if num_iterations < 1:
-            raise UserError(f"num_iterations={num_iterations} must be at least 1")
         self.iterations = Iterations(prompts, prompts_per_iteration, num_iterations, seed)
         self.prompts = list(prompts)
         self.start_iteration = 0
 
     def train_dataloader(self) -> DataLoader[PromptBatch]:
-        """The remaining iterations, in order."""
-        rest = range(self.start_iteration, len(self.iterations))
-        return DataLoader(self.iterations, batch_size=None, sampler=rest)
+        """Return the remaining iterations, in order."""
+        remaining = range(self.start_iteration, len(self.iterations))
+        return DataLoader(self.iterations, batch_size=None, sampler=remaining)
 
     def transfer_batch_to_device(
         self, batch: PromptBatch, device: torch.device, dataloader_idx: int
     ) -> PromptBatch:
-        """Prompts are text: there is nothing to move."""
+        """Return the batch as it is: prompts are text, and there is nothing to move."""
         return batch

@@ -1,6 +1,4 @@
-"""The frozen reference: the policy's own network with its LoRA switched off, so no second copy of
-the weights.
-"""
+"""The frozen reference: the policy's own network under its reference weights, no second one."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from flowrl.types import Conditioning, Trajectory
 
 
 class ReferenceModule(LightningModule):
-    """Evaluates steps under the base weights, at its own guidance scale, without gradients."""
+    """The reference evaluates steps at its own guidance scale, without gradients."""
 
     model: FlowModel
 
@@ -34,7 +32,8 @@ class ReferenceModule(LightningModule):
     @torch.no_grad()
     def velocity(
         self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning
-    ) -> Tensor:
+    ) -> Float[Tensor, "B C H W"]:
+        """Evaluate the reference's velocity at states x of one sigma."""
         with self.tuning.at_reference():
             return self.model.velocity(x, sigma, conditioning, self.guidance_scale)
 
@@ -46,5 +45,5 @@ class ReferenceModule(LightningModule):
         intervals: Sequence[Interval],
         sampler: Sampler,
     ) -> Float[Tensor, "B C H W"]:
-        """The reference's mean of the trajectory's `index`-th stochastic step."""
+        """Evaluate the reference's mean of the trajectory's `index`-th stochastic step."""
         return replay(group.field(self.velocity), trajectory, index, intervals, sampler).mean

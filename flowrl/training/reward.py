@@ -28,17 +28,19 @@ from flowrl.rewards.outputs import (
 )
 from flowrl.rewards.protocol import Images, Reward
 from flowrl.types import Prompt, RewardOutput
+from flowrl.values.bounds import Duration, Share
+from flowrl.values.check import checked
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 5
-"""Iterations in a row without a prompt that the reward judges, after which a run stops. One may
+"""A run stops after so many iterations in a row without a prompt that the reward judges; one may
 come by chance.
 """
 
 
 NOT_FINITE = "image is not finite"
-"""Why an image that holds NaN or infinity has no score."""
+"""The reason that an image which holds NaN or infinity has no score."""
 
 
 class TooManyMissingRewards(RuntimeError):
@@ -46,8 +48,9 @@ class TooManyMissingRewards(RuntimeError):
 
 
 class RewardModule(LightningModule):
-    """Scores images without gradients. Samples that a scorer raises for, or gives no number, are
-    missing.
+    """The module scores images without gradients, and counts samples without a score as missing.
+
+    Missing are those that the scorer raises for, or gives no number.
 
     Images that are not finite are missing without being shown to the scorer. `submit` scores in the
     background while the next images are drawn; calls never overlap each other, so that a scorer
@@ -59,16 +62,11 @@ class RewardModule(LightningModule):
     be killed, so it is left behind and ends with the process, whose end it cannot hold up.
     """
 
+    @checked("")
     def __init__(
-        self, *, reward: Reward, max_missing: float, scorer_timeout: float | None = None
+        self, *, reward: Reward, max_missing: Share, scorer_timeout: Duration | None = None
     ) -> None:
         super().__init__()
-        if not 0 <= max_missing <= 1:
-            raise UserError(f"max_missing={max_missing} must be in [0, 1]")
-        if scorer_timeout is not None and not scorer_timeout > 0:
-            raise UserError(
-                f"scorer_timeout={scorer_timeout} must be above 0 seconds, or null for no limit"
-            )
         self.reward = reward
         self.max_missing = max_missing
         self.scorer_timeout = scorer_timeout
@@ -96,23 +94,24 @@ class RewardModule(LightningModule):
         return self.newest
 
     def collect(self, scores: Sequence[Future[RewardOutput]]) -> RewardOutput:
-        """What was submitted, in the given order, once all of it is there."""
+        """Wait for what was submitted, and return it in the given order."""
         return concatenate([score.result() for score in scores])
 
     def waits_for(self) -> str | None:
-        """The scorer that is being asked and since when, in words; None where none is."""
+        """Say which scorer is being asked, and since when; return None where none is."""
         if self.running is None or self.running.done():
             return None
         return f"{type(self.reward).__name__}, asked {time.monotonic() - self.began:.0f} s ago"
 
     def score(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        """Checked scores on the CPU, with `terms` and `applies`; values and terms are NaN where no
-        reward applies.
+        """Return checked scores on the CPU, with `terms` and `applies`.
+
+        Values and terms are NaN where no reward applies.
         """
         return _complete(self._ask_finite(images, prompts))
 
     def _ask_finite(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        """The scorer's answer for the images that are finite; the others are missing."""
+        """Return the scorer's answer for the images that are finite; the others are missing."""
         if not isinstance(images, Tensor) or images.isfinite().all():
             return self._ask(images, prompts)
         is_finite = images.isfinite().flatten(1).all(1).tolist()
@@ -128,8 +127,8 @@ class RewardModule(LightningModule):
         return fill(self._ask(images[rows], [prompts[row] for row in rows]), reasons)
 
     def _ask(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        """The scorer's answer, or missing samples where it takes too long or an earlier call of it
-        still does.
+        """Return the scorer's answer, or missing samples where it, or an earlier call, takes too
+        long.
         """
         if self.running is not None and not self.running.done():
             return self._missing(len(prompts), f"{self.waits_for()}, is busy with an earlier call")
@@ -159,7 +158,7 @@ class RewardModule(LightningModule):
         return missing(count, reason, getattr(self.reward, "weights", None))
 
     def total(self, terms: Float[Tensor, "B R"], weights: Float[Tensor, "R"]) -> Float[Tensor, "B"]:
-        """The weighted sum of an iteration's terms.
+        """Compute the weighted sum of an iteration's terms.
 
         Raises UserError where no reward applied to any prompt of `PATIENCE` iterations in a row.
         """
@@ -179,7 +178,7 @@ class RewardModule(LightningModule):
         terms: Float[Tensor, "B R"],
         info: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Raise where too many are missing; the message tells the first reason found in `info`.
+        """Raise TooManyMissingRewards where too many are missing, with the first reason in `info`.
 
         The share is that of the samples with a term that is not NaN: where no reward applies, none
         can fail.
@@ -201,7 +200,7 @@ class RewardModule(LightningModule):
 
 
 def _with_reasons(info: Sequence[Mapping[str, Any]], is_valid: Tensor) -> list[Mapping[str, Any]]:
-    """One entry a sample; a missing one has a reason."""
+    """Return one entry a sample, where a missing one has a reason."""
     entries = list(info) if len(info) == len(is_valid) else [{} for _ in is_valid]
     unknown = {REASON: f"the reward gave no number, or one beyond {LARGEST:.0e}"}
     return [
@@ -211,7 +210,7 @@ def _with_reasons(info: Sequence[Mapping[str, Any]], is_valid: Tensor) -> list[M
 
 
 def _complete(output: RewardOutput) -> RewardOutput:
-    """The output with `terms`, `applies` and reasons, where what is no number is missing."""
+    """Add `terms`, `applies` and reasons to an output, and make missing what is no number."""
     values = output.values.float().cpu()
     parts = {name: part.float().cpu() for name, part in output.parts.items()}
     parts = {name: part.where(is_usable(part), torch.nan) for name, part in parts.items()}

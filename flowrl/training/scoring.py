@@ -1,4 +1,4 @@
-"""From the scores of an iteration's images to the advantages of its samples."""
+"""The advantages of an iteration's samples, from the scores of its images."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     output = reward.collect([batch.score for batch in batches])
     assert output.terms is not None
     own_rows = torch.tensor([row for batch in batches for row in batch.rows])
-    terms = gather(policy, output.terms)
-    is_valid = gather(policy, output.is_valid)
-    rows = gather(policy, own_rows)
+    terms = gather_rows(policy, output.terms)
+    is_valid = gather_rows(policy, output.is_valid)
+    rows = gather_rows(policy, own_rows)
     reward.check(is_valid, terms, output.info)
     weights = torch.tensor(output.weights)
     values = reward.total(terms, weights)
@@ -48,7 +48,7 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
         record.add(name, value)
 
 
-def gather(policy: Policy, values: Tensor) -> Tensor:
+def gather_rows(policy: Policy, values: Tensor) -> Tensor:
     """Return the values of all processes, in rank order, on the CPU."""
     if policy.plan.num_processes == 1:
         return values

@@ -14,6 +14,7 @@ from flowrl.losses.protocol import ReverseLoss
 from flowrl.objectives import check_method
 from flowrl.training import optimization
 from flowrl.training.metric_means import Record
+from flowrl.training.sampling import sample_update
 from flowrl.types import LossOutput
 
 SMALL = ("num_iterations=1", "batch.updates_per_iteration=1", "batch.max_micro_batch=4")
@@ -137,7 +138,7 @@ def test_stochastic_steps_may_differ_between_groups(monkeypatch):
     policy, data, _ = make(*overrides)
     put(policy, steps=ByPrompt())
     batch = next(iter(data.iterations))
-    sampled = policy.sample_update(batch, policy.plan.updates(0)[0])
+    sampled = sample_update(policy, batch, policy.plan.updates(0)[0])
     for micro_batch in sampled:
         steps = {1 + row // policy.plan.group_size % 2 for row in micro_batch.rows}
         assert micro_batch.trajectory.steps == tuple(steps)
