@@ -111,7 +111,8 @@ def _train(cfg: DictConfig, folder: Path) -> None:
         keep_copy(cfg, folder)
         provenance.write()
     viewer = Evaluate(evaluator=evaluator, record=record, folder=str(folder), **cfg.viewing)
-    print(f"run directory: {folder}\nbatch plan:\n{policy.describe_plan()}")
+    plan = policy.plan.describe(policy.objective.num_trained())
+    print(f"run directory: {folder}\nbatch plan:\n{plan}")
     if data.start_iteration:
         print(f"  resuming after iteration       {data.start_iteration}")
     callbacks = [stop, *_instantiated(cfg.callbacks), viewer, record, saver]

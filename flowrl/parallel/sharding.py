@@ -54,6 +54,16 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
     return part
 
 
+def divide_copies(
+    copies: Mapping[str, Mapping[str, Tensor]], trained: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """Divide sets of copies of the trained weights, by kind and name, as these are divided."""
+    divided: dict[str, dict[str, Tensor]] = {}
+    for kind, tensors in copies.items():
+        divided[kind] = {name: part_of(copy, trained[name]) for name, copy in tensors.items()}
+    return divided
+
+
 def gathered(tensors: Mapping[str, Tensor], is_kept: bool) -> dict[str, Tensor]:
     """Return the tensors made whole one after the other, on the CPU, where `is_kept`; to be called
     by all processes alike.

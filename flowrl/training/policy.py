@@ -21,7 +21,7 @@ from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.objectives import OBJECTIVES
 from flowrl.objectives.micro_batch import Group, MicroBatch
 from flowrl.objectives.protocol import Context, Objective
-from flowrl.parallel.sharding import part_of
+from flowrl.parallel.sharding import divide_copies
 from flowrl.parallel.strategies import shard
 from flowrl.rollout import rollout
 from flowrl.training.batch_plan import BatchPlan
@@ -104,13 +104,8 @@ class Policy(LightningModule):
 
     def configure_model(self) -> None:
         """Divide copies of weights as the strategy divides the weights, before the optimizer."""
-        if not shard(self, self.transformer, self.tuning.reference):
-            return
-        trained = self.tuning.parameters()
-        divided: dict[str, dict[str, Tensor]] = {}
-        for kind, copies in self.weights().items():
-            divided[kind] = {name: part_of(copy, trained[name]) for name, copy in copies.items()}
-        self.load_weights(divided)
+        if shard(self, self.transformer, self.tuning.reference):
+            self.load_weights(divide_copies(self.weights(), self.tuning.parameters()))
 
     def configure_optimizers(self) -> Optimizer:
         """Make the configured optimizer over the tuned weights alone."""
@@ -196,10 +191,6 @@ class Policy(LightningModule):
     def report(self, values: Mapping[str, float]) -> None:
         """Log one iteration's metrics, and keep them for the run's record."""
         report_iteration(self, values)
-
-    def describe_plan(self) -> str:
-        """Return the batch plan in words, with the number of trained steps."""
-        return self.plan.describe(self.objective.num_trained())
 
     def on_fit_start(self) -> None:
         """Check the number of processes, and move what Lightning does not know of."""
