@@ -43,10 +43,9 @@ from flowrl.types import Conditioning
 class Policy(LightningModule):
     """A base model whose tuned weights are trained by reinforcement learning on its own samples.
 
-    One `training_step` is one iteration, with manual optimisation: rollouts under the behaviour
-    policy, rewards, advantages, and updates of what `algorithm` chooses. Only tuned weights are
-    trained, averaged, checkpointed and exported. `embed` holds the embeddings of every prompt that
-    the run will use, and must be set before training.
+    One `training_step` is one iteration, with manual optimisation. Only tuned weights are trained,
+    averaged, checkpointed and exported. `embed` holds the embeddings of every prompt that the run
+    will use, and must be set before training.
     """
 
     model: FlowModel
