@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,7 +39,8 @@ class Impossible(Callback):
     """Asks of the gate what no replay can give."""
 
     def on_train_start(self, trainer, pl_module):
-        pl_module.gate_tolerance = -1.0
+        objective = pl_module.objective
+        objective.context = replace(objective.context, gate_tolerance=-1.0)
 
 
 class Poison(Callback):

@@ -139,11 +139,17 @@ def plain(estimate: Estimate) -> Numbers | None:
 
 
 def _root(square: Numbers | None) -> Numbers | None:
-    """Return the root of a mean square, and of its interval."""
+    """Return the root of a mean square, and of its interval.
+
+    Student's interval of a few prompts may reach below 0, where no mean square is: it ends there.
+    """
     if square is None:
         return None
-    values = {key: square[key] for key in ("mean", "low", "high")}
-    return square | {key: value and value**0.5 for key, value in values.items()}
+    roots = dict(square)
+    for key in ("mean", "low", "high"):
+        value = square[key]
+        roots[key] = None if value is None else math.sqrt(max(value, 0.0))
+    return roots
 
 
 def gallery(

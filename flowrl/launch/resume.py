@@ -22,6 +22,7 @@ from flowrl.errors import UserError
 from flowrl.launch import trust
 from flowrl.launch.changes import overridden
 from flowrl.launch.composed import freeze
+from flowrl.launch.moved import move
 from flowrl.launch.saved import read_saved
 from flowrl.launch.start import refuse_other_start, take_from_file
 from flowrl.launch.trust import check_config, project_folders
@@ -127,8 +128,9 @@ def read_source(folder: Path) -> DictConfig:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Read the configuration that a run was last run with, plain; None where its file cannot be
-    read, which is told.
+    """Read the configuration that a run was last run with, plain, its targets by today's names.
+
+    Returns None where its file cannot be read, and says so.
     """
     path = folder / CONFIG
     try:
@@ -136,7 +138,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError):
         config = None
     if isinstance(config, dict) and config:
-        return {str(key): value for key, value in config.items()}
+        return {str(key): value for key, value in move(config).items()}
     log.warning("%s is damaged; it is written again from %s", path, SOURCE)
     return None
 

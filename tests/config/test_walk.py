@@ -22,6 +22,7 @@ from flowrl.launch.compose import compose
 from flowrl.launch.errors import explain, is_users
 from flowrl.launch.scores import check_parts
 from flowrl.launch.validate import validate
+from flowrl.objectives import check_method
 
 HUGE = 10**18
 VALUES = {
@@ -125,7 +126,9 @@ def outcome(cfg, resolved, key, value):
             check_rules(cfg)
             for name in CHEAP:
                 if OmegaConf.to_container(cfg[name], resolve=True) != resolved[name]:
-                    instantiate(cfg[name])
+                    built = instantiate(cfg[name])
+                    if name == "algorithm":
+                        check_method(built)
     except TimeoutError:
         return "hang", ""
     except Exception as error:

@@ -78,8 +78,8 @@ def test_scoring_starts_as_soon_as_a_micro_batch_is_decoded():
         events.append("scored")
         return reward(images, prompts)
 
-    def slowly(batch, rows):
-        part = sample(batch, rows)
+    def slowly(batch, rows, stochastic):
+        part = sample(batch, rows, stochastic)
         time.sleep(0.05)
         events.append("drawn")
         return part

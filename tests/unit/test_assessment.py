@@ -2,6 +2,7 @@
 them.
 """
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -122,6 +123,19 @@ def test_numbers_of_the_whole_set(both):
     )
     assert found["diversity"] == {"mean": 2, "low": 2, "high": 2, "num_prompts": 4}
     assert (found["missing"], found["kl_ref"], found["num_images"]) == (0.25, 0.25, 4)
+
+
+def test_a_few_different_spreads_have_an_interval_that_ends_at_zero(both):
+    """Mean squares 0, 0, 0 and 8: Student's interval of the mean reaches below 0.
+
+    Mutation: take the root of what is below 0, which is no number that JSON has.
+    """
+    both["run"].evaluator.sets["own"] = [Prompt(text) for text in "abcd"]
+    both["run"].columns["spread"] = np.array([0.0, 0.0, 0.0, 8.0])
+    diversity = numbers(both["run"], "own", both["base"])["diversity"]
+    assert diversity["low"] == 0
+    assert diversity["mean"] == pytest.approx(math.sqrt(2))
+    json.dumps(diversity)
 
 
 def test_the_page_shows_families_and_pictures(both):

@@ -7,12 +7,12 @@ from flowrl.samplers.steps import AllButLast, Subset, Window
 
 
 def draws(steps, count, seed=0):
-    return [steps.draw(10, iteration, seed) for iteration in range(count)]
+    return [steps.draw(10, iteration, seed, 0) for iteration in range(count)]
 
 
 def test_all_but_last():
     """Mutation: include the last step."""
-    assert AllButLast().draw(4, 7, 0) == AllButLast().candidates(4) == (0, 1, 2)
+    assert AllButLast().draw(4, 7, 0, 0) == AllButLast().candidates(4) == (0, 1, 2)
 
 
 def test_random_window_covers_every_start():
