@@ -186,6 +186,8 @@ NEEDED = {
     "cps": ("sampler=cps",),
     "guard": ("sampler=flow_sde",),
     "nft": ("sampler=ode", "penalty=velocity"),
+    "awm": ("sampler=ode", "penalty=velocity"),
+    "pepg": ("sampler=ode", "penalty=velocity"),
 }
 SKIPPED = ("hydra/launcher", "hydra/sweeper", "experiment", "debug")
 """Hydra's own, and groups that only choose among the others."""
