@@ -54,7 +54,7 @@ def test_one_line(case, tmp_path):
     overrides, expected = CASES[case]
     (tmp_path / "file").write_text("")
     result = train(
-        "debug=smoke", *(text.format(file=tmp_path / "file") for text in overrides), cwd=tmp_path
+        *(text.format(file=tmp_path / "file") for text in overrides), "debug=smoke", cwd=tmp_path
     )
     errors = [line for line in result.stderr.splitlines() if line.strip()]
     assert result.returncode == 1
