@@ -1,12 +1,13 @@
 """Train a flow-matching policy by reinforcement learning: python train.py sampler=cps loss=dppo"""
 
+from flowrl.launch.program import run_program
+
 import sys
 
 import hydra
 from omegaconf import DictConfig
 
 from flowrl.launch.compose import register_resolvers
-from flowrl.launch.errors import one_line_errors
 
 register_resolvers()
 
@@ -24,4 +25,4 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.exit(one_line_errors(main))
+    sys.exit(run_program(main))

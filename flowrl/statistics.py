@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,8 @@ LEVEL = 0.95
 """The share of intervals that hold the true mean."""
 FEWEST = 5
 """The fewest values that are resampled for an interval."""
+ROUNDING = 1e-6
+"""The share of a value up to which a difference is shown as 0; float32 rounds a tenth of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,19 @@ class Estimate:
         form = "+.3g" if sign else ".3g"
         mean = format(self.mean, form)
         return mean if math.isnan(self.low) else f"{mean} [{self.low:{form}}, {self.high:{form}}]"
+
+
+def interval_kinds(counts: Iterable[int], noun: str) -> str:
+    """Say which intervals means over so many prompts or seeds have."""
+    known = {count for count in counts if count}
+    resampled = {count for count in known if count >= FEWEST}
+    if resampled == known:
+        return "95 % bootstrap intervals"
+    if max(known) < 3:
+        return f"no intervals, since there are fewer than 3 {noun}"
+    if resampled:
+        return f"95 % intervals: bootstrap, of 3 or 4 {noun} Student's"
+    return f"95 % Student's intervals, since there are fewer than {FEWEST} {noun}"
 
 
 def average(values: Sequence[float]) -> float:

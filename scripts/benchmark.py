@@ -19,6 +19,8 @@ the run batches them, in plain loops with nothing around them.
 
 from __future__ import annotations
 
+from flowrl.launch.program import run_program
+
 import argparse
 import statistics
 import subprocess
@@ -334,4 +336,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

@@ -11,6 +11,8 @@ as if there were no overlap.
 
 from __future__ import annotations
 
+from flowrl.launch.program import run_program
+
 import argparse
 import os
 import random
@@ -173,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

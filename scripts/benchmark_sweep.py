@@ -8,6 +8,8 @@ by the slots.
 job.json.
 """
 
+from flowrl.launch.program import run_program
+
 import argparse
 import json
 import subprocess
@@ -53,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

@@ -5,6 +5,8 @@ Needs wandb-workspaces (pip install '.[dashboard]'). With --dry-run nothing is s
 written as JSON.
 """
 
+from flowrl.launch.program import run_program
+
 import argparse
 import json
 import sys
@@ -127,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

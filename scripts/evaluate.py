@@ -23,6 +23,8 @@ without links.
 
 from __future__ import annotations
 
+from flowrl.launch.program import INTERRUPTED, run_program
+
 import argparse
 import json
 import sys
@@ -45,7 +47,6 @@ from flowrl.evaluation.subjects import Subject
 from flowrl.evaluation.summary import gallery, summarise
 from flowrl.launch.build import build
 from flowrl.launch.compose import CONF, compose
-from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
 from flowrl.launch.saved import read_saved
 from flowrl.launch.start import with_copy
@@ -361,7 +362,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Run the evaluation, and end the process with its status."""
-    status = one_line_errors(partial(run, parser().parse_intermixed_args()))
+    args = parser().parse_intermixed_args()
+    status = run_program(partial(run, args))
+    if status == INTERRUPTED:
+        print(f"\nstopped; the same command goes on from what is in {args.out}")
     background.leave(status)
     return status
 

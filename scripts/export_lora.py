@@ -8,6 +8,8 @@ file's layers are checked against that model's transformer, of which no weights 
 
 from __future__ import annotations
 
+from flowrl.launch.program import run_program
+
 import argparse
 from pathlib import Path
 from typing import get_args
@@ -15,7 +17,6 @@ from typing import get_args
 import torch
 
 from flowrl.launch.compose import compose
-from flowrl.launch.errors import one_line_errors
 from flowrl.models.architectures import on_meta
 from flowrl.models.loading import resolve
 from flowrl.tuning import formats
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(one_line_errors(main))
+    raise SystemExit(run_program(main))

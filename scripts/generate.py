@@ -15,6 +15,8 @@ base beside trained.
 
 from __future__ import annotations
 
+from flowrl.launch.program import run_program
+
 import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -33,7 +35,6 @@ from flowrl.evaluation.evaluator import Evaluator
 from flowrl.images.contact_sheet import INK, PAPER, to_pil
 from flowrl.launch.checks import check_guidance
 from flowrl.launch.compose import compose
-from flowrl.launch.errors import one_line_errors
 from flowrl.launch.validate import validate
 from flowrl.models import loading
 from flowrl.models.embeddings import PromptEmbeddings
@@ -200,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(one_line_errors(main))
+    raise SystemExit(run_program(main))

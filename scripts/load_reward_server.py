@@ -11,6 +11,8 @@ is a well-behaved client that sends 20 requests during the case, one after the o
 
 from __future__ import annotations
 
+from flowrl.launch.program import run_program
+
 import argparse
 import asyncio
 import base64
@@ -286,4 +288,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

@@ -18,6 +18,8 @@ counted.
 
 from __future__ import annotations
 
+from flowrl.launch.program import run_program
+
 import argparse
 from dataclasses import astuple, dataclass
 from functools import cached_property
@@ -34,7 +36,6 @@ from torch import Tensor, nn
 from flowrl.algorithm import Algorithm
 from flowrl.launch.checks import check_guidance, check_trainer
 from flowrl.launch.compose import compose
-from flowrl.launch.errors import one_line_errors
 from flowrl.launch.validate import validate
 from flowrl.models.architectures import TEXT_PARAMETERS
 from flowrl.models.loading import EMBEDDED, META, resolve
@@ -358,4 +359,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(one_line_errors(main))
+    raise SystemExit(run_program(main))

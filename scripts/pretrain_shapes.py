@@ -12,6 +12,8 @@ StableDiffusion3Pipeline folder in diffusers layout, with its metrics).
 
 from __future__ import annotations
 
+from flowrl.launch.program import run_program
+
 import argparse
 import copy
 import json
@@ -305,4 +307,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

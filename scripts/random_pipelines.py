@@ -9,6 +9,8 @@ know single characters.
 
 from __future__ import annotations
 
+from flowrl.launch.program import run_program
+
 import argparse
 import string
 from collections.abc import Callable, Mapping
@@ -48,6 +50,7 @@ from transformers import (
 
 from flowrl.launch.compose import compose
 from flowrl.models.architectures import ARCHITECTURES, AUTOENCODER, SCALING
+from flowrl.runs.files import grant_usual_mode
 
 LETTERS = string.ascii_lowercase + string.digits + ",.-'"
 NUM_CLIP_TOKENS = 77
@@ -243,6 +246,7 @@ def save(pipeline: Any, folder: Path, dtype: torch.dtype) -> None:
         if isinstance(part, nn.Module):
             part.to(dtype)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    grant_usual_mode(folder)
 
 
 def main() -> None:
@@ -262,4 +266,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

@@ -4,8 +4,9 @@ Reads config.yaml, metrics.csv, summary.json and images/ of every run in or belo
 Writes report.html, report.md and the tables as CSV.
 """
 
+from flowrl.launch.program import run_program
+
 import argparse
-import sys
 from collections.abc import Container
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from flowrl.report.tables import (
     frontier_table,
     run_table,
 )
+from flowrl.values.plural import counted
 
 DRIFT = ("kl_ref", "diversity")
 
@@ -134,13 +136,11 @@ def main() -> None:
     for table in tables:
         (out / f"{table.stem}.csv").write_text(table.csv())
     print(
-        f"{len(runs)} runs in {len(groups)} conditions: {out / 'report.html'}, report.md, "
+        f"{counted(len(runs), 'run')} in {counted(len(groups), 'condition')}: "
+        f"{out / 'report.html'}, report.md, "
         f"{len(tables)} tables as CSV"
     )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    raise SystemExit(run_program(main))

@@ -15,6 +15,8 @@ alone gives what it gives in a batch; tensors give what pictures give; an image 
 
 from __future__ import annotations
 
+from flowrl.launch.program import run_program
+
 import argparse
 import math
 import sys
@@ -29,7 +31,6 @@ from PIL import Image
 
 from flowrl.errors import UserError
 from flowrl.launch.compose import compose
-from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
 from flowrl.launch.services import check_services
 from flowrl.launch.validate import validate
@@ -244,7 +245,7 @@ def main() -> int:
     )
     parser.add_argument("--max-seconds", type=float, default=5.0, help="longest time for one image")
     args = parser.parse_intermixed_args()
-    return one_line_errors(partial(run, args.overrides, args.pairs, args.max_seconds))
+    return run_program(partial(run, args.overrides, args.pairs, args.max_seconds))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ A scorer whose packages do not go with the trainer's runs from a virtual environ
 
 from __future__ import annotations
 
+from flowrl.launch.program import run_program
+
 import argparse
 import sys
 
@@ -16,7 +18,6 @@ from hydra.utils import instantiate
 
 from flowrl.errors import UserError
 from flowrl.launch.compose import compose
-from flowrl.launch.errors import one_line_errors
 from flowrl.launch.services import check_services
 
 SETTINGS = (
@@ -58,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(one_line_errors(main))
+    sys.exit(run_program(main))

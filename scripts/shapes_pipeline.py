@@ -30,6 +30,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from flowrl.runs.files import grant_usual_mode
 from flowrl.shapes.grammar import FAMILIES, WORDS, Caption, sample_caption
 from flowrl.shapes.render import lay_out, render
 from flowrl.shapes.verify import Verdict, verify
@@ -245,6 +246,7 @@ def export(folder: Path, generator: Generator, autoencoder: Network) -> None:
         tokenizer_3=generator.tokenizer,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    grant_usual_mode(folder)
 
 
 def silent_t5(vocab_size: int) -> T5EncoderModel:

@@ -13,6 +13,8 @@ Ctrl-C or SIGTERM stops the runs after their iteration; the same command goes on
 results.json is over for good, so a study may take many sittings: collect and commit after each.
 """
 
+from flowrl.launch.program import run_program
+
 import argparse
 import json
 import shutil
@@ -23,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.errors import UserError
-from flowrl.launch.errors import one_line_errors
 from flowrl.runs.command_line import key_of
 from flowrl.runs.provenance import git_revision, short
 from flowrl.studies.analysis import conditions
@@ -240,4 +241,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(one_line_errors(main))
+    sys.exit(run_program(main))

@@ -7,6 +7,8 @@ anything else: a proxy, not a judge. The shipped weak one: --out flowrl/rewards/
 64 --steps 300.
 """
 
+from flowrl.launch.program import run_program
+
 import argparse
 import json
 import random
@@ -21,8 +23,8 @@ from shapes_pipeline import draw_scenes
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from flowrl.launch.errors import one_line_errors
 from flowrl.rewards.shapes_proxy import CONFIG, END, WEIGHTS, build, normalised, tokenize
+from flowrl.runs.files import grant_usual_mode
 
 ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 48,
@@ -138,9 +140,10 @@ def main() -> None:
     (args.out / CONFIG).write_text(json.dumps(ARCHITECTURE, indent=2) + "\n")
     state = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     save_file(state, args.out / WEIGHTS)
+    grant_usual_mode(args.out / WEIGHTS)
     size = (args.out / WEIGHTS).stat().st_size / 2**20
     print(f"{args.out / WEIGHTS}: {size:.2f} MiB, right caption of 16: {accuracy(model):.1%}")
 
 
 if __name__ == "__main__":
-    sys.exit(one_line_errors(main))
+    sys.exit(run_program(main))

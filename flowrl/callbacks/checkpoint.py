@@ -19,7 +19,7 @@ from flowrl.errors import UserError
 from flowrl.models.weights import first_not_finite
 from flowrl.parallel.sharding import gathered, is_divided
 from flowrl.runs import checkpoint
-from flowrl.runs.files import CHECKPOINTS
+from flowrl.runs.files import CHECKPOINTS, grant_usual_mode
 from flowrl.runs.folder import point_latest_at
 from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
@@ -173,5 +173,6 @@ class Checkpoint(Callback):
             with swapped(policy.tuning.parameters(), policy.ema.weights):
                 policy.tuning.save(policy.model.pipeline, partial)
         if trainer.is_global_zero:
+            grant_usual_mode(partial)
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)

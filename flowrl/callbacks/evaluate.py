@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from flowrl.callbacks.progress import Progress
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import is_at_end
 from flowrl.callbacks.trackers import alert
@@ -25,7 +26,7 @@ from flowrl.images import contact_sheet
 from flowrl.parallel.collectives import gather
 from flowrl.parallel.sharding import is_divided
 from flowrl.prompts.subsets import same_texts
-from flowrl.runs.files import replacing
+from flowrl.runs.files import grant_usual_mode, replacing
 from flowrl.statistics import fallen
 from flowrl.training.policy import Policy
 from flowrl.training.reporting import report_evaluation
@@ -123,7 +124,7 @@ class Evaluate(Callback):
     def run(self, trainer: Trainer, policy: LightningModule, when: str) -> None:
         """Evaluate, log, draw; all processes call it."""
         assert isinstance(policy, Policy)
-        result = self.evaluator.evaluate(policy)
+        result = self.evaluate(trainer, policy)
         main = next(iter(self.evaluator.sets))
         scores = result.scores[main]
         watched = self.watch(scores)
@@ -146,12 +147,21 @@ class Evaluate(Callback):
             tensors = {"images": images.contiguous(), "scores": values.contiguous(), **watched}
             with replacing(self.before_path) as partial:
                 save_file(tensors, partial)
+                grant_usual_mode(partial)
         captions = [self.evaluator.sets[main][place].text for place in places]
         path = self.draw(trainer, policy.num_iterations, captions, images, values)
         numbers = ", ".join(
             f"{key} {value:.3g}" for key, value in headline.items() if isinstance(value, float)
         )
         policy.print(f"evaluation {when} (iteration {policy.num_iterations}): {numbers}; {path}")
+
+    def evaluate(self, trainer: Trainer, policy: Policy) -> EvaluationResult:
+        """Evaluate, and show in place of the progress bar how far that is."""
+        bar = trainer.progress_bar_callback
+        if not isinstance(bar, Progress):
+            return self.evaluator.evaluate(policy)
+        with bar.in_words() as tell:
+            return self.evaluator.evaluate(policy, lambda text: tell(f"evaluating {text}"))
 
     def shown(
         self, scores: RewardOutput, images: Mapping[int, Tensor], places: Sequence[int]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from flowrl.training.prompt_data import PromptBatch, PromptData
 
@@ -27,6 +30,29 @@ class Progress(TQDMProgressBar):
     @property
     def _data(self) -> PromptData:
         return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def init_train_tqdm(self) -> Tqdm:
+        """Make the bar with the number of iterations, which Lightning learns later."""
+        bar = super().init_train_tqdm()
+        bar.total = self.total_train_batches
+        bar.initial = bar.n = self._data.start_iteration
+        bar.refresh()
+        return bar
+
+    @contextmanager
+    def in_words(self) -> Iterator[Callable[[str], None]]:
+        """Give a function that shows a text in place of the bar, which comes back afterwards."""
+        bar = self._train_progress_bar
+        if bar is None or bar.disable:  # in a later process, or after the last iteration
+            yield lambda text: None
+            return
+        form = bar.bar_format
+        bar.bar_format = "{desc}"
+        try:
+            yield bar.set_description_str
+        finally:
+            bar.bar_format = form
+            bar.set_description_str("", refresh=False)
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Begin at the first iteration that is left."""

@@ -31,6 +31,7 @@ from flowrl.tuning.weights import swapped
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Count, Guidance, Natural, Samples, Seed, Steps, Subset, Text
 from flowrl.values.check import checked
+from flowrl.values.plural import counted
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,10 @@ class _Share:
     scores: RewardOutput
     looks: Mapping[str, Float[Tensor, "B"]]
     spread: Float[Tensor, "B"]
+
+
+def _be_silent(text: str) -> None:
+    pass
 
 
 class Evaluator:
@@ -119,7 +124,7 @@ class Evaluator:
         count = len(self.sets[name])
         total = self.sizes[name]
         if count == total:
-            text = f"{count} prompts"
+            text = counted(count, "prompt")
         else:
             text = f"{count} of {total} prompts, {WAYS[self.subset]}"
         num_texts = len(set(same_texts(self.sets[name]).tolist()))
@@ -134,9 +139,11 @@ class Evaluator:
         return chosen(total, wanted, self.subset)
 
     @torch.no_grad()
-    def evaluate(self, policy: Policy) -> EvaluationResult:
+    def evaluate(
+        self, policy: Policy, tell: Callable[[str], None] = _be_silent
+    ) -> EvaluationResult:
         """Generate and score every set under the EMA weights; the trained weights come back
-        bitwise.
+        bitwise. `tell` is given a text whenever more images are drawn.
 
         Raises TooManyMissingRewards as training does, and NotFinite where a weight is no number.
         """
@@ -147,7 +154,7 @@ class Evaluator:
         with swapped(policy.tuning.parameters(), policy.ema.weights):
             for name, prompts in self.sets.items():
                 repeated = [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
-                images[name], share = self._draw_and_score(policy, repeated)
+                images[name], share = self._draw_and_score(policy, repeated, name, tell)
                 scores[name] = share.scores
                 assert share.scores.terms is not None
                 policy.reward.check(share.scores.is_valid, share.scores.terms, share.scores.info)
@@ -185,11 +192,12 @@ class Evaluator:
         return range(0, len(prompts), self.batch_size)
 
     def _draw_and_score(
-        self, policy: Policy, prompts: Sequence[Prompt]
+        self, policy: Policy, prompts: Sequence[Prompt], name: str, tell: Callable[[str], None]
     ) -> tuple[dict[int, Tensor], _Share]:
         """Draw and score this process's share of a set; return its images by their rows, and what
         the rows of all processes say.
         """
+        tell(f"{name}: 0 of {len(prompts)} images")
         images: dict[int, Tensor] = {}
         scores = []
         looks = []
@@ -197,6 +205,9 @@ class Evaluator:
             scores.append(policy.reward.submit(batch, prompts[rows]))
             looks.append(panel(batch))
             images |= zip(range(len(prompts))[rows], batch.cpu(), strict=True)
+            # Other processes have drawn about as many.
+            num_drawn = min(len(images) * policy.plan.num_processes, len(prompts))
+            tell(f"{name}: {num_drawn} of {len(prompts)} images")
         share: _Share | None = None
         if images:  # there may be fewer batches than processes
             share = _Share(

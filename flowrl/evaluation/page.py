@@ -13,6 +13,7 @@ from typing import Any
 from flowrl.images.image_statistics import MEANINGS
 from flowrl.images.pictures import read_rgb
 from flowrl.report.frame import COLOURS, embedded, fill
+from flowrl.statistics import ROUNDING, interval_kinds
 
 Numbers = Mapping[str, Any]
 TEMPLATE = Path(__file__).parent / "templates" / "evaluation.html"
@@ -25,10 +26,9 @@ PLOT_MARGIN = 6
 PLOT_STEP = 12
 """Pixels of a plot of intervals: its width, what stays free at either end, a line's height."""
 REWARDS = (
-    "Means over prompts with 95 % bootstrap intervals, prompts resampled. Green is more and red is "
-    "less than the "
-    "first column beyond chance: the difference, prompt by prompt with the same noise, has an "
-    "interval without 0."
+    "Means over prompts with {intervals}; images of one prompt count as one. Green is more and red "
+    "is less than the first column beyond chance: the difference, prompt by prompt with the same "
+    "noise, has an interval without 0."
 )
 LOOKS = (
     "What the images look like, whatever a reward says: a policy that cheats its reward moves here "
@@ -139,7 +139,16 @@ def _rewards(policies: Mapping[str, Numbers]) -> Table:
         for numbers in policies.values()
     ]
     rows.append(Row(Cell("missing"), missing))
-    return Table("Rewards", REWARDS, rows)
+    return Table("Rewards", REWARDS.format(intervals=_kinds(policies)), rows)
+
+
+def _kinds(policies: Mapping[str, Numbers]) -> str:
+    """Say which intervals the means of all metrics have."""
+    counts: list[int] = []
+    for numbers in policies.values():
+        estimates = filter(None, numbers["metrics"].values())
+        counts += [estimate["num_prompts"] for estimate in estimates]
+    return interval_kinds(counts, "prompts")
 
 
 def _families(policies: Mapping[str, Numbers]) -> Table:
@@ -224,7 +233,8 @@ def _cell(estimate: Numbers | None, change: Numbers | None, is_relative: bool) -
     if is_relative and start:
         text = f"{change['mean'] / abs(start):+.0%}"
     else:
-        text = f"{change['mean']:+.3g}"
+        is_rounding = abs(change["mean"]) <= ROUNDING * abs(start)
+        text = f"{0.0 if is_rounding else change['mean']:+.3g}"
     return Cell(value.text, value.remark, text, direction)
 
 

@@ -15,10 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from flowrl.errors import UserError
 from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs import provenance
+from flowrl.runs.changes import Change, read_changes, with_changes
 from flowrl.runs.command_line import key_of
 from flowrl.runs.files import PROVENANCE, SUMMARY, read_object, write_whole
 from flowrl.tuning.formats import START
 from flowrl.types import Prompt
+from flowrl.values.plural import counted
 
 HARMLESS = {
     "resume": "which run this is",
@@ -79,24 +81,47 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def overridden(before: Any, cfg: DictConfig) -> list[str]:
-    """Say in words what a configuration has otherwise than the plain container `before`, harmless
-    keys left out.
+def overridden(before: Any, cfg: DictConfig) -> list[Change]:
+    """List what a configuration has otherwise than the plain container `before`, harmless keys left
+    out.
     """
     old = dict(leaves(before))
-    texts = []
+    changes = []
     for key, value in leaves(OmegaConf.to_container(cfg)):
         if not is_harmless(key) and (key not in old or old[key] != value):
             earlier = _text(old[key]) if key in old else "none"
-            texts.append(f"{key} {earlier} -> {_text(value)}: {_consequence(key)}")
-    return texts
+            changes.append(Change(key, earlier, _text(value)))
+    return changes
+
+
+def refuse_without_iterations(
+    folder: Path, changes: Sequence[Change], iteration: int, num_iterations: int
+) -> None:
+    """Raise UserError where a run has done its iterations, or more than it shall do, and its record
+    would say what no iteration was done with.
+
+    A run may be ended where it stands by lowering `num_iterations` to the iterations done.
+    """
+    if iteration > num_iterations:
+        raise UserError(
+            f"num_iterations={num_iterations}: the run has finished {iteration} already"
+        )
+    unused = [change for change in changes if change.key != "num_iterations"]
+    if unused and iteration == num_iterations:
+        overrides = ", ".join(f"{change.key}={change.after}" for change in unused)
+        raise UserError(
+            f"{folder} is finished after {iteration} iterations; raise num_iterations to go on, or "
+            f"leave out {overrides}, which would change nothing but its record"
+        )
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _consequence(key: str) -> str:
+def _consequence(key: str, iteration: int) -> str:
+    if not iteration:
+        return "no iteration is done yet, so the run has the new value throughout"
     if key == "num_iterations":
         return (
             "schedules over the run, such as learning_rate=cosine, now follow the new length, so "
@@ -120,6 +145,7 @@ class Provenance:
         self.path = folder / PROVENANCE
         self.has_start = (folder / START).is_dir()
         self.told: set[str] = set()
+        self.changes: list[_Json] = []
         self.accepted = [key_of(item) for item in overrides if item.startswith("++")]
         # A run of an earlier version has told its code in its summary.
         files = [path for path in (self.path, folder / SUMMARY) if path.is_file()]
@@ -128,8 +154,14 @@ class Provenance:
             self.before = read_object(files[0], "delete it to go on without comparing")
         self.inputs: _Json = {}
 
-    def tell_changes(self) -> None:
-        """Say in one line with which other code and packages the run goes on."""
+    def tell_changes(self, changes: Sequence[Change], iteration: int) -> None:
+        """Say in one line each which keys are changed after `iteration`, and with which other code
+        and packages the run goes on; the keys are kept.
+        """
+        for change in changes:
+            print(f"{change}: {_consequence(change.key, iteration)}")
+        earlier = read_changes(self.before, self.path)
+        self.changes = with_changes(earlier, changes, iteration)
         if self.before and (texts := provenance.changes(self.before, provenance.environment())):
             print(
                 f"{', '.join(texts)}: the run goes on with other code, so its numbers may differ "
@@ -169,12 +201,16 @@ class Provenance:
                 OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
             )
             path = f" ({value['path']})" if isinstance(value, dict) and "path" in value else ""
-            label = f"{key}{path}: its {len(chosen)} prompts"
+            label = f"{key}{path}: its {counted(len(chosen), 'prompt')}"
             self._check(key, {"node": value, **options}, provenance.prompts_digest(chosen), label)
 
     def write(self) -> None:
         """Keep what this run is made of, for its next resumption."""
-        content = provenance.environment() | {"digests": provenance.DIGESTS, "inputs": self.inputs}
+        content = provenance.environment() | {
+            "digests": provenance.DIGESTS,
+            "inputs": self.inputs,
+            "changes": self.changes,
+        }
         write_whole(self.path, json.dumps(content, indent=2) + "\n")
 
     def _check(self, key: str, value: Any, digest: str, label: str) -> None:

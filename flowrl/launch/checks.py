@@ -112,6 +112,21 @@ def check_trainer(cfg: DictConfig) -> None:
             raise UserError("trainer=fsdp does not go with backend.compile=true; set it to false")
 
 
+def check_accelerator(cfg: DictConfig) -> None:
+    """Check that this machine has the accelerator, before weights load. Raises UserError naming the
+    key.
+    """
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    accelerator = cfg.trainer.get("accelerator")
+    names = {"gpu": ("cuda", "mps")}.get(accelerator, (accelerator,))
+    known = [name for name in names if name in AcceleratorRegistry]
+    if known and not any(AcceleratorRegistry[name]["accelerator"].is_available() for name in known):
+        raise UserError(
+            f"trainer.accelerator={accelerator}: none is found on this machine; take cpu or auto"
+        )
+
+
 def check_processes(cfg: DictConfig) -> None:
     """Check that devices times nodes are the processes of the batch plan. Raises UserError naming
     all three keys.

@@ -27,6 +27,7 @@ from flowrl.launch.saved import read_saved
 from flowrl.launch.start import refuse_other_start, take_from_file
 from flowrl.launch.trust import check_config, project_folders
 from flowrl.parallel.strategies import is_later_rank
+from flowrl.runs.changes import Change
 from flowrl.runs.command_line import resume_command
 from flowrl.runs.files import CONFIG, SOURCE, write_whole
 from flowrl.runs.folder import claim
@@ -39,9 +40,9 @@ RESTORE = (
 )
 
 
-def configure(cfg: DictConfig) -> DictConfig:
+def configure(cfg: DictConfig) -> tuple[DictConfig, list[Change]]:
     """Return the configuration to run: the composed one, or the resumed run's own with value
-    overrides applied.
+    overrides applied, and what they change.
     """
     folder = HydraConfig.get().runtime.output_dir
     if not is_later_rank():
@@ -62,12 +63,12 @@ def configure(cfg: DictConfig) -> DictConfig:
         hydra = HydraConfig.get()
         take_from_file(cfg, hydra.overrides.task)
         cfg.tags = cfg.tags or default_tags(hydra.runtime.choices, cfg.loss.get("delta"))
-        return cfg
+        return cfg, []
     return _resumed(Path(cfg.resume), folder, is_trusted=bool(cfg.get(trust.KEY)))
 
 
-def _resumed(run: Path, folder: str, *, is_trusted: bool) -> DictConfig:
-    """Return the configuration of an earlier run with this launch's overrides, and print what they
+def _resumed(run: Path, folder: str, *, is_trusted: bool) -> tuple[DictConfig, list[Change]]:
+    """Return the configuration of an earlier run with this launch's overrides, and what they
     change.
     """
     saved = read_source(run)
@@ -89,10 +90,7 @@ def _resumed(run: Path, folder: str, *, is_trusted: bool) -> DictConfig:
             f"{run / SOURCE} lacks {lacking[0]}{others} of {CONFIG}; {RESTORE}; or give it: "
             f"++{lacking[0]}=VALUE"
         )
-    if not is_later_rank():
-        for text in overridden(before, merged):
-            print(text)
-    return merged
+    return merged, overridden(before, merged)
 
 
 def with_overrides(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:

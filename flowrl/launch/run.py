@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ from flowrl.callbacks.checkpoint import NO_CHECKPOINT, Checkpoint
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
-from flowrl.errors import UserError
 from flowrl.launch import trust
 from flowrl.launch.build import build
-from flowrl.launch.changes import Provenance
+from flowrl.launch.changes import Provenance, refuse_without_iterations
+from flowrl.launch.checks import check_accelerator
 from flowrl.launch.composed import calling_script, job_of
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.quiet import quieten
@@ -35,6 +36,7 @@ from flowrl.launch.trust_jobs import check_job, continue_command
 from flowrl.parallel import background
 from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs import disk
+from flowrl.runs.changes import Change
 from flowrl.runs.files import CONFIG, LOG
 from flowrl.runs.folder import discard_if_empty
 from flowrl.sweep.ranks import run_to_end
@@ -72,11 +74,11 @@ def run_job(cfg: DictConfig) -> float | None:
 
 def run(cfg: DictConfig) -> None:
     """Train in the run's own folder, from the start or from the newest checkpoint of `resume`."""
-    cfg = configure(cfg)
+    cfg, changes = configure(cfg)
     quieten()
     folder = Path(cfg.run_dir)
     try:
-        _train(cfg, folder)
+        _train(cfg, folder, changes)
     except Exception as error:
         if not disk.is_full(error):
             raise
@@ -88,7 +90,8 @@ def run(cfg: DictConfig) -> None:
         raise disk.DiskFull(f"{text}; make some, then {remedy}") from error
 
 
-def _train(cfg: DictConfig, folder: Path) -> None:
+def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
+    check_accelerator(cfg)
     record = RunRecord(folder=str(folder))
     provenance = Provenance(cfg, folder, HydraConfig.get().overrides.task)
     provenance.check_paths()
@@ -100,13 +103,9 @@ def _train(cfg: DictConfig, folder: Path) -> None:
     stop = Stop()
     saver = Checkpoint(record=record, stop=stop, folder=str(folder), **cfg.checkpoint)
     data.start_iteration = saver.resume_from(policy)
-    if data.start_iteration > len(data.iterations):
-        raise UserError(
-            f"num_iterations={len(data.iterations)}: the run has finished {data.start_iteration} "
-            "already"
-        )
+    refuse_without_iterations(folder, changes, data.start_iteration, len(data.iterations))
     if not is_later_rank():
-        provenance.tell_changes()
+        provenance.tell_changes(changes, data.start_iteration)
         write_config(cfg, folder)
         keep_copy(cfg, folder)
         provenance.write()

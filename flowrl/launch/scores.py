@@ -12,9 +12,11 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
+from flowrl.launch.compose import CONF
 from flowrl.rewards.mixture import Mixture
 from flowrl.rewards.routed import Routed
 from flowrl.types import Prompt
+from flowrl.values.plural import counted
 from flowrl.values.wording import meant
 
 ALWAYS = ("reward", "missing", "diversity", "kl_ref", "alarms")
@@ -112,10 +114,21 @@ def check_prompts(cfg: DictConfig, prompts: Sequence[Prompt]) -> None:
         return
     if not any(needs[target].is_met(prompt) for target in targets for prompt in prompts):
         words = " or ".join(dict.fromkeys(needs[target].words for target in targets))
+        amount = counted(len(prompts), "prompt")
         raise UserError(
-            f"reward._target_={targets[0]} could judge none of the {len(prompts)} prompts of data, "
-            f"such as {prompts[0].text!r}: it needs {words}; choose other data or another reward"
+            f"{_named(targets[0])} could judge none of the {amount} of data, such as "
+            f"{prompts[0].text!r}: it needs {words}; choose other data or another reward"
         )
+
+
+def _named(target: str) -> str:
+    """Return a reward as the command line names it: by the option that builds it alone, else by its
+    class.
+    """
+    for path in sorted((CONF / "reward").glob("*.yaml")):
+        if OmegaConf.select(OmegaConf.load(path), "_target_") == target:
+            return f"reward={path.stem}"
+    return f"reward._target_={target}"
 
 
 def _trained(node: Any) -> list[str]:

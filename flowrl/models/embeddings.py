@@ -24,6 +24,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.protocol import TextModel
+from flowrl.runs.files import grant_usual_mode
 from flowrl.types import Conditioning, Prompt
 from flowrl.values.bounds import Chunk, Text
 from flowrl.values.check import checked
@@ -275,6 +276,7 @@ class Folder:
             label = {"model": self.key, "prompt": text, "truncated": self.truncated.get(text, "")}
             try:
                 save_file(tensors, partial, metadata=label)
+                grant_usual_mode(partial)
                 partial.replace(self.path(text))
             except (SafetensorError, OSError) as error:
                 # A quota, or another writer, left less room than there was.

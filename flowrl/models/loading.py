@@ -4,7 +4,6 @@ remedy.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from flowrl.errors import UserError
 from flowrl.models.architectures import ARCHITECTURES, on_meta, pipeline_on_meta
 from flowrl.models.components import AGAIN, first_line, read_json, variants_of
 from flowrl.models.components import load as load_component
+from flowrl.models.hub import UNREACHABLE, print_once
 from flowrl.models.weights import DTYPES
 from flowrl.values.bounds import Dtype
 from flowrl.values.check import check_fields
@@ -232,17 +232,14 @@ def _hub_reason(error: Exception, source: str, revision: str | None) -> str:
         case RevisionNotFoundError():
             return f"model.revision={revision} does not exist; give a branch, tag or commit"
         case LocalEntryNotFoundError() | OfflineModeIsEnabled():
-            return (
-                "not in the local hub cache, and the hub cannot be reached; download it first, or "
-                "give a folder"
-            )
+            return UNREACHABLE
         case EntryNotFoundError():
             return f"no {INDEX} in the repository; give one in diffusers layout"
     return f"the hub refused ({str(error).strip().splitlines()[0]})"
 
 
 def _fetch_index(source: str, revision: str | None) -> str:
-    logging.getLogger("huggingface_hub").propagate = False  # it prints its retries itself
+    print_once()
     return str(hf_hub_download(source, INDEX, revision=revision))
 
 

@@ -14,6 +14,7 @@ from flowrl.report.runs import Run
 from flowrl.report.tables import Table
 from flowrl.runs.glossary import GLOSSARY
 from flowrl.statistics import FEWEST
+from flowrl.values.plural import counted
 
 HEADLINES = (
     "reward/mean",
@@ -60,7 +61,7 @@ def render(
         TEMPLATES / "report.html",
         title=title,
         legend=[(group.label, len(group.runs), style(i)) for i, group in enumerate(groups)],
-        num_runs=len(runs),
+        counts=f"{counted(len(runs), 'run')} in {counted(len(groups), 'condition')}",
         caution=_caution(groups),
         tables={table.stem: table for table in tables if table.rows},
         frontiers=_frontiers(groups, frontiers),

@@ -1,5 +1,5 @@
-"""A reader of run folders, which sees config.yaml, metrics.csv, summary.json and images/, and
-nothing else.
+"""A reader of run folders, which sees config.yaml, metrics.csv, summary.json, the changes in
+provenance.json and images/, and nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.errors import UserError
-from flowrl.runs.files import CONFIG, METRICS, SUMMARY, read_object, read_yaml
+from flowrl.runs.changes import Change, read_changes
+from flowrl.runs.files import CONFIG, METRICS, PROVENANCE, SUMMARY, read_object, read_yaml
 from flowrl.runs.metrics import read_figures
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -23,7 +24,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 @dataclass(frozen=True)
 class Run:
     """One run: `config` maps dotted keys to texts, `rows` are those of metrics.csv, `images` its
-    grids in order.
+    grids in order, `changes` the keys that were changed when it was resumed.
     """
 
     label: str
@@ -31,6 +32,7 @@ class Run:
     rows: Sequence[Mapping[str, float]]
     summary: Mapping[str, Any]
     images: Sequence[Path]
+    changes: Sequence[Change] = ()
 
     @property
     def seed(self) -> str:
@@ -94,7 +96,8 @@ def read(folder: Path, label: str) -> Run:
     """
     remedy = "restore it, or leave this run out"
     config = read_yaml(folder / CONFIG, remedy)
-    summary = read_object(folder / SUMMARY, remedy) if (folder / SUMMARY).is_file() else {}
+    summary = _read_if_there(folder / SUMMARY, remedy)
+    record = _read_if_there(folder / PROVENANCE, remedy)
     figures = read_figures(folder / METRICS)
     if figures.problem:
         raise UserError(f"{folder / METRICS} is damaged ({figures.problem}); {remedy}")
@@ -103,7 +106,12 @@ def read(folder: Path, label: str) -> Run:
         numbers = {name: float(text) for name, text in texts.items() if text}
         rows.append({name: number for name, number in numbers.items() if math.isfinite(number)})
     images = sorted(path for path in (folder / "images").glob("*.png") if path.stem.isdigit())
-    return Run(label, dict(flatten(config)), rows, summary, images)
+    changes = read_changes(record, folder / PROVENANCE)
+    return Run(label, dict(flatten(config)), rows, summary, images, changes)
+
+
+def _read_if_there(path: Path, remedy: str) -> dict[str, Any]:
+    return read_object(path, remedy) if path.is_file() else {}
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flowrl.report.compare import Condition, differences, short
 from flowrl.report.runs import Run
-from flowrl.statistics import Estimate, average, difference, mean
+from flowrl.statistics import ROUNDING, Estimate, average, difference, interval_kinds, mean
 
 Cell = str | int | float | Estimate
 
@@ -82,7 +83,23 @@ def run_table(runs: Sequence[Run], groups: Sequence[Condition], metrics: Sequenc
         rows.append(row)
     speed = ("seconds", "images per second", "peak GiB", "commit")
     columns = ("run", "condition", "seed", "status", "iterations", *metrics, *speed)
-    return Table("runs", "Runs", "Values of the last evaluation.", columns, rows)
+    note = f"Values of the last evaluation.{_changed(runs)}"
+    return Table("runs", "Runs", note, columns, rows)
+
+
+def _changed(runs: Sequence[Run]) -> str:
+    """Say in a sentence which runs changed a key on the way; nothing where none did."""
+    texts = []
+    for run in runs:
+        texts += [
+            f"{run.label}: {change} after iteration {change.iteration}" for change in run.changes
+        ]
+    if not texts:
+        return ""
+    return (
+        " Changed on the way, so that the numbers are not those of a run with either value "
+        f"throughout: {'; '.join(texts)}."
+    )
 
 
 def _summary_number(run: Run, key: str) -> float:
@@ -98,14 +115,14 @@ def mean_over_seeds(group: Condition, metric: str) -> Estimate:
 def ablation_table(groups: Sequence[Condition], metrics: Sequence[str]) -> Table:
     """Make a table with one row a condition: means over its finished runs."""
     rows: list[list[Cell]] = []
+    counts: list[int] = []
     for group in groups:
         seeds = {run.seed for run in group.runs if run.status == "finished"}
         means = [mean_over_seeds(group, metric) for metric in metrics]
+        counts += [estimate.count for estimate in means]
         rows.append([group.label, len(seeds), *means])
-    note = (
-        "Mean over seeds and its 95 % bootstrap interval, from the last evaluation of finished "
-        "runs."
-    )
+    intervals = interval_kinds(counts, "seeds")
+    note = f"Means over seeds with {intervals}, from the last evaluation of finished runs."
     return Table("ablation", "Ablation", note, ("condition", "seeds", *metrics), rows)
 
 
@@ -117,7 +134,7 @@ def difference_table(
     for group in groups:
         if group is baseline:
             continue
-        gaps = [difference(group.by_seed(metric), baseline.by_seed(metric)) for metric in metrics]
+        gaps = [_gap(group.by_seed(metric), baseline.by_seed(metric)) for metric in metrics]
         comparison = "paired" if gaps[0].is_paired else "unpaired"
         rows.append([group.label, gaps[0].count, comparison, *gaps])
     note = (
@@ -125,6 +142,22 @@ def difference_table(
     )
     columns = ("condition", "seeds", "comparison", *metrics)
     return Table("differences", "Against the baseline", note, columns, rows, has_signs=True)
+
+
+def _gap(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
+    return _without_rounding(difference(values, baseline), [*values.values(), *baseline.values()])
+
+
+def _without_rounding(gap: Estimate, values: Sequence[float]) -> Estimate:
+    """Return a difference as 0 where it and its interval are no more than what float32 rounds of
+    the values that it compares.
+    """
+    bounds = [abs(bound) for bound in (gap.mean, gap.low, gap.high) if not math.isnan(bound)]
+    if not bounds or max(bounds) > ROUNDING * max(map(abs, values)):
+        return gap
+    is_open = math.isnan(gap.low)
+    end = math.nan if is_open else 0.0
+    return dataclasses.replace(gap, mean=0.0, low=end, high=end)
 
 
 def effect_table(groups: Sequence[Condition], metrics: Sequence[str]) -> Table:
@@ -163,16 +196,18 @@ def _pairs(
 
 def _effect(pairs: Sequence[tuple[Condition, Condition]], metric: str) -> Estimate:
     gaps: dict[str, list[float]] = {}
+    compared: list[float] = []
     for changed, plain in pairs:
         values = changed.by_seed(metric)
         baseline = plain.by_seed(metric)
         for seed in values.keys() & baseline.keys():
             gaps.setdefault(seed, []).append(values[seed] - baseline[seed])
+            compared += [values[seed], baseline[seed]]
     # Only seeds that every pair has: the others would mix the effect with which pairs they miss.
     complete = [
         differences for _, differences in sorted(gaps.items()) if len(differences) == len(pairs)
     ]
-    return mean([average(differences) for differences in complete])
+    return _without_rounding(mean([average(gaps) for gaps in complete]), compared)
 
 
 def frontier_table(groups: Sequence[Condition], kl: str, reward: str) -> Table:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
+from flowrl.models.hub import UNREACHABLE, is_unreachable, print_once
 from flowrl.models.weights import fault, first_not_finite
 
 
@@ -34,6 +35,7 @@ def load_pretrained(kind: Any, source: str, key: str, **options: Any) -> Any:
     """
     path = Path(source).expanduser()
     place = str(path) if path.is_dir() else source
+    print_once()
     try:
         if not _is_network(kind):
             return kind.from_pretrained(place, **options)
@@ -43,6 +45,8 @@ def load_pretrained(kind: Any, source: str, key: str, **options: Any) -> Any:
             )
     # A dozen types, by what is wrong with the folder, the hub or the network.
     except Exception as error:
+        if not path.exists() and is_unreachable(error):
+            raise UserError(f"reward.{key}={source}: {UNREACHABLE}") from error
         raise UserError(
             f"reward.{key}={source}: cannot load {kind.__name__} ({_first_line(error)}); give a "
             "local folder or a hub id ORG/NAME"
@@ -121,9 +125,12 @@ def _download(source: str, key: str) -> str:
         raise UserError(
             f"reward.{key}={source}: no such file; give a path, or ORG/NAME/FILE on the hub"
         )
+    print_once()
     try:
         return hf_hub_download("/".join(names[:2]), "/".join(names[2:]))
-    except Exception as error:  # no network, no such repository, no such file
+    except Exception as error:  # no such repository, no such file
+        if is_unreachable(error):
+            raise UserError(f"reward.{key}={source}: {UNREACHABLE}") from error
         raise UserError(
             f"reward.{key}={source}: cannot download it ({_first_line(error)}); give a local path"
         ) from error

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from flowrl.errors import UserError
 from flowrl.parallel.sharding import part_of
 from flowrl.runs import disk
-from flowrl.runs.files import file_digest, set_aside
+from flowrl.runs.files import file_digest, grant_usual_mode, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ def _write(
     for stem, tensors in weights.items():
         contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contents, folder / f"{stem}.safetensors")
+    grant_usual_mode(folder)
     (folder / STATE).write_text(json.dumps(dict(state), indent=2) + "\n")
     sums = [f"{file_digest(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     (folder / SUMS).write_text("".join(sums))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -46,7 +47,19 @@ def resume_command(folder: str | Path, *, is_sweep: bool = False) -> str:
     shell.
     """
     flags = ["-m"] if is_sweep else []
-    return shlex.join(["python", _script(), *flags, override("resume", str(folder))])
+    return shlex.join([interpreter(), _script(), *flags, override("resume", str(folder))])
+
+
+def interpreter() -> str:
+    """Return how a shell here calls the running Python: by its name where that leads to it, by its
+    path where the environment that it belongs to is not activated.
+    """
+    running = Path(sys.executable)
+    on_path = shutil.which("python")
+    if on_path is not None and running.parent == Path(on_path).parent:
+        return "python"
+    here = Path.cwd()
+    return str(running.relative_to(here)) if here in running.parents else str(running)
 
 
 def _script() -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,26 @@ def replacing(path: Path) -> Iterator[Path]:
     except Exception:
         partial.unlink(missing_ok=True)
         raise
+
+
+def grant_usual_mode(path: Path) -> None:
+    """Give a file, or every file in a folder, the mode that the umask leaves to new files: the
+    safetensors library lets nobody but the owner read its files.
+    """
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    for file in files:
+        file.chmod(0o666 & ~UMASK)
+
+
+def _umask() -> int:
+    """Return the process's umask, which the system tells only to who sets another."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+UMASK = _umask()
+"""Read when this module is imported, before there are threads that write files."""
 
 
 def file_digest(path: Path) -> str:

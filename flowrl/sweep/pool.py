@@ -18,6 +18,13 @@ from flowrl.sweep.table import LiveTable
 from flowrl.values.bounds import Count
 from flowrl.values.check import checked
 
+NOTICES = (
+    "stopping: the running jobs end after their iteration, with a checkpoint; {} again stops them "
+    "at once",
+    "stopping the running jobs at once",
+)
+"""What the first signal does, and the second."""
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -94,7 +101,8 @@ class Pool:
         self.free = list(slots.names)
         self.running: dict[int, tuple[Job, Ranks]] = {}
         self.is_stopping = False
-        self.num_signals = 0
+        self.signals: list[int] = []
+        self.num_told = 0
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Run all waiting jobs; their states tell how each ended. Raises UserError for one that can
@@ -115,16 +123,26 @@ class Pool:
             while self._advance(jobs):
                 table.show()
                 time.sleep(POLL_SECONDS)
+                self._tell_signals(table)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
             table.show(is_last=True)
-        if self.num_signals:
+        if self.signals:
             raise KeyboardInterrupt
 
+    def _tell_signals(self, table: LiveTable) -> None:
+        """Say once of each of the first two signals what it does; printing within their handler is
+        not safe.
+        """
+        while self.num_told < min(len(self.signals), len(NOTICES)):
+            name = "Ctrl-C" if self.signals[self.num_told] == signal.SIGINT else "SIGTERM"
+            table.start_below(NOTICES[self.num_told].format(name))
+            self.num_told += 1
+
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.num_signals += 1
-        self._stop_all(is_kill=self.num_signals > 1)
+        self.signals.append(number)
+        self._stop_all(is_kill=len(self.signals) > 1)
 
     def _stop_all(self, is_kill: bool = False) -> None:
         self.is_stopping = True
@@ -164,7 +182,7 @@ class Pool:
         del self.free[: job.num_processes]
         self.running[job.number] = job, ranks
         if self.is_stopping:  # a signal came while they started, and missed them
-            ranks.kill() if self.num_signals > 1 else ranks.stop()
+            ranks.kill() if len(self.signals) > 1 else ranks.stop()
         job.write()  # not before the log is locked: another process may own the folder
 
     def _collect(self, job: Job, ranks: Ranks) -> None:

@@ -32,6 +32,12 @@ class LiveTable:
             self._draw()
             self.next = time.monotonic() + self.refresh
 
+    def start_below(self, text: str) -> None:
+        """Print a line, below which the table is drawn anew at once."""
+        print(f"\n{text}", flush=True)
+        self.num_lines = 0
+        self.next = 0.0
+
     def _log(self) -> None:
         for job in self.jobs:
             if job.state != self.shown[job.number]:

@@ -15,6 +15,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from flowrl.errors import UserError
+from flowrl.runs.files import grant_usual_mode
 from flowrl.tuning.formats import LoRAFile
 from flowrl.tuning.layer_names import METADATA, NAMES, PREFIXES, Format
 
@@ -77,6 +78,7 @@ def write(lora_file: LoRAFile, folder: Path, form: Format) -> Path:
         prefixed = {f"{prefix}{key}": value for key, value in settings.items()}
         metadata[METADATA] = json.dumps(prefixed, sort_keys=True)
     save_file(tensors, folder / NAMES[form], metadata=metadata)
+    grant_usual_mode(folder / NAMES[form])
     return folder / NAMES[form]
 
 

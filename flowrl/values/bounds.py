@@ -78,7 +78,7 @@ Timeout = Annotated[float, Ge(1e-3), Le(10**6)]
 Minutes = Annotated[float, Gt(0), Le(10**6)]
 Rate = Annotated[float, Gt(0), Le(1), Told("a number above 0 and at most 1")]
 
-Threshold = Annotated[float, Ge(0), Told("a number of at least 0; inf switches it off")]
+Threshold = Annotated[float, Ge(0), Told("a number of at least 0 (inf switches it off)")]
 Limit = Annotated[float, Gt(0), Told("a number above 0; for no bound set it to inf (in YAML .inf)")]
 ClipLow = Annotated[
     float,

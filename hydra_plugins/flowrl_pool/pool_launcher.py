@@ -9,10 +9,11 @@ several devices restarts the whole sweep in its child ranks.
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -26,9 +27,14 @@ from flowrl.launch.compose import check_folder
 from flowrl.launch.composed import job_of, read_job
 from flowrl.launch.trust import KEY, is_trusting, parse, project_folders
 from flowrl.launch.trust_jobs import check_job, check_sweep, continue_command
+from flowrl.runs.command_line import interpreter
 from flowrl.sweep.job import Job, JobsFailed, has_key, objective
 from flowrl.sweep.plan import Overrides, Place, Sweep, find_places, read_sweep, write_sweep
 from flowrl.sweep.pool import Pool, Slots, find_slots
+from flowrl.values.plural import counted
+
+HYDRAS = "multirun.yaml"
+"""The file that Hydra writes into the folder of any sweep, before it looks at its overrides."""
 
 
 class PoolLauncher(Launcher):
@@ -52,6 +58,10 @@ class PoolLauncher(Launcher):
         of its own.
         """
         self.config = config
+        folder = Path(str(config.hydra.sweep.dir)).absolute()
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        if missing:
+            atexit.register(discard_decoy, missing)
         self.hydra_context = hydra_context
         self.script = Path(inspect.getfile(inspect.unwrap(task_function))).absolute()
 
@@ -95,8 +105,8 @@ class PoolLauncher(Launcher):
         num_processes = sum(job.num_processes for job in missing)
         slots = find_slots(self.slots, count_gpus(), num_processes or 1)
         print(
-            f"sweep {folder}: {len(missing)} of {len(jobs)} jobs to run on {len(slots.names)} "
-            f"slots ({_described(slots)})"
+            f"sweep {folder}: {len(missing)} of {counted(len(jobs), 'job')} to run on "
+            f"{counted(len(slots.names), 'slot')} ({_described(slots)})"
         )
         pool = Pool(
             slots,
@@ -192,9 +202,22 @@ class PoolLauncher(Launcher):
                 done.return_value = objective(job.folder, config.objective)
             returns.append(done)
         if not unfinished:
-            report = shlex.join(["python", "scripts/report.py", str(folder)])
+            report = shlex.join([interpreter(), "scripts/report.py", str(folder)])
             print(f"all {len(jobs)} jobs finished: {folder}. Compare them with: {report}")
         return returns
+
+
+def discard_decoy(made: Sequence[Path]) -> None:
+    """Remove the folder of a sweep, and those above that were made for it, where it holds nothing
+    but what Hydra writes before a sweep begins: it was refused, or goes on elsewhere.
+    """
+    folder = made[0]
+    if [path.name for path in folder.glob("*")] != [HYDRAS]:
+        return
+    (folder / HYDRAS).unlink()
+    for path in made:
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _described(slots: Slots) -> str:
@@ -202,7 +225,7 @@ def _described(slots: Slots) -> str:
     names = ", ".join(slots.names)
     if not slots.threads:
         return names
-    return f"{names}, {slots.threads} thread{'s' * (slots.threads > 1)} each"
+    return f"{names}, {counted(slots.threads, 'thread')} each"
 
 
 def find_earlier(wanted: Sequence[Overrides]) -> Path | None:

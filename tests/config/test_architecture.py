@@ -42,7 +42,7 @@ ROOMS = {
     "images": ("errors", "numpy", "PIL"),
     "prompts": ("errors", "shapes", "types", "values", "annotated_types", "numpy"),
     "runs": ("errors", "parallel", "types", "yaml", *LEARNING),
-    "models": ("errors", "types", "values", *LEARNING),
+    "models": ("errors", "runs.files", "types", "values", "httpx", *LEARNING),
     "tuning": ("errors", "models.weights", "parallel", "runs", "values", *LEARNING),
     "parallel": ("errors", "values", "lightning"),
     "rewards": (
@@ -50,6 +50,7 @@ ROOMS = {
             "advantages",
             "errors",
             "images",
+            "models.hub",
             "models.weights",
             "runs.files",
             "shapes",
@@ -98,7 +99,9 @@ ROOMS = {
         ),
     ),
     "report": (
-        *("errors", "runs.files", "runs.glossary", "runs.metrics", "statistics"),
+        "errors",
+        *("runs.changes", "runs.files", "runs.glossary", "runs.metrics", "statistics"),
+        "values.plural",
         *("jinja2", "markupsafe", "numpy"),
     ),
     "evaluation": (

@@ -1,6 +1,7 @@
 """What scripts/evaluate.py takes from a run's configuration."""
 
 import json
+import sys
 from collections import Counter
 
 import pytest
@@ -39,6 +40,19 @@ def saved(script, tmp_path):
         return Subject(label, tmp_path / label)
 
     return build
+
+
+def test_an_interrupt_says_how_to_go_on(script, monkeypatch, capsys):
+    """Mutation: end without a word."""
+
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "run", interrupt)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "base", "--out", "pages"])
+    assert script.main() == 130
+    expected = "\nstopped; the same command goes on from what is in pages\n"
+    assert capsys.readouterr().out == expected
 
 
 def test_each_run_on_its_own_grid(script, saved):

@@ -5,6 +5,7 @@ compared.
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,12 +14,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
-from flowrl.launch.changes import HARMLESS, Provenance, is_harmless, overridden
+from flowrl.launch.changes import (
+    HARMLESS,
+    Provenance,
+    is_harmless,
+    overridden,
+    refuse_without_iterations,
+)
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.resume import _lacking, read_config, read_source, write_config
 from flowrl.launch.start import refuse_other_start
 from flowrl.runs import disk, provenance
+from flowrl.runs.changes import Change, read_changes
 from flowrl.runs.files import PROVENANCE, SOURCE, write_whole
 from flowrl.types import Prompt
 
@@ -118,7 +126,7 @@ def test_what_decides_the_numbers_is_told_and_the_rest_is_not(run):
     texts = overridden(
         before, OmegaConf.merge(saved, OmegaConf.from_dotlist([*changed, "loss.fresh=1"]))
     )
-    assert [text.split(":")[0] for text in sorted(texts)] == [
+    assert sorted(map(str, texts)) == [
         "batch.group_size 4 -> 8",
         "ema.decay 0.95 -> 0.9",
         "lora.alpha 32 -> 64",
@@ -126,6 +134,54 @@ def test_what_decides_the_numbers_is_told_and_the_rest_is_not(run):
         "num_iterations 2 -> 3",
         "seed 0 -> 1",
     ]
+
+
+def test_a_finished_run_keeps_its_record():
+    """Only `num_iterations` gives it more to do; lowered, it ends a run where it stands.
+
+    Mutation: write keys into its record that no iteration was done with.
+    """
+    seed = Change("seed", "0", "5")
+    lowered = Change("num_iterations", "9", "4")
+    refuse_without_iterations(Path("run"), [], 4, 4)
+    refuse_without_iterations(Path("run"), [lowered], 4, 4)
+    refuse_without_iterations(Path("run"), [seed], 4, 5)
+    expected = (
+        "^run is finished after 4 iterations; raise num_iterations to go on, or leave out seed=5, "
+        "which would change nothing but its record$"
+    )
+    with pytest.raises(UserError, match=expected):
+        refuse_without_iterations(Path("run"), [lowered, seed], 4, 4)
+
+
+def test_what_was_changed_on_the_way_is_kept(tmp_path, capsys):
+    """Over several resumptions; what was changed where nothing was done since counts once, and back
+    again not at all.
+
+    Mutation: tell of it and forget it, or keep the last change alone.
+    """
+    steps = [
+        (Change("seed", "0", "7"), 0, []),
+        (Change("seed", "7", "5"), 2, ["seed 7 -> 5 after 2"]),
+        (Change("lr", "1", "2"), 3, ["seed 7 -> 5 after 2", "lr 1 -> 2 after 3"]),
+        (Change("lr", "2", "3"), 3, ["seed 7 -> 5 after 2", "lr 1 -> 3 after 3"]),
+        (Change("lr", "3", "1"), 3, ["seed 7 -> 5 after 2"]),
+        (Change("seed", "5", "6"), 1, ["seed 7 -> 6 after 1"]),
+    ]
+    for change, iteration, expected in steps:
+        record = examined(tmp_path, "a", path="p.txt")
+        record.tell_changes([change], iteration)
+        record.write()
+        written = json.loads((tmp_path / PROVENANCE).read_text())
+        kept = read_changes(written, tmp_path / PROVENANCE)
+        assert [f"{item} after {item.iteration}" for item in kept] == expected
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "seed 0 -> 7: no iteration is done yet, so the run has the new value throughout"
+    )
+    assert lines[1].startswith("seed 7 -> 5: from here on the numbers are not those of")
+    with pytest.raises(UserError, match=r"provenance\.json is damaged"):
+        read_changes({"changes": [{"key": "seed"}]}, tmp_path / PROVENANCE)
 
 
 def test_harmless_keys_exist_and_have_a_reason():
@@ -244,7 +300,7 @@ def test_accepted_prompts_are_told(tmp_path, capsys):
 def test_prompts_are_accepted_by_their_own_keys_alone(key, tmp_path):
     """Mutation: take any key below data or evaluation for one of prompts."""
     examined(tmp_path, "a", path="p.txt").write()
-    with pytest.raises(UserError, match="prompts changed since the run began"):
+    with pytest.raises(UserError, match="prompt changed since the run began"):
         examined(tmp_path, "b", path="p.txt", overrides=[f"++{key}=4"])
 
 
@@ -278,7 +334,7 @@ def test_digests_of_an_earlier_version_are_not_compared(tmp_path):
     (tmp_path / PROVENANCE).write_text(json.dumps(record))
     (tmp_path / "weights").write_bytes(b"two")
     examined(tmp_path, "a", path="p.txt", **node)
-    with pytest.raises(UserError, match="its 1 prompts changed"):
+    with pytest.raises(UserError, match="its 1 prompt changed"):
         examined(tmp_path, "b", path="p.txt", **node)
 
 
@@ -341,12 +397,12 @@ def test_other_code_is_told_once(tmp_path, monkeypatch, capsys):
     now = then | {"git_revision": "2" * 40 + "+", "versions": then["versions"] | {"torch": "3.0"}}
     monkeypatch.setattr(provenance, "environment", lambda: now)
     first = examined(tmp_path, "a", path="p.txt")
-    first.tell_changes()
+    first.tell_changes([], 1)
     first.write()
     assert capsys.readouterr().out.startswith(
         "commit 1111111111 -> 2222222222+, torch 1.0 -> 3.0: the run goes on with"
     )
-    examined(tmp_path, "a", path="p.txt").tell_changes()
+    examined(tmp_path, "a", path="p.txt").tell_changes([], 1)
     assert capsys.readouterr().out == ""
 
 

@@ -188,7 +188,7 @@ def test_a_right_value_is_accepted(words):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (("reward=ocr",), "could judge none of the 2100 prompts of data"),
+        (("reward=ocr",), "reward=ocr could judge none of the 2100 prompts of data"),
         (("reward=geneval2",), 'it needs metadata "vqa_list"'),
         (("data=compositions", "data.prompts.count=20"), "it needs captions of the shapes world"),
         (("lora.rank=129",), "lora.rank=129 must be at most 128, the width of the widest layer"),

@@ -192,7 +192,7 @@ def test_a_sweep_is_resumed_as_it_was_composed(place):
     before = [seen(sweep / number) for number in "01"]
     (place / "fail0").unlink()
     (place / "conf" / "small.yaml").unlink()
-    printed = re.search(r"`(python .*?)` runs what is missing", result.stderr)[1]
+    printed = re.search(r"`(\S*python\S* .*?)` runs what is missing", result.stderr)[1]
     elsewhere = place.parent / "elsewhere"
     elsewhere.mkdir()
     command = shlex.split(printed)[2:]
@@ -201,6 +201,7 @@ def test_a_sweep_is_resumed_as_it_was_composed(place):
     again = call(*command, "++trust_folder=True", cwd=elsewhere, script=ROOT / "train.py")
     assert again.returncode == 0, again.stderr
     assert "2 of 3 jobs to run" in again.stdout
+    assert not list(elsewhere.iterdir())  # no sweep's folder of its own
     assert (sweep / "0" / "resumed").exists() and not (sweep / "1" / "resumed").exists()
     assert ran(sweep / "2")["label"] == "2-num_threads=1,seed=2-my own"
     assert ran(sweep / "2")["num_iterations"] == 3

@@ -15,6 +15,16 @@ CASES = {
     "unknown first word": (["los.delta=1e-5"], ["los.delta", "'loss.delta'"]),
     "unknown top key": (["num_iteration=5"], ["num_iteration", "num_iterations"]),
     "unknown option": (["sampler=cpss"], ["sampler=cpss", "cps", "flow_sde"]),
+    "unknown option of a sweep": (["-m", "sampler=cpss", "seed=0,1"], ["sampler=cpss", "flow_sde"]),
+    "resume in a sweep": (["-m", "resume=sweep"], ["resume= in a sweep stands alone"]),
+    "no threshold": (
+        ["loss.delta=abc"],
+        ["loss.delta=abc must be", "a number of at least 0 (inf switches it off) or auto"],
+    ),
+    "no GPU": (
+        ["trainer.accelerator=tpu"],
+        ["trainer.accelerator=tpu: none is found on this machine; take cpu or auto"],
+    ),
     "group of one": (["batch.group_size=1"], ["batch.group_size=1", "at least 2"]),
     "uneven updates": (
         ["batch.updates_per_iteration=7"],
@@ -44,7 +54,7 @@ def test_one_line(case, tmp_path):
     overrides, expected = CASES[case]
     (tmp_path / "file").write_text("")
     result = train(
-        "debug=smoke", *(text.format(file=tmp_path / "file") for text in overrides), cwd=tmp_path
+        *(text.format(file=tmp_path / "file") for text in overrides), "debug=smoke", cwd=tmp_path
     )
     errors = [line for line in result.stderr.splitlines() if line.strip()]
     assert result.returncode == 1

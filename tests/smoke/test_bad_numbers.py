@@ -35,8 +35,7 @@ def test_nan_at_the_end_is_told_and_the_run_goes_on_from_before(tmp_path, monkey
     (line,) = errors(result)
     assert re.search(r"after iteration 2: the weight \S+ \(ema\) holds NaN or infinity", line)
     assert (
-        "the newest checkpoint is after iteration 1" in line
-        and f"python train.py resume={folder}" in line
+        "the newest checkpoint is after iteration 1" in line and f"train.py resume={folder}" in line
     )
     assert [path.name for path in checkpoint.list_complete(folder / "checkpoints")] == ["000001"]
     assert not (folder / "lora").exists()

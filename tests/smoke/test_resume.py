@@ -14,6 +14,9 @@ import torch
 from runs import SHORT, start, train
 from safetensors.torch import load_file
 
+from flowrl.report.compare import conditions
+from flowrl.report.runs import find
+from flowrl.report.tables import run_table
 from flowrl.runs import checkpoint
 
 TIMES = (
@@ -85,7 +88,7 @@ def test_interrupt_says_how_to_go_on(tmp_path):
         len(list((run / "checkpoints").glob("*/state.json"))) == 1
         and "the newest checkpoint is after" in out
     )
-    assert f"Continue with: python train.py resume={run}" in out
+    assert f"train.py resume={run}" in out.partition("Continue with: ")[2]
     assert "Traceback" not in err
 
 
@@ -144,6 +147,30 @@ def test_a_last_evaluation_that_failed_is_made_up_for(tmp_path):
         "eval/held_in/reward"
     ]
     assert not (run / "images" / "before.safetensors").exists()
+
+
+def test_a_finished_run_takes_no_other_values(finished_run, tmp_path):
+    """Refused in one line, with nothing written; with an iteration more it goes on, and the record
+    and the report say what was changed.
+
+    Mutation: write the configuration before looking for iterations to do.
+    """
+    run = tmp_path / "copy"
+    shutil.copytree(finished_run, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    refused = train(f"resume={run}", "seed=5", cwd=tmp_path)
+    (line,) = refused.stderr.splitlines()
+    assert refused.returncode == 1 and "seed 0 -> 5" not in refused.stdout
+    assert f"{run} is finished after 4 iterations; raise num_iterations to go on" in line
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert after == before
+    result = train(f"resume={run}", "seed=5", "num_iterations=5", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "seed 0 -> 5: from here on the numbers are not those" in result.stdout
+    (changed,) = find([run])
+    assert sorted(map(str, changed.changes)) == ["num_iterations 4 -> 5", "seed 0 -> 5"]
+    note = run_table([changed], conditions([changed]), []).note
+    assert "copy: seed 0 -> 5 after iteration 4" in note
 
 
 def test_a_resumed_run_is_the_run_it_was(tmp_path):

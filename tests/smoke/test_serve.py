@@ -162,7 +162,7 @@ def test_a_run_that_loses_its_server_stops_with_a_checkpoint_and_can_be_continue
     assert (
         last.startswith("error: 100% of the rewards are missing") and f"{server.url}/score" in last
     )
-    assert f"python train.py resume={run}" in last
+    assert f"train.py resume={run}" in last
     (kept,) = (run / "checkpoints").iterdir()
     assert int(kept.name) == len(rows(run)) < 12 and f"after iteration {int(kept.name)}" in last
     again = Process("reward=shapes", port=server.port)

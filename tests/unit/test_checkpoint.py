@@ -11,6 +11,9 @@ from safetensors import SafetensorError
 from flowrl.errors import UserError
 from flowrl.runs import checkpoint
 from flowrl.runs.disk import DiskFull
+from flowrl.runs.files import grant_usual_mode
+from flowrl.tuning.formats import LoRAFile
+from flowrl.tuning.writer import write
 
 
 def save(folder, iteration, keep=2, **state):
@@ -30,6 +33,25 @@ def test_round_trip(tmp_path):
     assert state == {"num_iterations": 12, "record": {"x": [1.5]}}
     assert loaded["lora"].keys() == {"a", "b"}
     assert all(torch.equal(loaded["lora"][name], value) for name, value in weights["lora"].items())
+
+
+def test_whoever_may_read_new_files_may_read_weights(tmp_path):
+    """The files of a checkpoint, of an exported LoRA and of a whole pipeline's folder alike.
+
+    Mutation: leave safetensors' files as the library makes them, for their owner alone.
+    """
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    lora_file = LoRAFile({"to_q": torch.ones(1, 2)}, {"to_q": torch.ones(2, 1)}, {"to_q": 1.0})
+    paths = [*save(tmp_path, 1).iterdir(), write(lora_file, tmp_path / "lora", "comfy")]
+    folder = tmp_path / "pipeline" / "vae"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").touch(0o600)
+    grant_usual_mode(tmp_path / "pipeline")
+    paths.append(folder / "model.safetensors")
+    assert {path.name: path.stat().st_mode for path in paths} == {
+        path.name: usual for path in paths
+    }
 
 
 def test_newest_are_kept_in_order_of_iteration(tmp_path):

@@ -1,6 +1,7 @@
 """Overrides and commands read back as they were meant, by Hydra, omegaconf and a shell."""
 
 import shlex
+import shutil
 import sys
 
 import pytest
@@ -50,10 +51,34 @@ def test_a_printed_command_is_read_back_by_a_shell(text):
     assert words[3].startswith("resume=") and read_back(words[3]) == folder
 
 
+def test_a_shell_finds_the_interpreter_that_runs(monkeypatch, tmp_path):
+    """`python` in an active environment, else its path, from here where it lies below, with the
+    shell's quotes.
+
+    Mutation: print `python` alone, which a shell without the environment lacks or has elsewhere.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(TRAIN)])
+    folder = tmp_path / "my env" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("python", "python3"):
+        (folder / name).touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python3"))
+    monkeypatch.setenv("PATH", f"/nowhere:{folder}")
+    assert resume_command("x") == "python train.py resume=x"
+    for path in ("/nowhere", "/usr/bin"):
+        monkeypatch.setenv("PATH", path)
+        assert resume_command("x") == "'my env/bin/python3' train.py resume=x"
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert shlex.split(resume_command("x"))[0] == str(folder / "python3")
+
+
 def test_plain_folders_are_printed_plainly(monkeypatch):
     """FlowRL's script has its short name, a user's the one it was called by. Mutation: quote
     everything.
     """
+    monkeypatch.setattr(shutil, "which", lambda name: sys.executable)
     monkeypatch.setattr(sys, "argv", [str(TRAIN)])
     assert (
         resume_command("outputs/2026-01-01/12-00-00-x")

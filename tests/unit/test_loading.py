@@ -1,5 +1,8 @@
+import logging
+
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from flowrl.rewards.loading import load_pretrained, load_weights, require
 
@@ -115,3 +118,38 @@ def test_a_file_of_no_usable_weights(tmp_path, content, words):
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=f"^reward.weights=.*{words}"):
         load_weights(str(tmp_path / "weights.pt"), "weights")
+
+
+class FromHub:
+    """Fails as transformers does, with its own error from that of the hub's library."""
+
+    def __init__(self, cause):
+        self.cause = cause
+        self.__name__ = "Scorer"
+
+    def from_pretrained(self, place, **options):
+        try:
+            raise self.cause
+        except Exception as error:
+            raise OSError(f"cannot find {place}") from error
+
+
+def test_a_hub_out_of_reach_is_not_the_names_fault(tmp_path):
+    """Other errors are; a local folder's never has to do with the hub. The library's log, which has
+    a handler of its own, goes to no other.
+
+    Mutation: blame the name for a missing network, print retries twice.
+    """
+    logging.getLogger("huggingface_hub").propagate = True
+    expected = (
+        r"^reward.pretrained=org/name: not in the local hub cache, and the hub cannot be reached; "
+        "download it first, or give a folder$"
+    )
+    for cause in (LocalEntryNotFoundError("offline"), ConnectionError("no route")):
+        with pytest.raises(ValueError, match=expected):
+            load_pretrained(FromHub(cause), "org/name", "pretrained")
+        with pytest.raises(ValueError, match="give a local folder or a hub id"):
+            load_pretrained(FromHub(cause), str(tmp_path), "pretrained")
+    with pytest.raises(ValueError, match="give a local folder or a hub id"):
+        load_pretrained(FromHub(KeyError("other")), "org/name", "pretrained")
+    assert not logging.getLogger("huggingface_hub").propagate

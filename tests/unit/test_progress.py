@@ -1,7 +1,7 @@
 """The progress bar counts the run's iterations."""
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 
 from flowrl.callbacks.progress import Progress
 from flowrl.training.prompt_data import PromptData
@@ -22,9 +22,20 @@ class Still(LightningModule):
         return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
 
 
+class Evaluates(Callback):
+    """Draws before training, as an evaluation does."""
+
+    def on_train_start(self, trainer, pl_module):
+        with trainer.progress_bar_callback.in_words() as tell:
+            for count in (0, 8):
+                tell(f"evaluating held_in: {count} of 8 images")
+
+
 def test_a_resumed_run_goes_on_where_it_stopped(capsys):
-    """Three of five are left. Mutation: count from zero, or to what is left; show the tracker's run
-    id.
+    """Three of five are left; an evaluation stands in the bar's place while it draws.
+
+    Mutation: count from zero, or to what is left; show the tracker's run id, or a bar that stands
+    still.
     """
     data = PromptData(
         prompts=[Prompt("a"), Prompt("b")], prompts_per_iteration=1, num_iterations=5, seed=0
@@ -32,9 +43,14 @@ def test_a_resumed_run_goes_on_where_it_stopped(capsys):
     data.start_iteration = 2
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(
-        accelerator="cpu", max_epochs=1, callbacks=[Progress(refresh_rate=1)], **quiet
+        accelerator="cpu", max_epochs=1, callbacks=[Progress(refresh_rate=1), Evaluates()], **quiet
     )
     trainer.fit(Still(), datamodule=data)
     shown = "".join(capsys.readouterr())
     assert all(f" {n}/5 " in shown for n in (3, 4, 5)) and "5/5" in shown and "reward=4" in shown
+    lines = [line.strip() for line in shown.split("\r")]
+    first = lines.index("evaluating held_in: 0 of 8 images")
+    assert lines[first + 1] == "evaluating held_in: 8 of 8 images"
+    assert not any("evaluating" in line for line in lines[first + 2 :])
+    assert "/?" not in "".join(lines[2:]) and "2/5" in lines[2]  # once Lightning has made the bar
     assert " 1/" not in shown and "/3 " not in shown and "v_num" not in shown

@@ -23,6 +23,7 @@ from flowrl.report.tables import (
     run_table,
 )
 from flowrl.statistics import difference, mean
+from flowrl.values.plural import counted
 
 REWARD, KL = "eval/held_in/reward", "eval/held_in/kl_ref"
 TARGETS = {"grpo": "flowrl.losses.grpo.grpo", "dppo": "flowrl.losses.dppo.DPPO"}
@@ -256,14 +257,50 @@ def test_the_script_writes_one_offline_page_without_torch(sweep, root):
     ("extra", "message"),
     [(["--baseline", "loss=grp"], "loss=grpo"), (["--metrics", "eval/x"], "metrics.csv")],
 )
-def test_mistakes_end_in_one_line(sweep, root, extra, message, monkeypatch):
+def test_mistakes_end_in_one_line(sweep, root, extra, message, monkeypatch, capsys):
     """Mutation: fall back to the first condition, or draw an empty column."""
     monkeypatch.setattr(sys, "argv", ["report.py", str(sweep), *extra])
-    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+    with pytest.raises(SystemExit, match=r"^1$"):
         runpy.run_path(str(root / "scripts" / "report.py"), run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):
     """Mutation: write an empty report."""
     with pytest.raises(ValueError, match="no run there"):
         find([tmp_path])
+
+
+def test_rounding_is_no_difference(tmp_path):
+    """A float32 number's last bit is printed as 0, a thousandth of the value as itself; two seeds
+    have no interval, and the table says so.
+
+    Mutation: print -7.45e-09 for a difference of 0.
+    """
+    rewards = {"grpo": (0.1, 0.5), "dppo": (0.1 - 7.45e-9, 0.5)}
+    for loss, values in rewards.items():
+        for seed, reward in enumerate(values):
+            write_run(tmp_path / f"{loss}{seed}", seed, loss, reward, kl=0.1)
+    groups = conditions(find([tmp_path]))
+    for table in (
+        difference_table(groups, groups[0], [REWARD]),
+        effect_table(groups, [REWARD]),
+    ):
+        gap = table.rows[0][-1]
+        assert gap.mean == 0 and math.isnan(gap.low)
+        assert "| +0 |" in table.markdown()
+    assert (
+        "no intervals, since there are fewer than 3 seeds" in ablation_table(groups, [REWARD]).note
+    )
+    write_run(tmp_path / "dppo2", 2, "dppo", 0.5005)
+    write_run(tmp_path / "grpo2", 2, "grpo", 0.5)
+    groups = conditions(find([tmp_path]))
+    gap = difference_table(groups, groups[1], [REWARD]).rows[0][-1]
+    assert gap.mean == pytest.approx(0.0005 / 3, rel=1e-4)
+    assert "95 % Student's intervals" in ablation_table(groups, [REWARD]).note
+
+
+def test_one_is_counted_as_one():
+    """Mutation: 1 runs in 1 conditions."""
+    assert [counted(count, "run") for count in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from flowrl.statistics import by_prompt, difference, fallen, mean, ratio
+from flowrl.statistics import by_prompt, difference, fallen, interval_kinds, mean, ratio
 
 PROMPTS = np.arange(400) // 4
 
@@ -144,3 +144,19 @@ def test_one_prompt_repeated_raises_no_alarm():
     now = {"reward": 0.1 + 1e-3 * np.arange(400) / 400, "gold": 0.9 + 1e-3 * np.arange(400) / 400}
     assert fallen(before, now, PROMPTS, np.arange(100)) == ["gold"]
     assert fallen(before, now, PROMPTS, np.zeros(100, int)) == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([5, 9], "95 % bootstrap intervals"),
+        ([], "95 % bootstrap intervals"),
+        ([0, 3], "95 % Student's intervals, since there are fewer than 5 seeds"),
+        ([1, 4], "95 % Student's intervals, since there are fewer than 5 seeds"),
+        ([5, 4], "95 % intervals: bootstrap, of 3 or 4 seeds Student's"),
+        ([2, 1], "no intervals, since there are fewer than 3 seeds"),
+    ],
+)
+def test_intervals_are_called_what_they_are(counts, expected):
+    """As `mean` makes them. Mutation: call all of them bootstrap intervals."""
+    assert interval_kinds(counts, "seeds") == expected

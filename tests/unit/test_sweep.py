@@ -19,9 +19,9 @@ from flowrl.runs.command_line import override
 from flowrl.sweep import pool, ranks
 from flowrl.sweep.job import JobsFailed, environment, num_ranks, objective
 from flowrl.sweep.plan import find_places, match, read_sweep, write_sweep
-from flowrl.sweep.pool import Pool, Slots, find_slots
+from flowrl.sweep.pool import NOTICES, Pool, Slots, find_slots
 from flowrl.sweep.table import line
-from hydra_plugins.flowrl_pool.pool_launcher import find_earlier
+from hydra_plugins.flowrl_pool.pool_launcher import HYDRAS, discard_decoy, find_earlier
 
 STAND_IN = """
     import json, os, pathlib, signal, sys, time
@@ -157,8 +157,10 @@ def test_a_rank_that_outlives_the_others_is_ended(sweep):
     assert (job.state, job.problem) == ("failed", "rank 1 went on after another had ended")
 
 
-def test_an_interrupt_stops_the_jobs_and_is_passed_on(sweep, tmp_path):
-    """Mutation: leave the jobs running, or swallow the interrupt."""
+def test_an_interrupt_stops_the_jobs_and_is_passed_on(sweep, tmp_path, capsys):
+    """It is told at once. Mutation: leave the jobs running, swallow the interrupt, or wait in
+    silence.
+    """
     stopper = (
         "import os, pathlib, signal, sys, time\n"
         "while len(list(pathlib.Path(sys.argv[1]).glob('*/waits0'))) < 2: time.sleep(0.1)\n"
@@ -175,6 +177,25 @@ def test_an_interrupt_stops_the_jobs_and_is_passed_on(sweep, tmp_path):
         with pytest.raises(ProcessLookupError):
             os.killpg(json.loads((folder / "seen0.json").read_text())["group"], 0)
     assert not (tmp_path / "sweep" / "2").exists()
+    told = capsys.readouterr().out
+    assert told.index(NOTICES[0].format("Ctrl-C")) < told.index("stopped")
+    assert NOTICES[1] not in told
+
+
+def test_a_sweep_that_never_began_leaves_no_folder(tmp_path):
+    """With what was made for it; a folder with anything else stays. Mutation: leave the decoy, or
+    remove a sweep.
+    """
+    made = [tmp_path / "day" / "sweep", tmp_path / "day"]
+    made[0].mkdir(parents=True)
+    (made[0] / HYDRAS).touch()
+    (made[0] / "sweep.json").touch()
+    discard_decoy(made)
+    assert len(list(made[0].iterdir())) == 2
+    (made[0] / "sweep.json").unlink()
+    discard_decoy(made)
+    assert not made[1].exists() and tmp_path.is_dir()
+    discard_decoy(made)
 
 
 def test_a_job_that_still_runs_is_not_started_again(sweep, tmp_path):

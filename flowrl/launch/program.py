@@ -1,0 +1,37 @@
+"""The door of train.py and the scripts, which import it before anything heavy: an interrupt during
+the seconds of their other imports ends the process without a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+INTERRUPTED = 130
+"""The exit status after an interrupt."""
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(INTERRUPTED)
+
+
+# Where PyTorch is there already, as in tests, the process is not one that is only starting; and an
+# interrupt that is ignored, as in the background of a shell, stays so.
+if "torch" not in sys.modules and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _end)
+
+
+def run_program(main: Callable[[], Any], log: Path | None = None) -> int:
+    """Call `main` as `flowrl.launch.errors.one_line_errors` does, and return its exit status; from
+    here on an interrupt raises KeyboardInterrupt.
+    """
+    from flowrl.launch.errors import one_line_errors
+
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return one_line_errors(main, log)

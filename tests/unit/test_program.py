@@ -1,0 +1,75 @@
+"""The door of train.py and the scripts: an interrupt ends in silence with status 130."""
+
+import ast
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+PROGRAM = """
+    from flowrl.launch.program import run_program
+
+    import slow
+
+    def main():
+        print("main", flush=True)
+        slow.wait()
+
+    if __name__ == "__main__":
+        raise SystemExit(run_program(main))
+"""
+SLOW = """
+    import time
+
+    def wait():
+        time.sleep(100)
+
+    try:
+        print("importing", flush=True)
+        time.sleep(IMPORT)
+    except KeyboardInterrupt as error:  # as a library may turn it into another error
+        raise ImportError("no") from error
+"""
+
+
+@pytest.mark.parametrize(("seconds", "moment"), [(100, "importing"), (0, "main")])
+def test_an_interrupt_is_no_traceback(seconds, moment, tmp_path):
+    """During imports and in `main`. Mutation: heed interrupts only once all is imported."""
+    (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
+    (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW).replace("IMPORT", str(seconds)))
+    process = subprocess.Popen(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while process.stdout.readline().strip() != moment:
+        assert process.poll() is None
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+
+
+def test_programs_import_their_door_first(root):
+    """Mutation: import PyTorch before it in a script, or leave a script without it."""
+    light = {"kill_and_resume", "mutation", "structure", "metrics_page"}
+    num_programs = 0
+    for path in (root / "train.py", *(root / "scripts").glob("*.py")):
+        text = path.read_text()
+        if 'if __name__ == "__main__"' not in text or path.stem in light:
+            continue
+        imports = [
+            node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+            for node in ast.parse(text).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        first = next(name for name in imports if name != "__future__")
+        assert first == "flowrl.launch.program" and "run_program(" in text, path
+        num_programs += 1
+    assert num_programs > 10
