@@ -58,7 +58,7 @@ def test_an_interrupt_is_no_traceback(seconds, moment, tmp_path):
 
 def test_programs_import_their_door_first(root):
     """Mutation: import PyTorch before it in a script, or leave a script without it."""
-    light = {"kill_and_resume", "mutation", "structure", "metrics_page"}
+    light = {"import_picture", "kill_and_resume", "mutation", "structure", "metrics_page"}
     num_programs = 0
     for path in (root / "train.py", *(root / "scripts").glob("*.py")):
         text = path.read_text()
