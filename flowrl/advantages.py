@@ -30,7 +30,8 @@ class Advantages:
     """Advantages of B samples, which of them have one at all, and what share of the groups taught
     nothing.
 
-    `values` holds one number a sample, or one a sample and trained step, [B, T]. A sample is used
+    `values` holds one number a sample, or one a sample and term, [B, T]: a stochastic step, or
+    with a forward-process loss a sigma of the grid. A sample is used
     where its reward is valid and its group has another valid one; in a constant group that gives 0.
     """
 

@@ -21,8 +21,14 @@ from flowrl.values.bounds import Guidance, Steps
 
 
 def option(sampler: object) -> str:
-    """Return the word for a sampler on the command line: its class in snake case, `flow_sde`."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(sampler).__name__).lower()
+    """Return the word for a sampler on the command line: its class in snake case, `flow_sde`.
+
+    A private class that is derived from one of FlowRL's counts as that one.
+    """
+    kinds = type(sampler).__mro__
+    known = [kind for kind in kinds if kind.__module__.startswith("flowrl.samplers.")]
+    kind = known[0] if known else kinds[0]
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
 
 
 Advantage = Callable[

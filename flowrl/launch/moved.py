@@ -38,8 +38,8 @@ def move(node: Any) -> Any:
     target = moved.get("_target_")
     if isinstance(target, str):
         moved["_target_"] = current_name(target)
-    if target in CLASSES:
-        moved.pop("_partial_", None)
+        if target in CLASSES:
+            moved.pop("_partial_", None)
     return moved
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import logging
 import types
@@ -77,9 +76,10 @@ def hints_of(target: Any) -> dict[str, Any]:
     read.
     """
     declared: Any = target
-    # Fields of a dataclass's base are read with the names of that base's own module.
-    if inspect.isclass(target) and not dataclasses.is_dataclass(target):
-        declared = target.__init__
+    if inspect.isclass(target):
+        owner = next(kind for kind in target.__mro__ if "__init__" in vars(kind))
+        # Fields of a dataclass's base are read with the names of that base's own module.
+        declared = owner if "__dataclass_fields__" in vars(owner) else target.__init__
     try:
         return get_type_hints(declared, include_extras=True)
     except (NameError, TypeError, AttributeError):

@@ -46,7 +46,7 @@ OPEN = (
     "samplers",
     "rewards",
     "callbacks.progress",
-    "learning_rate",
+    "training.learning_rate",
     "schedule",
     "prompts",
 )

@@ -48,7 +48,7 @@ SPECIAL: dict[str, Any] = {
 
 Path = tuple[str | int, ...]
 
-CALLED = ("optimizer", "loss", "advantage", "learning_rate", "embeddings")
+CALLED = ("optimizer", "advantage", "learning_rate", "embeddings")
 """Nodes that may name a function to be called later, with `_partial_: true`."""
 
 WHOLE = {

@@ -18,7 +18,7 @@ SMALLEST_ERROR = 1e-10
 """Added to an error below the generalised Huber root, whose slope at 0 is infinite."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class AWM(ForwardLoss):
     """Mean over samples of max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)).
 
@@ -35,7 +35,7 @@ class AWM(ForwardLoss):
 
     name: ClassVar[str] = "awm"
 
-    weighting: Literal["uniform", "sigma", "sigma_squared", "huber"]
+    weighting: Literal["uniform", "sigma", "sigma_squared", "generalised_huber"]
     huber_power: Rate
     clip_low: ClipLow
     clip_high: ClipHigh

@@ -79,6 +79,9 @@ class DPPO(ReverseLoss):
             )
 
     def check(self, *, form: str, reduction: str, sampler: str) -> None:
+        self._check_likelihood(form, reduction)
+
+    def _check_likelihood(self, form: str, reduction: str) -> None:
         require_gaussian(form, loss=self.name)
         is_sum = self.divergence == "kl" and reduction == "sum"
         needed = "sum_kl" if is_sum else self.divergence
@@ -98,6 +101,7 @@ class DPPO(ReverseLoss):
             )
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
+        self._check_likelihood(inputs.form, inputs.reduction)
         advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         log_ratio = inputs.log_prob - inputs.old_log_prob
         with torch.no_grad():

@@ -37,6 +37,7 @@ class GRPO(ReverseLoss):
         require_calibration(self.calibrated_for, form=form, reduction=reduction)
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
+        require_calibration(self.calibrated_for, form=inputs.form, reduction=inputs.reduction)
         advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         losses, metrics = clipped_surrogate(
             advantage,

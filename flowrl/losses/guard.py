@@ -33,19 +33,23 @@ class Guard(ReverseLoss):
         check_fields(self, "loss")
 
     def check(self, *, form: str, reduction: str, sampler: str) -> None:
-        require_gaussian(form, loss=self.name)
-        if reduction != "mean":
-            raise UserError(
-                f"loss=guard needs likelihood.reduction=mean, not {reduction}: its bias is a mean "
-                "KL"
-            )
+        self._check_likelihood(form, reduction)
         if sampler != "flow_sde":
             raise UserError(
                 f"loss=guard needs sampler=flow_sde, not {sampler}: its centred ratio and its "
                 "division by -dt belong to that step"
             )
 
+    def _check_likelihood(self, form: str, reduction: str) -> None:
+        require_gaussian(form, loss=self.name)
+        if reduction != "mean":
+            raise UserError(
+                f"loss=guard needs likelihood.reduction=mean, not {reduction}: its bias is a mean "
+                "KL"
+            )
+
     def __call__(self, inputs: LossInputs) -> LossOutput:
+        self._check_likelihood(inputs.form, inputs.reduction)
         advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         log_ratio = (inputs.log_prob - inputs.old_log_prob + inputs.kl) * inputs.std
         losses, metrics = clipped_surrogate(

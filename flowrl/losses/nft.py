@@ -17,7 +17,7 @@ MIN_WEIGHT = 1e-5
 """Smallest mean absolute error that a sample's loss is divided by."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NFT(ForwardLoss):
     """Mean over samples of advantage_clip / beta (r |x0_plus - x0|^2 / w_plus + (1 - r) |x0_minus -
     x0|^2 / w_minus).

@@ -13,7 +13,7 @@ from flowrl.types import ForwardInputs, LossOutput
 from flowrl.values.bounds import Limit
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class PEPG(ForwardLoss):
     """Mean over samples of -exp(rho) (A - rho) elbo, where rho = elbo - old_elbo has no gradient.
 

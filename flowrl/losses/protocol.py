@@ -17,7 +17,8 @@ Kind = Literal["reverse", "forward"]
 class Loss:
     """The part of the contract that losses of both kinds share.
 
-    A loss is a dataclass whose fields are the options of its YAML file. It may state what it needs
+    A loss is a dataclass whose fields are the options of its YAML file, and a call of it changes
+    nothing: before the first rollout it is called on made-up samples. It may state what it needs
     of the method in `check`, define metrics of its own in `metrics`, follow the run in `begin` and
     `observe`, and keep state that a checkpoint saves. The defaults need nothing and keep nothing.
     """
@@ -52,7 +53,7 @@ class Loss:
         return {}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Take back what `state` gave, perhaps under other options."""
+        """Take back what `state` gave, or a part of it: perhaps under other options or code."""
 
 
 class ReverseLoss(Loss, ABC):
@@ -70,7 +71,7 @@ class ReverseLoss(Loss, ABC):
         return None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class ForwardLoss(Loss, ABC):
     """A loss over generated samples that are noised again: a function of two velocities there.
 

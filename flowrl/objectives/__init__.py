@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from flowrl.algorithm import Algorithm
+from flowrl.errors import UserError
+from flowrl.losses.protocol import Loss
 from flowrl.objectives.forward import ForwardObjective
 from flowrl.objectives.reverse import ReverseObjective
 
@@ -15,6 +17,14 @@ OBJECTIVES: dict[str, type[ReverseObjective] | type[ForwardObjective]] = {
 
 def check_method(algorithm: Algorithm) -> None:
     """Raise UserError where the parts of a method do not suit each other."""
+    loss: object = algorithm.loss
+    if not isinstance(loss, Loss) or getattr(loss, "kind", None) not in OBJECTIVES:
+        raise UserError(
+            f"loss={type(loss).__name__} is no ReverseLoss or ForwardLoss of "
+            "flowrl.losses.protocol; a function that was a loss becomes the __call__ of one"
+        )
+    if not isinstance(getattr(loss, "name", None), str):
+        raise UserError(f"loss={type(loss).__name__} has no name; give its class one, for messages")
     OBJECTIVES[algorithm.loss.kind].check_method(algorithm)
 
 

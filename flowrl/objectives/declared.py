@@ -8,6 +8,9 @@ from flowrl.losses.protocol import Loss
 from flowrl.runs.glossary import is_known
 from flowrl.types import LossOutput
 
+OBJECTIVES_OWN = ("loss/policy", "loss/penalty")
+"""Metrics that the objective adds to those of a loss."""
+
 
 def require_declared(loss: Loss, output: LossOutput) -> None:
     """Raise UserError for a metric of a loss that neither it nor the glossary defines.
@@ -16,6 +19,12 @@ def require_declared(loss: Loss, output: LossOutput) -> None:
     not end a run after hours.
     """
     names = [name.removesuffix(SQUARED) for name in output.metrics]
+    taken = [name for name in names if name in OBJECTIVES_OWN]
+    if taken:
+        raise UserError(
+            f"loss={loss.name} returns the metric {taken[0]!r}, which its objective logs; leave it "
+            "out, or log it under a name of your own"
+        )
     clashing = [name for name in loss.metrics if is_known(name) or "/" not in name]
     if clashing:
         raise UserError(

@@ -61,9 +61,9 @@ class ForwardObjective:
                 "rollout.shared_initial_noise=true: set it to false"
             )
         loss.check(form=likelihood.form, reduction=likelihood.reduction, sampler=sampler)
-        state = torch.zeros(1, 1, 1, 1)
-        one = torch.ones(1)
-        is_used = torch.ones(1, dtype=torch.bool)
+        state = torch.zeros(2, 4, 8, 8)
+        one = torch.ones(2)
+        is_used = torch.ones(2, dtype=torch.bool)
         inputs = ForwardInputs(state, state, one, state, state, one, is_used)
         require_declared(loss, loss(inputs))
 

@@ -62,7 +62,10 @@ class ReverseObjective:
         for number in candidates:
             _check_step(algorithm, number)
         loss = cast(ReverseLoss, algorithm.loss)
-        zero = torch.zeros(1)
+        drawn = ReverseObjective.steps_of(algorithm, iteration=0, seed=0, prompt=0)
+        if not set(drawn) <= set(candidates):
+            raise UserError(f"steps: {drawn} were drawn, which are not among {candidates}")
+        zero = torch.zeros(2)
         inputs = LossInputs(
             log_prob=zero,
             old_log_prob=zero,

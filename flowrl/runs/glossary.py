@@ -48,7 +48,7 @@ GLOSSARY: dict[str, str] = {
     "trust/delta": "Threshold of the divergence mask (Flow-DPPO only).",
     "trust/kl_old/*": "The same KL at one step of the grid, by its number.",
     "trust/tv_old/*": "The same total variation at one step of the grid, by its number.",
-    "trust/velocity_old": "Mean (v - old_v)^2 at noised samples (Diffusion-NFT only).",
+    "trust/velocity_old": "Mean (v - old_v)^2 at noised samples (forward-process losses only).",
     "trust/tv_old_max": "The largest such total variation of the iteration.",
     "trust/ratio_std": (
         "Root mean square of the probability ratio minus 1 over all samples of a step and update, "

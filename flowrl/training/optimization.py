@@ -58,8 +58,9 @@ def accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: R
         divisor = num_samples * policy.objective.num_terms(batch) / len(batch.rows)
         with synchronised(policy, is_last=number == len(terms)):
             output = policy.objective.term(batch, index, policy.num_optimizer_steps)
+            term = (policy.num_optimizer_steps, index)
             for name, value in output.metrics.items():
-                record.add(name, value, term=(policy.num_optimizer_steps, index))
+                record.add(name, value, len(batch.rows), term=term)
             policy.manual_backward(output.loss / divisor)
 
 

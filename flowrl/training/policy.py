@@ -118,8 +118,8 @@ class Policy(LightningModule):
         record = Record()
         loss = self.algorithm.loss
         with self.objective.behaviour():
-            shares = self.plan.updates(self.global_rank)
-            updates = [sample_update(self, batch, micro_batches) for micro_batches in shares]
+            shares = enumerate(self.plan.updates(self.global_rank))
+            updates = [sample_update(self, batch, number, rows) for number, rows in shares]
         clock.lap("perf/rollout_seconds")
         assign_advantages(self, [part for update in updates for part in update], record)
         clock.lap("perf/reward_seconds")
@@ -222,11 +222,12 @@ class Policy(LightningModule):
             "num_optimizer_steps": self.num_optimizer_steps,
             "learning": self.learning.state(),
         }
-        return counters | self.algorithm.loss.state()
+        return counters | {"loss": self.algorithm.loss.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
         self.num_iterations = state["num_iterations"]
         self.num_optimizer_steps = state["num_optimizer_steps"]
         self.learning.load_state(state.get("learning"))
-        self.algorithm.loss.load_state(state)
+        # Earlier versions kept a threshold beside the counters.
+        self.algorithm.loss.load_state(state.get("loss", state))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.training.metric_means import NotFinite, Record, record_rewards
 
@@ -39,6 +40,7 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     by_row = advantages.values.new_zeros(num_samples, *advantages.values.shape[1:])
     by_row = by_row.index_copy(0, rows, advantages.values)
     is_used = torch.zeros(num_samples, dtype=torch.bool).index_copy(0, rows, advantages.is_used)
+    _check_width(policy, batches, by_row)
     for batch in batches:
         batch.advantage = by_row[list(batch.rows)].to(policy.device)
         batch.is_used = is_used[list(batch.rows)].to(policy.device)
@@ -46,6 +48,19 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     record_rewards(record, output, values, is_valid)
     for name, value in advantages.metrics().items():
         record.add(name, value)
+
+
+def _check_width(policy: Policy, batches: Sequence[MicroBatch], advantages: Tensor) -> None:
+    """Raise UserError unless advantages are one a sample, or one a sample and term."""
+    if advantages.ndim == 1:
+        return
+    num_terms = {policy.objective.num_terms(batch) for batch in batches}
+    if num_terms != {advantages.shape[1]}:
+        raise UserError(
+            f"advantage gives {advantages.shape[1]} numbers a sample, but {sorted(num_terms)} "
+            "terms are trained; give one number a sample, or one for each stochastic step or, with "
+            "a forward-process loss, for each sigma of the grid"
+        )
 
 
 def gather_rows(policy: Policy, values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, Predicate
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import SchemaError
 
 from flowrl.values.bounds import Told
 
@@ -37,7 +38,10 @@ def fits(value: Any, hint: Any) -> bool:
         return (type(value), value) in [(type(word), word) for word in get_args(base)]
     if inspect.isclass(base) and get_origin(base) is None and base not in PLAIN:
         return False  # an object, which only a node with a target can make
-    adapter = _adapter(hint)
+    try:
+        adapter = _adapter(hint)
+    except TypeError:
+        return True  # a private hint that cannot be hashed is not checked
     if adapter is None:
         return True
     try:
@@ -54,7 +58,7 @@ def _adapter(hint: Any) -> Any:
     """
     try:
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except (PydanticUserError, NameError):
+    except (PydanticUserError, SchemaError, NameError):
         return None
 
 

@@ -37,7 +37,7 @@ ROOMS = {
         "values",
     ),
     # The rooms, each after those that it may know.
-    "values": ("errors", "annotated_types", "pydantic"),
+    "values": ("errors", "annotated_types", "pydantic", "pydantic_core"),
     "shapes": ("errors", "numpy", "scipy"),
     "images": ("errors", "numpy", "PIL"),
     "prompts": ("errors", "shapes", "types", "values", "annotated_types", "numpy"),

@@ -10,7 +10,7 @@ from runs import fit, make, term_loss
 
 from flowrl.advantages import group
 from flowrl.errors import UserError
-from flowrl.losses.protocol import ReverseLoss
+from flowrl.losses.protocol import ForwardLoss, ReverseLoss
 from flowrl.objectives import check_method
 from flowrl.training import optimization
 from flowrl.training.metric_means import Record
@@ -27,7 +27,7 @@ class Weighted(ReverseLoss):
     name = "weighted"
     metrics: ClassVar = {"acme/weight": "What the policy gradient is multiplied by."}
 
-    weight: float = 1.0
+    weight: float = 0.0
 
     def __call__(self, inputs):
         ratio = (inputs.log_prob - inputs.old_log_prob).exp()
@@ -62,7 +62,7 @@ def test_a_private_loss_logs_and_keeps_what_is_its_own():
     check_method(policy.algorithm)
     fit(policy, data)
     assert policy.last_metrics["acme/weight"] == 1.0
-    assert policy.state()["acme_weight"] == 10.0 * policy.plan.inner_epochs
+    assert policy.state()["loss"]["acme_weight"] == 10.0 * policy.plan.inner_epochs
     other, _, _ = make(*SMALL)
     put(other, loss=Weighted())
     other.load_state(policy.state())
@@ -104,19 +104,84 @@ def test_an_advantage_may_differ_between_steps():
 
     put(policy, advantage=by_step)
     seen = []
-    whole = policy.objective.term
+    whole = policy.algorithm.loss
 
-    def term(batch, index, num_optimizer_steps):
-        seen.append((index, batch.advantage_at(index), batch.advantage))
-        return whole(batch, index, num_optimizer_steps)
+    def loss(inputs):
+        seen.append(inputs.advantage)
+        return whole(inputs)
 
-    policy.objective.term = term
+    policy.objective.loss = Listening(loss)
     fit(policy, data)
-    assert {index for index, _, _ in seen} == set(range(num_steps))
-    for index, advantage, both in seen:
-        assert both.shape[1] == num_steps
-        assert torch.equal(advantage, both[:, 1] * index)
-    assert any(advantage.any() for _, advantage, _ in seen)
+    # Micro-batch by micro-batch, each term in its turn.
+    for number, advantage in enumerate(seen):
+        first = seen[number - number % num_steps + 1]
+        assert torch.equal(advantage, first * (number % num_steps))
+    assert any(advantage.any() for advantage in seen)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_advantages_of_another_number_of_terms_are_refused(width):
+    """Before any update. Mutation: index whatever is there."""
+    policy, data, _ = make(*SMALL)
+    assert policy.objective.num_trained() not in (1, 3) or width != policy.objective.num_trained()
+
+    def odd(*arguments):
+        advantages = group(*arguments)
+        return replace(advantages, values=advantages.values[:, None].repeat(1, width))
+
+    put(policy, advantage=odd)
+    with pytest.raises(UserError, match=f"advantage gives {width} numbers a sample"):
+        fit(policy, data)
+
+
+class Listening:
+    """Stands for a loss in its objective, and lets a function see its inputs."""
+
+    kl_threshold = None
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, inputs):
+        return self.function(inputs)
+
+
+@dataclass(kw_only=True)
+class Forward(ForwardLoss):
+    """A private forward loss with an option, and a state that follows the run."""
+
+    name = "forward"
+    metrics: ClassVar = {}
+
+    scale: float = 1.0
+
+    def __call__(self, inputs):
+        error = (inputs.velocity - inputs.old_velocity - inputs.x0).square().mean((1, 2, 3))
+        return LossOutput(self.scale * (error * inputs.advantage).mean(), {})
+
+    def begin(self, progress):
+        self.scale = 2.0
+
+    def state(self):
+        return {"scale": self.scale}
+
+
+def test_a_private_forward_loss_may_hold_state():
+    """Mutation: freeze the base class."""
+    policy, data, _ = make(*SMALL, "loss=nft", "sampler=ode", "penalty=none")
+    options = {"fraction": 0.9, "decay_rate": 0.0, "decay_start": 0, "decay_limit": 0.0}
+    put(policy, loss=Forward(**options))
+    check_method(policy.algorithm)
+    fit(policy, data)
+    assert policy.state()["loss"] == {"scale": 2.0}
+
+
+def test_what_is_no_loss_is_refused_by_name():
+    """Mutation: ask for its kind alone."""
+    policy, _, _ = make(*SMALL)
+    put(policy, loss=len)
+    with pytest.raises(UserError, match="is no ReverseLoss or ForwardLoss"):
+        check_method(policy.algorithm)
 
 
 class ByPrompt:
@@ -138,7 +203,7 @@ def test_stochastic_steps_may_differ_between_groups(monkeypatch):
     policy, data, _ = make(*overrides)
     put(policy, steps=ByPrompt())
     batch = next(iter(data.iterations))
-    sampled = sample_update(policy, batch, policy.plan.updates(0)[0])
+    sampled = sample_update(policy, batch, 0, policy.plan.updates(0)[0])
     for micro_batch in sampled:
         steps = {1 + row // policy.plan.group_size % 2 for row in micro_batch.rows}
         assert micro_batch.trajectory.steps == tuple(steps)

@@ -47,7 +47,7 @@ def loss(inputs, **options):
         ("uniform", 0.16 - 0.09),
         ("sigma", 0.5 * (0.16 - 0.09)),
         ("sigma_squared", 0.25 * (0.16 - 0.09)),
-        ("huber", 0.5 * (0.4 - 0.3) / 0.5),
+        ("generalised_huber", 0.5 * (0.4 - 0.3) / 0.5),
     ],
 )
 def test_by_hand(weighting, log_ratio):
@@ -85,6 +85,23 @@ def test_the_first_gradient_is_the_weighted_matching_gradient():
     assert inputs.velocity.grad.item() == pytest.approx(-2.0 * 2 * (0.6 - 1.0))
 
 
+def test_the_lower_bound_is_its_own_and_the_mean_counts_all_samples():
+    """Log-ratio -.07 is beyond 1 - .05 for a negative advantage; of two samples one is not used.
+
+    Mutation: take the upper bound for both, or a mean over used samples alone.
+    """
+    inputs = one(0.6, 0.7, -1.0)
+    assert loss(inputs, clip_low=0.05).loss.item() == pytest.approx(0.95)
+    pair = ForwardInputs(
+        *(torch.cat([value, value]) for value in (inputs.x0, inputs.x)),
+        torch.cat([inputs.sigma, inputs.sigma]),
+        *(torch.cat([value, value]) for value in (inputs.velocity, inputs.old_velocity)),
+        torch.cat([inputs.advantage, inputs.advantage]),
+        torch.tensor([True, False]),
+    )
+    assert loss(pair, clip_low=0.05).loss.item() == pytest.approx(0.95 / 2)
+
+
 def test_a_sample_that_is_not_used_has_no_gradient():
     """However far it is. Mutation: leave `is_used` out."""
     inputs = replace(one(0.7, 40.0, 1.0), is_used=torch.tensor([False]))
@@ -96,5 +113,5 @@ def test_a_sample_that_is_not_used_has_no_gradient():
 def test_the_huber_root_has_a_gradient_at_a_perfect_velocity():
     """Mutation: take the root of the error alone, whose slope at 0 is infinite."""
     inputs = one(1.0, 0.6, 1.0)
-    loss(inputs, weighting="huber").loss.backward()
+    loss(inputs, weighting="generalised_huber").loss.backward()
     assert inputs.velocity.grad.isfinite().all()

@@ -19,7 +19,8 @@ AUTO = FIXED | {"delta": "auto", "kl_budget": 1e-5}
 
 
 def kl_loss(inputs, *, delta=0.1, divergence="kl"):
-    return DPPO(**FIXED | {"delta": delta, "divergence": divergence})(inputs)
+    options = {"delta": delta, "divergence": divergence, "calibrated_for": divergence}
+    return DPPO(**FIXED | options)(inputs)
 
 
 UP, DOWN = math.log(1.2), math.log(0.8)

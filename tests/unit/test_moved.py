@@ -61,6 +61,16 @@ def test_every_earlier_target_is_found(target):
     assert callable(get_object(current_name(target)))
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [("grpo.grpo", "grpo.GRPO"), ("guard.guard", "guard.Guard")]
+)
+def test_functions_that_became_classes_are_made_at_once(old, new):
+    """Mutation: keep `_partial_`, which would hand over the class itself."""
+    node = {"_target_": f"flowrl.losses.{old}", "_partial_": True, "clip_low": 0.1}
+    assert move(node) == {"_target_": f"flowrl.losses.{new}", "clip_low": 0.1}
+    assert move({"_target_": ["a"]}) == {"_target_": ["a"]}
+
+
 def test_only_what_moved_is_renamed():
     """Mutation: rename by prefix, which would move what stands beside."""
     assert current_name("flowrl.database.X") == "flowrl.database.X"
