@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flowrl.diagnostics import SQUARED
 from flowrl.errors import UserError
 from flowrl.losses.protocol import Loss
@@ -15,25 +17,33 @@ OBJECTIVES_OWN = ("loss/policy", "loss/penalty")
 def require_declared(loss: Loss, output: LossOutput) -> None:
     """Raise UserError for a metric of a loss that neither it nor the glossary defines.
 
-    Asked of one made-up sample before the first rollout, so that a name that nobody defined does
-    not end a run after hours.
+    Asked of made-up samples before the first rollout, so that a name that nobody defined does not
+    end a run after hours.
     """
     names = [name.removesuffix(SQUARED) for name in output.metrics]
+    _refuse_names_of_objectives(loss, names)
+    _refuse_definitions_anew(loss)
+    unknown = sorted(name for name in names if not is_known(name, loss.metrics))
+    if unknown:
+        raise UserError(
+            f"loss={loss.name} returns the metric {unknown[0]!r}, which it does not define; add it "
+            f"to {type(loss).__name__}.metrics with a sentence that says what it means"
+        )
+
+
+def _refuse_names_of_objectives(loss: Loss, names: Sequence[str]) -> None:
     taken = [name for name in names if name in OBJECTIVES_OWN]
     if taken:
         raise UserError(
             f"loss={loss.name} returns the metric {taken[0]!r}, which its objective logs; leave it "
             "out, or log it under a name of your own"
         )
+
+
+def _refuse_definitions_anew(loss: Loss) -> None:
     clashing = [name for name in loss.metrics if is_known(name) or "/" not in name]
     if clashing:
         raise UserError(
             f"loss={loss.name} defines the metric {clashing[0]!r} anew; give it a first segment of "
             "its own, such as acme/weight"
-        )
-    unknown = sorted(name for name in names if not is_known(name, loss.metrics))
-    if unknown:
-        raise UserError(
-            f"loss={loss.name} returns the metric {unknown[0]!r}, which it does not define; add it "
-            f"to {type(loss).__name__}.metrics with a sentence that says what it means"
         )

@@ -225,9 +225,8 @@ class Policy(LightningModule):
         return counters | {"loss": self.algorithm.loss.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave; earlier versions kept a loss's state beside the counters."""
         self.num_iterations = state["num_iterations"]
         self.num_optimizer_steps = state["num_optimizer_steps"]
         self.learning.load_state(state.get("learning"))
-        # Earlier versions kept a threshold beside the counters.
         self.algorithm.loss.load_state(state.get("loss", state))
