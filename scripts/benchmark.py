@@ -40,6 +40,7 @@ from flowrl.launch.quiet import quieten
 from flowrl.objectives.micro_batch import Group
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptBatch
+from flowrl.training.sampling import sample_update
 
 
 class BareParts:
@@ -69,7 +70,7 @@ class BareParts:
         self.ref_field = group.field(policy.reference.velocity)
         self.x = torch.randn(plan.micro_batch, *policy.model.latent_shape, device=policy.device)
         # Real images: the verifier is slower on noise.
-        micro_batch = policy.sample(batch, range(plan.micro_batch))
+        [micro_batch] = sample_update(policy, batch, 0, [range(plan.micro_batch)])
         micro_batch.score.result()  # or it would go on beside what is timed next
         images = policy.model.decode(micro_batch.trajectory.x0)
         self.images = images.repeat(self.num_micro_batches, 1, 1, 1)

@@ -107,7 +107,7 @@ class Alternating(Callback):
         assert isinstance(pl_module, Policy)
         pl_module.reward.__dict__.pop("submit", None)
         if not self.is_overlapped:
-            pl_module.reward.__dict__["submit"] = lambda images, prompts: Later(
+            pl_module.reward.__dict__["submit"] = lambda images, prompts, **_: Later(
                 pl_module.reward, images, prompts
             )
         self.start = time.perf_counter()

@@ -14,6 +14,7 @@ from lightning import Trainer
 
 from flowrl.launch.build import build
 from flowrl.launch.compose import register_resolvers
+from flowrl.training.sampling import sample_update
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -67,10 +68,16 @@ def awake(policy):
     return policy
 
 
+def draw(policy, batch, rows):
+    """The samples numbered `rows`, whose prompts have the same stochastic steps."""
+    [micro_batch] = sample_update(policy, batch, 0, [rows])
+    return micro_batch
+
+
 def first_batch(policy, data):
     """The first iteration's rollout, a part for each micro-batch."""
     return [
-        policy.sample(data.iterations[0], rows)
+        draw(policy, data.iterations[0], rows)
         for update in policy.plan.updates(0)
         for rows in update
     ]

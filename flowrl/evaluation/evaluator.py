@@ -202,7 +202,10 @@ class Evaluator:
         scores = []
         looks = []
         for rows, batch in self._own_batches(policy, prompts):
-            scores.append(policy.reward.submit(batch, prompts[rows]))
+            score = policy.reward.submit(
+                batch, prompts[rows], first=rows.start, group_size=self.images_per_prompt
+            )
+            scores.append(score)
             looks.append(panel(batch))
             images |= zip(range(len(prompts))[rows], batch.cpu(), strict=True)
             # Other processes have drawn about as many.

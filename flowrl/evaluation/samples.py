@@ -115,9 +115,9 @@ class Assessment:
 
     def _draw(self, policy: Policy, name: str, prompts: Sequence[Prompt], first: int) -> None:
         images = self.evaluator.draw(policy, prompts, first).cpu()
-        output = policy.reward.score(images.to(policy.device), prompts)
-        looks = panel(images)
         count = self.evaluator.images_per_prompt
+        output = policy.reward.score(images.to(policy.device), prompts, count)
+        looks = panel(images)
         groups = images.unflatten(0, (-1, count)).flatten(2)
         if count > 1:
             # The mean over pairs of |a - b|^2 is twice the unbiased variance within the prompt.

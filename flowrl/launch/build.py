@@ -17,6 +17,7 @@ from flowrl.launch.start import check_start
 from flowrl.launch.validate import validate
 from flowrl.objectives import check_method
 from flowrl.parallel.strategies import norm_limit
+from flowrl.rewards.protocol import asks_for_whole_groups
 from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptData
@@ -62,6 +63,8 @@ def build(
         max_missing=cfg.max_missing,
         scorer_timeout=cfg.get("scorer_timeout"),
     )
+    if asks_for_whole_groups(reward.reward):
+        plan.require_whole_groups()
     model = instantiate(cfg.model)
     recipe.check_layers(model.transformer)
     tuning = recipe.attach(model.transformer, cfg.seed)

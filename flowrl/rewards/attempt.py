@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from flowrl.rewards.outputs import concatenate, fill, missing
-from flowrl.rewards.protocol import Images, Reward, check_output
+from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups, check_output
 from flowrl.types import Prompt, RewardOutput
 
 log = logging.getLogger(__name__)
@@ -25,14 +25,17 @@ def attempt(
     reason.
 
     A call that raises is repeated on its halves, and on theirs, until the samples at fault stand
-    alone, or until `HOPELESS` pieces have raised and nothing has been scored. An output of the
-    wrong form is no sample's fault, and makes all samples missing at once. The log calls the reward
+    alone, or until `HOPELESS` pieces have raised and nothing has been scored. A group that a scorer
+    asks for whole is not halved. An output of the wrong form is no sample's fault, and makes all
+    samples missing at once. The log calls the reward
     `name`.
     """
     try:
         output = reward(images, prompts)
     except Exception as error:  # any failure of a scorer, whoever wrote it, is a missing reward
         log.exception("%s failed on %d images", name, len(prompts))
+        if asks_for_whole_groups(reward):
+            return _all_missing(reward, prompts, _told(error))
         return _score_by_halves(reward, images, prompts, _told(error))
     try:
         return check_output(output, len(prompts))

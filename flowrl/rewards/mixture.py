@@ -12,7 +12,7 @@ from flowrl.advantages import weighted_sum
 from flowrl.errors import UserError
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.outputs import REASON, applies_at_all
-from flowrl.rewards.protocol import Images, Reward
+from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Finite
 
@@ -24,7 +24,8 @@ class Mixture(nn.Module):
     Parts: the value of each reward under its name, and its own parts under `<name>_<part>`. A
     sample that one of them could not score is missing. A reward that does not apply to a prompt is
     no part of that prompt's sum. A reward of weight 0 only monitors: it is no term, its failures
-    are logged, and where it scored nothing its parts are left out.
+    are logged, and where it scored nothing its parts are left out. Where one of them asks for whole
+    groups, all of them are given those.
     """
 
     def __init__(self, *, rewards: Mapping[str, Reward], weights: Mapping[str, Finite]) -> None:
@@ -42,6 +43,7 @@ class Mixture(nn.Module):
         if not self.terms:
             raise UserError("reward.weights: at least one must differ from 0")
         self.weights = tuple(float(weights[name]) for name in self.terms)
+        self.whole_groups = any(map(asks_for_whole_groups, rewards.values()))
         # Registered, so that scorers with weights are moved and frozen with the mixture.
         self.networks = nn.ModuleList(
             reward for reward in rewards.values() if isinstance(reward, nn.Module)

@@ -26,9 +26,18 @@ class Reward(Protocol):
     never trained on; a class whose scores always have the same ones names them in `part_names`, so
     that a launch knows them before weights load. A scorer with weights of its own is a
     `torch.nn.Module`, so that it is frozen and moved.
+
+    A scorer that compares the images of a prompt with each other says so by `whole_groups = True`.
+    It is asked for one prompt at a time, with all of that prompt's images that are finite:
+    `batch.group_size` of them in training, `evaluation.images_per_prompt` in evaluation.
     """
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput: ...
+
+
+def asks_for_whole_groups(reward: Reward) -> bool:
+    """Tell whether a scorer compares the images of a prompt with each other."""
+    return bool(getattr(reward, "whole_groups", False))
 
 
 def check_output(output: RewardOutput, count: int) -> RewardOutput:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.outputs import applies_at_all
-from flowrl.rewards.protocol import Images, Reward
+from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Text, Told
 from flowrl.values.check import checked
@@ -38,6 +38,7 @@ class Routed(nn.Module):
     def __init__(self, *, reward: Reward, key: Text, values: Values) -> None:
         super().__init__()
         self.reward = reward
+        self.whole_groups = asks_for_whole_groups(reward)
         self.key = key
         self.values = frozenset(map(_text, values))
         self.name = f"reward for {key} in {sorted(self.values)}"

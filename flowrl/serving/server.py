@@ -10,7 +10,7 @@ import uvicorn
 
 from flowrl.errors import UserError
 from flowrl.rewards.client import LOCAL
-from flowrl.rewards.protocol import Reward
+from flowrl.rewards.protocol import Reward, asks_for_whole_groups
 from flowrl.serving.app import Limits, Pages, at_most, build_app
 from flowrl.serving.batcher import Batcher
 from flowrl.serving.connections import Connection
@@ -56,6 +56,11 @@ def serve(
         log.warning("host=%s without token_env: whoever reaches the port can use the scorer", host)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if asks_for_whole_groups(reward):
+        raise UserError(
+            f"reward: {type(reward).__name__} compares the images of a prompt, and requests are "
+            "batched without regard to prompts; use it in the run's own process"
+        )
     place = torch.device(device)
     module = RewardModule(reward=reward, max_missing=1.0).to(place)
     counters = Counters()

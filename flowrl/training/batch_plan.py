@@ -44,6 +44,17 @@ class BatchPlan:
                 f"multiple of {parts}"
             )
 
+    def require_whole_groups(self) -> None:
+        """Raise UserError unless each process holds whole groups in each update."""
+        num_shares = self.updates_per_iteration * self.num_processes
+        if self.prompts_per_iteration % num_shares:
+            raise UserError(
+                f"batch.prompts_per_iteration={self.prompts_per_iteration}: the reward compares "
+                "the images of a prompt, so these must not be split over "
+                f"batch.updates_per_iteration={self.updates_per_iteration} x {self.num_processes} "
+                f"processes; make it a multiple of {num_shares}"
+            )
+
     @property
     def num_samples(self) -> int:
         """The number of samples of one iteration, over all processes."""

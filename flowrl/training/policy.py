@@ -140,17 +140,12 @@ class Policy(LightningModule):
         self.report(values | clock.report(self.plan.num_samples))
 
     @torch.no_grad()
-    def sample(
-        self, batch: PromptBatch, rows: range, stochastic: tuple[int, ...] | None = None
-    ) -> MicroBatch:
+    def sample(self, batch: PromptBatch, rows: range, stochastic: tuple[int, ...]) -> MicroBatch:
         """Roll out the samples numbered `rows`, decode them and start scoring them.
 
-        `stochastic` are their stochastic steps, by default those of the first one's prompt.
+        `stochastic` are the stochastic steps that all of them have, see `sample_update`.
         """
         method = self.algorithm
-        if stochastic is None:
-            first_prompt = rows[0] // self.plan.group_size
-            stochastic = self.objective.stochastic_steps(batch.iteration, first_prompt)
         members = [divmod(row, self.plan.group_size) for row in rows]
         prompts = [batch.prompts[prompt] for prompt, _ in members]
         shape = self.model.latent_shape
@@ -176,7 +171,12 @@ class Policy(LightningModule):
             prompts=prompts,
             group=group,
             trajectory=trajectory,
-            score=self.reward.submit(self.model.decode(trajectory.x0), prompts),
+            score=self.reward.submit(
+                self.model.decode(trajectory.x0),
+                prompts,
+                first=rows.start,
+                group_size=self.plan.group_size,
+            ),
             advantage=torch.zeros(len(rows), device=self.device),
             is_used=torch.ones(len(rows), dtype=torch.bool, device=self.device),
         )

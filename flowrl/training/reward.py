@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,13 +26,16 @@ from flowrl.rewards.outputs import (
     first_reason,
     is_usable,
     missing,
+    reorder,
 )
-from flowrl.rewards.protocol import Images, Reward
+from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Duration, Share
 from flowrl.values.check import checked
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 PATIENCE = 5
 """A run stops after so many iterations in a row without a prompt that the reward judges; one may
@@ -43,6 +47,15 @@ NOT_FINITE = "image is not finite"
 """The reason that an image which holds NaN or infinity has no score."""
 
 
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """Samples whose group is not whole yet, and the future that waits for their scores."""
+
+    images: Float[Tensor, "B 3 H W"]
+    prompts: Sequence[Prompt]
+    scores: Future[RewardOutput]
+
+
 class TooManyMissingRewards(RuntimeError):
     """More rewards failed than `max_missing` allows."""
 
@@ -50,12 +63,13 @@ class TooManyMissingRewards(RuntimeError):
 class RewardModule(LightningModule):
     """The module scores images without gradients, and counts samples without a score as missing.
 
-    Missing are those that the scorer raises for, or gives no number.
+    Missing are those that the scorer raises for, or gives no number. Images that are not finite are
+    missing without being shown to the scorer.
 
-    Images that are not finite are missing without being shown to the scorer. `submit` scores in the
-    background while the next images are drawn; calls never overlap each other, so that a scorer
-    need not be thread-safe. `check` raises TooManyMissingRewards where more than `max_missing` (a
-    share) of the samples that a reward judges failed.
+    `submit` scores in the background while the next images are drawn; calls never overlap each
+    other, so that a scorer need not be thread-safe. A scorer that asks for whole groups is given
+    one at a time. `check` raises TooManyMissingRewards where more than `max_missing` (a share) of
+    the samples that a reward judges failed.
 
     A call that takes more than `scorer_timeout` seconds (None: no limit) is given up: its samples
     are missing, and so are those of later calls, at once, for as long as it goes on. No thread can
@@ -71,30 +85,78 @@ class RewardModule(LightningModule):
         self.max_missing = max_missing
         self.scorer_timeout = scorer_timeout
         self.num_idle = 0
-        self.newest: Future[RewardOutput] | None = None
+        self.newest: Future[Any] | None = None
+        self.held_back: list[HeldBack] = []
         self.running: Future[RewardOutput] | None = None
         self.began = 0.0
         if isinstance(reward, nn.Module):
             reward.requires_grad_(False).eval()
 
     def submit(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[Prompt],
+        *,
+        first: int = 0,
+        group_size: int = 1,
     ) -> Future[RewardOutput]:
-        """Score in a background thread, after everything submitted before; `collect` waits for
-        it.
+        """Score in a background thread, after everything submitted before; `collect` waits for it.
+
+        Samples are numbered group by group, these from `first` on. Where the scorer asks for whole
+        groups, they are held back until the group of the last of them is whole.
         """
+        if not asks_for_whole_groups(self.reward):
+            return self._in_background(lambda: self.score(images, prompts))
+        if first % group_size == 0:
+            # Whatever is still there is of a round that was broken off.
+            self.held_back = []
+        scores: Future[RewardOutput] = Future()
+        self.held_back.append(HeldBack(images, prompts, scores))
+        if (first + len(prompts)) % group_size == 0:
+            whole = self.held_back
+            self.held_back = []
+            self._in_background(lambda: self._answer(whole, group_size))
+        return scores
+
+    def _in_background(self, work: Callable[[], Result]) -> Future[Result]:
+        """Do `work` in a thread, after all work that began before."""
         earlier = self.newest
 
-        def work() -> RewardOutput:
+        def work_in_turn() -> Result:
             if earlier is not None:
                 wait([earlier])
-            return self.score(images, prompts)
+            return work()
 
-        self.newest = background.start(work, "reward")
-        return self.newest
+        future = background.start(work_in_turn, "reward")
+        self.newest = future
+        return future
+
+    def _answer(self, held: Sequence[HeldBack], group_size: int) -> None:
+        """Score whole groups, and give each submission the scores of its samples."""
+        images = torch.cat([samples.images for samples in held])
+        prompts = [prompt for samples in held for prompt in samples.prompts]
+        try:
+            output = self.score(images, prompts, group_size)
+        except BaseException as error:  # raised where the scores are asked for
+            for samples in held:
+                samples.scores.set_exception(error)
+            return
+        start = 0
+        for samples in held:
+            stop = start + len(samples.prompts)
+            samples.scores.set_result(reorder(output, torch.arange(start, stop)))
+            start = stop
 
     def collect(self, scores: Sequence[Future[RewardOutput]]) -> RewardOutput:
-        """Wait for what was submitted, and return it in the given order."""
+        """Wait for what was submitted, and return it in the given order.
+
+        Raises UserError where samples are still held back, whose scores would never come.
+        """
+        if self.held_back:
+            raise UserError(
+                f"reward: {type(self.reward).__name__} asks for whole groups, but the last one is "
+                "not whole"
+            )
         return concatenate([score.result() for score in scores])
 
     def waits_for(self) -> str | None:
@@ -103,12 +165,19 @@ class RewardModule(LightningModule):
             return None
         return f"{type(self.reward).__name__}, asked {time.monotonic() - self.began:.0f} s ago"
 
-    def score(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+    def score(self, images: Images, prompts: Sequence[Prompt], group_size: int = 1) -> RewardOutput:
         """Return checked scores on the CPU, with `terms` and `applies`.
 
-        Values and terms are NaN where no reward applies.
+        Values and terms are NaN where no reward applies. `group_size` consecutive samples are a
+        group, for a scorer that asks for whole ones; no other scorer is told.
         """
-        return _complete(self._ask_finite(images, prompts))
+        if not asks_for_whole_groups(self.reward):
+            return _complete(self._ask_finite(images, prompts))
+        outputs = []
+        for start in range(0, max(len(prompts), 1), group_size):
+            group = slice(start, start + group_size)
+            outputs.append(_complete(self._ask_finite(images[group], prompts[group])))
+        return concatenate(outputs)
 
     def _ask_finite(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         """Return the scorer's answer for the images that are finite; the others are missing."""

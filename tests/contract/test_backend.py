@@ -5,7 +5,7 @@ rounding.
 import pytest
 import torch
 from diffusers.models import attention_dispatch
-from runs import awake, fit, make
+from runs import awake, draw, fit, make
 from tiny import FAMILIES
 from torch import _dynamo, nn
 
@@ -77,8 +77,8 @@ def check_compiled(name, make_policy, tolerance):
     plain, data = make_policy(name)
     compiled, _ = make_policy(name, "backend.compile=true")
     assert compiled.tuning.parameters().keys() == plain.tuning.parameters().keys()
-    wanted = plain.sample(data.iterations[0], range(8))
-    part = compiled.sample(data.iterations[0], range(8))
+    wanted = draw(plain, data.iterations[0], range(8))
+    part = draw(compiled, data.iterations[0], range(8))
     x, x_wanted = part.trajectory.x_next, wanted.trajectory.x_next
     assert (x - x_wanted).abs().max() <= tolerance * x_wanted.abs().max()
     found, drift = gradients(compiled, part)
@@ -87,7 +87,7 @@ def check_compiled(name, make_policy, tolerance):
 
     count = _dynamo.utils.counters["stats"]["unique_graphs"]
     assert count > 0
-    fresh = compiled.sample(data.iterations[1], range(8))
+    fresh = draw(compiled, data.iterations[1], range(8))
     assert gradients(compiled, fresh)[1] == 0
     assert _dynamo.utils.counters["stats"]["unique_graphs"] == count
 
@@ -121,7 +121,7 @@ def test_inductor_replays_bfloat16(make_policy):
     """
     _dynamo.reset()
     policy, data = make_policy("flux2_klein", "backend.compile=true", "model.dtype=bfloat16")
-    assert gradients(policy, policy.sample(data.iterations[0], range(8)))[1] == 0
+    assert gradients(policy, draw(policy, data.iterations[0], range(8)))[1] == 0
     _dynamo.reset()
 
 
@@ -148,14 +148,14 @@ def test_an_attention_backend_is_used(name, make_policy, attention_kept):
     Mutation: accept the option and set nothing.
     """
     default, data = make_policy(name)
-    wanted = gradients(default, default.sample(data.iterations[0], range(4)))[0]
+    wanted = gradients(default, draw(default, data.iterations[0], range(4)))[0]
     policy, _ = make_policy(name, "backend.attention=_native_math")
     chosen = {
         processor._attention_backend.value
         for processor in policy.transformer.attn_processors.values()
     }
     assert chosen == {"_native_math"}
-    found, drift = gradients(policy, policy.sample(data.iterations[0], range(4)))
+    found, drift = gradients(policy, draw(policy, data.iterations[0], range(4)))
     assert drift == 0
     agree(found, wanted, 1e-4)
 
@@ -169,7 +169,7 @@ def test_blocks_are_recomputed_in_updates_alone(make_policy):
         policy.transformer.transformer_blocks[0].register_forward_pre_hook(
             lambda *_: seen.append(0)
         )
-        part = policy.sample(data.iterations[0], range(4))
+        part = draw(policy, data.iterations[0], range(4))
         in_rollout = len(seen)
         gradients(policy, part)
         return in_rollout, len(seen) - in_rollout

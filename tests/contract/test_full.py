@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from lightning import Trainer
-from runs import fit, make
+from runs import draw, fit, make
 from safetensors.torch import save_file
 
 from flowrl.callbacks.checkpoint import Checkpoint
@@ -48,7 +48,7 @@ def test_all_weights_move_and_the_reference_stays(tmp_path):
     before = {name: value.detach().clone() for name, value in policy.transformer.named_parameters()}
     assert policy.tuning.parameters().keys() == before.keys()
     batch = data.iterations[0]
-    part = policy.sample(batch, range(4))
+    part = draw(policy, batch, range(4))
     x, conditioning = part.trajectory.x0, part.group.conditioning
     base = policy.velocity(x, 0.5, conditioning).detach()
     fit(policy, data)

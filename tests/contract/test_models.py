@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import awake, fit, make
+from runs import awake, draw, fit, make
 from tiny import FAMILIES
 
 from flowrl.models.embeddings import PromptEmbeddings
@@ -167,7 +167,7 @@ def test_replay_of_a_fresh_rollout(name, dtype, policy_of):
         else:
             network.disable_gradient_checkpointing()
         for rows in (range(0, 8), range(5, 6)):
-            for drift, distance, kl in replays(policy, policy.sample(data.iterations[0], rows)):
+            for drift, distance, kl in replays(policy, draw(policy, data.iterations[0], rows)):
                 found += [drift.item(), kl.item()]
                 assert distance == 0 or dtype == "bfloat16"
     print(f"{name}, {dtype}: log-ratio and KL of replays within {max(found):.1e}")

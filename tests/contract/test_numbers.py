@@ -8,7 +8,7 @@ import pytest
 import torch
 from faults import Poison
 from lightning import Trainer
-from runs import awake, make
+from runs import awake, draw, make
 
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.record import RunRecord
@@ -186,7 +186,7 @@ def test_an_advantage_that_is_no_number_stops_the_run():
     too.
     """
     policy, data, _ = make(*SMALL)
-    part = policy.sample(data.iterations[0], range(8))
+    part = draw(policy, data.iterations[0], range(8))
     method = policy.algorithm.advantage
 
     def broken(*arguments):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 from lightning import Trainer
-from runs import awake, fit, make
+from runs import awake, draw, fit, make
 
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.record import RunRecord
@@ -65,7 +65,7 @@ def velocities(policy, other, data):
     """The velocity of a policy and of something else that has one, at the policy's first
     samples.
     """
-    part = policy.sample(data.iterations[0], range(4))
+    part = draw(policy, data.iterations[0], range(4))
     x, conditioning = part.trajectory.x0, part.group.conditioning
     return policy.velocity(x, 0.5, conditioning).detach(), other.velocity(
         x, 0.5, conditioning

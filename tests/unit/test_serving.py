@@ -13,8 +13,9 @@ import torch
 import uvicorn
 from servers import brightness, remote
 
+from flowrl.errors import UserError
 from flowrl.rewards import wire
-from flowrl.rewards.outputs import missing
+from flowrl.rewards.outputs import all_valid, missing
 from flowrl.serving.app import Limits, Pages, build_app
 from flowrl.serving.batcher import Batcher
 from flowrl.serving.connections import Connection
@@ -632,3 +633,31 @@ def test_a_server_does_not_start_with_limits_that_contradict_each_other(change, 
     }
     with pytest.raises(ValueError, match=words):
         serve(brightness, limits=Limits(**LIMITS), **settings | change)
+
+
+def test_a_scorer_of_whole_groups_is_not_served():
+    """Mutation: let it compare the pictures of different requests with each other."""
+
+    class Rank:
+        whole_groups = True
+
+        def __call__(self, images, prompts):
+            return all_valid(torch.zeros(len(prompts)))
+
+    with pytest.raises(UserError, match="Rank compares the images of a prompt, and requests are"):
+        serve(
+            reward=Rank(),
+            limits=Limits(**LIMITS),
+            host="127.0.0.1",
+            port=0,
+            device="cpu",
+            max_batch=1,
+            max_batch_bytes=10**9,
+            max_wait=0.0,
+            max_waiting=10**6,
+            max_waiting_bytes=10**12,
+            max_connections=1,
+            idle_seconds=1,
+            shutdown_seconds=1.0,
+            token_env=None,
+        )
