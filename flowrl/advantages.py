@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-STD_FLOOR = 1e-4
+STD_OFFSET = 1e-4
 """Added to a standard deviation before dividing (Flow-GRPO, arXiv 2505.05470, and its reference
 code).
 """
@@ -69,7 +69,7 @@ def group(
     total = weighted_sum(rewards, weights)
     has_value = is_valid & ~total.isnan()
     centred, std, counts, index = _centre(total, groups, has_value)
-    return _finish(centred / (std[index] + STD_FLOOR), std, counts, index, has_value)
+    return _finish(centred / (std[index] + STD_OFFSET), std, counts, index, has_value)
 
 
 def global_std(
@@ -87,7 +87,7 @@ def global_std(
     total = weighted_sum(rewards, weights)
     has_value = _in_company(groups, is_valid & ~total.isnan())
     centred, std, counts, index = _centre(total, groups, has_value)
-    return _finish(centred / (_spread(total, has_value) + STD_FLOOR), std, counts, index, has_value)
+    return _finish(centred / (_spread(total, has_value) + STD_OFFSET), std, counts, index, has_value)
 
 
 def zscore(
@@ -109,7 +109,7 @@ def zscore(
     for column, weight in zip(rewards.unbind(1), weights, strict=True):
         has_term = has_value & ~column.isnan()
         centred, std, _, _ = _centre(column, groups, has_term)
-        total = total + weight * centred / (_spread(column, has_term) + STD_FLOOR)
+        total = total + weight * centred / (_spread(column, has_term) + STD_OFFSET)
         widest = std if widest is None else torch.maximum(widest, std)
     assert widest is not None
     return _finish(total, widest, *_count(groups, has_value), has_value)

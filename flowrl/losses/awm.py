@@ -14,7 +14,7 @@ from flowrl.losses.protocol import ForwardLoss
 from flowrl.types import ForwardInputs, LossOutput
 from flowrl.values.bounds import ClipHigh, ClipLow, Limit, Rate
 
-SMALLEST_ERROR = 1e-10
+ERROR_OFFSET = 1e-10
 """Added to an error below the generalised Huber root, whose slope at 0 is infinite."""
 
 
@@ -26,7 +26,7 @@ class AWM(ForwardLoss):
     as minus its weighted flow-matching error, log_prob = -w(e), with e = mean (v - (eps - x0))^2
     over latent dimensions and eps - x0 = (x - x0) / sigma. The weightings are w(e) = e, sigma e,
     sigma^2 e, and the generalised Huber loss sigma ((e + s)^p - s^p) / p with p = `huber_power` and
-    s the smallest error. A is clipped to +-advantage_clip. A sample that is not used has an
+    s = 1e-10. A is clipped to +-advantage_clip. A sample that is not used has an
     advantage of 0.
 
     Paper: Advantage Weighted Matching (Xue et al. 2025, arXiv 2509.25050). Its velocity penalties
@@ -66,5 +66,5 @@ class AWM(ForwardLoss):
         if self.weighting == "sigma_squared":
             return -(sigma**2) * error
         power = self.huber_power
-        root = (error + SMALLEST_ERROR) ** power - SMALLEST_ERROR**power
+        root = (error + ERROR_OFFSET) ** power - ERROR_OFFSET**power
         return -sigma * root / power

@@ -61,3 +61,29 @@ def test_metrics_page_is_current():
 def test_no_placeholder_is_left():
     """Mutation: leave an unfilled @@RESULT@@ in a document."""
     assert "@@" not in README
+
+
+def test_the_loop_of_the_readme_is_the_one_that_trains():
+    """Line by line, comments aside. Mutation: rename `step_weights` without the README."""
+    policy = (ROOT / "flowrl/training/policy.py").read_text()
+    code = {line.strip() for line in policy.splitlines()}
+    [loop] = re.findall(r"One iteration, in .*?```python\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("  #")[0].strip() for line in loop.splitlines()]
+    assert len(lines) > 8 and [line for line in lines if line not in code] == []
+
+
+def test_the_index_of_the_architecture_names_what_there_is():
+    """Every file, and every name in one of its row's files. Mutation: rename a function without
+    it.
+    """
+    page = (
+        (ROOT / "docs/architecture.md").read_text().split("## Where is ...?")[1].split("\n## ")[0]
+    )
+    rows = [line.split("|")[2:4] for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 15
+    for files, names in rows:
+        text = "".join(
+            (ROOT / "flowrl" / file).read_text() for file in re.findall(r"`([^`]+\.py)`", files)
+        )
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"(def|class) {name}\b|^{name} = ", text, re.MULTILINE), name
