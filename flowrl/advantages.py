@@ -87,7 +87,8 @@ def global_std(
     total = weighted_sum(rewards, weights)
     has_value = _in_company(groups, is_valid & ~total.isnan())
     centred, std, counts, index = _centre(total, groups, has_value)
-    return _finish(centred / (_spread(total, has_value) + STD_OFFSET), std, counts, index, has_value)
+    values = centred / (_spread(total, has_value) + STD_OFFSET)
+    return _finish(values, std, counts, index, has_value)
 
 
 def zscore(
