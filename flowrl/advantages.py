@@ -21,8 +21,26 @@ STD_OFFSET = 1e-4
 """Added to a standard deviation before dividing (Flow-GRPO, arXiv 2505.05470, and its reference
 code).
 """
-SCORE_FLOOR = 1e-6
+MIN_STD = 1e-6
 """The least standard deviation that GDPO divides by (Flow-Factory)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The advantage groups of B samples: each sample's group number, and valid samples a group."""
+
+    index: Int[Tensor, "B"]
+    counts: Float[Tensor, "P"]
+
+    def total(self, values: Float[Tensor, "B"]) -> Float[Tensor, "P"]:
+        """Return the sum of values over each group."""
+        return values.new_zeros(len(self.counts)).index_add_(0, self.index, values)
+
+    def mean(self, values: Float[Tensor, "B"]) -> Float[Tensor, "P"]:
+        """Return each group's mean of values that are 0 where a sample is not valid; 0 for a group
+        without valid ones.
+        """
+        return self.total(values) / self.counts.clamp(min=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +49,21 @@ class Advantages:
     nothing.
 
     `values` holds one number a sample, or one a sample and term, [B, T]: a stochastic step, or
-    with a forward-process loss a sigma of the grid. A sample is used
-    where its reward is valid and its group has another valid one; in a constant group that gives 0.
+    with a forward-process loss a sigma of the grid. A sample is used where its reward is valid and
+    its group has another valid one; in a constant group it is used with the value 0.
     """
 
     values: Float[Tensor, "B *T"]
     is_used: Bool[Tensor, "B"]
-    constant_groups: float
-    dropped_groups: float
+    constant_share: float
+    dropped_share: float
 
     def metrics(self) -> dict[str, float]:
         """Return metrics named as in the glossary."""
         return {
             "advantage/largest": float(self.values.abs().max()),
-            "advantage/constant_groups": self.constant_groups,
-            "advantage/dropped_groups": self.dropped_groups,
+            "advantage/constant_groups": self.constant_share,
+            "advantage/dropped_groups": self.dropped_share,
         }
 
 
@@ -67,9 +85,12 @@ def group(
     of the rewards.
     """
     total = weighted_sum(rewards, weights)
+    # Lone samples may stay in here, since no statistic reaches beyond their group.
     has_value = is_valid & ~total.isnan()
-    centred, std, counts, index = _centre(total, groups, has_value)
-    return _finish(centred / (std[index] + STD_OFFSET), std, counts, index, has_value)
+    members = _group(groups, has_value)
+    centred, std = _centre(total, groups, has_value)
+    values = centred / (std[members.index] + STD_OFFSET)
+    return _finish(values, std=std, groups=members, is_valid=has_value)
 
 
 def global_std(
@@ -86,9 +107,9 @@ def global_std(
     """
     total = weighted_sum(rewards, weights)
     has_value = _in_company(groups, is_valid & ~total.isnan())
-    centred, std, counts, index = _centre(total, groups, has_value)
-    values = centred / (_spread(total, has_value) + STD_OFFSET)
-    return _finish(values, std, counts, index, has_value)
+    centred, std = _centre(total, groups, has_value)
+    values = centred / (_std(total, has_value) + STD_OFFSET)
+    return _finish(values, std=std, groups=_group(groups, has_value), is_valid=has_value)
 
 
 def zscore(
@@ -106,14 +127,14 @@ def zscore(
     """
     has_value = _in_company(groups, is_valid & ~rewards.isnan().all(1))
     total = torch.zeros_like(rewards[:, 0])
-    widest = None
+    stds = []
     for column, weight in zip(rewards.unbind(1), weights, strict=True):
         has_term = has_value & ~column.isnan()
-        centred, std, _, _ = _centre(column, groups, has_term)
-        total = total + weight * centred / (_spread(column, has_term) + STD_OFFSET)
-        widest = std if widest is None else torch.maximum(widest, std)
-    assert widest is not None
-    return _finish(total, widest, *_count(groups, has_value), has_value)
+        centred, std = _centre(column, groups, has_term)
+        total = total + weight * centred / (_std(column, has_term) + STD_OFFSET)
+        stds.append(std)
+    widest = torch.stack(stds).amax(0)
+    return _finish(total, std=widest, groups=_group(groups, has_value), is_valid=has_value)
 
 
 def gdpo(
@@ -130,48 +151,54 @@ def gdpo(
     moves less.
     """
     has_value = _in_company(groups, is_valid & ~rewards.isnan().all(1))
-    counts, index = _count(groups, has_value)
-    columns = [_centre(column, groups, has_value & ~column.isnan()) for column in rewards.unbind(1)]
-    scores = [centred / std[index].clamp(min=SCORE_FLOOR) for centred, std, _, _ in columns]
+    members = _group(groups, has_value)
+    scores = []
+    stds = []
+    for column in rewards.unbind(1):
+        centred, std = _centre(column, groups, has_value & ~column.isnan())
+        scores.append(centred / std[members.index].clamp(min=MIN_STD))
+        stds.append(std)
     total = torch.stack(scores, 1) @ weights
-    widest = torch.stack([std for _, std, _, _ in columns]).amax(0)
     if has_value.any():
-        total = (total - total[has_value].mean()) / _spread(total, has_value).clamp(min=SCORE_FLOOR)
-    return _finish(total, widest, counts, index, has_value)
+        total = (total - total[has_value].mean()) / _std(total, has_value).clamp(min=MIN_STD)
+    widest = torch.stack(stds).amax(0)
+    return _finish(total, std=widest, groups=members, is_valid=has_value)
 
 
-def _spread(rewards: Tensor, is_valid: Tensor) -> Tensor:
+def _std(rewards: Tensor, is_valid: Tensor) -> Tensor:
     """Return the standard deviation over all valid samples, 0 where there is none."""
     return rewards[is_valid].std(correction=0) if is_valid.any() else rewards.new_zeros(())
 
 
-def _count(groups: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the number of valid samples per group, and each sample's group index."""
+def _group(groups: Tensor, is_valid: Tensor) -> Groups:
+    """Number the groups from 0 on, whatever their ids, and count the valid samples of each."""
     _, index = groups.unique(return_inverse=True)
     counts = is_valid.new_zeros(int(index.max()) + 1, dtype=torch.float32)
-    return counts.index_add_(0, index, is_valid.float()), index
+    return Groups(index, counts.index_add_(0, index, is_valid.float()))
 
 
 def _in_company(groups: Tensor, is_valid: Tensor) -> Tensor:
     """Tell which samples are valid in a group where another one is; a lone one must not set the
     spread of the batch.
     """
-    counts, index = _count(groups, is_valid)
-    return is_valid & (counts > 1)[index]
+    members = _group(groups, is_valid)
+    return is_valid & (members.counts > 1)[members.index]
 
 
 def _centre(
-    rewards: Tensor, groups: Tensor, is_valid: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return rewards minus their group's mean, std and number of valid samples per group, and each
-    sample's group index.
+    rewards: Float[Tensor, "B"], groups: Int[Tensor, "B"], is_valid: Bool[Tensor, "B"]
+) -> tuple[Float[Tensor, "B"], Float[Tensor, "P"]]:
+    """Return rewards minus the mean of their group, and each group's population std.
+
+    Both are exactly 0 where all valid rewards of a group are equal, and for samples that are not
+    valid.
     """
-    counts, index = _count(groups, is_valid)
+    members = _group(groups, is_valid)
+    index = members.index
     rewards = torch.where(is_valid, rewards, 0.0)
-    mean = rewards.new_zeros(len(counts)).index_add_(0, index, rewards) / counts.clamp(min=1)
+    mean = members.mean(rewards)
     centred = torch.where(is_valid, rewards - mean[index], 0.0)
-    squares = rewards.new_zeros(len(counts)).index_add_(0, index, centred.square())
-    std = (squares / counts.clamp(min=1)).sqrt()
+    std = members.mean(centred.square()).sqrt()
     low = torch.full_like(mean, torch.inf).scatter_reduce(
         0, index[is_valid], rewards[is_valid], "amin"
     )
@@ -180,19 +207,27 @@ def _centre(
     )
     # The mean of equal floats can differ from them in the last bit; equality of extremes cannot.
     varies = low < high
-    return torch.where(varies[index], centred, 0.0), torch.where(varies, std, 0.0), counts, index
+    return torch.where(varies[index], centred, 0.0), torch.where(varies, std, 0.0)
 
 
 def _finish(
-    values: Tensor, std: Tensor, counts: Tensor, index: Tensor, is_valid: Tensor
+    values: Float[Tensor, "B"],
+    *,
+    std: Float[Tensor, "P"],
+    groups: Groups,
+    is_valid: Bool[Tensor, "B"],
 ) -> Advantages:
-    is_dropped = counts < 2
+    """Set to 0 what teaches nothing, and count the groups in which all samples are such.
+
+    `std` is each group's, and with several rewards the largest of theirs.
+    """
+    is_dropped = groups.counts < 2
     is_constant = (std == 0) & ~is_dropped
-    teaches = is_valid & ~(is_dropped | is_constant)[index]
-    is_used = is_valid & ~is_dropped[index]
+    teaches = is_valid & ~(is_dropped | is_constant)[groups.index]
+    is_used = is_valid & ~is_dropped[groups.index]
     return Advantages(
-        torch.where(teaches, values, 0.0),
-        is_used,
-        float(is_constant.float().mean()),
-        float(is_dropped.float().mean()),
+        values=torch.where(teaches, values, 0.0),
+        is_used=is_used,
+        constant_share=float(is_constant.float().mean()),
+        dropped_share=float(is_dropped.float().mean()),
     )

@@ -20,14 +20,20 @@ from flowrl.schedule import Interval, Schedule, intervals
 from flowrl.values.bounds import Guidance, Steps
 
 
-def option(sampler: object) -> str:
+def sampler_option(sampler: object) -> str:
     """Return the word for a sampler on the command line: its class in snake case, `flow_sde`.
 
-    A private class that is derived from one of FlowRL's counts as that one.
+    A private class that is derived from one of FlowRL's samplers counts as that one, but not for
+    naming the protocol among its bases.
     """
     kinds = type(sampler).__mro__
-    known = [kind for kind in kinds if kind.__module__.startswith("flowrl.samplers.")]
+    known = [
+        kind
+        for kind in kinds
+        if kind.__module__.startswith("flowrl.samplers.") and kind.__module__ != Sampler.__module__
+    ]
     kind = known[0] if known else kinds[0]
+    # An underscore between a small letter and a capital: FlowSDE -> flow_sde, CPS -> cps.
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
 
 

@@ -38,13 +38,15 @@ class Diagnostics:
     delta: Threshold
 
     @torch.no_grad()
-    def __call__(self, inputs: LossInputs, step: int) -> dict[str, Float[Tensor, ""]]:
+    def __call__(self, inputs: LossInputs, step_number: int) -> dict[str, Float[Tensor, ""]]:
         log_ratio = inputs.log_prob - inputs.old_log_prob
         ratio = log_ratio.exp()
         advantage = inputs.advantage
         moves_away = ((advantage > 0) & (ratio > 1)) | ((advantage < 0) & (ratio < 1))
         is_clipped = moves_away & ((ratio - 1).abs() > self.clip)
         is_far = moves_away & (inputs.kl >= self.delta)
+        # r - 1 of the full Gaussian; near r = 1 `expm1` keeps the digits that a difference loses.
+        excess = full_log_ratio(inputs).clamp(max=LARGEST_LOG_RATIO).expm1()
         metrics = {
             "trust/clip_false_alarms": (is_clipped & ~is_far).float().mean(),
             "trust/clip_misses": (is_far & ~is_clipped).float().mean(),
@@ -52,14 +54,14 @@ class Diagnostics:
             "trust/kl_old_max": inputs.kl.max(),
             "trust/tv_old": inputs.tv.mean(),
             "trust/tv_old_max": inputs.tv.max(),
-            f"trust/kl_old/{step}": inputs.kl.mean(),
-            f"trust/tv_old/{step}": inputs.tv.mean(),
+            f"trust/kl_old/{step_number}": inputs.kl.mean(),
+            f"trust/tv_old/{step_number}": inputs.tv.mean(),
             f"trust/ratio_std{SQUARED}": (ratio - 1).square().mean(),
-            "bound/surrogate": (
-                advantage * full_log_ratio(inputs).clamp(max=LARGEST_LOG_RATIO).expm1()
-            ).mean(),
+            "bound/surrogate": (advantage * excess).mean(),
         }
         if inputs.form == "gaussian":
+            # The log-ratio is noise minus the KL, so adding the KL leaves the noise; the signal is
+            # the KL itself, with the other sign.
             metrics[f"trust/log_ratio_noise{SQUARED}"] = (log_ratio + inputs.kl).square().mean()
             metrics["trust/log_ratio_signal"] = inputs.kl.mean()
         return metrics
@@ -67,12 +69,14 @@ class Diagnostics:
 
 def full_log_ratio(inputs: LossInputs) -> Float[Tensor, "B"]:
     """Return log N(x_next; mean, std^2 I) - log N(x_next; old_mean, std^2 I), summed over
-    dimensions, in whichever form and reduction the log-probabilities were taken. Of means in
-    float32 it keeps their rounding, near 1e-7, D times.
+    dimensions, in whichever form and reduction the log-probabilities were taken.
+
+    A mean is multiplied by D, and with it its float32 rounding of about 1e-7.
     """
     log_ratio = inputs.log_prob - inputs.old_log_prob
     if inputs.reduction == "mean":
         log_ratio = log_ratio * inputs.dimensions
+    # The unnormalised form lacks the Gaussian's 1 / (2 std^2).
     return log_ratio if inputs.form == "gaussian" else log_ratio / (2 * inputs.std**2)
 
 
@@ -96,6 +100,7 @@ def bound(metrics: Mapping[str, float], num_stochastic: int) -> dict[str, float]
         * metrics["trust/tv_old_max"] ** 2
     )
     return {
+        # It comes in as a mean over steps, and leaves as the bound's sum over them.
         "bound/surrogate": metrics["bound/surrogate"] * num_stochastic,
         "bound/penalty": penalty,
     }

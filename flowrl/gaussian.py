@@ -1,7 +1,7 @@
 """One sampling step is a Gaussian: drawing, log-probability and divergences exist once, here.
 
-This is the only place where a reduction over latent dimensions is chosen. All arithmetic is in the
-dtype of `mean`, float32 in training.
+This is the only place where the configured reduction over latent dimensions is applied. All
+arithmetic is in the dtype of `mean`, float32 in training.
 """
 
 from __future__ import annotations
@@ -52,11 +52,16 @@ class Likelihood:
         check_fields(self, "likelihood")
 
     def log_prob(self, step: GaussianStep, x_next: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
-        """Return log N(x_next; mean, std^2 I), reduced; `x_next` carries no gradient."""
+        """Return the log-density of `x_next`, or -(x_next - mean)^2 with `unnormalised`, reduced.
+
+        `x_next` was drawn, so the gradient through it is left out here. Raises UserError for the
+        density of a step without noise.
+        """
         squared = (x_next.detach() - step.mean).square()
         if self.form == "unnormalised":
             return self._reduce(-squared)
         _require_noise(step)
+        # log N of one dimension: -(x - mean)^2 / (2 std^2) - log std - log(2 pi) / 2.
         constant = math.log(step.std) + 0.5 * math.log(2 * math.pi)
         return self._reduce(-squared / (2 * step.std**2) - constant)
 
@@ -66,7 +71,7 @@ class Likelihood:
 
         Flow-DPPO (arXiv 2606.11025), the divergence of its mask. `std` is the whole step's: a
         diffusion coefficient without sqrt(-dt), or Flow-SDE's std under another sampler, is a
-        published mistake.
+        published mistake. Raises UserError for a step without noise.
         """
         _require_noise(step)
         return self._reduce((step.mean - other_mean).square()) / (2 * step.std**2)
@@ -75,11 +80,24 @@ class Likelihood:
         return values.mean((1, 2, 3)) if self.reduction == "mean" else values.sum((1, 2, 3))
 
 
+MEAN_KL = Likelihood(reduction="mean", form="gaussian")
+"""The likelihood whose `kl` is the mean over dimensions, whatever a run configures."""
+
+
+def mean_square(values: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+    """Return the mean of the squares over latent dimensions."""
+    return values.square().mean((1, 2, 3))
+
+
 def tv(step: GaussianStep, other_mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
     """Return the total variation between two steps of equal std, 2 Phi(|mean - other_mean| / (2
     std)) - 1, exact.
+
+    It is that of the full Gaussian over all D dimensions, so no reduction applies. Raises UserError
+    for a step without noise.
     """
     _require_noise(step)
+    # 2 Phi(z) - 1 = erf(z / sqrt 2), with z = distance / (2 std).
     distance = (step.mean - other_mean).square().sum((1, 2, 3)).sqrt()
     return torch.erf(distance / (2 * math.sqrt(2) * step.std))
 

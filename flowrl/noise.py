@@ -32,10 +32,13 @@ def gaussian_noise(
     sample index).
 
     Each row is its own Philox stream with key (seed, iteration) and counter (0, step + 1, sample,
-    prompt): equal indices give equal rows in whatever batch they are drawn.
+    prompt): equal indices give equal rows in whatever batch they are drawn. With
+    `rollout.shared_initial_noise` a run asks for sample 0's initial noise for the whole group.
     """
     rows = np.empty((len(samples), *shape), dtype=np.float32)
     for row, (prompt, sample) in zip(rows, samples, strict=True):
+        # The first word of the counter is what Philox itself counts up; 1 is added to the step,
+        # since INITIAL is -1 and words are unsigned.
         bits = np.random.Philox(key=[seed, iteration], counter=[0, step + 1, sample, prompt])
         row[...] = np.random.Generator(bits).standard_normal(shape, dtype=np.float32)
     return torch.from_numpy(rows)

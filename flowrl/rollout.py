@@ -56,14 +56,31 @@ def rollout(
         x_next = step.sample(noise(k).to(x))
         trained_steps.append((x, x_next, step.mean, likelihood.log_prob(step, x_next)))
         x = x_next
+        # A multi-step solver may not look back over fresh noise.
         history = None
     if not trained_steps:
         none = x.new_zeros(len(x), 0, *x.shape[1:])
-        return Trajectory((), shares_start, none, none, none, x.new_zeros(len(x), 0), x)
+        return Trajectory(
+            steps=(),
+            shares_start=shares_start,
+            x=none,
+            x_next=none,
+            old_mean=none,
+            old_log_prob=x.new_zeros(len(x), 0),
+            x0=x,
+        )
     states, nexts, means, log_probs = (
         torch.stack(values, dim=1) for values in zip(*trained_steps, strict=True)
     )
-    return Trajectory(tuple(sorted(stochastic)), shares_start, states, nexts, means, log_probs, x)
+    return Trajectory(
+        steps=tuple(sorted(stochastic)),
+        shares_start=shares_start,
+        x=states,
+        x_next=nexts,
+        old_mean=means,
+        old_log_prob=log_probs,
+        x0=x,
+    )
 
 
 def replay(

@@ -64,9 +64,9 @@ class DiffusersDefault:
     """The grid that diffusers' FlowMatchEulerDiscreteScheduler gives when it is asked for K
     timesteps and no sigmas.
 
-    Its K values run evenly from 1 to its smallest sigma, which is s(1/1000) already, and are then
-    shifted by s again: twice at the small end, so the second-to-last step nearly reaches 0.
-    flow_grpo and DiffusionNFT sample SD3 so.
+    The scheduler's K values run evenly from 1 to its smallest sigma, which is s(1/1000) already,
+    with the s of `LinearShift`, and are then shifted by s again: twice at the small end, so the
+    second-to-last step nearly reaches 0. flow_grpo and DiffusionNFT sample SD3 so.
     """
 
     shift: Shift
@@ -82,8 +82,8 @@ class DiffusersDefault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DynamicShift:
-    """s(u) = e^mu / (e^mu + 1/u - 1) on u = 1, (K-1)/K, ..., 1/K, then 0; mu grows with the number
-    of image tokens.
+    """s(u) = e^mu / (e^mu + 1/u - 1) on u = 1, (K-1)/K, ..., 1/K, then 0: `LinearShift` with a
+    shift of e^mu, where mu grows with the number of image tokens.
 
     `rule` `linear`: mu from 0.5 at 256 tokens to 1.15 at 4,096 (FLUX.1). `empirical`: FLUX.2's fit,
     which depends on K too. `tokens` is the length of the image's token sequence: 1,024 at 512x512.
@@ -99,6 +99,9 @@ class DynamicShift:
         """Return the logarithm of the shift."""
         if self.rule == "linear":
             return 0.5 + (1.15 - 0.5) * (self.tokens - 256) / (4096 - 256)
+        # A line in K through two fits in the number of tokens, at 10 and at 200 steps, which are
+        # 190 apart; above 4,300 tokens the latter alone. FLUX.2's pipeline in diffusers has it as
+        # `compute_empirical_mu`.
         at_200_steps = 0.00016927 * self.tokens + 0.45666666
         if self.tokens > 4300:
             return at_200_steps

@@ -1,8 +1,12 @@
 """The frozen dataclasses that cross module borders, and the one shape legend.
 
 Shape letters, in jaxtyping annotations everywhere:
-    B samples (prompts times group), P prompts, G group, K sampling steps, T trained (stochastic)
-    steps, C H W latent channels, height, width; L text tokens, D text features.
+    B samples (prompts times group), P prompts, G group, K sampling steps, T trained terms (a
+    rollout's stochastic steps, or a grid's sigmas), C H W latent channels, height, width; L text
+    tokens, E text features, F pooled features; R rewards; N selected rows; S an image's side in
+    pixels. D is the number of latent dimensions, C times H times W.
+
+`index` counts a trajectory's stochastic steps, `step_number` the steps of its grid.
 
 Time runs from noise to data: sigma 1 is noise, 0 is data, and a step goes from `sigma` to
 `sigma_next` < `sigma`. `old_` marks the behaviour policy that produced the rollout, `ref_` the
@@ -25,7 +29,7 @@ class Conditioning:
     serves classifier-free guidance.
     """
 
-    tokens: Float[Tensor, "B L D"]
+    tokens: Float[Tensor, "B L E"]
     pooled: Float[Tensor, "B F"]
     negative: Conditioning | None = None
 
@@ -69,9 +73,12 @@ class RewardOutput:
     """Scores of B samples. A failed sample is missing (`is_valid` False), never a number; its value
     is ignored.
 
-    `info` is empty or has one entry a sample; that of a missing one may say why under `missing`.
+    `parts` are further scores by name, which are logged and evaluated and never trained on. `info`
+    is empty or has one entry a sample; that of a missing one may say why under `missing`.
 
     A mixture of R rewards gives its `terms` and `weights` too, and their weighted sum as `values`.
+    `RewardModule` completes every output: `terms` and `applies` are there, and `values` and `terms`
+    are NaN where `applies` is False.
     `applies` says which rewards have anything to say about a sample's prompt, and must follow from
     the prompt alone; None means all of them. Where none applies, the sample is neither missing nor
     zero: it has no value, and belongs to no statistic.
@@ -96,9 +103,10 @@ class LossInputs:
     """All that a policy loss may look at, for one step of B samples.
 
     `kl` and `tv` are the exact divergences KL(old || current) and TV(old, current) of the step.
-    `kl` follows the configured reduction, `tv` is that of the full Gaussian, `velocity` is mean (v
-    - old_v)^2. `std` and `dt` are those of the step; `form` and `reduction` say how the
-    log-probabilities were taken (see `flowrl.gaussian.Likelihood`), over D = `dimensions`.
+    `kl` follows the configured reduction and alone of the three carries a gradient, `tv` is that of
+    the full Gaussian, `velocity_change` is mean (v - old_v)^2. `std` and `dt` are those of the
+    step; `form` and `reduction` say how the log-probabilities were taken (see
+    `flowrl.gaussian.Likelihood`), over D = `dimensions`.
     """
 
     log_prob: Float[Tensor, "B"]
@@ -106,7 +114,7 @@ class LossInputs:
     advantage: Float[Tensor, "B"]
     kl: Float[Tensor, "B"]
     tv: Float[Tensor, "B"]
-    velocity: Float[Tensor, "B"]
+    velocity_change: Float[Tensor, "B"]
     std: float
     dt: float
     form: str
@@ -118,8 +126,10 @@ class LossInputs:
 class ForwardInputs:
     """All that a forward-process loss may look at: B generated samples x0, noised again to `sigma`.
 
-    `x = (1 - sigma) x0 + sigma eps`; the velocities are the current and the old policy's at x. A
-    sample whose reward is missing is not `is_used`: it counts in the mean and gives no gradient.
+    `x = (1 - sigma) x0 + sigma eps`; the velocities are the current and the old policy's at x.
+    `is_used` is False for a sample without an advantage, whose reward is missing or which is alone
+    in its group, and for one that does not train on this sigma: it counts in the mean and gives no
+    gradient.
     """
 
     x0: Float[Tensor, "B C H W"]
@@ -133,7 +143,9 @@ class ForwardInputs:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """A scalar loss to minimise, and detached metrics named as in `flowrl.runs.glossary`."""
+    """A scalar loss to minimise, and metrics named as in `flowrl.runs.glossary` or in the loss's
+    own `metrics`; whoever records them detaches them.
+    """
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Float[Tensor, ""]]

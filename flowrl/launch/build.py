@@ -78,7 +78,7 @@ def build(
         algorithm=algorithm,
         plan=plan,
         optimizer=instantiate(cfg.optimizer),
-        learning_rate=instantiate(cfg.learning_rate),
+        rate_factor=instantiate(cfg.learning_rate),
         ema=ema,
         max_grad_norm=max_grad_norm,
         gate_tolerance=cfg.gate_tolerance,

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.gaussian import mean_square
 from flowrl.losses.clip import clipped_surrogate
 from flowrl.losses.protocol import ForwardLoss
 from flowrl.types import ForwardInputs, LossOutput
@@ -29,8 +30,8 @@ class AWM(ForwardLoss):
     s = 1e-10. A is clipped to +-advantage_clip. A sample that is not used has an
     advantage of 0.
 
-    Paper: Advantage Weighted Matching (Xue et al. 2025, arXiv 2509.25050). Its velocity penalties
-    to the reference and to an average are `penalty=velocity`, and are not part of the loss.
+    Paper: Advantage Weighted Matching (Xue et al. 2025, arXiv 2509.25050). Its penalty by the
+    velocity of the reference is `penalty=velocity`; that by an average of the weights is left out.
     """
 
     name: ClassVar[str] = "awm"
@@ -49,16 +50,17 @@ class AWM(ForwardLoss):
         losses, metrics = clipped_surrogate(
             advantage, log_ratio=log_ratio, clip_low=self.clip_low, clip_high=self.clip_high
         )
-        moved = (inputs.velocity - inputs.old_velocity).detach()
-        return LossOutput(losses.mean(), metrics | {"trust/velocity_old": moved.square().mean()})
+        return LossOutput(losses.mean(), metrics)
 
     def log_prob(
         self, inputs: ForwardInputs, velocity: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B"]:
         """Compute minus the weighted flow-matching error of a velocity at the noised samples."""
         sigma = inputs.sigma
+        # x = (1 - sigma) x0 + sigma eps, so that (x - x0) / sigma = eps - x0, the velocity that
+        # flow matching regresses on.
         target = (inputs.x - inputs.x0) / sigma.view(-1, 1, 1, 1)
-        error = (velocity - target).square().mean((1, 2, 3))
+        error = mean_square(velocity - target)
         if self.weighting == "uniform":
             return -error
         if self.weighting == "sigma":

@@ -1,4 +1,4 @@
-"""Ratio clipping as in PPO, which Flow-GRPO, Flow-CPS and GRPO-Guard share."""
+"""Ratio clipping as in PPO, which Flow-GRPO, Flow-CPS, GRPO-Guard and AWM share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.errors import UserError
+from flowrl.losses.ratio import safe_ratio
 
 
 def clipped_surrogate(
@@ -16,45 +16,25 @@ def clipped_surrogate(
     clip_low: float,
     clip_high: float,
 ) -> tuple[Float[Tensor, "B"], dict[str, Float[Tensor, ""]]]:
-    """max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)) of each sample, and what share was clipped
-    on each side.
+    """Compute max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)) of each sample, and the share of
+    samples that was clipped on each side.
+
+    Paper: Proximal Policy Optimization (Schulman et al. 2017, arXiv 1707.06347), its equation 7
+    with the sign of a loss.
     """
     with torch.no_grad():
         ratio = log_ratio.exp()
         high = (advantage > 0) & (ratio > 1 + clip_high)
         low = (advantage < 0) & (ratio < 1 - clip_low)
+        is_clipped = high | low
         bound = torch.where(high, log_ratio.new_tensor(1 + clip_high), 1 - clip_low)
-    is_clipped = high | low
-    # The maximum picks the constant bound exactly where `high` or `low` holds. Masking before the
-    # exponential keeps an overflowing ratio out of the backward pass, where 0 times inf would be
-    # NaN.
-    ratio = torch.where(
-        is_clipped, bound, torch.where(is_clipped | (advantage == 0), 0.0, log_ratio).exp()
-    )
+    # The maximum picks the constant bound exactly where `high` or `low` holds, and the ratio
+    # itself, with its gradient, everywhere else.
+    free_ratio = safe_ratio(log_ratio, is_ignored=is_clipped | (advantage == 0))
+    clipped_ratio = torch.where(is_clipped, bound, free_ratio)
     metrics = {
         "trust/masked_fraction": is_clipped.float().mean(),
         "trust/masked_positive": high.float().mean(),
         "trust/masked_negative": low.float().mean(),
     }
-    return -advantage * ratio, metrics
-
-
-def require_calibration(calibrated_for: str, *, form: str, reduction: str) -> None:
-    """Raise UserError where a clip range meets log-probabilities it was not calibrated to.
-
-    `calibrated_for` is the likelihood's form, for means as everything published, or `sum_` and it.
-    """
-    actual = form if reduction == "mean" else f"sum_{form}"
-    if calibrated_for != actual:
-        raise UserError(
-            f"loss.calibrated_for={calibrated_for}, but likelihood.form={form} and "
-            f"likelihood.reduction={reduction}: a clip range calibrated for one kind of "
-            "log-probability means another trust region with the other; set "
-            f"loss.calibrated_for={actual} together with a range that fits it"
-        )
-
-
-def require_gaussian(form: str, *, loss: str) -> None:
-    """Raise UserError where a loss that needs the Gaussian log-density gets another form."""
-    if form != "gaussian":
-        raise UserError(f"loss={loss} needs likelihood.form=gaussian, not {form}")
+    return -advantage * clipped_ratio, metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.losses.clip import require_gaussian
+from flowrl.losses.likelihood import require_gaussian
 from flowrl.losses.protocol import ReverseLoss
+from flowrl.losses.ratio import safe_ratio
 from flowrl.types import LossInputs, LossOutput
 from flowrl.values.bounds import Limit, Positive, Threshold
 from flowrl.values.check import check_fields
@@ -53,11 +54,15 @@ class DPPO(ReverseLoss):
     calibrated_for: Literal["kl", "sum_kl", "tv", "velocity"]
     advantage_clip: Limit
 
+    threshold: float = field(init=False)
+    """The threshold in force, which `begin` and `observe` may move away from `delta`."""
+
     def __post_init__(self) -> None:
         check_fields(self, "loss")
         if self.delta == "auto":
             self._check_budget()
-            self.threshold = float(self.kl_budget or 0.0)
+            assert self.kl_budget is not None
+            self.threshold = float(self.kl_budget)
             return
         self.threshold = float(self.delta)
         if self.kl_budget is not None:
@@ -101,23 +106,25 @@ class DPPO(ReverseLoss):
             )
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
+        # Once more, for whoever calls the loss without a method that was checked.
         self._check_likelihood(inputs.form, inputs.reduction)
         advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         log_ratio = inputs.log_prob - inputs.old_log_prob
         with torch.no_grad():
             ratio = log_ratio.exp()
+            # The mask M of the paper: far from the old policy already, and moving away from it.
             is_far = self._distance(inputs) >= self.threshold
             positive = is_far & (advantage > 0) & (ratio > 1)
             negative = is_far & (advantage < 0) & (ratio < 1)
             is_dropped = positive | negative
-        # Masking before the exponential, too: behind `where` alone an infinite ratio still gives 0
-        # times inf backwards.
-        surrogate = advantage * torch.where(is_dropped | (advantage == 0), 0.0, log_ratio).exp()
+        # The ratio itself carries the gradient: unlike PPO's it is never replaced by a bound.
+        surrogate = advantage * safe_ratio(log_ratio, is_ignored=is_dropped | (advantage == 0))
         loss = torch.where(is_dropped, 0.0, -surrogate).mean()
         return LossOutput(loss, self._metrics(positive, negative, loss))
 
     def _distance(self, inputs: LossInputs) -> Float[Tensor, "B"]:
-        return {"kl": inputs.kl, "tv": inputs.tv, "velocity": inputs.velocity}[self.divergence]
+        distances = {"kl": inputs.kl, "tv": inputs.tv, "velocity": inputs.velocity_change}
+        return distances[self.divergence]
 
     def _metrics(
         self, positive: Bool[Tensor, "B"], negative: Bool[Tensor, "B"], loss: Float[Tensor, ""]
@@ -126,7 +133,7 @@ class DPPO(ReverseLoss):
             "trust/masked_fraction": (positive | negative).float().mean(),
             "trust/masked_positive": positive.float().mean(),
             "trust/masked_negative": negative.float().mean(),
-            "trust/delta": loss.new_tensor(self.threshold).detach(),
+            "trust/delta": loss.new_tensor(self.threshold),
         }
 
     @property
@@ -147,6 +154,7 @@ class DPPO(ReverseLoss):
         """
         if self.delta != "auto" or self.kl_budget is None or num_updates < 2:
             return
+        # The root damps the steps, since the KL answers to a threshold only an iteration later.
         mean_kl = metrics["trust/kl_old"] * num_updates / (num_updates - 1)
         if mean_kl > 0:
             wanted = self.threshold * math.sqrt(self.kl_budget / mean_kl)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from flowrl.losses.clip import clipped_surrogate, require_calibration
+from flowrl.losses.clip import clipped_surrogate
+from flowrl.losses.likelihood import require_calibration
 from flowrl.losses.protocol import ReverseLoss
 from flowrl.types import LossInputs, LossOutput
 from flowrl.values.bounds import ClipHigh, ClipLow, Limit
@@ -37,6 +38,7 @@ class GRPO(ReverseLoss):
         require_calibration(self.calibrated_for, form=form, reduction=reduction)
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
+        # Once more, for whoever calls the loss without a method that was checked.
         require_calibration(self.calibrated_for, form=inputs.form, reduction=inputs.reduction)
         advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         losses, metrics = clipped_surrogate(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flowrl.errors import UserError
-from flowrl.losses.clip import clipped_surrogate, require_gaussian
+from flowrl.losses.clip import clipped_surrogate
+from flowrl.losses.likelihood import require_gaussian
 from flowrl.losses.protocol import ReverseLoss
 from flowrl.types import LossInputs, LossOutput
 from flowrl.values.bounds import ClipHigh, ClipLow, Limit
@@ -49,8 +50,11 @@ class Guard(ReverseLoss):
             )
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
+        # Once more, for whoever calls the loss without a method that was checked.
         self._check_likelihood(inputs.form, inputs.reduction)
         advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
+        # The log-ratio is mean(eps d) / std - KL, with d = mean - old_mean: what is left is
+        # mean(eps d), which is centred at 0 and spreads alike at all steps.
         log_ratio = (inputs.log_prob - inputs.old_log_prob + inputs.kl) * inputs.std
         losses, metrics = clipped_surrogate(
             advantage, log_ratio=log_ratio, clip_low=self.clip_low, clip_high=self.clip_high

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.gaussian import mean_square
 from flowrl.losses.protocol import ForwardLoss
 from flowrl.types import ForwardInputs, LossOutput
 from flowrl.values.bounds import Positive
@@ -28,7 +29,7 @@ class NFT(ForwardLoss):
     optimality. `advantage_clip` scales the loss, so infinity is no way to leave it out.
 
     Paper: Diffusion-NFT (Zheng et al. 2025, arXiv 2509.16117) and its code, which scales by
-    advantage_clip.
+    advantage_clip. How fast the old policy follows is `ForwardLoss.decay`.
     """
 
     name: ClassVar[str] = "nft"
@@ -46,9 +47,8 @@ class NFT(ForwardLoss):
         negative_error = weighted_error(inputs, velocity=negative)
         errors = optimality * positive_error + (1 - optimality) * negative_error
         errors = torch.where(inputs.is_used, errors, 0.0)
-        distance = (velocity - old_velocity).detach().square().mean()
         scale = self.advantage_clip / self.beta
-        return LossOutput(errors.mean() * scale, {"trust/velocity_old": distance})
+        return LossOutput(errors.mean() * scale, {})
 
 
 def weighted_error(
@@ -59,6 +59,8 @@ def weighted_error(
     The weight is the detached mean absolute error, so that samples count alike whatever their
     scale.
     """
+    # x - sigma v estimates x0, since x = (1 - sigma) x0 + sigma eps and v estimates eps - x0.
     error = inputs.x - inputs.sigma.view(-1, 1, 1, 1) * velocity - inputs.x0
+    # In float64, as the authors' code sums it.
     weight = error.detach().double().abs().mean((1, 2, 3)).clamp(min=MIN_WEIGHT).to(error)
-    return error.square().mean((1, 2, 3)) / weight
+    return mean_square(error) / weight

@@ -9,6 +9,7 @@ import torch
 
 from flowrl.losses.nft import weighted_error
 from flowrl.losses.protocol import ForwardLoss
+from flowrl.losses.ratio import safe_ratio
 from flowrl.types import ForwardInputs, LossOutput
 from flowrl.values.bounds import Limit
 
@@ -35,9 +36,8 @@ class PEPG(ForwardLoss):
         old_elbo = -weighted_error(inputs, velocity=inputs.old_velocity)
         rho = (elbo - old_elbo).detach()
         advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
-        # A sample that is not used keeps out of the exponential, too: behind `where` alone infinity
-        # times 0 is NaN.
-        weight = torch.where(inputs.is_used, rho, 0.0).exp() * (advantage - rho)
+        ratio = safe_ratio(rho, is_ignored=~inputs.is_used)
+        # Neither factor has a gradient; that of the loss is -ratio (A - rho) d elbo.
+        weight = ratio * (advantage - rho)
         losses = torch.where(inputs.is_used, -weight * elbo, 0.0)
-        moved = (inputs.velocity - inputs.old_velocity).detach()
-        return LossOutput(losses.mean(), {"trust/velocity_old": moved.square().mean()})
+        return LossOutput(losses.mean(), {})

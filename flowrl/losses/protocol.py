@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,5 +102,8 @@ class ForwardLoss(Loss, ABC):
         return min(self.decay_rate * steps_counted, self.decay_limit)
 
     def num_sigmas(self, num_steps: int) -> int:
-        """Count the sigmas of a grid of `num_steps` that a sample trains on, at least one."""
-        return max(1, int(num_steps * self.fraction))
+        """Count the sigmas of a grid of `num_steps` that a sample trains on: the `fraction` of them
+        rounded down, at least one.
+        """
+        # 100 * 0.29 is 28.999... in floats, and means 29.
+        return max(1, math.floor(num_steps * self.fraction + 1e-9))

@@ -9,11 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.gaussian import GaussianStep, Likelihood
+from flowrl.gaussian import MEAN_KL, GaussianStep, mean_square
 from flowrl.schedule import Interval
 from flowrl.values.bounds import Guidance, NonNegative
-
-_MEAN_KL = Likelihood(reduction="mean", form="gaussian")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +44,13 @@ class ReferencePenalty:
         interval: Interval,
         gain: float,
     ) -> Float[Tensor, "B"]:
-        """The distance of each sample, not yet times beta; `gain` is the sampler's d mean / d
-        velocity.
+        """Compute the distance of each sample, not yet times beta; `gain` is the sampler's d mean /
+        d velocity.
         """
         if self.form == "mean_squared":
-            return (step.mean - ref_mean).square().mean((1, 2, 3))
+            return mean_square(step.mean - ref_mean)
         if self.form == "velocity":
-            return ((step.mean - ref_mean) / gain).square().mean((1, 2, 3))
-        distance = _MEAN_KL.kl(step, ref_mean)
+            # Both means belong to one state, so they differ by their velocities times the gain.
+            return mean_square((step.mean - ref_mean) / gain)
+        distance = MEAN_KL.kl(step, ref_mean)
         return distance * -interval.dt if self.form == "flow_grpo" else distance

@@ -10,8 +10,8 @@ from flowrl.losses.protocol import Loss
 from flowrl.runs.glossary import is_known
 from flowrl.types import LossOutput
 
-OBJECTIVES_OWN = ("loss/policy", "loss/penalty")
-"""Metrics that the objective adds to those of a loss."""
+ADDED_BY_OBJECTIVES = ("loss/policy", "loss/penalty", "trust/velocity_old")
+"""Metrics that an objective adds to those of a loss."""
 
 
 def require_declared(loss: Loss, output: LossOutput) -> None:
@@ -32,7 +32,8 @@ def require_declared(loss: Loss, output: LossOutput) -> None:
 
 
 def _refuse_names_of_objectives(loss: Loss, names: Sequence[str]) -> None:
-    taken = [name for name in names if name in OBJECTIVES_OWN]
+    """Raise UserError for a metric that the objective would overwrite."""
+    taken = [name for name in names if name in ADDED_BY_OBJECTIVES]
     if taken:
         raise UserError(
             f"loss={loss.name} returns the metric {taken[0]!r}, which its objective logs; leave it "
@@ -41,6 +42,7 @@ def _refuse_names_of_objectives(loss: Loss, names: Sequence[str]) -> None:
 
 
 def _refuse_definitions_anew(loss: Loss) -> None:
+    """Raise UserError where a loss gives a metric of the glossary another meaning."""
     clashing = [name for name in loss.metrics if is_known(name) or "/" not in name]
     if clashing:
         raise UserError(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flowrl.algorithm import Algorithm, option
+from flowrl.algorithm import Algorithm, sampler_option
 from flowrl.errors import UserError
+from flowrl.gaussian import mean_square
 from flowrl.losses.protocol import ForwardLoss
 from flowrl.noise import CHOICE, FORWARD, gaussian_noise
 from flowrl.objectives.declared import require_declared
 from flowrl.objectives.micro_batch import MicroBatch
+from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context
 from flowrl.samplers.protocol import Solver
 from flowrl.tuning.weights import swapped
@@ -44,7 +45,7 @@ class ForwardObjective:
         """Raise UserError where sampler, penalty and initial noise do not suit the loss."""
         loss = cast(ForwardLoss, algorithm.loss)
         likelihood = algorithm.likelihood
-        sampler = option(algorithm.sampler)
+        sampler = sampler_option(algorithm.sampler)
         if not isinstance(algorithm.sampler, Solver):
             raise UserError(
                 f"loss={loss.name} needs a deterministic rollout, but sampler={sampler}: choose "
@@ -61,10 +62,17 @@ class ForwardObjective:
                 "rollout.shared_initial_noise=true: set it to false"
             )
         loss.check(form=likelihood.form, reduction=likelihood.reduction, sampler=sampler)
+        # Made-up samples: the names of the loss's metrics are looked at, not its numbers.
         state = torch.zeros(2, 4, 8, 8)
-        one = torch.ones(2)
-        is_used = torch.ones(2, dtype=torch.bool)
-        inputs = ForwardInputs(state, state, one, state, state, one, is_used)
+        inputs = ForwardInputs(
+            x0=state,
+            x=state,
+            sigma=torch.ones(2),
+            velocity=state,
+            old_velocity=state,
+            advantage=torch.ones(2),
+            is_used=torch.ones(2, dtype=torch.bool),
+        )
         require_declared(loss, loss(inputs))
 
     def behaviour(self) -> AbstractContextManager[None]:
@@ -92,8 +100,9 @@ class ForwardObjective:
     def term(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> LossOutput:
         """Compute loss plus penalty of the samples that train on the grid's `index`-th sigma.
 
-        Divided by the share of trained sigmas, so that the mean over the grid is one over trained
-        terms.
+        The loss is a mean over all samples of the micro-batch, of which a share of num_trained of
+        num_terms trains on this sigma. Dividing by that share makes the mean over the grid's terms
+        one over the trained pairs of sample and sigma. The loss's other metrics are not divided.
         """
         x0 = batch.trajectory.x0
         is_trained = self.is_trained(batch, num_optimizer_steps)[:, index]
@@ -101,6 +110,8 @@ class ForwardObjective:
         sigma = self.algorithm.intervals[index].sigma
         x = torch.lerp(x0, self.noise(batch, index, num_optimizer_steps), sigma)
         field = batch.group.field(self.context.velocity)
+        # The old policy comes first: its weights are swapped in place, which would break the graph
+        # of a velocity that was computed before.
         with torch.no_grad(), self.behaviour():
             old_velocity = field(x, sigma, False)
         velocity = field(x, sigma, False)
@@ -114,22 +125,21 @@ class ForwardObjective:
             is_used=batch.is_used & is_trained,
         )
         output = self.loss(inputs)
-        loss = output.loss / share
-        metrics = {"loss/policy": loss}
-        penalty = self.algorithm.penalty
-        if penalty.beta:
+        beta = self.algorithm.penalty.beta
+        distance = None
+        if beta:
             reference = batch.group.field(self.context.reference.velocity)
-            gap = (velocity - reference(x, sigma, False)).square().mean((1, 2, 3))
+            gap = mean_square(velocity - reference(x, sigma, False))
             distance = torch.where(is_trained, gap, 0.0).mean() / share
-            loss = loss + penalty.beta * distance
-            metrics["loss/penalty"] = distance
-        return LossOutput(loss, metrics | output.metrics)
+        change = (velocity - old_velocity).detach().square().mean()
+        metrics = output.metrics | {"trust/velocity_old": change}
+        return with_penalty(output.loss / share, metrics, beta=beta, distance=distance)
 
     def is_trained(self, batch: MicroBatch, num_optimizer_steps: int) -> Bool[Tensor, "B K"]:
         """Choose at random the sigmas that each sample trains on, the same whatever the batch."""
-        shape = [self.algorithm.num_steps]
-        draw = partial(gaussian_noise, shape, seed=self.context.seed, iteration=batch.iteration)
-        scores = draw(samples=self._members(batch), step=CHOICE + num_optimizer_steps)
+        scores = self._draw(batch, [self.algorithm.num_steps], CHOICE + num_optimizer_steps)
+        # The argsort of an argsort is each sigma's rank among a sample's scores, so this picks
+        # `num_trained` of them uniformly.
         ranks = scores.argsort(1).argsort(1)
         return (ranks < self.num_trained()).to(batch.is_used.device)
 
@@ -137,15 +147,19 @@ class ForwardObjective:
         self, batch: MicroBatch, index: int, num_optimizer_steps: int
     ) -> Float[Tensor, "B C H W"]:
         """Draw the noise that takes samples to the `index`-th sigma, whatever the batch."""
-        shape = self.context.latent_shape
-        draw = partial(gaussian_noise, shape, seed=self.context.seed, iteration=batch.iteration)
-        # Counted on, so that every inner epoch has noise of its own.
+        # Counted by optimizer step, so that every inner epoch has noise of its own.
         step = FORWARD + num_optimizer_steps * self.algorithm.num_steps + index
-        return draw(samples=self._members(batch), step=step).to(batch.is_used.device)
+        return self._draw(batch, self.context.latent_shape, step).to(batch.is_used.device)
 
-    def _members(self, batch: MicroBatch) -> list[tuple[int, int]]:
-        """Return each sample's prompt and place in its group, by which its noise is counted."""
-        return [divmod(row, self.context.group_size) for row in batch.rows]
+    def _draw(self, batch: MicroBatch, shape: Sequence[int], step: int) -> Float[Tensor, "B ..."]:
+        """Draw one row of noise a sample, on the CPU."""
+        return gaussian_noise(
+            shape,
+            seed=self.context.seed,
+            iteration=batch.iteration,
+            samples=[divmod(row, self.context.group_size) for row in batch.rows],
+            step=step,
+        )
 
     @torch.no_grad()
     def follow(self, num_optimizer_steps: int) -> None:

@@ -25,18 +25,18 @@ def check_replay(
     `replay` gives the Gaussian of the trajectory's i-th stochastic step, evaluated as an update
     would.
     """
+    # As in an update, where autograd may pick other kernels.
     with torch.enable_grad():
         for index, number in enumerate(trajectory.steps):
             step = replay(index)
             log_prob = likelihood.log_prob(step, trajectory.x_next[:, index]).detach()
             drift = (log_prob - trajectory.old_log_prob[:, index]).abs().max().item()
             divergence = likelihood.kl(step, trajectory.old_mean[:, index]).max().item()
-            # So written, NaN does not pass.
+            # Written with `not`, so that NaN does not pass.
             if not (drift <= tolerance and divergence <= tolerance):
                 raise GateFailed(
                     f"step {number}: replaying the rollout moved its log-probability by "
-                    f"{drift:.2e} and its mean by a "
-                    f"divergence of {divergence:.2e}, above gate_tolerance={tolerance:.0e}: "
-                    "rollout and update "
-                    "disagree in precision, batch shape or mode"
+                    f"{drift:.2e} and its mean by a divergence of {divergence:.2e}, above "
+                    f"gate_tolerance={tolerance:g}: rollout and update disagree in precision, "
+                    "batch shape or mode"
                 )

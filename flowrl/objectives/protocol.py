@@ -42,9 +42,11 @@ class Reference(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """The policy's side of an objective: the method, the networks, and what choices are counted by.
+    """The policy's side of an objective: the method and the networks.
 
-    `velocity` is the current policy's; `gate_tolerance` bounds the drift that the gate allows.
+    `velocity` is the current policy's. `latent_shape` is [C, H, W] of one sample. Random choices
+    are a function of `seed`, iteration, prompt and place in the group of `group_size`.
+    `gate_tolerance` bounds the drift that the gate allows.
     """
 
     algorithm: Algorithm
@@ -59,6 +61,18 @@ class Context:
 
 class Objective(Protocol):
     """One way to train on rollouts: over their stochastic steps, or over their samples noised."""
+
+    @staticmethod
+    def check_method(algorithm: Algorithm) -> None:
+        """Raise UserError where the parts of a method do not suit each other."""
+        ...
+
+    @staticmethod
+    def steps_of(
+        algorithm: Algorithm, *, iteration: int, seed: int, prompt: int
+    ) -> tuple[int, ...]:
+        """Choose the stochastic steps of a method's rollouts, without a policy."""
+        ...
 
     def behaviour(self) -> AbstractContextManager[None]:
         """Run with the weights of the policy that draws the rollouts."""
@@ -97,5 +111,5 @@ class Objective(Protocol):
         ...
 
     def to(self, device: torch.device) -> None:
-        """Move these sets to a device."""
+        """Move the sets that `weights` returns to a device."""
         ...

@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.algorithm import Algorithm, option
+from flowrl.algorithm import Algorithm, sampler_option
 from flowrl.errors import UserError
-from flowrl.gaussian import GaussianStep, tv
+from flowrl.gaussian import GaussianStep, mean_square, tv
 from flowrl.losses.protocol import ReverseLoss
 from flowrl.objectives.declared import require_declared
 from flowrl.objectives.gate import check_replay
 from flowrl.objectives.micro_batch import MicroBatch
+from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context
 from flowrl.rollout import replay
 from flowrl.types import LossInputs, LossOutput, Trajectory
@@ -46,7 +47,7 @@ class ReverseObjective:
     def check_method(algorithm: Algorithm) -> None:
         """Raise UserError where sampler, steps, likelihood and loss do not suit each other."""
         likelihood = algorithm.likelihood
-        sampler = option(algorithm.sampler)
+        sampler = sampler_option(algorithm.sampler)
         if likelihood.form == "unnormalised" and sampler != "cps":
             raise UserError(
                 f"likelihood.form=unnormalised (loss=cps) needs sampler=cps, not {sampler}: it "
@@ -65,6 +66,7 @@ class ReverseObjective:
         drawn = ReverseObjective.steps_of(algorithm, iteration=0, seed=0, prompt=0)
         if not set(drawn) <= set(candidates):
             raise UserError(f"steps: {drawn} were drawn, which are not among {candidates}")
+        # Made-up samples: the names of the loss's metrics are looked at, not its numbers.
         zero = torch.zeros(2)
         inputs = LossInputs(
             log_prob=zero,
@@ -72,7 +74,7 @@ class ReverseObjective:
             advantage=zero,
             kl=zero,
             tv=zero,
-            velocity=zero,
+            velocity_change=zero,
             std=1.0,
             dt=-1.0,
             form=likelihood.form,
@@ -96,6 +98,7 @@ class ReverseObjective:
         return self.steps_of(self.algorithm, iteration=iteration, seed=seed, prompt=prompt)
 
     def num_trained(self) -> int:
+        # Any iteration and prompt: all have as many.
         return len(self.stochastic_steps(0, 0))
 
     def num_terms(self, batch: MicroBatch) -> int:
@@ -120,30 +123,40 @@ class ReverseObjective:
         """Compute policy loss plus reference penalty at one stochastic step."""
         step = self.replay(batch, index)
         trajectory = batch.trajectory
-        inputs = compare(self.algorithm, step, trajectory, index, batch.advantage_at(index))
+        inputs = loss_inputs(self.algorithm, step, trajectory, index, batch.advantage_at(index))
         output = self.loss(inputs)
-        loss = output.loss
-        metrics = {"loss/policy": loss}
-        penalty = self.algorithm.penalty
-        if penalty.beta:
-            intervals = self.algorithm.intervals
-            sampler = self.algorithm.sampler
-            reference = self.context.reference
-            ref_mean = reference.mean(trajectory, index, batch.group, intervals, sampler)
-            interval = intervals[trajectory.steps[index]]
-            distance = penalty(step, ref_mean, interval, sampler.gain(interval)).mean()
-            loss = loss + penalty.beta * distance
-            metrics["loss/penalty"] = distance
-        metrics |= output.metrics
-        return LossOutput(loss, metrics | self.diagnose(inputs, trajectory.steps[index]))
+        return with_penalty(
+            output.loss,
+            output.metrics | self.diagnose(inputs, trajectory.steps[index]),
+            beta=self.algorithm.penalty.beta,
+            distance=self._distance(batch, step, index),
+        )
 
-    def diagnose(self, inputs: LossInputs, step: int) -> dict[str, Float[Tensor, ""]]:
-        """Compute a step's diagnostics, at the loss's own threshold on the KL if it has one."""
+    def _distance(
+        self, batch: MicroBatch, step: GaussianStep, index: int
+    ) -> Float[Tensor, ""] | None:
+        """Compute the mean distance from the reference that is penalised; None without penalty."""
+        penalty = self.algorithm.penalty
+        if not penalty.beta:
+            return None
+        trajectory = batch.trajectory
+        intervals = self.algorithm.intervals
+        sampler = self.algorithm.sampler
+        reference = self.context.reference
+        ref_mean = reference.mean(trajectory, index, batch.group, intervals, sampler)
+        interval = intervals[trajectory.steps[index]]
+        return penalty(step, ref_mean, interval, sampler.gain(interval)).mean()
+
+    def diagnose(self, inputs: LossInputs, step_number: int) -> dict[str, Float[Tensor, ""]]:
+        """Compute a step's diagnostics, at the loss's own threshold on the KL if it has one.
+
+        `step_number` is the step's place in the grid.
+        """
         diagnostics = self.algorithm.diagnostics
         threshold = self.loss.kl_threshold
         if threshold is not None:
             diagnostics = replace(diagnostics, delta=threshold)
-        return diagnostics(inputs, step)
+        return diagnostics(inputs, step_number)
 
     def follow(self, num_optimizer_steps: int) -> None:
         """Do nothing: the behaviour policy is the current one anyway."""
@@ -158,30 +171,29 @@ class ReverseObjective:
         """Do nothing: there are no weights to move."""
 
 
-def compare(
+def loss_inputs(
     algorithm: Algorithm,
     step: GaussianStep,
     trajectory: Trajectory,
     index: int,
     advantage: Float[Tensor, "B"],
 ) -> LossInputs:
-    """Compare a step with the rollout's at the trajectory's `index`-th stochastic step."""
+    """Compare a step with the rollout's, the trajectory's `index`-th stochastic step."""
     interval = algorithm.intervals[trajectory.steps[index]]
     old_mean = trajectory.old_mean[:, index]
     likelihood = algorithm.likelihood
     kl = likelihood.kl(step, old_mean)  # with its gradient, which GRPO-Guard's ratio needs
     with torch.no_grad():
-        distance = tv(step, old_mean)
-        # Both means belong to one state, so they differ by their velocities alone.
-        velocity_change = (step.mean - old_mean) / algorithm.sampler.gain(interval)
-        moved = velocity_change.square().mean((1, 2, 3))
+        tv_distance = tv(step, old_mean)
+        # Both means belong to one state, so they differ by their velocities times the gain.
+        velocity_change = mean_square((step.mean - old_mean) / algorithm.sampler.gain(interval))
     return LossInputs(
         log_prob=likelihood.log_prob(step, trajectory.x_next[:, index]),
         old_log_prob=trajectory.old_log_prob[:, index],
         advantage=advantage,
         kl=kl,
-        tv=distance,
-        velocity=moved,
+        tv=tv_distance,
+        velocity_change=velocity_change,
         std=step.std,
         dt=interval.dt,
         form=likelihood.form,
@@ -193,7 +205,7 @@ def compare(
 def _check_step(algorithm: Algorithm, number: int) -> None:
     """Raise UserError where a step that may be trained on has no noise, or hardly any."""
     num_steps = algorithm.num_steps
-    sampler = option(algorithm.sampler)
+    sampler = sampler_option(algorithm.sampler)
     if number >= num_steps:
         raise UserError(
             f"steps may pick step {number}, but the last of rollout.num_steps={num_steps} is step "

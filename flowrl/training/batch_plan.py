@@ -55,6 +55,10 @@ class BatchPlan:
                 f"processes; make it a multiple of {num_shares}"
             )
 
+    def member(self, row: int) -> tuple[int, int]:
+        """Return the prompt of a global sample number, and the sample's place in its group."""
+        return divmod(row, self.group_size)
+
     @property
     def num_samples(self) -> int:
         """The number of samples of one iteration, over all processes."""

@@ -19,14 +19,15 @@ def set_learning_rate(policy: Policy, progress: float, record: Record) -> None:
     """Give the optimizer its own rates times the schedule's factor at `progress`, in [0, 1)."""
     optimizer = _optimizer(policy)
     for group, rate in zip(optimizer.param_groups, policy.rates, strict=True):
-        group["lr"] = rate * policy.learning_rate(progress)
+        group["lr"] = rate * policy.rate_factor(progress)
     record.add("update/learning_rate", optimizer.param_groups[0]["lr"])
 
 
 def step_weights(policy: Policy, update: Sequence[MicroBatch], record: Record) -> None:
     """Make one optimizer step on the mean loss over the update's samples and trained terms.
 
-    Raises NotFinite for a gradient that holds NaN or infinity, before any weight changes.
+    The optimizer must have an `eps`, as Adam and its kin do. Raises NotFinite for a gradient that
+    holds NaN or infinity, before any weight changes.
     """
     optimizer = _optimizer(policy)
     optimizer.zero_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class Policy(LightningModule):
     reference: ReferenceModule
     objective: Objective
     embed: PromptEmbeddings
+    rates: list[float]
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class Policy(LightningModule):
         algorithm: Algorithm,
         plan: BatchPlan,
         optimizer: Callable[..., Optimizer],
-        learning_rate: Callable[[float], float],
+        rate_factor: Callable[[float], float],
         ema: EMA,
         max_grad_norm: float,
         gate_tolerance: float,
@@ -78,7 +80,7 @@ class Policy(LightningModule):
         self.plan = plan
         self.ema = ema
         self.make_optimizer = optimizer
-        self.learning_rate = learning_rate
+        self.rate_factor = rate_factor
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.num_iterations = 0
@@ -107,7 +109,7 @@ class Policy(LightningModule):
             self.load_weights(divide_copies(self.weights(), self.tuning.parameters()))
 
     def configure_optimizers(self) -> Optimizer:
-        """Make the configured optimizer over the tuned weights alone."""
+        """Make the configured optimizer over the tuned weights, and keep its rates."""
         optimizer = self.make_optimizer(list(self.tuning.parameters().values()))
         self.rates = [group["lr"] for group in optimizer.param_groups]
         return optimizer
@@ -118,10 +120,12 @@ class Policy(LightningModule):
         record = Record()
         loss = self.algorithm.loss
         with self.objective.behaviour():
-            shares = enumerate(self.plan.updates(self.global_rank))
-            updates = [sample_update(self, batch, number, rows) for number, rows in shares]
+            updates = [
+                sample_update(self, batch, number, micro_batches)
+                for number, micro_batches in enumerate(self.plan.updates(self.global_rank))
+            ]
         clock.lap("perf/rollout_seconds")
-        assign_advantages(self, [part for update in updates for part in update], record)
+        assign_advantages(self, list(chain.from_iterable(updates)), record)
         clock.lap("perf/reward_seconds")
         if not self.has_passed_gate:
             self.objective.check(updates[0][0])
@@ -146,7 +150,7 @@ class Policy(LightningModule):
         `stochastic` are the stochastic steps that all of them have, see `sample_update`.
         """
         method = self.algorithm
-        members = [divmod(row, self.plan.group_size) for row in rows]
+        members = [self.plan.member(row) for row in rows]
         prompts = [batch.prompts[prompt] for prompt, _ in members]
         shape = self.model.latent_shape
         noise = partial(gaussian_noise, shape, seed=self.seed, iteration=batch.iteration)
@@ -203,6 +207,8 @@ class Policy(LightningModule):
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the sets of weights that a checkpoint needs, by what they are."""
+        # "lora" are the trained weights of any tuning: checkpoints have called them so from the
+        # first.
         sets: dict[str, Mapping[str, Tensor]] = {
             "lora": self.tuning.parameters(),
             "ema": self.ema.weights,

@@ -36,7 +36,7 @@ def report_evaluation(policy: Policy, values: Mapping[str, float]) -> None:
 
 
 def _log_to_trackers(policy: Policy, values: Mapping[str, float]) -> None:
-    """The axis of training and evaluation is the iteration, which goes on in a resumed run."""
+    """Log to every tracker, against the number of iterations, which goes on in a resumed run."""
     numbers = {name: float(value) for name, value in values.items()}
     for logger in policy.loggers:
         logger.log_metrics(numbers, step=policy.num_iterations)

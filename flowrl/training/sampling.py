@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from flowrl.errors import UserError
@@ -15,44 +14,48 @@ if TYPE_CHECKING:
     from flowrl.training.policy import Policy
 
 Piece = tuple[range, tuple[int, ...]]
-"""Rows of a micro-batch that share their stochastic steps, and these."""
+"""Rows of a micro-batch that have the same stochastic steps, and these steps."""
 
 
 def sample_update(
     policy: Policy, batch: PromptBatch, number: int, micro_batches: Sequence[range]
 ) -> list[MicroBatch]:
-    """Roll out the micro-batches of update `number`, divided where prompts differ in their steps.
+    """Roll out the micro-batches of update `number`, split where prompts differ in their steps.
 
-    Raises UserError where prompts have different numbers of steps, or where divided weights, which
-    all processes must gather alike, meet processes with different numbers of pieces.
+    Raises UserError where prompts have different numbers of steps, or where sharded weights, which
+    all processes must gather equally often, meet processes with different numbers of pieces.
     """
-    pieces = divide(policy, batch.iteration, micro_batches)
+    pieces = split_by_steps(policy, batch.iteration, micro_batches)
     if len({len(stochastic) for _, stochastic in pieces}) > 1:
         raise UserError("steps: each prompt must have as many stochastic steps as any other")
     if is_divided(policy.transformer):
-        _require_equal_numbers(policy, batch.iteration, number)
+        _require_equal_piece_counts(policy, batch.iteration, number)
     return [policy.sample(batch, rows, stochastic) for rows, stochastic in pieces]
 
 
-def divide(policy: Policy, iteration: int, micro_batches: Sequence[range]) -> list[Piece]:
-    """Divide micro-batches into pieces whose samples share their stochastic steps."""
-    group_size = policy.plan.group_size
+def split_by_steps(policy: Policy, iteration: int, micro_batches: Sequence[range]) -> list[Piece]:
+    """Split micro-batches into pieces whose samples have the same stochastic steps."""
+    plan = policy.plan
     pieces = []
     for rows in micro_batches:
-        steps = [policy.objective.stochastic_steps(iteration, row // group_size) for row in rows]
-        for stochastic, places in groupby(range(len(rows)), key=steps.__getitem__):
-            numbers = list(places)
-            pieces.append((rows[numbers[0] : numbers[-1] + 1], stochastic))
+        prompts = [plan.member(row)[0] for row in rows]
+        steps = [policy.objective.stochastic_steps(iteration, prompt) for prompt in prompts]
+        start = 0
+        for place in range(len(rows)):
+            is_last = place + 1 == len(rows)
+            if is_last or steps[place + 1] != steps[place]:
+                pieces.append((rows[start : place + 1], steps[place]))
+                start = place + 1
     return pieces
 
 
-def _require_equal_numbers(policy: Policy, iteration: int, number: int) -> None:
+def _require_equal_piece_counts(policy: Policy, iteration: int, number: int) -> None:
     """Raise UserError unless all processes make as many pieces of an update.
 
     Steps are a function of iteration and prompt, so every process can count those of the others.
     """
     counts = {
-        len(divide(policy, iteration, policy.plan.updates(rank)[number]))
+        len(split_by_steps(policy, iteration, policy.plan.updates(rank)[number]))
         for rank in range(policy.plan.num_processes)
     }
     if len(counts) > 1:

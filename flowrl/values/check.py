@@ -25,7 +25,7 @@ PLAIN = (bool, int, float, str, list, tuple, type(None))
 
 
 def check_fields(instance: Any, group: str) -> None:
-    """Compare each field of a dataclass with its hint, to be called from `__post_init__`.
+    """Compare each field that a dataclass is given with its hint; `__post_init__` calls it.
 
     Raises UserError, naming the field as `group` with a dot and its name, for the first one that
     its hint does not take.
@@ -33,8 +33,9 @@ def check_fields(instance: Any, group: str) -> None:
     kind: Any = type(instance)
     hints = _hints(kind)
     for field in dataclasses.fields(instance):
-        hint = hints.get(field.name, Any)
-        check_value(f"{group}.{field.name}", getattr(instance, field.name), hint)
+        if field.init:
+            hint = hints.get(field.name, Any)
+            check_value(f"{group}.{field.name}", getattr(instance, field.name), hint)
 
 
 def checked(group: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:

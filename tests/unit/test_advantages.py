@@ -48,7 +48,7 @@ def test_missing_samples_are_left_out(function):
         )
         assert got.values[1] == 0
         torch.testing.assert_close(got.values[[0, 2, 3, 4]], full, rtol=1e-12, atol=0)
-        assert (got.constant_groups, got.dropped_groups) == (0, 0)
+        assert (got.constant_share, got.dropped_share) == (0, 0)
 
 
 @ALL
@@ -57,7 +57,7 @@ def test_constant_groups_get_exactly_0_and_are_counted(function):
     got = run(function, [0.1, 0.1, 0.1, 1.0, 2.0, 4.0], [0, 0, 0, 1, 1, 1])
     assert got.values[:3].tolist() == [0, 0, 0]
     assert got.values[3:].abs().min() > 0.1
-    assert (got.constant_groups, got.dropped_groups) == (0.5, 0)
+    assert (got.constant_share, got.dropped_share) == (0.5, 0)
 
 
 @ALL
@@ -71,8 +71,8 @@ def test_groups_with_one_valid_sample_are_dropped_and_counted(function):
     )
     assert got.values[[0, 1, 4, 5]].tolist() == [0, 0, 0, 0]
     assert got.values[3] == -got.values[2] != 0
-    assert got.constant_groups == 0
-    assert got.dropped_groups == pytest.approx(2 / 3, rel=1e-6)
+    assert got.constant_share == 0
+    assert got.dropped_share == pytest.approx(2 / 3, rel=1e-6)
 
 
 @ALL
@@ -80,7 +80,7 @@ def test_nothing_valid_teaches_nothing(function):
     """Mutation: take statistics of an empty set."""
     got = run(function, [1.0, 2.0], [0, 0], [False, False])
     assert got.values.tolist() == [0, 0]
-    assert got.dropped_groups == 1
+    assert got.dropped_share == 1
 
 
 @ALL
@@ -95,7 +95,7 @@ def test_order_and_names_of_groups_do_not_matter(function, normal):
     shuffled = function(rewards[order, None], one, names[groups][order], valid[order])
     torch.testing.assert_close(shuffled.values, direct.values[order], rtol=1e-12, atol=1e-15)
     assert direct.values[valid].abs().min() > 0
-    assert shuffled.dropped_groups == direct.dropped_groups == 0
+    assert shuffled.dropped_share == direct.dropped_share == 0
 
 
 def test_gdpo_by_hand():
@@ -122,7 +122,7 @@ def test_gdpo_takes_what_a_half_constant_group_still_says():
     )
     assert got.values[1] == -got.values[0] != 0
     assert got.values[2:].tolist() == [0, 0]
-    assert got.constant_groups == 0.5
+    assert got.constant_share == 0.5
 
 
 def test_a_constant_reward_says_nothing_in_gdpo():
@@ -199,7 +199,7 @@ def test_a_reward_that_does_not_apply_is_as_if_it_were_not_there(function):
         [0, 0, 0, 1, 1, 1],
         weights=(1.0, 1.0),
     )
-    assert got.is_used.all() and (got.constant_groups, got.dropped_groups) == (0, 0)
+    assert got.is_used.all() and (got.constant_share, got.dropped_share) == (0, 0)
     assert got.values.isfinite().all()
     low, high, middle = got.values[3:].tolist()
     assert low < middle < high and low + high == pytest.approx(2 * middle, abs=1e-9)
@@ -213,7 +213,7 @@ def test_samples_that_no_reward_judges_change_nothing(function):
     got = run(function, [*some, [NAN, NAN], [NAN, NAN]], [0, 0, 1, 1, 2, 2], weights=(1.0, 2.0))
     torch.testing.assert_close(got.values[:4], alone.values, rtol=1e-12, atol=0)
     assert got.values[4:].tolist() == [0, 0] and got.is_used.tolist() == [True] * 4 + [False] * 2
-    assert got.dropped_groups == pytest.approx(1 / 3, rel=1e-6)
+    assert got.dropped_share == pytest.approx(1 / 3, rel=1e-6)
 
 
 @pytest.mark.parametrize("function", [zscore, gdpo])
@@ -243,4 +243,4 @@ def test_a_dropped_sample_sets_no_spread(function, weights):
     got = run(function, rewards, [0, 0, 1, 1, 2, 2], [True] * 5 + [False], weights)
     torch.testing.assert_close(got.values[:4], alone, rtol=1e-12, atol=0)
     assert got.values[4:].tolist() == [0, 0] and not got.is_used[4:].any()
-    assert got.dropped_groups == pytest.approx(1 / 3, rel=1e-6)
+    assert got.dropped_share == pytest.approx(1 / 3, rel=1e-6)

@@ -235,7 +235,7 @@ def _drawn(
         advantage=advantage,
         kl=likelihood.kl(new, old.mean),
         tv=none,
-        velocity=none,
+        velocity_change=none,
         std=old.std,
         dt=interval.dt,
         form=estimator.form,

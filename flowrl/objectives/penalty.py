@@ -1,0 +1,25 @@
+"""A loss and its penalty become one output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.types import LossOutput
+
+
+def with_penalty(
+    loss: Float[Tensor, ""],
+    metrics: Mapping[str, Float[Tensor, ""]],
+    *,
+    beta: float,
+    distance: Float[Tensor, ""] | None,
+) -> LossOutput:
+    """Return loss + beta distance, with both of them among the metrics; None is no penalty."""
+    terms = {"loss/policy": loss}
+    if distance is not None:
+        terms["loss/penalty"] = distance
+        loss = loss + beta * distance
+    return LossOutput(loss, terms | dict(metrics))
