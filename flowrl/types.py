@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -94,8 +95,15 @@ class RewardOutput:
 
     @property
     def has_value(self) -> Bool[Tensor, "B"]:
-        """Tell which samples are valid and have a reward that applies."""
-        return self.is_valid if self.applies is None else self.is_valid & self.applies.any(1)
+        """Tell, on the CPU, which samples are valid and have a reward that applies."""
+        return self.is_valid.cpu() & self.is_judged
+
+    @property
+    def is_judged(self) -> Bool[Tensor, "B"]:
+        """Tell, on the CPU, to which samples at least one of the rewards applies."""
+        if self.applies is None:
+            return torch.ones(len(self.values), dtype=torch.bool)
+        return self.applies.cpu().any(1)
 
 
 @dataclass(frozen=True, slots=True)

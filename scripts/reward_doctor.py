@@ -211,7 +211,7 @@ def members(name: str, reward: Reward) -> dict[str, Reward]:
     if not isinstance(reward, Mixture):
         return {name: reward}
     singles: dict[str, Reward] = {}
-    for key, member in (reward.terms | reward.monitors).items():
+    for key, member in (reward.trained | reward.monitors).items():
         singles |= members(key, member)
     return singles
 

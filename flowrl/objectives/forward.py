@@ -75,7 +75,7 @@ class ForwardObjective:
         )
         require_declared(loss, loss(inputs))
 
-    def behaviour(self) -> AbstractContextManager[None]:
+    def at_behaviour(self) -> AbstractContextManager[None]:
         return swapped(self.context.tuning.parameters(), self.old)
 
     @staticmethod
@@ -94,7 +94,7 @@ class ForwardObjective:
     def num_terms(self, batch: MicroBatch) -> int:
         return self.algorithm.num_steps
 
-    def check(self, batch: MicroBatch) -> None:
+    def check_gate(self, batch: MicroBatch) -> None:
         """Do nothing: nothing of the rollout but its samples is used again."""
 
     def term(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> LossOutput:
@@ -112,7 +112,7 @@ class ForwardObjective:
         field = batch.group.field(self.context.velocity)
         # The old policy comes first: its weights are swapped in place, which would break the graph
         # of a velocity that was computed before.
-        with torch.no_grad(), self.behaviour():
+        with torch.no_grad(), self.at_behaviour():
             old_velocity = field(x, sigma, False)
         velocity = field(x, sigma, False)
         inputs = ForwardInputs(

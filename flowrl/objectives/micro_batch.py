@@ -15,7 +15,9 @@ from torch import Tensor
 from flowrl.rollout import Velocity
 from flowrl.types import Conditioning, Prompt, RewardOutput, Trajectory
 
-Conditioned = Callable[[Float[Tensor, "B C H W"], float, Conditioning], Float[Tensor, "B C H W"]]
+ConditionedVelocity = Callable[
+    [Float[Tensor, "B C H W"], float, Conditioning], Float[Tensor, "B C H W"]
+]
 """(x, sigma, conditioning) -> velocity."""
 
 
@@ -48,7 +50,7 @@ class Group:
         """One row a sample, made anew at every call."""
         return self.prompts[self._prompt]
 
-    def field(self, velocity: Conditioned) -> Velocity:
+    def field(self, velocity: ConditionedVelocity) -> Velocity:
         """`velocity` bound to this conditioning."""
         conditioning = self.conditioning
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.algorithm import Algorithm
-from flowrl.objectives.micro_batch import Conditioned, Group, MicroBatch
+from flowrl.objectives.micro_batch import ConditionedVelocity, Group, MicroBatch
 from flowrl.samplers.protocol import Sampler
 from flowrl.schedule import Interval
 from flowrl.tuning.protocol import Tuning
@@ -50,7 +50,7 @@ class Context:
     """
 
     algorithm: Algorithm
-    velocity: Conditioned
+    velocity: ConditionedVelocity
     reference: Reference
     tuning: Tuning
     latent_shape: tuple[int, ...]
@@ -74,7 +74,7 @@ class Objective(Protocol):
         """Choose the stochastic steps of a method's rollouts, without a policy."""
         ...
 
-    def behaviour(self) -> AbstractContextManager[None]:
+    def at_behaviour(self) -> AbstractContextManager[None]:
         """Run with the weights of the policy that draws the rollouts."""
         ...
 
@@ -90,7 +90,7 @@ class Objective(Protocol):
         """Count the backward passes that a micro-batch needs."""
         ...
 
-    def check(self, batch: MicroBatch) -> None:
+    def check_gate(self, batch: MicroBatch) -> None:
         """Raise GateFailed where updates would not reproduce a rollout under its own weights."""
         ...
 

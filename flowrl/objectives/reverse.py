@@ -83,7 +83,7 @@ class ReverseObjective:
         )
         require_declared(loss, loss(inputs))
 
-    def behaviour(self) -> AbstractContextManager[None]:
+    def at_behaviour(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     @staticmethod
@@ -104,7 +104,7 @@ class ReverseObjective:
     def num_terms(self, batch: MicroBatch) -> int:
         return len(batch.trajectory.steps)
 
-    def check(self, batch: MicroBatch) -> None:
+    def check_gate(self, batch: MicroBatch) -> None:
         check_replay(
             batch.trajectory,
             partial(self.replay, batch),

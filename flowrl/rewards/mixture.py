@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flowrl.advantages import weighted_sum
 from flowrl.errors import UserError
 from flowrl.rewards.attempt import attempt
-from flowrl.rewards.outputs import REASON, applies_at_all
+from flowrl.rewards.outputs import REASON
 from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Finite
@@ -35,14 +35,14 @@ class Mixture(nn.Module):
                 f"reward.weights ({', '.join(weights)}) must name the rewards of reward.rewards "
                 f"({', '.join(rewards)})"
             )
-        self.terms: dict[str, Reward] = {}
+        self.trained: dict[str, Reward] = {}
         self.monitors: dict[str, Reward] = {}
         for name, reward in rewards.items():
-            role = self.monitors if weights[name] == 0 else self.terms
+            role = self.monitors if weights[name] == 0 else self.trained
             role[name] = reward
-        if not self.terms:
+        if not self.trained:
             raise UserError("reward.weights: at least one must differ from 0")
-        self.weights = tuple(float(weights[name]) for name in self.terms)
+        self.weights = tuple(float(weights[name]) for name in self.trained)
         self.whole_groups = any(map(asks_for_whole_groups, rewards.values()))
         # Registered, so that scorers with weights are moved and frozen with the mixture.
         self.networks = nn.ModuleList(
@@ -52,21 +52,24 @@ class Mixture(nn.Module):
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         outputs = {
             name: attempt(reward, images, prompts, f"reward {name}")
-            for name, reward in self.terms.items()
+            for name, reward in self.trained.items()
         }
+        # One column a reward: [B, R].
         terms = torch.stack([output.values.float().cpu() for output in outputs.values()], 1)
-        applies = torch.stack([applies_at_all(output) for output in outputs.values()], 1)
+        applies = torch.stack([output.is_judged for output in outputs.values()], 1)
         is_scored = torch.stack([output.is_valid.cpu() for output in outputs.values()], 1)
-        # Below, NaN stands for a reward that does not apply, so a term that is no number must be
-        # marked here.
-        is_valid = is_scored & terms.isfinite()
-        values = weighted_sum(
-            terms.masked_fill(~applies, torch.nan), terms.new_tensor(self.weights)
-        )
-        info = _reasons(outputs, len(prompts))
-        parts = _parts(outputs | self._monitor(images, prompts))
+        # In `weighted_sum` NaN stands for a reward that does not apply, so a term that is no number
+        # must be marked before.
+        has_score = is_scored & terms.isfinite()
+        judged_terms = terms.masked_fill(~applies, torch.nan)
         return RewardOutput(
-            values, (is_valid | ~applies).all(1), parts, info, terms, self.weights, applies
+            values=weighted_sum(judged_terms, terms.new_tensor(self.weights)),
+            is_valid=(has_score | ~applies).all(1),
+            parts=_parts(outputs | self._monitor(images, prompts)),
+            info=_reasons(outputs, len(prompts)),
+            terms=terms,
+            weights=self.weights,
+            applies=applies,
         )
 
     def _monitor(self, images: Images, prompts: Sequence[Prompt]) -> dict[str, RewardOutput]:
@@ -83,7 +86,7 @@ def _parts(outputs: Mapping[str, RewardOutput]) -> dict[str, Float[Tensor, "B"]]
     """Name the values and the parts of all rewards, NaN where a reward has no value."""
     parts = {}
     for name, output in outputs.items():
-        has_value = output.is_valid.cpu() & applies_at_all(output)
+        has_value = output.has_value
         parts[name] = torch.where(has_value, output.values.float().cpu(), torch.nan)
         for part, values in output.parts.items():
             parts[f"{name}_{part}"] = torch.where(has_value, values.float().cpu(), torch.nan)

@@ -40,7 +40,8 @@ def finite_valid(
     info: Sequence[Mapping[str, Any]],
 ) -> RewardOutput:
     """Make an output whose samples are missing where their values are NaN or infinite."""
-    return RewardOutput(values.nan_to_num(0.0, 0.0, 0.0), values.isfinite(), parts, info)
+    finite = torch.where(values.isfinite(), values, 0.0)
+    return RewardOutput(finite, values.isfinite(), parts, info)
 
 
 def scores_or_reasons(
@@ -65,11 +66,13 @@ def missing(count: int, reason: str, weights: tuple[float, ...] | None = None) -
     """Make `count` samples without a score, all for the same reason; `weights` are those of a
     mixture, which has terms.
     """
-    zeros = torch.zeros(count)
+    values = torch.zeros(count)
+    is_valid = torch.zeros(count, dtype=torch.bool)
     info = [{REASON: reason}] * count
     if weights is None:
-        return RewardOutput(zeros, zeros.bool(), {}, info)
-    return RewardOutput(zeros, zeros.bool(), {}, info, torch.zeros(count, len(weights)), weights)
+        return RewardOutput(values, is_valid, info=info)
+    terms = torch.zeros(count, len(weights))
+    return RewardOutput(values, is_valid, info=info, terms=terms, weights=weights)
 
 
 def fill(output: RewardOutput, reasons: Mapping[int, str]) -> RewardOutput:
@@ -79,6 +82,7 @@ def fill(output: RewardOutput, reasons: Mapping[int, str]) -> RewardOutput:
     weights = None if output.terms is None else output.weights
     whole = concatenate([output, *(missing(1, reason, weights) for reason in reasons.values())])
     others = [row for row in range(len(whole.values)) if row not in reasons]
+    # Row j of `whole` is sample [*others, *reasons][j]; the argsort inverts that.
     return reorder(whole, torch.tensor([*others, *reasons]).argsort())
 
 
@@ -94,9 +98,14 @@ def concatenate(outputs: Sequence[RewardOutput]) -> RewardOutput:
     info: list[Mapping[str, Any]] = []
     for output in outputs:
         info += output.info or [{}] * len(output.values)
-    terms = _join_terms(outputs)
     return RewardOutput(
-        values, is_valid, parts, info, terms, outputs[0].weights, _join_applies(outputs)
+        values,
+        is_valid,
+        parts,
+        info,
+        terms=_join_terms(outputs),
+        weights=outputs[0].weights,
+        applies=_join_applies(outputs),
     )
 
 
@@ -139,21 +148,14 @@ def reorder(output: RewardOutput, rows: Int[Tensor, "N"]) -> RewardOutput:
         output.is_valid[rows],
         parts,
         info,
-        _rows_of(output.terms, rows),
-        output.weights,
-        _rows_of(output.applies, rows),
+        terms=_rows_of(output.terms, rows),
+        weights=output.weights,
+        applies=_rows_of(output.applies, rows),
     )
 
 
 def _rows_of(table: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if table is None else table[rows]
-
-
-def applies_at_all(output: RewardOutput) -> Bool[Tensor, "B"]:
-    """Tell, on the CPU, to which samples at least one of the rewards applies."""
-    if output.applies is None:
-        return torch.ones(len(output.values), dtype=torch.bool)
-    return output.applies.cpu().any(1)
 
 
 def first_reason(info: Sequence[Mapping[str, Any]]) -> str | None:

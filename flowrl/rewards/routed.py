@@ -10,7 +10,6 @@ from annotated_types import MinLen
 from torch import Tensor, nn
 
 from flowrl.rewards.attempt import attempt
-from flowrl.rewards.outputs import applies_at_all
 from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Text, Told
@@ -65,7 +64,7 @@ class Routed(nn.Module):
             (~nowhere).index_copy(0, index, output.is_valid.cpu()),
             parts,
             info,
-            applies=nowhere.index_copy(0, index, applies_at_all(output))[:, None],
+            applies=nowhere.index_copy(0, index, output.is_judged)[:, None],
         )
 
     def _score(

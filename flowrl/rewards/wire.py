@@ -26,7 +26,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.rewards.images import to_pictures
-from flowrl.rewards.outputs import REASON, applies_at_all
+from flowrl.rewards.outputs import REASON
 from flowrl.rewards.png import decode, read_size
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
@@ -171,7 +171,7 @@ def answer(output: RewardOutput) -> dict[str, Any]:
         "values": _or_null(output.values.masked_fill(~output.is_valid, torch.nan)),
         "parts": {name: _or_null(part) for name, part in output.parts.items()},
         "reasons": [entry.get(REASON) for entry in info],
-        "applies": applies_at_all(output).tolist(),
+        "applies": output.is_judged.tolist(),
     }
 
 

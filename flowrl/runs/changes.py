@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,23 @@ def read_changes(record: Mapping[str, Any], path: Path) -> list[Change]:
 
 
 def with_changes(
-    earlier: Iterable[Change], changes: Iterable[Change], iteration: int
+    earlier: Sequence[Change], changes: Sequence[Change], num_iterations: int
 ) -> list[dict[str, Any]]:
-    """Return all changes of a run that goes on after `iteration`, ready for its record.
+    """Return all changes of a run that goes on after `num_iterations`, ready for its record.
 
-    What was changed at that place or beyond it, where iterations are done again, and has another
-    value now, or its first one again, is one change or none.
+    Changes made there or later belong to iterations that are done again, so they are merged with
+    the new ones: one change a key, and none where the first value is back.
     """
-    lasting = [change for change in earlier if change.iteration < iteration]
-    latest: dict[str, Change] = {}
-    for change in (*earlier, *changes):
-        if change in lasting:
-            continue
-        first = latest.get(change.key, change)
-        latest[change.key] = Change(change.key, first.before, change.after, iteration)
-    kept = [change for change in latest.values() if iteration and change.before != change.after]
+    lasting = [change for change in earlier if change.iteration < num_iterations]
+    undone = [change for change in earlier if change.iteration >= num_iterations]
+    merged: dict[str, Change] = {}
+    for change in (*undone, *changes):
+        first = merged.get(change.key, change)
+        merged[change.key] = Change(change.key, first.before, change.after, num_iterations)
+    # Before the first iteration nothing was done under the old value.
+    kept = [change for change in merged.values() if num_iterations and _is_change(change)]
     return [asdict(change) for change in (*lasting, *kept)]
+
+
+def _is_change(change: Change) -> bool:
+    return change.before != change.after

@@ -119,7 +119,7 @@ class Policy(LightningModule):
         clock = Clock()
         record = Record()
         loss = self.algorithm.loss
-        with self.objective.behaviour():
+        with self.objective.at_behaviour():
             updates = [
                 sample_update(self, batch, number, micro_batches)
                 for number, micro_batches in enumerate(self.plan.updates(self.global_rank))
@@ -128,7 +128,7 @@ class Policy(LightningModule):
         assign_advantages(self, list(chain.from_iterable(updates)), record)
         clock.lap("perf/reward_seconds")
         if not self.has_passed_gate:
-            self.objective.check(updates[0][0])
+            self.objective.check_gate(updates[0][0])
             self.has_passed_gate = True
         set_learning_rate(self, batch.progress, record)
         loss.begin(batch.progress)

@@ -16,12 +16,12 @@ def test_nft_draws_and_contrasts_with_the_old_policy():
     Mutation: sample under the current weights, or evaluate the old velocity under them.
     """
     policy, data, _ = nft()
-    with policy.objective.behaviour():
+    with policy.objective.at_behaviour():
         before = first_batch(policy, data)
     with torch.no_grad():
         for parameter in policy.tuning.parameters().values():
             parameter.add_(0.05)
-    with policy.objective.behaviour():
+    with policy.objective.at_behaviour():
         after = first_batch(policy, data)
     assert all(
         torch.equal(a.trajectory.x0, b.trajectory.x0) for a, b in zip(before, after, strict=True)
@@ -66,7 +66,7 @@ def test_forward_noise_does_not_depend_on_the_batch():
     whole, parts = nft("batch.max_micro_batch=4"), nft("batch.max_micro_batch=1")
     noises = []
     for policy, data, _ in (whole, parts):
-        with policy.objective.behaviour():
+        with policy.objective.at_behaviour():
             batch = first_batch(policy, data)
         noises.append(
             [
@@ -89,9 +89,9 @@ def test_each_sample_leaves_out_sigmas_of_its_own():
         nft("batch.max_micro_batch=4"),
         nft("batch.max_micro_batch=1"),
     )
-    with whole.objective.behaviour():
+    with whole.objective.at_behaviour():
         batch = first_batch(whole, data)
-    with parts.objective.behaviour():
+    with parts.objective.at_behaviour():
         singles = first_batch(parts, others)
     chosen = torch.cat(
         [whole.objective.is_trained(part, whole.num_optimizer_steps) for part in batch]

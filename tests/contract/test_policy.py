@@ -91,10 +91,10 @@ def test_gate_stops_a_run_whose_replay_drifts():
     """Mutation: compare the drift with `<` the wrong way round, or never call the gate."""
     policy, data, _ = make()
     part = first_batch(policy, data)[0]
-    policy.objective.check(part)
+    policy.objective.check_gate(part)
     part.trajectory.old_log_prob.add_(1e-5)
     with pytest.raises(RuntimeError, match="gate_tolerance"):
-        policy.objective.check(part)
+        policy.objective.check_gate(part)
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dppo", "nft"])
