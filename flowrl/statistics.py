@@ -93,6 +93,8 @@ def mean(
     members = np.arange(len(known))
     if clusters is not None:
         members = np.unique(clusters[is_known], return_inverse=True)[1]
+    # A cluster enters by its sum and its number of values: the mean of values stays a ratio of two
+    # sums, however unequal the clusters are.
     totals = np.bincount(members, known)
     sizes = np.bincount(members)
     count = len(sizes)
@@ -113,6 +115,7 @@ def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Es
     Otherwise the two means are resampled apart; with fewer than five on either side there is no
     interval.
     """
+    # A pair takes out what its seed does to both; one pair has no spread, unless there is no more.
     shared = [seed for seed in values if seed in baseline]
     if len(shared) > 1 or len(values) == len(baseline) == len(shared) == 1:
         paired = mean([values[seed] - baseline[seed] for seed in shared])
@@ -125,7 +128,9 @@ def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Es
     count = min(len(ours), len(theirs))
     if count < FEWEST:
         return Estimate(gap, math.nan, math.nan, count)
-    return _estimate(_resampled(ours, 0) - _resampled(theirs, 1), gap, count)
+    # Two streams: the same one would pair values that have nothing to do with each other.
+    resampled = _resampled(ours, 0) - _resampled(theirs, 1)
+    return _estimate(resampled, gap, count)
 
 
 def ratio(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
@@ -144,8 +149,10 @@ def ratio(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimat
     if len(shared) < FEWEST:
         return Estimate(centre, math.nan, math.nan, len(shared), is_paired=True)
     baselines = _resampled(theirs, 0)
+    # A resampled baseline near 0 gives ratios without bound, whose quantiles say nothing.
     if baselines.min() <= 0:
         return Estimate(centre, math.nan, math.nan, len(shared), is_paired=True)
+    # One stream for both, so that a resample takes the same seeds of each: they are pairs.
     estimate = _estimate(_resampled(ours, 0) / baselines, centre, len(shared))
     return dataclasses.replace(estimate, is_paired=True)
 
@@ -170,6 +177,8 @@ def _student(count: int) -> float:
 
 
 def _estimate(means: np.ndarray, centre: float, count: int) -> Estimate:
+    """Return the interval between the expanded percentiles of resampled means."""
+    # Hesterberg's tail: wider than (1 - LEVEL) / 2 by Student's quantile and by n / (n - 1).
     tail = ndtr(-math.sqrt(count / (count - 1)) * _student(count))
     low, high = np.quantile(means, (tail, 1 - tail))
     return Estimate(centre, float(low), float(high), count)
@@ -203,7 +212,9 @@ def fallen(
     """
     changes = {}
     for name, values in before.items():
-        changes[name] = mean(by_prompt(now[name], prompts) - by_prompt(values, prompts), texts)
+        # Prompt by prompt, since the prompts and their noise are the same in both.
+        change = by_prompt(now[name], prompts) - by_prompt(values, prompts)
+        changes[name] = mean(change, texts)
     proxy, *gold = changes
     if not changes[proxy].low > 0:
         return []

@@ -34,6 +34,8 @@ class Group:
     def __init__(
         self, prompts: Conditioning, numbers: Int[Tensor, "B"], starts: Sequence[Hashable]
     ) -> None:
+        # Of each start the row that comes first stands for all, and each row knows which of these
+        # stands for it.
         first: dict[Hashable, int] = {}
         for row, start in enumerate(starts):
             first.setdefault(start, row)
@@ -55,6 +57,7 @@ class Group:
         conditioning = self.conditioning
 
         def bound(x: Tensor, sigma: float, is_shared: bool) -> Tensor:
+            # Rows that all differ need no detour, which would only copy them twice.
             if not is_shared or self._is_whole:
                 return velocity(x, sigma, conditioning)
             # index_select, not indexing: its backward adds in a fixed order on the CPU, so that

@@ -64,6 +64,7 @@ class ReverseObjective:
             _check_step(algorithm, number)
         loss = cast(ReverseLoss, algorithm.loss)
         drawn = ReverseObjective.steps_of(algorithm, iteration=0, seed=0, prompt=0)
+        # A choice of one's own may promise other candidates than it draws.
         if not set(drawn) <= set(candidates):
             raise UserError(f"steps: {drawn} were drawn, which are not among {candidates}")
         # Made-up samples: the names of the loss's metrics are looked at, not its numbers.
@@ -142,6 +143,7 @@ class ReverseObjective:
         trajectory = batch.trajectory
         intervals = self.algorithm.intervals
         sampler = self.algorithm.sampler
+        # Evaluated at the rollout's own state, so that both means differ by the policies alone.
         reference = self.context.reference
         ref_mean = reference.mean(trajectory, index, batch.group, intervals, sampler)
         interval = intervals[trajectory.steps[index]]

@@ -44,6 +44,14 @@ class BatchPlan:
                 f"multiple of {parts}"
             )
 
+    def require_processes(self, world_size: int) -> None:
+        """Raise UserError unless so many processes are those that the plan splits samples over."""
+        if world_size != self.num_processes:
+            raise UserError(
+                f"trainer.devices and trainer.num_nodes make {world_size} processes, but "
+                f"batch.num_processes={self.num_processes}; make them equal"
+            )
+
     def require_whole_groups(self) -> None:
         """Raise UserError unless each process holds whole groups in each update."""
         num_shares = self.updates_per_iteration * self.num_processes

@@ -36,4 +36,5 @@ class EMA:
         count = num_optimizer_steps // self.every
         decay = min(self.decay, count / (count + 9))
         for name, average in self.weights.items():
+            # In place: checkpoints and evaluations hold these very tensors.
             average.lerp_(parameters[name].detach(), 1 - decay)

@@ -49,8 +49,10 @@ class Learning:
     def take(self, has_reward: bool, advantages: Advantages) -> None:
         """Take in the rewards and advantages of an iteration, which its updates then use."""
         self.has_advantage = bool(advantages.values.any())
-        self.met |= {"rewards"} if has_reward else set()
-        self.met |= {"advantages"} if self.has_advantage else set()
+        if has_reward:
+            self.met.add("rewards")
+        if self.has_advantage:
+            self.met.add("advantages")
 
     @contextmanager
     def watch(self, parameters: Sequence[Tensor], gradient_norm: Tensor) -> Iterator[None]:
@@ -59,8 +61,9 @@ class Learning:
         before = _fingerprint(parameters) if is_due else None
         yield
         if before is not None:
-            self.met |= {"gradients"}
-            self.met |= set() if torch.equal(before, _fingerprint(parameters)) else {"changes"}
+            self.met.add("gradients")
+            if not torch.equal(before, _fingerprint(parameters)):
+                self.met.add("changes")
 
     def state(self) -> list[str]:
         """Return what a checkpoint keeps."""
@@ -91,7 +94,9 @@ def _fingerprint(parameters: Sequence[Tensor]) -> Tensor:
 
     A copy would be too large where all weights are trained.
     """
-    parts = [value.to_local() if isinstance(value, DTensor) else value for value in parameters]
-    sums = [part.sum(dtype=torch.float64) for part in parts]
-    sizes = [part.abs().sum(dtype=torch.float64) for part in parts]
+    # Of sharded weights each process looks at its own shard; `check` asks all of them.
+    local = [value.to_local() if isinstance(value, DTensor) else value for value in parameters]
+    sums = [value.sum(dtype=torch.float64) for value in local]
+    # A sum alone would miss a change whose rises and falls cancel.
+    sizes = [value.abs().sum(dtype=torch.float64) for value in local]
     return torch.stack(sums + sizes)

@@ -80,11 +80,14 @@ class Record:
 
         `weight` is the number of samples behind it, where that varies.
         """
+        # Mean squares are kept by term, since each term has a root of its own; all else is one
+        # mean.
         key = (name, term if name.endswith(SQUARED) else None)
         self.values[key].append((float(torch.as_tensor(value).detach()), weight))
 
     def means(self) -> dict[str, float]:
         """Return one number a metric, the same in every process."""
+        # All processes pool all values, in rank order, and so come to the same floats.
         pooled: dict[tuple[str, Term | None], list[tuple[float, float]]] = defaultdict(list)
         for of_one_process in gather(dict(self.values)):
             for key, values in of_one_process.items():
@@ -115,9 +118,11 @@ def record_rewards(record: Record, output: RewardOutput, values: Tensor, is_vali
 
 
 def _pool(values: Sequence[tuple[float, float]], is_max: bool) -> float:
+    """Return the largest of weighted values, or their mean."""
     numbers, weights = torch.tensor(values, dtype=torch.float32).T.contiguous()
     if is_max:
         return float(numbers.max())
+    # Equal weights, the usual case, must not round: dividing by their sum can move the last bit.
     if (weights == weights[0]).all():
         return float(numbers.mean())
     return float((numbers * weights).sum() / weights.sum())

@@ -34,14 +34,18 @@ def step_weights(policy: Policy, update: Sequence[MicroBatch], record: Record) -
     accumulate_gradients(policy, update, record)
     parameters = list(policy.tuning.parameters().values())
     norm = clip(parameters, policy.max_grad_norm)
+    # The norm is that before clipping, and NaN or infinite as soon as one gradient is.
     if not norm.isfinite():
         raise NotFinite(
             f"gradient norm {float(norm)} before optimizer step {policy.num_optimizer_steps + 1}: "
             "stopped"
         )
-    size = sum(parameter.numel() for parameter in parameters)
     record.add("update/grad_norm", norm)
-    record.add("update/grad_rms_over_eps", norm / size**0.5 / optimizer.param_groups[0]["eps"])
+    # Adam divides by the root mean square plus eps: where this is near 1 or below, eps decides the
+    # size of steps, and the learning rate no longer does.
+    num_weights = sum(parameter.numel() for parameter in parameters)
+    root_mean_square = norm / num_weights**0.5
+    record.add("update/grad_rms_over_eps", root_mean_square / optimizer.param_groups[0]["eps"])
     with policy.learning.watch(parameters, norm):
         optimizer.step()
     policy.num_optimizer_steps += 1
@@ -50,15 +54,15 @@ def step_weights(policy: Policy, update: Sequence[MicroBatch], record: Record) -
 
 def accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: Record) -> None:
     """Run the backward pass of every term; gradients of several processes meet at the last."""
+    objective = policy.objective
     num_samples = sum(len(batch.rows) for batch in update)
-    terms = [
-        (batch, index) for batch in update for index in range(policy.objective.num_terms(batch))
-    ]
+    terms = [(batch, index) for batch in update for index in range(objective.num_terms(batch))]
     for number, (batch, index) in enumerate(terms, start=1):
         # A term is a mean over its micro-batch, which counts by its share of the samples.
-        divisor = num_samples * policy.objective.num_terms(batch) / len(batch.rows)
+        divisor = num_samples * objective.num_terms(batch) / len(batch.rows)
         with synchronised(policy, is_last=number == len(terms)):
-            output = policy.objective.term(batch, index, policy.num_optimizer_steps)
+            output = objective.term(batch, index, policy.num_optimizer_steps)
+            # Mean squares of one update and step are pooled over micro-batches before their root.
             term = (policy.num_optimizer_steps, index)
             for name, value in output.metrics.items():
                 record.add(name, value, len(batch.rows), term=term)

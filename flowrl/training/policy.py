@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from flowrl.algorithm import Algorithm
 from flowrl.diagnostics import bound
-from flowrl.errors import UserError
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.protocol import FlowModel
 from flowrl.noise import INITIAL, gaussian_noise
@@ -132,6 +131,7 @@ class Policy(LightningModule):
             self.has_passed_gate = True
         set_learning_rate(self, batch.progress, record)
         loss.begin(batch.progress)
+        # Every epoch goes over the same rollouts again, whose old log-probabilities stay.
         for _ in range(self.plan.inner_epochs):
             for update in updates:
                 step_weights(self, update, record)
@@ -141,7 +141,7 @@ class Policy(LightningModule):
         values = record.means()
         loss.observe(values, self.plan.inner_epochs * len(updates))
         values |= bound(values, len(updates[0][0].trajectory.steps))
-        self.report(values | clock.report(self.plan.num_samples))
+        report_iteration(self, values | clock.report(self.plan.num_samples))
 
     @torch.no_grad()
     def sample(self, batch: PromptBatch, rows: range, stochastic: tuple[int, ...]) -> MicroBatch:
@@ -181,6 +181,7 @@ class Policy(LightningModule):
                 first=rows.start,
                 group_size=self.plan.group_size,
             ),
+            # These two are set once all scores are there.
             advantage=torch.zeros(len(rows), device=self.device),
             is_used=torch.ones(len(rows), dtype=torch.bool, device=self.device),
         )
@@ -191,17 +192,9 @@ class Policy(LightningModule):
         """Evaluate the current policy's velocity, at the rollout's guidance scale."""
         return self.model.velocity(x, sigma, conditioning, self.algorithm.guidance_scale)
 
-    def report(self, values: Mapping[str, float]) -> None:
-        """Log one iteration's metrics, and keep them for the run's record."""
-        report_iteration(self, values)
-
     def on_fit_start(self) -> None:
         """Check the number of processes, and move what Lightning does not know of."""
-        if self.trainer.world_size != self.plan.num_processes:
-            raise UserError(
-                f"trainer.devices and trainer.num_nodes make {self.trainer.world_size} processes, "
-                f"but batch.num_processes={self.plan.num_processes}; make them equal"
-            )
+        self.plan.require_processes(self.trainer.world_size)
         for frozen in (self.model, self.embed, self.reward, self.objective):
             frozen.to(self.device)
 

@@ -50,10 +50,12 @@ class Iterations(Dataset[PromptBatch]):
         return PromptBatch(iteration, iteration / self.num_iterations, prompts)
 
     def _pick(self, position: int) -> Prompt:
+        """Return the prompt at a place of the endless sequence of shuffled passes."""
         epoch, place = divmod(position, len(self.prompts))
         if epoch not in self._orders:
             order = list(range(len(self.prompts)))
             random.Random(f"prompts {self.seed} {epoch}").shuffle(order)
+            # Only the newest pass is kept: iterations go forward.
             self._orders = {epoch: order}
         return self.prompts[self._orders[epoch][place]]
 
@@ -77,6 +79,7 @@ class PromptData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[PromptBatch]:
         """Return the remaining iterations, in order."""
+        # Without automatic batches: an item of the set is the batch of a whole iteration.
         remaining = range(self.start_iteration, len(self.iterations))
         return DataLoader(self.iterations, batch_size=None, sampler=remaining)
 

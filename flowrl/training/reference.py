@@ -45,5 +45,8 @@ class ReferenceModule(LightningModule):
         intervals: Sequence[Interval],
         sampler: Sampler,
     ) -> Float[Tensor, "B C H W"]:
-        """Evaluate the reference's mean of the trajectory's `index`-th stochastic step."""
+        """Evaluate the reference's mean of the trajectory's `index`-th stochastic step.
+
+        The state is the rollout's own, at the reference's own guidance scale.
+        """
         return replay(group.field(self.velocity), trajectory, index, intervals, sampler).mean

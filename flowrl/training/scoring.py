@@ -25,10 +25,12 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     reward = policy.reward
     output = reward.collect([batch.score for batch in batches])
     assert output.terms is not None
-    own_rows = torch.tensor([row for batch in batches for row in batch.rows])
+    # From here on everything is that of all processes, so that all of them come to the same
+    # advantages: [B, R] terms and the samples' global numbers.
+    rows_here = torch.tensor([row for batch in batches for row in batch.rows])
     terms = gather_rows(policy, output.terms)
     is_valid = gather_rows(policy, output.is_valid)
-    rows = gather_rows(policy, own_rows)
+    rows = gather_rows(policy, rows_here)
     reward.check(is_valid, terms, output.info)
     weights = torch.tensor(output.weights)
     values = reward.total(terms, weights)
@@ -36,6 +38,7 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     advantages = policy.algorithm.advantage(terms, weights, groups, is_valid)
     if not advantages.values.isfinite().all():
         raise NotFinite("an advantage is NaN or infinite: look at the rewards' weights")
+    # Processes come one after the other, and samples of an update do not: back to global order.
     num_samples = policy.plan.num_samples
     by_row = advantages.values.new_zeros(num_samples, *advantages.values.shape[1:])
     by_row = by_row.index_copy(0, rows, advantages.values)
