@@ -12,7 +12,8 @@ from flowrl.advantages import group
 from flowrl.errors import UserError
 from flowrl.losses.protocol import ForwardLoss, ReverseLoss
 from flowrl.objectives import check_method
-from flowrl.training import optimization
+from flowrl.training import optimization, sampling
+from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.metric_means import Record
 from flowrl.training.sampling import sample_update
 from flowrl.types import LossOutput
@@ -217,3 +218,39 @@ def test_stochastic_steps_may_differ_between_groups(monkeypatch):
     optimization.accumulate_gradients(policy, sampled, Record())
     expected = [loss * size / sum(sizes) for loss, size in zip(losses, sizes, strict=True)]
     assert taken == pytest.approx(expected, rel=1e-6)
+
+
+class LaterPromptsDiffer:
+    """Prompts 0 and 1 train on step 1, later ones alternate between steps 1 and 2."""
+
+    def candidates(self, num_steps):
+        return (1, 2)
+
+    def draw(self, num_steps, iteration, seed, prompt):
+        return (1,) if prompt < 2 else (1 + prompt % 2,)
+
+
+def test_sharded_weights_refuse_processes_that_make_unequal_passes(monkeypatch):
+    """Two processes with two prompts each: the first makes one pass, the second two, and each of
+    them knows it beforehand.
+
+    Mutation: let them wait for each other.
+    """
+    policy, data, _ = make(*SMALL, "batch.prompts_per_iteration=4")
+    put(policy, steps=LaterPromptsDiffer())
+    policy.plan = BatchPlan(
+        prompts_per_iteration=4,
+        group_size=2,
+        updates_per_iteration=1,
+        inner_epochs=1,
+        max_micro_batch=4,
+        num_processes=2,
+    )
+    monkeypatch.setattr(sampling, "is_divided", lambda transformer: True)
+    batch = next(iter(data.iterations))
+    for rank in (0, 1):
+        with pytest.raises(UserError, match="trainer=fsdp: processes would make different numbers"):
+            sample_update(policy, batch, 0, policy.plan.updates(rank)[0])
+    monkeypatch.setattr(sampling, "is_divided", lambda transformer: False)
+    assert len(sample_update(policy, batch, 0, policy.plan.updates(0)[0])) == 1
+    assert len(sample_update(policy, batch, 0, policy.plan.updates(1)[0])) == 2
