@@ -42,8 +42,10 @@ class ShapesReward:
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         captions, reasons = _read_captions(prompts)
+        # Tensors are verified as they are, not rounded to 8 bits.
         pixels = images if isinstance(images, Tensor) else to_tensor(images)
-        verdicts = verify(pixels.float().permute(0, 2, 3, 1).cpu().numpy(), captions)
+        channels_last = pixels.float().permute(0, 2, 3, 1)  # [B, H, W, 3]
+        verdicts = verify(channels_last.cpu().numpy(), captions)
         parts = {
             "soft": _column(verdicts, "soft"),
             "strict": _column(verdicts, "strict"),
@@ -51,10 +53,12 @@ class ShapesReward:
             "clean_objects": _column(verdicts, "clean_share"),
         }
         if self.score == "clean":
+            # An image without objects is the worst, not a missing one.
             values = parts["clean_objects"].nan_to_num(0.0)
         else:
             values = _column(verdicts, self.score)
-        is_valid = torch.tensor([row not in reasons for row in range(len(prompts))])
+        is_readable = [row not in reasons for row in range(len(prompts))]
+        is_valid = torch.tensor(is_readable)
         info: list[Mapping[str, object]] = [dict(verdict.atoms) for verdict in verdicts]
         for row, reason in reasons.items():
             info[row] = {REASON: reason}
@@ -64,6 +68,8 @@ class ShapesReward:
 def _read_captions(prompts: Sequence[Prompt]) -> tuple[list[Caption], dict[int, str]]:
     """Read the captions, a placeholder where a prompt is none, and say by its number why it is
     none.
+
+    The placeholder keeps one caption a row, as the verifier takes images and captions in pairs.
     """
     captions = []
     reasons = {}
@@ -77,4 +83,5 @@ def _read_captions(prompts: Sequence[Prompt]) -> tuple[list[Caption], dict[int, 
 
 
 def _column(verdicts: Sequence[Verdict], name: str) -> Float[Tensor, "B"]:
-    return torch.tensor([getattr(verdict, name) for verdict in verdicts])
+    values = [getattr(verdict, name) for verdict in verdicts]
+    return torch.tensor(values)
