@@ -33,7 +33,8 @@ class JPEG:
     part_names = ("kilobytes",)
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        kilobytes = torch.tensor([self._size(picture) / 1000 for picture in to_pictures(images)])
+        sizes = [self._size(picture) / 1000 for picture in to_pictures(images)]
+        kilobytes = torch.tensor(sizes)
         return all_valid(kilobytes * self.scale, {"kilobytes": kilobytes})
 
     def _size(self, picture: Image.Image) -> int:

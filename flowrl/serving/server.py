@@ -57,6 +57,7 @@ def serve(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     place = torch.device(device)
+    # Missing samples are told to the client, which decides how many are too many.
     module = RewardModule(reward=reward, max_missing=1.0).to(place)
     counters = Counters()
     batcher = Batcher(
@@ -89,11 +90,10 @@ def serve(
         timeout_keep_alive=idle_seconds,
         timeout_graceful_shutdown=max(int(shutdown_seconds), 1),
     )
+    # Bound before it is announced, so that port 0 is known, and whoever reads the line can connect.
     socket = config.bind_socket()
-    print(
-        f"serving {name} on http://{host}:{socket.getsockname()[1]}/score (device {place})",
-        flush=True,
-    )
+    bound_port = socket.getsockname()[1]
+    print(f"serving {name} on http://{host}:{bound_port}/score (device {place})", flush=True)
     uvicorn.Server(config).run(sockets=[socket])
 
 
