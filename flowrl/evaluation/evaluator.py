@@ -57,14 +57,16 @@ def _be_silent(text: str) -> None:
 
 class Evaluator:
     """Evaluates a policy on named prompt sets, with `images_per_prompt` images for every prompt,
-    drawn by `solver`.
+    drawn by `solver` in batches of `batch_size`.
 
-    Of a set with more than `max_prompts` prompts a subset is taken, as `subset` says: `even` over
-    the set, or the `first` ones, as in runs from before there was this key. `headline` names the
-    reward part that is broken down by task family and written under the images; a name that is no
-    part, such as `reward`, stands for the reward's value. `sampler` gives the Gaussian steps whose
-    divergence from the reference's is measured, on `kl_samples` samples of a set, taken in the same
-    way, where these are not 0.
+    - `schedule` and `num_steps` make the grid of sigmas, which may be another one than training's.
+    - Of a set with more than `max_prompts` prompts a subset is taken, as `subset` says: `even` over
+      the set, or the `first` ones, as in runs from before there was this key.
+    - `headline` names the reward part that is broken down by task family and written under the
+      images; a name that is no part, such as `reward`, stands for the reward's value.
+    - `sampler` gives the Gaussian steps whose divergence from the reference's is measured, on
+      `kl_samples` samples of a set, taken in the same way, where these are not 0.
+    - `seed` decides the initial noise, the same for every policy.
     """
 
     @checked("evaluation")
@@ -187,10 +189,15 @@ class Evaluator:
         return torch.cat([images for _, images in batches])
 
     def _starts(self, prompts: Sequence[Prompt]) -> range:
+        """Return the first row of each batch of these prompts."""
         return range(0, len(prompts), self.batch_size)
 
     def _draw_and_score(
-        self, policy: Policy, prompts: Sequence[Prompt], name: str, tell: Callable[[str], None]
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        name: str,
+        tell: Callable[[str], None],
     ) -> tuple[dict[int, Tensor], Share]:
         """Draw and score this process's share of a set; return its images by their rows, and what
         the rows of all processes say.
@@ -199,7 +206,7 @@ class Evaluator:
         images: dict[int, Tensor] = {}
         scores = []
         looks = []
-        for rows, batch in self._own_batches(policy, prompts):
+        for rows, batch in self._share_of_batches(policy, prompts):
             # Scored in the background, while the next batch is drawn.
             scores.append(policy.reward.submit(batch, prompts[rows]))
             looks.append(panel(batch))
@@ -220,7 +227,7 @@ class Evaluator:
         shares = [other for other in gather(share) if other is not None]
         return images, merge(shares)
 
-    def _own_batches(
+    def _share_of_batches(
         self, policy: Policy, prompts: Sequence[Prompt]
     ) -> Iterator[tuple[slice, Tensor]]:
         """Draw this process's share of the batches; yield their rows and images.
@@ -233,7 +240,9 @@ class Evaluator:
         num_processes = policy.plan.num_processes
         shares: list[list[int]] = [[] for _ in range(num_processes)]
         for i, start in enumerate(self._starts(prompts)):
-            shares[i // block % num_processes].append(start)
+            # Blocks go to the processes in turn.
+            rank = i // block % num_processes
+            shares[rank].append(start)
         starts = shares[policy.global_rank]
         num_idle = 0
         if is_divided(policy.transformer):
@@ -246,7 +255,11 @@ class Evaluator:
                 yield batch
 
     def _batches(
-        self, policy: Policy, prompts: Sequence[Prompt], first: int, starts: Sequence[int]
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        first: int,
+        starts: Sequence[int],
     ) -> Iterator[tuple[slice, Tensor]]:
         """Draw the batches that begin at `starts`; yield their rows and images (B 3 S S).
 
@@ -260,8 +273,12 @@ class Evaluator:
             history = None
             for interval in self.intervals:
                 velocity = policy.model.velocity(
-                    x, interval.sigma, conditioning, self.guidance_scale
+                    x,
+                    interval.sigma,
+                    conditioning,
+                    self.guidance_scale,
                 )
+                # A solver of higher order looks back at the steps before.
                 x, history = self.solver.advance(x, velocity, interval, history)
             yield rows, policy.model.decode(x)
 
@@ -337,7 +354,10 @@ class Evaluator:
             if step.std > 0:
                 with policy.tuning.at_reference():
                     ref_velocity = policy.model.velocity(
-                        x, interval.sigma, conditioning, self.guidance_scale
+                        x,
+                        interval.sigma,
+                        conditioning,
+                        self.guidance_scale,
                     )
                 ref_step = self.sampler.step(x, ref_velocity, interval)
                 divergences.append(_MEAN_KL.kl(step, ref_step.mean))

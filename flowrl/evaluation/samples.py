@@ -152,10 +152,11 @@ class Assessment:
             spread = torch.full((len(groups),), math.nan)
         lines = []
         for i, prompt in enumerate(prompts):
-            file = f"images/{first + i:06d}.png"
+            row = first + i
+            file = f"images/{row:06d}.png"
             to_pil(images[i]).save(self.folder / name / file)
             sample = {
-                "row": first + i,
+                "row": row,
                 "prompt": prompt.text,
                 "family": prompt.family,
                 "file": file,
@@ -183,13 +184,16 @@ class Assessment:
         A value that a record lacks, or has as null, is NaN.
         """
         samples = self.samples(name)
-        prompts = np.arange(len(samples)) // self.evaluator.images_per_prompt
+        count = len(samples)
+        # The number of each sample's prompt.
+        prompts = np.arange(count) // self.evaluator.images_per_prompt
         columns: dict[str, np.ndarray] = {}
         for i, sample in enumerate(samples):
             for key, value in _values(sample).items():
-                column = columns.setdefault(key, np.full(len(samples), math.nan))
+                if key not in columns:
+                    columns[key] = np.full(count, math.nan)
                 if value is not None:
-                    column[i] = value
+                    columns[key][i] = value
         return {key: by_prompt(values, prompts) for key, values in columns.items()}
 
 

@@ -22,6 +22,7 @@ from flowrl.statistics import average
 
 Point = tuple[float, float]
 
+# A chart in pixels, and the frame of its axes within it; y counts downwards. The pages scale it.
 WIDTH = 460
 HEIGHT = 260
 LEFT = 58
@@ -29,6 +30,7 @@ RIGHT = 436
 TOP = 10
 BOTTOM = 226
 MOST_POINTS = 120
+"""Points of a curve that a chart of this width can show."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Axis:
         if can_be_log and low > 0 and high / low > 100:
             low = 10 ** math.floor(math.log10(low))
             high = 10 ** math.ceil(math.log10(high))
+            # Whole decades, which bear the labels.
             return cls(low, high, start, end, is_log=True)
         if low == high:
             # An axis needs some length: a tenth of the value to either side, or 0.1 about 0.
@@ -205,7 +208,12 @@ def _curve(number: int, group: Condition, metric: str, window: int) -> Curve:
         values = values_at[x]
         means.append((x, average(values)))
         band.append((x, min(values), max(values)))
-    return Curve(group.label, number, means, band if len(courses) > 1 else [])
+    return Curve(
+        label=group.label,
+        number=number,
+        points=means,
+        band=band if len(courses) > 1 else [],
+    )
 
 
 def columns(courses: Iterable[Sequence[Point]]) -> list[tuple[float, list[float]]]:
@@ -258,15 +266,22 @@ def curve_chart(drawn: Sequence[Curve]) -> Markup:
         # A line through few points hides where they are.
         if len(curve.points) < 12:
             lines += [plane.dot(curve.number, point, 2.5, curve.label) for point in curve.points]
-    extent = [plane.x.low, plane.x.high, LEFT, RIGHT]
-    data = {"x": extent, "curves": [_readings(curve) for curve in drawn]}
+    # The page's script needs the axis of x to tell at which iteration the pointer is.
+    data = {
+        "x": [plane.x.low, plane.x.high, LEFT, RIGHT],
+        "curves": [_readings(curve) for curve in drawn],
+    }
     return plane.svg("iteration", bands + lines, json.dumps(data))
 
 
 def _readings(curve: Curve) -> dict[str, Any]:
     """Return what the page's script shows of a curve where the pointer is, with four digits."""
     points = [[x, float(format(y, ".4g"))] for x, y in curve.points]
-    return {"label": curve.label, "style": style(curve.number), "points": points}
+    return {
+        "label": curve.label,
+        "style": style(curve.number),
+        "points": points,
+    }
 
 
 def frontier_chart(groups: Sequence[Condition], kl: str, reward: str) -> Markup | None:
@@ -288,16 +303,23 @@ def frontier_chart(groups: Sequence[Condition], kl: str, reward: str) -> Markup 
     # The means come last, over the ways.
     for number, end in enumerate(ends):
         if ways_of[number]:
-            marks.append(plane.dot(number, end, 6, f"{groups[number].label}, mean of its runs"))
+            title = f"{groups[number].label}, mean of its runs"
+            marks.append(plane.dot(number, end, 6, title))
     return plane.svg(kl, marks)
 
 
-def _way_marks(plane: Plane, number: int, label: str, ways: Mapping[str, list[Point]]) -> list[str]:
+def _way_marks(
+    plane: Plane,
+    number: int,
+    label: str,
+    ways: Mapping[str, list[Point]],
+) -> list[str]:
     """Draw the ways of a condition's runs, each with a dot at its end."""
     marks = []
     for run_label, way in ways.items():
+        title = f"{run_label}: {label}"
         marks.append(plane.line(f"way {style(number)}", way))
-        marks.append(plane.dot(number, way[-1], 2.5, f"{run_label}: {label}"))
+        marks.append(plane.dot(number, way[-1], 2.5, title))
     return marks
 
 

@@ -123,7 +123,14 @@ def read(folder: Path, label: str) -> Run:
     pictures = (folder / "images").glob("*.png")
     images = sorted(path for path in pictures if path.stem.isdigit())
     changes = read_changes(record, folder / PROVENANCE)
-    return Run(label, dict(flatten(config)), rows, summary, images, changes)
+    return Run(
+        label=label,
+        config=dict(flatten(config)),
+        rows=rows,
+        summary=summary,
+        images=images,
+        changes=changes,
+    )
 
 
 def _read_if_there(path: Path, remedy: str) -> dict[str, Any]:

@@ -126,7 +126,13 @@ def run_table(runs: Sequence[Run], groups: Sequence[Condition], metrics: Sequenc
         "commit",
     )
     note = f"Values of the last evaluation.{_changed(runs)}"
-    return Table("runs", "Runs", note, columns, rows)
+    return Table(
+        stem="runs",
+        title="Runs",
+        note=note,
+        columns=columns,
+        rows=rows,
+    )
 
 
 def _changed(runs: Sequence[Run]) -> str:
@@ -166,7 +172,13 @@ def ablation_table(groups: Sequence[Condition], metrics: Sequence[str]) -> Table
         rows.append([group.label, len(seeds), *means])
     intervals = interval_kinds(counts, "seeds")
     note = f"Means over seeds with {intervals}, from the last evaluation of finished runs."
-    return Table("ablation", "Ablation", note, ("condition", "seeds", *metrics), rows)
+    return Table(
+        stem="ablation",
+        title="Ablation",
+        note=note,
+        columns=("condition", "seeds", *metrics),
+        rows=rows,
+    )
 
 
 def difference_table(
@@ -188,8 +200,14 @@ def difference_table(
     note = (
         f"Difference to {baseline.label}, over shared seeds as pairs where there are two or more."
     )
-    columns = ("condition", "seeds", "comparison", *metrics)
-    return Table("differences", "Against the baseline", note, columns, rows, has_signs=True)
+    return Table(
+        stem="differences",
+        title="Against the baseline",
+        note=note,
+        columns=("condition", "seeds", "comparison", *metrics),
+        rows=rows,
+        has_signs=True,
+    )
 
 
 def _gap(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
@@ -220,18 +238,27 @@ def effect_table(groups: Sequence[Condition], metrics: Sequence[str]) -> Table:
     """
     rows: list[list[Cell]] = []
     for key in groups[0].values:
+        # The different values of the key, in the order of the conditions.
         first, *others = dict.fromkeys(group.values[key] for group in groups)
         for level in others:
             pairs = _pairs(groups, key, level, first)
-            if pairs:
-                effects = [_effect(pairs, metric) for metric in metrics]
-                rows.append([key, f"{first} to {level}", len(pairs), *effects])
+            if not pairs:
+                continue
+            effects = [_effect(pairs, metric) for metric in metrics]
+            change = f"{first} to {level}"
+            rows.append([key, change, len(pairs), *effects])
     note = (
         "The change of one key, all others held fixed: paired differences, averaged within each "
         "seed."
     )
-    columns = ("key", "change", "pairs of conditions", *metrics)
-    return Table("effects", "Effects", note, columns, rows, has_signs=True)
+    return Table(
+        stem="effects",
+        title="Effects",
+        note=note,
+        columns=("key", "change", "pairs of conditions", *metrics),
+        rows=rows,
+        has_signs=True,
+    )
 
 
 def _pairs(
@@ -288,8 +315,13 @@ def frontier_table(groups: Sequence[Condition], kl: str, reward: str) -> Table:
     note = (
         f"{reward} against {kl}: on the frontier, no other condition has as much reward at less KL."
     )
-    columns = ("condition", kl, reward, "on the frontier")
-    return Table("frontier", "Reward against KL", note, columns, rows)
+    return Table(
+        stem="frontier",
+        title="Reward against KL",
+        note=note,
+        columns=("condition", kl, reward, "on the frontier"),
+        rows=rows,
+    )
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -317,6 +349,11 @@ def config_table(runs: Sequence[Run]) -> Table:
         num_copies = len(names) - 1
         copies = f" (+{num_copies} alike)" if num_copies else ""
         rows.append([names[0] + copies, *map(short, values)])
-    note = "Keys that differ alike share a row."
-    columns = ("key", *(run.label for run in runs))
-    return Table("config", "Configuration differences", note, columns, rows)
+    labels = [run.label for run in runs]
+    return Table(
+        stem="config",
+        title="Configuration differences",
+        note="Keys that differ alike share a row.",
+        columns=("key", *labels),
+        rows=rows,
+    )

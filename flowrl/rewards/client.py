@@ -54,17 +54,21 @@ class Client:
     """A client that POSTs JSON to a service, `concurrency` requests at a time. What gets no answer
     is reported, never raised.
 
-    A try, its answer included, takes at most `timeout` seconds. What may pass is tried again up to
-    `retries` times, after pauses of `backoff` seconds, doubling up to `max_backoff`, each shortened
-    by up to half at random. `deadline` seconds after a call began, all its requests that have no
-    answer are given up, however many wait for their turn; those being asked count as failed, since
-    a service too slow for its deadline must not keep other processes waiting. After `open_after`
-    requests in a row that failed in either way the circuit is open: requests fail at once for
-    `open_seconds`, then get one try each until one succeeds. An answer has at most `max_answer`
-    bytes. `token_env` names the environment variable that holds a bearer token; its value stands in
-    no file and no message. `start_seconds` is how long a run waits for a service that is not there
-    before it loads anything; with None, as for runs of earlier versions, it does not ask
-    beforehand.
+    - A try, its answer included, takes at most `timeout` seconds.
+    - What may pass is tried again up to `retries` times, after pauses of `backoff` seconds,
+      doubling up to `max_backoff`, each shortened by up to half at random.
+    - `deadline` seconds after a call began, all its requests that have no answer are given up,
+      however many wait for their turn; those being asked count as failed, since a service too slow
+      for its deadline must not keep other processes waiting.
+    - After `open_after` requests in a row that failed in either way the circuit is open: requests
+      fail at once for `open_seconds`, then get one try each until one succeeds.
+    - An answer has at most `max_answer` bytes.
+    - `token_env` names the environment variable that holds a bearer token; its value stands in no
+      file and no message.
+    - `start_seconds` is how long a run waits for a service that is not there before it loads
+      anything; with None, as for runs of earlier versions, it does not ask beforehand.
+
+    Raises UserError for a deadline shorter than one try, and for a variable that is not set.
     """
 
     @checked("client")

@@ -48,8 +48,8 @@ def variants(question: str, answer: str) -> set[str]:
 
 
 class GenEval2:
-    """`mean`: `geometric` over a prompt's questions (the benchmark's prompt-level score) or
-    `arithmetic` (atom-level).
+    """The mean over a prompt's questions of their scores: `geometric` is the benchmark's
+    prompt-level score, `arithmetic` its atom-level one.
 
     A question's score is the probability of the right answer's first token, summed over its
     `variants`, asked as "QUESTION Answer in one word.". Published code sums over the whole
@@ -57,7 +57,8 @@ class GenEval2:
     judge's `top_logprobs` counts 0, and each counts once.
 
     Parts: geometric, arithmetic, and skill_NAME, the arithmetic mean over the questions of one
-    skill. A sample without questions, or with a question that got no reply, is missing.
+    skill. A sample without questions, or with a question that got no reply, is missing. Raises
+    UserError for a judge that gives no probabilities.
     """
 
     @checked("reward")

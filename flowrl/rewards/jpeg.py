@@ -22,6 +22,7 @@ class JPEG:
     """Kilobytes (1000 bytes) of each image as a JPEG of `quality`, times `scale`; the prompt does
     not matter.
 
+    `quality` is Pillow's, from 1 to 100, and `scale` is negative where small files are wanted.
     flow_grpo's incompressibility has scale 1, its compressibility -1/500. Part: kilobytes.
     """
 

@@ -28,12 +28,16 @@ class OCR:
     """1 - min(d, n) / n, with d the edit distance between the text read and the n characters
     wanted.
 
-    Both are compared in lower case without white space, and several quoted pieces are joined. With
-    `allows_more_text`, as in flow_grpo, d is 0 wherever the wanted text occurs in what was read;
-    without it, every further letter counts, so writing the word twice, a known way to cheat, does
-    not pay. Text that the OCR is less sure of than `min_confidence` does not count as read. The
-    image is enlarged until its shorter side has `side` pixels. A prompt that wants no text is one
-    that the reward does not apply to. Part: exact (1 where d is 0). Needs the extra `ocr`.
+    Both are compared in lower case without white space, and several quoted pieces are joined. A
+    prompt that wants no text is one that the reward does not apply to.
+
+    - With `allows_more_text`, as in flow_grpo, d is 0 wherever the wanted text occurs in what was
+      read; without it, every further letter counts, so writing the word twice, a known way to
+      cheat, does not pay.
+    - Text that the OCR is less sure of than `min_confidence` does not count as read.
+    - The image is enlarged until its shorter side has `side` pixels.
+
+    Part: exact (1 where d is 0). Needs the extra `ocr`.
     """
 
     @checked("reward")

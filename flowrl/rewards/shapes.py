@@ -23,15 +23,20 @@ PLACEHOLDER = parse("a circle")
 
 
 class ShapesReward:
-    """`score`: `soft` (mean over atoms), `geometric` (geometric mean), `strict` (1 where every atom
-    holds) or `clean`.
+    """The verifier's answers to the atoms of a caption, put together as `score` says.
 
-    `clean` is the share of found objects that match a shape template, 0 where nothing was found; it
-    ignores the prompt.
+    - `soft` is the mean over atoms.
+    - `geometric` is their geometric mean.
+    - `strict` is 1 where every atom holds, else 0.
+    - `clean` is the share of found objects that match a shape template, 0 where nothing was found;
+      it ignores the prompt.
 
-    Parts: soft, strict, off_palette (share of pixels that no blend of background and one colour
-    explains) and clean_objects (share of found objects that match a shape template; missing where
-    nothing was found).
+    A sample whose prompt is no caption is missing. Its parts are:
+
+    - soft and strict, as above;
+    - off_palette, the share of pixels that no blend of background and one colour explains;
+    - clean_objects, the share of found objects that match a shape template, which is missing where
+      nothing was found.
     """
 
     @checked("reward")

@@ -50,8 +50,13 @@ def _shape_pairs() -> list[Pair]:
     """Draw scenes of the shapes world, against scenes of another caption."""
     drawn = []
     for good, bad in _captions():
-        prompt = Prompt(good.text)
-        drawn.append(Pair("shapes", prompt, _scene(good), _scene(bad)))
+        pair = Pair(
+            kind="shapes",
+            prompt=Prompt(good.text),
+            good=_scene(good),
+            bad=_scene(bad),
+        )
+        drawn.append(pair)
     return drawn
 
 
@@ -59,10 +64,14 @@ def _text_pairs() -> list[Pair]:
     """Draw signs, against signs with one to three wrong letters."""
     drawn = []
     for i, word in enumerate(WORDS):
-        prompt = Prompt(f'a white sign that says "{word}"')
         num_wrong = 1 + i % 3
-        misspelt = misspell(word, num_wrong)
-        drawn.append(Pair("text", prompt, sign(word), sign(misspelt)))
+        pair = Pair(
+            kind="text",
+            prompt=Prompt(f'a white sign that says "{word}"'),
+            good=sign(word),
+            bad=sign(misspell(word, num_wrong)),
+        )
+        drawn.append(pair)
     return drawn
 
 
@@ -71,7 +80,7 @@ def _size_pairs() -> list[Pair]:
     prompt = Prompt("a plain wall")
     drawn = []
     for shade in (60, 120, 180):
-        drawn.append(Pair("size", prompt, _flat(shade), _noise(shade)))
+        drawn.append(Pair("size", prompt, good=_flat(shade), bad=_noise(shade)))
     return drawn
 
 
@@ -82,7 +91,7 @@ def _sharpness_pairs() -> list[Pair]:
     for seed in range(3):
         texture = _texture(seed)
         blurred = texture.filter(ImageFilter.GaussianBlur(3))
-        drawn.append(Pair("sharpness", prompt, texture, blurred))
+        drawn.append(Pair("sharpness", prompt, good=texture, bad=blurred))
     return drawn
 
 
@@ -91,8 +100,18 @@ def _content_pairs() -> list[Pair]:
     circle = _drawing("red", "ellipse")
     square = _drawing("blue", "rectangle")
     return [
-        Pair("content", Prompt("a red circle on a white background"), circle, square),
-        Pair("content", Prompt("a blue square on a white background"), square, circle),
+        Pair(
+            kind="content",
+            prompt=Prompt("a red circle on a white background"),
+            good=circle,
+            bad=square,
+        ),
+        Pair(
+            kind="content",
+            prompt=Prompt("a blue square on a white background"),
+            good=square,
+            bad=circle,
+        ),
     ]
 
 

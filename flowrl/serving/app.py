@@ -35,11 +35,12 @@ class Limits:
     """The limits on what a request may ask for, and on what all of them may hold while they are
     read.
 
-    A body has up to `max_body` bytes and arrives within `body_seconds`; all bodies that are held
-    have up to `max_reading_bytes`, and one that comes slower than `min_rate` bytes a second makes
-    room where there is none left. `max_reading` requests are parsed and decoded at a time. A
-    request has up to `max_images`; each takes up to `max_image_bytes` once it is decoded, and the
-    whole request `max_decoded_bytes`.
+    - A body has up to `max_body` bytes and arrives within `body_seconds`.
+    - All bodies that are held have up to `max_reading_bytes`, and one that comes slower than
+      `min_rate` bytes a second makes room where there is none left.
+    - `max_reading` requests are parsed and decoded at a time.
+    - A request has up to `max_images`; each takes up to `max_image_bytes` once it is decoded, and
+      the whole request `max_decoded_bytes`.
     """
 
     max_body: Bytes

@@ -48,11 +48,12 @@ class Batcher:
     """A queue that collects requests for up to `max_wait` seconds or `max_batch` images, and scores
     them together by image size.
 
-    A call of the scorer has up to `max_batch` images, and as many as take `max_batch_bytes` as
-    bytes; it gets them as float32, four times as large. Up to `max_waiting` images, and requests of
-    `max_waiting_bytes`, may wait. A request that fails as a whole in a shared batch is scored once
-    more alone, so that another one's bad image cannot take it along. A request that is cancelled
-    before its turn is not scored.
+    - A call of the scorer has up to `max_batch` images, and as many as take `max_batch_bytes` as
+      bytes; it gets them as float32, four times as large.
+    - Up to `max_waiting` images, and requests of `max_waiting_bytes`, may wait.
+    - A request that fails as a whole in a shared batch is scored once more alone, so that another
+      one's bad image cannot take it along.
+    - A request that is cancelled before its turn is not scored.
     """
 
     def __init__(

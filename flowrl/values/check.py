@@ -64,7 +64,10 @@ def checked(group: str) -> Callable[[Callable[Parameters, Result]], Callable[Par
 
 
 def check_value(key: str, value: Any, hint: Any) -> None:
-    """Raise UserError, naming `key`, where a plain value is not one that the hint takes."""
+    """Raise UserError, naming `key`, where a plain value is not one that the hint takes.
+
+    Objects are not compared: whoever made them was.
+    """
     # An Enum may be a str too, and is an object all the same.
     is_plain = isinstance(value, PLAIN) and not isinstance(value, Enum)
     if not is_plain or _is_instance(value, hint):
