@@ -201,9 +201,10 @@ def _distances(policies: Mapping[str, Numbers]) -> Table:
             " These are the FID and KID formulas on another network: comparable on this page only."
         )
     rows = []
-    for key, label in (("frechet", "Fréchet distance"), ("kernel", "kernel distance")):
-        cells = [Cell(f"{distance[key]:.4g}" if distance else "-") for distance in measured]
-        rows.append(Row(Cell(label), cells))
+    labels = {"frechet": "Fréchet distance", "kernel": "kernel distance"}
+    for key, label in labels.items():
+        texts = [f"{distance[key]:.4g}" if distance else "-" for distance in measured]
+        rows.append(Row(Cell(label), [Cell(text) for text in texts]))
     return Table("Distances", note, rows)
 
 

@@ -31,7 +31,17 @@ Sample = dict[str, Any]
 SAMPLES = "samples.jsonl"
 SETTINGS = "settings.json"
 DRIFT = "drift.json"
-KEYS = {"row", "prompt", "family", "file", "reward", "is_valid", "parts", "spread", "panel"}
+KEYS = {
+    "row",
+    "prompt",
+    "family",
+    "file",
+    "reward",
+    "is_valid",
+    "parts",
+    "spread",
+    "panel",
+}
 """What a record of a sample has."""
 REMEDY = "choose another --out, or remove that folder"
 
@@ -43,7 +53,12 @@ class Assessment:
     stopped; one with others is refused with a UserError that names the keys that differ.
     """
 
-    def __init__(self, folder: Path, evaluator: Evaluator, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        evaluator: Evaluator,
+        settings: Mapping[str, Any],
+    ) -> None:
         self.folder = folder
         self.evaluator = evaluator
         digests = {name: _digest(prompts) for name, prompts in evaluator.sets.items()}
@@ -138,7 +153,13 @@ class Assessment:
             num_drawn = first + len(batch)
             print(f"{self.folder.name}/{name}: {num_drawn} of {total} images", flush=True)
 
-    def _draw(self, policy: Policy, name: str, prompts: Sequence[Prompt], first: int) -> None:
+    def _draw(
+        self,
+        policy: Policy,
+        name: str,
+        prompts: Sequence[Prompt],
+        first: int,
+    ) -> None:
         """Draw, score and store the samples of a set from row `first` on."""
         images = self.evaluator.draw(policy, prompts, first).cpu()
         output = policy.reward.score(images.to(policy.device), prompts)

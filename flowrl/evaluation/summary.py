@@ -38,15 +38,16 @@ def summarise(
     base = next(iter(assessments.values()))
     results: dict[str, dict[str, Numbers]] = {}
     for name in base.evaluator.sets:
-        results[name] = {}
+        numbers_of: dict[str, Numbers] = {}
         for label, assessment in assessments.items():
             against = None if assessment is base else base
-            results[name][label] = numbers(assessment, name, against)
+            numbers_of[label] = numbers(assessment, name, against)
         # The covariance of one image's features is not defined.
         if len(base.rows(name)) > 1:
             measured = distances(assessments, name, network, reference)
             for label, values in measured.items():
-                results[name][label]["distances"] = values
+                numbers_of[label]["distances"] = values
+        results[name] = numbers_of
     return results
 
 

@@ -103,6 +103,7 @@ def _distinguishing(runs: Sequence[Run]) -> dict[str, list[str]]:
     # A run's values of the keys that count so far; runs of one group have equal cells.
     cells: list[tuple[str, ...]] = [() for _ in runs]
     for key, values in _material_differences(runs).items():
+        # The groups as they would be with this key.
         finer = [(*cell, value) for cell, value in zip(cells, values, strict=True)]
         if len(set(finer)) > len(set(cells)):
             values_of[key] = values
@@ -115,7 +116,8 @@ def _material_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     values_of = {}
     seeds = [run.seed for run in runs]
     for names, values in differences(runs).items():
-        material = [name for name in names if name != "seed" and not name.startswith(IMMATERIAL)]
+        others = [name for name in names if name != "seed"]
+        material = [name for name in others if not name.startswith(IMMATERIAL)]
         # A seed below another node, or a value that is the seed run by run, follows the seed.
         has_seed = any(name.endswith(".seed") for name in material)
         if material and values != seeds and not has_seed:

@@ -34,10 +34,13 @@ class BRISQUE:
     """-score / 100, where LIVE's score runs from about 0 (natural) to 100 (distorted); the prompt
     does not matter.
 
-    36 features (18 at full and half size: shapes of the distributions of normalised brightness and
-    of the products of neighbours) go through LIVE's support vector regression. An image without any
-    texture has no score and is missing. It was made for photographs: in drawings only differences
-    mean something. Part: score.
+    36 features go through LIVE's support vector regression: 18 at full and 18 at half size, which
+    are shapes of the distributions of normalised brightness and of the products of neighbours. An
+    image without any texture has no score and is missing.
+
+    It was made for photographs: in drawings only differences mean something.
+
+    Part: score.
     """
 
     def __init__(self) -> None:
@@ -89,7 +92,8 @@ def _statistics(grey: Tensor) -> Tensor:
     below = bright[:, :-1] * bright[:, 1:]
     falling = bright[:, :-1, :-1] * bright[:, 1:, 1:]
     rising = bright[:, 1:, :-1] * bright[:, :-1, 1:]
-    for products in (beside, below, falling, rising):
+    directions = (beside, below, falling, rising)
+    for products in directions:
         alpha, left, right = _fit(products)
         # The mean of the fitted distribution, the paper's eta:
         # (std_right - std_left) Gamma(2/alpha) / sqrt(Gamma(1/alpha) Gamma(3/alpha)).
@@ -104,12 +108,14 @@ def _normalise(grey: Tensor) -> Tensor:
     """Compute (brightness - local mean) / (local standard deviation + 1/255), equation 1 of the
     paper, whose constant 1 belongs to brightness up to 255.
     """
+    # The window is a Gaussian in both directions, whose weights add up to 1.
     offset = torch.arange(SIDE, dtype=torch.float64) - SIDE // 2
     line = torch.exp(-(offset**2) / (2 * SIGMA**2))
     window = torch.outer(line, line).div(line.sum() ** 2)
     kernel = window.view(1, 1, SIDE, SIDE)
 
     def local(values: Tensor) -> Tensor:
+        """Return the mean around each pixel; at the edges the image is mirrored."""
         margins = [SIDE // 2] * 4
         return conv2d(pad(values, margins, mode="reflect"), kernel)
 
@@ -134,6 +140,7 @@ def _fit(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     right = _variance_where(flat > 0, flat)
     ratio = (left / right).sqrt()
     moment = flat.abs().mean(1).square() / flat.square().mean(1)
+    # The factor is 1 where both sides are alike, as in a symmetric distribution.
     target = moment * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1).square()
     grid = torch.arange(0.2, 10.0, 0.001, dtype=torch.float64)
     log_curve = 2 * torch.lgamma(2 / grid) - torch.lgamma(1 / grid) - torch.lgamma(3 / grid)

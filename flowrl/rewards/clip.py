@@ -30,7 +30,12 @@ class CLIP(nn.Module):
 
     @checked("reward")
     def __init__(
-        self, *, pretrained: Text, processor: Text, dtype: Dtype, batch_size: Count
+        self,
+        *,
+        pretrained: Text,
+        processor: Text,
+        dtype: Dtype,
+        batch_size: Count,
     ) -> None:
         super().__init__()
         self.model = load_pretrained(

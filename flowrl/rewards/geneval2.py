@@ -100,21 +100,28 @@ def _pairs(prompt: Prompt) -> list[Pair]:
     anything else.
     """
     listed = prompt.metadata.get("vqa_list")
-    if not _is_list(listed) or not all(_is_pair(pair) for pair in listed):
+    if not _is_list(listed):
+        return []
+    if not all(_is_pair(pair) for pair in listed):
         return []
     return [(question, answer) for question, answer in listed]
 
 
 def _is_pair(value: object) -> bool:
-    return _is_list(value) and len(value) == 2 and all(isinstance(text, str) for text in value)
+    if not _is_list(value) or len(value) != 2:
+        return False
+    return all(isinstance(text, str) for text in value)
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    # To Python a text is a sequence too, of its letters.
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _chances(
-    prompt: Prompt, pairs: Sequence[Pair], replies: Sequence[Reply | Unanswered]
+    prompt: Prompt,
+    pairs: Sequence[Pair],
+    replies: Sequence[Reply | Unanswered],
 ) -> list[float] | str:
     """Return the probability of each right answer, or why there are none."""
     if not pairs:

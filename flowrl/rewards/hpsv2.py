@@ -32,7 +32,12 @@ class HPSv2(nn.Module):
 
     @checked("reward")
     def __init__(
-        self, *, architecture: Text, weights: Text, dtype: Dtype, batch_size: Count
+        self,
+        *,
+        architecture: Text,
+        weights: Text,
+        dtype: Dtype,
+        batch_size: Count,
     ) -> None:
         super().__init__()
         open_clip = require("open_clip", "clip")

@@ -70,7 +70,14 @@ class ImageReward(nn.Module):
     """
 
     @checked("reward")
-    def __init__(self, *, weights: Text, tokenizer: Text, dtype: Dtype, batch_size: Count) -> None:
+    def __init__(
+        self,
+        *,
+        weights: Text,
+        tokenizer: Text,
+        dtype: Dtype,
+        batch_size: Count,
+    ) -> None:
         super().__init__()
         state = load_weights(weights, "weights")
         try:

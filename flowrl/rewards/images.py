@@ -16,8 +16,8 @@ from flowrl.rewards.protocol import Images
 
 
 def to_pictures(images: Images) -> list[Image.Image]:
-    """Return RGB pictures; tensors are clamped to [0, 1] and rounded to 8 bits. Raises UserError
-    for NaN.
+    """Return RGB pictures; tensors (B 3 H W) are clamped to [0, 1] and rounded to 8 bits, and
+    pictures of other modes converted. Raises UserError for NaN.
 
     Scorers never see NaN: `flowrl.training.reward` leaves such images out.
     """

@@ -20,8 +20,13 @@ from flowrl.values.check import checked
 
 Read = TypeVar("Read")
 UNUSABLE = (
-    *(ValueError, KeyError, IndexError, TypeError),
-    *(AttributeError, RecursionError, OverflowError),
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
 )
 """Errors in reading an answer that has not the form it should have."""
 
@@ -52,7 +57,13 @@ class Judge:
 
     @checked("judge")
     def __init__(
-        self, *, url: Text, model: Text, max_tokens: Count, top_logprobs: Natural, client: Client
+        self,
+        *,
+        url: Text,
+        model: Text,
+        max_tokens: Count,
+        top_logprobs: Natural,
+        client: Client,
     ) -> None:
         self.url = check_url(url, "/chat/completions", "/pooling", "/v1")
         self.model = model

@@ -74,10 +74,10 @@ class OCR:
                 exact.append(torch.nan)
             info.append({"read": read})
         return RewardOutput(
-            torch.tensor(values),
-            torch.ones(len(prompts), dtype=torch.bool),
-            {"exact": torch.tensor(exact)},
-            info,
+            values=torch.tensor(values),
+            is_valid=torch.ones(len(prompts), dtype=torch.bool),
+            parts={"exact": torch.tensor(exact)},
+            info=info,
             applies=applies[:, None],  # one column, as of a single reward term
         )
 

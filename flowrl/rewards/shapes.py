@@ -67,7 +67,12 @@ class ShapesReward:
         info: list[Mapping[str, object]] = [dict(verdict.atoms) for verdict in verdicts]
         for row, reason in reasons.items():
             info[row] = {REASON: reason}
-        return RewardOutput(values, is_valid, parts, info)
+        return RewardOutput(
+            values=values,
+            is_valid=is_valid,
+            parts=parts,
+            info=info,
+        )
 
 
 def _read_captions(prompts: Sequence[Prompt]) -> tuple[list[Caption], dict[int, str]]:

@@ -40,8 +40,11 @@ class ShapesProxy(nn.Module):
 
     `pretrained` is a folder with the model's open_clip configuration and weights, as
     `scripts/train_proxy.py` writes it, or a shipped one: `embedded:`, or `embedded:weak`, which saw
-    so few scenes that it knows little of any other. Words outside the grammar are left out. Part:
-    cosine.
+    so few scenes that it knows little of any other. Raises UserError where there is no such model.
+
+    Words outside the grammar are left out.
+
+    Part: cosine.
     """
 
     @checked("reward")
@@ -51,6 +54,7 @@ class ShapesProxy(nn.Module):
         if pretrained.startswith(EMBEDDED):
             assets = Path(str(files("flowrl.rewards"))) / "assets"
             folder = assets / pretrained.removeprefix(EMBEDDED)
+        # Whatever is wrong with the folder's files, one message tells the remedy.
         try:
             config = read_object(folder / CONFIG, "write it again")
             self.model: Any = build(config)
@@ -77,7 +81,8 @@ class ShapesProxy(nn.Module):
         text_features = self.model.encode_text(tokens, normalize=True)
         cosine = (image_features * text_features).sum(-1).cpu()
         scale = self.model.logit_scale.exp().cpu()
-        return all_valid(scale * cosine / self.divisor, {"cosine": cosine})
+        values = scale * cosine / self.divisor
+        return all_valid(values, {"cosine": cosine})
 
 
 def build(config: dict[str, Any]) -> nn.Module:

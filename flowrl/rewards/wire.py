@@ -84,17 +84,25 @@ def png(picture: Image.Image) -> str:
 
 
 def request(images: Images, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Write the request that a client sends."""
+    """Write the request that a client sends; the images have one size."""
     encoded = [png(picture) for picture in to_pictures(images)]
     asked = []
     for prompt in prompts:
-        metadata = dict(prompt.metadata)
-        asked.append({"text": prompt.text, "family": prompt.family, "metadata": metadata})
+        entry = {
+            "text": prompt.text,
+            "family": prompt.family,
+            "metadata": dict(prompt.metadata),
+        }
+        asked.append(entry)
     return {"images": encoded, "prompts": asked}
 
 
 def read_request(
-    body: bytes | bytearray, *, max_images: int, max_image_bytes: int, max_decoded_bytes: int
+    body: bytes | bytearray,
+    *,
+    max_images: int,
+    max_image_bytes: int,
+    max_decoded_bytes: int,
 ) -> Asked:
     """Read a request's body.
 
@@ -218,7 +226,13 @@ def read_answer(body: bytes, count: int) -> RewardOutput:
         info[row] = {REASON: str(reasons[row] or "the server gave no number")}
     # Their place is held by a finite number, which nothing reads.
     values = values.nan_to_num(0.0, 0.0, 0.0)
-    return RewardOutput(values, is_valid, parts, info, applies=applies[:, None])
+    return RewardOutput(
+        values=values,
+        is_valid=is_valid,
+        parts=parts,
+        info=info,
+        applies=applies[:, None],  # one column, as of a single reward term
+    )
 
 
 def _parts(data: Any, count: int) -> dict[str, Float[Tensor, "B"]]:
