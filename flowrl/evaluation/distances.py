@@ -38,6 +38,9 @@ there are fewer.
 class RandomConv(nn.Module):
     """Three strided convolutions with He-scaled random weights; mean and spread of the last one's
     64 channels.
+
+    The weights are the same in every process and on every machine, so that distances taken with
+    them can be compared between runs.
     """
 
     name = "random-conv-128"
@@ -46,28 +49,44 @@ class RandomConv(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(SEED)
         layers: list[nn.Module] = []
-        for inside, outside in zip((3, *CHANNELS), CHANNELS, strict=False):
-            layer = nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False)
+        num_inputs = 3
+        for num_outputs in CHANNELS:
+            layer = nn.Conv2d(
+                num_inputs,
+                num_outputs,
+                kernel_size=3,
+                stride=2,
+                padding=1,
+                bias=False,
+            )
             layer.requires_grad_(False)
             normal = torch.randn(layer.weight.shape, generator=generator)
-            layer.weight.copy_(normal * (2 / (9 * inside)) ** 0.5)
+            # He's scale keeps the size of activations through layers of ReLU: 9 weights an input.
+            layer.weight.copy_(normal * (2 / (9 * num_inputs)) ** 0.5)
             layers += [layer, nn.ReLU()]
+            num_inputs = num_outputs
         self.layers = nn.Sequential(*layers)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Compute 128 features an image, float64."""
-        size = (SIDE, SIDE)
+        centred = images.float() * 2 - 1
         small = interpolate(
-            images.float() * 2 - 1, size, mode="bilinear", antialias=True, align_corners=False
+            centred,
+            (SIDE, SIDE),
+            mode="bilinear",
+            antialias=True,
+            align_corners=False,
         )
-        maps = self.layers(small).flatten(2).double()
+        maps = self.layers(small).flatten(2).double()  # [B, channels, pixels]
         return torch.cat([maps.mean(2), maps.std(2)], 1)
 
 
 class Inception:
     """The 2048 features of torch-fidelity's InceptionV3, from its weights file; needs the extra
     `fid`.
+
+    Raises UserError where there is no such file, or the extra is not installed.
     """
 
     name = "inception-v3-2048"
@@ -85,32 +104,41 @@ class Inception:
                 f"--inception needs {error.name!r}; install it with: pip install 'flowrl[fid]'"
             ) from error
         self.network = module.FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
+            "inception-v3-compat",
+            ["2048"],
+            feature_extractor_weights_path=weights,
         )
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Compute features of images in 8 bits, which the network resizes itself, as published
-        scores are taken.
+        scores are taken; float64.
         """
-        return self.network((images.clamp(0, 1) * 255).round().byte())[0].double()
+        levels = (images.clamp(0, 1) * 255).round().byte()
+        # The network gives one tensor for each layer that was asked for: here one.
+        features = self.network(levels)[0]
+        return features.double()
 
 
 def frechet(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
     """Return |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)) of two sets' features
-    (arXiv 1706.08500).
+    (arXiv 1706.08500), in float64. Each set needs two images or more.
     """
     mean_a = a.double().mean(0)
     mean_b = b.double().mean(0)
     cov_a = torch.cov(a.double().T)
     cov_b = torch.cov(b.double().T)
-    # tr (cov_a cov_b)^(1/2) is the sum of the singular values of cov_a^(1/2) cov_b^(1/2).
+    # tr (cov_a cov_b)^(1/2) is the sum of the singular values of cov_a^(1/2) cov_b^(1/2), which
+    # needs no root of a matrix that is not symmetric.
     root = torch.linalg.svdvals(_root(cov_a) @ _root(cov_b)).sum()
-    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root)
+    gap = (mean_a - mean_b).square().sum()
+    return float(gap + cov_a.trace() + cov_b.trace() - 2 * root)
 
 
 def _root(covariance: Tensor) -> Tensor:
+    """Return the symmetric root of a covariance."""
     values, vectors = torch.linalg.eigh(covariance)
+    # Of fewer images than features many eigenvalues are 0, and come out a little below.
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
@@ -130,22 +158,29 @@ def kernel(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], *, is_paired: bool)
     if is_paired and len(a) != len(b):
         raise UserError(f"the kernel distance of pairs: {len(a)} and {len(b)} images are no pairs")
     generator = torch.Generator().manual_seed(0)
+    # A subset of all images is always the same one.
+    num_subsets = SUBSETS if size < max(len(a), len(b)) else 1
     distances = []
-    for _ in range(SUBSETS if size < max(len(a), len(b)) else 1):
+    for _ in range(num_subsets):
         rows = torch.randperm(len(a), generator=generator)[:size]
-        others = rows if is_paired else torch.randperm(len(b), generator=generator)[:size]
+        others = rows
+        if not is_paired:
+            others = torch.randperm(len(b), generator=generator)[:size]
         x = a[rows].double()
         y = b[others].double()
         xx = _cubic(x, x)
         yy = _cubic(y, y)
         xy = _cubic(x, y)
-        within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
-        cross = (xy.sum() - xy.trace()) / (size * (size - 1)) if is_paired else xy.mean()
+        # Unbiased: an image is not compared with itself.
+        num_pairs = size * (size - 1)
+        within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / num_pairs
+        cross = (xy.sum() - xy.trace()) / num_pairs if is_paired else xy.mean()
         distances.append(within - 2 * cross)
     return float(torch.stack(distances).mean())
 
 
 def _cubic(x: Tensor, y: Tensor) -> Tensor:
+    """Return the kernel between all rows of two sets, of shape (rows of x, rows of y)."""
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 

@@ -14,13 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.evaluation.shares import Share, merge, spread
 from flowrl.gaussian import Likelihood
 from flowrl.images.image_statistics import panel
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.parallel.collectives import gather
 from flowrl.parallel.sharding import is_divided
 from flowrl.prompts.subsets import WAYS, chosen, same_texts
-from flowrl.rewards.outputs import concatenate, reorder
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.schedule import Schedule, intervals
@@ -51,30 +51,22 @@ class EvaluationResult:
     scores: Mapping[str, RewardOutput]
 
 
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """Scores and statistics of some rows of a set, given by number, without their images."""
-
-    rows: list[int]
-    scores: RewardOutput
-    looks: Mapping[str, Float[Tensor, "B"]]
-    spread: Float[Tensor, "B"]
-
-
 def _be_silent(text: str) -> None:
     pass
 
 
 class Evaluator:
     """Evaluates a policy on named prompt sets, with `images_per_prompt` images for every prompt,
-    drawn by `solver`.
+    drawn by `solver` in batches of `batch_size`.
 
-    Of a set with more than `max_prompts` prompts a subset is taken, as `subset` says: `even` over
-    the set, or the `first` ones, as in runs from before there was this key. `headline` names the
-    reward part that is broken down by task family and written under the images; a name that is no
-    part, such as `reward`, stands for the reward's value. `sampler` gives the Gaussian steps whose
-    divergence from the reference's is measured, on `kl_samples` samples of a set, taken in the same
-    way, where these are not 0.
+    - `schedule` and `num_steps` make the grid of sigmas, which may be another one than training's.
+    - Of a set with more than `max_prompts` prompts a subset is taken, as `subset` says: `even` over
+      the set, or the `first` ones, as in runs from before there was this key.
+    - `headline` names the reward part that is broken down by task family and written under the
+      images; a name that is no part, such as `reward`, stands for the reward's value.
+    - `sampler` gives the Gaussian steps whose divergence from the reference's is measured, on
+      `kl_samples` samples of a set, taken in the same way, where these are not 0.
+    - `seed` decides the initial noise, the same for every policy.
     """
 
     @checked("evaluation")
@@ -101,7 +93,8 @@ class Evaluator:
         self.sizes = {name: len(prompts) for name, prompts in sets.items()}
         self.sets: dict[str, list[Prompt]] = {}
         for name, prompts in sets.items():
-            self.sets[name] = [prompts[i] for i in chosen(len(prompts), max_prompts, subset)]
+            places = chosen(len(prompts), max_prompts, subset)
+            self.sets[name] = [prompts[place] for place in places]
         self.intervals = intervals(schedule, num_steps)
         self.guidance_scale = guidance_scale
         self.images_per_prompt = images_per_prompt
@@ -127,7 +120,8 @@ class Evaluator:
             text = counted(count, "prompt")
         else:
             text = f"{count} of {total} prompts, {WAYS[self.subset]}"
-        num_texts = len(set(same_texts(self.sets[name]).tolist()))
+        texts = same_texts(self.sets[name])
+        num_texts = len(set(texts.tolist()))
         if num_texts < count:
             text += f"; {num_texts} different texts, each of which counts once in intervals"
         return text
@@ -157,6 +151,7 @@ class Evaluator:
                 images[name], share = self._draw_and_score(policy, repeated, name, tell)
                 scores[name] = share.scores
                 assert share.scores.terms is not None
+                # Before any metric: a mean over what few samples have a reward would mislead.
                 policy.reward.check(share.scores.is_valid, share.scores.terms, share.scores.info)
                 metrics |= self._score(name, repeated, share)
                 kl = self.kl_to_reference(policy, repeated)
@@ -171,10 +166,15 @@ class Evaluator:
         return self._noise(policy, range(first, first + num_samples))
 
     def _noise(self, policy: Policy, rows: Sequence[int]) -> Tensor:
+        """Return the initial noise of these rows of a set, [rows, C, H, W]."""
+        # A sample is known by the number of its prompt, and its number within the prompt's images.
         samples = [divmod(row, self.images_per_prompt) for row in rows]
-        shape = policy.model.latent_shape
         noise = gaussian_noise(
-            shape, seed=self.seed, iteration=_NOISE_ITERATION, samples=samples, step=INITIAL
+            policy.model.latent_shape,
+            seed=self.seed,
+            iteration=_NOISE_ITERATION,
+            samples=samples,
+            step=INITIAL,
         )
         return noise.to(policy.device)
 
@@ -189,11 +189,16 @@ class Evaluator:
         return torch.cat([images for _, images in batches])
 
     def _starts(self, prompts: Sequence[Prompt]) -> range:
+        """Return the first row of each batch of these prompts."""
         return range(0, len(prompts), self.batch_size)
 
     def _draw_and_score(
-        self, policy: Policy, prompts: Sequence[Prompt], name: str, tell: Callable[[str], None]
-    ) -> tuple[dict[int, Tensor], _Share]:
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        name: str,
+        tell: Callable[[str], None],
+    ) -> tuple[dict[int, Tensor], Share]:
         """Draw and score this process's share of a set; return its images by their rows, and what
         the rows of all processes say.
         """
@@ -201,27 +206,31 @@ class Evaluator:
         images: dict[int, Tensor] = {}
         scores = []
         looks = []
-        for rows, batch in self._own_batches(policy, prompts):
+        for rows, batch in self._share_of_batches(policy, prompts):
+            # Scored in the background, while the next batch is drawn.
             score = policy.reward.submit(
                 batch, prompts[rows], first=rows.start, group_size=self.images_per_prompt
             )
             scores.append(score)
             looks.append(panel(batch))
-            images |= zip(range(len(prompts))[rows], batch.cpu(), strict=True)
+            numbers = range(len(prompts))[rows]  # the last batch may be short
+            images |= zip(numbers, batch.cpu(), strict=True)
             # Other processes have drawn about as many.
             num_drawn = min(len(images) * policy.plan.num_processes, len(prompts))
             tell(f"{name}: {num_drawn} of {len(prompts)} images")
-        share: _Share | None = None
+        share: Share | None = None
         if images:  # there may be fewer batches than processes
-            share = _Share(
-                list(images),
-                policy.reward.collect(scores),
-                {stat: torch.cat([look[stat].cpu() for look in looks]) for stat in looks[0]},
-                self._spread(list(images.values())),
+            share = Share(
+                rows=list(images),
+                scores=policy.reward.collect(scores),
+                looks=_join_looks(looks),
+                spread=spread(list(images.values()), self.images_per_prompt),
             )
-        return images, _merge([other for other in gather(share) if other is not None])
+        # Every process takes part in gathering, also one that drew nothing.
+        shares = [other for other in gather(share) if other is not None]
+        return images, merge(shares)
 
-    def _own_batches(
+    def _share_of_batches(
         self, policy: Policy, prompts: Sequence[Prompt]
     ) -> Iterator[tuple[slice, Tensor]]:
         """Draw this process's share of the batches; yield their rows and images.
@@ -234,20 +243,31 @@ class Evaluator:
         num_processes = policy.plan.num_processes
         shares: list[list[int]] = [[] for _ in range(num_processes)]
         for i, start in enumerate(self._starts(prompts)):
-            shares[i // block % num_processes].append(start)
+            # Blocks go to the processes in turn.
+            rank = i // block % num_processes
+            shares[rank].append(start)
         starts = shares[policy.global_rank]
-        # Divided weights are gathered in every pass, so all processes make equally many, some for
-        # nothing.
-        idle = max(map(len, shares)) - len(starts) if is_divided(policy.transformer) else 0
-        batches = self._batches(policy, prompts, 0, [*starts, *[0] * idle])
+        num_idle = 0
+        if is_divided(policy.transformer):
+            # Divided weights are gathered in every pass, so all processes make equally many, some
+            # for nothing.
+            num_idle = max(map(len, shares)) - len(starts)
+        batches = self._batches(policy, prompts, 0, [*starts, *[0] * num_idle])
         for number, batch in enumerate(batches):
             if number < len(starts):
                 yield batch
 
     def _batches(
-        self, policy: Policy, prompts: Sequence[Prompt], first: int, starts: Sequence[int]
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        first: int,
+        starts: Sequence[int],
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Draw the batches that begin at `starts`; yield their rows and images."""
+        """Draw the batches that begin at `starts`; yield their rows and images (B 3 S S).
+
+        `prompts` are those of the rows from `first` on, from which `starts` count.
+        """
         noise = self.initial_noise(policy, len(prompts), first)
         for start in starts:
             rows = slice(start, start + self.batch_size)
@@ -256,14 +276,20 @@ class Evaluator:
             history = None
             for interval in self.intervals:
                 velocity = policy.model.velocity(
-                    x, interval.sigma, conditioning, self.guidance_scale
+                    x,
+                    interval.sigma,
+                    conditioning,
+                    self.guidance_scale,
                 )
+                # A solver of higher order looks back at the steps before.
                 x, history = self.solver.advance(x, velocity, interval, history)
             yield rows, policy.model.decode(x)
 
-    def _score(self, name: str, prompts: Sequence[Prompt], share: _Share) -> dict[str, float]:
+    def _score(self, name: str, prompts: Sequence[Prompt], share: Share) -> dict[str, float]:
         """Return the metrics of a set; one that no image has a value for is left out."""
-        if num_broken := int((~share.looks["brightness"].isfinite()).sum()):
+        # Any statistic would do: all of them are NaN where a pixel is.
+        is_broken = ~share.looks["brightness"].isfinite()
+        if num_broken := int(is_broken.sum()):
             log.warning(
                 "%s: %d of %d images have pixels that are no numbers",
                 name,
@@ -273,6 +299,7 @@ class Evaluator:
         output = share.scores
         metrics = {"missing": float(1 - output.is_valid.float().mean())}
         if self.images_per_prompt > 1:  # a 0 would read as collapse
+            # The root of the mean, not the mean of roots, as the spread is a mean square.
             metrics |= _finite_mean("diversity", share.spread, torch.sqrt)
         for stat, values in share.looks.items():
             metrics |= _finite_mean(f"panel/{stat}", values)
@@ -289,21 +316,11 @@ class Evaluator:
         is_usable = output.is_valid & headline.isfinite()
         values_of: dict[str, list[float]] = {}
         for row in is_usable.nonzero().flatten().tolist():
-            if family := prompts[row].family:
-                values_of.setdefault(family, []).append(float(headline[row]))
+            family = prompts[row].family
+            if family:
+                values = values_of.setdefault(family, [])
+                values.append(float(headline[row]))
         return {f"family/{family}": average(values) for family, values in values_of.items()}
-
-    def _spread(self, images: Sequence[Tensor]) -> Float[Tensor, "B"]:
-        """Return for each image the mean square distance, per pixel, of its prompt's images; NaN
-        for a single one.
-        """
-        count = self.images_per_prompt
-        if count == 1:
-            return torch.full((len(images),), math.nan)
-        groups = [torch.stack(list(images[i : i + count])) for i in range(0, len(images), count)]
-        # The mean over pairs of |a - b|^2 is twice the unbiased variance within the group.
-        spread = [2 * group.var(0, correction=1).mean() for group in groups]
-        return torch.stack(spread).repeat_interleave(count)
 
     @torch.no_grad()
     def kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float | None:
@@ -314,13 +331,15 @@ class Evaluator:
         """
         rows = self.spread_over(len(prompts), self.kl_samples)
         prompts = [prompts[row] for row in rows]
-        if not prompts or not any(self.sampler.std(interval) > 0 for interval in self.intervals):
+        is_stochastic = any(self.sampler.std(interval) > 0 for interval in self.intervals)
+        if not prompts or not is_stochastic:
             return None
         noise = self._noise(policy, rows)
         batches = []
         for start in self._starts(prompts):
             rows_of_batch = slice(start, start + self.batch_size)
             batches.append(self._divergences(policy, prompts[rows_of_batch], noise[rows_of_batch]))
+        # From one list of steps a batch to all samples of one step; batches may differ in size.
         of_steps = [torch.cat(divergences).mean() for divergences in zip(*batches, strict=True)]
         return float(torch.stack(of_steps).mean())
 
@@ -328,7 +347,7 @@ class Evaluator:
         self, policy: Policy, prompts: Sequence[Prompt], x: Tensor
     ) -> list[Float[Tensor, "B"]]:
         """Return for each stochastic step the samples' KL between the current policy's Gaussian and
-        the reference's.
+        the reference's, from initial noise `x` on.
         """
         conditioning = policy.embed(prompts)
         divergences = []
@@ -338,10 +357,14 @@ class Evaluator:
             if step.std > 0:
                 with policy.tuning.at_reference():
                     ref_velocity = policy.model.velocity(
-                        x, interval.sigma, conditioning, self.guidance_scale
+                        x,
+                        interval.sigma,
+                        conditioning,
+                        self.guidance_scale,
                     )
                 ref_step = self.sampler.step(x, ref_velocity, interval)
                 divergences.append(_MEAN_KL.kl(step, ref_step.mean))
+            # On the current policy's way without noise, which makes the number a fixed one.
             x = ODE().step(x, velocity, interval).mean
         return divergences
 
@@ -353,16 +376,15 @@ def _finite_mean(
     where there is none.
     """
     usable = values[values.isfinite()]
-    return {name: float(then(usable.mean()))} if len(usable) else {}
+    if not len(usable):
+        return {}
+    mean = usable.mean()
+    return {name: float(then(mean))}
 
 
-def _merge(shares: Sequence[_Share]) -> _Share:
-    """Join what all processes have, in the order of the rows."""
-    rows = [row for share in shares for row in share.rows]
-    order = torch.tensor(rows).argsort()
+def _join_looks(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Float[Tensor, "B"]]:
+    """Join the statistics of one batch or more, on the CPU."""
     looks = {}
-    for stat in shares[0].looks:
-        looks[stat] = torch.cat([share.looks[stat] for share in shares])[order]
-    spread = torch.cat([share.spread for share in shares])[order]
-    scores = reorder(concatenate([share.scores for share in shares]), order)
-    return _Share(sorted(rows), scores, looks, spread)
+    for stat in batches[0]:
+        looks[stat] = torch.cat([batch[stat].cpu() for batch in batches])
+    return looks

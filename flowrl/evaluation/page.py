@@ -50,7 +50,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Interval:
-    """The interval of the policy of this number, in pixels of the plot's axis."""
+    """The interval of the policy of this number, in pixels of the plot's axis.
+
+    Numbers count the policies from 0; each has its colour in the style sheet.
+    """
 
     number: int
     low: float
@@ -124,22 +127,25 @@ def render(
 
 
 def _rewards(policies: Mapping[str, Numbers]) -> Table:
+    """Return the table of the reward and its parts, with what else is measured of every sample."""
+    # Policies may have been evaluated with different parts: a row for each that any of them has.
     names = dict.fromkeys(key for numbers in policies.values() for key in numbers["metrics"])
-    rows = [
-        _compared(Cell(name), policies, "metrics", "changes", name)
-        for name in names
-        if not name.startswith("panel/")
-    ]
-    diversity = Cell("diversity", "rms distance within a prompt")
-    rows.append(Row(diversity, [_value(numbers["diversity"]) for numbers in policies.values()]))
-    drift = Cell("KL to the reference", "per step and dimension")
-    rows.append(Row(drift, [_drift(numbers["kl_ref"]) for numbers in policies.values()]))
-    missing = [
-        Cell(f"{numbers['missing']:.1%}", f"of {numbers['num_images']}")
-        for numbers in policies.values()
-    ]
+    rows = []
+    for name in names:
+        if not name.startswith("panel/"):
+            rows.append(_compared(Cell(name), policies, "metrics", "changes", name))
+    diversity = []
+    drift = []
+    missing = []
+    for numbers in policies.values():
+        diversity.append(_value(numbers["diversity"]))
+        drift.append(_drift(numbers["kl_ref"]))
+        missing.append(Cell(f"{numbers['missing']:.1%}", f"of {numbers['num_images']}"))
+    rows.append(Row(Cell("diversity", "rms distance within a prompt"), diversity))
+    rows.append(Row(Cell("KL to the reference", "per step and dimension"), drift))
     rows.append(Row(Cell("missing"), missing))
-    return Table("Rewards", REWARDS.format(intervals=_kinds(policies)), rows)
+    note = REWARDS.format(intervals=_kinds(policies))
+    return Table("Rewards", note, rows)
 
 
 def _kinds(policies: Mapping[str, Numbers]) -> str:
@@ -152,6 +158,9 @@ def _kinds(policies: Mapping[str, Numbers]) -> str:
 
 
 def _families(policies: Mapping[str, Numbers]) -> Table:
+    """Return the table of the headline by task family; the families are those of the base model's
+    prompts, which are everybody's.
+    """
     base = next(iter(policies.values()))
     rows = []
     for family, estimate in base["families"].items():
@@ -163,17 +172,25 @@ def _families(policies: Mapping[str, Numbers]) -> Table:
 
 
 def _looks(policies: Mapping[str, Numbers]) -> Table:
+    """Return the table of the hacking panel, its changes in percent of the base model's value."""
     rows = []
     for key, meaning in MEANINGS.items():
         head = Cell(key.replace("_", " "), meaning)
-        rows.append(
-            _compared(head, policies, "metrics", "changes", f"panel/{key}", is_relative=True)
+        row = _compared(
+            head,
+            policies,
+            "metrics",
+            "changes",
+            f"panel/{key}",
+            is_relative=True,
         )
+        rows.append(row)
     return Table("Hacking panel", LOOKS, rows)
 
 
 def _distances(policies: Mapping[str, Numbers]) -> Table:
     """Return the distances of the images; a table without rows where none were measured."""
+    # Without a folder to compare with, the first policy has none: the others' are taken from it.
     measured = [numbers.get("distances", {}) for numbers in policies.values()]
     known = next(filter(None, measured), None)
     if known is None:
@@ -184,9 +201,10 @@ def _distances(policies: Mapping[str, Numbers]) -> Table:
             " These are the FID and KID formulas on another network: comparable on this page only."
         )
     rows = []
-    for key, label in (("frechet", "Fréchet distance"), ("kernel", "kernel distance")):
-        cells = [Cell(f"{distance[key]:.4g}" if distance else "-") for distance in measured]
-        rows.append(Row(Cell(label), cells))
+    labels = {"frechet": "Fréchet distance", "kernel": "kernel distance"}
+    for key, label in labels.items():
+        texts = [f"{distance[key]:.4g}" if distance else "-" for distance in measured]
+        rows.append(Row(Cell(label), [Cell(text) for text in texts]))
     return Table("Distances", note, rows)
 
 
@@ -202,15 +220,18 @@ def _compared(
 
     `values` and `changes` name where the numbers of a policy hold the two under `key`.
     """
-    estimates = [numbers[values].get(key) for numbers in policies.values()]
-    moves = [numbers[changes].get(key) for numbers in policies.values()]
-    cells = [
-        _cell(estimate, move, is_relative) for estimate, move in zip(estimates, moves, strict=True)
-    ]
+    estimates = []
+    cells = []
+    for numbers in policies.values():
+        estimate = numbers[values].get(key)
+        change = numbers[changes].get(key)
+        estimates.append(estimate)
+        cells.append(_cell(estimate, change, is_relative))
     return Row(head, cells, _intervals(estimates))
 
 
 def _value(estimate: Numbers | None) -> Cell:
+    """Return an estimate with its interval, which a mean of few prompts has not."""
     if estimate is None:
         return Cell("-")
     text = f"{estimate['mean']:.4g}"
@@ -229,12 +250,14 @@ def _cell(estimate: Numbers | None, change: Numbers | None, is_relative: bool) -
     direction = _direction(change)
     if is_relative and direction:  # neither way is the good one
         direction = "moved"
-    start = estimate["mean"] - change["mean"]
+    moved = change["mean"]
+    start = estimate["mean"] - moved
     if is_relative and start:
-        text = f"{change['mean'] / abs(start):+.0%}"
+        text = f"{moved / abs(start):+.0%}"
     else:
-        is_rounding = abs(change["mean"]) <= ROUNDING * abs(start)
-        text = f"{0.0 if is_rounding else change['mean']:+.3g}"
+        # Equal images scored in other batches differ by what float32 rounds.
+        is_rounding = abs(moved) <= ROUNDING * abs(start)
+        text = f"{0.0 if is_rounding else moved:+.3g}"
     return Cell(value.text, value.remark, text, direction)
 
 
@@ -252,17 +275,21 @@ def _drift(kl_ref: float | None) -> Cell:
 
 
 def _intervals(estimates: Iterable[Any]) -> list[Interval]:
-    """Place the intervals of all policies on one axis; nothing for fewer than two."""
+    """Place the intervals of all policies on one axis; nothing for fewer than two.
+
+    The axis runs from the lowest to the highest bound.
+    """
     known = {i: estimate for i, estimate in enumerate(estimates) if _has_bounds(estimate)}
     if len(known) < 2:
         return []
     low = min(estimate["low"] for estimate in known.values())
     high = max(estimate["high"] for estimate in known.values())
-    scale = (PLOT_WIDTH - 2 * PLOT_MARGIN) / (high - low or 1.0)
+    extent = high - low or 1.0  # all intervals may be one point
+    scale = (PLOT_WIDTH - 2 * PLOT_MARGIN) / extent
     intervals = []
     for number, estimate in known.items():
-        ends = (estimate[name] for name in ("low", "mean", "high"))
-        pixels = [round(PLOT_MARGIN + (value - low) * scale, 1) for value in ends]
+        values = (estimate["low"], estimate["mean"], estimate["high"])
+        pixels = [round(PLOT_MARGIN + (value - low) * scale, 1) for value in values]
         intervals.append(Interval(number, *pixels))
     return intervals
 
@@ -275,17 +302,21 @@ def _gallery(rows: Sequence[Any]) -> list[dict[str, Any]]:
     """Read the pictures of a gallery's rows, (prompt, family, [(label, file, score or None)])."""
     filled_rows = []
     for prompt, family, images in rows:
-        pictures = [_picture(label, path, score) for label, path, score in images]
         filled_rows.append(
-            {"prompt": prompt, "family": family.replace("_", " "), "pictures": pictures}
+            {
+                "prompt": prompt,
+                "family": family.replace("_", " "),
+                "pictures": [_picture(label, path, score) for label, path, score in images],
+            }
         )
     return filled_rows
 
 
 def _picture(label: str, path: Path, score: float | None) -> Picture:
+    """Embed an image of at most `LONGEST` pixels a side, so that a page stays small."""
     picture = read_rgb(path)
     is_tiny = max(picture.size) < LONGEST
-    picture.thumbnail((LONGEST, LONGEST))
+    picture.thumbnail((LONGEST, LONGEST))  # only ever reduces
     file = io.BytesIO()
     picture.save(file, format="PNG")
     text = "no score" if score is None else f"{score:.3f}"

@@ -34,8 +34,10 @@ class Folder:
         root = Path(name).expanduser()
         pictures = []
         others = []
+        # The folder itself may be hidden; what lies below it may not.
         for path in sorted(path for path in root.rglob("*") if path.is_file()):
-            if any(segment.startswith(".") for segment in path.relative_to(root).parts):
+            segments = path.relative_to(root).parts
+            if any(segment.startswith(".") for segment in segments):
                 others.append((path, "hidden"))
             elif not is_picture(path):
                 others.append((path, "no kind of picture that is read here"))
@@ -61,9 +63,11 @@ def folder_features(folder: str, features: Features) -> tuple[Float[Tensor, "N D
     listed = Folder.read(folder)
     if len(listed.pictures) < 2:
         raise UserError(f"--reference {folder}: {listed.told()} there; distances need at least 2")
+    # By size first, so that batches are full: a batch holds pictures of one size.
     sizes = {path: picture_size(path) for path in listed.pictures}
     paths = sorted(sizes, key=lambda path: (sizes[path], path))
-    return all_features(features, read_images(paths)), listed.told()
+    computed = all_features(features, read_images(paths))
+    return computed, listed.told()
 
 
 def read_images(paths: Sequence[Path]) -> Iterator[Float[Tensor, "B 3 H W"]]:
@@ -72,8 +76,9 @@ def read_images(paths: Sequence[Path]) -> Iterator[Float[Tensor, "B 3 H W"]]:
     """
     batch: list[np.ndarray] = []
     for path in paths:
-        picture = np.array(read_rgb(path))
-        if batch and (len(batch) == BATCH or picture.shape != batch[0].shape):
+        picture = np.array(read_rgb(path))  # [H, W, 3], 0 to 255
+        is_full = len(batch) == BATCH
+        if batch and (is_full or picture.shape != batch[0].shape):
             yield _stack(batch)
             batch = []
         batch.append(picture)
@@ -82,4 +87,5 @@ def read_images(paths: Sequence[Path]) -> Iterator[Float[Tensor, "B 3 H W"]]:
 
 
 def _stack(pictures: Sequence[np.ndarray]) -> Float[Tensor, "B 3 H W"]:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    levels = torch.from_numpy(np.stack(pictures))  # [B, H, W, 3]
+    return levels.permute(0, 3, 1, 2).float() / 255

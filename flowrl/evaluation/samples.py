@@ -31,7 +31,17 @@ Sample = dict[str, Any]
 SAMPLES = "samples.jsonl"
 SETTINGS = "settings.json"
 DRIFT = "drift.json"
-KEYS = {"row", "prompt", "family", "file", "reward", "is_valid", "parts", "spread", "panel"}
+KEYS = {
+    "row",
+    "prompt",
+    "family",
+    "file",
+    "reward",
+    "is_valid",
+    "parts",
+    "spread",
+    "panel",
+}
 """What a record of a sample has."""
 REMEDY = "choose another --out, or remove that folder"
 
@@ -40,10 +50,15 @@ class Assessment:
     """The samples of one policy on the evaluator's sets, below `folder`.
 
     `settings` is whatever decides them. A folder with the same settings is gone on with where it
-    stopped, one with others is refused.
+    stopped; one with others is refused with a UserError that names the keys that differ.
     """
 
-    def __init__(self, folder: Path, evaluator: Evaluator, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        evaluator: Evaluator,
+        settings: Mapping[str, Any],
+    ) -> None:
         self.folder = folder
         self.evaluator = evaluator
         digests = {name: _digest(prompts) for name, prompts in evaluator.sets.items()}
@@ -53,11 +68,13 @@ class Assessment:
         if path.is_file():
             known = read_object(path, REMEDY)
             known.setdefault("prompts", digests)  # which earlier versions did not keep
-            changed = [key for key, value in json.loads(text).items() if known.get(key) != value]
+            # Compared as JSON gives them back, where a tuple has become a list.
+            wanted = json.loads(text)
+            changed = [key for key, value in wanted.items() if known.get(key) != value]
             if changed:
+                names = ", ".join(changed)
                 raise UserError(
-                    f"{folder} holds an evaluation with other settings ({', '.join(changed)}); "
-                    f"{REMEDY}"
+                    f"{folder} holds an evaluation with other settings ({names}); {REMEDY}"
                 )
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
@@ -65,60 +82,90 @@ class Assessment:
     @property
     def is_complete(self) -> bool:
         """True where nothing is left to be drawn."""
-        return all(
-            len(self.samples(name)) == len(self.rows(name)) and self.drift(name)
-            for name in self.evaluator.sets
-        )
+        for name in self.evaluator.sets:
+            num_missing = len(self.rows(name)) - len(self.samples(name))
+            if num_missing or not self.drift(name):
+                return False
+        return True
 
     def rows(self, name: str) -> list[Prompt]:
-        """Return the prompt of every sample of a set."""
-        count = self.evaluator.images_per_prompt
-        return [prompt for prompt in self.evaluator.sets[name] for _ in range(count)]
+        """Return the prompt of every sample of a set: each prompt as often as it has images."""
+        rows = []
+        for prompt in self.evaluator.sets[name]:
+            rows += [prompt] * self.evaluator.images_per_prompt
+        return rows
 
     def samples(self, name: str) -> list[Sample]:
-        """Return the records so far, in order; a line that a kill cut short ends them."""
+        """Return the records so far, in order; a line that a kill cut short ends them.
+
+        Raises UserError, naming the line, for one that is no record.
+        """
         path = self.folder / name / SAMPLES
-        *whole, _cut = read_text(path, REMEDY).split("\n") if path.is_file() else [""]
+        if not path.is_file():
+            return []
+        # Every whole line ends with a line end, so after the last one stands nothing, or what a
+        # kill left of a line.
+        *whole, _cut = read_text(path, REMEDY).split("\n")
         return [_record(line, f"{path} line {i}") for i, line in enumerate(whole, 1)]
 
     def drift(self, name: str) -> dict[str, float]:
-        """Return the divergence from the reference, once it has been measured."""
+        """Return the divergence from the reference under `kl_ref`, once it has been measured;
+        before that, nothing.
+        """
         path = self.folder / name / DRIFT
-        return read_object(path, "remove it, and it is measured again") if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        return read_object(path, "remove it, and it is measured again")
 
     def run(self, policy: Policy) -> None:
         """Draw and score what is missing, under the policy's current weights, which must be numbers
         (NotFinite).
+
+        Images come in turn, each with a printed line on how far a set is, and stay when this is
+        interrupted.
         """
         require_finite({"trained": policy.tuning.parameters()})
-        count = self.evaluator.images_per_prompt
-        step = max(self.evaluator.batch_size // count, 1) * count
         for name in self.evaluator.sets:
             prompts = self.rows(name)
-            done = self.samples(name)
-            # Whole batches only, so that a resumed evaluation draws the same bits.
-            done = done[: len(done) // step * step] if len(done) < len(prompts) else done
-            (self.folder / name / "images").mkdir(parents=True, exist_ok=True)
-            write_whole(
-                self.folder / name / SAMPLES, "".join(json.dumps(sample) + "\n" for sample in done)
-            )
-            for first in range(len(done), len(prompts), step):
-                self._draw(policy, name, prompts[first : first + step], first)
-                print(
-                    f"{self.folder.name}/{name}: {min(first + step, len(prompts))} of "
-                    f"{len(prompts)} images",
-                    flush=True,
-                )
+            self._draw_missing(policy, name, prompts)
             if not self.drift(name):
                 kl = self.evaluator.kl_to_reference(policy, prompts)
                 write_whole(self.folder / name / DRIFT, json.dumps({"kl_ref": kl}))
 
-    def _draw(self, policy: Policy, name: str, prompts: Sequence[Prompt], first: int) -> None:
+    def _draw_missing(self, policy: Policy, name: str, prompts: Sequence[Prompt]) -> None:
+        """Draw the samples of a set that have no record yet."""
+        folder = self.folder / name
+        total = len(prompts)
+        # All images of a prompt are drawn at once, since their spread is measured there.
+        count = self.evaluator.images_per_prompt
+        step = max(self.evaluator.batch_size // count, 1) * count
+        done = self.samples(name)
+        if len(done) < total:
+            # Whole batches only, so that a resumed evaluation draws the same bits.
+            num_kept = len(done) // step * step
+            done = done[:num_kept]
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        # Written anew, which drops the line that a kill cut short: others are appended behind it.
+        write_whole(folder / SAMPLES, "".join(map(_line, done)))
+        for first in range(len(done), total, step):
+            batch = prompts[first : first + step]
+            self._draw(policy, name, batch, first)
+            num_drawn = first + len(batch)
+            print(f"{self.folder.name}/{name}: {num_drawn} of {total} images", flush=True)
+
+    def _draw(
+        self,
+        policy: Policy,
+        name: str,
+        prompts: Sequence[Prompt],
+        first: int,
+    ) -> None:
+        """Draw, score and store the samples of a set from row `first` on."""
         images = self.evaluator.draw(policy, prompts, first).cpu()
         count = self.evaluator.images_per_prompt
         output = policy.reward.score(images.to(policy.device), prompts, count)
         looks = panel(images)
-        groups = images.unflatten(0, (-1, count)).flatten(2)
+        groups = images.unflatten(0, (-1, count)).flatten(2)  # [prompts, count, pixels]
         if count > 1:
             # The mean over pairs of |a - b|^2 is twice the unbiased variance within the prompt.
             spread = (2 * groups.var(1, correction=1)).mean(1)
@@ -126,10 +173,11 @@ class Assessment:
             spread = torch.full((len(groups),), math.nan)
         lines = []
         for i, prompt in enumerate(prompts):
-            file = f"images/{first + i:06d}.png"
+            row = first + i
+            file = f"images/{row:06d}.png"
             to_pil(images[i]).save(self.folder / name / file)
             sample = {
-                "row": first + i,
+                "row": row,
                 "prompt": prompt.text,
                 "family": prompt.family,
                 "file": file,
@@ -137,7 +185,8 @@ class Assessment:
                 "spread": _number(spread[i // count]),
                 "panel": {key: _number(values[i]) for key, values in looks.items()},
             }
-            lines.append(json.dumps(sample) + "\n")
+            lines.append(_line(sample))
+        # The records come last: an image without one is drawn again.
         with (self.folder / name / SAMPLES).open("a") as records:
             records.writelines(lines)
 
@@ -150,23 +199,41 @@ class Assessment:
         return same_texts(self.evaluator.sets[name])
 
     def prompt_means(self, name: str) -> dict[str, Float[np.ndarray, "P"]]:
-        """Return every metric of a set as one mean a prompt: reward, its parts, the panel and the
-        squared spread.
+        """Return every metric of a set as one mean a prompt: `reward`, its parts by their names,
+        the panel under `panel/NAME`, and the squared spread under `spread`.
+
+        A value that a record lacks, or has as null, is NaN.
         """
         samples = self.samples(name)
-        prompts = np.arange(len(samples)) // self.evaluator.images_per_prompt
+        count = len(samples)
+        # The number of each sample's prompt.
+        prompts = np.arange(count) // self.evaluator.images_per_prompt
         columns: dict[str, np.ndarray] = {}
         for i, sample in enumerate(samples):
-            values = {"reward": sample["reward"], "spread": sample["spread"]} | sample["parts"]
-            values |= {f"panel/{key}": value for key, value in sample["panel"].items()}
-            for key, value in values.items():
-                column = columns.setdefault(key, np.full(len(samples), math.nan))
+            for key, value in _values(sample).items():
+                if key not in columns:
+                    columns[key] = np.full(count, math.nan)
                 if value is not None:
-                    column[i] = value
+                    columns[key][i] = value
         return {key: by_prompt(values, prompts) for key, values in columns.items()}
 
 
+def _values(sample: Sample) -> dict[str, float | None]:
+    """Return the metrics of one record."""
+    values = {"reward": sample["reward"], "spread": sample["spread"]}
+    values |= sample["parts"]
+    for key, value in sample["panel"].items():
+        values[f"panel/{key}"] = value
+    return values
+
+
+def _line(sample: Sample) -> str:
+    """Write the line of a record."""
+    return json.dumps(sample) + "\n"
+
+
 def _record(line: str, place: str) -> Sample:
+    """Read the record in a line, which stands at `place`. Raises UserError for anything else."""
     try:
         sample = json.loads(line)
         if not sample.keys() >= KEYS:
@@ -179,19 +246,26 @@ def _record(line: str, place: str) -> Sample:
 def _digest(prompts: Sequence[Prompt]) -> str:
     """Return a digest of all that the prompts of a set say."""
     rows = [[prompt.text, prompt.family, dict(prompt.metadata)] for prompt in prompts]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
+    text = json.dumps(rows, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _scores(output: RewardOutput, i: int) -> Sample:
+    """Return what the record of sample `i` says of its reward; null stands for what is missing."""
     is_valid = bool(output.is_valid[i])
-    scores = {key: values[i] for key, values in output.parts.items()}
+    reward = None
+    parts: dict[str, float | None] = dict.fromkeys(output.parts)
+    if is_valid:
+        reward = _number(output.values[i])
+        parts = {key: _number(values[i]) for key, values in output.parts.items()}
     return {
-        "reward": _number(output.values[i]) if is_valid else None,
+        "reward": reward,
         "is_valid": is_valid,
-        "parts": {key: _number(value) if is_valid else None for key, value in scores.items()},
+        "parts": parts,
         "info": dict(output.info[i]) if output.info else {},
     }
 
 
 def _number(value: Tensor) -> float | None:
+    """Return a number for JSON, which has no NaN."""
     return float(value) if value.isfinite() else None

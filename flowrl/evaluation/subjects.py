@@ -79,6 +79,7 @@ class Subject:
         """
         files = self.weights()
         if files and files[0].name == formats.AVERAGE:
+            # A checkpoint's average has one name for both kinds: its tensors tell them apart.
             return not any(".lora_" in key for key in _keys(files[0]))
         return any(path.name.startswith(formats.WHOLE) for path in files)
 
@@ -110,12 +111,16 @@ class Subject:
             full.load_files(policy.transformer, self.weights())
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Collect what decides its samples and scores: digests of weights, and parts of the
-        configuration.
+        """Collect what decides its samples and scores: digests of weights under `weights` (None for
+        a base model), and the nodes `model`, `reward` and `evaluation` of the configuration.
         """
         digests = [file_digest(path) for path in self.weights()]
-        keys = ("model", "reward", "evaluation")
-        return {"weights": " ".join(digests) or None} | {key: config[key] for key in keys}
+        return {
+            "weights": " ".join(digests) or None,
+            "model": config["model"],
+            "reward": config["reward"],
+            "evaluation": config["evaluation"],
+        }
 
 
 def _label(path: Path) -> str:
@@ -126,8 +131,10 @@ def _label(path: Path) -> str:
         if path.name not in NAMES.values():
             return path.stem
         path = path.parent
+    # Folders that every run has say nothing: outputs/sweep/3/lora is sweep-3.
     names = [name for name in path.parts if name not in (*EXPORTS, "outputs", "/")]
-    return "-".join(names[-2:] if path.name in EXPORTS else names[-1:])
+    length = 2 if path.name in EXPORTS else 1
+    return "-".join(names[-length:])
 
 
 def _keys(file: Path) -> list[str]:

@@ -21,6 +21,7 @@ def fill(template: Path, **values: Any) -> str:
     Texts are escaped wherever they stand; what is markup already comes as `markupsafe.Markup`.
     Raises `jinja2.UndefinedError` for a value that the template asks for and is not given.
     """
+    # A template that names a value nobody gave would otherwise leave a gap in the page.
     environment = Environment(
         loader=FileSystemLoader([template.parent, TEMPLATES]),
         autoescape=True,
@@ -32,5 +33,6 @@ def fill(template: Path, **values: Any) -> str:
 
 
 def embedded(png: bytes) -> str:
-    """Return the address of a picture that is inside the page."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    """Return the address of a picture that is inside the page, from the bytes of its PNG."""
+    text = base64.b64encode(png).decode()
+    return "data:image/png;base64," + text

@@ -54,14 +54,22 @@ def render(
     frontiers: Sequence[tuple[str, str]],
     window: int,
 ) -> str:
-    """Return the page; `frontiers` are pairs of metrics (KL, reward), `window` smooths curves."""
+    """Return the page as HTML; `frontiers` are pairs of metrics (KL, reward), `window` smooths
+    curves.
+
+    `metrics` are those that the tables compare, whose curves come first. Tables without rows are
+    left out.
+    """
     runs = [run for group in groups for run in group.runs]
+    legend = [(group.label, len(group.runs), style(i)) for i, group in enumerate(groups)]
+    num_runs = counted(len(runs), "run")
+    num_conditions = counted(len(groups), "condition")
     first, others = _shown(runs, metrics)
     return fill(
         TEMPLATES / "report.html",
         title=title,
-        legend=[(group.label, len(group.runs), style(i)) for i, group in enumerate(groups)],
-        counts=f"{counted(len(runs), 'run')} in {counted(len(groups), 'condition')}",
+        legend=legend,
+        counts=f"{num_runs} in {num_conditions}",
         caution=_caution(groups),
         tables={table.stem: table for table in tables if table.rows},
         frontiers=_frontiers(groups, frontiers),
@@ -76,10 +84,14 @@ def _shown(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[list[str], list
     """Return the logged metrics that are shown first, and all others."""
     logged = dict.fromkeys(name for run in runs for name in run.metrics)
     first = [name for name in (*metrics, *HEADLINES) if name in logged]
-    return first, [name for name in logged if name not in (*first, "iteration", "samples")]
+    # The two that count are no curves: they rise by the same steps in every run.
+    shown = {*first, "iteration", "samples"}
+    others = [name for name in logged if name not in shown]
+    return first, others
 
 
 def _frontiers(groups: Sequence[Condition], pairs: Sequence[tuple[str, str]]) -> list[Chart]:
+    """Draw reward against KL for each pair of metrics that any run has."""
     charts = []
     for kl, reward in pairs:
         if svg := frontier_chart(groups, kl, reward):
@@ -88,15 +100,19 @@ def _frontiers(groups: Sequence[Condition], pairs: Sequence[tuple[str, str]]) ->
 
 
 def _charts(groups: Sequence[Condition], metrics: Sequence[str], window: int) -> list[Chart]:
+    """Draw the curves of each metric, where any condition has one."""
     charts = []
     for name in metrics:
-        if drawn := curves(groups, name, window):
+        drawn = curves(groups, name, window)
+        if drawn:
             charts.append(Chart(name, meaning(name), curve_chart(drawn)))
     return charts
 
 
 def _caution(groups: Sequence[Condition]) -> str:
-    fewest = min((len({run.seed for run in group.runs}) for group in groups), default=0)
+    """Say what intervals of few seeds mean; nothing where there are enough."""
+    nums_seeds = [len({run.seed for run in group.runs}) for group in groups]
+    fewest = min(nums_seeds, default=0)
     if fewest < 3:
         return "Some conditions have fewer than three seeds: they have no interval."
     if fewest < FEWEST:
@@ -108,13 +124,17 @@ def _caution(groups: Sequence[Condition]) -> str:
 
 
 def _pictures(groups: Sequence[Condition]) -> list[Picture]:
-    shared = set.intersection(*({run.seed for run in group.runs} for group in groups))
+    """Read each condition's last picture, of one seed throughout where there is such."""
+    seeds = [{run.seed for run in group.runs} for group in groups]
+    shared = set.intersection(*seeds)
     pictures = []
     for group in groups:
         run = next((run for run in group.runs if run.seed in shared), group.runs[0])
-        if run.images:
-            caption = f"{run.label}, seed {run.seed}, {run.images[-1].name}"
-            pictures.append(Picture(group.label, caption, embedded(run.images[-1].read_bytes())))
+        if not run.images:
+            continue
+        last = run.images[-1]
+        caption = f"{run.label}, seed {run.seed}, {last.name}"
+        pictures.append(Picture(group.label, caption, embedded(last.read_bytes())))
     return pictures
 
 
@@ -131,4 +151,5 @@ def meaning(metric: str) -> str:
 
 
 def _is_alike(pattern: str, segment: str) -> bool:
+    """Tell whether a segment of a metric's name is the glossary's, or stands for any."""
     return pattern in ("*", segment)

@@ -25,6 +25,9 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 class Run:
     """One run: `config` maps dotted keys to texts, `rows` are those of metrics.csv, `images` its
     grids in order, `changes` the keys that were changed when it was resumed.
+
+    A row maps the names of metrics to their values, and holds `iteration` besides; a metric that
+    was not logged then, or was no finite number, is left out of it.
     """
 
     label: str
@@ -51,9 +54,12 @@ class Run:
         every iteration is evaluated.
         """
         points = [(row["iteration"], row[metric]) for row in self.rows if metric in row]
-        is_start = metric.startswith("eval/") and points and points[0][0] == 1
-        if is_start and self.config.get("viewing.every") != "1":
-            points[0] = (0.0, points[0][1])
+        if not points or not metric.startswith("eval/"):
+            return points
+        iteration, value = points[0]
+        is_every_one_evaluated = self.config.get("viewing.every") == "1"
+        if iteration == 1 and not is_every_one_evaluated:
+            points[0] = (0.0, value)
         return points
 
     def final(self, metric: str) -> float:
@@ -61,31 +67,37 @@ class Run:
         none.
         """
         points = self.curve(metric)
-        return points[-1][1] if points and points[-1][0] > 0 else math.nan
+        if not points:
+            return math.nan
+        iteration, value = points[-1]
+        return value if iteration > 0 else math.nan
 
     @property
     def metrics(self) -> list[str]:
         """The names of all logged metrics, in the order of metrics.csv."""
-        return list(dict.fromkeys(name for row in self.rows for name in row))
+        # A dictionary, as a set that keeps its order.
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return list(names)
 
 
 def find(places: Iterable[Path]) -> list[Run]:
-    """Read all runs in or below the given folders, by path. Raises UserError where there is
-    none.
+    """Read all runs in or below the given folders, by path, each labelled by the end of its path.
+
+    A run that lies below two of the folders is read once. Raises UserError where there is none.
     """
     folders: list[Path] = []
     for place in places:
         with_config = {path.parent for path in place.rglob(CONFIG)}
         # A run's own subfolders (trackers, checkpoints) hold no runs.
         outermost = [folder for folder in with_config if with_config.isdisjoint(folder.parents)]
+        outermost.sort(key=_natural)
         if not outermost:
             raise UserError(
                 f"{place}: no run there; give folders of runs, which hold a {CONFIG}, or of sweeps"
             )
-        outermost.sort(key=_natural)
         folders += [folder for folder in outermost if folder not in folders]
-    names = _labels(folders)
-    return [read(folder, name) for folder, name in zip(folders, names, strict=True)]
+    labels = _labels(folders)
+    return [read(folder, label) for folder, label in zip(folders, labels, strict=True)]
 
 
 def read(folder: Path, label: str) -> Run:
@@ -103,14 +115,26 @@ def read(folder: Path, label: str) -> Run:
         raise UserError(f"{folder / METRICS} is damaged ({figures.problem}); {remedy}")
     rows = []
     for texts in figures.rows:
+        # A cell is empty where its metric was not logged.
         numbers = {name: float(text) for name, text in texts.items() if text}
-        rows.append({name: number for name, number in numbers.items() if math.isfinite(number)})
-    images = sorted(path for path in (folder / "images").glob("*.png") if path.stem.isdigit())
+        finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
+        rows.append(finite)
+    # Grids are named by their iteration, with leading zeros.
+    pictures = (folder / "images").glob("*.png")
+    images = sorted(path for path in pictures if path.stem.isdigit())
     changes = read_changes(record, folder / PROVENANCE)
-    return Run(label, dict(flatten(config)), rows, summary, images, changes)
+    return Run(
+        label=label,
+        config=dict(flatten(config)),
+        rows=rows,
+        summary=summary,
+        images=images,
+        changes=changes,
+    )
 
 
 def _read_if_there(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a file that a run writes at its end or not at all; nothing where there is none yet."""
     return read_object(path, remedy) if path.is_file() else {}
 
 
@@ -118,7 +142,8 @@ def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield (dotted key, text) of every leaf of a configuration; a list is one leaf."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+            dotted = f"{prefix}.{key}" if prefix else str(key)
+            yield from flatten(value, dotted)
     else:
         yield prefix, value_text(node)
 
@@ -126,24 +151,33 @@ def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def value_text(value: Any) -> str:
     """Return a value as users write it: 1e-5, true, null."""
     # YAML 1.1 reads 1e-5 as text.
-    if isinstance(value, str) and not ("e" in value and _NUMBER.fullmatch(value)):
+    is_number = isinstance(value, str) and "e" in value and bool(_NUMBER.fullmatch(value))
+    if isinstance(value, str) and not is_number:
         return value
     if isinstance(value, str | float):
-        plain = repr(float(value))
-        scientific = format(Decimal(plain).normalize(), "e")
-        return scientific if len(scientific) < len(plain) and abs(float(value)) < 1 else plain
+        return _shortest(float(value))
     return json.dumps(value)
 
 
+def _shortest(number: float) -> str:
+    """Write a number so that it reads back the same: a small one as 1e-5 where that is shorter."""
+    plain = repr(number)
+    scientific = format(Decimal(plain).normalize(), "e")
+    is_shorter = len(scientific) < len(plain)
+    return scientific if is_shorter and abs(number) < 1 else plain
+
+
 def _natural(path: Path) -> list[tuple[int, str]]:
+    """Return what sorts paths with numbers by size: 2 before 10."""
     pieces = re.findall(r"(\D*)(\d*)", str(path))
     return [(int(digits or 0), word) for word, digits in pieces]
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """Return the shortest tails of the paths that tell them apart."""
+    """Return the shortest tails of the paths that tell them apart, all of one number of folders."""
     paths = [folder.absolute().parts for folder in folders]
-    for length in range(1, max(map(len, paths), default=1)):
+    longest = max(map(len, paths), default=1)
+    for length in range(1, longest):
         tails = ["/".join(path[-length:]) for path in paths]
         if len(set(tails)) == len(paths):
             return tails

@@ -28,31 +28,42 @@ class Aesthetic(CLIP):
     """
 
     def __init__(
-        self, *, pretrained: Text, processor: Text, dtype: Dtype, batch_size: Count, weights: Text
+        self,
+        *,
+        pretrained: Text,
+        processor: Text,
+        dtype: Dtype,
+        batch_size: Count,
+        weights: Text,
     ) -> None:
         super().__init__(
-            pretrained=pretrained, processor=processor, dtype=dtype, batch_size=batch_size
+            pretrained=pretrained,
+            processor=processor,
+            dtype=dtype,
+            batch_size=batch_size,
         )
         state = load_weights(weights, "weights")
-        sizes = (self.model.config.projection_dim, *WIDTHS)
         # The published file numbers its layers with three dropouts among them, which do nothing at
         # inference.
         self.layers = nn.ModuleDict()
-        for number, width, width_next in zip((0, 2, 4, 6, 7), sizes, WIDTHS, strict=False):
+        width = self.model.config.projection_dim
+        for number, width_next in zip((0, 2, 4, 6, 7), WIDTHS, strict=True):
             self.layers[str(number)] = nn.Linear(width, width_next)
+            width = width_next
         layers = {name.removeprefix("layers."): value for name, value in state.items()}
         try:
             self.layers.load_state_dict(layers)
         except RuntimeError as error:
             raise UserError(
-                f"reward.weights={weights}: not the aesthetic predictor for features of {sizes[0]} "
-                "dimensions; give sac+logos+ava1-l14-linearMSE.pth with CLIP ViT-L/14"
+                f"reward.weights={weights}: not the aesthetic predictor for features of "
+                f"{self.model.config.projection_dim} dimensions; give "
+                "sac+logos+ava1-l14-linearMSE.pth with CLIP ViT-L/14"
             ) from error
 
     part_names = ()
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        features = self.image_features(images)
+        features = self.image_features(images)  # [B, D], of length 1 as in training
         for layer in self.layers.values():
             features = layer(features)
         return all_valid(features[:, 0].cpu())

@@ -54,17 +54,21 @@ class Client:
     """A client that POSTs JSON to a service, `concurrency` requests at a time. What gets no answer
     is reported, never raised.
 
-    A try, its answer included, takes at most `timeout` seconds. What may pass is tried again up to
-    `retries` times, after pauses of `backoff` seconds, doubling up to `max_backoff`, each shortened
-    by up to half at random. `deadline` seconds after a call began, all its requests that have no
-    answer are given up, however many wait for their turn; those being asked count as failed, since
-    a service too slow for its deadline must not keep other processes waiting. After `open_after`
-    requests in a row that failed in either way the circuit is open: requests fail at once for
-    `open_seconds`, then get one try each until one succeeds. An answer has at most `max_answer`
-    bytes. `token_env` names the environment variable that holds a bearer token; its value stands in
-    no file and no message. `start_seconds` is how long a run waits for a service that is not there
-    before it loads anything; with None, as for runs of earlier versions, it does not ask
-    beforehand.
+    - A try, its answer included, takes at most `timeout` seconds.
+    - What may pass is tried again up to `retries` times, after pauses of `backoff` seconds,
+      doubling up to `max_backoff`, each shortened by up to half at random.
+    - `deadline` seconds after a call began, all its requests that have no answer are given up,
+      however many wait for their turn; those being asked count as failed, since a service too slow
+      for its deadline must not keep other processes waiting.
+    - After `open_after` requests in a row that failed in either way the circuit is open: requests
+      fail at once for `open_seconds`, then get one try each until one succeeds.
+    - An answer has at most `max_answer` bytes.
+    - `token_env` names the environment variable that holds a bearer token; its value stands in no
+      file and no message.
+    - `start_seconds` is how long a run waits for a service that is not there before it loads
+      anything; with None, as for runs of earlier versions, it does not ask beforehand.
+
+    Raises UserError for a deadline shorter than one try, and for a variable that is not set.
     """
 
     @checked("client")
@@ -115,8 +119,11 @@ class Client:
         """
         is_remote = not _is_local(url)
         try:
+            # `trust_env` takes a proxy from the environment.
             with httpx.Client(
-                headers=self._headers(), timeout=PROBE_SECONDS, trust_env=is_remote
+                headers=self._headers(),
+                timeout=PROBE_SECONDS,
+                trust_env=is_remote,
             ) as http:
                 if body is None:
                     response = http.get(url)
@@ -129,6 +136,7 @@ class Client:
             if self.token_env is not None:
                 token = f"the token in {self.token_env} was refused"
             raise Unfit(f"HTTP {response.status_code} from {url}: {token}", "client.token_env")
+        # A 500 is left to the caller: it comes from a program that is there.
         if response.status_code in RETRIED - {500}:
             raise Unavailable(f"HTTP {response.status_code}")
         return response.status_code, response.content[: self.max_answer]
@@ -141,15 +149,18 @@ class Client:
         self, url: str, requests: Sequence[Mapping[str, Any]]
     ) -> list[bytes | Unanswered]:
         turns = asyncio.Semaphore(self.concurrency)
+        # httpx has a time-out for each read, none for a whole answer: `_try` bounds that.
         async with httpx.AsyncClient(
-            headers=self._headers(), timeout=None, trust_env=not _is_local(url)
+            headers=self._headers(),
+            timeout=None,
+            trust_env=not _is_local(url),
         ) as http:
             until = asyncio.get_running_loop().time() + self.deadline
-            return await asyncio.gather(
-                *(self._post(http, turns, until, url, request) for request in requests)
-            )
+            answers = [self._post(http, turns, until, url, request) for request in requests]
+            return await asyncio.gather(*answers)
 
     def _headers(self) -> dict[str, str]:
+        # Not compressed, so that `max_answer` bounds what an answer takes in memory.
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self.token_env is not None:
             headers["Authorization"] = f"Bearer {os.environ[self.token_env]}"
@@ -167,6 +178,7 @@ class Client:
         failure = "no answer"
         attempt = 0
         try:
+            # Waiting for a turn counts towards the deadline, hence this order.
             async with asyncio.timeout_at(until), turns:
                 num_tries = self._tries()
                 if not num_tries:
@@ -206,6 +218,7 @@ class Client:
             raise Unavailable(str(error) or type(error).__name__) from error
 
     async def _send(self, http: httpx.AsyncClient, url: str, body: bytes) -> bytes:
+        """Send a request and receive the answer piece by piece, up to `max_answer` bytes."""
         answer = bytearray()
         async with http.stream("POST", url, content=body) as response:
             async for piece in response.aiter_bytes():
@@ -215,7 +228,9 @@ class Client:
                         f"{url}: an answer of more than client.max_answer={self.max_answer} bytes"
                     )
         if not response.is_success:
-            text = " ".join(answer[:200].decode(errors="replace").split())
+            # In one line: its beginning is part of a message.
+            beginning = answer[:200].decode(errors="replace")
+            text = " ".join(beginning.split())
             message = f"HTTP {response.status_code} {text}".strip()
             if response.status_code in RETRIED:
                 raise Unavailable(message)
@@ -226,6 +241,7 @@ class Client:
         """Return how often a request may be tried: not at all while the circuit is open."""
         if self.failures_in_a_row < self.open_after:
             return self.retries + 1
+        # Once the time is over a single try finds out whether the service is back.
         return int(time.monotonic() >= self.open_until)
 
     def _note_failure(self) -> None:

@@ -23,14 +23,27 @@ from flowrl.values.check import checked
 class CLIP(nn.Module):
     """A CLIP network: `pretrained` and `processor` are local folders or hub ids, and `batch_size`
     images go through the network at once.
+
+    Features are unit vectors in float32, whatever `dtype` the network computes in, so that a cosine
+    is their product. Raises UserError where either cannot be loaded.
     """
 
     @checked("reward")
     def __init__(
-        self, *, pretrained: Text, processor: Text, dtype: Dtype, batch_size: Count
+        self,
+        *,
+        pretrained: Text,
+        processor: Text,
+        dtype: Dtype,
+        batch_size: Count,
     ) -> None:
         super().__init__()
-        self.model = load_pretrained(CLIPModel, pretrained, "pretrained", dtype=DTYPES[dtype])
+        self.model = load_pretrained(
+            CLIPModel,
+            pretrained,
+            "pretrained",
+            dtype=DTYPES[dtype],
+        )
         self.processor = load_pretrained(CLIPProcessor, processor, "processor")
         self.batch_size = batch_size
 
@@ -40,14 +53,18 @@ class CLIP(nn.Module):
         return self.model.logit_scale.float().exp()
 
     def image_features(self, images: Images) -> Float[Tensor, "B D"]:
-        """Return unit vectors of the images, float32."""
+        """Return unit vectors of the images, float32, on the network's device."""
+        # CLIP's processor resizes and crops pictures of any size to the network's.
+        process = self.processor.image_processor
         pictures = to_pictures(images)
         features = []
         for rows in batches(len(pictures), self.batch_size):
-            inputs = self.processor.image_processor(pictures[rows], return_tensors="pt")
+            inputs = process(pictures[rows], return_tensors="pt")
             pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
             output = self.model.get_image_features(pixel_values=pixels)
+            # With the projection: [B, D].
             features.append(output.pooler_output.float())
+        # Norms are taken in float32, whatever dtype the network computes in.
         return normalize(torch.cat(features), dim=-1)
 
     def text_features(self, texts: Sequence[str]) -> Float[Tensor, "B D"]:
@@ -55,12 +72,19 @@ class CLIP(nn.Module):
         encoded once.
         """
         unique = sorted(set(texts))
-        length = self.model.config.text_config.max_position_embeddings
         tokens = self.processor.tokenizer(
-            unique, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            unique,
+            padding="max_length",
+            truncation=True,
+            max_length=self.model.config.text_config.max_position_embeddings,
+            return_tensors="pt",
         ).to(self.model.device)
-        features = self.model.get_text_features(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        ).pooler_output.float()
+        output = self.model.get_text_features(
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+        )
+        features = normalize(output.pooler_output.float(), dim=-1)
+        # Back from one row a text to one row a sample.
         row_of = {text: row for row, text in enumerate(unique)}
-        return normalize(features, dim=-1)[[row_of[text] for text in texts]]
+        rows = [row_of[text] for text in texts]
+        return features[rows]

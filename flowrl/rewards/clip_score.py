@@ -31,7 +31,10 @@ class CLIPScore(CLIP):
         divisor: Positive,
     ) -> None:
         super().__init__(
-            pretrained=pretrained, processor=processor, dtype=dtype, batch_size=batch_size
+            pretrained=pretrained,
+            processor=processor,
+            dtype=dtype,
+            batch_size=batch_size,
         )
         self.divisor = divisor
 
@@ -39,6 +42,7 @@ class CLIPScore(CLIP):
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         texts = self.text_features([prompt.text for prompt in prompts])
+        # Both are unit vectors, so their product is the cosine.
         cosine = (self.image_features(images) * texts).sum(-1)
         values = self.scale * cosine / self.divisor
         return all_valid(values.cpu(), {"cosine": cosine.cpu()})

@@ -36,17 +36,20 @@ def variants(question: str, answer: str) -> set[str]:
     """Return the first tokens that count as `answer`: capitalised or not, after a space or not,
     numbers up to ten as digits.
     """
+    lower = answer.lower()
     words = {answer, answer.capitalize()}
     if not question.startswith("How many"):
-        words.add(answer.lower())
-    elif answer.lower() in NUMBERS:
-        words.add(str(NUMBERS.index(answer.lower())))
+        words.add(lower)
+    elif lower in NUMBERS:
+        digits = NUMBERS.index(lower)
+        words.add(str(digits))
+    # Many tokenizers begin a word with its space.
     return words | {f" {word}" for word in words}
 
 
 class GenEval2:
-    """`mean`: `geometric` over a prompt's questions (the benchmark's prompt-level score) or
-    `arithmetic` (atom-level).
+    """The mean over a prompt's questions of their scores: `geometric` is the benchmark's
+    prompt-level score, `arithmetic` its atom-level one.
 
     A question's score is the probability of the right answer's first token, summed over its
     `variants`, asked as "QUESTION Answer in one word.". Published code sums over the whole
@@ -54,7 +57,8 @@ class GenEval2:
     judge's `top_logprobs` counts 0, and each counts once.
 
     Parts: geometric, arithmetic, and skill_NAME, the arithmetic mean over the questions of one
-    skill. A sample without questions, or with a question that got no reply, is missing.
+    skill. A sample without questions, or with a question that got no reply, is missing. Raises
+    UserError for a judge that gives no probabilities.
     """
 
     @checked("reward")
@@ -70,18 +74,23 @@ class GenEval2:
         pairs_of = [_pairs(prompt) for prompt in prompts]
         questions: list[Question] = []
         for image, pairs in enumerate(pairs_of):
-            questions += [Question(image, f"{pair[0]} Answer in one word.") for pair in pairs]
+            for question, _ in pairs:
+                questions.append(Question(image, f"{question} Answer in one word."))
+        # All questions are asked at once; each prompt then takes its replies from the front.
         replies = iter(self.judge.ask(images, questions))
         info: list[Mapping[str, object]] = []
         scores: list[dict[str, float]] = []
         for prompt, pairs in zip(prompts, pairs_of, strict=True):
-            chances = _chances(prompt, pairs, list(islice(replies, len(pairs))))
+            replies_of_prompt = list(islice(replies, len(pairs)))
+            chances = _chances(prompt, pairs, replies_of_prompt)
             if isinstance(chances, str):
                 info.append({REASON: chances})
                 scores.append({})
-            else:
-                info.append({"answers": chances})
-                scores.append(_means(chances, prompt.metadata.get("skills") or ()))
+                continue
+            skills = prompt.metadata.get("skills") or ()
+            info.append({"answers": chances})
+            scores.append(_means(chances, skills))
+        # A prompt without a score is NaN in every column, which marks it as missing.
         parts = _columns(scores)
         return finite_valid(parts[self.mean], parts, info)
 
@@ -91,21 +100,28 @@ def _pairs(prompt: Prompt) -> list[Pair]:
     anything else.
     """
     listed = prompt.metadata.get("vqa_list")
-    if not _is_list(listed) or not all(_is_pair(pair) for pair in listed):
+    if not _is_list(listed):
+        return []
+    if not all(_is_pair(pair) for pair in listed):
         return []
     return [(question, answer) for question, answer in listed]
 
 
 def _is_pair(value: object) -> bool:
-    return _is_list(value) and len(value) == 2 and all(isinstance(text, str) for text in value)
+    if not _is_list(value) or len(value) != 2:
+        return False
+    return all(isinstance(text, str) for text in value)
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    # To Python a text is a sequence too, of its letters.
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _chances(
-    prompt: Prompt, pairs: Sequence[Pair], replies: Sequence[Reply | Unanswered]
+    prompt: Prompt,
+    pairs: Sequence[Pair],
+    replies: Sequence[Reply | Unanswered],
 ) -> list[float] | str:
     """Return the probability of each right answer, or why there are none."""
     if not pairs:
@@ -120,17 +136,25 @@ def _chances(
 
 def chance(reply: Reply, question: str, answer: str) -> float:
     """Return the probability that the reply begins with a variant of `answer`."""
-    return sum(reply.first_token.get(token, 0.0) for token in variants(question, answer))
+    tokens = variants(question, answer)
+    return sum(reply.first_token.get(token, 0.0) for token in tokens)
 
 
 def _means(chances: Sequence[float], skills: Sequence[str]) -> dict[str, float]:
-    """Compute a prompt's score in both means, and the arithmetic mean of each skill."""
-    log_mean = sum(math.log(p) if p > 0 else -math.inf for p in chances) / len(chances)
+    """Compute a prompt's score in both means, and the arithmetic mean of each skill.
+
+    `chances` holds one probability or more; a single 0 among them makes the geometric mean 0.
+    """
+    logs = [math.log(p) if p > 0 else -math.inf for p in chances]
+    log_mean = sum(logs) / len(chances)
     means = {"geometric": math.exp(log_mean), "arithmetic": sum(chances) / len(chances)}
     by_skill = defaultdict(list)
+    # Skills that are not one for each question say nothing of any.
     if len(skills) == len(chances):
         for skill, probability in zip(skills, chances, strict=True):
-            by_skill[f"skill_{skill}".replace("/", "_")].append(probability)
+            # Names of parts become names of metrics, where a slash would open a new level.
+            name = f"skill_{skill}".replace("/", "_")
+            by_skill[name].append(probability)
     for name, probabilities in by_skill.items():
         means[name] = sum(probabilities) / len(probabilities)
     return means
@@ -138,10 +162,11 @@ def _means(chances: Sequence[float], skills: Sequence[str]) -> dict[str, float]:
 
 def _columns(scores: Sequence[Mapping[str, float]]) -> dict[str, Float[Tensor, "B"]]:
     """Put the prompts' scores into one tensor a name, NaN where a prompt has none of that name."""
-    names = dict.fromkeys(MEANS)
+    names = dict.fromkeys(MEANS)  # a set that keeps its order
     for score in scores:
         names |= dict.fromkeys(score)
     columns = {}
     for name in names:
-        columns[name] = torch.tensor([score.get(name, math.nan) for score in scores])
+        column = [score.get(name, math.nan) for score in scores]
+        columns[name] = torch.tensor(column)
     return columns

@@ -25,11 +25,19 @@ class HPSv2(nn.Module):
     `architecture`. As in the hpsv2 package, an image's longer side is resized and the rest padded,
     where CLIP crops. That package computes under autocast to float16; in float32 the score differs
     by its rounding. Needs the extra `clip`.
+
+    Raises UserError for an architecture that open_clip does not know, and for weights that cannot
+    be read or belong to another one.
     """
 
     @checked("reward")
     def __init__(
-        self, *, architecture: Text, weights: Text, dtype: Dtype, batch_size: Count
+        self,
+        *,
+        architecture: Text,
+        weights: Text,
+        dtype: Dtype,
+        batch_size: Count,
     ) -> None:
         super().__init__()
         open_clip = require("open_clip", "clip")
@@ -49,23 +57,29 @@ class HPSv2(nn.Module):
         self.model.to(DTYPES[dtype])
         self.tokenize = open_clip.get_tokenizer(architecture)
         self.preprocess = open_clip.image_transform(
-            self.model.visual.image_size, is_train=False, resize_mode="longest"
+            self.model.visual.image_size,
+            is_train=False,
+            resize_mode="longest",
         )
         self.batch_size = batch_size
 
     part_names = ()
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+        # Each different text is encoded once: a group of samples shares its prompt.
         unique = sorted({prompt.text for prompt in prompts})
         row_of = {text: row for row, text in enumerate(unique)}
         weight = next(self.model.parameters())
         tokens = self.tokenize(unique).to(weight.device)
-        texts = self.model.encode_text(tokens, normalize=True).float()
+        texts = self.model.encode_text(tokens, normalize=True).float()  # [texts, D]
         pictures = to_pictures(images)
         cosines = []
         for rows in batches(len(pictures), self.batch_size):
-            pixels = torch.stack([self.preprocess(picture) for picture in pictures[rows]])
-            features = self.model.encode_image(pixels.to(weight), normalize=True).float()
+            preprocessed = [self.preprocess(picture) for picture in pictures[rows]]
+            pixels = torch.stack(preprocessed).to(weight)  # [B, 3, S, S]
+            features = self.model.encode_image(pixels, normalize=True).float()
             text_rows = [row_of[prompt.text] for prompt in prompts[rows]]
-            cosines.append((features * texts[text_rows]).sum(-1))
+            # Both are unit vectors, so their product is the cosine.
+            cosine = (features * texts[text_rows]).sum(-1)
+            cosines.append(cosine)
         return all_valid(torch.cat(cosines).cpu())

@@ -33,9 +33,12 @@ class HPSv3:
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         questions = [Question(image, prompt.text) for image, prompt in enumerate(prompts)]
         heads = self.judge.pool(images, questions)
-        scores, info = scores_or_reasons([_score(head) for head in heads])
+        # A question that got no reply leaves its sample without a score, and the reason instead.
+        scores_with_reasons = [_score(head) for head in heads]
+        scores, info = scores_or_reasons(scores_with_reasons)
         return finite_valid(scores / self.scale, {}, info)
 
 
 def _score(head: list[float] | Unanswered) -> float | str:
+    """Return the mean, the first of the head's two outputs, or say why there is none."""
     return str(head) if isinstance(head, Unanswered) else head[0]

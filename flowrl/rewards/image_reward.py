@@ -70,7 +70,14 @@ class ImageReward(nn.Module):
     """
 
     @checked("reward")
-    def __init__(self, *, weights: Text, tokenizer: Text, dtype: Dtype, batch_size: Count) -> None:
+    def __init__(
+        self,
+        *,
+        weights: Text,
+        tokenizer: Text,
+        dtype: Dtype,
+        batch_size: Count,
+    ) -> None:
         super().__init__()
         state = load_weights(weights, "weights")
         try:
@@ -101,22 +108,32 @@ class ImageReward(nn.Module):
         pictures = to_pictures(images)
         scores = []
         for rows in batches(len(pictures), self.batch_size):
-            scores.append(self._score(pictures[rows], [prompt.text for prompt in prompts[rows]]))
+            texts = [prompt.text for prompt in prompts[rows]]
+            scores.append(self._score(pictures[rows], texts))
         return all_valid(torch.cat(scores).cpu())
 
     def _score(self, pictures: Sequence[object], texts: list[str]) -> Tensor:
+        """Return the standardised scores of one batch (B)."""
         weight = next(self.vision.parameters())
-        pixels = torch.stack([self.preprocess(picture) for picture in pictures]).to(weight)
+        preprocessed = [self.preprocess(picture) for picture in pictures]
+        pixels = torch.stack(preprocessed).to(weight)  # [B, 3, S, S]
         tokens = self.tokenizer(
-            texts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+            texts,
+            padding="max_length",
+            truncation=True,
+            max_length=MAX_TOKENS,
+            return_tensors="pt",
         ).to(weight.device)
         image_states = self.vision(pixel_values=pixels).last_hidden_state
+        # Every text token attends to all text tokens and, in the cross-attention, to the image.
         text_states = self.text(
             input_ids=tokens["input_ids"],
             attention_mask=tokens["attention_mask"],
             encoder_hidden_states=image_states,
             is_decoder=False,
         ).last_hidden_state
+        # BLIP reads a pair of image and text out at the first token. The head's dropouts do nothing
+        # at inference, and it has no activations.
         hidden = text_states[:, 0].float()
         for layer in self.head.values():
             hidden = layer(hidden)
@@ -125,22 +142,25 @@ class ImageReward(nn.Module):
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the weights whose names begin with a prefix, without it."""
-    return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }
+    below = {}
+    for name, value in state.items():
+        if name.startswith(prefix):
+            below[name.removeprefix(prefix)] = value
+    return below
 
 
 def _head(state: dict[str, Tensor]) -> nn.ModuleDict:
     """Build the head's linear layers, named by their numbers in the published file, which counts
     dropouts too.
     """
-    numbers = sorted({name.split(".")[0] for name in state}, key=int)
+    numbers = {name.split(".")[0] for name in state}
     if not numbers:
         raise KeyError("mlp.layers")
     head = nn.ModuleDict()
-    for number in numbers:
-        weight = state[f"{number}.weight"]
-        head[number] = nn.Linear(weight.shape[1], len(weight))
+    for number in sorted(numbers, key=int):
+        weight = state[f"{number}.weight"]  # [outputs, inputs]
+        num_outputs, num_inputs = weight.shape
+        head[number] = nn.Linear(num_inputs, num_outputs)
     head.load_state_dict(state)
     return head
 
@@ -148,7 +168,9 @@ def _head(state: dict[str, Tensor]) -> nn.ModuleDict:
 def _vision_tower(state: dict[str, Tensor]) -> BlipVisionModel:
     """Build the image tower, with the sizes of its weights."""
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
-    side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
+    # One position a patch of a square image, and one for the class token.
+    num_patches = state["pos_embed"].shape[1] - 1
+    side = round(num_patches**0.5)
     config = BlipVisionConfig(
         hidden_size=width,
         intermediate_size=len(state["blocks.0.mlp.fc1.weight"]),
@@ -171,10 +193,12 @@ def _vision_tower(state: dict[str, Tensor]) -> BlipVisionModel:
 def _text_tower(state: dict[str, Tensor]) -> BlipTextModel:
     """Build the text tower, with the sizes of its weights."""
     vocabulary, width = state["embeddings.word_embeddings.weight"].shape
+    # The cross-attention's keys are made of the image tower's states.
+    image_width = state["encoder.layer.0.crossattention.self.key.weight"].shape[1]
     config = BlipTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
-        encoder_hidden_size=state["encoder.layer.0.crossattention.self.key.weight"].shape[1],
+        encoder_hidden_size=image_width,
         intermediate_size=len(state["encoder.layer.0.intermediate.dense.weight"]),
         num_hidden_layers=sum(name.endswith("intermediate.dense.weight") for name in state),
         num_attention_heads=width // HEAD_WIDTH,
@@ -183,6 +207,7 @@ def _text_tower(state: dict[str, Tensor]) -> BlipTextModel:
         is_decoder=True,  # which gives it the cross-attention; it is called without the causal mask
     )
     tower = BlipTextModel(config, add_pooling_layer=False)
+    # The published checkpoint holds the positions' numbers too, which are no weights.
     state.pop("embeddings.position_ids", None)
     tower.load_state_dict(state)
     return tower

@@ -16,8 +16,8 @@ from flowrl.rewards.protocol import Images
 
 
 def to_pictures(images: Images) -> list[Image.Image]:
-    """Return RGB pictures; tensors are clamped to [0, 1] and rounded to 8 bits. Raises UserError
-    for NaN.
+    """Return RGB pictures; tensors (B 3 H W) are clamped to [0, 1] and rounded to 8 bits, and
+    pictures of other modes converted. Raises UserError for NaN.
 
     Scorers never see NaN: `flowrl.training.reward` leaves such images out.
     """
@@ -25,18 +25,22 @@ def to_pictures(images: Images) -> list[Image.Image]:
         return [to_rgb(image) for image in images]
     if images.isnan().any():
         raise UserError("images hold NaN")
-    levels = (images.detach().float().clamp(0, 1) * 255).round().byte()
-    return [Image.fromarray(pixels) for pixels in levels.permute(0, 2, 3, 1).cpu().numpy()]
+    # In float32, since a product in 16 bits would be rounded twice.
+    clamped = images.detach().float().clamp(0, 1)
+    levels = (clamped * 255).round().byte()
+    arrays = levels.permute(0, 2, 3, 1).cpu().numpy()  # [B, H, W, 3]
+    return [Image.fromarray(pixels) for pixels in arrays]
 
 
 def to_tensor(images: Images) -> Float[Tensor, "B 3 S S"]:
     """Return float images in [0, 1] on the CPU, all of one size; tensors are rounded to 8 bits as
     pictures are.
     """
-    return torch.stack([pil_to_tensor(picture) for picture in to_pictures(images)]).float() / 255
+    levels = [pil_to_tensor(picture) for picture in to_pictures(images)]
+    return torch.stack(levels).float() / 255
 
 
 def batches(count: int, size: int) -> Iterator[slice]:
-    """Cut `count` samples into consecutive batches of up to `size`."""
+    """Cut `count` samples into consecutive batches of up to `size`; yield their rows."""
     for start in range(0, count, size):
         yield slice(start, start + size)

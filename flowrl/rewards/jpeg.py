@@ -22,6 +22,7 @@ class JPEG:
     """Kilobytes (1000 bytes) of each image as a JPEG of `quality`, times `scale`; the prompt does
     not matter.
 
+    `quality` is Pillow's, from 1 to 100, and `scale` is negative where small files are wanted.
     flow_grpo's incompressibility has scale 1, its compressibility -1/500. Part: kilobytes.
     """
 
@@ -33,7 +34,8 @@ class JPEG:
     part_names = ("kilobytes",)
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        kilobytes = torch.tensor([self._size(picture) / 1000 for picture in to_pictures(images)])
+        sizes = [self._size(picture) / 1000 for picture in to_pictures(images)]
+        kilobytes = torch.tensor(sizes)
         return all_valid(kilobytes * self.scale, {"kilobytes": kilobytes})
 
     def _size(self, picture: Image.Image) -> int:

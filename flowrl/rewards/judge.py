@@ -20,8 +20,13 @@ from flowrl.values.check import checked
 
 Read = TypeVar("Read")
 UNUSABLE = (
-    *(ValueError, KeyError, IndexError, TypeError),
-    *(AttributeError, RecursionError, OverflowError),
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
 )
 """Errors in reading an answer that has not the form it should have."""
 
@@ -52,7 +57,13 @@ class Judge:
 
     @checked("judge")
     def __init__(
-        self, *, url: Text, model: Text, max_tokens: Count, top_logprobs: Natural, client: Client
+        self,
+        *,
+        url: Text,
+        model: Text,
+        max_tokens: Count,
+        top_logprobs: Natural,
+        client: Client,
     ) -> None:
         self.url = check_url(url, "/chat/completions", "/pooling", "/v1")
         self.model = model
@@ -68,7 +79,8 @@ class Judge:
         """
         status, content = self.client.probe(f"{self.url}/v1/models")
         try:
-            names = [str(model["id"]) for model in json.loads(content)["data"]]
+            models = json.loads(content)["data"]
+            names = [str(model["id"]) for model in models]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise Unfit(
                 f"{self.url}/v1/models answers HTTP {status} {content[:60]!r}, as no "
@@ -76,13 +88,18 @@ class Judge:
                 "url",
             ) from None
         if self.model not in names:
-            raise Unfit(
-                f"{self.url} has no model {self.model!r} but {', '.join(names) or 'none'}", "model"
-            )
+            others = ", ".join(names) or "none"
+            raise Unfit(f"{self.url} has no model {self.model!r} but {others}", "model")
 
     def ask(self, images: Images, questions: Sequence[Question]) -> list[Reply | Unanswered]:
-        """Return the reply to each question, or why there is none (/v1/chat/completions)."""
-        options: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": 0}
+        """Return the reply to each question, or why there is none (/v1/chat/completions).
+
+        Several questions may ask about one image. Replies come in the order of the questions.
+        """
+        options: dict[str, Any] = {
+            "max_tokens": self.max_tokens,
+            "temperature": 0,  # greedy: the likeliest token each time
+        }
         if self.top_logprobs:
             options |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         return self._post("/v1/chat/completions", images, questions, options, _reply)
@@ -91,7 +108,8 @@ class Judge:
         """Return the outputs of a reward model's head for each question, or why there are none
         (/pooling).
         """
-        return self._post("/pooling", images, questions, {"encoding_format": "float"}, _pooled)
+        options = {"encoding_format": "float"}  # not base64
+        return self._post("/pooling", images, questions, options, _pooled)
 
     def _post(
         self,
@@ -101,17 +119,23 @@ class Judge:
         options: Mapping[str, Any],
         read: Callable[[Any], Read],
     ) -> list[Read | Unanswered]:
-        urls = [f"data:image/png;base64,{wire.png(picture)}" for picture in to_pictures(images)]
-        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        """Send each question with its image as a chat of one message, and read the answers."""
+        # Each image is encoded once, however many questions there are about it.
+        pictures = []
+        for picture in to_pictures(images):
+            url = f"data:image/png;base64,{wire.png(picture)}"
+            pictures.append({"type": "image_url", "image_url": {"url": url}})
         requests = []
         for question in questions:
-            content = [pictures[question.image], {"type": "text", "text": question.text}]
+            text = {"type": "text", "text": question.text}
+            content = [pictures[question.image], text]
             message = {"role": "user", "content": content}
             requests.append({"model": self.model, "messages": [message], **options})
         answers = self.client.post_all(self.url + path, requests)
         return [self._read(answer, read) for answer in answers]
 
     def _read(self, answer: bytes | Unanswered, read: Callable[[Any], Read]) -> Read | Unanswered:
+        """Read an answer; one that has not the form it should have is no answer."""
         if isinstance(answer, Unanswered):
             return answer
         try:
@@ -127,10 +151,14 @@ def _reply(data: Any) -> Reply:
     if not isinstance(text, str):
         raise UserError(f"the message holds no text but {type(text).__name__}")
     logprobs = choice.get("logprobs")
+    # Only the first token's are read, though every token has some.
     tops = logprobs["content"][0]["top_logprobs"] if logprobs else []
     # By token text: two tokens of one text cannot be told apart here, and each probability counts
     # once.
-    chances = {str(top["token"]): math.exp(min(float(top["logprob"]), 0.0)) for top in tops}
+    chances = {}
+    for top in tops:
+        log_chance = min(float(top["logprob"]), 0.0)  # rounding may lift it above 0
+        chances[str(top["token"])] = math.exp(log_chance)
     if not all(math.isfinite(chance) for chance in chances.values()):
         raise UserError("a log-probability is not a number")
     return Reply(text, chances)

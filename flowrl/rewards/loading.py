@@ -17,7 +17,9 @@ from flowrl.models.weights import fault, first_not_finite
 
 
 def require(module: str, extra: str) -> Any:
-    """Import an optional package. Raises UserError naming the extra that brings it."""
+    """Import an optional package and return its module. Raises UserError naming the extra that
+    brings it, where it or a package that it needs is missing.
+    """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
@@ -118,16 +120,20 @@ def _read_tensors(path: Path) -> Any:
 
 
 def _download(source: str, key: str) -> str:
+    """Download ORG/NAME/FILE from the hub, whose file may lie in folders, and return its path."""
     from huggingface_hub import hf_hub_download
 
     names = source.split("/")
-    if source.startswith((".", "/", "~")) or len(names) < 3:
+    is_path = source.startswith((".", "/", "~"))
+    if is_path or len(names) < 3:
         raise UserError(
             f"reward.{key}={source}: no such file; give a path, or ORG/NAME/FILE on the hub"
         )
     print_once()
+    repository = "/".join(names[:2])
+    file = "/".join(names[2:])
     try:
-        return hf_hub_download("/".join(names[:2]), "/".join(names[2:]))
+        return hf_hub_download(repository, file)
     except Exception as error:  # no such repository, no such file
         if is_unreachable(error):
             raise UserError(f"reward.{key}={source}: {UNREACHABLE}") from error

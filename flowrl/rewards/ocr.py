@@ -28,12 +28,16 @@ class OCR:
     """1 - min(d, n) / n, with d the edit distance between the text read and the n characters
     wanted.
 
-    Both are compared in lower case without white space, and several quoted pieces are joined. With
-    `allows_more_text`, as in flow_grpo, d is 0 wherever the wanted text occurs in what was read;
-    without it, every further letter counts, so writing the word twice, a known way to cheat, does
-    not pay. Text that the OCR is less sure of than `min_confidence` does not count as read. The
-    image is enlarged until its shorter side has `side` pixels. A prompt that wants no text is one
-    that the reward does not apply to. Part: exact (1 where d is 0). Needs the extra `ocr`.
+    Both are compared in lower case without white space, and several quoted pieces are joined. A
+    prompt that wants no text is one that the reward does not apply to.
+
+    - With `allows_more_text`, as in flow_grpo, d is 0 wherever the wanted text occurs in what was
+      read; without it, every further letter counts, so writing the word twice, a known way to
+      cheat, does not pay.
+    - Text that the OCR is less sure of than `min_confidence` does not count as read.
+    - The image is enlarged until its shorter side has `side` pixels.
+
+    Part: exact (1 where d is 0). Needs the extra `ocr`.
     """
 
     @checked("reward")
@@ -54,6 +58,7 @@ class OCR:
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         wanted = [plain(target_of(prompt)) for prompt in prompts]
+        applies = torch.tensor([bool(text) for text in wanted])
         values = []
         exact = []
         info = []
@@ -69,11 +74,11 @@ class OCR:
                 exact.append(torch.nan)
             info.append({"read": read})
         return RewardOutput(
-            torch.tensor(values),
-            torch.ones(len(prompts), dtype=torch.bool),
-            {"exact": torch.tensor(exact)},
-            info,
-            applies=torch.tensor([bool(text) for text in wanted])[:, None],
+            values=torch.tensor(values),
+            is_valid=torch.ones(len(prompts), dtype=torch.bool),
+            parts={"exact": torch.tensor(exact)},
+            info=info,
+            applies=applies[:, None],  # one column, as of a single reward term
         )
 
     def _distance(self, read: str, wanted: str) -> int:
@@ -82,16 +87,21 @@ class OCR:
         return edit_distance(read, wanted)
 
     def _read(self, picture: Image.Image) -> str:
-        # The engine takes arrays as BGR.
-        pixels = np.ascontiguousarray(np.asarray(picture)[..., ::-1])
-        return " ".join(self.engine(pixels).txts or ())
+        """Return the texts that the engine sees in a picture, in its order."""
+        # The engine takes arrays as BGR, and no views that run backwards.
+        reversed_channels = np.asarray(picture)[..., ::-1]
+        result = self.engine(np.ascontiguousarray(reversed_channels))
+        return " ".join(result.txts or ())
 
 
 def target_of(prompt: Prompt) -> str:
     """Return the text that a prompt wants drawn; empty where there is none."""
-    if prompt.metadata.get(TARGET) is not None:
-        return str(prompt.metadata[TARGET])
-    return " ".join(straight or curly for straight, curly in _QUOTED.findall(prompt.text))
+    target = prompt.metadata.get(TARGET)
+    if target is not None:
+        return str(target)
+    # One of the two groups matched: straight quotes or curly ones.
+    quoted = [straight or curly for straight, curly in _QUOTED.findall(prompt.text)]
+    return " ".join(quoted)
 
 
 def plain(text: str) -> str:
@@ -101,10 +111,13 @@ def plain(text: str) -> str:
 
 def edit_distance(a: str, b: str) -> int:
     """Compute Levenshtein's distance: the least number of letters inserted, deleted or replaced."""
+    # row[j] is the distance from the letters of `a` so far to the first j letters of `b`.
     row = list(range(len(b) + 1))
     for i, left in enumerate(a, 1):
         diagonal = row[0]
         row[0] = i
         for j, right in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
+            above = row[j]
+            row[j] = min(above + 1, row[j - 1] + 1, diagonal + (left != right))
+            diagonal = above
     return row[-1]

@@ -39,7 +39,9 @@ def read_size(encoded: object) -> tuple[int, int]:
     if not isinstance(encoded, str):
         raise UserError(f"not a base64 PNG: {type(encoded).__name__}")
     try:
-        start = base64.b64decode(encoded[: 4 * HEADER.size // 3], validate=True)
+        # Base64 writes 3 bytes as 4 letters, and 33 bytes without a rest.
+        num_letters = 4 * HEADER.size // 3
+        start = base64.b64decode(encoded[:num_letters], validate=True)
         signature, length, kind, width, height, _, _ = HEADER.unpack(start)
     except (ValueError, struct.error) as error:
         raise UserError(f"not a base64 PNG: {error}") from error
@@ -49,7 +51,9 @@ def read_size(encoded: object) -> tuple[int, int]:
 
 
 def decode(encoded: str) -> UInt8[Tensor, "3 H W"]:
-    """Return the pixels of a base64 PNG as RGB. Raises UserError for a file that is damaged."""
+    """Return the pixels of a base64 PNG as RGB, 0 to 255. Raises UserError for a file that is
+    damaged.
+    """
     try:
         file = _pixel_chunks(base64.b64decode(encoded, validate=True))
         pixels = to_pixels(PngImageFile(io.BytesIO(file)))
@@ -68,6 +72,7 @@ def _pixel_chunks(data: bytes) -> bytes:
     pieces = [memoryview(SIGNATURE)]
     position = len(SIGNATURE)
     num_chunks = 0
+    # A chunk is its length, its kind, so many bytes, and a checksum: 12 bytes besides its content.
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + length + 12

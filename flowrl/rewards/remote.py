@@ -63,6 +63,7 @@ class Remote:
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         rows = list(batches(len(prompts), self.batch_size))
         requests = [wire.request(images[batch], prompts[batch]) for batch in rows]
+        # All requests are under way together, up to the client's `concurrency`.
         answers = self.client.post_all(f"{self.url}/score", requests)
         outputs = []
         for batch, answer in zip(rows, answers, strict=True):
@@ -70,9 +71,14 @@ class Remote:
         output = concatenate(outputs)
         num_missing = int((~output.is_valid).sum())
         if num_missing:
-            reason = first_reason(output.info)
-            told = "%s: %d of %d samples are missing; the first: %s"
-            log.warning(told, self.url, num_missing, len(prompts), reason)
+            # Said once a call: a service that is away gives every request the same reason.
+            log.warning(
+                "%s: %d of %d samples are missing; the first: %s",
+                self.url,
+                num_missing,
+                len(prompts),
+                first_reason(output.info),
+            )
         return output
 
     def _read(self, answer: bytes | Unanswered, count: int) -> RewardOutput:

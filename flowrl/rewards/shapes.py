@@ -23,15 +23,20 @@ PLACEHOLDER = parse("a circle")
 
 
 class ShapesReward:
-    """`score`: `soft` (mean over atoms), `geometric` (geometric mean), `strict` (1 where every atom
-    holds) or `clean`.
+    """The verifier's answers to the atoms of a caption, put together as `score` says.
 
-    `clean` is the share of found objects that match a shape template, 0 where nothing was found; it
-    ignores the prompt.
+    - `soft` is the mean over atoms.
+    - `geometric` is their geometric mean.
+    - `strict` is 1 where every atom holds, else 0.
+    - `clean` is the share of found objects that match a shape template, 0 where nothing was found;
+      it ignores the prompt.
 
-    Parts: soft, strict, off_palette (share of pixels that no blend of background and one colour
-    explains) and clean_objects (share of found objects that match a shape template; missing where
-    nothing was found).
+    A sample whose prompt is no caption is missing. Its parts are:
+
+    - soft and strict, as above;
+    - off_palette, the share of pixels that no blend of background and one colour explains;
+    - clean_objects, the share of found objects that match a shape template, which is missing where
+      nothing was found.
     """
 
     @checked("reward")
@@ -42,8 +47,10 @@ class ShapesReward:
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         captions, reasons = _read_captions(prompts)
+        # Tensors are verified as they are, not rounded to 8 bits.
         pixels = images if isinstance(images, Tensor) else to_tensor(images)
-        verdicts = verify(pixels.float().permute(0, 2, 3, 1).cpu().numpy(), captions)
+        channels_last = pixels.float().permute(0, 2, 3, 1)  # [B, H, W, 3]
+        verdicts = verify(channels_last.cpu().numpy(), captions)
         parts = {
             "soft": _column(verdicts, "soft"),
             "strict": _column(verdicts, "strict"),
@@ -51,19 +58,28 @@ class ShapesReward:
             "clean_objects": _column(verdicts, "clean_share"),
         }
         if self.score == "clean":
+            # An image without objects is the worst, not a missing one.
             values = parts["clean_objects"].nan_to_num(0.0)
         else:
             values = _column(verdicts, self.score)
-        is_valid = torch.tensor([row not in reasons for row in range(len(prompts))])
+        is_readable = [row not in reasons for row in range(len(prompts))]
+        is_valid = torch.tensor(is_readable)
         info: list[Mapping[str, object]] = [dict(verdict.atoms) for verdict in verdicts]
         for row, reason in reasons.items():
             info[row] = {REASON: reason}
-        return RewardOutput(values, is_valid, parts, info)
+        return RewardOutput(
+            values=values,
+            is_valid=is_valid,
+            parts=parts,
+            info=info,
+        )
 
 
 def _read_captions(prompts: Sequence[Prompt]) -> tuple[list[Caption], dict[int, str]]:
     """Read the captions, a placeholder where a prompt is none, and say by its number why it is
     none.
+
+    The placeholder keeps one caption a row, as the verifier takes images and captions in pairs.
     """
     captions = []
     reasons = {}
@@ -77,4 +93,5 @@ def _read_captions(prompts: Sequence[Prompt]) -> tuple[list[Caption], dict[int, 
 
 
 def _column(verdicts: Sequence[Verdict], name: str) -> Float[Tensor, "B"]:
-    return torch.tensor([getattr(verdict, name) for verdict in verdicts])
+    values = [getattr(verdict, name) for verdict in verdicts]
+    return torch.tensor(values)

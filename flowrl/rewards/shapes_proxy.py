@@ -40,8 +40,11 @@ class ShapesProxy(nn.Module):
 
     `pretrained` is a folder with the model's open_clip configuration and weights, as
     `scripts/train_proxy.py` writes it, or a shipped one: `embedded:`, or `embedded:weak`, which saw
-    so few scenes that it knows little of any other. Words outside the grammar are left out. Part:
-    cosine.
+    so few scenes that it knows little of any other. Raises UserError where there is no such model.
+
+    Words outside the grammar are left out.
+
+    Part: cosine.
     """
 
     @checked("reward")
@@ -51,9 +54,13 @@ class ShapesProxy(nn.Module):
         if pretrained.startswith(EMBEDDED):
             assets = Path(str(files("flowrl.rewards"))) / "assets"
             folder = assets / pretrained.removeprefix(EMBEDDED)
+        # Whatever is wrong with the folder's files, one message tells the remedy.
         try:
-            self.model: Any = build(read_object(folder / CONFIG, "write it again"))
-            weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+            config = read_object(folder / CONFIG, "write it again")
+            self.model: Any = build(config)
+            # Shipped weights are stored in 16 bits, and computed with in 32.
+            stored = load_file(folder / WEIGHTS)
+            weights = {name: value.float() for name, value in stored.items()}
             self.model.load_state_dict(weights)
         except (OSError, ValueError, SafetensorError, RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[0]
@@ -69,10 +76,13 @@ class ShapesProxy(nn.Module):
         pixels = to_tensor(images).to(self.model.logit_scale.device)
         texts = [prompt.text for prompt in prompts]
         tokens = tokenize(texts, self.model.context_length).to(pixels.device)
-        features = self.model.encode_image(normalised(pixels), normalize=True)
-        cosine = (features * self.model.encode_text(tokens, normalize=True)).sum(-1).cpu()
+        # Both are unit vectors, so their product is the cosine.
+        image_features = self.model.encode_image(normalised(pixels), normalize=True)
+        text_features = self.model.encode_text(tokens, normalize=True)
+        cosine = (image_features * text_features).sum(-1).cpu()
         scale = self.model.logit_scale.exp().cpu()
-        return all_valid(scale * cosine / self.divisor, {"cosine": cosine})
+        values = scale * cosine / self.divisor
+        return all_valid(values, {"cosine": cosine})
 
 
 def build(config: dict[str, Any]) -> nn.Module:
@@ -83,11 +93,17 @@ def build(config: dict[str, Any]) -> nn.Module:
 
 
 def tokenize(texts: Sequence[str], length: int) -> Int[Tensor, "B L"]:
-    """Turn texts into tokens word by word, with the end token, cut and filled up to `length`."""
+    """Turn texts into tokens word by word, with the end token, cut and filled up to `length`.
+
+    Words that are not in the grammar are left out.
+    """
+    most = length - 1  # the end token takes one place
     rows = []
     for text in texts:
-        words = [TOKENS[word] for word in text.split() if word in TOKENS][: length - 1]
-        rows.append([*words, END, *[0] * (length - len(words) - 1)])
+        tokens = [TOKENS[word] for word in text.split() if word in TOKENS]
+        kept = tokens[:most]
+        padding = [0] * (most - len(kept))
+        rows.append([*kept, END, *padding])
     return torch.tensor(rows)
 
 

@@ -21,7 +21,10 @@ SIDE = 256
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt, with an image that fits it, one that fits worse, and what tells them apart."""
+    """A prompt, with an image that fits it, one that fits worse, and what tells them apart.
+
+    `kind` is one of those that `pairs` lists; a reward need only order the kinds it is made for.
+    """
 
     kind: str
     prompt: Prompt
@@ -30,27 +33,86 @@ class Pair:
 
 
 def pairs() -> list[Pair]:
-    """Draw all pairs: `shapes`, `text`, `size` (few bytes against many), `sharpness`, `content`."""
-    drawn = [
-        Pair("shapes", Prompt(good.text), _scene(good), _scene(bad)) for good, bad in _captions()
+    """Draw all pairs: `shapes`, `text`, `size` (few bytes against many), `sharpness`, `content`.
+
+    Every call draws the same pixels.
+    """
+    return [
+        *_shape_pairs(),
+        *_text_pairs(),
+        *_size_pairs(),
+        *_sharpness_pairs(),
+        *_content_pairs(),
     ]
+
+
+def _shape_pairs() -> list[Pair]:
+    """Draw scenes of the shapes world, against scenes of another caption."""
+    drawn = []
+    for good, bad in _captions():
+        pair = Pair(
+            kind="shapes",
+            prompt=Prompt(good.text),
+            good=_scene(good),
+            bad=_scene(bad),
+        )
+        drawn.append(pair)
+    return drawn
+
+
+def _text_pairs() -> list[Pair]:
+    """Draw signs, against signs with one to three wrong letters."""
+    drawn = []
     for i, word in enumerate(WORDS):
-        prompt = Prompt(f'a white sign that says "{word}"')
-        drawn.append(Pair("text", prompt, sign(word), sign(misspell(word, 1 + i % 3))))
+        num_wrong = 1 + i % 3
+        pair = Pair(
+            kind="text",
+            prompt=Prompt(f'a white sign that says "{word}"'),
+            good=sign(word),
+            bad=sign(misspell(word, num_wrong)),
+        )
+        drawn.append(pair)
+    return drawn
+
+
+def _size_pairs() -> list[Pair]:
+    """Draw plain areas, against noise of the same mean."""
+    prompt = Prompt("a plain wall")
+    drawn = []
     for shade in (60, 120, 180):
-        drawn.append(Pair("size", Prompt("a plain wall"), _flat(shade), _noise(shade)))
+        drawn.append(Pair("size", prompt, good=_flat(shade), bad=_noise(shade)))
+    return drawn
+
+
+def _sharpness_pairs() -> list[Pair]:
+    """Draw textures, against the same ones blurred."""
+    prompt = Prompt("a photo of a stone wall")
+    drawn = []
     for seed in range(3):
         texture = _texture(seed)
         blurred = texture.filter(ImageFilter.GaussianBlur(3))
-        drawn.append(Pair("sharpness", Prompt("a photo of a stone wall"), texture, blurred))
-    drawings = (("a red circle", "red", "ellipse"), ("a blue square", "blue", "rectangle"))
-    for (text, colour, shape), (_, other_colour, other_shape) in zip(
-        drawings, reversed(drawings), strict=True
-    ):
-        good = _drawing(colour, shape)
-        bad = _drawing(other_colour, other_shape)
-        drawn.append(Pair("content", Prompt(f"{text} on a white background"), good, bad))
+        drawn.append(Pair("sharpness", prompt, good=texture, bad=blurred))
     return drawn
+
+
+def _content_pairs() -> list[Pair]:
+    """Draw two things, each against the other."""
+    circle = _drawing("red", "ellipse")
+    square = _drawing("blue", "rectangle")
+    return [
+        Pair(
+            kind="content",
+            prompt=Prompt("a red circle on a white background"),
+            good=circle,
+            bad=square,
+        ),
+        Pair(
+            kind="content",
+            prompt=Prompt("a blue square on a white background"),
+            good=square,
+            bad=circle,
+        ),
+    ]
 
 
 def sign(text: str) -> Image.Image:
@@ -60,20 +122,28 @@ def sign(text: str) -> Image.Image:
     size = 80
     while draw.textlength(text, ImageFont.load_default(size)) > 0.9 * SIDE:
         size -= 2
-    draw.text((SIDE / 2, SIDE / 2), text, "black", ImageFont.load_default(size), anchor="mm")
+    font = ImageFont.load_default(size)
+    centre = (SIDE / 2, SIDE / 2)
+    # The anchor "mm" is the middle of the text, both ways.
+    draw.text(centre, text, "black", font, anchor="mm")
     return picture
 
 
 def misspell(word: str, count: int) -> str:
     """Return `word` with `count` letters replaced by others, which is its edit distance from it."""
     places = [place for place, letter in enumerate(word) if letter.isalpha()]
+    # The wrong letters are spread over the word.
+    stride = max(1, len(places) // count)
+    chosen = places[::stride][:count]
     wrong = list(word)
-    for place in places[:: max(1, len(places) // count)][:count]:
+    for place in chosen:
         wrong[place] = "k" if word[place].lower() != "k" else "w"
     return "".join(wrong)
 
 
 def _captions() -> list[tuple[Caption, Caption]]:
+    """List captions with others that differ in one word: colour, number, shape."""
+
     def caption(count: int, colour: str, shape: str) -> Caption:
         return Caption((Phrase(count, colour, shape),))
 
@@ -85,8 +155,10 @@ def _captions() -> list[tuple[Caption, Caption]]:
 
 
 def _scene(caption: Caption) -> Image.Image:
-    pixels = render([lay_out(caption, random.Random(0))])[0]
-    return Image.fromarray((pixels * 255).round().astype(np.uint8))
+    scene = lay_out(caption, random.Random(0))
+    pixels = render([scene])[0]  # [H, W, 3] in [0, 1]
+    levels = (pixels * 255).round().astype(np.uint8)
+    return Image.fromarray(levels)
 
 
 def _flat(shade: int) -> Image.Image:
@@ -94,21 +166,27 @@ def _flat(shade: int) -> Image.Image:
 
 
 def _noise(shade: int) -> Image.Image:
-    values = np.random.default_rng(shade).normal(shade, 60, (SIDE, SIDE, 3))
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    rng = np.random.default_rng(shade)
+    values = rng.normal(shade, 60, (SIDE, SIDE, 3))
+    levels = values.clip(0, 255).astype(np.uint8)
+    return Image.fromarray(levels)
 
 
 def _texture(seed: int) -> Image.Image:
     """Draw noise whose spectrum falls as 1/f, as that of photographs does."""
     rng = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.fftfreq(SIDE)[None, :])
-    frequency[0, 0] = 1.0
-    values = np.fft.ifft2(np.fft.fft2(rng.normal(size=(SIDE, SIDE))) / frequency).real
-    values = 128 + 45 * (values - values.mean()) / values.std()
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+    along = np.fft.fftfreq(SIDE)
+    frequency = np.hypot(along[:, None], along[None, :])
+    frequency[0, 0] = 1.0  # the mean's, which is set below
+    spectrum = np.fft.fft2(rng.normal(size=(SIDE, SIDE))) / frequency
+    values = np.fft.ifft2(spectrum).real
+    shades = 128 + 45 * (values - values.mean()) / values.std()
+    pixels = shades.clip(0, 255).astype(np.uint8)
+    return Image.fromarray(pixels).convert("RGB")
 
 
 def _drawing(colour: str, shape: str) -> Image.Image:
     picture = Image.new("RGB", (SIDE, SIDE), "white")
-    getattr(ImageDraw.Draw(picture), shape)((64, 64, 192, 192), fill=colour)
+    draw_shape = getattr(ImageDraw.Draw(picture), shape)
+    draw_shape((64, 64, 192, 192), fill=colour)
     return picture

@@ -42,7 +42,8 @@ class UnifiedReward:
         texts = [QUESTION.replace("{caption}", prompt.text) for prompt in prompts]
         questions = [Question(image, text) for image, text in enumerate(texts)]
         replies = self.judge.ask(images, questions)
-        scores, info = scores_or_reasons([_score(reply) for reply in replies])
+        scores_with_reasons = [_score(reply) for reply in replies]
+        scores, info = scores_or_reasons(scores_with_reasons)
         return finite_valid(scores, {}, info)
 
 

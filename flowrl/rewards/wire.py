@@ -84,17 +84,25 @@ def png(picture: Image.Image) -> str:
 
 
 def request(images: Images, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Write the request that a client sends."""
+    """Write the request that a client sends; the images have one size."""
     encoded = [png(picture) for picture in to_pictures(images)]
     asked = []
     for prompt in prompts:
-        metadata = dict(prompt.metadata)
-        asked.append({"text": prompt.text, "family": prompt.family, "metadata": metadata})
+        entry = {
+            "text": prompt.text,
+            "family": prompt.family,
+            "metadata": dict(prompt.metadata),
+        }
+        asked.append(entry)
     return {"images": encoded, "prompts": asked}
 
 
 def read_request(
-    body: bytes | bytearray, *, max_images: int, max_image_bytes: int, max_decoded_bytes: int
+    body: bytes | bytearray,
+    *,
+    max_images: int,
+    max_image_bytes: int,
+    max_decoded_bytes: int,
 ) -> Asked:
     """Read a request's body.
 
@@ -103,8 +111,11 @@ def read_request(
     `max_decoded_bytes`, where an image takes more than `max_image_bytes`, or where there are more
     images than `max_images`; UserError for a body that is no request.
     """
-    values = VALUE_BYTES * (body.count(b",") + body.count(b"[") + body.count(b"{"))
-    if values > max_decoded_bytes:  # before they are parsed
+    # Every entry of a list and every pair of an object follows one of these. Counted before they
+    # are parsed, since parsing is what takes the memory.
+    num_values = body.count(b",") + body.count(b"[") + body.count(b"{")
+    values = VALUE_BYTES * num_values
+    if values > max_decoded_bytes:
         raise TooLarge(
             f"JSON values of {values} bytes in one request, more than "
             f"max_decoded_bytes={max_decoded_bytes}"
@@ -117,13 +128,16 @@ def read_request(
         )
     sizes = [read_size(image) for image in images]
     areas = [3 * width * height for width, height in sizes]
-    if max(areas) > max_image_bytes:
-        width, height = sizes[areas.index(max(areas))]
+    largest = max(areas)
+    if largest > max_image_bytes:
+        width, height = sizes[areas.index(largest)]
         raise TooLarge(
-            f"an image of {width} x {height} takes {max(areas)} bytes decoded, more than "
+            f"an image of {width} x {height} takes {largest} bytes decoded, more than "
             f"max_image_bytes={max_image_bytes}; send smaller ones"
         )
-    texts = TEXT_BYTES * (len(body) - sum(len(image) for image in images))
+    # What is no image may all be texts.
+    num_encoded = sum(len(image) for image in images)
+    texts = TEXT_BYTES * (len(body) - num_encoded)
     num_bytes = sum(areas) + texts + values
     if num_bytes > max_decoded_bytes:
         raise TooLarge(
@@ -132,7 +146,12 @@ def read_request(
         )
     if len(set(sizes)) > 1:
         raise UserError("the images of one request must have one size")
-    return Asked(images, sizes[0], [_prompt(prompt) for prompt in prompts], num_bytes)
+    return Asked(
+        encoded=images,
+        size=sizes[0],
+        prompts=[_prompt(prompt) for prompt in prompts],
+        num_bytes=num_bytes,
+    )
 
 
 def _images_and_prompts(data: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
@@ -145,6 +164,7 @@ def _images_and_prompts(data: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
 
 
 def _json(body: bytes | bytearray) -> dict[str, Any]:
+    """Read the JSON object in a body. Raises UserError for anything else."""
     try:
         data = from_json(body)  # json.loads would hold the body's text a second time
     except ValueError as error:
@@ -155,6 +175,9 @@ def _json(body: bytes | bytearray) -> dict[str, Any]:
 
 
 def _prompt(data: Any) -> Prompt:
+    """Read a prompt, whose family and metadata may be left out. Raises UserError for anything
+    else.
+    """
     if not isinstance(data, dict) or not isinstance(data.get("text"), str):
         raise UserError("a prompt is an object with a `text`")
     family = data.get("family", "")
@@ -167,8 +190,9 @@ def _prompt(data: Any) -> Prompt:
 def answer(output: RewardOutput) -> dict[str, Any]:
     """Write the answer that a server sends: null for what is missing or not a number."""
     info = output.info or [{}] * len(output.values)
+    values = output.values.masked_fill(~output.is_valid, torch.nan)
     return {
-        "values": _or_null(output.values.masked_fill(~output.is_valid, torch.nan)),
+        "values": _or_null(values),
         "parts": {name: _or_null(part) for name, part in output.parts.items()},
         "reasons": [entry.get(REASON) for entry in info],
         "applies": output.is_judged.tolist(),
@@ -176,6 +200,7 @@ def answer(output: RewardOutput) -> dict[str, Any]:
 
 
 def _or_null(values: Float[Tensor, "B"]) -> list[float | None]:
+    """Return numbers for JSON, which has neither NaN nor infinity."""
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
@@ -193,21 +218,32 @@ def read_answer(body: bytes, count: int) -> RewardOutput:
     if not isinstance(reasons, list) or len(reasons) != count:
         raise UserError(f"`reasons` must be a list of {count}")
     applies = _flags(data.get("applies", [True] * count), count)
+    # A sample that the scorer has nothing to say about is not missing.
     is_valid = values.isfinite() | ~applies
     info: list[Mapping[str, Any]] = [{}] * count
-    for row in (~is_valid).nonzero().flatten().tolist():
+    missing_rows = (~is_valid).nonzero().flatten().tolist()
+    for row in missing_rows:
         info[row] = {REASON: str(reasons[row] or "the server gave no number")}
+    # Their place is held by a finite number, which nothing reads.
     values = values.nan_to_num(0.0, 0.0, 0.0)
-    return RewardOutput(values, is_valid, parts, info, applies=applies[:, None])
+    return RewardOutput(
+        values=values,
+        is_valid=is_valid,
+        parts=parts,
+        info=info,
+        applies=applies[:, None],  # one column, as of a single reward term
+    )
 
 
 def _parts(data: Any, count: int) -> dict[str, Float[Tensor, "B"]]:
+    """Read the parts of `count` samples. A slash in a name would open a level among metrics."""
     if not isinstance(data, dict) or any("/" in name for name in data):
         raise UserError("`parts` must be an object of lists, its names without a slash")
     return {str(name): _numbers(part, count, f"part {name}") for name, part in data.items()}
 
 
 def _flags(data: Any, count: int) -> Bool[Tensor, "B"]:
+    """Read one boolean a sample."""
     is_list = isinstance(data, list) and len(data) == count
     if not is_list or not all(isinstance(flag, bool) for flag in data):
         raise UserError(f"`applies` must be a list of {count} booleans")
@@ -215,19 +251,22 @@ def _flags(data: Any, count: int) -> Bool[Tensor, "B"]:
 
 
 def _numbers(data: Any, count: int, name: str) -> Float[Tensor, "B"]:
+    """Read one number a sample, NaN for null."""
     if not isinstance(data, list):
         raise UserError(f"{count} images, but {name}: {type(data).__name__}")
     if len(data) != count:
         raise UserError(f"{count} images, but {name}: {len(data)} entries")
-    return torch.tensor([_number(value, name) for value in data])
+    numbers = [_number(value, name) for value in data]
+    return torch.tensor(numbers)
 
 
 def _number(value: Any, name: str) -> float:
     if value is None:
         return math.nan
+    # To Python true is a number, 1.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{name} must be numbers or null, not {value!r:.40}")
     try:
         return float(value)
-    except OverflowError as error:
+    except OverflowError as error:  # whole numbers of JSON have no bound
         raise UserError(f"{name}: {error}") from error

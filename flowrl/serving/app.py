@@ -35,11 +35,12 @@ class Limits:
     """The limits on what a request may ask for, and on what all of them may hold while they are
     read.
 
-    A body has up to `max_body` bytes and arrives within `body_seconds`; all bodies that are held
-    have up to `max_reading_bytes`, and one that comes slower than `min_rate` bytes a second makes
-    room where there is none left. `max_reading` requests are parsed and decoded at a time. A
-    request has up to `max_images`; each takes up to `max_image_bytes` once it is decoded, and the
-    whole request `max_decoded_bytes`.
+    - A body has up to `max_body` bytes and arrives within `body_seconds`.
+    - All bodies that are held have up to `max_reading_bytes`, and one that comes slower than
+      `min_rate` bytes a second makes room where there is none left.
+    - `max_reading` requests are parsed and decoded at a time.
+    - A request has up to `max_images`; each takes up to `max_image_bytes` once it is decoded, and
+      the whole request `max_decoded_bytes`.
     """
 
     max_body: Bytes
@@ -110,6 +111,7 @@ class Pages:
         try:
             response = JSONResponse(await self._score(request))
         except Refused as refusal:
+            # The client is asked to come again where there was no room.
             headers = {"Retry-After": "1"} if refusal.status == 503 else None
             response = JSONResponse({"error": str(refusal)}, refusal.status, headers)
         except ClientDisconnect:
@@ -143,10 +145,14 @@ class Pages:
             ) from None
 
     def _is_authorized(self, request: Request) -> bool:
+        """Tell whether a request has the token, where there is one."""
         if self.token is None:
             return True
-        header = request.headers.get("authorization", "").encode()
-        return hmac.compare_digest(header, f"Bearer {self.token}".encode())
+        header = request.headers.get("authorization", "")
+        expected = f"Bearer {self.token}"
+        # Compared in a time that does not tell how much of the token was right. As bytes, since
+        # the function takes no text beyond ASCII.
+        return hmac.compare_digest(header.encode(), expected.encode())
 
     async def _answer(self, upload: Upload, body: bytearray) -> dict[str, object]:
         """Read a body, wait for the request's turn, and write its scores."""
@@ -159,11 +165,13 @@ class Pages:
         )
         asked = await self._read(read)
         prompts = asked.prompts
+        # Room is taken before the images are decoded, which is when they grow.
         with self.batcher.place(len(prompts), asked.num_bytes):
             pixels = await self._read(asked.pixels)
             del body, asked, read  # what waits is held once
             self.uploads.drop_bytes(upload)
-            return wire.answer(await self.batcher.score(pixels, prompts))
+            output = await self.batcher.score(pixels, prompts)
+            return wire.answer(output)
 
     async def _read(self, work: Callable[[], Result]) -> Result:
         """Return the result of `work`, done in a thread that keeps its turn to the end even where
@@ -171,6 +179,8 @@ class Pages:
         """
         await self.reading.acquire()
         future = asyncio.wrap_future(background.start(work, "reader"))
+        # Given back when the thread ends, not when this is cancelled: threads cannot be stopped,
+        # and those of clients that left must not come on top of `max_reading`.
         future.add_done_callback(lambda _: self.reading.release())
         return await asyncio.shield(future)
 
@@ -180,6 +190,7 @@ class Pages:
         too_large = Refused(
             413, f"a body of more than max_body={limit} bytes; send fewer images at a time"
         )
+        # Refused before it is sent, where its length is said; otherwise when it has come so far.
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise too_large
@@ -208,6 +219,7 @@ async def _while_listening(request: Request, work: Coroutine[Any, Any, Result]) 
     task = asyncio.create_task(work)
     departure = asyncio.create_task(_departure(request))
     try:
+        # Whoever is first ends the other.
         await asyncio.wait((task, departure), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
@@ -231,6 +243,7 @@ def build_app(pages: Pages) -> Starlette:
         task = asyncio.create_task(pages.batcher.run())
         yield
         task.cancel()
+        # Awaited, so that it has ended before the event loop does.
         with suppress(asyncio.CancelledError):
             await task
 

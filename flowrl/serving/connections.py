@@ -30,6 +30,7 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.max_idle = self.config.limit_concurrency
+        # uvicorn would answer 503 to a request where others' connections are too many.
         self.limit_concurrency = None
         self.since = 0.0
         self.patience: asyncio.TimerHandle | None = None
@@ -42,12 +43,12 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait()
-        idle = [
-            connection
-            for connection in self.connections
-            if isinstance(connection, Connection) and connection.is_idle
-        ]
+        idle = []
+        for connection in self.connections:
+            if isinstance(connection, Connection) and connection.is_idle:
+                idle.append(connection)
         if self.max_idle is not None and len(idle) > self.max_idle:
+            # Not one that has just come: its request may be on the way.
             longest = min(idle, key=lambda connection: connection.since)
             if self.since - longest.since >= GRACE:
                 longest.close()
@@ -62,6 +63,7 @@ class Connection(H11Protocol):
         self._wait()
 
     def pause_writing(self) -> None:
+        # Called by asyncio where the client does not read, and the answer fills the buffer.
         super().pause_writing()
         self._wait()
 

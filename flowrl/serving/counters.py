@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 class Counters:
     """Totals since the start, and counts of what is held now: images that wait, their bytes, and
     bytes of bodies.
+
+    `requests` counts answers by their HTTP status. They are changed in the event loop alone, and so
+    need no lock.
     """
 
     requests: Counter[int] = field(default_factory=Counter)
@@ -53,6 +56,7 @@ class Counters:
             "# HELP flowrl_requests_total Requests to /score by status.",
             "# TYPE flowrl_requests_total counter",
         ]
+        # The one metric with a label: a row a status.
         for status, count in sorted(self.requests.items()):
             lines.append(f'flowrl_requests_total{{status="{status}"}} {count}')
         for name, kind, meaning, value in rows:

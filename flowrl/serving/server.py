@@ -42,11 +42,15 @@ def serve(
 ) -> None:
     """Serve `reward` at `host`:`port` until SIGINT or SIGTERM.
 
-    Requests under way are then finished, within `shutdown_seconds`. Up to `max_connections`
-    requests are under way at a time, and as many connections may wait for one, each for
-    `idle_seconds`. `device` is `auto` (CUDA where there is any) or a torch device. `token_env`
-    names the environment variable with the bearer token that /score asks for. Port 0 takes a free
-    one; the line that announces the server names it.
+    - Port 0 takes a free one; the line that announces the server names it.
+    - `device` is `auto` (CUDA where there is any) or a torch device.
+    - `limits` are those on one request, and `max_batch` to `max_waiting_bytes` those of `Batcher`.
+    - Up to `max_connections` requests are under way at a time, and as many connections may wait for
+      one, each for `idle_seconds`.
+    - Requests under way when it ends are finished, within `shutdown_seconds`.
+    - `token_env` names the environment variable with the bearer token that /score asks for.
+
+    Raises UserError for limits that contradict each other, and for a variable that is not set.
     """
     at_most("max_images", limits.max_images, "max_waiting", max_waiting)
     at_most("max_image_bytes", limits.max_image_bytes, "max_batch_bytes", max_batch_bytes)
@@ -62,6 +66,7 @@ def serve(
             "batched without regard to prompts; use it in the run's own process"
         )
     place = torch.device(device)
+    # Missing samples are told to the client, which decides how many are too many.
     module = RewardModule(reward=reward, max_missing=1.0).to(place)
     counters = Counters()
     batcher = Batcher(
@@ -94,11 +99,10 @@ def serve(
         timeout_keep_alive=idle_seconds,
         timeout_graceful_shutdown=max(int(shutdown_seconds), 1),
     )
+    # Bound before it is announced, so that port 0 is known, and whoever reads the line can connect.
     socket = config.bind_socket()
-    print(
-        f"serving {name} on http://{host}:{socket.getsockname()[1]}/score (device {place})",
-        flush=True,
-    )
+    bound_port = socket.getsockname()[1]
+    print(f"serving {name} on http://{host}:{bound_port}/score (device {place})", flush=True)
     uvicorn.Server(config).run(sockets=[socket])
 
 

@@ -70,7 +70,10 @@ class Uploads:
     def admitted(self) -> Iterator[Upload]:
         """Hold a place among the requests under way. Raises Busy where there is none."""
         upload = Upload(
-            num_bytes=0, paid_until=self.clock() + GRACE, timeout=None, is_displaced=False
+            num_bytes=0,
+            paid_until=self.clock() + GRACE,
+            timeout=None,
+            is_displaced=False,
         )
         while len(self.uploads) >= self.max_requests:
             self._displace(upload, f"{len(self.uploads)} requests are under way already")
@@ -89,6 +92,7 @@ class Uploads:
             async with asyncio.timeout(seconds) as upload.timeout:
                 yield
         except TimeoutError:
+            # Being displaced ends the time early, and is told below.
             if not upload.is_displaced:
                 raise TooSlow from None
         finally:
@@ -116,6 +120,7 @@ class Uploads:
 
     def _displace(self, newcomer: Upload, reason: str) -> None:
         """Give up the slowest body for a newcomer's. Raises Busy where none is too slow."""
+        # Bodies that have come whole keep their place: their clients have done what they could.
         awaited = [upload for upload in self.uploads if upload.timeout is not None]
         slowest = min(awaited, key=lambda upload: upload.paid_until, default=newcomer)
         if slowest is newcomer or slowest.timeout is None or self.clock() < slowest.paid_until:

@@ -31,13 +31,25 @@ def _is_pattern(text: str) -> bool:
     return True
 
 
+def _is_dotted(text: str) -> bool:
+    return all(map(str.isidentifier, text.split(".")))
+
+
 def is_folder_name(name: str) -> bool:
     """Tell whether a name may be part of a folder's name without leading elsewhere."""
-    return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0\n")
+    if name in ("", ".", ".."):
+        return False
+    # Windows' separator counts as well: a run's folder may be copied there.
+    forbidden = set("/\\\0\n")
+    return not set(name) & forbidden
 
 
 Count = Annotated[int, Ge(1), Le(10**9)]
+"""A number of anything that there must be at least one of."""
+
 Natural = Annotated[int, Ge(0), Le(10**9)]
+"""A number of anything that there may be none of."""
+
 Seed = Annotated[int, Ge(0), Lt(2**63)]
 """Seeds that NumPy's and PyTorch's generators both take."""
 
@@ -48,10 +60,14 @@ hours.
 """
 
 Samples = Annotated[int, Ge(1), Le(1_000_000)]
+"""Prompts, images or updates of an iteration, and images of a prompt."""
+
 Steps = Annotated[int, Ge(1), Le(1000)]
 """Steps of a sigma grid: diffusers' own timesteps end at 1,000."""
 
 StepNumber = Annotated[int, Ge(0), Lt(1000)]
+"""The number of one step of a grid, counted from 0."""
+
 Tokens = Annotated[int, Ge(1), Le(262144)]
 """Tokens of an image: one of 8,192 pixels a side, in patches of 16, has the most."""
 
@@ -59,15 +75,23 @@ Rank = Annotated[int, Ge(1), Le(16384)]
 """No layer of the base models is wider; the launch also compares with the layers themselves."""
 
 Resolution = Annotated[int, Ge(8), Le(8192)]
+"""Pixels of an image's side; autoencoders halve it three times or more."""
+
 TextLength = Annotated[int, Ge(0), Le(4096)]
 Chunk = Annotated[int, Ge(1), Le(4096)]
+
 Alpha = Annotated[float, Gt(0), Le(65536)]
+"""LoRA's alpha: the scale of its layers times their rank."""
+
+# NaN lies within none of these bounds, and infinity within those alone that have none above.
 
 Positive = Annotated[float, Gt(0), Le(10**6)]
 NonNegative = Annotated[float, Ge(0), Le(10**6)]
 Finite = Annotated[float, Predicate(math.isfinite)]
 Share = Annotated[float, Ge(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]
+"""A decay or a momentum, which at 1 would never move."""
+
 Seconds = Annotated[float, Ge(0), Le(10**7)]
 Duration = Annotated[float, Gt(0), Le(10**7)]
 """Seconds that something may take."""
@@ -76,10 +100,25 @@ Timeout = Annotated[float, Ge(1e-3), Le(10**6)]
 """Seconds for one answer of a service, a millisecond at least."""
 
 Minutes = Annotated[float, Gt(0), Le(10**6)]
-Rate = Annotated[float, Gt(0), Le(1), Told("a number above 0 and at most 1")]
+Rate = Annotated[
+    float,
+    Gt(0),
+    Le(1),
+    Told("a number above 0 and at most 1"),
+]
 
-Threshold = Annotated[float, Ge(0), Told("a number of at least 0 (inf switches it off)")]
-Limit = Annotated[float, Gt(0), Told("a number above 0; for no bound set it to inf (in YAML .inf)")]
+# Bounds of losses and samplers, which are told with their reason.
+
+Threshold = Annotated[
+    float,
+    Ge(0),
+    Told("a number of at least 0 (inf switches it off)"),
+]
+Limit = Annotated[
+    float,
+    Gt(0),
+    Told("a number above 0; for no bound set it to inf (in YAML .inf)"),
+]
 ClipLow = Annotated[
     float,
     Ge(0),
@@ -92,20 +131,35 @@ ClipHigh = Annotated[
     Told("a number of at least 0: the range must hold ratio 1; inf clips nothing above"),
 ]
 NoiseLevel = Annotated[
-    float, Ge(0), Le(10), Told("a number from 0 to 10; published levels are 0.3 to 1.2")
+    float,
+    Ge(0),
+    Le(10),
+    Told("a number from 0 to 10; published levels are 0.3 to 1.2"),
 ]
 Shift = Annotated[
-    float, Gt(0), Le(100), Told("a number above 0 and at most 100; base models have 1 to 12")
+    float,
+    Gt(0),
+    Le(100),
+    Told("a number above 0 and at most 100; base models have 1 to 12"),
 ]
 Guidance = Annotated[float, Ge(0), Le(100)]
 
 Text = Annotated[str, MinLen(1)]
 FolderName = Annotated[
-    str, Predicate(is_folder_name), Told("a name without slashes, for the run's folder")
+    str,
+    Predicate(is_folder_name),
+    Told("a name without slashes, for the run's folder"),
 ]
-Expression = Annotated[str, MinLen(1), Predicate(_is_pattern), Told("a regular expression")]
+Expression = Annotated[
+    str,
+    MinLen(1),
+    Predicate(_is_pattern),
+    Told("a regular expression"),
+]
 Dotted = Annotated[
-    str, Predicate(lambda text: all(map(str.isidentifier, text.split(".")))), Told("a dotted name")
+    str,
+    Predicate(_is_dotted),
+    Told("a dotted name"),
 ]
 
 Processes = Annotated[

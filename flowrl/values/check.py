@@ -51,9 +51,12 @@ def checked(group: str) -> Callable[[Callable[Parameters, Result]], Callable[Par
         @functools.wraps(function)
         def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
             hints = _hints(function)
-            for name, value in signature.bind(*args, **kwargs).arguments.items():
+            # Defaults are not bound, and so not compared: they are the program's.
+            arguments = signature.bind(*args, **kwargs).arguments
+            for name, value in arguments.items():
                 if name in hints:
-                    check_value(f"{group}.{name}" if group else name, value, hints[name])
+                    key = f"{group}.{name}" if group else name
+                    check_value(key, value, hints[name])
             return function(*args, **kwargs)
 
         return call
@@ -62,9 +65,15 @@ def checked(group: str) -> Callable[[Callable[Parameters, Result]], Callable[Par
 
 
 def check_value(key: str, value: Any, hint: Any) -> None:
-    """Raise UserError, naming `key`, where a plain value is not one that the hint takes."""
-    if not isinstance(value, PLAIN) or isinstance(value, Enum) or _is_instance(value, hint):
+    """Raise UserError, naming `key`, where a plain value is not one that the hint takes.
+
+    Objects are not compared: whoever made them was.
+    """
+    # An Enum may be a str too, and is an object all the same.
+    is_plain = isinstance(value, PLAIN) and not isinstance(value, Enum)
+    if not is_plain or _is_instance(value, hint):
         return
+    # Code may give a tuple where a configuration has a list.
     if not (fits(value, hint) or fits(_as_lists(value), hint)):
         text = f"{key}={show(value)} must be {describe(hint, value)}"
         raise UserError(f"{text}{nearest(key, value, hint)}")
@@ -92,6 +101,7 @@ def _as_lists(value: Any) -> Any:
 def _hints(declared: Any) -> dict[str, Any]:
     """Read hints; a private module may name in them what only type checkers import."""
     try:
+        # With the bounds, which are the extras of an annotation.
         return get_type_hints(declared, include_extras=True)
     except (NameError, TypeError, AttributeError):
         if str(getattr(declared, "__module__", "")).startswith("flowrl."):

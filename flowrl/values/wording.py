@@ -35,9 +35,10 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, kind) for kind in get_args(base))
     if get_origin(base) is Literal:
         # Types are compared too, since 0 is not false.
-        return (type(value), value) in [(type(word), word) for word in get_args(base)]
-    if inspect.isclass(base) and get_origin(base) is None and base not in PLAIN:
-        return False  # an object, which only a node with a target can make
+        words = [(type(word), word) for word in get_args(base)]
+        return (type(value), value) in words
+    if _is_object(base):
+        return False  # which only a node with a target can make
     try:
         adapter = _adapter(hint)
     except TypeError:
@@ -45,10 +46,17 @@ def fits(value: Any, hint: Any) -> bool:
     if adapter is None:
         return True
     try:
+        # Strictly, pydantic still takes 1 for a float, but neither "1" nor true for a number.
         adapter.validate_python(value, strict=True)
     except ValidationError:
         return False
     return True
+
+
+def _is_object(base: Any) -> bool:
+    """Tell whether a hint is a class that no plain value of a configuration belongs to."""
+    is_class = inspect.isclass(base) and get_origin(base) is None
+    return is_class and base not in PLAIN
 
 
 @cache
@@ -72,8 +80,10 @@ def describe(hint: Any, value: Any = None) -> str:
     if told:
         return told[-1]  # the outermost
     if _is_union(base):
+        # Null first: "null or a whole number of at least 1".
         kinds = sorted(get_args(base), key=lambda kind: kind is not type(None))
-        return " or ".join(describe(kind, value) for kind in kinds)
+        words = [describe(kind, value) for kind in kinds]
+        return " or ".join(words)
     if get_origin(base) is Literal:
         return _listed([show(word) for word in get_args(base)])
     if base in _NUMBERS:
@@ -95,6 +105,7 @@ def _collection(base: Any) -> str | None:
 
 
 def _is_union(base: Any) -> bool:
+    # Union[int, None] and int | None have different types until Python 3.14.
     return get_origin(base) in (Union, types.UnionType)
 
 
@@ -107,6 +118,7 @@ def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _number(kind: str, bounds: Sequence[Any], value: Any) -> str:
+    """Describe a number with its bounds: "a whole number of at least 1 and at most 100"."""
     article = "a finite" if Predicate(math.isfinite) in bounds else "a"
     limits = [_limit(bound, value) for bound in bounds]
     words = " and ".join(filter(None, limits))
@@ -129,7 +141,8 @@ def _limit(bound: Any, value: Any) -> str | None:
 
 def _matters(most: Any, value: Any) -> bool:
     """Tell whether an upper bound says more than that there is one, or is what the value breaks."""
-    return most < OBVIOUS or (isinstance(value, int | float) and value >= most)
+    is_broken = isinstance(value, int | float) and value >= most
+    return most < OBVIOUS or is_broken
 
 
 _NUMBERS: dict[Any, str] = {int: "whole number", float: "number"}
@@ -144,7 +157,11 @@ _KINDS: dict[Any, str] = {
 
 
 def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+    """List one word or more: "a, b or c"."""
+    *others, last = words
+    if not others:
+        return last
+    return f"{', '.join(others)} or {last}"
 
 
 def show(value: Any) -> str:
@@ -154,21 +171,25 @@ def show(value: Any) -> str:
     elif value is None:
         text = "null"
     elif isinstance(value, str):
+        # Line ends are white space too.
         text = " ".join(value.split()) or "''"
     elif isinstance(value, Mapping):
         items = [f"{key}: {show(item)}" for key, item in value.items()]
-        text = f"{{{', '.join(items)}}}"
+        text = "{" + ", ".join(items) + "}"
     elif isinstance(value, Sequence):
-        text = f"[{', '.join(map(show, value))}]"
+        text = "[" + ", ".join(map(show, value)) + "]"
     else:
         text = str(value)
-    return text if len(text) <= LENGTH else f"{text[: LENGTH - 3]}..."
+    if len(text) <= LENGTH:
+        return text
+    return text[: LENGTH - 3] + "..."
 
 
 def nearest(key: str, value: Any, hint: Any) -> str:
     """Return the nearest right form of a wrong value, as the end of a message; empty where none is
     near.
     """
+    # A form of the value itself comes before a word that only looks like it.
     for other in _forms(value, hint):
         if fits(other, hint):
             return f"; write {key}={_quoted(other)}"
@@ -200,9 +221,10 @@ def _forms(value: Any, hint: Any) -> Iterable[Any]:
 
 def _readings(word: str) -> Iterable[Any]:
     """Yield the number or the switch that a word spells."""
+    is_decimal = re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", word, re.IGNORECASE)
     if re.fullmatch(r"-?\d+", word):
         yield int(word)
-    elif re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", word, re.IGNORECASE) and word.count(".") < 2:
+    elif is_decimal and word.count(".") < 2:
         yield float(word)
     if word.lower() in _SWITCHES:
         yield _SWITCHES[word.lower()]
@@ -225,6 +247,7 @@ def _may_be_entry(value: Any, hint: Any) -> bool:
 
 
 def _takes_text(hint: Any) -> bool:
+    """Tell whether a single word may be right."""
     base, _ = unwrap(hint)
     if _is_union(base):
         return any(_takes_text(kind) for kind in get_args(base))
@@ -232,7 +255,10 @@ def _takes_text(hint: Any) -> bool:
 
 
 def _quoted(value: Any) -> str:
-    return f"\"'{value}'\"" if isinstance(value, str) else show(value)
+    """Return a value as it is typed: a text in YAML's quotes, and these in the shell's."""
+    if isinstance(value, str):
+        return f"\"'{value}'\""
+    return show(value)
 
 
 def _words(hint: Any) -> list[str]:
@@ -240,6 +266,8 @@ def _words(hint: Any) -> list[str]:
     base, _ = unwrap(hint)
     if get_origin(base) is Literal:
         return [word for word in get_args(base) if isinstance(word, str)]
+    words = []
     if _is_union(base):
-        return [word for kind in get_args(base) for word in _words(kind)]
-    return []
+        for kind in get_args(base):
+            words += _words(kind)
+    return words

@@ -1,0 +1,56 @@
+"""What the images of a prompt set say, one process's share of its rows at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.rewards.outputs import concatenate, reorder
+from flowrl.types import RewardOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Scores and statistics of some rows of a set, without their images.
+
+    Entry i of everything belongs to row `rows[i]`. `looks` are the statistics of
+    `flowrl.images.image_statistics.panel` by name, and `spread` is as the function gives it.
+    """
+
+    rows: list[int]
+    scores: RewardOutput
+    looks: Mapping[str, Float[Tensor, "B"]]
+    spread: Float[Tensor, "B"]
+
+
+def spread(images: Sequence[Float[Tensor, "3 S S"]], images_per_prompt: int) -> Float[Tensor, "B"]:
+    """Return for each image the mean square distance, per pixel, of its prompt's images; NaN where
+    a prompt has a single one.
+
+    The images of a prompt follow each other.
+    """
+    if images_per_prompt == 1:
+        return torch.full((len(images),), math.nan)
+    spreads = []
+    for start in range(0, len(images), images_per_prompt):
+        group = torch.stack(list(images[start : start + images_per_prompt]))
+        # The mean over pairs of |a - b|^2 is twice the unbiased variance within the group.
+        spreads.append(2 * group.var(0, correction=1).mean())
+    return torch.stack(spreads).repeat_interleave(images_per_prompt)
+
+
+def merge(shares: Sequence[Share]) -> Share:
+    """Join what all processes have, in the order of the rows."""
+    rows = [row for share in shares for row in share.rows]
+    order = torch.tensor(rows).argsort()
+    looks = {}
+    for stat in shares[0].looks:
+        looks[stat] = torch.cat([share.looks[stat] for share in shares])[order]
+    spreads = torch.cat([share.spread for share in shares])
+    scores = concatenate([share.scores for share in shares])
+    return Share(sorted(rows), reorder(scores, order), looks, spreads[order])
