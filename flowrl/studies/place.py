@@ -112,7 +112,7 @@ class Place:
         if path.is_file():
             chosen = read_object(path, "remove it, and it is chosen anew")
         else:
-            chosen = load(self.results(name)).get("tuned")
+            chosen = load(self.results(name)).get("tuned") or {}
             if not chosen:
                 # A study run anew, in another place, builds on the tuning that is published.
                 chosen = load(self.plans / name / RESULTS).get("tuned") or {}
