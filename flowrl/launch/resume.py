@@ -91,7 +91,7 @@ def _resumed(run: Path, folder: str, *, is_trusted: bool) -> tuple[DictConfig, l
     check_config(saved, run, is_trusted=is_trusted, conf=folders, typed=typed)
     # A key that the run lacks is then a mistake, unless it is given with `+`.
     OmegaConf.set_struct(saved, True)
-    # These two say which run it is, and are no keys of the run itself.
+    # These two are about the launch, and no keys of the run itself.
     of_launch = ("resume", trust.KEY)
     task = [str(item.input_line) for item in overrides if item.key_or_group not in of_launch]
     refuse_other_start(task, OmegaConf.select(saved, "lora.start"))

@@ -48,7 +48,12 @@ def with_changes(
     for change in (*earlier, *changes):
         if change in lasting:
             continue
+        # Several changes of a key become one, from its first value to its last.
         first = latest.get(change.key, change)
         latest[change.key] = Change(change.key, first.before, change.after, iteration)
-    kept = [change for change in latest.values() if iteration and change.before != change.after]
+    kept = []
+    for change in latest.values():
+        # Before the first iteration nothing was done with the earlier value.
+        if iteration and change.before != change.after:
+            kept.append(change)
     return [asdict(change) for change in (*lasting, *kept)]

@@ -5,7 +5,7 @@ and at equal reward.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from flowrl.report.charts import Point
@@ -13,6 +13,8 @@ from flowrl.statistics import Estimate, difference, mean, ratio
 from flowrl.studies.record import Metric, Record, evaluated, mean_of
 
 Runs = Sequence[Record]
+Groups = Mapping[str, Runs]
+"""Runs by their condition, in the order of the plan."""
 
 
 def conditions(runs: Runs, stages: Sequence[str]) -> dict[str, list[Record]]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from flowrl.errors import UserError
 from flowrl.report.tables import Table
 from flowrl.studies.figures import CAPTIONS, figure_names
 from flowrl.studies.plan import Study
 from flowrl.studies.ratio_noise.tables import tables as simulated_tables
+from flowrl.studies.record import Results
 from flowrl.studies.tables import cells, status, tables
 
 BLOCK = re.compile(r"<!-- begin ([^>]+?) -->.*?<!-- end -->", re.DOTALL)
@@ -58,7 +58,7 @@ def fill(text: str, pieces: Mapping[str, Pieces]) -> str:
     return BLOCK.sub(replaced, text)
 
 
-def pieces(study: Study, results: Mapping[str, Any]) -> Pieces:
+def pieces(study: Study, results: Results) -> Pieces:
     """Make all that a README can show of a study: of one without results, its status alone."""
     texts = {f"{study.name}/status": status(study, results)}
     if not results["runs"] and not results.get("simulation"):
@@ -84,7 +84,7 @@ def _shown(study: Study, figure: str) -> str:
     return f"![{figure}](figures/{figure}.svg)\n\n*{title}. {CAPTIONS[kind]}*"
 
 
-def all_tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
+def all_tables(study: Study, results: Results) -> list[Table]:
     """Make the tables of what was computed without any run, and those of the runs."""
     made: list[Table] = []
     if results.get("simulation"):
@@ -100,7 +100,7 @@ def body(table: Table) -> str:
     return without_heading.strip()
 
 
-def page(study: Study, results: Mapping[str, Any]) -> str:
+def page(study: Study, results: Results) -> str:
     """Write all pieces of a study on one page, for runs that are not its record and fill no
     README.
     """

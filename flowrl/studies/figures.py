@@ -7,15 +7,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flowrl.report.charts import Point, columns
 from flowrl.statistics import average, mean
-from flowrl.studies.analysis import Runs, by_seed, conditions, course
-from flowrl.studies.plan import Study
-from flowrl.studies.record import Metric, Record, mean_of
+from flowrl.studies.analysis import Groups, by_seed, conditions, course
+from flowrl.studies.plan import Section, Study
+from flowrl.studies.record import Metric, Metrics, Record, Results, Simulation, mean_of
 
 COLOURS = (
     "#2f6db3",
@@ -83,7 +83,7 @@ WIDTH = 6.4
 HEIGHT = 4.0
 
 
-def figure_names(study: Study, results: Mapping[str, Any]) -> list[str]:
+def figure_names(study: Study, results: Results) -> list[str]:
     """Name the figures that a record can give: those of a simulation, and those of runs where the
     record holds some.
     """
@@ -94,15 +94,13 @@ def figure_names(study: Study, results: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _groups(
-    study: Study, spec: Mapping[str, Any], results: Mapping[str, Any]
-) -> Mapping[str, Runs]:
+def _groups(study: Study, spec: Section, results: Results) -> Groups:
     """Return the runs that a figure shows, by condition."""
     stages = spec.get("stages", study.report["stages"])
     return conditions(results["runs"], stages)
 
 
-def fingerprint(study: Study, results: Mapping[str, Any]) -> str:
+def fingerprint(study: Study, results: Results) -> str:
     """Return a digest of the record that a figure is drawn from, and of how; it stands in the file,
     so that a stale figure can be told.
     """
@@ -111,7 +109,7 @@ def fingerprint(study: Study, results: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def draw(study: Study, results: Mapping[str, Any], folder: Path) -> list[Path]:
+def draw(study: Study, results: Results, folder: Path) -> list[Path]:
     """Write every figure of a study into `folder`, as PNG and as SVG; return the paths."""
     # Not at the module's head: matplotlib is slow to import, and most uses of a study draw nothing.
     import matplotlib
@@ -134,9 +132,7 @@ def draw(study: Study, results: Mapping[str, Any], folder: Path) -> list[Path]:
     return paths
 
 
-def _draw_one(
-    figure: Any, study: Study, spec: Mapping[str, Any], results: Mapping[str, Any]
-) -> None:
+def _draw_one(figure: Any, study: Study, spec: Section, results: Results) -> None:
     """Draw what `spec` describes: of a simulation, or of the study's runs."""
     kind = spec["kind"]
     if kind in SIMULATED:
@@ -180,9 +176,7 @@ def marker(number: int) -> str:
     return MARKERS[number // len(COLOURS) % len(MARKERS)]
 
 
-def paths_figure(
-    figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]
-) -> None:
+def paths_figure(figure: Any, groups: Groups, metrics: Metrics, spec: Section) -> None:
     """Draw each condition's way from the base model to its end: its runs thin, their mean bold.
 
     `spec` names the metrics of the two axes, `x` and `y`, by their keys in `metrics`.
@@ -216,9 +210,7 @@ def _centre(points: Sequence[Point]) -> Point:
     return average(xs), average(ys)
 
 
-def curves_figure(
-    figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]
-) -> None:
+def curves_figure(figure: Any, groups: Groups, metrics: Metrics, spec: Section) -> None:
     """Draw a score over the images drawn for training: the mean over runs, and the band from the
     smallest to the largest.
 
@@ -259,9 +251,7 @@ def _scores(run: Record, metric: Metric) -> list[Point]:
     return points
 
 
-def dots_figure(
-    figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, Any]
-) -> None:
+def dots_figure(figure: Any, groups: Groups, metrics: Metrics, spec: Section) -> None:
     """Draw one panel a metric: each condition's mean over seeds with its 95 % interval, and its
     runs as faint dots.
 
@@ -304,7 +294,7 @@ def _draw_row(axes: Any, row: int, scores: Sequence[float], number: int) -> None
         axes.plot([estimate.mean], [row], marker(number), color=colour, markersize=6)
 
 
-def noise_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
+def noise_figure(axes: Any, simulation: Simulation) -> None:
     """Draw noise and signal of the log-ratio at the threshold over the latent dimensions."""
     # The embedded model comes last and by itself: its threshold is another one.
     *rows, embedded = simulation["at_threshold"]
@@ -323,7 +313,7 @@ def noise_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
     _legend(axes)
 
 
-def contradictions_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
+def contradictions_figure(axes: Any, simulation: Simulation) -> None:
     """Draw the share of decisions that the exact divergence contradicts, each estimator with its
     best clip range.
     """

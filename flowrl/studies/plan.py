@@ -18,6 +18,9 @@ from flowrl.runs.files import read_yaml
 from flowrl.values.wording import meant
 
 Overrides = tuple[str, ...]
+Section = Mapping[str, Any]
+"""A section of a sweep.yaml, as it stands there."""
+
 SWEEP = "sweep.yaml"
 RESTORE = "restore it from the repository"
 ORDER = ("methods", "ratio_noise", "delta", "hard", "reuse", "forgetting", "multi_reward")
@@ -99,8 +102,8 @@ class Study:
 
     name: str
     stages: Sequence[Stage]
-    report: Mapping[str, Any]
-    simulation: Mapping[str, Any]
+    report: Section
+    simulation: Section
 
     @property
     def num_runs(self) -> int:
@@ -121,7 +124,7 @@ def read(name: str, folder: Path, is_quick: bool) -> Study:
             f"{name}: no such study{meant(name, ORDER)}; choose one of {', '.join(ORDER)}"
         )
     spec = read_yaml(path, RESTORE)
-    reduced: Mapping[str, Any] = {}
+    reduced: Section = {}
     if is_quick:
         reduced = spec.get("quick", {})
     common = spec.get("common", ())
@@ -137,9 +140,7 @@ def read(name: str, folder: Path, is_quick: bool) -> Study:
     return Study(name, stages, spec.get("report", {}), simulation)
 
 
-def _stage(
-    name: str, common: Overrides, spec: Mapping[str, Any], reduced: Mapping[str, Any]
-) -> Stage:
+def _stage(name: str, common: Overrides, spec: Section, reduced: Section) -> Stage:
     """Make a stage of its section of sweep.yaml.
 
     In `reduced`, lists of names keep those methods and variants; everything else there replaces

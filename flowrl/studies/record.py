@@ -17,6 +17,12 @@ from flowrl.studies.plan import Planned
 Record = dict[str, Any]
 Metric = str | Sequence[str]
 """A metric by its name in metrics.csv, or several whose mean is meant."""
+Metrics = Mapping[str, Metric]
+"""Metrics by the names that tables and figures show."""
+Results = Mapping[str, Any]
+"""The content of results.json: `runs`, and what the study has `tuned` or computed without them."""
+Simulation = Mapping[str, Any]
+"""The entry `simulation` of results.json, as the study of the ratio's noise computes it."""
 
 DIVERGED = "NotFinite"
 """The error of a run whose gradients became infinite or NaN: a result too. Other failures are
@@ -136,7 +142,7 @@ def mean_of(row: Mapping[str, float], metric: Metric) -> float:
     return average([row.get(name, math.nan) for name in names])
 
 
-def write(path: Path, results: Mapping[str, Any]) -> None:
+def write(path: Path, results: Results) -> None:
     """Write results.json, one line a run, so that a diff shows the runs that came; whole or not at
     all.
     """

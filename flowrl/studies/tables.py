@@ -10,6 +10,7 @@ from typing import Any
 from flowrl.report.tables import Cell, Table
 from flowrl.statistics import average, difference, mean
 from flowrl.studies.analysis import (
+    Groups,
     Runs,
     by_seed,
     compare,
@@ -18,13 +19,13 @@ from flowrl.studies.analysis import (
     interaction,
     kl_ratio_at_equal,
 )
-from flowrl.studies.plan import Study
-from flowrl.studies.record import Record, evaluated
+from flowrl.studies.plan import Section, Study
+from flowrl.studies.record import Metrics, Record, Results, evaluated
 
 BASE = "base model"
 
 
-def tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
+def tables(study: Study, results: Results) -> list[Table]:
     """Make all tables that the record gives: conditions, comparisons, and what was tuned."""
     runs = results["runs"]
     report = study.report
@@ -47,7 +48,7 @@ def tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
     return made
 
 
-def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
+def main_table(groups: Groups, metrics: Metrics) -> Table:
     """Make a table with one row a condition: means of the evaluation after training; above those it
     holds for, the one before.
 
@@ -75,7 +76,7 @@ def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
     return Table("main", "After training", note, columns, rows)
 
 
-def _main_row(label: str, runs: Runs, metrics: Mapping[str, Any]) -> list[Cell]:
+def _main_row(label: str, runs: Runs, metrics: Metrics) -> list[Cell]:
     """Return a condition's row: its runs, its metrics, and what a run of it took."""
     failed = sum(run["status"] == "failed" for run in runs)
     seeds = f"{len(runs)}"
@@ -97,9 +98,7 @@ def same_score(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-3)
 
 
-def comparison_table(
-    groups: Mapping[str, Runs], pairs: Sequence[Sequence[str]], report: Mapping[str, Any]
-) -> Table:
+def comparison_table(groups: Groups, pairs: Sequence[Sequence[str]], report: Section) -> Table:
     """Make a table with one row a claim: a condition against another.
 
     `pairs` are one or more, each two of the conditions that `groups` holds.
@@ -123,7 +122,7 @@ def comparison_table(
     return Table("comparisons", "Comparisons", note, columns, rows)
 
 
-def at_equal_budget(ours: Runs, theirs: Runs, report: Mapping[str, Any]) -> dict[str, str]:
+def at_equal_budget(ours: Runs, theirs: Runs, report: Section) -> dict[str, str]:
     """Return how two conditions compare after training: in rewards, and in what else is asked.
 
     The keys are the heads of the columns, the values their texts.
@@ -145,7 +144,7 @@ def at_equal_budget(ours: Runs, theirs: Runs, report: Mapping[str, Any]) -> dict
     return cells
 
 
-def at_equal_reward(ours: Runs, theirs: Runs, report: Mapping[str, Any]) -> dict[str, str]:
+def at_equal_reward(ours: Runs, theirs: Runs, report: Section) -> dict[str, str]:
     """Return what two conditions cost at equal reward: KL as a ratio, all else as a difference.
 
     The keys are the heads of the columns; a value ends in the number of pairs that it is over.
@@ -168,7 +167,7 @@ def at_equal_reward(ours: Runs, theirs: Runs, report: Mapping[str, Any]) -> dict
     return cells
 
 
-def interaction_table(groups: Mapping[str, Runs], report: Mapping[str, Any]) -> Table:
+def interaction_table(groups: Groups, report: Section) -> Table:
     """Make a table with one row a method: what a change does to ours minus what it does to that
     one.
     """
@@ -195,7 +194,7 @@ def interaction_table(groups: Mapping[str, Runs], report: Mapping[str, Any]) -> 
     return Table("interactions", title, note, ("comparison", *names), rows)
 
 
-def sides(asked: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
+def sides(asked: Section) -> list[tuple[list[str], list[str]]]:
     """Return the conditions of each comparison of changes: (with, without) of ours, and of theirs.
 
     What ours is held `against` is a method with the same change, or one with another of its own.
@@ -208,12 +207,12 @@ def sides(asked: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
     return pairs
 
 
-def _changed(side: Mapping[str, Any]) -> list[str]:
+def _changed(side: Section) -> list[str]:
     """Return a method's conditions with a change and without it."""
     return [f"{side['of']} {variant}" for variant in side["change"]]
 
 
-def course_table(groups: Mapping[str, Runs], names: Mapping[str, str]) -> Table:
+def course_table(groups: Groups, names: Mapping[str, str]) -> Table:
     """Make a table with one row a condition: what training logged, in its first quarter, its middle
     half and its last quarter.
 
@@ -276,7 +275,7 @@ def edges(variant: str, variants: Sequence[str]) -> str:
     return ", ".join(keys) or "no"
 
 
-def tuning_table(study: Study, results: Mapping[str, Any]) -> Table:
+def tuning_table(study: Study, results: Results) -> Table:
     """Make a table of every variant that was tried, those that have no run yet among them."""
     stage = next(stage for stage in study.stages if stage.chooses)
     groups = conditions(results["runs"], [stage.name])
@@ -297,7 +296,7 @@ def tuning_table(study: Study, results: Mapping[str, Any]) -> Table:
     return Table("tuning", "Tuning", note, columns, rows)
 
 
-def status(study: Study, results: Mapping[str, Any]) -> str:
+def status(study: Study, results: Results) -> str:
     """Tell how much of the study has been run, with what and where, as Markdown."""
     runs = results["runs"]
     if not runs and not results.get("simulation"):

@@ -5,7 +5,7 @@ best range, in each size, under other assumptions, and as published.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.schedule import Interval, LinearShift, intervals
+from flowrl.studies.plan import Section
 from flowrl.studies.ratio_noise.decisions import (
     Decisions,
     Estimator,
@@ -49,7 +50,7 @@ class Terms:
     scales: Tensor
 
     @classmethod
-    def of(cls, estimator: Estimator, setting: Mapping[str, Any]) -> Terms:
+    def of(cls, estimator: Estimator, setting: Section) -> Terms:
         """Make the terms of a setting, which holds the grid (shift, num_steps, and how many of its
         first steps are trained), delta, spread, quantiles and growth.
         """
@@ -70,7 +71,7 @@ class Terms:
         return cls(steps, velocity, kl, scales[:, None])
 
 
-def at_best(estimator: Estimator, setting: Mapping[str, Any]) -> tuple[float, Decisions]:
+def at_best(estimator: Estimator, setting: Section) -> tuple[float, Decisions]:
     """Return the best clip range in a setting's number of `dimensions`, and how it decides."""
     terms = Terms.of(estimator, setting)
     options = {
@@ -82,7 +83,7 @@ def at_best(estimator: Estimator, setting: Mapping[str, Any]) -> tuple[float, De
     return clip, decide(terms.kl, terms.scales, clip=clip, **options)
 
 
-def varied(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+def varied(spec: Section) -> list[dict[str, Any]]:
     """Return the contradicted decisions at other assumptions: other steps and sizes, velocities
     that grow to the data.
     """
@@ -102,7 +103,7 @@ def varied(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def matching_delta(estimator: Estimator, setting: Mapping[str, Any], clip: float) -> float:
+def matching_delta(estimator: Estimator, setting: Section, clip: float) -> float:
     """Return the threshold whose best range is `clip`, to the grid of `best_clip`: how large a
     trust region it makes.
 
@@ -126,7 +127,7 @@ def matching_delta(estimator: Estimator, setting: Mapping[str, Any], clip: float
     return math.sqrt(low * high)
 
 
-def published(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+def published(spec: Section) -> list[dict[str, Any]]:
     """Return for published clip ranges the threshold that each comes to, and the range that comes
     to it in the embedded model.
 
@@ -161,7 +162,7 @@ def published(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def simulate(spec: Mapping[str, Any]) -> dict[str, Any]:
+def simulate(spec: Section) -> dict[str, Any]:
     """Compute what the study says without a model; `spec` is the `simulation` of its sweep.yaml.
 
     The result is plain JSON, as results.json keeps it.
@@ -183,7 +184,7 @@ def simulate(spec: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _at_threshold(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _at_threshold(spec: Section) -> list[dict[str, Any]]:
     """Return noise and signal of a step at the threshold in each size, the embedded model last."""
     delta = spec["delta"]
     threshold = torch.tensor(delta, dtype=torch.float64)
@@ -198,9 +199,7 @@ def _at_threshold(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _in_each_size(
-    estimator: Estimator, terms: Terms, spec: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def _in_each_size(estimator: Estimator, terms: Terms, spec: Section) -> list[dict[str, Any]]:
     """Return how an estimator decides in each number of dimensions: at the best range there, and at
     that of the first number.
     """

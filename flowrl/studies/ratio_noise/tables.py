@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from flowrl.report.tables import Cell, Table
 from flowrl.statistics import average, mean
-from flowrl.studies.analysis import Runs, conditions
-from flowrl.studies.record import STEP_KL
+from flowrl.studies.analysis import Groups, conditions
+from flowrl.studies.record import STEP_KL, Record, Results, Simulation
 
 
-def tables(results: Mapping[str, Any]) -> list[Table]:
+def tables(results: Results) -> list[Table]:
     """Make the tables: at the threshold, by estimator, as published, under other assumptions, by
     step, and, where the record holds runs, measured in these.
     """
@@ -26,7 +24,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     return made
 
 
-def threshold_table(simulation: Mapping[str, Any]) -> Table:
+def threshold_table(simulation: Simulation) -> Table:
     """Make a table of noise against signal where the KL is the threshold."""
     rows: list[list[Cell]] = []
     for row in simulation["at_threshold"]:
@@ -44,7 +42,7 @@ def threshold_table(simulation: Mapping[str, Any]) -> Table:
     return Table("threshold", "Noise and signal", note, columns, rows)
 
 
-def estimator_table(simulation: Mapping[str, Any]) -> Table:
+def estimator_table(simulation: Simulation) -> Table:
     """Make a table of how often each clip, at its best range, decides otherwise than the mask."""
     rows: list[list[Cell]] = []
     keys = ("contradicted", "false_alarms", "misses", "gross")
@@ -73,7 +71,7 @@ def estimator_table(simulation: Mapping[str, Any]) -> Table:
     return Table("estimators", "Contradicted decisions", note, columns, rows)
 
 
-def published_table(simulation: Mapping[str, Any]) -> Table:
+def published_table(simulation: Simulation) -> Table:
     """Make a table of how large a trust region the published clip ranges make."""
     setting = simulation["setting"]
     rows: list[list[Cell]] = []
@@ -114,7 +112,7 @@ def published_table(simulation: Mapping[str, Any]) -> Table:
     return Table("published", "Published ranges", note, columns, rows)
 
 
-def varied_table(simulation: Mapping[str, Any]) -> Table:
+def varied_table(simulation: Simulation) -> Table:
     """Make a table of the same under other assumptions about steps and velocities."""
     rows: list[list[Cell]] = []
     for row in simulation["varied"]:
@@ -131,7 +129,7 @@ def varied_table(simulation: Mapping[str, Any]) -> Table:
     return Table("varied", "Other assumptions", note, ("clip", "contradicted", "gross"), rows)
 
 
-def step_table(simulation: Mapping[str, Any]) -> Table:
+def step_table(simulation: Simulation) -> Table:
     """Make a table of what one difference of velocities means at each step."""
     delta = simulation["setting"]["delta"]
     rows: list[list[Cell]] = []
@@ -148,7 +146,7 @@ def step_table(simulation: Mapping[str, Any]) -> Table:
     return Table("steps", "By step", note, columns, rows)
 
 
-def measured_table(groups: Mapping[str, Runs], dimensions: int) -> Table:
+def measured_table(groups: Groups, dimensions: int) -> Table:
     """Make a table of real runs: the logged noise, and the noise that the logged KL of each step
     predicts.
 
@@ -183,7 +181,7 @@ def measured_table(groups: Mapping[str, Runs], dimensions: int) -> Table:
     return Table("measured", "In training", note, columns, rows)
 
 
-def measured(run: Mapping[str, Any], dimensions: int) -> tuple[float, ...]:
+def measured(run: Record, dimensions: int) -> tuple[float, ...]:
     """Return the KL at the first and last trained step, noise logged and predicted, false alarms
     and misses: means over a run.
     """
