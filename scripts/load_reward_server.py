@@ -47,12 +47,13 @@ class Answers:
     seconds: list[float] = field(default_factory=list)
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{count} x {status}" for status, count in sorted(self.statuses.items()))
+        statuses = sorted(self.statuses.items())
+        counts = ", ".join(f"{count} x {status}" for status, count in statuses)
         if not self.seconds:
             return counts or "-"
-        return (
-            f"{counts}; median {np.median(self.seconds):.3f} s, longest {max(self.seconds):.3f} s"
-        )
+        median = np.median(self.seconds)
+        longest = max(self.seconds)
+        return f"{counts}; median {median:.3f} s, longest {longest:.3f} s"
 
 
 @dataclass
@@ -64,9 +65,11 @@ class Server:
 
     def memory(self, name: str) -> float:
         """Return VmRSS (now) or VmHWM (peak), in MiB."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        for line in status.splitlines():
             if line.startswith(name):
-                return int(line.split()[1]) / 1024
+                kibibytes = int(line.split()[1])
+                return kibibytes / 1024
         raise RuntimeError(f"no {name} in the status of process {self.process.pid}")
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -86,11 +89,14 @@ class Server:
         return status
 
     async def _post(self, body: bytes) -> str:
+        """Send a request, and return the status as the server's first line has it."""
         reader, writer = await self.connect()
         try:
             writer.write(head(len(body)) + body)
             await writer.drain()
-            return (await reader.readexactly(12))[9:].decode()
+            # `HTTP/1.1 200`: the rest of the answer is not waited for.
+            start_of_answer = await reader.readexactly(12)
+            return start_of_answer[9:].decode()
         finally:
             writer.close()
 
@@ -106,9 +112,8 @@ def head(length: int) -> bytes:
 def body(pngs: list[bytes]) -> bytes:
     """Write a request for the scores of images."""
     images = [base64.b64encode(png).decode() for png in pngs]
-    return json.dumps(
-        {"images": images, "prompts": [{"text": "a red circle"}] * len(pngs)}
-    ).encode()
+    prompts = [{"text": "a red circle"}] * len(pngs)
+    return json.dumps({"images": images, "prompts": prompts}).encode()
 
 
 def png(width: int, height: int, mode: str = "RGB") -> bytes:
@@ -122,12 +127,17 @@ def with_texts(picture: bytes, count: int) -> bytes:
     """Add compressed texts to a picture, of 1 MiB each and a kilobyte in the file."""
     text = zlib.compress(b"x" * MIB)
     chunks = [chunk(b"zTXt", b"key %d\0\0" % i + text) for i in range(count)]
-    return picture[:33] + b"".join(chunks) + picture[33:]
+    # Behind the signature and the first chunk, the image's size, which must come first.
+    header = picture[:33]
+    rest = picture[33:]
+    return header + b"".join(chunks) + rest
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
     """Write a chunk of a PNG, with its sum."""
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    length = struct.pack(">I", len(data))
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return length + kind + data + checksum
 
 
 SMALL = body([png(32, 32)])
@@ -160,16 +170,21 @@ def held_back(num_connections: int, sent: bytes) -> Case:
 
     async def case(server: Server, asked: Answers, besides: Answers) -> None:
         connections = [await server.connect() for _ in range(num_connections)]
-        for _, writer in connections:
+        readers = [reader for reader, _ in connections]
+        writers = [writer for _, writer in connections]
+        for writer in writers:
             writer.write(sent)
-        drains = asyncio.gather(
-            *(writer.drain() for _, writer in connections), return_exceptions=True
-        )
-        await asyncio.wait([drains], timeout=10)
+        # A server that reads no further, or closes the connection, lets this wait or fail.
+        drains = [writer.drain() for writer in writers]
+        all_sent = asyncio.gather(*drains, return_exceptions=True)
+        await asyncio.wait([all_sent], timeout=10)
+        # Time for the server to hold what it was sent, before others ask.
         await asyncio.sleep(2)
         await others(server, besides)
-        await asyncio.gather(*(end(reader, asked) for reader, _ in connections))
-        for _, writer in connections:
+        ends = [end(reader, asked) for reader in readers]
+        await asyncio.gather(*ends)
+        # Without the usual farewell, which a full buffer would hold up.
+        for writer in writers:
             writer.transport.abort()
 
     return case
@@ -193,10 +208,15 @@ async def thousand(server: Server, asked: Answers, besides: Answers) -> None:
 
     async def persist() -> None:
         start = time.perf_counter()
-        while await server.post(SMALL, asked) != "200" and time.perf_counter() - start < SECONDS:
+        while True:
+            status = await server.post(SMALL, asked)
+            is_late = time.perf_counter() - start >= SECONDS
+            if status == "200" or is_late:
+                return
             await asyncio.sleep(1)
 
-    await asyncio.gather(*(persist() for _ in range(1000)))
+    requests = [persist() for _ in range(1000)]
+    await asyncio.gather(*requests)
 
 
 LARGE = 100_000_000
@@ -243,9 +263,13 @@ async def running(overrides: list[str]) -> AsyncIterator[Server]:
     line = process.stdout.readline()
     if not line.startswith("serving "):
         sys.exit(f"error: the server did not start: {' '.join(command)}")
+    # `serving NAME on http://127.0.0.1:PORT/score ...`, with the port that the system chose.
+    url = line.split()[3]
+    _, _, port = url.removesuffix("/score").rpartition(":")
     try:
-        yield Server(process, int(line.split()[3].removesuffix("/score").rsplit(":", 1)[1]))
+        yield Server(process, int(port))
     finally:
+        # At once: what it still has to answer is of no account, and may take minutes.
         process.send_signal(signal.SIGKILL)
         process.wait()
 
@@ -257,6 +281,7 @@ async def measure(name: str, overrides: list[str]) -> str:
     asked = Answers()
     besides = Answers()
     async with running(overrides) as server:
+        # The first requests import and allocate what every later one needs.
         await others(server, Answers(), 3)
         before = server.memory("VmRSS")
         start = time.perf_counter()
@@ -277,9 +302,11 @@ def main() -> None:
     words = parser.parse_args().words
     overrides = [word for word in words if "=" in word]
     names = [word for word in words if "=" not in word] or list(CASES)
-    if unknown := set(names) - set(CASES):
-        sys.exit(f"error: {', '.join(sorted(unknown))}: no such case; there are {', '.join(CASES)}")
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    unknown = ", ".join(sorted(set(names) - set(CASES)))
+    if unknown:
+        sys.exit(f"error: {unknown}: no such case; there are {', '.join(CASES)}")
+    # A thousand connections are more files than a process may have open by default.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     print("| case | MiB before | MiB at peak | its answers | others' answers | seconds |")
     print("|---|---|---|---|---|---|")

@@ -82,14 +82,17 @@ def draw_scenes(count: int, rng: random.Random) -> tuple[list[Caption], Tensor]:
     """Draw captions of all families in equal shares and their images, float32 in [-1, 1], shape
     (count, 3, H, W).
     """
+    # All captions before any layout: the order of the draws decides the scenes of a seed.
     captions = [sample_caption(rng.choice(FAMILIES), rng) for _ in range(count)]
-    images = torch.from_numpy(render([lay_out(caption, rng) for caption in captions]))
+    layouts = [lay_out(caption, rng) for caption in captions]
+    images = torch.from_numpy(render(layouts))
     return captions, images.permute(0, 3, 1, 2) * 2 - 1
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
     """Turn images in [-1, 1], (B, 3, H, W), into the verifier's: (B, H, W, 3) in [0, 1]."""
-    return (images.float().clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+    scaled = images.float().clamp(-1, 1) / 2 + 0.5
+    return scaled.permute(0, 2, 3, 1).numpy()
 
 
 def make_tokenizer() -> CLIPTokenizer:
@@ -108,7 +111,9 @@ def make_tokenizer() -> CLIPTokenizer:
         show_progress=False,
     )
     bpe.train_from_iterator([*WORDS, *letters], trainer)
-    merges: Any = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    # The library gives out its merges only in the text that it saves.
+    learned = json.loads(bpe.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in learned["merges"]]
     # The trainer numbers the alphabet in an order that changes from process to process: number
     # everything here.
     tokens = [
@@ -144,10 +149,10 @@ class Generator(nn.Module):
     def token_ids(self, texts: list[str]) -> Tensor:
         """Return the tokens of texts, (B, NUM_TOKENS); each text is only read once."""
         for text in set(texts) - self._ids.keys():
-            ids = self.tokenizer(
+            encoding = self.tokenizer(
                 text, padding="max_length", max_length=NUM_TOKENS, truncation=True
-            ).input_ids
-            self._ids[text] = torch.tensor(ids)
+            )
+            self._ids[text] = torch.tensor(encoding.input_ids)
         return torch.stack([self._ids[text] for text in texts])
 
     def encode(self, texts: list[str], num_pads: int = 0) -> tuple[Tensor, Tensor]:
@@ -158,10 +163,9 @@ class Generator(nn.Module):
         `max_sequence_length` of them.
         """
         ids = self.token_ids(texts)
-        outputs = [
-            encoder(ids, output_hidden_states=True)
-            for encoder in (self.text_encoder, self.text_encoder_2)
-        ]
+        encoders = (self.text_encoder, self.text_encoder_2)
+        outputs = [encoder(ids, output_hidden_states=True) for encoder in encoders]
+        # The last layer but one, as the stock pipeline takes it.
         tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)
         pads = tokens.new_zeros(len(texts), num_pads, tokens.shape[-1])
@@ -169,6 +173,7 @@ class Generator(nn.Module):
 
     def velocity(self, x: Tensor, sigma: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
         """Evaluate the transformer at latents x (B, C, H, W) and noise levels sigma (B,)."""
+        # diffusers' transformers take timesteps from 0 to 1000.
         return self.transformer(x, tokens, pooled, sigma * 1000, return_dict=False)[0]
 
 
@@ -176,11 +181,13 @@ class Generator(nn.Module):
 def reconstruction_score(autoencoder: Network, count: int) -> float:
     """Return the verifier's mean strict score of reconstructions of `count` unseen scenes."""
     captions, images = draw_scenes(count, random.Random("reconstruction"))
-    decoded = [
-        autoencoder.decode(autoencoder.encode(batch).latent_dist.mean).sample
-        for batch in images.split(256)
-    ]
-    verdicts = verify(to_pixels(torch.cat(decoded)), captions)
+    decoded = []
+    # In batches, since the activations of all images at once take too much memory.
+    for batch in images.split(256):
+        latents = autoencoder.encode(batch).latent_dist.mean
+        decoded.append(autoencoder.decode(latents).sample)
+    pixels = to_pixels(torch.cat(decoded))
+    verdicts = verify(pixels, captions)
     return float(np.mean([verdict.strict for verdict in verdicts]))
 
 
@@ -190,30 +197,39 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the strict score per family and overall, the soft score and the share of clean objects
     after 12 Euler steps without guidance.
+
+    `grid` is where a picture of the first 98 images is written, if anywhere.
     """
     rng = random.Random("evaluate")
     captions = [sample_caption(FAMILIES[i % len(FAMILIES)], rng) for i in range(count)]
-    size = generator.transformer.config.sample_size
-    x = torch.randn(
-        count,
-        generator.transformer.config.in_channels,
-        size,
-        size,
-        generator=torch.Generator().manual_seed(0),
-    )
     tokens, pooled = generator.encode([caption.text for caption in captions])
+    config = generator.transformer.config
+    shape = (count, config.in_channels, config.sample_size, config.sample_size)
+    # The same noise at every call, so that scores of two moments in training can be compared.
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     sigmas = [SHIFT * u / (1 + (SHIFT - 1) * u) for u in torch.linspace(1, 0, 13).tolist()]
     for sigma, sigma_next in pairwise(sigmas):
-        x = x + (sigma_next - sigma) * generator.velocity(
-            x, torch.full((count,), sigma), tokens, pooled
-        )
-    batches = (x / autoencoder.config.scaling_factor).split(128)
-    pixels = to_pixels(torch.cat([autoencoder.decode(batch).sample for batch in batches]))
+        velocity = generator.velocity(x, torch.full((count,), sigma), tokens, pooled)
+        x = x + (sigma_next - sigma) * velocity
+    latents = x / autoencoder.config.scaling_factor
+    decoded = [autoencoder.decode(batch).sample for batch in latents.split(128)]
+    pixels = to_pixels(torch.cat(decoded))
     if grid is not None:
-        rows = [np.concatenate(list(pixels[i : i + 14]), axis=1) for i in range(0, 98, 14)]
-        sheet = Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8))
-        sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST).save(grid)
+        save_grid(pixels, grid)
     return summarise(captions, verify(pixels, captions))
+
+
+def save_grid(pixels: np.ndarray, path: Path) -> None:
+    """Write the first 98 images in rows of 14, three times as large.
+
+    `pixels` are (B, H, W, 3) in [0, 1].
+    """
+    rows = [np.concatenate(list(pixels[i : i + 14]), axis=1) for i in range(0, 98, 14)]
+    colours = (np.concatenate(rows) * 255).round().astype(np.uint8)
+    sheet = Image.fromarray(colours)
+    # To the nearest pixel, since an image of 32 pixels is looked at pixel by pixel.
+    size = (sheet.width * 3, sheet.height * 3)
+    sheet.resize(size, Image.Resampling.NEAREST).save(path)
 
 
 def summarise(captions: list[Caption], verdicts: list[Verdict]) -> dict[str, float]:
@@ -221,15 +237,19 @@ def summarise(captions: list[Caption], verdicts: list[Verdict]) -> dict[str, flo
     of the palette.
     """
     families = defaultdict(list)
+    objects: list[bool] = []
     for caption, verdict in zip(captions, verdicts, strict=True):
         families[caption.family].append(verdict.strict)
-    objects = [item.is_clean for verdict in verdicts for item in verdict.objects]
-    return {
+        objects += [item.is_clean for item in verdict.objects]
+    scores = {
         "strict": float(np.mean([verdict.strict for verdict in verdicts])),
         "soft": float(np.mean([verdict.soft for verdict in verdicts])),
+        # Early in training no image may hold anything that counts as an object.
         "clean_objects": float(np.mean(objects)) if objects else 0.0,
-        **{f"strict_{family}": float(np.mean(families[family])) for family in FAMILIES},
     }
+    for family in FAMILIES:
+        scores[f"strict_{family}"] = float(np.mean(families[family]))
+    return scores
 
 
 def export(folder: Path, generator: Generator, autoencoder: Network) -> None:

@@ -71,6 +71,7 @@ class Checkpoint(Callback):
         labelled: dict[str, Tensor] = {}
         for stem, tensors in weights.items():
             labelled |= {f"{stem} {name}": tensor for name, tensor in tensors.items()}
+        # Digests only tell that a file is as it was written.
         if name := first_not_finite(labelled):
             raise UserError(
                 f"checkpoint {self.restored}: the weight {name} holds NaN or infinity; delete its "
@@ -91,10 +92,12 @@ class Checkpoint(Callback):
             # Only now, since all processes have read theirs.
             checkpoint.set_aside_after(self.restored)
             checkpoint.sweep(self.folder / CHECKPOINTS)
-        pl_module.ema.weights = {
-            name: value.to(pl_module.device) for name, value in pl_module.ema.weights.items()
-        }
+        # Lightning has moved the policy by now, but knows nothing of these.
+        device = pl_module.device
+        averages = pl_module.ema.weights
+        pl_module.ema.weights = {name: value.to(device) for name, value in averages.items()}
         if self.restored is not None:
+            # Read again, since the optimizer that takes its state back did not exist before.
             weights, _ = checkpoint.load(self.restored)
             checkpoint.load_optimizer_tensors(trainer.optimizers[0], weights["optimizer"])
             torch.set_rng_state(weights["rng"]["state"])
@@ -105,17 +108,19 @@ class Checkpoint(Callback):
     ) -> None:
         assert isinstance(pl_module, Policy)
         is_last = is_at_end(trainer, pl_module)
+        # Asked of all processes, so that all of them stop after the same iteration.
         must_stop = self.stop.is_asked_for()
         if is_last or must_stop or pl_module.num_iterations % self.every == 0:
             self.save(trainer, pl_module)
         if must_stop and not is_last:
-            # a process that ended sooner would have the one that saves killed
+            # A process that ended sooner would have the one that saves killed.
             trainer.strategy.barrier()
             raise SIGTERMException
 
     def save(self, trainer: Trainer, policy: Policy) -> None:
-        """Write a checkpoint. Raises NotFinite, and leaves those that are there, where a weight is
-        no number.
+        """Write a checkpoint. All processes call it: divided weights are gathered.
+
+        Raises NotFinite, and leaves those that are there, where a weight is no number.
         """
         tensors = {
             **policy.weights(),
@@ -124,15 +129,22 @@ class Checkpoint(Callback):
         }
         assert tensors.keys() == set(self.stems(policy))
         require_finite(tensors)  # before an older checkpoint is deleted for this one
-        weights = {
-            stem: gathered(named, is_kept=trainer.is_global_zero) for stem, named in tensors.items()
-        }
-        if trainer.is_global_zero:
-            state = policy.state() | {"record": self.record.state()}
-            checkpoint.save(self.folder / CHECKPOINTS, keep=self.keep, weights=weights, state=state)
-            if not self.has_moved_latest:
-                self.has_moved_latest = True
-                point_latest_at(self.folder)
+        weights = {}
+        for stem, named in tensors.items():
+            weights[stem] = gathered(named, is_kept=trainer.is_global_zero)
+        if not trainer.is_global_zero:
+            return
+        state = policy.state() | {"record": self.record.state()}
+        checkpoint.save(
+            self.folder / CHECKPOINTS,
+            keep=self.keep,
+            weights=weights,
+            state=state,
+        )
+        # Only with a checkpoint is the run one to look at or to go on with.
+        if not self.has_moved_latest:
+            self.has_moved_latest = True
+            point_latest_at(self.folder)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -156,7 +168,8 @@ class Checkpoint(Callback):
         complete = checkpoint.list_complete(self.folder / CHECKPOINTS)
         if not complete:
             return NO_CHECKPOINT
-        return f"the newest checkpoint is after iteration {int(complete[-1].name)}"
+        iteration = int(complete[-1].name)
+        return f"the newest checkpoint is after iteration {iteration}"
 
     def export(self, trainer: Trainer, policy: Policy) -> None:
         """Write the EMA's weights, whole or not at all. All processes call it: divided weights are
@@ -169,6 +182,7 @@ class Checkpoint(Callback):
         partial = target.with_suffix(".partial")
         if trainer.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
+        # Gathering divided weights takes all processes, of which the first alone writes.
         if trainer.is_global_zero or is_divided(policy.transformer):
             with swapped(policy.tuning.parameters(), policy.ema.weights):
                 policy.tuning.save(policy.model.pipeline, partial)

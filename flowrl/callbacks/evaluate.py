@@ -67,6 +67,7 @@ class Evaluate(Callback):
 
     @property
     def before_path(self) -> Path:
+        """The file that keeps the images and scores from before training, for a resumed run."""
         return self.folder / "images" / "before.safetensors"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,6 +84,7 @@ class Evaluate(Callback):
         """Take back what was drawn before training; without it, later pictures and alarms have
         nothing beside them.
         """
+        # Neither is a reason to stop the run: it trains as it would have.
         if not self.before_path.is_file():
             log.warning(
                 "%s is gone: no pictures from before training will be shown, no alarms given",
@@ -96,18 +98,22 @@ class Evaluate(Callback):
             log.warning(
                 "%s is damaged (%s): no pictures from before training will be shown, no alarms "
                 "given; put the file back and resume to have them",
-                *(self.before_path, error),
+                self.before_path,
+                error,
             )
             return
-        self.watched = {name: before[name] for name in ("reward", *self.gold) if name in before}
+        # A gold metric that came with an override at resumption has no values from before.
+        names = ("reward", *self.gold)
+        self.watched = {name: before[name] for name in names if name in before}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Policy)
-        is_last = is_at_end(trainer, pl_module)
-        if is_last or (self.every and pl_module.num_iterations % self.every == 0):
-            self.run(trainer, pl_module, "after" if is_last else "during")
+        if is_at_end(trainer, pl_module):
+            self.run(trainer, pl_module, "after")
+        elif self.every and pl_module.num_iterations % self.every == 0:
+            self.run(trainer, pl_module, "during")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate a run that was resumed with no iteration left, such as one whose last evaluation
@@ -116,44 +122,61 @@ class Evaluate(Callback):
         assert isinstance(pl_module, Policy)
         is_last = is_at_end(trainer, pl_module)
         if is_last and "after" not in self.record.evaluations:
+            # Lightning has taken the policy off its device by now, but not divided weights.
             if not is_divided(pl_module.transformer):
-                pl_module.to(trainer.strategy.root_device)  # Lightning has taken it off
+                pl_module.to(trainer.strategy.root_device)
             self.restore()
             self.run(trainer, pl_module, "after")
 
     def run(self, trainer: Trainer, policy: LightningModule, when: str) -> None:
-        """Evaluate, log, draw; all processes call it."""
+        """Evaluate, log, draw; all processes call it.
+
+        `when` is before, during or after, under which the run's record keeps the scores. Raises
+        UserError before training for a score that the reward does not have.
+        """
         assert isinstance(policy, Policy)
+        is_before = not policy.num_iterations
         result = self.evaluate(trainer, policy)
+        # Pictures, alarms and the names of scores are of the first set.
         main = next(iter(self.evaluator.sets))
+        prompts = self.evaluator.sets[main]
         scores = result.scores[main]
         watched = self.watch(scores)
-        if not policy.num_iterations:
+        if is_before:
             self.watched = watched
             self.check_names(scores, getattr(policy.reward.reward, "monitors", ()))
-        metrics = dict(result.metrics) | {
-            f"eval/{main}/alarms": float(len(self.alarms(watched, trainer.loggers)))
-        }
+        alarms = self.alarms(watched, trainer.loggers)
+        metrics = dict(result.metrics)
+        metrics[f"eval/{main}/alarms"] = float(len(alarms))
         report_evaluation(policy, metrics)
         headline = self.headline(result)
         self.record.add(when, metrics, headline)
-        places = self.evaluator.spread_over(len(self.evaluator.sets[main]), self.num_shown)
+        places = self.evaluator.spread_over(len(prompts), self.num_shown)
         images, values = self.shown(scores, result.images[main], places)
+        # Only now, since `shown` gathers the images of all processes.
         if not trainer.is_global_zero:
             return
-        if not policy.num_iterations:
+        if is_before:
             self.first = (images, values)
-            self.before_path.parent.mkdir(parents=True, exist_ok=True)
-            tensors = {"images": images.contiguous(), "scores": values.contiguous(), **watched}
-            with replacing(self.before_path) as partial:
-                save_file(tensors, partial)
-                grant_usual_mode(partial)
-        captions = [self.evaluator.sets[main][place].text for place in places]
+            self.keep_first(images, values, watched)
+        captions = [prompts[place].text for place in places]
         path = self.draw(trainer, policy.num_iterations, captions, images, values)
-        numbers = ", ".join(
-            f"{key} {value:.3g}" for key, value in headline.items() if isinstance(value, float)
-        )
-        policy.print(f"evaluation {when} (iteration {policy.num_iterations}): {numbers}; {path}")
+        numbers = []
+        for key, value in headline.items():
+            # The other sets, families and panels are dictionaries, too long for a line.
+            if isinstance(value, float):
+                numbers.append(f"{key} {value:.3g}")
+        text = ", ".join(numbers)
+        policy.print(f"evaluation {when} (iteration {policy.num_iterations}): {text}; {path}")
+
+    def keep_first(self, images: Tensor, values: Tensor, watched: Mapping[str, Tensor]) -> None:
+        """Write the images and scores from before training, whole or not at all."""
+        # safetensors refuses tensors that are not contiguous.
+        tensors = {"images": images.contiguous(), "scores": values.contiguous(), **watched}
+        self.before_path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.before_path) as partial:
+            save_file(tensors, partial)
+            grant_usual_mode(partial)
 
     def evaluate(self, trainer: Trainer, policy: Policy) -> EvaluationResult:
         """Evaluate, and show in place of the progress bar how far that is."""
@@ -168,16 +191,20 @@ class Evaluate(Callback):
     ) -> tuple[Tensor, Tensor]:
         """Return the first image of each prompt at `places`, gathered from all processes, and its
         headline score, NaN where it has none.
+
+        `scores` are those of the whole set, `images` those that this process drew, by their row.
+        All processes call it.
         """
         rows = [place * self.evaluator.images_per_prompt for place in places]
         # Copies, since a view would keep its whole batch for the rest of the run.
-        shares = gather({row: images[row].clone() for row in rows if row in images})
+        images_here = {row: images[row].clone() for row in rows if row in images}
         gathered: dict[int, Tensor] = {}
-        for share in shares:
+        for share in gather(images_here):
             gathered |= share
-        values = scores.parts.get(self.evaluator.headline, scores.values)[rows]
-        values = torch.where(scores.is_valid[rows], values, torch.nan)
-        return torch.stack([gathered[row] for row in rows]), values
+        headline = scores.parts.get(self.evaluator.headline, scores.values)
+        values = torch.where(scores.is_valid[rows], headline[rows], torch.nan)
+        shown_images = torch.stack([gathered[row] for row in rows])
+        return shown_images, values
 
     def draw(
         self,
@@ -192,7 +219,9 @@ class Evaluate(Callback):
         """
         columns = []
         if self.first is not None:
-            columns.append(("before", self.first[0], self.first[1].tolist()))
+            first_images, first_values = self.first
+            columns.append(("before", first_images, first_values.tolist()))
+        # Before training the images are themselves the first ones.
         if num_iterations:
             columns.append((f"iteration {num_iterations}", images, values.tolist()))
         sheet = contact_sheet.comparison(captions, columns, per_row=4)
@@ -205,17 +234,20 @@ class Evaluate(Callback):
         """Return the reward and the gold metrics of each sample, NaN where there is none; warn of
         one that is no part.
         """
-        if unknown := [name for name in self.gold if name not in output.parts]:
+        watched = {"reward": torch.where(output.has_value, output.values, torch.nan)}
+        unknown = []
+        for name in self.gold:
+            if name in output.parts:
+                watched[name] = torch.where(output.is_valid, output.parts[name], torch.nan)
+            else:
+                unknown.append(name)
+        if unknown:
             names = ", ".join(output.parts) or "none"
             log.warning(
                 "viewing.gold=%s: no part of the reward, whose parts are: %s",
                 ",".join(unknown),
                 names,
             )
-        watched = {"reward": torch.where(output.has_value, output.values, torch.nan)}
-        for name in self.gold:
-            if name in output.parts:
-                watched[name] = torch.where(output.is_valid, output.parts[name], torch.nan)
         return watched
 
     def check_names(self, output: RewardOutput, monitors: Iterable[str]) -> None:
@@ -223,12 +255,13 @@ class Evaluate(Callback):
         trained.
 
         A mixture's monitor that failed leaves its parts out, so that nothing can be said of them
-        then.
+        then. Raises UserError that names the key.
         """
         if any(name not in output.parts for name in monitors):
             return
-        asked = [("evaluation.headline", self.evaluator.headline, {"reward", *output.parts})]
-        asked += [("viewing.gold", name, set(output.parts)) for name in self.gold]
+        parts = set(output.parts)
+        asked = [("evaluation.headline", self.evaluator.headline, {"reward", *parts})]
+        asked += [("viewing.gold", name, parts) for name in self.gold]
         for key, name, known in asked:
             if name not in known:
                 words = ", ".join(sorted(known)) or "none"
@@ -236,19 +269,22 @@ class Evaluate(Callback):
 
     def alarms(self, watched: dict[str, Tensor], loggers: Sequence[Logger]) -> list[str]:
         """List gold metrics that fell while the reward rose, warn of them, and have trackers send
-        an alert.
+        an alert; none where nothing from before training is known.
         """
-        texts = same_texts(next(iter(self.evaluator.sets.values())))
-        prompts = np.arange(len(watched["reward"])) // self.evaluator.images_per_prompt
         if not self.watched:
             return []
+        # Images of one prompt, and prompts of one text, are not independent evidence.
+        first_set = next(iter(self.evaluator.sets.values()))
+        texts = same_texts(first_set)
+        prompts = np.arange(len(watched["reward"])) // self.evaluator.images_per_prompt
         names = [name for name in self.watched if name in watched]
         before = {name: self.watched[name].numpy() for name in names}
         now = {name: watched[name].numpy() for name in names}
         fell = fallen(before, now, prompts, texts)
         if fell:
+            metrics = ", ".join(fell)
             text = (
-                f"the reward rose and {', '.join(fell)} fell: the reward may be being cheated; "
+                f"the reward rose and {metrics} fell: the reward may be being cheated; "
                 "look at images/"
             )
             log.warning(text)
@@ -260,22 +296,34 @@ class Evaluate(Callback):
         scores: dict[str, Any] = {}
         for i, name in enumerate(self.evaluator.sets):
             metrics = _below(result.metrics, f"eval/{name}/")
-            of_set: dict[str, Any] = {
-                key.removeprefix("part/"): value
-                for key, value in metrics.items()
-                if not key.startswith(("family/", "panel/"))
-            }
-            of_set["families"] = _below(metrics, "family/")
-            of_set["panel"] = _below(metrics, "panel/")
-            scores |= of_set if i == 0 else {name: of_set}
+            of_set = _scores_of_set(metrics)
+            if i == 0:
+                scores |= of_set
+            else:
+                scores[name] = of_set
         return scores
+
+
+def _scores_of_set(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Return the scores of one set, those of its families and of the panel in groups of their
+    own.
+    """
+    scores: dict[str, Any] = {}
+    for key, value in metrics.items():
+        if not key.startswith(("family/", "panel/")):
+            scores[key.removeprefix("part/")] = value
+    scores["families"] = _below(metrics, "family/")
+    scores["panel"] = _below(metrics, "panel/")
+    return scores
 
 
 def _below(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
     """Return the metrics whose names begin with `prefix`, without it."""
-    return {
-        key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)
-    }
+    below = {}
+    for key, value in metrics.items():
+        if key.startswith(prefix):
+            below[key.removeprefix(prefix)] = value
+    return below
 
 
 def log_image(trainer: Trainer, sheet: Image.Image, path: Path, iteration: int) -> None:
@@ -284,7 +332,8 @@ def log_image(trainer: Trainer, sheet: Image.Image, path: Path, iteration: int) 
         if isinstance(logger, WandbLogger):
             logger.log_image("images", [str(path)])
         elif isinstance(logger, TensorBoardLogger):
-            pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)
-            logger.experiment.add_image(
-                "images", pixels.view(sheet.height, sheet.width, 3), iteration, dataformats="HWC"
-            )
+            # A copy that may be written to, since torch warns of memory that may not.
+            writable = bytearray(sheet.tobytes())
+            pixels = torch.frombuffer(writable, dtype=torch.uint8)
+            picture = pixels.view(sheet.height, sheet.width, 3)
+            logger.experiment.add_image("images", picture, iteration, dataformats="HWC")

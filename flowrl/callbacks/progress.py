@@ -34,6 +34,7 @@ class Progress(TQDMProgressBar):
     def init_train_tqdm(self) -> Tqdm:
         """Make the bar with the number of iterations, which Lightning learns later."""
         bar = super().init_train_tqdm()
+        # Without these, a bar that is drawn before the first iteration shows no end.
         bar.total = self.total_train_batches
         bar.initial = bar.n = self._data.start_iteration
         bar.refresh()
@@ -73,8 +74,7 @@ class Progress(TQDMProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        return {
-            name: value
-            for name, value in super().get_metrics(trainer, pl_module).items()
-            if name != "v_num"
-        }
+        """Return Lightning's metrics without `v_num`, its name for the tracker's run id."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics

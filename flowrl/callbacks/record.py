@@ -60,11 +60,14 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             (self.folder / SUMMARY).unlink(missing_ok=True)
         # Now, since Lightning takes the policy off its device at the end.
-        on_gpu = pl_module.device.type == "cuda"
-        self.device = torch.cuda.get_device_name(pl_module.device) if on_gpu else processor_name()
+        if pl_module.device.type == "cuda":
+            self.device = torch.cuda.get_device_name(pl_module.device)
+        else:
+            self.device = processor_name()
 
     @property
     def csv_path(self) -> Path:
+        """The file of metrics, which the first process alone writes."""
         return self.folder / METRICS
 
     def add(self, when: str, metrics: dict[str, float], headline: dict[str, Any]) -> None:
@@ -83,36 +86,53 @@ class RunRecord(Callback):
         figures = read_figures(self.csv_path)
         self.rows = [dict(row) for row in figures.rows if int(row[ITERATION]) <= num_iterations]
         if len(self.rows) < num_iterations:
-            problem = figures.problem or "rows are missing"
-            place = ""
-            if self.csv_path.is_file():
-                place = f"; it is kept as {self._keep('unreadable').name}"
-            else:
-                problem = "the file is gone"
-            log.warning(
-                "%s: %s: the rows of %d of the first %d iterations are left%s",
-                *(self.csv_path, problem, len(self.rows), num_iterations, place),
-            )
+            # The run goes on all the same: its weights do not depend on what was logged.
+            self._warn_of_lost_rows(num_iterations, figures.problem)
+        # Of a checkpoint of an earlier version, or one that was edited, the record may lack these.
         evaluations = state.get("evaluations")
-        seconds = state.get("seconds")
         self.evaluations = evaluations if isinstance(evaluations, dict) else {}
+        seconds = state.get("seconds")
         self.seconds_before = float(seconds) if isinstance(seconds, float | int) else 0.0
         self._write_csv()
+
+    def _warn_of_lost_rows(self, num_iterations: int, problem: str) -> None:
+        """Keep the file as it is under another name, and say how many rows are left of it."""
+        place = ""
+        if self.csv_path.is_file():
+            kept = self._keep("unreadable")
+            place = f"; it is kept as {kept.name}"
+            problem = problem or "rows are missing"
+        else:
+            problem = "the file is gone"
+        log.warning(
+            "%s: %s: the rows of %d of the first %d iterations are left%s",
+            self.csv_path,
+            problem,
+            len(self.rows),
+            num_iterations,
+            place,
+        )
 
     def start_anew(self) -> None:
         """Keep what an earlier start without a checkpoint has recorded, before the first row is
         written again.
         """
         if self.csv_path.is_file() and not is_later_rank():
+            kept = self._keep("before")
             log.warning(
                 "no checkpoint yet: starting from the beginning; %s is kept as %s",
-                *(self.csv_path, self._keep("before").name),
+                self.csv_path,
+                kept.name,
             )
 
     def _keep(self, kind: str) -> Path:
-        return self.csv_path if is_later_rank() else set_aside(self.csv_path, kind)
+        """Rename metrics.csv and return its new path; the first process alone does so."""
+        if is_later_rank():
+            return self.csv_path
+        return set_aside(self.csv_path, kind)
 
     def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the record, for `restore`."""
         return {"evaluations": self.evaluations, "seconds": self.seconds}
 
     @property
@@ -126,15 +146,19 @@ class RunRecord(Callback):
         assert isinstance(pl_module, Policy)
         row = pl_module.last_metrics | self.pending
         self.pending = {}
+        # The first row has all columns, as `_write_csv` sees to.
         has_new_columns = not self.rows or not row.keys() <= self.rows[0].keys()
+        # In every process: all of them ask for the number of rows where an evaluation fails.
         self.rows.append(row)
         if not trainer.is_global_zero:
             return
         if has_new_columns:
             self._write_csv()
         else:
+            # A line more, since writing the whole file at each iteration takes ever longer.
             with self.csv_path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, list(self.rows[0])).writerow(row)
+                writer = csv.DictWriter(file, list(self.rows[0]))
+                writer.writerow(row)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.pending and self.rows:  # evaluated after the last iteration's row was written
@@ -151,9 +175,13 @@ class RunRecord(Callback):
 
     @rank_zero_only
     def _write_csv(self) -> None:
+        """Write all rows, whole or not at all, under the columns of all of them."""
         if not self.rows:
             return
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        # A dictionary, unlike a set, keeps the order in which the columns came.
+        columns: dict[str, None] = {}
+        for row in self.rows:
+            columns |= dict.fromkeys(row)
         self.rows[0] = {name: self.rows[0].get(name, "") for name in columns}
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, columns)
@@ -165,6 +193,7 @@ class RunRecord(Callback):
         """Write summary.json: status, evaluations before and after, speed, memory, versions."""
         # The median iteration, so that the first one's warm-up and a busy moment do not count.
         speeds = sorted(float(row[SPEED]) for row in self.rows if row.get(SPEED))
+        speed = round(speeds[len(speeds) // 2], 1) if speeds else None
         summary = {
             "status": status,
             "error": self.error,
@@ -172,7 +201,7 @@ class RunRecord(Callback):
             "images": policy.num_iterations * policy.plan.num_samples,
             "eval": self.evaluations,
             "seconds": round(self.seconds, 1),
-            "images_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
+            "images_per_second": speed,
             "peak_memory_gib": round(peak_memory_gib(), 3),
             **environment(),
             "device": self.device,
@@ -189,6 +218,7 @@ def reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif os.access(_CLEAR_PEAK, os.W_OK):
+        # 5 sets VmHWM back to the memory that is resident now (proc(5)).
         _CLEAR_PEAK.write_text("5")
 
 
@@ -198,10 +228,14 @@ def peak_memory_gib() -> float:
     """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    if match := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text() if _STATUS.is_file() else ""):
+    status = _STATUS.read_text() if _STATUS.is_file() else ""
+    if match := re.search(r"VmHWM:\s+(\d+) kB", status):
         return int(match[1]) / 2**20
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes / (2**30 if platform.system() == "Darwin" else 2**20)
+    # Without Linux's files, which unlike this number can be set back. It is in bytes on macOS and
+    # in KiB elsewhere.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    units_per_gib = 2**30 if platform.system() == "Darwin" else 2**20
+    return peak / units_per_gib
 
 
 def processor_name() -> str:

@@ -63,22 +63,28 @@ class Stop(Callback):
             signal.signal(signal.SIGINT, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        """Note that the signal `number` came, and tell the user what a second one would do."""
         waits_for = self.reward.waits_for() if self.reward is not None else None
         if self.has_signal and number == signal.SIGTERM:
-            if waits_for is not None and time.monotonic() - self.since > REPEATED:
+            is_echo = time.monotonic() - self.since <= REPEATED
+            if waits_for is not None and not is_echo:
                 self._stop_at_once(number, frame)
             return
         self.has_signal = True
         self.since = time.monotonic()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._stop_at_once)
+        # All processes have had the signal; one message is enough.
         if not is_later_rank():
-            again = "Ctrl-C again" if number == signal.SIGINT else "SIGTERM again, or Ctrl-C twice,"
+            is_interrupt = number == signal.SIGINT
+            again = "Ctrl-C again" if is_interrupt else "SIGTERM again, or Ctrl-C twice,"
             scorer = "" if waits_for is None else f"; waiting for {waits_for}"
             # Printing is not safe within a handler.
             os.write(2, f"\n{NOTICE}{scorer}; {again} stops at once\n".encode())
 
     def _stop_at_once(self, number: int, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt, with nothing left to wait for."""
+        # A scorer may hang for ever, and so hold up the end of the process.
         if self.reward is not None and self.reward.running is not None:
             background.give_up(self.reward.running)
         raise KeyboardInterrupt

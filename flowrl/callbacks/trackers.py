@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 
 ID_FILE = "wandb_id"
 REACH_SECONDS = 4.0
-"""For W&B's server to give any answer; then its library checks the key, within ten seconds."""
+"""The time for W&B's server to give any answer; then its library checks the key, within ten
+seconds.
+"""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def is_reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
         try:
             # Only whether it answers; W&B's library has certificates of its own, and no key is sent
             # here.
-            answers.append(httpx.get(url, timeout=seconds, verify=False).status_code)
+            response = httpx.get(url, timeout=seconds, verify=False)
+            answers.append(response.status_code)
         except (httpx.HTTPError, httpx.InvalidURL, OSError):
             return
 
@@ -155,9 +158,8 @@ def start(logger: WandbLogger, folder: str | Path) -> None:
         return
     if run.offline:
         place = Path(run.dir).parent
-        print(
-            f"W&B: offline, in {place}; send it with: {shlex.join(['wandb', 'sync', str(place)])}"
-        )
+        sync = shlex.join(["wandb", "sync", str(place)])
+        print(f"W&B: offline, in {place}; send it with: {sync}")
     else:
         print(f"W&B: {run.url}")
 

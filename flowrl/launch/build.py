@@ -34,15 +34,16 @@ def build(
     cfg: DictConfig,
     examine: Callable[[Sequence[Prompt], Mapping[str, Sequence[Prompt]]], None] | None = None,
 ) -> tuple[Policy, PromptData, Evaluator]:
-    """The policy, its training prompts and its evaluator; rules between components are checked
-    before weights load.
+    """Build the policy, its training prompts and its evaluator; rules between components are
+    checked before weights load.
 
-    `examine` sees the prompts to train on and those of each evaluation set before that, too.
+    `examine` sees the prompts to train on and those of each evaluation set before that, too. Raises
+    UserError for a key, a value or a combination that is refused.
     """
-    validate(
-        cfg, is_resumed=True
-    )  # that of a new run was looked at more strictly before PyTorch was loaded
+    # The configuration of a new run was looked at more strictly before PyTorch was loaded.
+    validate(cfg, is_resumed=True)
     torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
+    # What is cheap to build comes first, so that a mistake is told before minutes of loading.
     algorithm: Algorithm = instantiate(cfg.algorithm)
     check_method(algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
@@ -56,8 +57,10 @@ def build(
     check_start(cfg, recipe)
     check_prompts(cfg, data.prompts)
     max_grad_norm = norm_limit(cfg.max_grad_norm)
-    algorithm.loss.check_updates(plan.updates_per_iteration * plan.inner_epochs)
+    num_updates = plan.updates_per_iteration * plan.inner_epochs
+    algorithm.loss.check_updates(num_updates)
     check_services(cfg.reward)
+    # From here on weights are read, those of a scorer before those of the model.
     reward = RewardModule(
         reward=instantiate(cfg.reward),
         max_missing=cfg.max_missing,
@@ -68,13 +71,14 @@ def build(
     model = instantiate(cfg.model)
     recipe.check_layers(model.transformer)
     tuning = recipe.attach(model.transformer, cfg.seed)
+    reference = ReferenceModule(
+        model=model, tuning=tuning, guidance_scale=algorithm.penalty.guidance_scale
+    )
     policy = Policy(
         model=model,
         tuning=tuning,
         reward=reward,
-        reference=ReferenceModule(
-            model=model, tuning=tuning, guidance_scale=algorithm.penalty.guidance_scale
-        ),
+        reference=reference,
         algorithm=algorithm,
         plan=plan,
         optimizer=instantiate(cfg.optimizer),
@@ -84,6 +88,9 @@ def build(
         gate_tolerance=cfg.gate_tolerance,
         seed=cfg.seed,
     )
+    # After the tuning is attached, whose layers the backend prepares with the others.
     instantiate(cfg.backend).apply(model)
-    policy.embed = instantiate(cfg.embeddings)(model, data.prompts + evaluator.prompts)
+    # All prompts at once, so that text encoders need not stay in memory.
+    every_prompt = data.prompts + evaluator.prompts
+    policy.embed = instantiate(cfg.embeddings)(model, every_prompt)
     return policy, data, evaluator

@@ -73,7 +73,8 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+            name = f"{prefix}.{key}" if prefix else str(key)
+            yield from leaves(value, name)
     elif isinstance(node, list):
         for i, value in enumerate(node):
             yield from leaves(value, f"{prefix}.{i}")
@@ -88,9 +89,12 @@ def overridden(before: Any, cfg: DictConfig) -> list[Change]:
     old = dict(leaves(before))
     changes = []
     for key, value in leaves(OmegaConf.to_container(cfg)):
-        if not is_harmless(key) and (key not in old or old[key] != value):
-            earlier = _text(old[key]) if key in old else "none"
-            changes.append(Change(key, earlier, _text(value)))
+        # None is a value like any other, so a key that was not there is told by its absence.
+        is_same = key in old and old[key] == value
+        if is_same or is_harmless(key):
+            continue
+        earlier = _text(old[key]) if key in old else "none"
+        changes.append(Change(key, earlier, _text(value)))
     return changes
 
 
@@ -116,10 +120,12 @@ def refuse_without_iterations(
 
 
 def _text(value: Any) -> str:
+    """Return a value as the command line has it, near enough: null, true, 0.5."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _consequence(key: str, iteration: int) -> str:
+    """Say what the change of a key after `iteration` does to the run's numbers."""
     if not iteration:
         return "no iteration is done yet, so the run has the new value throughout"
     if key == "num_iterations":
@@ -162,9 +168,13 @@ class Provenance:
             print(f"{change}: {_consequence(change.key, iteration)}")
         earlier = read_changes(self.before, self.path)
         self.changes = with_changes(earlier, changes, iteration)
-        if self.before and (texts := provenance.changes(self.before, provenance.environment())):
+        if not self.before:
+            return
+        texts = provenance.changes(self.before, provenance.environment())
+        if texts:
+            differences = ", ".join(texts)
             print(
-                f"{', '.join(texts)}: the run goes on with other code, so its numbers may differ "
+                f"{differences}: the run goes on with other code, so its numbers may differ "
                 "from here on"
             )
 
@@ -172,14 +182,18 @@ class Provenance:
         """Compare what keys name by path. Raises UserError for what has changed."""
         plain = OmegaConf.to_container(self.cfg)
         values = dict(leaves(plain))
+        # Prompts are compared as they are read, wherever they stand.
+        below_prompts = tuple(f"{name}." for name in _PROMPTS)
         for key, value in values.items():
-            # Prompts are compared as they are read, wherever they stand.
-            if is_harmless(key) or key.startswith(tuple(f"{name}." for name in _PROMPTS)):
+            if is_harmless(key) or key.startswith(below_prompts):
                 continue
             if key == "lora.start" and self.has_start:
                 continue
-            revision = values.get(f"{key.rpartition('.')[0]}.revision")
-            if digest := provenance.path_digest(key, value, revision):
+            # A hub repository's revision stands beside its name.
+            node = key.rpartition(".")[0]
+            revision = values.get(f"{node}.revision")
+            digest = provenance.path_digest(key, value, revision)
+            if digest:
                 self._check(key, value, digest, f"{key}={value}")
 
     def check_prompts(self, train: Sequence[Prompt], sets: Mapping[str, Sequence[Prompt]]) -> None:
@@ -187,22 +201,29 @@ class Provenance:
         what has changed.
         """
         cfg = self.cfg
-        nodes: dict[str, tuple[Sequence[Prompt], Any, _Json]] = {
-            "data.prompts": (train, cfg.data.prompts, {})
-        }
+        self._check_set("data.prompts", train, cfg.data.prompts, {})
+        # With other limits an evaluation takes other prompts of the same source, on purpose.
         subset = {
             "max_prompts": cfg.evaluation.max_prompts,
             "subset": cfg.evaluation.get("subset", "first"),
         }
         for name, prompts in sets.items():
-            nodes[f"evaluation.sets.{name}"] = (prompts, cfg.evaluation.sets[name], subset)
-        for key, (chosen, node, options) in nodes.items():
-            value = (
-                OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-            )
-            path = f" ({value['path']})" if isinstance(value, dict) and "path" in value else ""
-            label = f"{key}{path}: its {counted(len(chosen), 'prompt')}"
-            self._check(key, {"node": value, **options}, provenance.prompts_digest(chosen), label)
+            node = cfg.evaluation.sets[name]
+            self._check_set(f"evaluation.sets.{name}", prompts, node, subset)
+
+    def _check_set(self, key: str, chosen: Sequence[Prompt], node: Any, options: _Json) -> None:
+        """Compare the prompts that were `chosen` of the source at `key`, whose configuration is
+        `node`, by `options`.
+        """
+        value = node
+        if OmegaConf.is_config(node):
+            value = OmegaConf.to_container(node, resolve=True)
+        path = ""
+        if isinstance(value, dict) and "path" in value:
+            path = f" ({value['path']})"
+        label = f"{key}{path}: its {counted(len(chosen), 'prompt')}"
+        digest = provenance.prompts_digest(chosen)
+        self._check(key, {"node": value, **options}, digest, label)
 
     def write(self) -> None:
         """Keep what this run is made of, for its next resumption."""
@@ -214,21 +235,29 @@ class Provenance:
         write_whole(self.path, json.dumps(content, indent=2) + "\n")
 
     def _check(self, key: str, value: Any, digest: str, label: str) -> None:
+        """Note an input, and refuse it where its content changed under the same key and value.
+
+        `label` names it to the user.
+        """
         self.inputs[key] = {"value": value, "digest": digest}
         inputs = self.before.get("inputs")
         before = inputs.get(key) if isinstance(inputs, dict) else None
+        # An input that is new, or was changed on purpose.
         if not isinstance(before, dict) or before.get("value") != value:
             return
         if before.get("digest") == digest:
             return
+        # Of an earlier version, whose digests are others, except those of prompts.
         if not key.startswith(_PROMPTS) and self.before.get("digests") != provenance.DIGESTS:
-            return  # of an earlier version, whose digests are others
-        if (accepted := self._accepted_by(key)) is None:
+            return
+        accepted = self._accepted_by(key)
+        if accepted is None:
             name, shown = _remedy(key, value)
             raise UserError(
                 f"{label} changed since the run began, so it would go on with other numbers; put "
                 f"back what was there, or take it as it is: ++{name}={shown}"
             )
+        # Paths are compared twice, before and after loading, and told once.
         if key not in self.told and not is_later_rank():
             self.told.add(key)
             print(f"{label} changed since the run began; taken as it is, as ++{accepted} says")
@@ -250,6 +279,7 @@ class Provenance:
 
 
 def _lies_in(key: str, node: str) -> bool:
+    """Tell whether `key` is `node` or stands below it."""
     return key == node or key.startswith(f"{node}.")
 
 
@@ -261,6 +291,7 @@ def _options(config: Any, key: str) -> set[str]:
     todo = [key]
     while todo:
         name = todo.pop()
+        # Sets may refer to one another; what is no prompts' key is accepted by its own name alone.
         if name in options or not name.startswith(_PROMPTS):
             continue
         options.add(name)

@@ -68,10 +68,11 @@ def check_deadlines(cfg: DictConfig) -> None:
         "which the other processes give up: lower the former, or raise the latter"
     )
     if sum(client["open_after"] * client["deadline"] for client in clients.values()) >= limit:
-        terms = [
-            f"{name}.deadline={client['deadline']:g} seconds x open_after={client['open_after']}"
-            for name, client in clients.items()
-        ]
+        terms = []
+        for name, client in clients.items():
+            deadline = client["deadline"]
+            num_calls = client["open_after"]
+            terms.append(f"{name}.deadline={deadline:g} seconds x open_after={num_calls}")
         raise UserError(f"{' + '.join(terms)} {bound}")
     seconds = cfg.get("scorer_timeout")
     if seconds is not None and seconds >= limit:
@@ -119,9 +120,11 @@ def check_accelerator(cfg: DictConfig) -> None:
     from lightning.pytorch.accelerators import AcceleratorRegistry
 
     accelerator = cfg.trainer.get("accelerator")
+    # `auto` is no name of the registry, nor is a mistake, which Lightning answers.
     names = {"gpu": ("cuda", "mps")}.get(accelerator, (accelerator,))
     known = [name for name in names if name in AcceleratorRegistry]
-    if known and not any(AcceleratorRegistry[name]["accelerator"].is_available() for name in known):
+    classes = [AcceleratorRegistry[name]["accelerator"] for name in known]
+    if known and not any(kind.is_available() for kind in classes):
         raise UserError(
             f"trainer.accelerator={accelerator}: none is found on this machine; take cpu or auto"
         )
@@ -134,10 +137,13 @@ def check_processes(cfg: DictConfig) -> None:
     devices = cfg.trainer.devices
     num_nodes = cfg.trainer.num_nodes
     # How many `auto` and -1 are is known later.
-    if devices not in ("auto", -1) and num_ranks(devices) * num_nodes != cfg.batch.num_processes:
+    if devices in ("auto", -1):
+        return
+    num_processes = num_ranks(devices) * num_nodes
+    if num_processes != cfg.batch.num_processes:
         raise UserError(
             f"trainer.devices={devices} and trainer.num_nodes={num_nodes} need "
-            f"batch.num_processes={num_ranks(devices) * num_nodes}, not {cfg.batch.num_processes}"
+            f"batch.num_processes={num_processes}, not {cfg.batch.num_processes}"
         )
 
 
@@ -159,7 +165,8 @@ def check_amounts(cfg: DictConfig) -> None:
     keys.
     """
     plan = cfg.batch
-    if (count := plan.prompts_per_iteration * plan.group_size) > MAX_SAMPLES:
+    count = plan.prompts_per_iteration * plan.group_size
+    if count > MAX_SAMPLES:
         raise UserError(
             f"batch.prompts_per_iteration={plan.prompts_per_iteration} x "
             f"batch.group_size={plan.group_size} are {count} samples an iteration, more than the "

@@ -46,18 +46,27 @@ def freeze(cfg: DictConfig | ListConfig) -> None:
     What has no value in this launch stays as it is.
     """
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    for key, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
+    entries = raw.items() if isinstance(raw, dict) else enumerate(raw)
+    for key, value in entries:
         if isinstance(value, dict | list):
             freeze(cfg[key])
         elif isinstance(value, str) and _OF_THIS_LAUNCH.search(value):
-            try:
-                resolved = cfg[key]
-            except OmegaConfBaseException:
-                continue
-            if OmegaConf.is_config(resolved):
-                resolved = OmegaConf.to_container(resolved, resolve=True)
-            with read_write(cfg):
-                cfg[key] = escape(resolved) if isinstance(resolved, str) else resolved
+            _freeze_value(cfg, key)
+
+
+def _freeze_value(cfg: DictConfig | ListConfig, key: Any) -> None:
+    """Replace the interpolation at `key` by its value, where it has one."""
+    try:
+        value = cfg[key]
+    except OmegaConfBaseException:
+        return
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    # A value may itself hold `${`, which must not be resolved once more.
+    if isinstance(value, str):
+        value = escape(value)
+    with read_write(cfg):
+        cfg[key] = value
 
 
 def job_of(cfg: DictConfig, folder: str | Path, *, is_started_by_hydra: bool = False) -> Job:
@@ -88,10 +97,16 @@ def read_job(folder: Path) -> tuple[Job, DictConfig] | None:
 
 
 def _job(cfg: DictConfig, folder: Path, number: int, overrides: tuple[str, ...]) -> Job:
+    """Return the job of a configuration, as far as that tells it."""
+    # A script without such a key cannot be told a number, which counts as having one.
     has_threads = "num_threads" not in cfg or cfg.num_threads is not None
-    num_processes = num_ranks(cfg.trainer.devices)
     return Job(
-        number, overrides, folder, num_processes, cfg.num_iterations, has_threads=has_threads
+        number=number,
+        overrides=overrides,
+        folder=folder,
+        num_processes=num_ranks(cfg.trainer.devices),
+        num_iterations=cfg.num_iterations,
+        has_threads=has_threads,
     )
 
 
@@ -103,18 +118,24 @@ def _as_file(cfg: DictConfig, hydra: Any, folder: Path, left_out: tuple[str, ...
         task.pop("hydra", None)
         if "run_dir" in task:
             task.run_dir = place
+    # A copy keeps its parent, in which its interpolations would be looked up.
     task._set_parent(None)
     freeze(task)
-    copied = OmegaConf.masked_copy(hydra, [key for key in KEPT if key not in left_out])
+    kept = [key for key in KEPT if key not in left_out]
+    copied = OmegaConf.masked_copy(hydra, kept)
     copied._set_parent(None)
+    # Made anew from plain values, free of Hydra's schema.
     settings = OmegaConf.create(OmegaConf.to_container(copied, resolve=False))
     assert isinstance(settings, DictConfig)
     freeze(settings)
     settings.job = _job_settings(hydra.job)
     settings.run = {"dir": place}
+    # The choices of Hydra's own groups are in what they have set.
     choices = {key: value for key, value in hydra.runtime.choices.items() if "hydra/" not in key}
     settings.runtime = {"choices": choices}
-    return HEAD + OmegaConf.to_yaml(task) + OmegaConf.to_yaml(OmegaConf.create({"hydra": settings}))
+    of_task = OmegaConf.to_yaml(task)
+    of_hydra = OmegaConf.to_yaml(OmegaConf.create({"hydra": settings}))
+    return HEAD + of_task + of_hydra
 
 
 def _job_settings(job: Any) -> dict[str, Any]:

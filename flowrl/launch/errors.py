@@ -156,15 +156,16 @@ def _refused_override(text: str) -> str | None:
     ):
         group, option = match[1].rsplit("/", 1)
         options = match[3].split()
-        return (
-            f"{group}={option}: no such option{meant(option, options)}; choose one of "
-            f"{', '.join(options)}"
-        )
+        suggestion = meant(option, options)
+        choices = ", ".join(options)
+        return f"{group}={option}: no such option{suggestion}; choose one of {choices}"
     if match := re.search(r"Could not override '([^']+)'", text):
-        if (CONF / match[1]).is_dir():
+        key = match[1]
+        # Hydra says so too of a group that is given a value, such as loss=null.
+        if (CONF / key).is_dir():
             return _no_option(sys.argv)
         return (
-            f"{match[1]}: unknown configuration key{_suggest(match[1])}; see conf/ or `python "
+            f"{key}: unknown configuration key{_suggest(key)}; see conf/ or `python "
             "train.py --cfg job`"
         )
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
@@ -203,7 +204,11 @@ def _suggest(key: str) -> str:
 
 
 def _nearest_anywhere(key: str) -> str:
+    """Return the key of any YAML file that is nearest to a key's last word; empty where none is."""
     names: set[str] = set()
+    # As text, since composing every file to learn its keys would take seconds.
     for path in CONF.rglob("*.yaml"):
         names |= set(re.findall(r"^\s*([a-z_]+):", path.read_text(), re.MULTILINE))
-    return next(iter(difflib.get_close_matches(key.split(".")[-1], sorted(names), n=1)), "")
+    last_word = key.split(".")[-1]
+    close = difflib.get_close_matches(last_word, sorted(names), n=1)
+    return close[0] if close else ""

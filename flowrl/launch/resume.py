@@ -43,47 +43,63 @@ RESTORE = (
 def configure(cfg: DictConfig) -> tuple[DictConfig, list[Change]]:
     """Return the configuration to run: the composed one, or the resumed run's own with value
     overrides applied, and what they change.
+
+    The folder is this process's from here on. Raises UserError where that holds another run, where
+    it cannot be known under torchrun, and for what a resumed run refuses.
     """
     folder = HydraConfig.get().runtime.output_dir
+    # One process holds the folder's lock for all of them.
     if not is_later_rank():
         claim(folder)
-    if not cfg.resume:
-        if torch.distributed.is_torchelastic_launched() and not cfg.run_dir:
-            raise UserError(
-                "run_dir=PATH is needed under torchrun: its processes must write to one folder"
-            )
-        if (Path(folder) / CONFIG).exists() and not is_later_rank():
-            raise UserError(
-                f"run_dir={folder} holds a run already; choose another, or continue it with: "
-                f"{resume_command(folder)}"
-            )
-        cfg.run_dir = folder
-        # A resumed run must not take the choices and the time of the launch that resumes it.
-        freeze(cfg)
-        hydra = HydraConfig.get()
-        take_from_file(cfg, hydra.overrides.task)
-        cfg.tags = cfg.tags or default_tags(hydra.runtime.choices, cfg.loss.get("delta"))
-        return cfg, []
-    return _resumed(Path(cfg.resume), folder, is_trusted=bool(cfg.get(trust.KEY)))
+    if cfg.resume:
+        return _resumed(Path(cfg.resume), folder, is_trusted=bool(cfg.get(trust.KEY)))
+    return _new(cfg, folder), []
+
+
+def _new(cfg: DictConfig, folder: str) -> DictConfig:
+    """Return the configuration of a run that begins in `folder`."""
+    # The default folder is named by the time, which every one of torchrun's processes reads anew.
+    if torch.distributed.is_torchelastic_launched() and not cfg.run_dir:
+        raise UserError(
+            "run_dir=PATH is needed under torchrun: its processes must write to one folder"
+        )
+    # A later process may come so late that the first has written the new run's configuration.
+    if (Path(folder) / CONFIG).exists() and not is_later_rank():
+        raise UserError(
+            f"run_dir={folder} holds a run already; choose another, or continue it with: "
+            f"{resume_command(folder)}"
+        )
+    cfg.run_dir = folder
+    # A resumed run must not take the choices and the time of the launch that resumes it.
+    freeze(cfg)
+    hydra = HydraConfig.get()
+    take_from_file(cfg, hydra.overrides.task)
+    cfg.tags = cfg.tags or default_tags(hydra.runtime.choices, cfg.loss.get("delta"))
+    return cfg
 
 
 def _resumed(run: Path, folder: str, *, is_trusted: bool) -> tuple[DictConfig, list[Change]]:
     """Return the configuration of an earlier run with this launch's overrides, and what they
     change.
     """
+    hydra = HydraConfig.get()
     saved = read_source(run)
-    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
     typed = {item.key_or_group for item in overrides if not item.is_delete()}
-    folders = project_folders(HydraConfig.get(), leaving_out=run)
+    folders = project_folders(hydra, leaving_out=run)
+    # Before anything of it is resolved or built: the folder may be somebody else's.
     check_config(saved, run, is_trusted=is_trusted, conf=folders, typed=typed)
+    # A key that the run lacks is then a mistake, unless it is given with `+`.
     OmegaConf.set_struct(saved, True)
-    task = [
-        str(item.input_line) for item in overrides if item.key_or_group not in ("resume", trust.KEY)
-    ]
+    # These two are about the launch, and no keys of the run itself.
+    of_launch = ("resume", trust.KEY)
+    task = [str(item.input_line) for item in overrides if item.key_or_group not in of_launch]
     refuse_other_start(task, OmegaConf.select(saved, "lora.start"))
     merged = with_overrides(saved, task)
+    # A run's folder may have been moved since.
     OmegaConf.update(merged, "run_dir", folder)
     before: Any = read_config(run) or OmegaConf.to_container(saved, resolve=True)
+    # Two files keep the configuration; a key may have been deleted from one of them by hand.
     if lacking := _lacking(before, OmegaConf.to_container(merged)):
         others = f" and {len(lacking) - 1} other keys" if len(lacking) > 1 else ""
         raise UserError(
@@ -104,14 +120,14 @@ def with_overrides(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
     merged = copy.deepcopy(saved)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
-        if override.is_delete() or OmegaConf.is_dict(OmegaConf.select(merged, key)):
+        is_group = OmegaConf.is_dict(OmegaConf.select(merged, key))
+        if override.is_delete() or is_group:
             raise UserError(
                 f"{override.input_line}: a resumed run keeps its {key}; only single values can be "
                 "overridden"
             )
-        OmegaConf.update(
-            merged, key, override.value(), force_add=override.is_add() or override.is_force_add()
-        )
+        may_add = override.is_add() or override.is_force_add()
+        OmegaConf.update(merged, key, override.value(), force_add=may_add)
     return merged
 
 
@@ -128,11 +144,12 @@ def read_source(folder: Path) -> DictConfig:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Read the configuration that a run was last run with, plain, its targets by today's names.
 
-    Returns None where its file cannot be read, and says so.
+    Returns None where its file cannot be read, and says so: the run's other file has the same keys.
     """
     path = folder / CONFIG
     try:
-        config = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        config = OmegaConf.to_container(OmegaConf.create(text))
     except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError):
         config = None
     if isinstance(config, dict) and config:
@@ -143,7 +160,9 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 def _lacking(before: Any, now: Any, prefix: str = "") -> list[str]:
     """List the keys of a resolved container that one with interpolations does not have."""
-    if not isinstance(before, dict) or (isinstance(now, str) and "${" in now):
+    # What stands below an interpolation is not known before it is resolved.
+    is_interpolation = isinstance(now, str) and "${" in now
+    if not isinstance(before, dict) or is_interpolation:
         return []
     lacking = []
     for key, value in before.items():
@@ -157,5 +176,8 @@ def _lacking(before: Any, now: Any, prefix: str = "") -> list[str]:
 
 def write_config(cfg: DictConfig, folder: Path) -> None:
     """Write the configuration as it is, then resolved: by the second a run's folder is known."""
+    # The first keeps the interpolations, so that an override on resumption reaches what follows
+    # from its key.
     for name, is_resolved in ((SOURCE, False), (CONFIG, True)):
-        write_whole(folder / name, OmegaConf.to_yaml(cfg, resolve=is_resolved))
+        text = OmegaConf.to_yaml(cfg, resolve=is_resolved)
+        write_whole(folder / name, text)

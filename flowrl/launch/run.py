@@ -54,26 +54,31 @@ def run_job(cfg: DictConfig) -> float | None:
     one line.
     """
     hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
     # Under another launcher than our own, which calls train.py itself.
     if hydra.mode == RunMode.MULTIRUN:
-        folder = Path(hydra.runtime.output_dir)
         if not cfg.get(trust.KEY):
             conf = trust.project_folders(hydra, leaving_out=folder)
             check_job(folder, conf, tuple(hydra.overrides.task))
         job = job_of(cfg, folder, is_started_by_hydra=True)
         job.is_trusted = True  # what its folder holds was checked, or is trusted
         return run_to_end(job, cfg.objective, calling_script(), Path(hydra.runtime.cwd))
-    status = one_line_errors(partial(run, cfg), log=Path(hydra.runtime.output_dir) / LOG)
+    status = one_line_errors(partial(run, cfg), log=folder / LOG)
     if status:
-        discard_if_empty(hydra.runtime.output_dir)  # of a run refused before it wrote anything
-    background.leave(status)  # which may end the process
+        # A run that is refused before it wrote anything leaves no folder behind.
+        discard_if_empty(hydra.runtime.output_dir)
+    # It may end the process, so nothing that must happen stands below.
+    background.leave(status)
     if status:
         sys.exit(status)
     return None
 
 
 def run(cfg: DictConfig) -> None:
-    """Train in the run's own folder, from the start or from the newest checkpoint of `resume`."""
+    """Train in the run's own folder, from the start or from the newest checkpoint of `resume`.
+
+    Raises DiskFull, which says how to go on, where the disk is full, and all that training raises.
+    """
     cfg, changes = configure(cfg)
     quieten()
     folder = Path(cfg.run_dir)
@@ -82,15 +87,25 @@ def run(cfg: DictConfig) -> None:
     except Exception as error:
         if not disk.is_full(error):
             raise
-        text = str(error)
-        if not isinstance(error, disk.DiskFull):
+        # Where a checkpoint did not fit, its error says how much it takes.
+        if isinstance(error, disk.DiskFull):
+            text = str(error)
+        else:
             text = f"{folder}: no space left ({disk.free(folder)} free)"
-        has_begun = (folder / CONFIG).is_file()
-        remedy = f"continue with: {_continue(folder)}" if has_begun else "run it again"
+        # Without its configuration there is nothing to resume.
+        if (folder / CONFIG).is_file():
+            remedy = f"continue with: {_continue(folder)}"
+        else:
+            remedy = "run it again"
         raise disk.DiskFull(f"{text}; make some, then {remedy}") from error
 
 
 def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
+    """Set the run up, train, and write its summary however that ends. All processes call it.
+
+    What can be refused is refused before weights load, and nothing is written before everything is
+    built.
+    """
     check_accelerator(cfg)
     record = RunRecord(folder=str(folder))
     provenance = Provenance(cfg, folder, HydraConfig.get().overrides.task)
@@ -98,12 +113,13 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
     # Before weights load: whether a tracker can be reached is answered in seconds.
     loggers: list[Logger] = _instantiated(cfg.logger)
     policy, data, evaluator = build(with_copy(cfg, folder), provenance.check_prompts)
-    # again, since loading may have moved a hub repository to a newer commit
+    # Again, since loading may have moved a hub repository to a newer commit.
     provenance.check_paths()
     stop = Stop()
     saver = Checkpoint(record=record, stop=stop, folder=str(folder), **cfg.checkpoint)
     data.start_iteration = saver.resume_from(policy)
     refuse_without_iterations(folder, changes, data.start_iteration, len(data.iterations))
+    # One process writes; the others read nothing of this.
     if not is_later_rank():
         provenance.tell_changes(changes, data.start_iteration)
         write_config(cfg, folder)
@@ -114,6 +130,8 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
     print(f"run directory: {folder}\nbatch plan:\n{plan}")
     if data.start_iteration:
         print(f"  resuming after iteration       {data.start_iteration}")
+    # The order matters: the signal's handler stands before what works long, an evaluation's scores
+    # go into the row that the record writes, and a checkpoint keeps both.
     callbacks = [stop, *_instantiated(cfg.callbacks), viewer, record, saver]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     _prepare(loggers, cfg)
@@ -123,9 +141,12 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
     except (TooManyMissingRewards, NotFinite, NothingLearned) as error:
         if isinstance(error, NothingLearned):
             status = "nothing learned"
-        record.error = type(error).__name__  # the callback sees none that comes after training
-        raise type(error)(_failure(error, policy, saver, folder)) from error
+        # The callback is told of no error that comes after training.
+        record.error = type(error).__name__
+        advice = _failure(error, policy, saver, folder)
+        raise type(error)(advice) from error
     finally:
+        # A full disk must not keep the trackers from being closed, which send what they have.
         try:
             if trainer.is_global_zero:
                 record.write_summary(policy, status)
@@ -142,7 +163,9 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
 
 def _instantiated(nodes: DictConfig | None) -> list[Any]:
     """Build each node of a group; none where the group is null."""
-    return [instantiate(node) for node in (nodes or {}).values()]
+    if nodes is None:
+        return []
+    return [instantiate(node) for node in nodes.values()]
 
 
 def _fit(trainer: Trainer, policy: Policy, data: PromptData, saver: Checkpoint) -> str:
@@ -155,6 +178,7 @@ def _fit(trainer: Trainer, policy: Policy, data: PromptData, saver: Checkpoint) 
         trainer.fit(policy, datamodule=data)
     except SystemExit:  # how Lightning ends on an interrupt
         return "stopped"
+    # A limit of the trainer's, such as `trainer.max_time`, ends it sooner.
     if policy.num_iterations < len(data.iterations):
         return "stopped"
     policy.learning.check(policy.num_iterations)
@@ -178,20 +202,25 @@ def _failure(error: Exception, policy: Policy, saver: Checkpoint, folder: Path) 
 
 
 def _continue(folder: Path) -> str:
+    """Return the command that continues the run in `folder`."""
     return continue_command(folder, [folder], HydraConfig.get())
 
 
 def _prepare(loggers: list[Logger], cfg: DictConfig) -> None:
+    """Open the trackers' runs, and give them the configuration."""
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
+    settings = {str(key): value for key, value in resolved.items()}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             trackers.start(logger, cfg.run_dir)
-        logger.log_hyperparams({str(key): value for key, value in resolved.items()})
+        logger.log_hyperparams(settings)
 
 
 def _close(loggers: list[Logger], status: str) -> None:
+    """Close the trackers' runs, in the two words that Lightning's loggers have for their end."""
+    outcome = "success" if status == "finished" else "failed"
     for logger in loggers:
-        logger.finalize("success" if status == "finished" else "failed")
+        logger.finalize(outcome)
         if isinstance(logger, WandbLogger):
             trackers.finish(logger)

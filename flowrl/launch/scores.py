@@ -56,13 +56,15 @@ def check_parts(cfg: DictConfig) -> None:
         return
     asked = [("evaluation.headline", cfg.evaluation.headline, ["reward", *names])]
     asked += [("viewing.gold", name, names) for name in cfg.viewing.gold]
+    # By default the objective is the headline, under whose key a mistake is then told.
     if cfg.objective != cfg.evaluation.headline:
         asked.append(("objective", cfg.objective, [*ALWAYS, *names]))
     for key, name, known in asked:
         if name not in known:
+            suggestion = meant(name, known)
+            scores = ", ".join(known) or "none"
             raise UserError(
-                f"{key}={name}: the reward has no such score{meant(name, known)}; it has "
-                f"{', '.join(known) or 'none'}"
+                f"{key}={name}: the reward has no such score{suggestion}; it has {scores}"
             )
 
 
@@ -75,6 +77,8 @@ class Need:
 
 
 def _needs() -> dict[str, Need]:
+    """Return the needs of those rewards that have one, by their targets."""
+    # Imported here, since these modules are heavier than most runs need.
     from flowrl.rewards.ocr import plain, target_of
     from flowrl.shapes.grammar import parse
 
@@ -110,15 +114,18 @@ def check_prompts(cfg: DictConfig, prompts: Sequence[Prompt]) -> None:
     reward = OmegaConf.to_container(cfg.reward, resolve=True)
     needs = _needs()
     targets = _trained(reward)
+    # A reward without a need judges any prompt.
     if not targets or not all(target in needs for target in targets):
         return
-    if not any(needs[target].is_met(prompt) for target in targets for prompt in prompts):
-        words = " or ".join(dict.fromkeys(needs[target].words for target in targets))
-        amount = counted(len(prompts), "prompt")
-        raise UserError(
-            f"{_named(targets[0])} could judge none of the {amount} of data, such as "
-            f"{prompts[0].text!r}: it needs {words}; choose other data or another reward"
-        )
+    if any(needs[target].is_met(prompt) for target in targets for prompt in prompts):
+        return
+    # Each need once, in the order of the rewards.
+    words = " or ".join(dict.fromkeys(needs[target].words for target in targets))
+    amount = counted(len(prompts), "prompt")
+    raise UserError(
+        f"{_named(targets[0])} could judge none of the {amount} of data, such as "
+        f"{prompts[0].text!r}: it needs {words}; choose other data or another reward"
+    )
 
 
 def _named(target: str) -> str:

@@ -38,6 +38,7 @@ def check_services(reward: DictConfig) -> None:
     if is_later_rank():
         return
     for key, node in _nodes(reward, "reward"):
+        # A service of its own, for this question alone; the run's is built with its reward.
         service = instantiate(node)
         assert isinstance(service, Service)
         if service.client.start_seconds is not None:
@@ -59,6 +60,9 @@ def _nodes(node: Any, key: str) -> Iterator[tuple[str, DictConfig]]:
 
 
 def _wait_for(service: Service, key: str, url: str, seconds: float) -> None:
+    """Return once the service at `key` is there. Raises UserError after `seconds`, or at once for
+    one that is another than was meant.
+    """
     until = time.monotonic() + seconds
     is_told = False
     while True:

@@ -25,6 +25,7 @@ def import_target(name: str, word: str) -> Any:
     try:
         target = get_object(word)
     except (ImportError, AttributeError, ValueError) as error:
+        # Hydra's message repeats the name; what Python said of it is the cause.
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"{name}._target_={word}: no such class or function ({reason})") from error
     finally:
@@ -39,6 +40,7 @@ def require_kind(name: str, word: str, target: Any, hint: Any) -> None:
     can be said of a class.
     """
     classes = _classes_of(hint)
+    # A function may return anything, and of Sequence[X] or Any there is no subclass.
     if not inspect.isclass(target) or not all(map(_is_plain_class, classes)):
         return
     try:
@@ -53,7 +55,8 @@ def require_kind(name: str, word: str, target: Any, hint: Any) -> None:
 def _classes_of(hint: Any) -> list[Any]:
     """Return what a hint allows, without None: each type of a union, or the hint itself."""
     base, _ = unwrap(hint)
-    kinds = get_args(base) if get_origin(base) in (Union, types.UnionType) else (base,)
+    is_union = get_origin(base) in (Union, types.UnionType)
+    kinds = get_args(base) if is_union else (base,)
     return [kind for kind in kinds if kind is not type(None)]
 
 
@@ -90,10 +93,15 @@ def hints_of(target: Any) -> dict[str, Any]:
 
 
 def foreign_of(target: Any) -> Foreign:
-    """Look up what the schema says of another library's class."""
+    """Look up what the schema says of another library's class, or of the nearest class that it
+    inherits from; nothing is said of a function.
+    """
     classes = inspect.getmro(target) if inspect.isclass(target) else ()
-    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in classes]
-    return next((FOREIGN[name] for name in names if name in FOREIGN), Foreign())
+    for kind in classes:
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if name in FOREIGN:
+            return FOREIGN[name]
+    return Foreign()
 
 
 def require_key(
@@ -106,8 +114,9 @@ def require_key(
     takes_any = any(known.kind is known.VAR_KEYWORD for known in parameters.values())
     if key not in parameters and not takes_any:
         taken = ", ".join(known for known in parameters if known != "self") or "none"
+        suggestion = meant(key, parameters)
         raise UserError(
-            f"{name}={show(value)}: {word} has no such key{meant(key, parameters)}, but takes "
+            f"{name}={show(value)}: {word} has no such key{suggestion}, but takes "
             f"{taken}; leave it out, as ~{name} does"
         )
 

@@ -32,6 +32,7 @@ def take_from_file(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """
     if not cfg.lora.get("start"):
         return
+    # The absolute path is that of the launch's directory: the run may be resumed from another.
     for key in KEYS:
         if not has_key(overrides, f"lora.{key}"):
             cfg.lora[key] = None
@@ -41,6 +42,9 @@ def take_from_file(cfg: DictConfig, overrides: Sequence[str]) -> None:
 def check_start(cfg: DictConfig, recipe: Any) -> None:
     """Read the LoRA that is started from and compare it with the base's architecture, before
     weights load.
+
+    Raises UserError for a file that is no LoRA, for one of another architecture, and under
+    tuning=full.
     """
     start = cfg.lora.get("start")
     if not start:
@@ -52,6 +56,7 @@ def check_start(cfg: DictConfig, recipe: Any) -> None:
             "and give that as model.pretrained"
         )
     lora_file = recipe.read_start()
+    # None for a repository whose architecture is not listed: then loading will tell.
     transformer = loading.transformer_on_meta(cfg.model.pretrained)
     if transformer is not None:
         formats.check(lora_file, transformer, Path(start))
@@ -80,6 +85,7 @@ def keep_copy(cfg: DictConfig, folder: Path) -> None:
     if not cfg.lora.get("start") or target.is_dir():
         return
     partial = target.with_suffix(".partial")
+    # It may be what a kill left behind.
     shutil.rmtree(partial, ignore_errors=True)
     lora_file = formats.read(Path(cfg.lora.start))
     write(lora_file, partial, "comfy")

@@ -142,8 +142,10 @@ def check_config(
     if is_trusted:
         return cfg
     project = project_of(conf)
+    # Unresolved: a resolver would be called by the very check that is to refuse it.
     for node in nodes_of(OmegaConf.to_container(cfg, resolve=False)):
         fault = code_fault(node, project)
+        # What the user typed may go where it says, but runs no code for that.
         if not fault and node.key not in typed:
             fault = leak_fault(node, project, folder)
         if fault:
@@ -229,6 +231,7 @@ def is_within(value: object, folder: Path) -> bool:
     place = re.fullmatch(r"\$\{run_dir\}(/[\w./-]*)?", value)
     if place is not None:
         return ".." not in value
+    # Another interpolation may lead anywhere, and a relative path depends on where it is started.
     is_plain = "${" not in value and "://" not in value and Path(value).is_absolute()
     return is_plain and Path(value).resolve().is_relative_to(folder.resolve())
 
@@ -286,7 +289,9 @@ def project_of(conf: Iterable[Path]) -> Project:
         for path in sorted(folder.rglob("*.yaml")):
             if path.relative_to(folder).parts[0] == "hydra":
                 continue
-            for node in nodes_of(yaml.load(path.read_text(encoding="utf-8"), LOADER)):
+            content = yaml.load(path.read_text(encoding="utf-8"), LOADER)
+            for node in nodes_of(content):
+                # Mappings and lists are walked themselves; only what they end in is compared.
                 if not isinstance(node.value, Hashable):
                     continue
                 project.values.add(node.value)
@@ -302,6 +307,7 @@ def _is_harmless(target: str) -> bool:
     """
     if target in LIGHTNING:
         return True
+    # Names that begin with an underscore are nobody's interface, and lead to Python's internals.
     if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", target):
         return False
     package = target.rpartition(".")[0]
@@ -336,6 +342,8 @@ def _is_plain_logging(name: str, value: object) -> bool:
 
 
 def _is_below(module: str, *packages: str) -> bool:
+    """Tell whether a module is one of these packages or stands in one."""
+    # With a dot behind both, so that `torch.optimizers` is not below `torch.optim`.
     return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
@@ -357,6 +365,7 @@ def resolvers_of(text: str) -> set[str]:
     """
     resolvers = set()
     for opening in re.finditer(r"\$\{", text):
+        # A reference, as in ${trust.clip}, ends in a brace, and calls nothing.
         name = re.match(r"[^:{}]*(\$\{|[:}]|$)", text[opening.end() :])
         if name is not None and name[1] in (":", "${"):
             resolvers.add(name[0].rstrip(":").strip())

@@ -71,14 +71,15 @@ def check_job(folder: Path, conf: Iterable[Path], typed: Sequence[str] = ()) -> 
     value alone.
     """
     values = {item.key_or_group: item.value() for item in parse(typed) if not item.is_delete()}
-    for name in (COMPOSED, SOURCE):
-        if (folder / name).is_file():
-            remedy = DAMAGED if name == COMPOSED else "restore it"
-            cfg = read_saved(folder / name, remedy)
-            same = {key for key, value in values.items() if _raw(cfg, key) == value}
-            check_config(cfg, folder, is_trusted=False, conf=conf, typed=same)
-            if name == COMPOSED:
-                _check_composed(cfg, folder)
+    # A job that has not begun starts from the first, one that has continues from the second.
+    for name, remedy in ((COMPOSED, DAMAGED), (SOURCE, "restore it")):
+        if not (folder / name).is_file():
+            continue
+        cfg = read_saved(folder / name, remedy)
+        same = {key for key, value in values.items() if _raw(cfg, key) == value}
+        check_config(cfg, folder, is_trusted=False, conf=conf, typed=same)
+        if name == COMPOSED:
+            _check_composed(cfg, folder)
 
 
 def _raw(cfg: DictConfig, key: str) -> Any:
@@ -98,7 +99,9 @@ def _check_composed(cfg: DictConfig, folder: Path) -> None:
     if culprit := _not_ours(raw, path):
         raise UserError(f"{path}: {culprit} is not as FlowRL writes it; {CODE}; {KNOWN}")
     place = raw["hydra"].get("run", {}).get("dir")
-    if not isinstance(place, str) or Path(place).resolve() != Path(escape(str(folder))).resolve():
+    # Compared as it is written in the file, where `${` of a folder's name is escaped.
+    expected = Path(escape(str(folder))).resolve()
+    if not isinstance(place, str) or Path(place).resolve() != expected:
         raise UserError(
             f"{path}: hydra.run.dir={place} is not its folder; {FILES}; move it back, or {KNOWN}"
         )
@@ -128,13 +131,17 @@ def _settings(hydra: Any) -> Iterator[tuple[str, Any]]:
         return
     for name, value in hydra.items():
         if name in ("job", "run", "runtime") and isinstance(value, dict):
-            yield from ((f"{name}.{key}", child) for key, child in value.items())
+            for key, child in value.items():
+                yield f"{name}.{key}", child
         else:
             yield str(name), value
 
 
 def _is_label(value: object) -> bool:
-    return value is None or (isinstance(value, str | int) and is_name(str(value)))
+    """Tell whether a value is nothing, or a name that leads to no other folder."""
+    if value is None:
+        return True
+    return isinstance(value, str | int) and is_name(str(value))
 
 
 _HARMLESS: dict[str, Callable[[Any], bool]] = {
@@ -178,22 +185,30 @@ def check_sweep(folder: Path, sweep: Sweep, running: Path, conf: Iterable[Path] 
 
 
 def _check_directory(folder: Path, directory: Path) -> None:
-    relative = [
-        name
-        for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
-        if os.environ.get(name) and not all(map(os.path.isabs, os.environ[name].split(os.pathsep)))
-    ]
+    """Refuse a working directory in which something is looked for that could run code."""
     problem = ""
     if not directory.is_absolute() or directory.resolve().is_relative_to(folder.resolve()):
         problem = "which comes with it"
     elif (directory / "wandb" / "settings").exists():
         problem = "whose wandb/settings would apply"
-    elif relative:
-        problem = f"in which {relative[0]} looks for code"
+    elif name := _relative_search_path():
+        problem = f"in which {name} looks for code"
     if problem:
         raise UserError(
             f"{folder}: its jobs run in {directory}, {problem}; continue it from there, or {KNOWN}"
         )
+
+
+def _relative_search_path() -> str:
+    """Return the first variable of the environment that has code looked for in the working
+    directory; an empty text where none does.
+    """
+    for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH"):
+        value = os.environ.get(name)
+        # An empty entry means the working directory too, and is not absolute.
+        if value and not all(map(os.path.isabs, value.split(os.pathsep))):
+            return name
+    return ""
 
 
 def check_overrides(overrides: Iterable[str], folder: Path, conf: Iterable[Path] = (CONF,)) -> None:

@@ -89,33 +89,51 @@ class _Walk:
         self.cfg = cfg
         self.raw = raw
         self.is_resumed = is_resumed
+        # The keys that an interpolation somewhere reads.
         self.references: set[str] = set()
         for text in _texts(raw):
             self.references.update(re.findall(r"\$\{([\w.]+)[}\[]", text))
+        # Nodes with a target wait, since the first of them imports PyTorch.
         self.targets: list[tuple[Path, dict[str, Any], Any]] = []
+        # Interpolations that a resolver computes, each with the hint that its value must meet.
         self.computed: list[tuple[Path, str, Any]] = []
+        # A node that several keys refer to is checked once.
         self.known: set[Path] = set()
 
     def run(self) -> None:
         self.check_fields((), self.raw, Settings)
-        while self.targets:
-            self.check_target(*self.targets.pop(0))
+        self.check_targets()
         # Last, since what they are computed from is more likely to be wrong, and then that is
         # named.
         for path, text, hint in self.computed:
-            self.check(path, self.compute(path, text), hint)
+            value = self.compute(path, text)
+            self.check(path, value, hint)
+        # Those that stood in what was computed.
+        self.check_targets()
+
+    def check_targets(self) -> None:
+        """Check the nodes that wait, and those that they bring, in the order in which they came."""
         while self.targets:
-            self.check_target(*self.targets.pop(0))
+            place, node, hint = self.targets.pop(0)
+            self.check_target(place, node, hint)
 
     def locate(self, path: Path, value: Any, via: tuple[Path, ...] = ()) -> tuple[Path, Any]:
-        """Follow references from `path` to where its value was set; return that place and it."""
-        if not isinstance(value, str) or not (match := REFERENCE.fullmatch(value)):
+        """Follow references from `path` to where its value was set; return that place and the
+        value.
+
+        `via` are the places that were passed on the way. Raises UserError for a reference to
+        nothing, or to itself.
+        """
+        match = REFERENCE.fullmatch(value) if isinstance(value, str) else None
+        if match is None:
             return path, value
         if path in via:
             raise UserError(f"{name_of(path)}={value} refers to itself; give a value")
         other: Path = ()
         node: Any = self.raw
-        for step in re.split(r"[.\[]", match[1].replace("]", "")):
+        # `optimizer.betas[0]` is read as optimizer, betas, 0.
+        steps = re.split(r"[.\[]", match[1].replace("]", ""))
+        for step in steps:
             key = int(step) if isinstance(node, list) and step.isdigit() else step
             try:
                 node = node[key]
@@ -123,6 +141,7 @@ class _Walk:
                 raise UserError(
                     f"{name_of(path)}={value}: there is no key {match[1]}; give one, or a value"
                 ) from None
+            # A node on the way may itself be a reference, below which the rest of the path lies.
             other, node = self.locate((*other, key), node, (*via, path))
         return other, node
 
@@ -130,29 +149,38 @@ class _Walk:
         """Check the value that stands at `path` against a hint."""
         place, value = self.locate(path, value)
         if value == "???":
-            raise UserError(f"{name_of(place)} has no value yet; give one: {name_of(place)}=VALUE")
+            key = name_of(place)
+            raise UserError(f"{key} has no value yet; give one: {key}=VALUE")
         if isinstance(value, str) and "${" in value:
             self.computed.append((place, value, hint))
         elif isinstance(value, dict):
             self.check_node(place, value, hint)
-        elif isinstance(value, list) and (arguments := _arguments(hint, Sequence)):
-            for i, item in enumerate(value):
-                self.check((*place, i), item, arguments[0])
-            if all(map(_is_plain, value)):
-                self.compare(path, place, value, hint)
+        elif isinstance(value, list) and _arguments(hint, Sequence):
+            self.check_list(path, place, value, hint)
         else:
             self.compare(path, place, value, hint)
 
+    def check_list(self, path: Path, place: Path, values: list[Any], hint: Any) -> None:
+        """Check the entries of a list, and then its length and what else is asked of the whole."""
+        (item_hint, *_) = _arguments(hint, Sequence)
+        for i, item in enumerate(values):
+            self.check((*place, i), item, item_hint)
+        # A node or an interpolation is no value of the hint as it stands; its entry was checked.
+        if all(map(_is_plain, values)):
+            self.compare(path, place, values, hint)
+
     def compare(self, path: Path, place: Path, value: Any, hint: Any) -> None:
-        """Refuse a plain value that is not of the hint."""
-        if not fits(value, hint):
-            role = f" (as {name_of(path)})" if path != place else ""
-            key = name_of(place)
-            text = (
-                f"{key}={show(value)}{role} must be "
-                f"{describe(hint, value)}{nearest(key, value, hint)}"
-            )
-            raise UserError(text)
+        """Refuse a plain value that is not of the hint. It was set at `place` and is read at
+        `path`.
+        """
+        if fits(value, hint):
+            return
+        key = name_of(place)
+        # The bound is that of the key that reads the value, so the message names both.
+        role = f" (as {name_of(path)})" if path != place else ""
+        bound = describe(hint, value)
+        suggestion = nearest(key, value, hint)
+        raise UserError(f"{key}={show(value)}{role} must be {bound}{suggestion}")
 
     def check_node(self, place: Path, node: dict[str, Any], hint: Any) -> None:
         """Check a node with a target, one of the schema's groups, or names with values."""
@@ -165,13 +193,16 @@ class _Walk:
         if inspect.isclass(base) and dataclasses.is_dataclass(base):
             self.check_fields(place, node, base)
         elif arguments := _arguments(hint, Mapping):
-            for key, value in node.items():
-                self.check((*place, str(key)), value, arguments[1])
+            self.check_values(place, node, arguments[1])
         elif base is Any:
-            for key, value in node.items():
-                self.check((*place, str(key)), value, Any)
+            self.check_values(place, node, Any)
         else:
             self.compare(place, place, node, hint)
+
+    def check_values(self, place: Path, node: dict[str, Any], hint: Any) -> None:
+        """Check every value of a mapping against one hint."""
+        for key, value in node.items():
+            self.check((*place, str(key)), value, hint)
 
     def check_fields(self, place: Path, node: dict[str, Any], group: type) -> None:
         """Check a group of keys whose types are in the schema."""
@@ -192,9 +223,12 @@ class _Walk:
         key = name_of(path)
         if isinstance(value, dict) and "_target_" in value:
             self.check(path, value, Any)
-        elif not any(other == key or other.startswith(f"{key}.") for other in self.references):
+            return
+        is_read = any(other == key or other.startswith(f"{key}.") for other in self.references)
+        if not is_read:
+            suggestion = meant(str(path[-1]), names)
             raise UserError(
-                f"{key}={show(value)}: no such key{meant(str(path[-1]), names)}; nothing refers to "
+                f"{key}={show(value)}: no such key{suggestion}; nothing refers to "
                 f"it as ${{{key}}}, so it would have no effect"
             )
 
@@ -208,7 +242,8 @@ class _Walk:
                 self.check((*place, key), node[key], kind)
         _, word = self.locate((*place, "_target_"), node["_target_"])
         target = import_target(name, word)
-        is_partial = bool(self.locate(place, node.get("_partial_"))[1])
+        _, partial = self.locate(place, node.get("_partial_"))
+        is_partial = bool(partial)
         if not is_partial:
             require_kind(name, word, target, hint)
         elif place in WHOLE:
@@ -231,6 +266,7 @@ class _Walk:
         foreign = foreign_of(target)
         hints = {**hints_of(target), **foreign.hints}
         names = [str(key) for key in node if str(key) not in SPECIAL]
+        # A misspelt key is told before the one that is then missing.
         for key in names:
             require_key(name_of((*place, key)), node[key], word, parameters, foreign)
         require_all(name_of(place), names, parameters, is_partial)
@@ -238,24 +274,30 @@ class _Walk:
             self.check((*place, key), node[key], hints.get(key, Any))
 
     def compute(self, path: Path, text: str) -> Any:
-        """Return the value of an interpolation that is more than a reference."""
+        """Return the value of an interpolation that is more than a reference.
+
+        Raises UserError where a resolver fails.
+        """
         node: Any = self.cfg
         try:
             for step in path:
                 node = node[step]
         except OmegaConfBaseException as error:
-            raise UserError(
-                f"{name_of(path)}={text} cannot be computed: {explain(error)}"
-            ) from error
-        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+            reason = explain(error)
+            raise UserError(f"{name_of(path)}={text} cannot be computed: {reason}") from error
+        if OmegaConf.is_config(node):
+            return OmegaConf.to_container(node, resolve=True)
+        return node
 
 
 def _texts(node: Any) -> Iterator[str]:
     """Walk all texts below a node."""
+    if isinstance(node, dict):
+        node = list(node.values())
     if isinstance(node, str):
         yield node
-    elif isinstance(node, dict | list):
-        for child in node.values() if isinstance(node, dict) else node:
+    elif isinstance(node, list):
+        for child in node:
             yield from _texts(child)
 
 
@@ -269,11 +311,18 @@ def _arguments(hint: Any, kind: type) -> tuple[Any, ...]:
     base, _ = unwrap(hint)
     origin = get_origin(base)
     if origin in (Union, types.UnionType):
-        return next(filter(None, (_arguments(option, kind) for option in get_args(base))), ())
-    return get_args(base) if inspect.isclass(origin) and issubclass(origin, kind) else ()
+        # Of a union such as Sequence[X] | None the first option that is of the kind.
+        for option in get_args(base):
+            if arguments := _arguments(option, kind):
+                return arguments
+        return ()
+    if inspect.isclass(origin) and issubclass(origin, kind):
+        return get_args(base)
+    return ()
 
 
 def _absent(key: str) -> str:
+    """Say that a key has no value: of a group, that none of its options is chosen."""
     folder = CONF / key
     if not folder.is_dir():
         return f"missing configuration key {key}; give {key}=VALUE"

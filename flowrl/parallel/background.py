@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 _lost: list[Future[Any]] = []
+"""Work that was given up, and may still go on."""
 
 
 def start(work: Callable[[], Result], name: str) -> Future[Result]:
@@ -56,6 +57,7 @@ def leave(status: int) -> None:
     """
     if all(future.done() for future in _lost):
         return
+    # `os._exit` runs no exit handlers and empties no buffers.
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -13,6 +13,7 @@ def gather(value: Shared) -> list[Shared]:
     """Collect the values of all processes in rank order; a single process has its own alone."""
     if not is_distributed():
         return [value]
+    # A list to be filled; what it holds before is of no account.
     values: list[Shared] = [value] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values

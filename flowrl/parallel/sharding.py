@@ -23,8 +23,10 @@ def divide(transformer: nn.Module, mesh: DeviceMesh) -> None:
     Each part is gathered for a pass and freed after it, the rest too: a pass under other weights
     may come between a forward pass and its backward pass (the reference's does).
     """
+    # By class name, diffusers lists the blocks that must stay on one device.
     blocks = set(getattr(transformer, "_no_split_modules", None) or ())
     modules = [module for module in transformer.modules() if type(module).__name__ in blocks]
+    # The whole comes last and takes the weights that no block has taken.
     for module in [*modules, transformer]:
         divided = fully_shard(module, mesh=mesh, reshard_after_forward=True)
         if mesh.device_type == "cpu":
@@ -47,10 +49,10 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
     """
     if not isinstance(like, DTensor) or isinstance(whole, DTensor) or whole.shape != like.shape:
         return whole
+    # No process sends anything to the others, since all of them have the whole.
+    view = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
     # A copy, so that the part does not keep the whole in memory.
-    part: Tensor = distribute_tensor(
-        whole, like.device_mesh, like.placements, src_data_rank=None
-    ).clone()
+    part: Tensor = view.clone()
     return part
 
 
@@ -70,6 +72,7 @@ def gathered(tensors: Mapping[str, Tensor], is_kept: bool) -> dict[str, Tensor]:
     """
     whole_tensors = {}
     for name, value in tensors.items():
+        # Every process takes part in every gather, also one that does not keep the result.
         whole = value.full_tensor().detach().cpu() if isinstance(value, DTensor) else value
         if is_kept:
             whole_tensors[name] = whole

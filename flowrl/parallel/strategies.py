@@ -89,6 +89,7 @@ def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
     """Scale the gradients down to a global norm of `max_norm`; return the norm before, over all
     parts of divided ones.
     """
+    # The norm of divided gradients is a DTensor, whose sum over processes is still to be made.
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
@@ -97,4 +98,5 @@ def is_later_rank() -> bool:
     """Tell whether this process joins a run that another one began; known before the processes
     have met.
     """
+    # Lightning sets it at its import, from the variables of whoever starts the processes.
     return bool(getattr(rank_zero_only, "rank", 0))

@@ -47,12 +47,12 @@ def with_changes(
     undone = [change for change in earlier if change.iteration >= num_iterations]
     merged: dict[str, Change] = {}
     for change in (*undone, *changes):
+        # Several changes of a key become one, from its first value to its last.
         first = merged.get(change.key, change)
         merged[change.key] = Change(change.key, first.before, change.after, num_iterations)
-    # Before the first iteration nothing was done under the old value.
-    kept = [change for change in merged.values() if num_iterations and _is_change(change)]
+    kept = []
+    for change in merged.values():
+        # Before the first iteration nothing was done under the earlier value.
+        if num_iterations and change.before != change.after:
+            kept.append(change)
     return [asdict(change) for change in (*lasting, *kept)]
-
-
-def _is_change(change: Change) -> bool:
-    return change.before != change.after

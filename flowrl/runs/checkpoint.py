@@ -58,14 +58,17 @@ def save(
     """
     target = folder / f"{state['num_iterations']:06d}"
     partial = folder / f"{target.name}.partial"
+    # First, since the leftovers of a kill may fill the disk, or have the name that is needed.
     _take_back(folder)
     partial.mkdir(parents=True)
     try:
         _write(partial, weights, state)
     except Exception as error:
+        # What was written gives its space back before the free space is told.
         shutil.rmtree(partial, ignore_errors=True)
         if disk.is_full(error):
-            size = disk.in_words(sum(map(_num_bytes, weights.values())))
+            num_bytes = sum(map(_num_bytes, weights.values()))
+            size = disk.in_words(num_bytes)
             raise disk.DiskFull(
                 f"{target}: a checkpoint takes {size}, and {disk.free(folder)} are free"
             ) from error
@@ -75,6 +78,7 @@ def save(
     partial.rename(target)
     if replaced is not None:
         shutil.rmtree(replaced)
+    # Older ones go last, so that there is never a moment without a whole checkpoint.
     for old in list_complete(folder)[:-keep]:
         shutil.rmtree(_set_for_deletion(old))
     return target
@@ -88,15 +92,18 @@ def _write(
         contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contents, folder / f"{stem}.safetensors")
     grant_usual_mode(folder)
-    (folder / STATE).write_text(json.dumps(dict(state), indent=2) + "\n")
+    text = json.dumps(dict(state), indent=2)
+    (folder / STATE).write_text(f"{text}\n")
     sums = [f"{file_digest(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     (folder / SUMS).write_text("".join(sums))
+    # Without this a power cut may keep the rename that follows, and lose what the files hold.
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
 def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Count the bytes of the tensors' values."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
@@ -108,6 +115,8 @@ def sweep(folder: Path) -> Path | None:
     """
     leftovers = _leftovers(folder)
     last_whole = None
+    # Newest first, since checking a checkpoint reads all of it, and the newest is most likely
+    # whole.
     if leftovers and not any(map(_is_whole, reversed(_numbered(folder)))):
         last_whole = next(filter(_is_whole, _whole_leftovers(folder)), None)
     for path in leftovers:
@@ -120,14 +129,18 @@ def _take_back(folder: Path) -> None:
     """Remove what kills have left behind, and give the only whole checkpoint its number back where
     it is among it.
     """
-    if last_whole := sweep(folder):
-        target = last_whole.with_suffix("")
-        if target.exists():  # damaged, or the leftover would be gone
-            set_aside(target, "damaged")
-        last_whole.rename(target)
+    last_whole = sweep(folder)
+    if last_whole is None:
+        return
+    target = last_whole.with_suffix("")
+    # It is damaged: next to a whole one `sweep` would have removed the leftover.
+    if target.exists():
+        set_aside(target, "damaged")
+    last_whole.rename(target)
 
 
 def _leftovers(folder: Path) -> list[Path]:
+    """List what kills have left behind, whole or not."""
     return [path for path in folder.glob("*") if path.suffix in _LEFTOVERS]
 
 
@@ -137,12 +150,16 @@ def _whole_leftovers(folder: Path) -> list[Path]:
 
     The digests are written last, so that without them a leftover is not known to be whole.
     """
-    candidates = [path for path in _leftovers(folder) if path.stem.isdigit()]
-    candidates = [path for path in candidates if (path / SUMS).is_file()]
+    candidates = []
+    for path in _leftovers(folder):
+        if path.stem.isdigit() and (path / SUMS).is_file():
+            candidates.append(path)
+    # Of one iteration `.partial`, which was written later, comes before `.deleted`.
     return sorted(candidates, key=lambda path: (path.stem, path.suffix), reverse=True)
 
 
 def _is_whole(path: Path) -> bool:
+    """Tell whether `check` takes a checkpoint."""
     try:
         check(path)
     except UserError:
@@ -199,7 +216,9 @@ def _newest(folder: Path, read: Callable[[Path], _Read]) -> tuple[Path, _Read] |
         try:
             content = read(path)
         except UserError as error:
-            damages += [error] if path in numbered else []
+            # A damaged leftover is no loss to the user, who never saw it.
+            if path in numbered:
+                damages.append(error)
             continue
         for damage in damages:
             _warn_once(f"{damage}; going on from {path}, the newest whole one")
@@ -298,34 +317,43 @@ def _check_sums(path: Path) -> None:
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         digests[name] = digest
-    present = {file.name for file in path.iterdir() if not file.name.startswith(".")} - {SUMS}
-    if unmatched := sorted(present ^ digests.keys()):
+    # File managers and network drives leave hidden files of theirs.
+    visible = {file.name for file in path.iterdir() if not file.name.startswith(".")}
+    unmatched = sorted((visible - {SUMS}) ^ digests.keys())
+    if unmatched:
         name = unmatched[0]
-        raise _damaged(path, f"{name} is missing" if name in digests else f"{SUMS} lacks {name}")
+        problem = f"{name} is missing" if name in digests else f"{SUMS} lacks {name}"
+        raise _damaged(path, problem)
     for name, digest in digests.items():
         if file_digest(path / name) != digest:
             raise _damaged(path / name, f"it differs from its digest in {SUMS}")
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's per-parameter state as named tensors."""
+    """Return the optimizer's per-parameter state as tensors, each by the number of its parameter
+    and its name, such as `3.exp_avg`.
+    """
     state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, values in state.items()
-        for name, value in values.items()
-    }
+    tensors = {}
+    for index, values in state.items():
+        for name, value in values.items():
+            # A count of steps may be a plain number, which safetensors does not hold.
+            tensors[f"{index}.{name}"] = torch.as_tensor(value)
+    return tensors
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Take back what `optimizer_tensors` gave, divided as the parameters are; the optimizer keeps
     its hyperparameters.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # A state's number counts the parameters over all groups.
+    parameters: list[Tensor] = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = part_of(value, parameters[int(index)])
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+        number, name = key.split(".", 1)
+        index = int(number)
+        state.setdefault(index, {})[name] = part_of(value, parameters[index])
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

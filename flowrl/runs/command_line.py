@@ -22,6 +22,7 @@ def escape(text: str) -> str:
     """Return the text as a configuration value that means itself: `${` begins an interpolation
     otherwise.
     """
+    # Backslashes before an interpolation would escape it, or one another, so they are doubled.
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
@@ -34,7 +35,9 @@ def override(key: str, text: str) -> str:
     """
     if re.fullmatch(r"[A-Za-z_/][\w./-]*", text, re.ASCII) and text.lower() not in _WORDS:
         return f"{key}={text}"
-    quoted = re.sub(r'(\\+)(?="|\Z)', r"\1\1", escape(text)).replace('"', r"\"")
+    # Backslashes first: those that escape the quotes must stay single.
+    with_doubled = re.sub(r'(\\+)(?="|\Z)', r"\1\1", escape(text))
+    quoted = with_doubled.replace('"', r"\"")
     return f'{key}="{quoted}"'
 
 
@@ -47,7 +50,8 @@ def resume_command(folder: str | Path, *, is_sweep: bool = False) -> str:
     shell.
     """
     flags = ["-m"] if is_sweep else []
-    return shlex.join([interpreter(), _script(), *flags, override("resume", str(folder))])
+    words = [interpreter(), _script(), *flags, override("resume", str(folder))]
+    return shlex.join(words)
 
 
 def interpreter() -> str:
@@ -58,11 +62,17 @@ def interpreter() -> str:
     on_path = shutil.which("python")
     if on_path is not None and running.parent == Path(on_path).parent:
         return "python"
+    # An environment in the project, such as .venv, is known by its short path.
     here = Path.cwd()
-    return str(running.relative_to(here)) if here in running.parents else str(running)
+    if here in running.parents:
+        return str(running.relative_to(here))
+    return str(running)
 
 
 def _script() -> str:
     """Return the script as it was called; FlowRL's own by its name alone."""
     called = Path(sys.argv[0])
-    return str(called) if called.suffix == ".py" and called.resolve() != TRAIN else TRAIN.name
+    # Anything else than a script, such as pytest or `python -c`, cannot continue a run.
+    if called.suffix == ".py" and called.resolve() != TRAIN:
+        return str(called)
+    return TRAIN.name

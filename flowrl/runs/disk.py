@@ -32,12 +32,15 @@ def is_full(error: BaseException | None) -> bool:
 
 def free(folder: Path) -> str:
     """Return the space left where a folder lies, in words."""
+    # The folder may be one that there was no space to make.
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     return in_words(shutil.disk_usage(existing).free)
 
 
 def in_words(size: float) -> str:
-    """Put a number of bytes into words as users read it."""
+    """Put a number of bytes into words as users read it, in units of 1000 bytes as disks are
+    sold.
+    """
     for unit in ("bytes", "KB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -67,13 +67,15 @@ def grant_usual_mode(path: Path) -> None:
     """Give a file, or every file in a folder, the mode that the umask leaves to new files: the
     safetensors library lets nobody but the owner read its files.
     """
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    files = [path] if path.is_file() else list(path.rglob("*"))
     for file in files:
-        file.chmod(0o666 & ~UMASK)
+        if file.is_file():
+            file.chmod(0o666 & ~UMASK)
 
 
 def _umask() -> int:
     """Return the process's umask, which the system tells only to who sets another."""
+    # A file that another thread makes in between gets the narrower mode, never a wider one.
     umask = os.umask(0o077)
     os.umask(umask)
     return umask
@@ -93,7 +95,9 @@ def file_digest(path: Path) -> str:
 
 def damaged(path: Path, problem: object, remedy: str) -> UserError:
     """Return the error, in one line, that says what is wrong with a file, and what to do."""
-    return UserError(f"{path} is damaged ({' '.join(str(problem).split())}); {remedy}")
+    # Parsers tell where the fault is in several lines.
+    one_line = " ".join(str(problem).split())
+    return UserError(f"{path} is damaged ({one_line}); {remedy}")
 
 
 def read_text(path: Path, remedy: str) -> str:
@@ -131,6 +135,7 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     """
     try:
         value = yaml.load(read_text(path, remedy), LOADER)
+    # PyYAML itself raises ValueError, for a date such as 2026-13-01.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise damaged(path, error, remedy) from error
     if not isinstance(value, dict | None):

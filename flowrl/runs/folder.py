@@ -14,7 +14,9 @@ log = logging.getLogger(__name__)
 
 
 _claimed: set[str] = set()
+"""Folders that this process has locked."""
 _new: dict[str, str] = {}
+"""Folders that this process has made, by the name that was asked for."""
 
 
 def make_new(name: str) -> str:
@@ -31,6 +33,7 @@ def make_new(name: str) -> str:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError:
             return name  # whoever writes there first says what is wrong
+        # Making it is the question whether it is taken: no other process can come in between.
         try:
             folder.mkdir()
         except FileExistsError:
@@ -47,7 +50,9 @@ def claim(folder: str) -> None:
     process has it.
     """
     try:
-        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # It is never closed: the system unlocks it when the process ends, however it does.
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(
             f"run_dir={folder} is being written to by another process; wait for it, stop it, or "
@@ -61,6 +66,7 @@ def claim(folder: str) -> None:
 def discard_if_empty(folder: str) -> None:
     """Remove a run's folder where nothing was written; another process's is left to it."""
     if folder in _claimed:
+        # Only an empty folder can be removed so.
         with suppress(OSError):
             Path(folder).rmdir()
 
@@ -69,10 +75,12 @@ def point_latest_at(folder: Path) -> None:
     """Make `outputs/latest`, beside the runs' folders, a link to this run; where that is
     impossible, say so.
     """
-    root = next((parent for parent in folder.absolute().parents if parent.name == "outputs"), None)
-    if root is None:
+    outputs = [parent for parent in folder.absolute().parents if parent.name == "outputs"]
+    if not outputs:
         return
+    root = outputs[0]
     link = root / "latest"
+    # A link cannot be changed, only replaced; a reader in between would miss it.
     fresh = root / f".latest.{os.getpid()}"
     try:
         fresh.symlink_to(folder.resolve(), target_is_directory=True)

@@ -133,6 +133,7 @@ def is_known(name: str, private: Iterable[str] = ()) -> bool:
 
 
 def _matches(name: str, defined: str) -> bool:
+    """Tell whether a metric's name is one of those that a defined name stands for."""
     segments = name.split("/")
     pattern = defined.split("/")
     if len(segments) != len(pattern):
@@ -143,10 +144,12 @@ def _matches(name: str, defined: str) -> bool:
 
 def check(names: Iterable[str], private: Iterable[str] = ()) -> None:
     """Raise KeyError for a metric that neither the glossary nor `private` defines."""
+    # An iterator could be read for the first name only.
     private = tuple(private)
     unknown = sorted(name for name in names if not is_known(name, private))
     if unknown:
-        raise KeyError(f"metrics missing from flowrl.runs.glossary.GLOSSARY: {', '.join(unknown)}")
+        words = ", ".join(unknown)
+        raise KeyError(f"metrics missing from flowrl.runs.glossary.GLOSSARY: {words}")
 
 
 def page() -> str:

@@ -37,26 +37,34 @@ def read_figures(path: Path) -> Figures:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return Figures([], f"not UTF-8 at byte {error.start}")
+    # Line ends are kept, by which a whole line is known.
     head, *lines = io.StringIO(text, newline="").readlines() or [""]
     columns = _cells(head)
     problem = _head_fault(head, columns)
     if problem:
         return Figures([], problem)
     rows: dict[int, dict[str, str]] = {}
+    # Numbered as an editor does, whose first line is the head.
     for number, line in enumerate(filter(_is_whole, lines), 2):
         cells = _cells(line)
         reason = _fault(cells, columns)
         if not reason:
             row = dict(zip(columns, cells, strict=True))
-            reason = _conflict(row, rows.setdefault(int(row[ITERATION]), row))
+            # Of two rows of one iteration the first stays.
+            first = rows.setdefault(int(row[ITERATION]), row)
+            reason = _conflict(row, first)
         if reason and not problem:
             problem = f"line {number}: {reason}"
-    return Figures([rows[iteration] for iteration in sorted(rows)], problem)
+    in_order = [rows[iteration] for iteration in sorted(rows)]
+    return Figures(in_order, problem)
 
 
 def _conflict(row: Mapping[str, str], first: Mapping[str, str]) -> str:
     """Say how a row differs from the first one of its iteration; empty where it does not."""
-    return "" if row == first else f"iteration {int(row[ITERATION])} again, with other numbers"
+    if row == first:
+        return ""
+    iteration = int(row[ITERATION])
+    return f"iteration {iteration} again, with other numbers"
 
 
 def _is_whole(line: str) -> bool:
@@ -70,12 +78,15 @@ def _head_fault(head: str, columns: Sequence[str]) -> str:
         return "no whole line in it"
     if ITERATION in columns and len(set(columns)) == len(columns):
         return ""
-    mark = _SEPARATORS.search(head)
-    written = f"; {mark[0]!r} separates its columns, as spreadsheets write it" if mark else ""
+    written = ""
+    if mark := _SEPARATORS.search(head):
+        written = f"; {mark[0]!r} separates its columns, as spreadsheets write it"
     return f"its first line does not name the columns, {ITERATION!r} among them{written}"
 
 
 def _cells(line: str) -> list[str]:
+    """Return the cells of a line; none where it cannot be read as CSV."""
+    # One line at a time, so that a quote that is never closed spoils that line alone.
     try:
         return next(csv.reader(io.StringIO(line, newline="")), [])
     except csv.Error:
@@ -87,6 +98,7 @@ def _fault(cells: Sequence[str], columns: Sequence[str]) -> str:
     if len(cells) != len(columns):
         return f"{len(cells)} cells, not {len(columns)}"
     for name, text in zip(columns, cells, strict=True):
+        # `isdigit` alone takes digits of other scripts, which `int` might not.
         if name == ITERATION and not (text.isascii() and text.isdigit()):
             return f"{name} is {text[:40]!r}"
         if text and not _NUMBER.fullmatch(text):

@@ -46,15 +46,19 @@ _HUB_ID = re.compile(r"([\w.-]+)/([\w.-]+)(/.+)?")
 
 def environment() -> dict[str, Any]:
     """Return the commit and the versions of the packages that decide a run's numbers."""
-    versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    versions = {name: version(name) for name in PACKAGES}
+    versions["python"] = platform.python_version()
     return {"versions": versions, "git_revision": git_revision()}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """List what differs between two environments, as texts such as `torch 2.8.0 -> 2.9.0`."""
     texts = []
-    if before.get("git_revision") != now["git_revision"]:
-        texts.append(f"commit {short(before.get('git_revision'))} -> {short(now['git_revision'])}")
+    commit_before = before.get("git_revision")
+    commit_now = now["git_revision"]
+    if commit_before != commit_now:
+        texts.append(f"commit {short(commit_before)} -> {short(commit_now)}")
+    # The file may have been edited; what cannot be read in it counts as another version.
     versions = before.get("versions")
     old = versions if isinstance(versions, dict) else {}
     for name, new in now["versions"].items():
@@ -66,7 +70,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def short(revision: object, num_digits: int = 10) -> str:
     """Cut a commit to its first digits, and keep the `+` that tells of changes."""
     text = str(revision)
-    return text[:num_digits] + ("+" if text.endswith("+") else "")
+    mark = "+" if text.endswith("+") else ""
+    return text[:num_digits] + mark
 
 
 def git_revision() -> str | None:
@@ -78,13 +83,14 @@ def git_revision() -> str | None:
         changed = _git("status", "--porcelain")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head + ("+" if changed else "")
+    return f"{head}+" if changed else head
 
 
 def _git(*arguments: str) -> str:
     """Return what git prints about the package's repository, without variables that give it another
     one or commands to run.
     """
+    # Within a git hook, for one, GIT_DIR names the repository that the hook is of.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", *arguments]
     here = Path(__file__).parent
@@ -99,7 +105,9 @@ def prompts_digest(prompts: Iterable[Prompt]) -> str:
     digest = hashlib.sha256()
     for prompt in prompts:
         line = [prompt.text, prompt.family, dict(prompt.metadata)]
-        digest.update(json.dumps(line, sort_keys=True, default=str).encode() + b"\n")
+        # Metadata of the same content may come in another order of its keys.
+        text = json.dumps(line, sort_keys=True, default=str)
+        digest.update(text.encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -110,8 +118,11 @@ def path_digest(key: str, value: Any, revision: str | None = None) -> str | None
     A folder, a hub id and a word without a slash, a dot or a tilde, such as `train`, is taken for a
     path only where the key ends in one of `PATH_WORDS`.
     """
+    if not isinstance(value, str):
+        return None
     is_path = key.rpartition(".")[2] in PATH_WORDS
-    if not isinstance(value, str) or not (is_path or any(mark in value for mark in "/.~")):
+    looks_like_path = any(mark in value for mark in "/.~")
+    if not (is_path or looks_like_path):
         return None
     try:
         path = Path(value).expanduser()
@@ -126,8 +137,12 @@ def path_digest(key: str, value: Any, revision: str | None = None) -> str | None
 
 
 def _file_digest(path: Path) -> str:
+    """Compute a digest of a file: of all of it, or of samples where it is large."""
     size = path.stat().st_size
-    return file_digest(path) if size <= READ_WHOLE else _sampled_digest(path, size)
+    if size <= READ_WHOLE:
+        return file_digest(path)
+    # Weights of tens of gigabytes would be read for minutes at every start.
+    return _sampled_digest(path, size)
 
 
 def _sampled_digest(path: Path, size: int) -> str:
@@ -139,20 +154,26 @@ def _sampled_digest(path: Path, size: int) -> str:
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
         if path.suffix == ".safetensors":
+            # The format's first eight bytes are the length of its header, the tensors' names and
+            # shapes. A length that is no header's must not have all of the file read.
             length = int.from_bytes(file.read(8), "little")
             digest.update(file.read(min(length, READ_WHOLE)))
+        last_start = size - SAMPLE_SIZE
         for i in range(NUM_SAMPLES):
-            file.seek((size - SAMPLE_SIZE) * i // (NUM_SAMPLES - 1))
+            file.seek(last_start * i // (NUM_SAMPLES - 1))
             digest.update(file.read(SAMPLE_SIZE))
     return digest.hexdigest()
 
 
 def _folder_digest(folder: Path) -> str:
+    """Compute a digest of the files below a folder, with their paths in it."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(
-            f"{path.relative_to(folder)} {_file_digest(path)}\n".encode(errors="surrogateescape")
-        )
+    # In a fixed order: the system lists files as it likes.
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        line = f"{path.relative_to(folder)} {_file_digest(path)}\n"
+        # A file's name need not be UTF-8.
+        digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -163,5 +184,9 @@ def hub_commit(value: str, revision: str | None) -> str | None:
     match = _HUB_ID.fullmatch(value)
     if match is None:
         return None
-    reference = Path(HF_HUB_CACHE, f"models--{match[1]}--{match[2]}", "refs", revision or "main")
-    return reference.read_text().strip() if reference.is_file() else None
+    # The cache keeps in this file which commit a branch or tag was when it was last looked up.
+    repository = Path(HF_HUB_CACHE, f"models--{match[1]}--{match[2]}")
+    reference = repository / "refs" / (revision or "main")
+    if not reference.is_file():
+        return None
+    return reference.read_text().strip()

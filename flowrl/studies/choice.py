@@ -23,16 +23,25 @@ def choose(
     A variant with a failed run is out; of equals the first listed is taken. Raises UserError while
     runs are missing, or where every variant of a method failed.
     """
+    # A choice among the variants that happen to be over would favour those that run first.
     if any(run not in records for run in runs):
         raise UserError(f"stage {stage.name} is not over: nothing is chosen yet")
     chosen = {}
     for method, variants in stage.variants.items():
-        scores = {variant: score(stage, runs, records, method, variant) for variant in variants}
-        usable = {variant: value for variant, value in scores.items() if not math.isnan(value)}
+        usable = {}
+        for variant in variants:
+            mean_score = score(stage, runs, records, method, variant)
+            if not math.isnan(mean_score):
+                usable[variant] = mean_score
         if not usable:
             raise UserError(f"stage {stage.name}: every variant of {method} failed; widen its grid")
+        # `max` returns the first of equals, and the variants stand in the order of the grid.
         best = max(usable, key=usable.__getitem__)
-        chosen[method] = {"variant": best, "overrides": list(variants[best]), "score": usable[best]}
+        chosen[method] = {
+            "variant": best,
+            "overrides": list(variants[best]),
+            "score": usable[best],
+        }
     return chosen
 
 
@@ -45,8 +54,13 @@ def score(
 ) -> float:
     """Return the mean over seeds of a variant's final score, NaN where one of its runs failed or
     has none.
+
+    The score is the metric by which the stage chooses; `runs` must all have a record.
     """
-    tried = [records[run] for run in runs if (run.method, run.variant) == (method, variant)]
+    tried = []
+    for run in runs:
+        if run.method == method and run.variant == variant:
+            tried.append(records[run])
     if any(record["status"] == "failed" for record in tried):
         return math.nan
     return average([evaluated(record, stage.chooses, -1) for record in tried])

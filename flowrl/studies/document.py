@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from flowrl.errors import UserError
 from flowrl.report.tables import Table
 from flowrl.studies.figures import CAPTIONS, figure_names
 from flowrl.studies.plan import Study
 from flowrl.studies.ratio_noise.tables import tables as simulated_tables
+from flowrl.studies.record import Results
 from flowrl.studies.tables import cells, status, tables
 
 BLOCK = re.compile(r"<!-- begin ([^>]+?) -->.*?<!-- end -->", re.DOTALL)
@@ -43,13 +43,13 @@ def fill(text: str, pieces: Mapping[str, Pieces]) -> str:
     def replaced(match: re.Match[str]) -> str:
         name = match[1]
         study = name.split("/", 1)[0]
+        # Blocks of a study that is not rendered this time stay as they are.
         if study not in pieces:
             return match[0]
         texts = pieces[study].texts
         if name not in texts and pieces[study].is_complete:
-            raise UserError(
-                f"{name}: study {study} has no such piece; it has {', '.join(sorted(texts))}"
-            )
+            known = ", ".join(sorted(texts))
+            raise UserError(f"{name}: study {study} has no such piece; it has {known}")
         body = texts.get(name, f"_{NOTHING}_")
         if name.count("/") == 1:  # a whole table, not a word in a sentence
             body = f"\n{body}\n"
@@ -58,7 +58,7 @@ def fill(text: str, pieces: Mapping[str, Pieces]) -> str:
     return BLOCK.sub(replaced, text)
 
 
-def pieces(study: Study, results: Mapping[str, Any]) -> Pieces:
+def pieces(study: Study, results: Results) -> Pieces:
     """Make all that a README can show of a study: of one without results, its status alone."""
     texts = {f"{study.name}/status": status(study, results)}
     if not results["runs"] and not results.get("simulation"):
@@ -67,7 +67,8 @@ def pieces(study: Study, results: Mapping[str, Any]) -> Pieces:
         texts[f"{study.name}/{table.stem}"] = body(table)
         texts |= cells(study.name, table)
     names = figure_names(study, results)
-    texts[f"{study.name}/figures"] = "\n\n".join(_shown(study, name) for name in names)
+    figures = [_shown(study, name) for name in names]
+    texts[f"{study.name}/figures"] = "\n\n".join(figures)
     texts[f"{study.name}/front"] = ""
     if names:
         # The first one by its path from the front page.
@@ -77,24 +78,32 @@ def pieces(study: Study, results: Mapping[str, Any]) -> Pieces:
 
 
 def _shown(study: Study, figure: str) -> str:
+    """Write a figure with its title and caption, by its path from the study's README."""
     title = figure.replace("_", " ").capitalize()
-    caption = CAPTIONS[study.report["figures"][figure]["kind"]]
-    return f"![{figure}](figures/{figure}.svg)\n\n*{title}. {caption}*"
+    kind = study.report["figures"][figure]["kind"]
+    return f"![{figure}](figures/{figure}.svg)\n\n*{title}. {CAPTIONS[kind]}*"
 
 
-def all_tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
+def all_tables(study: Study, results: Results) -> list[Table]:
     """Make the tables of what was computed without any run, and those of the runs."""
-    made = simulated_tables(results) if results.get("simulation") else []
-    return made + (tables(study, results) if results["runs"] else [])
+    made: list[Table] = []
+    if results.get("simulation"):
+        made += simulated_tables(results)
+    if results["runs"]:
+        made += tables(study, results)
+    return made
 
 
 def body(table: Table) -> str:
     """Return a table with its note above, without a heading."""
-    return table.markdown().split("\n\n", 1)[1].strip()
+    _, without_heading = table.markdown().split("\n\n", 1)
+    return without_heading.strip()
 
 
-def page(study: Study, results: Mapping[str, Any]) -> str:
-    """Write all pieces of a study on one page, for runs that are not its record."""
+def page(study: Study, results: Results) -> str:
+    """Write all pieces of a study on one page, for runs that are not its record and fill no
+    README.
+    """
     paragraphs = [f"# {study.name}", status(study, results)]
     if results["runs"] or results.get("simulation"):
         paragraphs += [table.markdown() for table in all_tables(study, results)]
@@ -108,11 +117,13 @@ def samples_page(study: str, names: list[str], seed: int, score: str) -> str:
     """
     rule = (
         "The first prompts of the held-in evaluation set from its fixed noise, before and after "
-        "training; of each "
-        f"condition the run of seed {seed}. Nothing is picked. The number is the image's {score}."
+        f"training; of each condition the run of seed {seed}. Nothing is picked. The number is the "
+        f"image's {score}."
     )
-    grids = "\n\n".join(f"## {name}\n\n![{name}](samples/{slug(name)}.png)" for name in names)
-    return f"# Samples: {study}\n\n{rule}\n\n{grids}\n"
+    paragraphs = [f"# Samples: {study}", rule]
+    for name in names:
+        paragraphs += [f"## {name}", f"![{name}](samples/{slug(name)}.png)"]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def slug(name: str) -> str:

@@ -7,15 +7,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flowrl.report.charts import Point, columns
 from flowrl.statistics import average, mean
-from flowrl.studies.analysis import Runs, by_seed, conditions, course
-from flowrl.studies.plan import Study
-from flowrl.studies.record import Metric, Record, mean_of
+from flowrl.studies.analysis import Groups, by_seed, conditions, course
+from flowrl.studies.plan import Section, Study
+from flowrl.studies.record import Metric, Metrics, Record, Results, Simulation, mean_of
 
 COLOURS = (
     "#2f6db3",
@@ -41,8 +41,8 @@ METHODS = (
     "flow_dppo_cps_all",
     "flow_cps_ratio",
 )
-"""Each of these has its colour in every figure in which no method has more variants than there are
-markers.
+"""Methods with a colour of their own, the one at the same place of COLOURS. It is theirs in every
+figure in which no method has more variants than there are markers.
 """
 CAPTIONS = {
     "paths": (
@@ -83,67 +83,81 @@ WIDTH = 6.4
 HEIGHT = 4.0
 
 
-def figure_names(study: Study, results: Mapping[str, Any]) -> list[str]:
-    """Name the figures that a record can give."""
-    drawn = study.report.get("figures", {})
-    return [
-        name
-        for name, spec in drawn.items()
-        if spec["kind"] in SIMULATED or _groups(study, spec, results)
-    ]
+def figure_names(study: Study, results: Results) -> list[str]:
+    """Name the figures that a record can give: those of a simulation, and those of runs where the
+    record holds some.
+    """
+    names = []
+    for name, spec in study.report.get("figures", {}).items():
+        if spec["kind"] in SIMULATED or _groups(study, spec, results):
+            names.append(name)
+    return names
 
 
-def _groups(
-    study: Study, spec: Mapping[str, Any], results: Mapping[str, Any]
-) -> Mapping[str, Runs]:
-    return conditions(results["runs"], spec.get("stages", study.report["stages"]))
+def _groups(study: Study, spec: Section, results: Results) -> Groups:
+    """Return the runs that a figure shows, by condition."""
+    stages = spec.get("stages", study.report["stages"])
+    return conditions(results["runs"], stages)
 
 
-def fingerprint(study: Study, results: Mapping[str, Any]) -> str:
+def fingerprint(study: Study, results: Results) -> str:
     """Return a digest of the record that a figure is drawn from, and of how; it stands in the file,
     so that a stale figure can be told.
     """
-    drawn = [study.report.get(key) for key in ("stages", "metrics", "figures")]
-    return hashlib.sha256(json.dumps([results, drawn], sort_keys=True).encode()).hexdigest()[:16]
+    settings = [study.report.get(key) for key in ("stages", "metrics", "figures")]
+    text = json.dumps([results, settings], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def draw(study: Study, results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write every figure of a study; return the paths."""
+def draw(study: Study, results: Results, folder: Path) -> list[Path]:
+    """Write every figure of a study into `folder`, as PNG and as SVG; return the paths."""
+    # Not at the module's head: matplotlib is slow to import, and most uses of a study draw nothing.
     import matplotlib
     from matplotlib.figure import Figure
 
     paths: list[Path] = []
     folder.mkdir(parents=True, exist_ok=True)
+    description = fingerprint(study, results)
     with matplotlib.rc_context(STYLE):
         for name in figure_names(study, results):
-            spec = study.report["figures"][name]
+            # Without pyplot, which would ask for a display and keep every figure alive.
             figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-            if spec["kind"] in SIMULATED:
-                SIMULATED[spec["kind"]](figure.subplots(), results["simulation"])
-            else:
-                KINDS[spec["kind"]](
-                    figure, _groups(study, spec, results), study.report["metrics"], spec
-                )
-            origin = {"Description": fingerprint(study, results)}
+            _draw_one(figure, study, study.report["figures"][name], results)
             # Without a date and a version, so that the same record gives the same file.
             for suffix, unwanted in (("png", "Software"), ("svg", "Date")):
-                paths.append(folder / f"{name}.{suffix}")
-                figure.savefig(paths[-1], dpi=150, metadata={**origin, unwanted: None})
+                path = folder / f"{name}.{suffix}"
+                metadata = {"Description": description, unwanted: None}
+                figure.savefig(path, dpi=150, metadata=metadata)
+                paths.append(path)
     return paths
 
 
+def _draw_one(figure: Any, study: Study, spec: Section, results: Results) -> None:
+    """Draw what `spec` describes: of a simulation, or of the study's runs."""
+    kind = spec["kind"]
+    if kind in SIMULATED:
+        axes = figure.subplots()
+        SIMULATED[kind](axes, results["simulation"])
+    else:
+        groups = _groups(study, spec, results)
+        KINDS[kind](figure, groups, study.report["metrics"], spec)
+
+
 def looks(labels: Sequence[str]) -> list[int]:
-    """Return a number for each condition, that of its colour and, in steps of so many colours, of
-    its dash and marker.
+    """Return a number for each condition, which `style` and `marker` turn into its look: modulo the
+    number of colours it is that of its colour, and how often they fit into it that of its dash and
+    marker.
 
     It is the method's own colour where that tells all conditions apart; else they have one after
     the other.
     """
     methods = [label.split(" ", 1)[0] for label in labels]
-    if not set(methods) <= set(METHODS) or max(map(methods.count, methods)) > len(MARKERS):
+    are_known = set(methods) <= set(METHODS)
+    if not are_known or max(map(methods.count, methods)) > len(MARKERS):
         return list(range(len(labels)))
     numbers = []
     for i, method in enumerate(methods):
+        # Variants of one method share its colour and differ in dash and marker.
         num_earlier = methods[:i].count(method)
         numbers.append(METHODS.index(method) + len(COLOURS) * num_earlier)
     return numbers
@@ -162,19 +176,28 @@ def marker(number: int) -> str:
     return MARKERS[number // len(COLOURS) % len(MARKERS)]
 
 
-def paths_figure(
-    figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]
-) -> None:
-    """Draw each condition's way from the base model to its end: its runs thin, their mean bold."""
+def paths_figure(figure: Any, groups: Groups, metrics: Metrics, spec: Section) -> None:
+    """Draw each condition's way from the base model to its end: its runs thin, their mean bold.
+
+    `spec` names the metrics of the two axes, `x` and `y`, by their keys in `metrics`.
+    """
     axes = figure.subplots()
-    for number, (label, runs) in zip(looks(list(groups)), groups.items(), strict=True):
-        ways = [course(run, metrics[spec["x"]], metrics[spec["y"]]) for run in runs]
+    x = metrics[spec["x"]]
+    y = metrics[spec["y"]]
+    numbers = looks(list(groups))
+    for number, (label, runs) in zip(numbers, groups.items(), strict=True):
+        look = style(number)
+        ways = [course(run, x, y) for run in runs]
         for way in ways:
-            axes.plot(*zip(*way, strict=True), **style(number), linewidth=0.6, alpha=0.25)
-        if full := [way for way in ways if way and len(way) == max(map(len, ways))]:
+            axes.plot(*zip(*way, strict=True), **look, linewidth=0.6, alpha=0.25)
+        # A run that failed early has a shorter way; in a mean over it as well, the last points
+        # would move because it is missing there.
+        longest = max(map(len, ways), default=0)
+        full = [way for way in ways if way and len(way) == longest]
+        if full:
             centre = [_centre(points) for points in zip(*full, strict=True)]
-            axes.plot(*zip(*centre, strict=True), **style(number), linewidth=1.6)
-            end = {"color": style(number)["color"], "markersize": 7, "label": label}
+            axes.plot(*zip(*centre, strict=True), **look, linewidth=1.6)
+            end = {"color": look["color"], "markersize": 7, "label": label}
             axes.plot(*centre[-1], marker(number), **end)
     axes.set_xlabel(spec["x"])
     axes.set_ylabel(spec["y"])
@@ -182,32 +205,35 @@ def paths_figure(
 
 
 def _centre(points: Sequence[Point]) -> Point:
+    """Return the point in the middle of some, one of each run."""
     xs, ys = zip(*points, strict=True)
     return average(xs), average(ys)
 
 
-def curves_figure(
-    figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, str]
-) -> None:
+def curves_figure(figure: Any, groups: Groups, metrics: Metrics, spec: Section) -> None:
     """Draw a score over the images drawn for training: the mean over runs, and the band from the
     smallest to the largest.
+
+    `spec` names the score, `y`, by its key in `metrics`.
     """
     axes = figure.subplots()
-    for number, (label, runs) in zip(looks(list(groups)), groups.items(), strict=True):
-        values_at = columns(_scores(run, metrics[spec["y"]]) for run in runs)
-        # A mean over other runs than the one before it would move for that alone.
-        full = [
-            (images, values)
-            for images, values in values_at
-            if len(values) == len(runs) and not math.isnan(sum(values))
-        ]
-        images_drawn = [images for images, _ in full]
-        lowest = [min(values) for _, values in full]
-        highest = [max(values) for _, values in full]
-        band = {"color": style(number)["color"], "alpha": 0.15, "linewidth": 0}
+    score = metrics[spec["y"]]
+    numbers = looks(list(groups))
+    for number, (label, runs) in zip(numbers, groups.items(), strict=True):
+        look = style(number)
+        images_drawn: list[float] = []
+        scores: list[Sequence[float]] = []
+        for images, values in columns(_scores(run, score) for run in runs):
+            # A mean over other runs than the one before it would move for that alone.
+            if len(values) == len(runs) and not math.isnan(sum(values)):
+                images_drawn.append(images)
+                scores.append(values)
+        lowest = [min(values) for values in scores]
+        highest = [max(values) for values in scores]
+        band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
         axes.fill_between(images_drawn, lowest, highest, **band)
-        means = [average(values) for _, values in full]
-        axes.plot(images_drawn, means, **style(number), label=label)
+        means = [average(values) for values in scores]
+        axes.plot(images_drawn, means, **look, label=label)
     axes.set_xlabel("images")
     axes.set_ylabel(spec["y"])
     _outside(figure)
@@ -216,51 +242,69 @@ def curves_figure(
 def _scores(run: Record, metric: Metric) -> list[Point]:
     """Return (images drawn for training, score) of a run's evaluations."""
     images = run["images"]
+    # A run that failed in its first iteration has finished none.
     iterations = max(run["iterations"], 1)
-    return [
-        (row["iteration"] * images / iterations, mean_of(row, metric)) for row in run["evaluations"]
-    ]
+    points = []
+    for row in run["evaluations"]:
+        images_by_then = row["iteration"] * images / iterations
+        points.append((images_by_then, mean_of(row, metric)))
+    return points
 
 
-def dots_figure(
-    figure: Any, groups: Mapping[str, Runs], metrics: Mapping[str, Any], spec: Mapping[str, Any]
-) -> None:
+def dots_figure(figure: Any, groups: Groups, metrics: Metrics, spec: Section) -> None:
     """Draw one panel a metric: each condition's mean over seeds with its 95 % interval, and its
     runs as faint dots.
+
+    `spec` names the metrics by their keys in `metrics`.
     """
     names: Sequence[str] = spec["metrics"]
-    figure.set_size_inches(WIDTH + 1.2 * len(names), max(HEIGHT / 2, 0.28 * len(groups) + 1))
+    width = WIDTH + 1.2 * len(names)
+    height = max(HEIGHT / 2, 0.28 * len(groups) + 1)
+    figure.set_size_inches(width, height)
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     numbers = looks(list(groups))
     for axes, name in zip(panels, names, strict=True):
-        ends: list[float] = []
+        every_score: list[float] = []
         for row, runs in enumerate(groups.values()):
-            values = list(by_seed(runs, metrics[name]).values())
-            ends += values
-            estimate = mean(values)
-            colour = style(numbers[row])["color"]
-            axes.plot(values, [row] * len(values), "o", color=colour, markersize=3, alpha=0.35)
-            if not math.isnan(estimate.low):
-                axes.hlines(row, estimate.low, estimate.high, color=colour, linewidth=2)
-            if values:
-                axes.plot([estimate.mean], [row], marker(numbers[row]), color=colour, markersize=6)
+            scores = list(by_seed(runs, metrics[name]).values())
+            every_score += scores
+            _draw_row(axes, row, scores, numbers[row])
         axes.set_xlabel(name)
-        # Student's intervals may leave what a score can be.
-        if ends and (room := 0.15 * (max(ends) - min(ends))):
-            axes.set_xlim(min(ends) - room, max(ends) + room)
+        # Student's intervals may leave what a score can be, so the runs alone make the frame.
+        if every_score:
+            lowest = min(every_score)
+            highest = max(every_score)
+            room = 0.15 * (highest - lowest)
+            if room:
+                axes.set_xlim(lowest - room, highest + room)
     panels[0].set_yticks(range(len(groups)), list(groups))
+    # From the top down, as the conditions stand in the tables.
     panels[0].set_ylim(len(groups) - 0.5, -0.5)
 
 
-def noise_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
+def _draw_row(axes: Any, row: int, scores: Sequence[float], number: int) -> None:
+    """Draw a condition's runs, mean and interval at the height `row`, in the look `number`."""
+    estimate = mean(scores)
+    colour = style(number)["color"]
+    axes.plot(scores, [row] * len(scores), "o", color=colour, markersize=3, alpha=0.35)
+    # Fewer than three seeds have no interval.
+    if not math.isnan(estimate.low):
+        axes.hlines(row, estimate.low, estimate.high, color=colour, linewidth=2)
+    if scores:
+        axes.plot([estimate.mean], [row], marker(number), color=colour, markersize=6)
+
+
+def noise_figure(axes: Any, simulation: Simulation) -> None:
     """Draw noise and signal of the log-ratio at the threshold over the latent dimensions."""
+    # The embedded model comes last and by itself: its threshold is another one.
     *rows, embedded = simulation["at_threshold"]
     dimensions = [row["dimensions"] for row in rows]
     for colour, key, label in (
         (COLOURS[1], "noise", "noise, one sample"),
         (COLOURS[0], "signal", "signal, the exact KL"),
     ):
-        axes.loglog(dimensions, [row[key] for row in rows], "o-", color=colour, label=label)
+        values = [row[key] for row in rows]
+        axes.loglog(dimensions, values, "o-", color=colour, label=label)
         look = {"color": colour, "fillstyle": "none"}
         there = f"{key} at the embedded model's threshold"
         axes.loglog([embedded["dimensions"]], [embedded[key]], "D", **look, label=there)
@@ -269,7 +313,7 @@ def noise_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
     _legend(axes)
 
 
-def contradictions_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
+def contradictions_figure(axes: Any, simulation: Simulation) -> None:
     """Draw the share of decisions that the exact divergence contradicts, each estimator with its
     best clip range.
     """
@@ -285,14 +329,20 @@ def contradictions_figure(axes: Any, simulation: Mapping[str, Any]) -> None:
 
 def _outside(figure: Any) -> None:
     """Write the conditions' names beside the panel, where they cover no run."""
-    if figure.axes[0].get_legend_handles_labels()[0]:
+    if _has_labels(figure.axes[0]):
         figure.set_size_inches(WIDTH + 2, HEIGHT)
         figure.legend(loc="outside right upper")
 
 
 def _legend(axes: Any) -> None:
-    if axes.get_legend_handles_labels()[0]:
+    if _has_labels(axes):
         axes.legend()
+
+
+def _has_labels(axes: Any) -> bool:
+    """Tell whether something drawn has a name; matplotlib warns of a legend without any."""
+    handles, _ = axes.get_legend_handles_labels()
+    return bool(handles)
 
 
 KINDS = {"paths": paths_figure, "curves": curves_figure, "dots": dots_figure}

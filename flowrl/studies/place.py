@@ -49,9 +49,12 @@ class Place:
     @property
     def recorded(self) -> dict[frozenset[str], Record]:
         """Every run in a record, by its overrides."""
-        paths = sorted(self.records.glob(f"*/{RESULTS}"))
-        runs = [run for path in paths for run in load(path)["runs"]]
-        return {frozenset(run["overrides"]): run for run in runs}
+        runs = {}
+        # In a fixed order, since of two records of one run the later one counts.
+        for path in sorted(self.records.glob(f"*/{RESULTS}")):
+            for run in load(path)["runs"]:
+                runs[frozenset(run["overrides"])] = run
+        return runs
 
     def folders(self, name: str) -> dict[frozenset[str], Path]:
         """Return the folders of a study's sweep, by their jobs' overrides."""
@@ -71,14 +74,17 @@ class Place:
         records = {}
         for planned in wanted:
             key = frozenset(planned.overrides)
-            record = from_folder(planned, folders[key]) if key in folders else None
+            record = None
+            if key in folders:
+                record = from_folder(planned, folders[key])
             if record is None and key in recorded:
                 # Another study may have run it under names of its own.
-                record = recorded[key] | {
+                names = {
                     "stage": planned.stage,
                     "method": planned.method,
                     "variant": planned.variant,
                 }
+                record = recorded[key] | names
             if record is not None:
                 records[planned] = record
         return records
@@ -89,8 +95,10 @@ class Place:
         """
         for stage in study.stages:
             if stage.chooses:
+                # The stage that tunes takes nothing that was tuned.
                 runs = stage.runs({})
                 records = self.find(study.name, runs)
+                # `choose` refuses a stage that is not over, so it gets the methods that are.
                 unfinished = {run.method for run in runs if run not in records}
                 over = stage.of(set(stage.methods) - unfinished)
                 return choose(over, over.runs({}), records)
@@ -104,8 +112,10 @@ class Place:
         if path.is_file():
             chosen = read_object(path, "remove it, and it is chosen anew")
         else:
-            here = load(self.results(name)).get("tuned")
-            chosen = here or load(self.plans / name / RESULTS).get("tuned") or {}
+            chosen = load(self.results(name)).get("tuned") or {}
+            if not chosen:
+                # A study run anew, in another place, builds on the tuning that is published.
+                chosen = load(self.plans / name / RESULTS).get("tuned") or {}
         return {method: tuple(choice["overrides"]) for method, choice in chosen.items()}
 
     def planned(self, study: Study) -> list[Planned]:
@@ -118,5 +128,9 @@ class Place:
 
 
 def _by_overrides(paths: Iterable[Path]) -> dict[frozenset[str], Path]:
-    """Return the folders of jobs by what they ran."""
-    return {frozenset(read_status(path)["overrides"]): path.parent for path in sorted(paths)}
+    """Return the folders of jobs by what they ran, given the paths of their status files."""
+    folders = {}
+    for path in sorted(paths):
+        status = read_status(path)
+        folders[frozenset(status["overrides"])] = path.parent
+    return folders

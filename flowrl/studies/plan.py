@@ -18,6 +18,9 @@ from flowrl.runs.files import read_yaml
 from flowrl.values.wording import meant
 
 Overrides = tuple[str, ...]
+Section = Mapping[str, Any]
+"""A section of a sweep.yaml, as it stands there."""
+
 SWEEP = "sweep.yaml"
 RESTORE = "restore it from the repository"
 ORDER = ("methods", "ratio_noise", "delta", "hard", "reuse", "forgetting", "multi_reward")
@@ -42,8 +45,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Stage:
-    """`variants` holds each method's, `{"": ()}` where there is one. `seconds` is what a run takes,
-    for estimates.
+    """A stage of a study: every method in every one of its variants, with every seed.
+
+    `common` are the overrides of all its runs; `methods` and `variants` add theirs, the latter by
+    method and then by name, `{"": ()}` where a method has one. `chooses` names the metric by which
+    the stage tunes, `tuned` the study whose choices its methods take; empty texts say that it does
+    not. `seconds` is what a run takes, for estimates.
     """
 
     name: str
@@ -57,17 +64,21 @@ class Stage:
 
     def runs(self, chosen: Mapping[str, Overrides]) -> list[Planned]:
         """List all runs, seed by seed, so that a sweep cut short has as many of each; `chosen` are
-        tuned overrides.
+        tuned overrides by method, which a stage that takes none leaves alone.
+
+        Raises UserError for a method that the stage takes tuned and that is not among `chosen`.
         """
-        if self.tuned and (missing := [method for method in self.methods if method not in chosen]):
-            raise UserError(
-                f"stage {self.name}: study {self.tuned} has tuned no {', '.join(missing)}; run it "
-                "first"
-            )
+        if self.tuned:
+            missing = ", ".join(method for method in self.methods if method not in chosen)
+            if missing:
+                raise UserError(
+                    f"stage {self.name}: study {self.tuned} has tuned no {missing}; run it first"
+                )
         runs = []
         for seed in self.seeds:
             for method, overrides in self.methods.items():
                 tuned = chosen[method] if self.tuned else ()
+                # From the general to the special: of one key the later value stays.
                 for variant, changes in self.variants[method].items():
                     every = merge(self.common, overrides, tuned, changes, (f"seed={seed}",))
                     runs.append(Planned(self.name, method, variant, seed, every))
@@ -91,8 +102,8 @@ class Study:
 
     name: str
     stages: Sequence[Stage]
-    report: Mapping[str, Any]
-    simulation: Mapping[str, Any]
+    report: Section
+    simulation: Section
 
     @property
     def num_runs(self) -> int:
@@ -113,22 +124,23 @@ def read(name: str, folder: Path, is_quick: bool) -> Study:
             f"{name}: no such study{meant(name, ORDER)}; choose one of {', '.join(ORDER)}"
         )
     spec = read_yaml(path, RESTORE)
-    reduced = spec.get("quick", {}) if is_quick else {}
+    reduced: Section = {}
+    if is_quick:
+        reduced = spec.get("quick", {})
     common = spec.get("common", ())
-    if isinstance(common, str):  # those of another study
+    # A text names another study, whose common overrides are meant: studies share a setting so.
+    if isinstance(common, str):
         common = read_yaml(folder / common / SWEEP, RESTORE)["common"]
     common = merge(common, reduced.get("common", ()))
-    stages = [
-        _stage(stage, common, planned, reduced.get("stages", {}).get(stage, {}))
-        for stage, planned in spec.get("stages", {}).items()
-    ]
+    reduced_stages = reduced.get("stages", {})
+    stages = []
+    for stage, planned in spec.get("stages", {}).items():
+        stages.append(_stage(stage, common, planned, reduced_stages.get(stage, {})))
     simulation = spec.get("simulation", {}) | reduced.get("simulation", {})
     return Study(name, stages, spec.get("report", {}), simulation)
 
 
-def _stage(
-    name: str, common: Overrides, spec: Mapping[str, Any], reduced: Mapping[str, Any]
-) -> Stage:
+def _stage(name: str, common: Overrides, spec: Section, reduced: Section) -> Stage:
     """Make a stage of its section of sweep.yaml.
 
     In `reduced`, lists of names keep those methods and variants; everything else there replaces
@@ -137,12 +149,16 @@ def _stage(
     methods = _picked(spec["methods"], reduced.get("methods"))
     variants = _picked(spec.get("variants", {"": ()}), reduced.get("variants"))
     grid = reduced.get("grid", spec.get("grid"))
+    # A grid is of one method; variants that are listed by name are those of every method.
+    variants_of = {}
+    for method in methods:
+        variants_of[method] = product(grid[method]) if grid else variants
     return Stage(
         name=name,
         common=merge(common, spec.get("overrides", ()), reduced.get("overrides", ())),
         seeds=tuple(reduced.get("seeds", spec["seeds"])),
         methods=methods,
-        variants={method: product(grid[method]) if grid else variants for method in methods},
+        variants=variants_of,
         chooses=spec.get("chooses", ""),
         tuned=spec.get("tuned", ""),
         seconds=reduced.get("seconds", spec["seconds"]),
@@ -161,7 +177,9 @@ def product(grid: Mapping[str, Sequence[Any]]) -> dict[str, Overrides]:
     """Return every combination of the values of some keys, each under a name that tells its
     overrides.
     """
-    choices = [[f"{key}={value}" for value in values] for key, values in grid.items()]
+    choices = []
+    for key, values in grid.items():
+        choices.append([f"{key}={value}" for value in values])
     return {" ".join(row): row for row in itertools.product(*choices)}
 
 
@@ -169,5 +187,9 @@ def merge(*lists: Sequence[str]) -> Overrides:
     """Join overrides in one list; of those with the same key the last stays, at the place of the
     first.
     """
-    overrides = itertools.chain(*lists)
-    return tuple({override.split("=", 1)[0]: override for override in overrides}.values())
+    last_of: dict[str, str] = {}
+    for override in itertools.chain(*lists):
+        key = override.split("=", 1)[0]
+        # A dictionary keeps the place at which a key first came.
+        last_of[key] = override
+    return tuple(last_of.values())

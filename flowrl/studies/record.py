@@ -17,6 +17,12 @@ from flowrl.studies.plan import Planned
 Record = dict[str, Any]
 Metric = str | Sequence[str]
 """A metric by its name in metrics.csv, or several whose mean is meant."""
+Metrics = Mapping[str, Metric]
+"""Metrics by the names that tables and figures show."""
+Results = Mapping[str, Any]
+"""The content of results.json: `runs`, and what the study has `tuned` or computed without them."""
+Simulation = Mapping[str, Any]
+"""The entry `simulation` of results.json, as the study of the ratio's noise computes it."""
 
 DIVERGED = "NotFinite"
 """The error of a run whose gradients became infinite or NaN: a result too. Other failures are
@@ -42,25 +48,32 @@ DIGITS = 6
 
 
 def from_folder(planned: Planned, folder: Path) -> Record | None:
-    """Read the record of a run in `folder`, None while it is not over."""
-    if not all((folder / name).is_file() for name in (CONFIG, "summary.json")):
+    """Read the record of a run in `folder`, None while it is not over.
+
+    A run that failed by accident is not over either: it is run again.
+    """
+    has_config = (folder / CONFIG).is_file()
+    has_summary = (folder / "summary.json").is_file()
+    if not (has_config and has_summary):
         return None
     run = read(folder, folder.name)
     has_diverged = run.status == "failed" and run.summary.get("error") == DIVERGED
-    is_over = run.status == "finished" or has_diverged
-    return record(planned, run) if is_over else None
+    if run.status == "finished" or has_diverged:
+        return record(planned, run)
+    return None
 
 
 def record(planned: Planned, run: Run) -> Record:
     """Keep of a run all its evaluations, the course of `TRAINING`, and where and how it ran."""
     names = ("status", "iterations", "images", "seconds", "images_per_second", "peak_memory_gib")
+    outcome = {name: run.summary.get(name) for name in names}
     return {
         "stage": planned.stage,
         "method": planned.method,
         "variant": planned.variant,
         "seed": planned.seed,
         "overrides": list(planned.overrides),
-        **{name: run.summary.get(name) for name in names},
+        **outcome,
         "commit": run.summary.get("git_revision"),
         "device": run.summary.get("device"),
         "versions": run.summary.get("versions"),
@@ -73,10 +86,11 @@ def _evaluations(run: Run) -> list[dict[str, float]]:
     """Return the metrics of each evaluation, the iteration first."""
     rows: dict[float, dict[str, float]] = {}
     for name in run.metrics:
-        if name.startswith("eval/"):
-            for iteration, value in run.curve(name):
-                row = rows.setdefault(iteration, {"iteration": int(iteration)})
-                row[name] = _rounded(value)
+        if not name.startswith("eval/"):
+            continue
+        for iteration, value in run.curve(name):
+            row = rows.setdefault(iteration, {"iteration": int(iteration)})
+            row[name] = _rounded(value)
     return [rows[iteration] for iteration in sorted(rows)]
 
 
@@ -85,20 +99,26 @@ def _training(run: Run) -> dict[str, list[float]]:
     courses = {}
     for name in run.metrics:
         if name in TRAINING or name.startswith(STEP_KL):
-            courses[name] = thinned([row[name] for row in run.rows if name in row])
+            values = [row[name] for row in run.rows if name in row]
+            courses[name] = thinned(values)
     return courses
 
 
 def thinned(values: Sequence[float]) -> list[float]:
-    """Return the means over at most `POINTS` equal stretches."""
+    """Return the means over at most `POINTS` equal stretches, rounded; of fewer values each."""
     count = min(POINTS, len(values))
     if count == 0:
         return []
+    # Stretches differ by one value at most where their number does not divide the values.
     edges = [round(i * len(values) / count) for i in range(count + 1)]
-    return [_rounded(average(values[start:end])) for start, end in pairwise(edges)]
+    means = []
+    for start, end in pairwise(edges):
+        means.append(_rounded(average(values[start:end])))
+    return means
 
 
 def _rounded(value: float) -> float:
+    """Return a number to `DIGITS` significant digits, which keep a record readable in a diff."""
     return float(format(value, f".{DIGITS}g"))
 
 
@@ -108,9 +128,12 @@ def evaluated(record: Mapping[str, Any], metric: Metric, index: int) -> float:
     Number -1 is the last one: that after training, or of a run that failed the last before it did,
     be it the base model's.
     """
-    if index == -1 and record["status"] == "finished" and len(record["evaluations"]) < 2:
+    evaluations = record["evaluations"]
+    # The only evaluation of a finished run is the base model's, not one after training.
+    if index == -1 and record["status"] == "finished" and len(evaluations) < 2:
         return math.nan
-    return mean_of(record["evaluations"][index] if record["evaluations"] else {}, metric)
+    row = evaluations[index] if evaluations else {}
+    return mean_of(row, metric)
 
 
 def mean_of(row: Mapping[str, float], metric: Metric) -> float:
@@ -119,17 +142,26 @@ def mean_of(row: Mapping[str, float], metric: Metric) -> float:
     return average([row.get(name, math.nan) for name in names])
 
 
-def write(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results.json, one line a run, whole or not at all."""
-    head = [
-        f"{json.dumps(key)}: {json.dumps(value)}" for key, value in results.items() if key != "runs"
-    ]
+def write(path: Path, results: Results) -> None:
+    """Write results.json, one line a run, so that a diff shows the runs that came; whole or not at
+    all.
+    """
+    entries = []
+    for key, value in results.items():
+        if key != "runs":
+            entries.append(f"{json.dumps(key)}: {json.dumps(value)}")
     runs = ",\n  ".join(json.dumps(run) for run in results["runs"])
-    body = ",\n ".join([*head, f'"runs": [\n  {runs}\n ]' if runs else '"runs": []'])
+    entries.append(f'"runs": [\n  {runs}\n ]' if runs else '"runs": []')
+    body = ",\n ".join(entries)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, f"{{\n {body}\n}}\n")
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read results.json; without the file a study has no run."""
-    return read_object(path, "restore it from the repository") if path.is_file() else {"runs": []}
+    """Read results.json; without the file a study has no run.
+
+    Raises UserError for a damaged one.
+    """
+    if not path.is_file():
+        return {"runs": []}
+    return read_object(path, "restore it from the repository")

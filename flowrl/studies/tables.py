@@ -10,6 +10,7 @@ from typing import Any
 from flowrl.report.tables import Cell, Table
 from flowrl.statistics import average, difference, mean
 from flowrl.studies.analysis import (
+    Groups,
     Runs,
     by_seed,
     compare,
@@ -18,54 +19,73 @@ from flowrl.studies.analysis import (
     interaction,
     kl_ratio_at_equal,
 )
-from flowrl.studies.plan import Study
-from flowrl.studies.record import Record, evaluated
+from flowrl.studies.plan import Section, Study
+from flowrl.studies.record import Metrics, Record, Results, evaluated
 
 BASE = "base model"
 
 
-def tables(study: Study, results: Mapping[str, Any]) -> list[Table]:
+def tables(study: Study, results: Results) -> list[Table]:
     """Make all tables that the record gives: conditions, comparisons, and what was tuned."""
     runs = results["runs"]
     report = study.report
     groups = conditions(runs, report["stages"])
-    made = [main_table(groups, report["metrics"])] if groups else []
-    if pairs := [pair for pair in report.get("compare", ()) if groups.keys() >= set(pair)]:
+    made: list[Table] = []
+    if groups:
+        made.append(main_table(groups, report["metrics"]))
+    # Of a study that is under way, the comparisons both of whose sides have runs.
+    claims = report.get("compare", ())
+    pairs = [pair for pair in claims if groups.keys() >= set(pair)]
+    if pairs:
         made.append(comparison_table(groups, pairs, report))
     if report.get("interactions"):
         made.append(interaction_table(groups, report))
     if groups and report.get("training"):
         made.append(course_table(groups, report["training"]))
     if results.get("tuned"):
-        made += [chosen_table(results["tuned"], study), tuning_table(study, results)]
+        made.append(chosen_table(results["tuned"], study))
+        made.append(tuning_table(study, results))
     return made
 
 
-def main_table(groups: Mapping[str, Runs], metrics: Mapping[str, Any]) -> Table:
+def main_table(groups: Groups, metrics: Metrics) -> Table:
     """Make a table with one row a condition: means of the evaluation after training; above those it
     holds for, the one before.
+
+    `metrics` maps the names of the columns to the metrics that they show.
     """
     rows: list[list[Cell]] = []
     base: list[float] = []
     for label, runs in groups.items():
-        before = [evaluated(runs[0], metric, 0) for metric in metrics.values()]
-        if not base or not all(map(same_score, before, base)):
-            rows.append([f"{BASE}, {runs[0]['variant']}" if base else BASE, "", *before, "", ""])
+        # All runs evaluate the same base model, so one of them tells its scores. They differ where
+        # a variant evaluates otherwise, and then the base model has a row more.
+        first = runs[0]
+        before = [evaluated(first, metric, 0) for metric in metrics.values()]
+        if not base:
+            rows.append([BASE, "", *before, "", ""])
+            base = before
+        elif not all(map(same_score, before, base)):
+            rows.append([f"{BASE}, {first['variant']}", "", *before, "", ""])
             base = before
         rows.append(_main_row(label, runs, metrics))
     note = (
         "Means over seeds with 95 % intervals, after training; the base model's values are from "
-        "before. How to read "
-        "them stands in `experiments/README.md`."
+        "before. How to read them stands in `experiments/README.md`."
     )
     columns = ("condition", "seeds", *metrics, "images", "seconds")
     return Table("main", "After training", note, columns, rows)
 
 
-def _main_row(label: str, runs: Runs, metrics: Mapping[str, Any]) -> list[Cell]:
+def _main_row(label: str, runs: Runs, metrics: Metrics) -> list[Cell]:
+    """Return a condition's row: its runs, its metrics, and what a run of it took."""
     failed = sum(run["status"] == "failed" for run in runs)
-    seeds = f"{len(runs)}, {failed} failed" if failed else f"{len(runs)}"
-    values = [mean(list(by_seed(runs, metric).values())) for metric in metrics.values()]
+    seeds = f"{len(runs)}"
+    if failed:
+        seeds += f", {failed} failed"
+    values = []
+    for metric in metrics.values():
+        scores = by_seed(runs, metric)
+        values.append(mean(list(scores.values())))
     images = average([run["images"] for run in runs])
     seconds = average([run["seconds"] for run in runs])
     return [label, seeds, *values, f"{images:,.0f}", f"{seconds:.0f}"]
@@ -73,61 +93,81 @@ def _main_row(label: str, runs: Runs, metrics: Mapping[str, Any]) -> list[Cell]:
 
 def same_score(one: float, other: float) -> bool:
     """Tell whether two scores of one model are equal but for rounding, or both not measured."""
-    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-3) or (
-        math.isnan(one) and math.isnan(other)
-    )
+    if math.isnan(one) and math.isnan(other):
+        return True
+    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-3)
 
 
-def comparison_table(
-    groups: Mapping[str, Runs], pairs: Sequence[Sequence[str]], report: Mapping[str, Any]
-) -> Table:
-    """Make a table with one row a claim: a condition against another."""
+def comparison_table(groups: Groups, pairs: Sequence[Sequence[str]], report: Section) -> Table:
+    """Make a table with one row a claim: a condition against another.
+
+    `pairs` are one or more, each two of the conditions that `groups` holds.
+    """
     rows: list[list[Cell]] = []
     for ours, theirs in pairs:
-        pair = groups[ours], groups[theirs]
-        cells = at_equal_budget(*pair, report) | at_equal_reward(*pair, report)
+        our_runs = groups[ours]
+        their_runs = groups[theirs]
+        budget_cells = at_equal_budget(our_runs, their_runs, report)
+        reward_cells = at_equal_reward(our_runs, their_runs, report)
+        cells = budget_cells | reward_cells
         rows.append([f"{ours} against {theirs}", *cells.values()])
     note = (
         "Over shared seeds as pairs, with 95 % intervals. Ratios of gains are those over the base "
-        "model, `-` where a "
-        "gain is not positive. At equal reward: in brackets how many pairs have one; a KL ratio "
-        "below 1 says that the "
-        "first of the two drifts less. How both are found stands in `experiments/README.md`."
+        "model, `-` where a gain is not positive. At equal reward: in brackets how many pairs have "
+        "one; a KL ratio below 1 says that the first of the two drifts less. How both are found "
+        "stands in `experiments/README.md`."
     )
-    return Table("comparisons", "Comparisons", note, ("comparison", *cells), rows)
+    # The columns depend on the report alone, so those of the last pair are those of all.
+    columns = ("comparison", *cells)
+    return Table("comparisons", "Comparisons", note, columns, rows)
 
 
-def at_equal_budget(ours: Runs, theirs: Runs, report: Mapping[str, Any]) -> dict[str, str]:
-    """Return how two conditions compare after training: in rewards, and in what else is asked."""
+def at_equal_budget(ours: Runs, theirs: Runs, report: Section) -> dict[str, str]:
+    """Return how two conditions compare after training: in rewards, and in what else is asked.
+
+    The keys are the heads of the columns, the values their texts.
+    """
     metrics = report["metrics"]
+    with_ratios = report.get("ratios", ())
     cells = {}
     for name in report["rewards"]:
-        for kind, estimate in compare(ours, theirs, metrics[name]).items():
-            if kind == "difference" or name in report.get("ratios", ()):
-                cells[f"{name}, {kind}"] = estimate.text(sign=kind == "difference")
+        estimates = compare(ours, theirs, metrics[name])
+        for kind, estimate in estimates.items():
+            is_difference = kind == "difference"
+            # Only a reward with a natural zero, such as a share of images, has meaningful ratios.
+            if is_difference or name in with_ratios:
+                cells[f"{name}, {kind}"] = estimate.text(sign=is_difference)
     for name in report.get("differences", ()):
-        gap = difference(by_seed(ours, metrics[name]), by_seed(theirs, metrics[name]))
+        metric = metrics[name]
+        gap = difference(by_seed(ours, metric), by_seed(theirs, metric))
         cells[f"{name}, difference"] = gap.text(sign=True)
     return cells
 
 
-def at_equal_reward(ours: Runs, theirs: Runs, report: Mapping[str, Any]) -> dict[str, str]:
-    """Return what two conditions cost at equal reward: KL as a ratio, all else as a difference."""
+def at_equal_reward(ours: Runs, theirs: Runs, report: Section) -> dict[str, str]:
+    """Return what two conditions cost at equal reward: KL as a ratio, all else as a difference.
+
+    The keys are the heads of the columns; a value ends in the number of pairs that it is over.
+    """
     metrics = report["metrics"]
     cells = {}
     for asked in report["equal"]:
         reward = asked["at"]
         name = asked["of"]
-        is_kl = name == report["kl"]
-        cost = kl_ratio_at_equal if is_kl else difference_at_equal
-        estimate = cost(ours, theirs, metrics[reward], metrics[name])
-        kind = "ratio" if is_kl else "difference"
+        if name == report["kl"]:
+            kind = "ratio"
+            estimate = kl_ratio_at_equal(ours, theirs, metrics[reward], metrics[name])
+            text = estimate.text(sign=False)
+        else:
+            kind = "difference"
+            estimate = difference_at_equal(ours, theirs, metrics[reward], metrics[name])
+            text = estimate.text(sign=True)
         label = f"{name}, {kind} at equal {reward}"
-        cells[label] = f"{estimate.text(sign=not is_kl)} ({estimate.count})"
+        cells[label] = f"{text} ({estimate.count})"
     return cells
 
 
-def interaction_table(groups: Mapping[str, Runs], report: Mapping[str, Any]) -> Table:
+def interaction_table(groups: Groups, report: Section) -> Table:
     """Make a table with one row a method: what a change does to ours minus what it does to that
     one.
     """
@@ -135,9 +175,12 @@ def interaction_table(groups: Mapping[str, Runs], report: Mapping[str, Any]) -> 
     names = [report["rewards"][0], *report.get("differences", ())]
     for asked in report["interactions"]:
         for ours, theirs in sides(asked):
+            # Some of the four conditions may have no run yet.
             if not groups.keys() >= {*ours, *theirs}:
                 continue
-            row: list[Cell] = [f"{' for '.join(ours)} against {' for '.join(theirs)}"]
+            our_change = " for ".join(ours)
+            their_change = " for ".join(theirs)
+            row: list[Cell] = [f"{our_change} against {their_change}"]
             our_runs = [groups[label] for label in ours]
             their_runs = [groups[label] for label in theirs]
             for name in names:
@@ -147,12 +190,11 @@ def interaction_table(groups: Mapping[str, Runs], report: Mapping[str, Any]) -> 
     note = (
         "The change's effect on the first method minus its effect on the second, over shared seeds."
     )
-    return Table(
-        "interactions", "Does the change suit one better?", note, ("comparison", *names), rows
-    )
+    title = "Does the change suit one better?"
+    return Table("interactions", title, note, ("comparison", *names), rows)
 
 
-def sides(asked: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
+def sides(asked: Section) -> list[tuple[list[str], list[str]]]:
     """Return the conditions of each comparison of changes: (with, without) of ours, and of theirs.
 
     What ours is held `against` is a method with the same change, or one with another of its own.
@@ -165,20 +207,24 @@ def sides(asked: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
     return pairs
 
 
-def _changed(side: Mapping[str, Any]) -> list[str]:
+def _changed(side: Section) -> list[str]:
     """Return a method's conditions with a change and without it."""
     return [f"{side['of']} {variant}" for variant in side["change"]]
 
 
-def course_table(groups: Mapping[str, Runs], names: Mapping[str, str]) -> Table:
+def course_table(groups: Groups, names: Mapping[str, str]) -> Table:
     """Make a table with one row a condition: what training logged, in its first quarter, its middle
     half and its last quarter.
+
+    `names` maps the names of the columns to the metrics that they show.
     """
     rows: list[list[Cell]] = []
     for label, runs in groups.items():
         cells: list[Cell] = []
         for metric in names.values():
-            means = [quarters(run["training"].get(metric, ())) for run in runs]
+            courses = [run["training"].get(metric, ()) for run in runs]
+            means = [quarters(values) for values in courses]
+            # From three numbers a run to the numbers of all runs in each of the three stretches.
             cells += [mean(over_runs) for over_runs in zip(*means, strict=True)]
         rows.append([label, *cells])
     stretches = ("first quarter", "middle", "last quarter")
@@ -206,10 +252,8 @@ def chosen_table(tuned: Mapping[str, Mapping[str, Any]], study: Study) -> Table:
         variant = choice["variant"]
         at_edge = edges(variant, list(stage.variants[method]))
         rows.append([method, variant, choice["score"], at_edge])
-    note = (
-        f"By mean {stage.chooses} after training, over seeds {', '.join(map(str, stage.seeds))}, "
-        "unused elsewhere."
-    )
+    seeds = ", ".join(map(str, stage.seeds))
+    note = f"By mean {stage.chooses} after training, over seeds {seeds}, unused elsewhere."
     columns = ("method", "chosen", "score", "at the edge of its grid")
     return Table("chosen", "Tuned", note, columns, rows)
 
@@ -218,7 +262,10 @@ def edges(variant: str, variants: Sequence[str]) -> str:
     """Return the keys of a variant whose value is the first or last of several in the grid: a wider
     one might do better.
     """
-    words = list(dict.fromkeys(" ".join(variants).split()))
+    # A variant is named by its overrides, with spaces between them. Each word is kept once, in the
+    # order of the grid, so that a key's values stand in the order in which they were listed.
+    every_word = " ".join(variants).split()
+    words = list(dict.fromkeys(every_word))
     keys = []
     for word in variant.split():
         key = word.split("=", 1)[0]
@@ -228,27 +275,29 @@ def edges(variant: str, variants: Sequence[str]) -> str:
     return ", ".join(keys) or "no"
 
 
-def tuning_table(study: Study, results: Mapping[str, Any]) -> Table:
-    """Make a table of every variant that was tried."""
+def tuning_table(study: Study, results: Results) -> Table:
+    """Make a table of every variant that was tried, those that have no run yet among them."""
     stage = next(stage for stage in study.stages if stage.chooses)
     groups = conditions(results["runs"], [stage.name])
     rows: list[list[Cell]] = []
     for method, variants in stage.variants.items():
+        # A method that is new to the plan has no choice yet.
+        choice = results["tuned"].get(method, {})
         for variant in variants:
             runs = groups.get(f"{method} {variant}".strip(), [])
             score = math.nan
+            # A variant with a failed run is out of the choice, so it has no score here either.
             if runs and all(run["status"] == "finished" for run in runs):
                 score = average([evaluated(run, stage.chooses, -1) for run in runs])
-            choice = results["tuned"].get(method, {})  # a method may be new
-            is_chosen = choice.get("variant") == variant
-            rows.append([method, variant, len(runs), score, "yes" if is_chosen else ""])
+            mark = "yes" if choice.get("variant") == variant else ""
+            rows.append([method, variant, len(runs), score, mark])
     columns = ("method", "variant", "seeds", stage.chooses, "chosen")
     note = "Mean over the tuning seeds; `-` where a run failed."
     return Table("tuning", "Tuning", note, columns, rows)
 
 
-def status(study: Study, results: Mapping[str, Any]) -> str:
-    """Tell how much of the study has been run, with what and where."""
+def status(study: Study, results: Results) -> str:
+    """Tell how much of the study has been run, with what and where, as Markdown."""
     runs = results["runs"]
     if not runs and not results.get("simulation"):
         stages = ", ".join(f"{stage.name} {stage.num_runs}" for stage in study.stages)
@@ -256,17 +305,20 @@ def status(study: Study, results: Mapping[str, Any]) -> str:
             f"**Not run yet.** Planned: {study.num_runs} runs ({stages}), about {study.hours:.1f} "
             "hours on two cores."
         )
+    lines = []
+    if len(runs) < study.num_runs:
+        lines.append("**Incomplete:** what follows is of the runs that are there.")
     failed = sum(run["status"] == "failed" for run in runs)
-    lines = [
+    lines.append(
         f"{len(runs)} of {study.num_runs} runs, {failed} of them failed; {_hours(runs)} hours of "
         "single runs."
-    ]
-    if len(runs) < study.num_runs:
-        lines.insert(0, "**Incomplete:** what follows is of the runs that are there.")
+    )
     for name, key in (("Commit", "commit"), ("Device", "device")):
         values = _counted([str(run[key])[:60] for run in runs])
         lines.append(f"{name}: {', '.join(values)}.")
-    lines += [f"Packages: {value}." for value in _counted([_versions(run) for run in runs])]
+    packages = [_versions(run) for run in runs]
+    lines += [f"Packages: {value}." for value in _counted(packages)]
+    # Two spaces before the line's end are Markdown's break of a line within a paragraph.
     return "  \n".join(lines)
 
 
@@ -281,13 +333,16 @@ def _versions(run: Record) -> str:
 
 
 def _hours(runs: Runs) -> str:
-    return f"{sum(run['seconds'] or 0 for run in runs) / 3600:.2f}"
+    """Return the hours of all runs together, as text; a failed run may not know its seconds."""
+    seconds = sum(run["seconds"] or 0 for run in runs)
+    return f"{seconds / 3600:.2f}"
 
 
 def cells(study: str, table: Table) -> dict[str, str]:
     """Return each cell by `<study>/<table>/<row>/<column>`, so that a sentence can quote it."""
-    return {
-        f"{study}/{table.stem}/{row[0]}/{column}": table.text(cell)
-        for row in table.rows
-        for column, cell in zip(table.columns[1:], row[1:], strict=True)
-    }
+    texts = {}
+    columns = table.columns[1:]
+    for label, *values in table.rows:
+        for column, value in zip(columns, values, strict=True):
+            texts[f"{study}/{table.stem}/{label}/{column}"] = table.text(value)
+    return texts

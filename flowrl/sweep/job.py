@@ -26,6 +26,8 @@ lack the key.
 
 DAMAGED = "remove it, and the run is gone on with from its newest checkpoint"
 """What to do about a summary that cannot be read."""
+# Variables by which a launcher tells a process its place among others. A job that inherited them
+# would wait for processes that do not exist, or log into its parent's W&B run.
 FOREIGN = (
     "RANK",
     "LOCAL_RANK",
@@ -91,15 +93,22 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Tell whether the run itself says that it has finished: it writes its summary last."""
+        """Tell whether the run itself says that it has finished: it writes its summary last.
+
+        Raises UserError for a damaged summary.
+        """
         summary = self.folder / SUMMARY
-        return summary.is_file() and read_object(summary, DAMAGED).get("status") == "finished"
+        if not summary.is_file():
+            return False
+        return read_object(summary, DAMAGED).get("status") == "finished"
 
     def progress(self) -> tuple[int, str]:
         """Return the number of finished iterations, and the last one's mean reward as text."""
         try:
-            rows = list(csv.DictReader((self.folder / METRICS).read_text().splitlines()))
-            return int(rows[-1]["iteration"]), f"{float(rows[-1]['reward/mean']):.3f}"
+            lines = (self.folder / METRICS).read_text().splitlines()
+            last = list(csv.DictReader(lines))[-1]
+            reward = float(last["reward/mean"])
+            return int(last["iteration"]), f"{reward:.3f}"
         except (OSError, IndexError, KeyError, ValueError, TypeError):
             # The run has not begun, or a line is half written.
             return 0, ""
@@ -113,14 +122,16 @@ class Job:
         """Return flags and single-run overrides: for a new run in the folder, or for the
         continuation of the one that it holds.
         """
-        has_number = num_threads is None or self.has_threads
-        threads = [] if has_number else [f"num_threads={num_threads}"]
+        threads = []
+        if num_threads is not None and not self.has_threads:
+            threads = [f"num_threads={num_threads}"]
         flags = []
         if (self.folder / COMPOSED).is_file():
             flags = ["--config-path", str(self.folder), "--config-name", Path(COMPOSED).stem]
         if self.is_begun:
             trust = [TRUSTED] if self.is_trusted else []
             return [*flags, override("resume", str(self.folder)), *trust, *threads]
+        # The file says all that the overrides do, and where the run writes.
         if flags:
             return [*flags, *threads]
         return [*self.overrides, *threads, override("run_dir", str(self.folder))]
@@ -136,12 +147,12 @@ def environment(group: str) -> dict[str, str]:
     W&B group is the sweep.
     """
     left_out = (*FOREIGN, *SLURM_TASK, *WANDB_RUN)
-    variables = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in left_out and "TORCHELASTIC" not in name
-    }
-    return variables | {"WANDB_RUN_GROUP": group}
+    variables = {}
+    for name, value in os.environ.items():
+        if name not in left_out and "TORCHELASTIC" not in name:
+            variables[name] = value
+    variables["WANDB_RUN_GROUP"] = group
+    return variables
 
 
 def command(arguments: Sequence[str], script: Path) -> list[str]:

@@ -42,14 +42,15 @@ class Place:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Read the sweep in `folder`. Raises UserError where there is none."""
+    """Read the sweep in `folder`. Raises UserError where there is none, or its file is damaged."""
     if not (folder / SWEEP).is_file():
         raise UserError(f"resume={folder}: no {SWEEP} there; give the folder of an earlier sweep")
     record = _record(folder)
+    jobs = [tuple(job["overrides"]) for job in record["jobs"]]
     return Sweep(
-        Path(record["script"]),
-        Path(record["directory"]),
-        tuple(tuple(job["overrides"]) for job in record["jobs"]),
+        script=Path(record["script"]),
+        directory=Path(record["directory"]),
+        jobs=tuple(jobs),
     )
 
 
@@ -58,13 +59,16 @@ def _record(folder: Path) -> dict[str, Any]:
     in an unknown place.
     """
     path = folder / SWEEP
+    # No file counts as an earlier version's without any job.
     record = read_json(path, DAMAGED) if path.is_file() else []
     if isinstance(record, list):
         jobs = [{"overrides": overrides, "number": None, "folder": None} for overrides in record]
         record = {"script": str(TRAIN), "directory": str(Path.cwd()), "jobs": jobs}
+    # Checked in full, since the file may come from elsewhere or be edited by hand.
     _check(record, {"script": str, "directory": str, "jobs": list}, path)
     for job in record["jobs"]:
         _check(job, {"overrides": list, "number": int | None, "folder": str | None}, path)
+        # Those of an earlier version are found by the status files in their folders.
         if job["number"] is not None and job["folder"] is None:
             raise damaged(path, f"job {job['number']} has no folder", DAMAGED)
     return record
@@ -99,15 +103,19 @@ def write_sweep(
 ) -> None:
     """Keep the sweep's jobs, so that it can be continued by its folder; a later batch adds to
     them.
+
+    `directory` is the jobs' working directory, by default this process's.
     """
-    entries = [
-        {
+    entries = []
+    for job in jobs:
+        entry = {
             "number": job.number,
+            # Relative, so that the sweep's folder may be moved.
             "folder": str(job.folder.relative_to(folder)),
             "overrides": list(job.overrides),
         }
-        for job in jobs
-    ]
+        entries.append(entry)
+    # A sweeper such as Optuna launches batch after batch into one folder.
     earlier = [] if is_new else _record(folder)["jobs"]
     new = [entry["overrides"] for entry in entries]
     others = [entry for entry in earlier if entry["overrides"] not in new]
@@ -116,32 +124,41 @@ def write_sweep(
         "directory": str(directory or Path.cwd()),
         "jobs": [*others, *entries],
     }
+    text = json.dumps(record, indent=2, ensure_ascii=False)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / SWEEP, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / SWEEP, f"{text}\n")
 
 
 def find_places(folder: Path, wanted: Sequence[Overrides]) -> list[Place]:
     """Find the place of each job: that of the job in `folder` with the same overrides in any order,
     or a new number.
     """
-    known: dict[frozenset[str], Place] = {}
-    for entry in _record(folder)["jobs"]:
-        if entry["number"] is not None:
-            known[frozenset(entry["overrides"])] = Place(entry["number"], folder / entry["folder"])
-    for path in folder.rglob(STATUS):
-        status = read_status(path)
-        known[frozenset(status["overrides"])] = Place(
-            status["number"], path.parent, status["seconds"]
-        )
-    fresh = max((place.number for place in known.values()), default=-1) + 1
+    known = _known_places(folder)
+    numbers = [place.number for place in known.values()]
+    fresh = max(numbers, default=-1) + 1
     places = []
     for overrides in wanted:
         place = known.get(frozenset(overrides))
         if place is None:
             place = Place(fresh)
-            fresh = fresh + 1
+            fresh += 1
         places.append(place)
     return places
+
+
+def _known_places(folder: Path) -> dict[frozenset[str], Place]:
+    """Return the places of the jobs that `folder` holds, by their overrides."""
+    known: dict[frozenset[str], Place] = {}
+    for entry in _record(folder)["jobs"]:
+        if entry["number"] is not None:
+            key = frozenset(entry["overrides"])
+            known[key] = Place(entry["number"], folder / entry["folder"])
+    # A job that has begun tells besides how long it ran; in a moved folder this is where it lies.
+    for path in folder.rglob(STATUS):
+        status = read_status(path)
+        key = frozenset(status["overrides"])
+        known[key] = Place(status["number"], path.parent, status["seconds"])
+    return known
 
 
 def match(folder: Path, wanted: Sequence[Overrides], sizes: Sequence[tuple[int, int]]) -> list[Job]:
@@ -155,11 +172,15 @@ def match(folder: Path, wanted: Sequence[Overrides], sizes: Sequence[tuple[int, 
     for overrides, place, (num_processes, num_iterations) in zip(
         wanted, places, sizes, strict=True
     ):
-        path = place.folder or folder / str(place.number)
         job = Job(
-            place.number, overrides, path, num_processes, num_iterations, seconds=place.seconds
+            number=place.number,
+            overrides=overrides,
+            folder=place.folder or folder / str(place.number),
+            num_processes=num_processes,
+            num_iterations=num_iterations,
+            has_threads=has_key(overrides, "num_threads"),
+            seconds=place.seconds,
         )
-        job.has_threads = has_key(overrides, "num_threads")
         job.state = "finished" if job.is_finished else "waiting"
         jobs.append(job)
     return jobs

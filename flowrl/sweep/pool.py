@@ -51,6 +51,7 @@ def find_slots(slots: Count | None, num_gpus: int, wanted: int) -> Slots:
     CPU slots. Raises UserError where there are fewer GPUs.
     """
     if num_gpus:
+        # Jobs get the names that the variable has, be they numbers or UUIDs: theirs replaces it.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(i) for i in range(num_gpus)]
         if slots is not None and slots > len(names):
@@ -61,7 +62,9 @@ def find_slots(slots: Count | None, num_gpus: int, wanted: int) -> Slots:
         return Slots(tuple(names[:slots]), None)
     cores = _num_cores()
     count = slots or min(cores, wanted)
-    return Slots(tuple(f"cpu{i}" for i in range(count)), max(1, cores // count))
+    cpu_names = tuple(f"cpu{i}" for i in range(count))
+    # PyTorch would take all cores for each job, and they would wait for one another.
+    return Slots(cpu_names, threads=max(1, cores // count))
 
 
 def _num_cores() -> int:
@@ -108,17 +111,18 @@ class Pool:
         """Run all waiting jobs; their states tell how each ended. Raises UserError for one that can
         never fit.
         """
+        num_slots = len(self.slots.names)
         for job in jobs:
-            if job.num_processes > len(self.slots.names):
+            if job.num_processes > num_slots:
                 raise UserError(
                     f"job {job.number} needs trainer.devices={job.num_processes}, but there are "
-                    f"{len(self.slots.names)} slots; lower it or raise hydra.launcher.slots"
+                    f"{num_slots} slots; lower it or raise hydra.launcher.slots"
                 )
         table = LiveTable(jobs, self.refresh)
-        before = {
-            number: signal.signal(number, self._interrupt)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        # The handlers that stood before are put back at the end: a sweeper may run several batches.
+        before = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, self._interrupt)
         try:
             while self._advance(jobs):
                 table.show()
@@ -136,18 +140,25 @@ class Pool:
         not safe.
         """
         while self.num_told < min(len(self.signals), len(NOTICES)):
-            name = "Ctrl-C" if self.signals[self.num_told] == signal.SIGINT else "SIGTERM"
-            table.start_below(NOTICES[self.num_told].format(name))
+            is_interrupt = self.signals[self.num_told] == signal.SIGINT
+            name = "Ctrl-C" if is_interrupt else "SIGTERM"
+            notice = NOTICES[self.num_told].format(name)
+            table.start_below(notice)
             self.num_told += 1
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Ask all jobs to end at the first signal, and kill them at the second."""
         self.signals.append(number)
         self._stop_all(is_kill=len(self.signals) > 1)
 
     def _stop_all(self, is_kill: bool = False) -> None:
+        """End the running jobs, and start no others."""
         self.is_stopping = True
         for _, ranks in self.running.values():
-            ranks.kill() if is_kill else ranks.stop()
+            if is_kill:
+                ranks.kill()
+            else:
+                ranks.stop()
 
     def _advance(self, jobs: Sequence[Job]) -> bool:
         """Start what fits, collect what has ended, and tell whether anything is left to do."""
@@ -158,11 +169,12 @@ class Pool:
         for job, ranks in list(self.running.values()):
             if ranks.poll():
                 self._collect(job, ranks)
-        return bool(self.running) or (
-            not self.is_stopping and any(job.state == "waiting" for job in jobs)
-        )
+        if self.running:
+            return True
+        return not self.is_stopping and any(job.state == "waiting" for job in jobs)
 
     def _start(self, job: Job) -> None:
+        """Start a job on free slots; one that still runs from an earlier start has failed."""
         job.devices = tuple(self.free[: job.num_processes])
         job.state = "running"
         job.problem = ""
@@ -171,7 +183,12 @@ class Pool:
         line = command(job.arguments(self.slots.threads), self.script)
         try:
             ranks = Ranks(
-                line, job.num_processes, job.folder / LOG, variables, self.grace, self.directory
+                line,
+                job.num_processes,
+                job.folder / LOG,
+                variables,
+                self.grace,
+                self.directory,
             )
         except StillRunning as error:
             job.state = "failed"
@@ -181,11 +198,16 @@ class Pool:
             return
         del self.free[: job.num_processes]
         self.running[job.number] = job, ranks
-        if self.is_stopping:  # a signal came while they started, and missed them
-            ranks.kill() if len(self.signals) > 1 else ranks.stop()
-        job.write()  # not before the log is locked: another process may own the folder
+        # A signal that came while they started has missed them.
+        if self.is_stopping and len(self.signals) > 1:
+            ranks.kill()
+        elif self.is_stopping:
+            ranks.stop()
+        # Not before the log is locked: another process may own the folder.
+        job.write()
 
     def _collect(self, job: Job, ranks: Ranks) -> None:
+        """Take back the slots of a job that has ended, and note how it ended."""
         del self.running[job.number]
         self.free += job.devices
         job.seconds += ranks.seconds

@@ -68,18 +68,22 @@ class Ranks:
             if count > 1:
                 meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
             for rank in range(count):
-                place = {**meeting, "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if meeting else {}
-                self.ranks.append(
-                    subprocess.Popen(
-                        command,
-                        stdin=subprocess.DEVNULL,
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                        env={**environment, **place},
-                        cwd=directory,
-                        process_group=self.ranks[0].pid if self.ranks else 0,
-                    )
+                # A rank that is alone needs no variables, and with them would wait for others.
+                place: dict[str, str] = {}
+                if meeting:
+                    place = {**meeting, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+                # 0 makes a group of the first rank's number, which the others join.
+                group = self.ranks[0].pid if self.ranks else 0
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env={**environment, **place},
+                    cwd=directory,
+                    process_group=group,
                 )
+                self.ranks.append(process)
 
     @property
     def seconds(self) -> float:
@@ -106,10 +110,10 @@ class Ranks:
     def _note_failure(self, codes: Sequence[int | None]) -> None:
         """Keep how the first rank failed, and end the others."""
         for number, code in enumerate(codes):
+            # Later failures follow from the first: they are those of ranks that were ended.
             if code and not self.problem:
-                self.problem = (
-                    _ending(code) if len(codes) == 1 else f"rank {number}: {_ending(code)}"
-                )
+                ending = _ending(code)
+                self.problem = ending if len(codes) == 1 else f"rank {number}: {ending}"
                 self._end(FAILURE_SECONDS)
 
     def _end_late(self, codes: Sequence[int | None]) -> None:
@@ -125,6 +129,7 @@ class Ranks:
         self._end(self.grace)
 
     def _end(self, seconds: float) -> None:
+        """Ask all ranks to end within `seconds`."""
         self.is_ending = True
         self.deadline = time.monotonic() + seconds
         self._signal(signal.SIGTERM)
@@ -134,6 +139,7 @@ class Ranks:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the ranks and to what they have started; none may be left."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.ranks[0].pid, number)
 
@@ -144,6 +150,7 @@ def _ending(code: int) -> str:
 
 
 def _free_port() -> int:
+    """Return a port that is free now, for the ranks to meet at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -163,13 +170,20 @@ def run_to_end(job: Job, score: str, script: Path, directory: Path) -> float | N
         line = command(job.arguments(None), script)
         variables = environment(job.folder.parent.name)
         ranks = Ranks(
-            line, job.num_processes, job.folder / LOG, variables, GRACE_SECONDS, directory
+            line,
+            job.num_processes,
+            job.folder / LOG,
+            variables,
+            GRACE_SECONDS,
+            directory,
         )
         before = signal.signal(signal.SIGTERM, lambda *_: ranks.stop())
         try:
-            job.write()  # not before the log is locked: another process may own the folder
+            # Not before the log is locked: another process may own the folder.
+            job.write()
             _wait(ranks)
         except BaseException:
+            # Ctrl-C reaches this process alone, since the ranks have a group of their own.
             ranks.stop()
             _wait(ranks)
             raise
@@ -180,10 +194,12 @@ def run_to_end(job: Job, score: str, script: Path, directory: Path) -> float | N
             job.state = "failed" if ranks.problem else "finished"
             job.write()
         if ranks.problem:
-            raise JobsFailed(f"{' '.join(job.overrides)}: {ranks.problem}; see {job.folder / LOG}")
+            overrides = " ".join(job.overrides)
+            raise JobsFailed(f"{overrides}: {ranks.problem}; see {job.folder / LOG}")
     return objective(job.folder, score)
 
 
 def _wait(ranks: Ranks) -> None:
+    """Return when all ranks have ended, of themselves or by force."""
     while not ranks.poll():
         time.sleep(POLL_SECONDS)

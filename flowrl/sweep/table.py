@@ -14,7 +14,7 @@ from flowrl.sweep.job import Job
 
 
 class LiveTable:
-    """Show jobs at most every `refresh` seconds."""
+    """The table of some jobs, which is drawn at most every `refresh` seconds."""
 
     def __init__(self, jobs: Sequence[Job], refresh: float) -> None:
         self.jobs = jobs
@@ -45,13 +45,17 @@ class LiveTable:
                 print(line(job), flush=True)
 
     def _draw(self) -> None:
+        # A line that the terminal breaks in two would make the next table begin too low.
         width = shutil.get_terminal_size().columns - 1
         lines = [line(job) for job in self.jobs]
         counts = Counter(job.state for job in self.jobs)
         summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-        lines.append(f"{summary}; {time.monotonic() - self.start:.0f} s")
+        seconds = time.monotonic() - self.start
+        lines.append(f"{summary}; {seconds:.0f} s")
+        # Up to the first line of the table that stands there, each of whose lines is cleared.
         up = f"\033[{self.num_lines}F" if self.num_lines else ""
-        print(up + "\n".join(f"\033[K{text[:width]}" for text in lines), flush=True)
+        table = "\n".join(f"\033[K{text[:width]}" for text in lines)
+        print(up + table, flush=True)
         self.num_lines = len(lines)
 
 
@@ -60,8 +64,8 @@ def line(job: Job) -> str:
     done, reward = job.progress()
     where = ",".join(job.devices)
     progress = f"{done}/{job.num_iterations}"
-    text = (
-        f"  {job.number:>3} {job.state:<9} {progress:>9} {reward:>6}  {where:<10} "
-        f"{' '.join(job.overrides)}"
-    )
-    return f"{text}  ({job.problem})" if job.problem else text
+    overrides = " ".join(job.overrides)
+    text = f"  {job.number:>3} {job.state:<9} {progress:>9} {reward:>6}  {where:<10} {overrides}"
+    if job.problem:
+        text += f"  ({job.problem})"
+    return text

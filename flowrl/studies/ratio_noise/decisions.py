@@ -40,7 +40,10 @@ CHUNK = 2**22
 
 @dataclass(frozen=True)
 class Estimator:
-    """A clip's view of a step; `form` is that of the log-probability it is taken from."""
+    """A clip's view of a step; `form` is that of the log-probability it is taken from.
+
+    `is_centred` says that the KL is added to the log-ratio before the clip, which makes its mean 0.
+    """
 
     label: str
     sampler: Sampler
@@ -57,8 +60,9 @@ class Estimator:
 
 @dataclass(frozen=True)
 class Decisions:
-    """Shares of the terms that move away from the old policy: dropped against the mask's word, kept
-    against it.
+    """Shares of the terms that move away from the old policy: `false_alarms` are dropped against
+    the mask's word, `misses` kept against it, and `gross` are those of either that are far from the
+    threshold.
     """
 
     false_alarms: float
@@ -100,9 +104,9 @@ def step_kls(
     Its square is `growth` times as large at the last step as at the first, geometrically between
     them.
     """
-    sensitivity = torch.tensor(
-        [(sampler.gain(step) / sampler.std(step)) ** 2 / 2 for step in steps], dtype=velocity.dtype
-    )
+    # The KL of a step whose velocity moved by 1: d^2 / (2 std^2) with d = gain.
+    kl_of_one = [(sampler.gain(step) / sampler.std(step)) ** 2 / 2 for step in steps]
+    sensitivity = torch.tensor(kl_of_one, dtype=velocity.dtype)
     grown = torch.logspace(0, math.log10(growth), len(steps), dtype=velocity.dtype)
     return (sensitivity * grown)[:, None] * velocity.square()
 
@@ -121,9 +125,14 @@ def population(
     The KL's logarithm has standard deviation `spread`, and its mean over quantiles and steps is
     that of `delta`.
     """
-    one = step_kls(sampler, steps, torch.ones(1, dtype=torch.float64), growth).log().mean()
-    quantiles = torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)
-    return ((math.log(delta) - one + spread * quantiles) / 2).exp()
+    unit = torch.ones(1, dtype=torch.float64)
+    one = step_kls(sampler, steps, unit, growth).log().mean()
+    # The middles of `count` equal shares, so that neither end is infinite.
+    shares = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    quantiles = torch.special.ndtri(shares)
+    # The KL grows as the velocity's square, so half its logarithm is the velocity's.
+    log_square = math.log(delta) - one + spread * quantiles
+    return (log_square / 2).exp()
 
 
 def decide(
@@ -132,20 +141,24 @@ def decide(
     """Compute in closed form how a clip decides, over terms with the given KLs (steps, quantiles)
     and either sign of the advantage.
 
-    The mask drops z above a (A > 0), or below it (A < 0), where KL >= delta; the clip above, or
-    below, bounds of its own. Both are tails of one normal variable, so they differ by a difference
-    of tails.
+    `scales` (steps, 1) is what the clip multiplies the log-ratio by. The mask drops z above a (A >
+    0), or below it (A < 0), where KL >= delta; the clip above, or below, bounds of its own. Both
+    are tails of one normal variable, so they differ by a difference of tails.
     """
     std = noise(kl, dimensions)
     shift = torch.zeros_like(kl) if is_centred else kl
+    # The z beyond which the log-ratio, std z - kl, is positive: there the new policy is the
+    # likelier one.
     away = kl / std
     is_far = kl >= delta
     is_gross = (kl < delta / GROSS) | (kl > delta * GROSS)
     false_alarms = torch.zeros_like(kl)
     misses = torch.zeros_like(kl)
     gross = torch.zeros_like(kl)
+    # The signs of the advantage, each with the bound on the side to which it pushes the ratio.
     for sign, bound in ((1.0, math.log1p(clip)), (-1.0, math.log1p(-clip))):
-        clipped = ndtr(-sign * (bound / scales + shift) / std)
+        z_at_bound = (bound / scales + shift) / std
+        clipped = ndtr(-sign * z_at_bound)
         masked = torch.where(is_far, ndtr(-sign * away), 0.0)
         wrong = clipped - masked
         false_alarms += wrong.clamp(min=0)
@@ -173,7 +186,10 @@ def best_clip(
         )
         return decisions.contradicted
 
-    middle = float(noise(torch.tensor(delta), dimensions) * scales.log().mean().exp())
+    # Three orders of magnitude either side of the noise that a step at the threshold has. A range
+    # of 1 has no bound below, so 0.9 is the widest.
+    noise_at_threshold = noise(torch.tensor(delta), dimensions)
+    middle = float(noise_at_threshold * scales.log().mean().exp())
     grid = [min(middle * 10 ** (n / 50), 0.9) for n in range(-150, 151)]
     return min(grid, key=contradicted)
 
@@ -191,16 +207,21 @@ def sampled(
 ) -> float:
     """Draw the share of contradicted decisions again, with real steps, and with the
     log-probabilities and diagnostics of training.
+
+    `samples` steps are drawn at each of `steps`, whose velocity moved by one of the rms in
+    `velocity` (quantiles,).
     """
     generator = torch.Generator().manual_seed(seed)
     diagnose = Diagnostics(clip=clip, delta=delta)
     wrong = 0.0
     total = 0
+    # Drawn in chunks, since a sample may have a million dimensions.
     rows = max(1, CHUNK // dimensions)
     for interval in steps:
         for start in range(0, samples, rows):
             count = min(rows, samples - start)
-            moves = velocity[torch.randint(len(velocity), (count,), generator=generator)]
+            picked = torch.randint(len(velocity), (count,), generator=generator)
+            moves = velocity[picked]
             inputs = _drawn(estimator, interval, moves, dimensions, generator)
             metrics = diagnose(inputs, 0)
             share = metrics["trust/clip_false_alarms"] + metrics["trust/clip_misses"]
@@ -223,12 +244,15 @@ def _drawn(
     likelihood = Likelihood(reduction="mean", form=estimator.form)  # type: ignore[arg-type]
     nowhere = torch.zeros(count, dimensions, 1, 1, dtype=torch.float64)
     old = GaussianStep(nowhere, estimator.sampler.std(interval))
-    x_next = old.sample(torch.randn(old.mean.shape, generator=generator, dtype=torch.float64))
+    standard_noise = torch.randn(old.mean.shape, generator=generator, dtype=torch.float64)
+    x_next = old.sample(standard_noise)
     # Noise is the same in all directions, so one direction of the difference stands for all.
     shift = moves.view(-1, 1, 1, 1) * estimator.sampler.gain(interval)
     new = GaussianStep(old.mean + shift, old.std)
+    # The shares that are read of the diagnostics depend on neither total variation nor velocity.
     none = torch.zeros(count, dtype=torch.float64)
-    advantage = torch.randint(2, (count,), generator=generator).double() * 2 - 1
+    zero_or_one = torch.randint(2, (count,), generator=generator).double()
+    advantage = zero_or_one * 2 - 1
     return LossInputs(
         log_prob=likelihood.log_prob(new, x_next),
         old_log_prob=likelihood.log_prob(old, x_next),
