@@ -45,6 +45,7 @@ def comparison(
     side by side. A score of NaN is missing.
     """
     font = ImageFont.load_default(size=12)
+    # The size of one sample: its caption, its images beside each other, and their scores.
     width = len(columns) * (CELL + MARGIN) + 2 * MARGIN
     height = CELL + 4 * LINE + 2 * MARGIN
     num_rows = math.ceil(len(captions) / per_row)
@@ -61,12 +62,16 @@ def comparison(
         top += CAPTION_LINES * LINE
         for j, (title, images, scores) in enumerate(columns):
             x = left + j * (CELL + MARGIN)
-            # Nearest neighbours, so that a small image shows its pixels as they are.
-            picture = to_pil(images[i]).resize((CELL, CELL), Image.Resampling.NEAREST)
-            sheet.paste(picture, (x, top + 2))
-            text = f"{title} {_score_text(scores[i])}"
-            draw.text((x, top + CELL + 4), text, _ink(scores[i]), font)
+            sheet.paste(_thumbnail(images[i]), (x, top + 2))
+            score = scores[i]
+            text = f"{title} {_score_text(score)}"
+            draw.text((x, top + CELL + 4), text, _ink(score), font)
     return sheet
+
+
+def _thumbnail(image: Float[Tensor, "3 H W"]) -> Image.Image:
+    # Nearest neighbours, so that a small image shows its pixels as they are.
+    return to_pil(image).resize((CELL, CELL), Image.Resampling.NEAREST)
 
 
 def _score_text(score: float) -> str:

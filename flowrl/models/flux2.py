@@ -184,6 +184,7 @@ def _latent_shape(pipeline: Any, resolution: int) -> tuple[int, int, int]:
 
 @torch.no_grad()
 def _encode(pipeline: Any, prompts: Sequence[str], max_sequence_length: int) -> Conditioning:
+    """Encode prompts by the stock pipeline, in whose chat template they stand."""
     with quiet():
         device = pipeline.text_encoder.device
         tokens, _ = pipeline.encode_prompt(
@@ -202,11 +203,12 @@ def _velocity(
     num_text = conditioning.tokens.shape[1]
     text_positions = torch.zeros(num_text, AXES, device=x.device)
     text_positions[:, -1] = torch.arange(num_text, device=x.device)
+    guidance_rows = None if guidance is None else per_row(guidance, x)
     # The transformer multiplies its timestep by 1000, and so takes sigma itself.
     output = transformer(
         hidden_states=pack(x).to(transformer.dtype),
         timestep=per_row(sigma, x),
-        guidance=None if guidance is None else per_row(guidance, x),
+        guidance=guidance_rows,
         encoder_hidden_states=conditioning.tokens,
         img_ids=token_positions(side, AXES, x.device),
         txt_ids=text_positions,

@@ -235,9 +235,11 @@ def _label(is_solid: np.ndarray, colour: np.ndarray) -> np.ndarray:
     """Number the connected regions of one colour, shape (images x colours, IMAGE_SIZE, IMAGE_SIZE);
     0 is no region.
     """
-    # One slice per (image, colour): regions of different images or colours never touch.
+    # One slice per (image, colour): regions of different images or colours never touch. Colours
+    # count from 1 here, as 0 is no colour.
     layers = np.where(is_solid, colour + 1, 0)
-    volume = layers[:, None] == np.arange(1, len(COLOURS) + 1)[None, :, None, None]
+    numbers = np.arange(1, len(COLOURS) + 1)
+    volume = layers[:, None] == numbers[None, :, None, None]
     # Within a slice, a pixel's neighbours are the four beside it: corners that touch do not join.
     connect = np.zeros((3, 3, 3), dtype=bool)
     connect[1] = [[False, True, False], [True, True, True], [False, True, False]]
@@ -250,6 +252,7 @@ def _window(extents: Sequence[slice]) -> np.ndarray:
     2 _WINDOW + 1); some of them may lie outside of the image.
     """
     middle = np.array([(extent.start + extent.stop) / 2 for extent in extents])
+    # Floor, so that all windows have one size, whether a middle lies in a pixel or between two.
     corner = np.floor(middle).astype(int) - _WINDOW
     return corner[:, None] + np.arange(2 * _WINDOW + 1)
 
@@ -312,8 +315,7 @@ def _atoms(objects: list[FoundObject], caption: Caption) -> dict[str, float]:
         # The shape's atom leaves colours to their own: a red and a blue circle ask for two circles.
         shape = SHAPES.index(phrase.shape)
         num_shaped = sum(found.shape == shape for found in clean)
-        alike = [other for other in caption.phrases if other.shape == phrase.shape]
-        num_wanted = sum(other.count for other in alike)
+        num_wanted = _num_wanted(caption, phrase.shape)
         atoms[f"shape_{i}"] = min(num_shaped, num_wanted) / num_wanted
         num_matching = len(_matching(clean, phrase))
         if phrase.colour:
@@ -324,6 +326,11 @@ def _atoms(objects: list[FoundObject], caption: Caption) -> dict[str, float]:
         atoms["relation"] = _relation_score(clean, caption)
     atoms["extras"] = _count_score(len(objects), caption.num_objects)
     return atoms
+
+
+def _num_wanted(caption: Caption, shape: str) -> int:
+    """Count the objects of a shape that a caption asks for, in all of its phrases."""
+    return sum(phrase.count for phrase in caption.phrases if phrase.shape == shape)
 
 
 def _matching(objects: list[FoundObject], phrase: Phrase) -> list[FoundObject]:
