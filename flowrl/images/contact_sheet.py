@@ -11,18 +11,25 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 CELL = 128
+"""Side of a drawn image, in pixels."""
 LINE = 15
+"""Height of a line of text, in pixels."""
 MARGIN = 6
+CAPTION_LINES = 2
+"""Lines of a caption that are drawn; a longer one is cut."""
 INK = (40, 40, 40)
 GOOD = (20, 120, 50)
 BAD = (180, 50, 40)
 PAPER = (255, 255, 255)
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 def to_pil(image: Float[Tensor, "3 H W"]) -> Image.Image:
-    """Turn one image in [0, 1] into 8-bit RGB."""
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(pixels)
+    """Turn one image in [0, 1] into 8-bit RGB; values beyond are cut off."""
+    levels = (image.clamp(0, 1) * 255).round().byte()
+    pixels = levels.permute(1, 2, 0)  # [H, W, 3], as Pillow takes it
+    return Image.fromarray(pixels.cpu().numpy())
 
 
 def comparison(
@@ -38,28 +45,37 @@ def comparison(
     side by side. A score of NaN is missing.
     """
     font = ImageFont.load_default(size=12)
+    # The size of one sample: its caption, its images beside each other, and their scores.
     width = len(columns) * (CELL + MARGIN) + 2 * MARGIN
     height = CELL + 4 * LINE + 2 * MARGIN
-    num_rows = -(-len(captions) // per_row)
+    num_rows = math.ceil(len(captions) / per_row)
     sheet = Image.new("RGB", (per_row * width, num_rows * height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, caption in enumerate(captions):
-        left = (i % per_row) * width + MARGIN
-        top = (i // per_row) * height + MARGIN
-        for line, text in enumerate(_wrap(caption, font, width - 2 * MARGIN)[:2]):
+        row, place = divmod(i, per_row)
+        left = place * width + MARGIN
+        top = row * height + MARGIN
+        lines = _wrap(caption, font, width - 2 * MARGIN)
+        for line, text in enumerate(lines[:CAPTION_LINES]):
             draw.text((left, top + line * LINE), text, INK, font)
+        # Images stand at one height, whether their caption fills its lines or not.
+        top += CAPTION_LINES * LINE
         for j, (title, images, scores) in enumerate(columns):
             x = left + j * (CELL + MARGIN)
-            sheet.paste(
-                to_pil(images[i]).resize((CELL, CELL), Image.Resampling.NEAREST),
-                (x, top + 2 * LINE + 2),
-            )
-            text = f"{title} {_score_text(scores[i])}"
-            draw.text((x, top + 2 * LINE + CELL + 4), text, _ink(scores[i]), font)
+            sheet.paste(_thumbnail(images[i]), (x, top + 2))
+            score = scores[i]
+            text = f"{title} {_score_text(score)}"
+            draw.text((x, top + CELL + 4), text, _ink(score), font)
     return sheet
 
 
+def _thumbnail(image: Float[Tensor, "3 H W"]) -> Image.Image:
+    # Nearest neighbours, so that a small image shows its pixels as they are.
+    return to_pil(image).resize((CELL, CELL), Image.Resampling.NEAREST)
+
+
 def _score_text(score: float) -> str:
+    # The z of the format writes a small negative score as 0.00, not as -0.00.
     return "missing" if math.isnan(score) else f"{score:z.2f}"
 
 
@@ -70,11 +86,14 @@ def _ink(score: float) -> tuple[int, int, int]:
     return BAD if score < 0.5 else INK
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
+def _wrap(text: str, font: Font, width: float) -> list[str]:
+    """Break a text into lines of at most `width` pixels, between words alone."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
+        is_first = not lines[-1]
+        # A word that is wider than a line stands on one of its own.
+        if is_first or font.getlength(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(word)

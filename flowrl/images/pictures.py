@@ -34,6 +34,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16"):
         grey = np.empty((picture.height, picture.width), np.uint8)
         for rows, columns, tile in _tiles(picture):
+            # 32 bits hold the product of a 16-bit level with 255; half the divisor rounds it.
             levels = np.asarray(tile).astype(np.uint32)
             grey[rows, columns] = (levels * 255 + 32767) // 65535
         picture = Image.fromarray(grey)
@@ -45,7 +46,10 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def to_pixels(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """Return the pixels in RGB, as `to_rgb` has them, without a second picture of their size."""
+    """Return the pixels in RGB, as `to_rgb` has them, without a second picture of their size.
+
+    Raises UserError as `to_rgb` does.
+    """
     pixels = np.empty((picture.height, picture.width, 3), np.uint8)
     for rows, columns, tile in _tiles(picture):
         pixels[rows, columns] = np.asarray(to_rgb(tile))
@@ -58,16 +62,19 @@ def _tiles(picture: Image.Image) -> Iterator[tuple[slice, slice, Image.Image]]:
         for left in range(0, picture.width, TILE):
             bottom = min(top + TILE, picture.height)
             right = min(left + TILE, picture.width)
-            yield slice(top, bottom), slice(left, right), picture.crop((left, top, right, bottom))
+            tile = picture.crop((left, top, right, bottom))
+            yield slice(top, bottom), slice(left, right), tile
 
 
 def is_picture(path: Path) -> bool:
     """Tell whether a file's name says that it is a picture which this Pillow can read."""
-    return Image.registered_extensions().get(path.suffix.lower()) in _known()
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    return kind in _known()
 
 
 def _known() -> list[str]:
     """Return those of `KINDS` that this Pillow was built with."""
+    # Pillow registers its formats when it first needs them, and `Image.OPEN` is empty before.
     Image.init()
     return [kind for kind in KINDS if kind in Image.OPEN]
 
@@ -77,7 +84,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     try:
         with _quietly(path) as picture:
             return picture.size
-    except Exception as error:  # whatever a decoder makes of a damaged file
+    except Exception as error:  # A decoder raises anything on a damaged file.
         raise _refusal(path, error) from error
 
 
@@ -88,7 +95,7 @@ def read_rgb(path: Path) -> Image.Image:
     try:
         with _quietly(path) as picture:
             return to_rgb(picture)
-    except Exception as error:  # as above
+    except Exception as error:  # A decoder raises anything, as above.
         raise _refusal(path, error) from error
 
 
@@ -97,6 +104,7 @@ def _quietly(path: Path) -> Image.Image:
     raises an error.
     """
     with warnings.catch_warnings():
+        # Pillow warns above about 90 megapixels, and refuses twice as many.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(path, formats=_known())
 
@@ -109,5 +117,7 @@ def _refusal(path: Path, error: Exception) -> UserError:
         case Image.UnidentifiedImageError():
             reason = "damaged, or no picture"
         case _:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            # Messages of decoders may have several lines, or none.
+            message = " ".join(str(error).split())
+            reason = message or type(error).__name__
     return UserError(f"{path}: cannot be read as a picture ({reason}); mend or remove it")

@@ -1,1 +1,1 @@
-"""Base models: thin adapters over diffusers pipelines, and LoRA."""
+"""Base models are thin adapters over diffusers pipelines, whose weights are loaded and checked."""

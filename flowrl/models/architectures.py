@@ -124,6 +124,7 @@ def on_meta(pretrained: str, dtype: torch.dtype) -> nn.Module:
     with torch.device("meta"):
         if folder.is_dir():
             kinds = {kind.__name__: kind for kind in AUTOENCODERS}
+            # Any class of diffusers reads a configuration alike; it is asked which one it is of.
             config = SD3Transformer2DModel.load_config(folder)
             name = config.get("_class_name")
             if name not in kinds:
@@ -158,6 +159,7 @@ def pipeline_on_meta(kind: type[Any], pretrained: str, dtype: torch.dtype) -> An
         else:
             num_channels = transformer.config.in_channels // patch
             vae = coder(**AUTOENCODER, **arguments, latent_channels=num_channels)
+    # A pipeline takes None for a component that is left out, but not that its name is missing.
     names = kind._get_signature_keys(kind)[0]
     text_side = dict.fromkeys(name for name in names if "text" in name or "token" in name)
     return kind(

@@ -54,26 +54,26 @@ class Backend:
             vae.enable_tiling()
 
     def _set_attention(self, transformer: Any, attention: str) -> None:
+        """Set the attention of all blocks. Raises UserError for one that cannot train, that the
+        transformer does not ask for, or that this machine does not have.
+        """
         if "sage" in attention or attention == FLASH_3:
             other = f"{FLASH_3}_hub" if attention == FLASH_3 else "another"
             raise UserError(
                 f"backend.attention={attention} has no backward pass in diffusers, so nothing "
-                "before an attention "
-                f"would be trained; choose {other}, or null"
+                f"before an attention would be trained; choose {other}, or null"
             )
         processors = transformer.attn_processors.values()
         if not any(hasattr(processor, "_attention_backend") for processor in processors):
             raise UserError(
                 f"backend.attention={attention}: {type(transformer).__name__} always uses "
-                "PyTorch's attention; set it "
-                "to null"
+                "PyTorch's attention; set it to null"
             )
         try:
             transformer.set_attention_backend(attention)
         except (ValueError, RuntimeError, ImportError) as error:
-            raise UserError(
-                f"backend.attention={attention} cannot be used: {str(error).splitlines()[0]}"
-            ) from error
+            reason = str(error).splitlines()[0]
+            raise UserError(f"backend.attention={attention} cannot be used: {reason}") from error
 
 
 def _compile_blocks(transformer: nn.Module) -> None:

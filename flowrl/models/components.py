@@ -1,5 +1,5 @@
-"""One component of a pipeline's folder: finding its weights, loading them, and seeing that all of
-them came.
+"""One component of a pipeline's folder is loaded here: its weights are looked for, read, and then
+checked to be all there.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from flowrl.models.weights import fault, has_adapter
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("diffusers", "transformers")
-WEIGHTS = re.compile(
-    r"(?:model|diffusion_pytorch_model)(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors"
-)
-"""A weights file's name; its group is the variant, as in `model.fp16.safetensors`."""
+_SHARD = r"(?:-\d+-of-\d+)?"
+WEIGHTS = re.compile(rf"(?:model|diffusion_pytorch_model){_SHARD}(?:\.(\w+))?{_SHARD}\.safetensors")
+"""A weights file's name; its group is the variant, as in `model.fp16.safetensors`. Releases write
+the number of a shard before the variant or after it.
+"""
 
 AGAIN = "restore the folder or download it again"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file. Raises UserError naming the file where there is none."""
+    """Read a JSON object from a file. Raises UserError naming the file where it is missing, cannot
+    be read as JSON by diffusers, or holds something else.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -73,9 +76,8 @@ def load(folder: Path, name: str, entry: Sequence[str], dtype: torch.dtype) -> A
     try:
         return kind.from_pretrained(place)
     except Exception as error:  # of any type, by what is wrong with the folder
-        raise UserError(
-            f"{name}: {place} holds no {kind.__name__} ({first_line(error)}); {AGAIN}"
-        ) from error
+        reason = first_line(error)
+        raise UserError(f"{name}: {place} holds no {kind.__name__} ({reason}); {AGAIN}") from error
 
 
 def _class_of(folder: Path, name: str, entry: Sequence[str]) -> type[Any]:
@@ -85,6 +87,7 @@ def _class_of(folder: Path, name: str, entry: Sequence[str]) -> type[Any]:
     library, class_name = entry
     kind: Any = None
     version = repr(library)
+    # Any other library that an index names would be code to import on its word.
     if library in LIBRARIES:
         module = import_module(library)
         kind = getattr(module, class_name, None)
@@ -99,6 +102,10 @@ def _class_of(folder: Path, name: str, entry: Sequence[str]) -> type[Any]:
 
 
 def _network(place: Path, name: str, kind: type[Any], dtype: torch.dtype) -> nn.Module:
+    """Load a network. Raises UserError where a weight is missing, of another shape, not a number or
+    without a place.
+    """
+    # The libraries' own errors for a config.json that is not there or cut are long and lead astray.
     read_json(place / "config.json")
     is_transformers = issubclass(kind, transformers.PreTrainedModel)
     # As the pipeline itself loads them, but that other shapes are counted, not raised, where the
@@ -110,9 +117,14 @@ def _network(place: Path, name: str, kind: type[Any], dtype: torch.dtype) -> nn.
     try:
         with quiet():
             network, info = kind.from_pretrained(
-                place, variant=variant, use_safetensors=True, output_loading_info=True, **options
+                place,
+                variant=variant,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
             )
     except Exception as error:  # of any type, by what is wrong with the folder
+        # The most exact reason that there is: which file, else which weight, else what was said.
         reason = _culprit(place) or _shape_reason(error) or first_line(error)
         raise UserError(f"{name}: cannot load its {kind.__name__} ({reason}); {AGAIN}") from error
     if problem := fault(network, info):
@@ -143,8 +155,7 @@ def _remedy(place: Path, info: Mapping[str, Any]) -> str:
         return f"restore {place} or download it again"
     return (
         "call fuse_lora() and then unload_lora_weights() of the pipeline before its "
-        "save_pretrained(), or give the "
-        "base model here and the LoRA by lora.start or --lora"
+        "save_pretrained(), or give the base model here and the LoRA by lora.start or --lora"
     )
 
 
@@ -173,10 +184,8 @@ def variant_of(place: Path, name: str) -> str | None:
     if pickled:
         raise UserError(
             f"{name}: only pickled weights there ({pickled[0]}), which can run code while they "
-            "load; convert them "
-            "once, if you trust them, by DiffusionPipeline.from_pretrained(OLD, "
-            "use_safetensors=False)"
-            ".save_pretrained(NEW), and set model.pretrained=NEW"
+            "load; convert them once, if you trust them, by DiffusionPipeline.from_pretrained(OLD, "
+            "use_safetensors=False).save_pretrained(NEW), and set model.pretrained=NEW"
         )
     raise UserError(f"{name}: no weights in {place}; {AGAIN}")
 
@@ -192,6 +201,7 @@ def _check_vocabulary(place: Path, name: str, kind: type[Any]) -> None:
     empty one.
     """
     names: dict[str, str] = getattr(kind, "vocab_files_names", {})
+    # `tokenizer.json` alone holds all of a tokenizer; the older files do so together.
     whole = names.get("tokenizer_file")
     if whole is not None and (place / whole).is_file():
         return
@@ -209,6 +219,7 @@ def _shape_reason(error: Exception) -> str | None:
     """Name the weight that has another shape, from diffusers' message, which is several sentences
     long.
     """
+    # A shape, as torch.Size([2, 3]) or plainly as (2, 3).
     numbers = r"(?:torch\.Size)?[(\[]+([\d, ]+)[)\]]+"
     match = re.search(rf"because (\S+) expected shape {numbers}, but got {numbers}", str(error))
     if match is None:

@@ -1,4 +1,4 @@
-"""Prompt embeddings, computed once for all prompts of a run, then looked up: in memory, or in a
+"""Prompt embeddings are computed once for all prompts of a run, then looked up: in memory, or in a
 folder.
 """
 
@@ -81,6 +81,8 @@ class PromptEmbeddings:
     one, and are read when asked for; otherwise they stay in memory, on the model's device. The text
     encoders are dropped afterwards, and not loaded where nothing is missing. Prompts that the model
     cuts are warned of once, whether they are encoded now or were so by an earlier run.
+
+    Raises UserError where the folder cannot hold the rows.
     """
 
     @checked("embeddings")
@@ -100,6 +102,7 @@ class PromptEmbeddings:
             truncated = model.truncated_part(text)
             if truncated:
                 self.store.truncated[text] = truncated
+        # Processes are told apart by their launcher's variables: there is no process group yet.
         rank = int(os.environ.get("RANK", 0))
         if rank == 0:
             _warn_of_truncation(self.store.truncated, num_prompts)
@@ -114,14 +117,18 @@ class PromptEmbeddings:
         if self.store.is_shared:
             # Every process begins elsewhere and asks anew before each chunk: together they encode
             # each text about once.
-            start = len(chunks) * rank // int(os.environ.get("WORLD_SIZE", 1))
+            num_processes = int(os.environ.get("WORLD_SIZE", 1))
+            start = len(chunks) * rank // num_processes
             chunks = chunks[start:] + chunks[:start]
         is_expected = False
         for chunk in chunks:
             if not self.store.missing(chunk):
                 continue
+            # A chunk is encoded whole, even where some of its texts are there already: rows of
+            # other batch sizes would differ by rounding.
             filling = [chunk[-1]] * (size - len(chunk))
             rows = model.encode_prompts(chunk + filling)[: len(chunk)]
+            # The first rows show how large all will be.
             if not is_expected:
                 self.store.expect(rows, len(self.store.missing(texts)))
                 is_expected = True
@@ -133,7 +140,9 @@ class PromptEmbeddings:
         self._last = None
 
     def __call__(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Return a row for each prompt, all of which must have been given at construction."""
+        """Return a row for each prompt, in order, all of which must have been given at
+        construction.
+        """
         rows, numbers = self.shared(prompts)
         return rows[numbers]
 
@@ -149,19 +158,21 @@ class PromptEmbeddings:
             self._last = unique, self._rows(unique)
         rows = self._last[1]
         number = {text: i for i, text in enumerate(unique)}
-        return rows, torch.tensor([number[text] for text in texts], device=rows.pooled.device)
+        numbers = [number[text] for text in texts]
+        return rows, torch.tensor(numbers, device=rows.pooled.device)
 
     def _rows(self, texts: Sequence[str]) -> Conditioning:
         rows = self.store.rows(texts)
         if self.negative is None:
             return rows
+        # All rows have the same negative, which is expanded rather than copied.
         one = self.store.rows([self.negative])
         count = len(texts)
-        return Conditioning(
-            rows.tokens,
-            rows.pooled,
-            Conditioning(one.tokens.expand(count, -1, -1), one.pooled.expand(count, -1)),
+        negative = Conditioning(
+            one.tokens.expand(count, -1, -1),
+            one.pooled.expand(count, -1),
         )
+        return Conditioning(rows.tokens, rows.pooled, negative)
 
 
 class Memory:
@@ -181,13 +192,16 @@ class Memory:
         """Do nothing: memory that is short says so itself."""
 
     def add(self, texts: Sequence[str], rows: Conditioning) -> None:
-        self._row |= {text: len(self._row) + i for i, text in enumerate(texts)}
+        first = len(self._row)
+        self._row |= {text: first + i for i, text in enumerate(texts)}
         self._chunks.append(rows)
 
     def rows(self, texts: Sequence[str]) -> Conditioning:
+        # Chunks are joined when rows are asked for: at each `add`, all would be copied each time.
         if len(self._chunks) > 1:
             self._chunks = [_concatenate(self._chunks)]
-        return self._chunks[0][torch.tensor([self._row[text] for text in texts])]
+        numbers = [self._row[text] for text in texts]
+        return self._chunks[0][torch.tensor(numbers)]
 
     def to(self, device: torch.device) -> None:
         self._chunks = [
@@ -208,7 +222,8 @@ class Folder:
     def __init__(self, root: Path, key: str) -> None:
         self.root = root
         self.key = key
-        self.folder = root / hashlib.sha256(key.encode()).hexdigest()[:16]
+        # Keys hold slashes and may be longer than a file's name: a digest is neither.
+        self.folder = root / _digest(key)[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         _sweep(self.folder)
         self.truncated: dict[str, str] = {}
@@ -217,7 +232,7 @@ class Folder:
 
     def path(self, text: str) -> Path:
         """Return the file of a text."""
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+        return self.folder / f"{_digest(text)}.safetensors"
 
     def missing(self, texts: Sequence[str]) -> list[str]:
         absent = []
@@ -231,6 +246,7 @@ class Folder:
         return absent
 
     def _holds(self, text: str) -> bool:
+        """Tell whether the row of a text is there, and note what of the text was cut."""
         path = self.path(text)
         if not path.is_file():
             return False
@@ -240,6 +256,7 @@ class Folder:
         except (SafetensorError, OSError) as error:
             log.warning("prompt embedding %s is damaged (%s): it is computed anew", path, error)
             return False
+        # A file that does not say what was cut is computed anew, so that cut prompts are warned of.
         truncated = label.pop("truncated", None)
         if truncated is None or label != {"model": self.key, "prompt": text}:
             return False
@@ -248,16 +265,17 @@ class Folder:
         return True
 
     def expect(self, rows: Conditioning, count: int) -> None:
-        """Tell in a line how much goes to the disk, where it is much."""
+        """Tell in a line how much goes to the disk, where it is much. Raises UserError where the
+        disk has no room for it.
+        """
         need = count * (rows.tokens[0].nbytes + rows.pooled[0].nbytes)
         free = shutil.disk_usage(self.folder).free
         if need > free:
             raise UserError(
                 f"embeddings.folder={self.root} has {free / GIB:.1f} GiB free, but the embeddings "
-                f"of {count} prompts "
-                f"need {need / GIB:.1f} GiB; give a folder on another disk, fewer prompts, or "
-                "embeddings.folder=null, "
-                "which keeps them in memory, the GPU's where there is one"
+                f"of {count} prompts need {need / GIB:.1f} GiB; give a folder on another disk, "
+                "fewer prompts, or embeddings.folder=null, which keeps them in memory, the GPU's "
+                "where there is one"
             )
         if need > TOLD:
             sizes = f"{need / GIB:.1f} GiB ({free / GIB:.1f} GiB free)"
@@ -268,33 +286,45 @@ class Folder:
 
     def add(self, texts: Sequence[str], rows: Conditioning) -> None:
         for i, text in enumerate(texts):
-            partial = self.path(text).with_suffix(f".{uuid.uuid4().hex}.partial")
+            # safetensors writes nothing but contiguous tensors.
             tensors = {
                 "tokens": rows.tokens[i].cpu().contiguous(),
                 "pooled": rows.pooled[i].cpu().contiguous(),
             }
             label = {"model": self.key, "prompt": text, "truncated": self.truncated.get(text, "")}
-            try:
-                save_file(tensors, partial, metadata=label)
-                grant_usual_mode(partial)
-                partial.replace(self.path(text))
-            except (SafetensorError, OSError) as error:
-                # A quota, or another writer, left less room than there was.
-                partial.unlink(missing_ok=True)
-                reason = str(error).splitlines()[0]
-                raise UserError(
-                    f"embeddings.folder={self.root} cannot be written to ({reason}); give another "
-                    "folder, or "
-                    "embeddings.folder=null, which keeps embeddings in memory"
-                ) from error
+            self._write(self.path(text), tensors, label)
+
+    def _write(self, path: Path, tensors: dict[str, Tensor], label: dict[str, str]) -> None:
+        """Write one file, whole or not at all. Raises UserError where the folder takes none."""
+        # Each writer has a name of its own, so that two never write into one file.
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+        try:
+            save_file(tensors, partial, metadata=label)
+            grant_usual_mode(partial)
+            partial.replace(path)
+        except (SafetensorError, OSError) as error:
+            # A quota, or another writer, left less room than there was.
+            partial.unlink(missing_ok=True)
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"embeddings.folder={self.root} cannot be written to ({reason}); give another "
+                "folder, or embeddings.folder=null, which keeps embeddings in memory"
+            ) from error
 
     def rows(self, texts: Sequence[str]) -> Conditioning:
-        tokens, pooled = zip(*(self._read(text) for text in texts), strict=True)
+        tokens = []
+        pooled = []
+        for text in texts:
+            text_tokens, text_pooled = self._read(text)
+            tokens.append(text_tokens)
+            pooled.append(text_pooled)
         return Conditioning(
-            torch.stack(tokens).to(self._device), torch.stack(pooled).to(self._device)
+            torch.stack(tokens).to(self._device),
+            torch.stack(pooled).to(self._device),
         )
 
     def _read(self, text: str) -> tuple[Tensor, Tensor]:
+        """Read tokens [L, D] and pooled embedding [D] of a text."""
         with safe_open(self.path(text), framework="pt") as file:
             return file.get_tensor("tokens"), file.get_tensor("pooled")
 
@@ -302,22 +332,31 @@ class Folder:
         self._device = device
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _sweep(folder: Path) -> None:
     """Remove what writers that were killed have left."""
     for path in folder.glob("*.partial"):
         # Another process was faster, or a colleague's file is not ours to remove.
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > ABANDONED:
+            age = time.time() - path.stat().st_mtime
+            if age > ABANDONED:
                 path.unlink()
 
 
 def _warn_of_truncation(truncated: dict[str, str], count: int) -> None:
+    """Warn in one line of the prompts that are cut, by the first of them in the alphabet."""
     if truncated:
         first = min(truncated)
         log.warning(
             "prompts longer than the model takes, which are cut: %d of %d; the first is %r: it "
             "loses %s",
-            *(len(truncated), count, textwrap.shorten(first, 120), truncated[first]),
+            len(truncated),
+            count,
+            textwrap.shorten(first, 120),
+            truncated[first],
         )
 
 

@@ -1,5 +1,5 @@
-"""FLUX.1: an adapter over `FluxPipeline`. Latents of 16 channels, packed into tokens of 2x2 patches
-inside.
+"""FLUX.1: an adapter over `FluxPipeline`. Its latents have 16 channels, and are packed into tokens
+of 2x2 patches in here.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
 TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 AXES = 3
 """The axes of a token's position: unused, row, column. Text tokens stand at 0."""
+PATCH = 2
+"""Side of the latents' patches, each of which is one token."""
 
 
 class Flux1:
@@ -61,10 +63,13 @@ class Flux1:
         self.text = TextEncoders(lambda: source.load(**image_side), TEXT)
         check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.1")
         self.has_guidance = has_guidance
-        self.max_sequence_length = self.num_text_tokens = max_sequence_length
+        self.max_sequence_length = max_sequence_length
+        self.num_text_tokens = max_sequence_length
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
-        self.side = latent_side(resolution, self.pipeline.vae_scale_factor, 2)
-        self.latent_shape = (self.transformer.config.in_channels // 4, self.side, self.side)
+        self.side = latent_side(resolution, self.pipeline.vae_scale_factor, PATCH)
+        # A token holds the channels of all its patch's latents.
+        num_channels = self.transformer.config.in_channels // PATCH**2
+        self.latent_shape = (num_channels, self.side, self.side)
 
     def to(self, device: torch.device) -> None:
         self.pipeline.to(device)
@@ -81,6 +86,7 @@ class Flux1:
         return Conditioning(tokens, pooled)
 
     def truncated_part(self, prompt: str) -> str:
+        # The first tokenizer is CLIP's, whose length is fixed; the second is T5's.
         limits = {
             "tokenizer": self.text.pipeline().tokenizer_max_length,
             "tokenizer_2": self.max_sequence_length,
@@ -99,6 +105,7 @@ class Flux1:
     ) -> Float[Tensor, "B C H W"]:
         if guidance_scale != 1 and not self.has_guidance:
             raise UserError(f"guidance_scale={guidance_scale} needs model.has_guidance=true")
+        # The transformer multiplies its timestep by 1000, and so takes sigma itself.
         output = self.transformer(
             hidden_states=pack(x).to(self.transformer.dtype),
             timestep=per_row(sigma, x),

@@ -27,6 +27,8 @@ from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
 TEXT = ("text_encoder", "tokenizer")
 AXES = 4
 """The axes of a token's position: image number, row, column, place in the text."""
+PATCH = 2
+"""Side of the latents' patches, each of which is one token."""
 
 
 class Flux2Klein:
@@ -56,9 +58,11 @@ class Flux2Klein:
             )
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = self.pipeline.vae.requires_grad_(False).eval()
-        self.text = TextEncoders(lambda: source.load(**image_components(self.pipeline)), TEXT)
+        image_side = image_components(self.pipeline)
+        self.text = TextEncoders(lambda: source.load(**image_side), TEXT)
         self.negative_prompt = "" if has_guidance else None
-        self.max_sequence_length = self.num_text_tokens = max_sequence_length
+        self.max_sequence_length = max_sequence_length
+        self.num_text_tokens = max_sequence_length
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = _latent_shape(self.pipeline, resolution)
 
@@ -69,12 +73,15 @@ class Flux2Klein:
         return _encode(self.text.pipeline(), prompts, self.max_sequence_length)
 
     def truncated_part(self, prompt: str) -> str:
+        # The limit holds for the prompt within its chat template, as the stock pipeline writes it.
         messages = [{"role": "user", "content": prompt}]
-        template = self.text.pipeline().tokenizer.apply_chat_template
-        text = str(
-            template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        text = self.text.pipeline().tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
         )
-        return self.text.truncated_part(text, {"tokenizer": self.max_sequence_length})
+        return self.text.truncated_part(str(text), {"tokenizer": self.max_sequence_length})
 
     def drop_text_encoders(self) -> None:
         self.text.drop()
@@ -119,9 +126,11 @@ class Flux2Dev:
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = self.pipeline.vae.requires_grad_(False).eval()
-        self.text = TextEncoders(lambda: source.load(**image_components(self.pipeline)), TEXT)
+        image_side = image_components(self.pipeline)
+        self.text = TextEncoders(lambda: source.load(**image_side), TEXT)
         check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.2")
-        self.max_sequence_length = self.num_text_tokens = max_sequence_length
+        self.max_sequence_length = max_sequence_length
+        self.num_text_tokens = max_sequence_length
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = _latent_shape(self.pipeline, resolution)
 
@@ -133,17 +142,17 @@ class Flux2Dev:
 
     def truncated_part(self, prompt: str) -> str:
         pipeline = self.text.pipeline()
-        text_of_role = {"system": pipeline.system_message, "user": prompt.replace("[IMG]", "")}
+        # The limit holds for the prompt after its system message. As the stock pipeline writes it,
+        # a prompt holds no mark of an image, which the processor would look for.
+        user_text = prompt.replace("[IMG]", "")
         messages = [
-            {"role": role, "content": [{"type": "text", "text": text}]}
-            for role, text in text_of_role.items()
+            _message("system", pipeline.system_message),
+            _message("user", user_text),
         ]
-        text = str(
-            pipeline.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=False
-            )
+        text = pipeline.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=False
         )
-        return self.text.truncated_part(text, {"tokenizer": self.max_sequence_length})
+        return self.text.truncated_part(str(text), {"tokenizer": self.max_sequence_length})
 
     def drop_text_encoders(self) -> None:
         self.text.drop()
@@ -161,38 +170,51 @@ class Flux2Dev:
         return _decode(x0, self.vae)
 
 
+def _message(role: str, text: str) -> dict[str, Any]:
+    """Return one message of a chat, in the form that Mistral's processor takes."""
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
 def _latent_shape(pipeline: Any, resolution: int) -> tuple[int, int, int]:
-    side = latent_side(resolution, pipeline.vae_scale_factor, 2)
-    return (pipeline.transformer.config.in_channels // 4, side, side)
+    side = latent_side(resolution, pipeline.vae_scale_factor, PATCH)
+    # A token holds the channels of all its patch's latents.
+    num_channels = pipeline.transformer.config.in_channels // PATCH**2
+    return num_channels, side, side
 
 
 @torch.no_grad()
 def _encode(pipeline: Any, prompts: Sequence[str], max_sequence_length: int) -> Conditioning:
+    """Encode prompts by the stock pipeline, in whose chat template they stand."""
     with quiet():
         device = pipeline.text_encoder.device
         tokens, _ = pipeline.encode_prompt(
             list(prompts), device=device, max_sequence_length=max_sequence_length
         )
-    return Conditioning(tokens, tokens.new_zeros(len(tokens), 0))
+    # FLUX.2 takes no pooled embedding: one of no features keeps the conditioning's form.
+    pooled = tokens.new_zeros(len(tokens), 0)
+    return Conditioning(tokens, pooled)
 
 
 def _velocity(
     transformer: Any, x: Tensor, sigma: float, conditioning: Conditioning, guidance: float | None
 ) -> Tensor:
     """Run one pass; `guidance` is the scale that a distilled model takes as an input."""
+    side = x.shape[-1]
     num_text = conditioning.tokens.shape[1]
     text_positions = torch.zeros(num_text, AXES, device=x.device)
     text_positions[:, -1] = torch.arange(num_text, device=x.device)
+    guidance_rows = None if guidance is None else per_row(guidance, x)
+    # The transformer multiplies its timestep by 1000, and so takes sigma itself.
     output = transformer(
         hidden_states=pack(x).to(transformer.dtype),
         timestep=per_row(sigma, x),
-        guidance=None if guidance is None else per_row(guidance, x),
+        guidance=guidance_rows,
         encoder_hidden_states=conditioning.tokens,
-        img_ids=token_positions(x.shape[-1], AXES, x.device),
+        img_ids=token_positions(side, AXES, x.device),
         txt_ids=text_positions,
         return_dict=False,
     )[0]
-    return unpack(output.float(), x.shape[-1])
+    return unpack(output.float(), side)
 
 
 @torch.no_grad()
@@ -204,9 +226,9 @@ def denormalise(x: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B C H W
     """Return the autoencoder's own latents: each of the 128 patch channels times its running std,
     plus its mean.
     """
+    # The statistics belong to channels of packed patches, in float32 whatever the network's dtype.
     std = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()
-    patches = (
-        functional.pixel_unshuffle(x, 2) * std[:, None, None]
-        + vae.bn.running_mean.float()[:, None, None]
-    )
-    return functional.pixel_shuffle(patches, 2)
+    mean = vae.bn.running_mean.float()
+    patches = functional.pixel_unshuffle(x, PATCH)  # [B, 4 C, H / 2, W / 2]
+    patches = patches * std[:, None, None] + mean[:, None, None]
+    return functional.pixel_shuffle(patches, PATCH)

@@ -30,11 +30,13 @@ def classifier_free(
     negative = conditioning.negative
     if negative is None:
         raise UserError(f"guidance_scale={scale} needs model.has_guidance=true")
+    # One pass of 2 B rows, negatives first, as the stock pipeline of SD3 does it.
     both = Conditioning(
         torch.cat([negative.tokens, conditioning.tokens]),
         torch.cat([negative.pooled, conditioning.pooled]),
     )
-    unconditional, conditional = forward(torch.cat([x, x]), both).chunk(2)
+    velocities = forward(torch.cat([x, x]), both)
+    unconditional, conditional = velocities.chunk(2)
     return unconditional + scale * (conditional - unconditional)
 
 
@@ -44,7 +46,7 @@ def check_embedded(has_guidance: bool, is_embedded: bool, kind: str) -> None:
     """
     if has_guidance != is_embedded:
         takes = "takes a guidance scale as an input" if is_embedded else "takes no guidance scale"
-        raise UserError(
-            f"model.has_guidance={str(has_guidance).lower()}, but this {kind} {takes}: set it to "
-            f"{str(is_embedded).lower()}"
-        )
+        # YAML writes booleans small.
+        value = str(has_guidance).lower()
+        remedy = str(is_embedded).lower()
+        raise UserError(f"model.has_guidance={value}, but this {kind} {takes}: set it to {remedy}")

@@ -13,8 +13,12 @@ UNREACHABLE = (
 
 
 def is_unreachable(error: BaseException | None) -> bool:
-    """Tell whether an error, or what it came from, is that the hub cannot be reached."""
+    """Tell whether an error, or what it came from, is that the hub cannot be reached.
+
+    diffusers and transformers raise an OSError of their own, with the hub's error as its cause.
+    """
     kinds = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, httpx.TransportError)
+    # Causes may lead in a circle, as where an error is raised again from what it caused.
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         if isinstance(error, kinds) or "connect to 'https://huggingface.co'" in str(error):

@@ -1,5 +1,5 @@
-"""Between latents as the rest of FlowRL sees them, (B, C, H, W), and what transformers and
-autoencoders take.
+"""Latents are turned from what the rest of FlowRL sees, (B, C, H, W), into what transformers and
+autoencoders take, and back.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ def latent_side(resolution: int, factor: int, patch: int) -> int:
         below = max(resolution // unit, 1) * unit
         raise UserError(
             f"model.resolution={resolution} must be a multiple of {unit} for this model, such as "
-            f"{below} or "
-            f"{below + unit}"
+            f"{below} or {below + unit}"
         )
     return resolution // factor
 
@@ -35,20 +34,24 @@ def pack(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N Q"]:
     """Return tokens of 2x2 patches, row by row, channels first within a token, as FLUX.1 and FLUX.2
     take them.
     """
-    return functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+    patches = functional.pixel_unshuffle(x, 2)  # [B, 4 C, H / 2, W / 2]
+    return patches.flatten(2).transpose(1, 2)
 
 
 def unpack(tokens: Float[Tensor, "B N Q"], side: int) -> Float[Tensor, "B C H W"]:
     """Undo `pack` for square latents of `side`."""
-    return functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (side // 2, side // 2)), 2)
+    rows = side // 2
+    patches = tokens.transpose(1, 2).unflatten(2, (rows, rows))  # [B, 4 C, H / 2, W / 2]
+    return functional.pixel_shuffle(patches, 2)
 
 
 def token_positions(side: int, num_axes: int, device: torch.device) -> Float[Tensor, "N A"]:
     """Return row and column of every packed token, as axes 1 and 2 of `num_axes`, with 0 on the
     others.
     """
-    positions = torch.zeros(side // 2, side // 2, num_axes, device=device)
-    steps = torch.arange(side // 2, device=device)
+    num_rows = side // 2
+    positions = torch.zeros(num_rows, num_rows, num_axes, device=device)
+    steps = torch.arange(num_rows, device=device)
     positions[..., 1] = steps[:, None]
     positions[..., 2] = steps
     return positions.flatten(0, 1)
@@ -60,10 +63,14 @@ def per_row(value: float, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
 
 
 def unscale(x: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B C H W"]:
-    """Undo the scaling and shift of SD3's and FLUX.1's latents."""
+    """Undo the scaling and shift of SD3's and FLUX.1's latents, which are (z - shift) scale of the
+    autoencoder's z.
+    """
     return x / vae.config.scaling_factor + vae.config.shift_factor
 
 
 def to_images(latents: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B 3 S S"]:
     """Return the autoencoder's images in [0, 1], float32."""
-    return (vae.decode(latents.to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+    decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    # The autoencoder's images are in [-1, 1], about; it may overshoot.
+    return (decoded.float() / 2 + 0.5).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Loading a diffusers pipeline, whole or in parts, with errors that name the path and the
+"""A diffusers pipeline is loaded here, whole or in parts, with errors that name the path and the
 remedy.
 """
 
@@ -44,6 +44,7 @@ META = "meta:"
 """Prefix of `model.pretrained` for a released model or a folder without its weights: for plans."""
 
 INDEX = "model_index.json"
+"""The file of a pipeline's folder that names its class, its components and their classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,11 @@ class Source:
             folder = Path(source)
             if not folder.is_dir():
                 folder = self._download(source, components)
+            entries = self._entries(index, components)
+            # Components are loaded one by one, as the pipeline would load them itself, so that an
+            # error names the component and weights that are missing are seen.
             loaded = {
-                name: load_component(folder, name, entry, dtype)
-                for name, entry in self._entries(index, components).items()
+                name: load_component(folder, name, entry, dtype) for name, entry in entries.items()
             }
             pipeline = self.kind.from_pretrained(folder, **components, **loaded)
         except UserError as error:
@@ -111,7 +114,9 @@ class Source:
         """Tell, without loading any, whether the pipeline has this component, which its index may
         leave out.
         """
-        return self.pretrained.startswith(META) or bool(_entry(self.index(), name))
+        if self.pretrained.startswith(META):
+            return True
+        return _entry(self.index(), name) is not None
 
     def _entries(
         self, index: Mapping[str, Any], replaced: Mapping[str, Any]
@@ -137,7 +142,11 @@ class Source:
         Raises what the hub's library raises.
         """
         get = partial(
-            self.kind.download, source, revision=self.revision, use_safetensors=True, **replaced
+            self.kind.download,
+            source,
+            revision=self.revision,
+            use_safetensors=True,
+            **replaced,
         )
         folder = Path(get())
         index = self.index()
@@ -145,8 +154,9 @@ class Source:
         networks = [place for place in places if (place / "config.json").is_file()]
         if all(any(place.glob("*.safetensors")) for place in networks):
             return folder
-        files = HfApi().list_repo_files(source, revision=self.revision)
-        variants = variants_of(file.rpartition("/")[2] for file in files)
+        # diffusers leaves out weights of a variant that it was not asked for, without a word.
+        paths = HfApi().list_repo_files(source, revision=self.revision)
+        variants = variants_of(path.rpartition("/")[2] for path in paths)
         named = sorted(variant for variant in variants if variant is not None)
         return Path(get(variant=named[0])) if named else folder
 
@@ -164,8 +174,9 @@ class Source:
         entries: list[Path] = []
         for name in components:
             entries += Path(source, name).glob("*")
-        stamps = [_stamp(path) for path in sorted(entries) if path.is_file()]
-        return f"{source} {' '.join(stamps)} {self.dtype}"
+        # Sizes and times rather than digests: reading gigabytes at every start would take minutes.
+        stamps = " ".join(_stamp(path) for path in sorted(entries) if path.is_file())
+        return f"{source} {stamps} {self.dtype}"
 
 
 def _stamp(path: Path) -> str:
@@ -182,19 +193,18 @@ def image_components(pipeline: Any) -> dict[str, Any]:
 def resolve(pretrained: str) -> str:
     """Return a local folder or hub id. Raises UserError where a local path is meant and missing."""
     if pretrained.startswith(EMBEDDED):
-        return str(files("flowrl.shapes").joinpath("assets", pretrained.removeprefix(EMBEDDED)))
+        name = pretrained.removeprefix(EMBEDDED)
+        return str(files("flowrl.shapes").joinpath("assets", name))
     path = Path(pretrained).expanduser()
-    # ORG of ORG/NAME is rarely a folder here.
-    looks_local = (
-        pretrained.startswith((".", "~")) or pretrained.count("/") != 1 or path.parent.is_dir()
-    )
     if path.is_dir():
         if not (path / INDEX).is_file():
             raise UserError(
                 f"model.pretrained={pretrained}: no {INDEX}; give a folder in diffusers layout"
             )
         return str(path)
-    if looks_local:
+    # ORG of ORG/NAME is rarely a folder here.
+    is_marked = pretrained.startswith((".", "~"))
+    if is_marked or pretrained.count("/") != 1 or path.parent.is_dir():
         raise UserError(
             f"model.pretrained={pretrained}: no such folder; give a diffusers folder or a hub id "
             "ORG/NAME"
@@ -239,6 +249,10 @@ def _hub_reason(error: Exception, source: str, revision: str | None) -> str:
 
 
 def _fetch_index(source: str, revision: str | None) -> str:
+    """Return the path of a hub id's index in the local cache, where it is put if it is not there.
+
+    Raises what the hub's library raises.
+    """
     print_once()
     return str(hf_hub_download(source, INDEX, revision=revision))
 
@@ -247,6 +261,7 @@ def _entry(index: Mapping[str, Any], name: str) -> tuple[str, str] | None:
     """Return library and class of a component; None where the index has none, which it says by
     nulls.
     """
+    # A component that was left out is written as [null, null], and other keys are no lists.
     match index.get(name):
         case [str(library), str(kind)]:
             return library, kind
@@ -259,4 +274,6 @@ def transformer_on_meta(pretrained: str) -> nn.Module | None:
     """
     source = resolve(pretrained)
     is_known = source in ARCHITECTURES or Path(source, "transformer").is_dir()
-    return on_meta(source, torch.float32) if is_known else None
+    if not is_known:
+        return None
+    return on_meta(source, torch.float32)

@@ -32,7 +32,9 @@ class SD3:
 
     `max_sequence_length` is the number of T5 tokens; 0 leaves the T5 encoder out. `resolution` is
     the image side in pixels. With `has_guidance` False negative prompts are not encoded and
-    guidance is refused.
+    guidance is refused. `channels_last` is the memory layout of the autoencoder, which matters to
+    its speed. Raises UserError for a resolution beyond the model's positions, and for T5 tokens of
+    a pipeline without T5.
     """
 
     def __init__(
@@ -50,8 +52,8 @@ class SD3:
         if max_sequence_length and not source.has("text_encoder_3"):
             raise UserError(
                 f"model.max_sequence_length={max_sequence_length} asks for T5 tokens, but "
-                f"{pretrained} has no "
-                "text_encoder_3; set model.max_sequence_length=0, or give a folder with T5"
+                f"{pretrained} has no text_encoder_3; set model.max_sequence_length=0, or give a "
+                "folder with T5"
             )
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
@@ -65,17 +67,23 @@ class SD3:
         self.num_text_tokens = CLIP_TOKENS + max_sequence_length
         self.negative_prompt = "" if has_guidance else None
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
-        side = latent_side(
-            resolution, self.pipeline.vae_scale_factor, self.transformer.config.patch_size
-        )
-        most = self.transformer.config.pos_embed_max_size * self.transformer.config.patch_size
-        if side > most:
+        self.latent_shape = self._latent_shape(resolution)
+
+    def _latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """Return the latents' shape. Raises UserError for a resolution that the model cannot
+        make.
+        """
+        config = self.transformer.config
+        factor = self.pipeline.vae_scale_factor
+        side = latent_side(resolution, factor, config.patch_size)
+        # SD3 crops its positions from a table of fixed size, the number of patches along a side.
+        max_side = config.pos_embed_max_size * config.patch_size
+        if side > max_side:
             raise UserError(
-                f"model.resolution={resolution} is more than the "
-                f"{most * self.pipeline.vae_scale_factor} pixels that "
+                f"model.resolution={resolution} is more than the {max_side * factor} pixels that "
                 "this model's positions reach"
             )
-        self.latent_shape = (self.transformer.config.in_channels, side, side)
+        return config.in_channels, side, side
 
     def to(self, device: torch.device) -> None:
         self.pipeline.to(device)
@@ -83,11 +91,12 @@ class SD3:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         pipeline = self.text.pipeline()
+        # The same prompts go to all three encoders; negatives are encoded as prompts of their own.
         with quiet():
             tokens, _, pooled, _ = pipeline.encode_prompt(
-                list(prompts),
-                None,
-                None,
+                prompt=list(prompts),
+                prompt_2=None,
+                prompt_3=None,
                 device=pipeline.text_encoder.device,
                 do_classifier_free_guidance=False,
                 max_sequence_length=self.max_sequence_length,
@@ -95,8 +104,8 @@ class SD3:
         return Conditioning(tokens, pooled)
 
     def truncated_part(self, prompt: str) -> str:
-        limit = self.text.pipeline().tokenizer_max_length
-        limits = {"tokenizer": limit, "tokenizer_2": limit}
+        clip_limit = self.text.pipeline().tokenizer_max_length
+        limits = {"tokenizer": clip_limit, "tokenizer_2": clip_limit}
         if self.max_sequence_length:
             limits["tokenizer_3"] = self.max_sequence_length
         return self.text.truncated_part(prompt, limits)
@@ -112,6 +121,7 @@ class SD3:
         guidance_scale: float,
     ) -> Float[Tensor, "B C H W"]:
         def forward(x: Tensor, conditioning: Conditioning) -> Tensor:
+            # SD3 takes diffusers' timestep, 0 to 1000, as it is.
             output = self.transformer(
                 x.to(self.transformer.dtype),
                 conditioning.tokens,

@@ -35,6 +35,7 @@ class TextEncoders:
         """Return the pipeline, its encoders frozen and in place."""
         if self._pipeline is None:
             self._pipeline = self._load()
+            # Tokenizers are among the names too, and are neither frozen nor moved.
             for name in self._names:
                 encoder = getattr(self._pipeline, name, None)
                 if isinstance(encoder, torch.nn.Module):
@@ -44,6 +45,7 @@ class TextEncoders:
     def drop(self) -> None:
         """Free the encoders; the next prompt would load them again."""
         self._pipeline = None
+        # PyTorch keeps freed memory to itself, where no other process of the device can have it.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -84,11 +86,14 @@ def _beyond(tokenizer: Any, text: str, limit: int) -> str:
     """Return the part of a text that lies beyond `limit` tokens; where the tokenizer closes texts,
     the last of them is its mark.
     """
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # FLUX.2-dev's is a processor
+    # FLUX.2-dev's is a processor, which has the tokenizer inside.
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     ids = tokenizer(text, verbose=False).input_ids
     if len(ids) <= limit:
         return ""
+    # Cut texts are closed as well, so that the mark takes the place of a token.
     is_closed = ids[-1] in tokenizer.all_special_ids
     num_seen = limit - 1 if is_closed else limit
     unseen = str(tokenizer.decode(ids[num_seen:], skip_special_tokens=True)).strip()
+    # A chat template closes a prompt by tokens that are no words.
     return unseen or "its closing tokens"

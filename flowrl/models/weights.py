@@ -39,7 +39,8 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 @torch.no_grad()
 def _has_finite_norm(tensors: list[Tensor]) -> bool:
-    # The norm is a maximum, which NaN and infinity pass through.
+    # The norm is a maximum, which NaN and infinity pass through; a sum of squares of large finite
+    # numbers would overflow.
     norm = get_total_norm(tensors, norm_type=math.inf)
     whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
     return bool(whole.isfinite())
@@ -55,6 +56,7 @@ def fault(network: nn.Module, info: Mapping[str, Any]) -> str | None:
     """
     names = list(network.state_dict())
     if missing := set(info["missing_keys"]):
+        # The first in the network's order; a name that transformers alone knows is in none.
         first = next((name for name in names if name in missing), min(missing))
         text = f"{len(missing)} of its {len(names)} weights are missing, the first {first!r}"
         num_attached = sum(map(_is_adapters, info["unexpected_keys"]))
@@ -65,8 +67,7 @@ def fault(network: nn.Module, info: Mapping[str, Any]) -> str | None:
         name, shape, wanted = mismatched[0]
         return (
             f"{len(mismatched)} of its {len(names)} weights have another shape than config.json "
-            "says, the first "
-            f"{name!r} {tuple(shape)} instead of {tuple(wanted)}"
+            f"says, the first {name!r} {tuple(shape)} instead of {tuple(wanted)}"
         )
     if name := first_not_finite(network.state_dict()):
         return f"its weight {name!r} holds NaN or infinity"

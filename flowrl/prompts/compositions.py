@@ -118,7 +118,9 @@ class Composition:
     @property
     def text(self) -> str:
         """Write the composition as a prompt."""
-        first, second, third = (*(phrase.text for phrase in self.phrases), "", "")[:3]
+        texts = [phrase.text for phrase in self.phrases]
+        # Phrases that are not there are empty, and then no case below uses them.
+        first, second, third = (*texts, "", "")[:3]
         match self.relations:
             case ():
                 return first
@@ -156,6 +158,7 @@ class Composition:
     @property
     def num_atoms(self) -> int:
         """Count objects, attributes, counts above one and positions."""
+        # True counts as one.
         atoms = [1 + bool(phrase.attribute) + (phrase.count > 1) for phrase in self.phrases]
         return sum(atoms) + sum(map(bool, self.relations))
 
@@ -169,16 +172,21 @@ class Composition:
 
 
 def sample_composition(num_atoms: int, rng: random.Random) -> Composition:
-    """Draw a composition of exactly `num_atoms` atoms, all its objects different."""
+    """Draw a composition of `num_atoms` atoms, 1 to `MAX_ATOMS`, all its objects different."""
     # k objects leave 3 k - 1 things that may be said or not: k attributes, k counts, k - 1
     # positions.
     options = [k for k in range(1, MAX_OBJECTS + 1) if k <= num_atoms <= 4 * k - 1]
     k = rng.choice(options)
+    # The things that are said, by number: attributes from 0, counts from k, positions from 2 k.
     said = set(rng.sample(range(3 * k - 1), num_atoms - k))
     nouns = rng.sample(sorted(OBJECTS), k)
     phrases = []
     for i, noun in enumerate(nouns):
-        attribute = rng.choice(rng.choice((COLOURS, MATERIALS))) if i in said else ""
+        attribute = ""
+        if i in said:
+            # Colours and materials are as likely, though there are more colours.
+            attributes = rng.choice((COLOURS, MATERIALS))
+            attribute = rng.choice(attributes)
         count = rng.randint(2, len(COUNTS)) if k + i in said else 1
         phrases.append(Phrase(count, attribute, noun))
     relations = []
@@ -202,18 +210,21 @@ def composition_prompts(
 
     What a composition asks decides its split, so that sets of both never overlap, whatever their
     seeds and sizes: neither a text nor a set of questions and answers is in both. Nor is one, apart
-    from case, spaces and punctuation, in `exclude`, a GenEval2 file.
+    from case, spaces and punctuation, in `exclude`, a GenEval2 file. Raises UserError where the
+    split does not have so many prompts.
     """
     if min_atoms > max_atoms:
         raise UserError(
             f"prompts.min_atoms={min_atoms} must be at most prompts.max_atoms={max_atoms}"
         )
+    # Prompts of the file count as drawn already.
     taken = _marks_of_file(exclude) if exclude else set()
     rng = random.Random(f"compositions {split} {seed}")
     prompts: list[Prompt] = []
     num_misses = 0
+    num_sizes = max_atoms - min_atoms + 1
     while len(prompts) < count:
-        num_atoms = min_atoms + len(prompts) % (max_atoms - min_atoms + 1)
+        num_atoms = min_atoms + len(prompts) % num_sizes
         prompt = sample_composition(num_atoms, rng).prompt
         words, asked = _marks(prompt)
         if words in taken or asked in taken or _split(asked) != split:
@@ -250,6 +261,8 @@ def _marks(prompt: Prompt) -> tuple[str, Asked]:
 
 
 def _split(asked: Asked) -> str:
-    """Name the split of some questions, by a digest, which no seed and no run of Python changes."""
+    """Name the split of some questions, by a digest, which no seed and no run of Python changes, as
+    runs change `hash`.
+    """
     digest = hashlib.sha256(repr(sorted(asked)).encode()).digest()
     return "test" if digest[0] % RESERVED == 0 else "train"

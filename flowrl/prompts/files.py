@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from flowrl.prompts.jsonl import family_key, jsonl_prompts
@@ -15,9 +16,9 @@ def prompt_set(path: str) -> dict[str, Any]:
     task families they name.
     """
     if not holds_objects(path, read_lines(path)):
-        return {"_target_": f"{text_prompts.__module__}.{text_prompts.__qualname__}", "path": path}
+        return {"_target_": _import_path(text_prompts), "path": path}
     return {
-        "_target_": f"{jsonl_prompts.__module__}.{jsonl_prompts.__qualname__}",
+        "_target_": _import_path(jsonl_prompts),
         "path": path,
         "text": "prompt",
         "family": family_key(path),
@@ -25,8 +26,13 @@ def prompt_set(path: str) -> dict[str, Any]:
     }
 
 
+def _import_path(function: Callable[..., Any]) -> str:
+    # Written out, the name would be wrong once the function moves.
+    return f"{function.__module__}.{function.__qualname__}"
+
+
 def file_prompts(path: str) -> list[Prompt]:
-    """Read the prompts of a file of either kind."""
+    """Read the prompts of a file of either kind. Raises UserError for a file of neither."""
     if holds_objects(path, read_lines(path)):
         return jsonl_prompts(path=path, text="prompt", family=family_key(path), required=[])
     return text_prompts(path=path)

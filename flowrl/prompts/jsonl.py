@@ -24,6 +24,7 @@ def family_key(path: str) -> str | None:
     """Return the first of `FAMILIES` that an object of the file has, None where none has any."""
     prompts = jsonl_prompts(path=path, text="prompt", family=None, required=[])
     for key in FAMILIES:
+        # One object is enough: others that lack the key are named where the file is read with it.
         if any(key in prompt.metadata for prompt in prompts):
             return key
     return None
@@ -43,19 +44,24 @@ def jsonl_prompts(
         keys.append(family)
     prompts = []
     for number, line in read_lines(path):
-        prompts.append(_prompt(line, f"prompts {path} line {number}", text, family, keys))
+        place = f"prompts {path} line {number}"
+        prompts.append(_prompt(line, place, text, family, keys))
     return prompts
 
 
 def _prompt(line: str, place: str, text: str, family: str | None, keys: Sequence[str]) -> Prompt:
+    """Make a prompt of a line. Raises UserError, naming `place`, for one that is none."""
     data = _object(line, place)
     for key in keys:
         if key not in data:
-            raise UserError(f"{place}: no {key!r}; it has {', '.join(map(repr, data))}")
+            present = ", ".join(map(repr, data))
+            raise UserError(f"{place}: no {key!r}; it has {present}")
     _check_questions(data, place)
     prompt = checked_text(data[text], f"{place}: {text!r}")
     name = _family_name(family, data[family], place) if family else ""
-    return Prompt(prompt, name, {key: data[key] for key in data if key != text})
+    # The family's key stays in the metadata, where a reward may read it.
+    metadata = {key: value for key, value in data.items() if key != text}
+    return Prompt(prompt, name, metadata)
 
 
 def _object(line: str, place: str) -> dict[str, Any]:
@@ -72,31 +78,36 @@ def _object(line: str, place: str) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which Python reads and other programs do not."""
     raise ValueError(f"{name} is no JSON number")
 
 
 def _family_name(key: str, value: Any, place: str) -> str:
     """Name a task family, as one segment of a metric's name."""
+    # To Python a boolean is a number too.
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UserError(
             f"{place}: {key!r}: {value!r:.40} is no task family; give a text or a number"
         )
     name = value if isinstance(value, str) else f"{key}_{value}"
+    # A slash would begin another group of metrics.
     return name.replace("/", "_")
 
 
 def _check_questions(data: Mapping[str, Any], place: str) -> None:
     """Check what a judge is asked, which would otherwise fail in the middle of training."""
     questions = data.get("vqa_list", [])
-    if not isinstance(questions, list) or not all(_is_pair(pair) for pair in questions):
+    if not isinstance(questions, list) or not all(map(_is_pair, questions)):
         raise UserError(f"{place}: 'vqa_list' must be a list of pairs of texts, [question, answer]")
-    skills = data.get("skills", [])
-    if not isinstance(skills, list) or not all(isinstance(skill, str) for skill in skills):
+    if not _are_texts(data.get("skills", [])):
         raise UserError(
             f"{place}: 'skills' must be a list of texts, one for each question, or be left out"
         )
 
 
 def _is_pair(value: Any) -> bool:
-    is_list_of_two = isinstance(value, list) and len(value) == 2
-    return is_list_of_two and all(isinstance(text, str) for text in value)
+    return _are_texts(value) and len(value) == 2
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

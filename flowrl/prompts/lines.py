@@ -16,6 +16,8 @@ OBJECTS = (".jsonl", ".ndjson", ".jsonlines")
 """Endings of the names of files with one JSON object a line."""
 TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx")
 """Endings of tables, whose lines are no prompts."""
+PARQUET = b"PAR1"
+"""The first bytes of a parquet file, whatever its name."""
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 BYTE_ORDER_MARK = "\ufeff"
 REMEDY = "save its prompts as UTF-8, one a line (.txt), or one JSON object a line (.jsonl)"
@@ -35,11 +37,12 @@ def read_lines(path: str) -> list[tuple[int, str]]:
             f"prompts path={path}: {kind}; give a file with one prompt, or one JSON object, a line"
         )
     data = file.read_bytes()
-    kind = "parquet" if data.startswith(b"PAR1") else file.suffix.lower()
+    kind = "parquet" if data.startswith(PARQUET) else file.suffix.lower()
     if kind in ("parquet", *TABLES):
         raise UserError(f"prompts path={path}: a table ({kind}); {REMEDY}")
     # Not str.splitlines, which also breaks lines at characters that may stand within a prompt.
-    lines = re.split(r"\r\n|\r|\n", _decoded(path, data).replace(BYTE_ORDER_MARK, ""))
+    text = _decoded(path, data).replace(BYTE_ORDER_MARK, "")
+    lines = re.split(r"\r\n|\r|\n", text)
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise UserError(f"prompts path={path}: the file holds no prompt")
@@ -48,6 +51,7 @@ def read_lines(path: str) -> list[tuple[int, str]]:
 
 def _decoded(path: str, data: bytes) -> str:
     """Decode a file. Raises UserError, naming the line, where it is not text."""
+    # UTF-16 is known by its mark alone: nearly any bytes would decode as it.
     encoding = "utf-16" if data.startswith(UTF16) else "utf-8"
     try:
         text = data.decode(encoding)
@@ -65,12 +69,16 @@ def _decoded(path: str, data: bytes) -> str:
 
 def holds_objects(path: str, lines: list[tuple[int, str]]) -> bool:
     """Tell whether a file holds JSON objects, by its name or because all of its lines are some."""
-    return path.lower().endswith(OBJECTS) or all(_is_object(line) for _, line in lines)
+    has_name = path.lower().endswith(OBJECTS)
+    return has_name or all(_is_object(line) for _, line in lines)
 
 
 def _is_object(line: str) -> bool:
+    # Most lines of text are told by their first character, without an attempt to read them.
+    if not line.lstrip().startswith("{"):
+        return False
     try:
-        return line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
+        return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -92,7 +100,7 @@ def check_characters(text: str, place: str) -> None:
     server takes.
     """
     if match := re.search("[\0\ud800-\udfff]", text):
+        code = ord(match[0])
         raise UserError(
-            f"{place}: the character \\u{ord(match[0]):04x} cannot be part of a prompt; leave it "
-            "out"
+            f"{place}: the character \\u{code:04x} cannot be part of a prompt; leave it out"
         )

@@ -32,7 +32,8 @@ def shapes_prompts(
     alone where there are some.
 
     `held_in` never contains a reserved combination (`Caption.is_held_out`); `held_out` only such
-    captions, from the families that have any.
+    captions, from the families that have any. Raises UserError for a family that the split does
+    not have.
     """
     wants_held_out = split == "held_out"
     names = HELD_OUT_FAMILIES if wants_held_out else FAMILIES
@@ -40,8 +41,10 @@ def shapes_prompts(
         names = _chosen(families, names, split)
     rng = random.Random(f"prompts {split} {seed}")
     prompts: list[Prompt] = []
+    # Families take turns; a caption of the other split is drawn again, from the same family.
     while len(prompts) < count:
-        caption = sample_caption(names[len(prompts) % len(names)], rng)
+        family = names[len(prompts) % len(names)]
+        caption = sample_caption(family, rng)
         if caption.is_held_out == wants_held_out:
             prompts.append(Prompt(caption.text, caption.family))
     return prompts
@@ -51,8 +54,9 @@ def _chosen(families: Sequence[str], possible: Sequence[str], split: str) -> tup
     """Return the families that were asked for in the order of those that are possible."""
     unknown = sorted(set(families) - set(possible))
     if unknown or not families:
+        refused = ", ".join(unknown) or "none"
+        known = ", ".join(possible)
         raise UserError(
-            f"families: {', '.join(unknown) or 'none'} not among those of split={split}: "
-            f"{', '.join(possible)}; null takes all"
+            f"families: {refused} not among those of split={split}: {known}; null takes all"
         )
     return tuple(name for name in possible if name in families)

@@ -33,14 +33,20 @@ def chosen(total: int, wanted: int | None, subset: Subset) -> list[int]:
     if subset == "first" or wanted == 0:
         return list(range(wanted))
     lots = random.Random(0)
+    # Stretch i goes from the i-th start to the next one; whole numbers keep them equal within one.
     starts = [i * total // wanted for i in range(wanted + 1)]
-    return [start + int(lots.random() * (end - start)) for start, end in pairwise(starts)]
+    places = []
+    for start, end in pairwise(starts):
+        place = start + int(lots.random() * (end - start))
+        places.append(place)
+    return places
 
 
 def same_texts(prompts: Sequence[Prompt]) -> Int[np.ndarray, "P"]:
     """Number the prompts, with one number for those of one text, which are drawn from one
     distribution of images.
     """
+    # A text takes the next number when it first comes, and keeps it.
     numbers: dict[str, int] = {}
     rows = [numbers.setdefault(prompt.text, len(numbers)) for prompt in prompts]
     return np.array(rows, dtype=np.int64)

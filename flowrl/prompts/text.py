@@ -21,5 +21,6 @@ def text_prompts(*, path: Text) -> list[Prompt]:
         )
     prompts = []
     for number, line in lines:
-        prompts.append(Prompt(checked_text(line.strip(), f"prompts {path} line {number}")))
+        text = checked_text(line.strip(), f"prompts {path} line {number}")
+        prompts.append(Prompt(text))
     return prompts

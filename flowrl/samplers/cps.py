@@ -23,7 +23,11 @@ from flowrl.values.check import check_fields
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CPS:
-    """Flow-CPS; `noise_level` 0 is the Euler ODE, 1 replaces all remaining noise by fresh noise."""
+    """Flow-CPS; `noise_level` 0 is the Euler ODE, 1 replaces all remaining noise by fresh noise.
+
+    `x` is (1 - sigma) data + sigma noise and `velocity` is noise - data; both are float32. The
+    methods are those of `flowrl.samplers.protocol.Sampler`.
+    """
 
     noise_level: Share
 
@@ -34,6 +38,7 @@ class CPS:
         return interval.sigma_next * math.sin(self.noise_level * math.pi / 2)
 
     def gain(self, interval: Interval) -> float:
+        # In the mean, x0_hat has the velocity by -sigma, and eps_hat by 1 - sigma.
         old_noise = self._old_noise(interval)
         return old_noise * (1 - interval.sigma) - (1 - interval.sigma_next) * interval.sigma
 
@@ -41,7 +46,7 @@ class CPS:
         self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
     ) -> GaussianStep:
         # Collected coefficients of (1 - sigma_next) x0_hat + old_noise eps_hat: two passes over
-        # memory instead of six.
+        # memory instead of six. They are Python floats, so that their sums are of double precision.
         weight = 1 - interval.sigma_next + self._old_noise(interval)
         return GaussianStep(x * weight + velocity * self.gain(interval), self.std(interval))
 

@@ -26,7 +26,11 @@ from flowrl.schedule import Interval
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DPM2(ODE):
-    """Second order over several steps; a single `step` knows no history and is Euler's."""
+    """DPM-Solver++(2M), second order over several steps; a single `step` knows no history and is
+    Euler's.
+
+    `advance` takes the history that the step before has returned, and None at a grid's first step.
+    """
 
     def advance(
         self,
@@ -37,14 +41,18 @@ class DPM2(ODE):
     ) -> tuple[Float[Tensor, "B C H W"], History | None]:
         sigma = interval.sigma
         sigma_next = interval.sigma_next
+        # With x = (1 - sigma) data + sigma noise and v = noise - data, this is the data.
         x0_hat = x - sigma * velocity
         estimate = x0_hat
+        # lambda is infinite at sigma 1 and at sigma 0, so that neither has a difference to it.
         if history is not None and history.sigma < 1 and sigma_next > 0:
+            # d is x0_hat extrapolated to the middle of the step, by the slope of the step before.
             h_previous = _log_ratio(sigma) - _log_ratio(history.sigma)
             h = _log_ratio(sigma_next) - _log_ratio(sigma)
             estimate = x0_hat + h / (2 * h_previous) * (x0_hat - history.x0_hat)
         ratio = sigma_next / sigma
-        x_next = ratio * x + (1 - sigma_next - ratio * (1 - sigma)) * estimate
+        data_weight = 1 - sigma_next - ratio * (1 - sigma)
+        x_next = ratio * x + data_weight * estimate
         return x_next, History(sigma=sigma, x0_hat=x0_hat)
 
 

@@ -14,7 +14,11 @@ from flowrl.schedule import Interval
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ODE:
-    """The Euler step: mean = x + v dt, std = 0."""
+    """The Euler step: mean = x + v dt, std = 0.
+
+    dt = sigma_next - sigma is negative, so that the step leads from noise towards data. `advance`
+    needs no history, and returns none.
+    """
 
     def std(self, interval: Interval) -> float:
         return 0.0

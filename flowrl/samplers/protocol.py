@@ -14,7 +14,9 @@ from flowrl.schedule import Interval
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """The memory that a multi-step solver has of the step before."""
+    """The memory that a multi-step solver has of the step before: its noise level, and the estimate
+    x - sigma v of the data.
+    """
 
     sigma: float
     x0_hat: Float[Tensor, "B C H W"]
@@ -31,7 +33,10 @@ class Solver(Protocol):
         interval: Interval,
         history: History | None,
     ) -> tuple[Float[Tensor, "B C H W"], History | None]:
-        """Return the next state, and what to remember."""
+        """Return the next state, and what to remember.
+
+        `history` is what the call of the step before has returned, None at the first.
+        """
         ...
 
 
@@ -50,5 +55,8 @@ class Sampler(Protocol):
     def step(
         self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
     ) -> GaussianStep:
-        """Return the distribution of `x_next`."""
+        """Return the distribution of `x_next`: the mean, of x's shape, and one std for all entries.
+
+        The step draws nothing; `GaussianStep` samples, and evaluates log-probabilities.
+        """
         ...

@@ -37,6 +37,7 @@ class FlowSDE:
 
     def diffusion(self, interval: Interval) -> float:
         """Return g, the diffusion coefficient (not a standard deviation of the step)."""
+        # At sigma 1 the denominator is zero, so that flow_grpo takes the grid's second value there.
         below_one = interval.sigma_max if interval.sigma == 1 else interval.sigma
         return self.noise_level * math.sqrt(interval.sigma / (1 - below_one))
 
@@ -81,12 +82,15 @@ def reverse_sde_step(
 ) -> GaussianStep:
     """Compute one Euler-Maruyama step of the reverse SDE with diffusion coefficient g, by the
     formula at the head of this module.
+
+    `diffusion` is g, per square root of time; the step's standard deviation is g sqrt(-dt).
     """
+    # The reverse SDE's drift is v - g^2 / 2 times the score, which is -(x + (1 - sigma) v) / sigma.
     drift = diffusion**2 / (2 * interval.sigma)
     mean = x * (1 + drift * interval.dt) + velocity * reverse_sde_gain(interval, diffusion)
     return GaussianStep(mean, diffusion * math.sqrt(-interval.dt))
 
 
 def reverse_sde_gain(interval: Interval, diffusion: float) -> float:
-    """Return d mean / d velocity of that step."""
+    """Return d mean / d velocity of `reverse_sde_step`: (1 + g^2 (1 - sigma) / (2 sigma)) dt."""
     return (1 + diffusion**2 / (2 * interval.sigma) * (1 - interval.sigma)) * interval.dt

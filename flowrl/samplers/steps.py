@@ -20,9 +20,13 @@ from flowrl.values.check import check_fields
 class StochasticSteps(Protocol):
     """A choice of steps, as the head of this module describes it."""
 
-    def candidates(self, num_steps: int) -> tuple[int, ...]: ...
+    def candidates(self, num_steps: int) -> tuple[int, ...]:
+        """Return the numbers of the steps that may ever be picked, rising, from 0."""
+        ...
 
-    def draw(self, num_steps: int, iteration: int, seed: int, prompt: int) -> tuple[int, ...]: ...
+    def draw(self, num_steps: int, iteration: int, seed: int, prompt: int) -> tuple[int, ...]:
+        """Return the numbers of the steps that are picked for a prompt's samples, rising."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,7 @@ class AllButLast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """`size` consecutive steps inside [low, high) (Flow-GRPO-Fast, MixGRPO).
+    """A window of `size` consecutive steps inside [low, high) (Flow-GRPO-Fast, MixGRPO).
 
     The start is drawn anew each iteration, or moves by `size` every `advance_every` iterations and
     wraps around (MixGRPO's progressive window) where that is set.
@@ -54,25 +58,30 @@ class Window:
         _check_room("size", self.size, self.low, self.high)
 
     def candidates(self, num_steps: int) -> tuple[int, ...]:
-        return tuple(range(self.low, max(self._starts()) + self.size))
+        last_start = max(self._starts())
+        return tuple(range(self.low, last_start + self.size))
 
     def draw(self, num_steps: int, iteration: int, seed: int, prompt: int) -> tuple[int, ...]:
         starts = self._starts()
         if self.advance_every is None:
+            # Seeded by a text, whose digest is the same in every process and Python release.
             start = random.Random(f"steps {seed} {iteration}").choice(starts)
         else:
+            # The window stays for `advance_every` iterations, and begins anew after the last start.
             start = starts[iteration // self.advance_every % len(starts)]
         return tuple(range(start, start + self.size))
 
     def _starts(self) -> range:
+        """Return the first steps of all windows that fit into [low, high)."""
         distance = 1 if self.advance_every is None else self.size
         return range(self.low, self.high - self.size + 1, distance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subset:
-    """`count` steps of [low, high) drawn without replacement each iteration (Flow-DPPO: 3 of [0,
-    6)).
+    """A draw of `count` steps of [low, high) without replacement each iteration.
+
+    Flow-DPPO takes 3 of [0, 6).
     """
 
     count: Steps
@@ -88,6 +97,7 @@ class Subset:
 
     def draw(self, num_steps: int, iteration: int, seed: int, prompt: int) -> tuple[int, ...]:
         rng = random.Random(f"steps {seed} {iteration}")
+        # Sorted, since a rollout meets the steps in rising order.
         return tuple(sorted(rng.sample(range(self.low, self.high), self.count)))
 
 

@@ -66,7 +66,10 @@ class Phrase:
     def text(self) -> str:
         """Write the phrase as it stands in a caption."""
         noun = self.shape if self.count == 1 else _PLURALS[self.shape]
-        return " ".join(word for word in (COUNT_WORDS[self.count - 1], self.colour, noun) if word)
+        number = COUNT_WORDS[self.count - 1]
+        if self.colour is None:
+            return f"{number} {noun}"
+        return f"{number} {self.colour} {noun}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ class Caption:
     @property
     def text(self) -> str:
         """Write the caption, which `parse` reads back."""
-        return f" {self.relation or 'and'} ".join(phrase.text for phrase in self.phrases)
+        link = self.relation or "and"
+        return f" {link} ".join(phrase.text for phrase in self.phrases)
 
     @property
     def num_objects(self) -> int:
@@ -89,13 +93,11 @@ class Caption:
     @property
     def family(self) -> str:
         """Name the task family, decided by what the caption asks for."""
-        asks = (
-            any(phrase.count > 1 for phrase in self.phrases),
-            any(phrase.colour for phrase in self.phrases),
-            self.relation is not None,
-        )
+        has_counts = any(phrase.count > 1 for phrase in self.phrases)
+        has_colours = any(phrase.colour for phrase in self.phrases)
+        has_relation = self.relation is not None
         families = _SINGLE_FAMILIES if len(self.phrases) == 1 else _PAIR_FAMILIES
-        return families.get(asks, "composition")
+        return families.get((has_counts, has_colours, has_relation), "composition")
 
     @property
     def is_held_out(self) -> bool:
@@ -106,22 +108,28 @@ class Caption:
             return True
         if self.relation is None:
             return False
+        # As with colours, about one triple in six: each word stands in triples of both kinds.
         first, second = (SHAPES.index(phrase.shape) for phrase in self.phrases)
-        return (first + RELATIONS.index(self.relation) + 2 * second) % 6 == 0
+        relation = RELATIONS.index(self.relation)
+        return (first + relation + 2 * second) % 6 == 0
 
 
 def _is_reserved(phrase: Phrase) -> bool:
+    """Tell whether a phrase's (colour, shape) is reserved: one colour of the six for each shape."""
     if phrase.colour is None:
         return False
-    return (COLOURS.index(phrase.colour) + 2 * SHAPES.index(phrase.shape)) % 6 == 0
+    colour = COLOURS.index(phrase.colour)
+    shape = SHAPES.index(phrase.shape)
+    return (colour + 2 * shape) % 6 == 0
 
 
 def parse(text: str) -> Caption:
-    """Read a caption back from its text. Raises UserError, naming the word, for text outside the
+    """Read a caption back from its text. Raises UserError, naming the phrase, for text outside the
     grammar.
     """
     relation = next((name for name in RELATIONS if f" {name} " in text), None)
-    phrase_texts = text.split(f" {relation or 'and'} ")
+    link = relation or "and"
+    phrase_texts = text.split(f" {link} ")
     phrases = tuple(_parse_phrase(phrase_text, text) for phrase_text in phrase_texts)
     caption = Caption(phrases, relation)
     if caption.num_objects > MAX_OBJECTS or len(phrases) > 2:
@@ -139,8 +147,10 @@ def _parse_phrase(phrase_text: str, text: str) -> Phrase:
         colour = words[1] if len(words) == 3 else None
         shape = _SINGULARS.get(words[-1], words[-1])
         if shape in SHAPES and colour in (None, *COLOURS):
-            phrase = Phrase(COUNT_WORDS.index(words[0]) + 1, colour, shape)
-            if phrase.text.split() == words:  # singular and plural go with the count
+            count = COUNT_WORDS.index(words[0]) + 1
+            phrase = Phrase(count, colour, shape)
+            # Writing it again refuses `two circle` and `a circles`: the noun goes with the count.
+            if phrase.text.split() == words:
                 return phrase
     raise UserError(
         f"prompt {text!r} is outside the shapes grammar: cannot read {phrase_text!r} as 'COUNT "
@@ -149,9 +159,13 @@ def _parse_phrase(phrase_text: str, text: str) -> Phrase:
 
 
 def sample_caption(family: str, rng: random.Random) -> Caption:
-    """Draw a caption of `family`; phrases of one caption never share a shape-colour description."""
+    """Draw a caption of `family`; phrases of one caption never share a shape-colour description.
+
+    Raises UserError for a family that is none of `FAMILIES`.
+    """
     if family not in FAMILIES:
         raise UserError(f"family={family!r} is not one of {', '.join(FAMILIES)}")
+    # Captions that cannot be used are drawn again, whole: mending them would favour some words.
     while True:
         caption = _draw(family, rng)
         if caption.num_objects <= MAX_OBJECTS and _tells_apart(caption.phrases):
@@ -163,6 +177,7 @@ def _tells_apart(phrases: tuple[Phrase, ...]) -> bool:
     shapes = {phrase.shape for phrase in phrases}
     if len(shapes) == len(phrases):
         return True
+    # A phrase without a colour means any, and so the other phrase's objects too.
     colours = {phrase.colour for phrase in phrases}
     return len(colours) == len(phrases) and None not in colours
 
@@ -182,13 +197,17 @@ def _draw(family: str, rng: random.Random) -> Caption:
         case "two_objects":
             return Caption((_draw_phrase(rng), _draw_phrase(rng)))
         case "position":
-            return Caption((_draw_phrase(rng), _draw_phrase(rng)), rng.choice(RELATIONS))
+            phrases = (_draw_phrase(rng), _draw_phrase(rng))
+            return Caption(phrases, rng.choice(RELATIONS))
         case "binding":
-            return Caption((_draw_phrase(rng, has_colour=True), _draw_phrase(rng, has_colour=True)))
+            first = _draw_phrase(rng, has_colour=True)
+            second = _draw_phrase(rng, has_colour=True)
+            return Caption((first, second))
     return _draw_composition(rng)
 
 
 def _draw_composition(rng: random.Random) -> Caption:
+    """Draw a caption that asks for two or three things at once, of three to five atoms."""
     match rng.choice(("coloured count", "coloured relation", "counted pair", "counted relation")):
         case "coloured count":
             return Caption((_draw_phrase(rng, rng.randint(2, MAX_OBJECTS), has_colour=True),))
@@ -198,12 +217,16 @@ def _draw_composition(rng: random.Random) -> Caption:
             return Caption((first, second), rng.choice(RELATIONS))
         case "counted pair":
             first = _draw_phrase(rng, rng.randint(2, 3), has_colour=True)
-            return Caption((first, _draw_phrase(rng, has_colour=True)))
+            second = _draw_phrase(rng, has_colour=True)
+            return Caption((first, second))
+    # A counted relation has two objects at most, since three beside a fourth have no layout.
     first = _draw_phrase(rng, 2)
-    return Caption((first, _draw_phrase(rng, has_colour=True)), rng.choice(RELATIONS))
+    second = _draw_phrase(rng, has_colour=True)
+    return Caption((first, second), rng.choice(RELATIONS))
 
 
 def _draw_phrase(rng: random.Random, count: int = 1, *, has_colour: bool = False) -> Phrase:
+    """Draw the colour, where the phrase has one, and then the shape."""
     colour = rng.choice(COLOURS) if has_colour else None
     return Phrase(count, colour, rng.choice(SHAPES))
 
@@ -219,11 +242,13 @@ def corrupt(caption: Caption, rates: dict[str, float], rng: random.Random) -> Ca
     if rng.random() < rates["caption"]:
         return sample_caption(rng.choice(FAMILIES), rng)
 
+    # A new count leaves room for the other phrases, as they are by then, within MAX_OBJECTS.
     num_objects = caption.num_objects
     phrases = []
     for phrase in caption.phrases:
         num_others = num_objects - phrase.count
-        corrupted = _corrupt_phrase(phrase, MAX_OBJECTS - num_others, rates, rng)
+        max_count = MAX_OBJECTS - num_others
+        corrupted = _corrupt_phrase(phrase, max_count, rates, rng)
         num_objects = num_others + corrupted.count
         phrases.append(corrupted)
     relation = caption.relation
@@ -235,6 +260,7 @@ def corrupt(caption: Caption, rates: dict[str, float], rng: random.Random) -> Ca
 def _corrupt_phrase(
     phrase: Phrase, max_count: int, rates: dict[str, float], rng: random.Random
 ) -> Phrase:
+    """Replace the phrase's words at their rates; the count by one of at most `max_count`."""
     colour = phrase.colour
     if colour and rng.random() < rates["colour"]:
         colour = _draw_other(colour, COLOURS, rng)
@@ -248,4 +274,5 @@ def _corrupt_phrase(
 
 
 def _draw_other(value: Option, options: Iterable[Option], rng: random.Random) -> Option:
-    return rng.choice([option for option in options if option != value])
+    others = [option for option in options if option != value]
+    return rng.choice(others)

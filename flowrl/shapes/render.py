@@ -17,7 +17,9 @@ from flowrl.errors import UserError
 from flowrl.shapes.grammar import COLOURS, SHAPES, Caption
 
 IMAGE_SIZE = 32
+"""Side of an image, in pixels."""
 BACKGROUND = np.array([0.93, 0.93, 0.93], dtype=np.float32)
+"""RGB of the light grey behind all objects."""
 PALETTE = np.array(
     [
         [0.86, 0.12, 0.12],
@@ -29,6 +31,7 @@ PALETTE = np.array(
     ],
     dtype=np.float32,
 )
+"""RGB of each of the grammar's COLOURS, in their order: [colours, 3]."""
 SQUARE = 0.9
 CROSS_ARM = 0.36
 TRIANGLE_BASE = 0.8
@@ -41,6 +44,7 @@ RADII = (4.8, 6.0)
 
 _CELL = IMAGE_SIZE / 2
 _CELLS = tuple(product(range(2), repeat=2))
+"""The cells of the two by two grid, as (column, row)."""
 _MARGIN = 1.0
 """Pixels left free at the border of a cell."""
 _DIRECTIONS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
@@ -65,6 +69,9 @@ class Placed:
 def distance(shape: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """Compute the signed distance in pixels to the outline of SHAPES[shape], negative inside;
     broadcasts x, y, radius.
+
+    The shape's centre is at the origin. Outside of a corner the number is the larger of the
+    distances to the two lines that meet there, a little less than that to the corner.
     """
     x_abs = np.abs(x)
     y_abs = np.abs(y)
@@ -74,9 +81,13 @@ def distance(shape: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np
     if name == "square":
         return np.maximum(x_abs, y_abs) - SQUARE * radius
     if name == "triangle":
+        # The tip is at (0, -radius). From there the sides fall by 1 + TRIANGLE_BASE radii while
+        # they spread by one, to the base line; y + radius is the depth below the tip.
         slope = 1 + TRIANGLE_BASE
         side = (slope * x_abs - (y + radius)) / np.hypot(slope, 1.0)
-        return np.maximum(side, y - TRIANGLE_BASE * radius)
+        base = y - TRIANGLE_BASE * radius
+        return np.maximum(side, base)
+    # A cross is the union of two bars, and a union's distance is the smaller of both.
     arm = CROSS_ARM * radius
     across = np.maximum(x_abs - radius, y_abs - arm)
     upright = np.maximum(x_abs - arm, y_abs - radius)
@@ -86,6 +97,8 @@ def distance(shape: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np
 def coverage(shape: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """Compute the fraction of a unit pixel at offset (x, y) from the centre that the shape covers,
     in [0, 1].
+
+    The fraction is exact where the outline crosses the pixel straight and parallel to a side.
     """
     return np.clip(0.5 - distance(shape, x, y, radius), 0.0, 1.0)
 
@@ -99,19 +112,24 @@ def lay_out(caption: Caption, rng: random.Random) -> list[Placed]:
     owners: list[int] = []
     for index, phrase in enumerate(caption.phrases):
         owners += [index] * phrase.count
-    cells_of = permutations(_CELLS, len(owners))
-    options = [cells for cells in cells_of if _holds(caption.relation, cells, owners)]
+    # There are at most 24 ways to put four objects into four cells, so all are tried.
+    assignments = permutations(_CELLS, len(owners))
+    options = [cells for cells in assignments if _holds(caption.relation, cells, owners)]
     if not options:
         raise UserError(f"no layout fulfils {caption.text!r}")
+
+    # Colours are drawn before places, so that a seed always gives the same scenes.
     colours = []
     for phrase in caption.phrases:
         if phrase.colour:
             colours.append(COLOURS.index(phrase.colour))
         else:
             colours.append(rng.randrange(len(COLOURS)))
+    cells = rng.choice(options)
     scene = []
-    for index, (column, row) in zip(owners, rng.choice(options), strict=True):
+    for index, (column, row) in zip(owners, cells, strict=True):
         radius = rng.uniform(*RADII)
+        # The object stays within its cell, so that no two ever touch.
         play = _CELL / 2 - radius - _MARGIN
         x = _CELL * (column + 0.5) + rng.uniform(-play, play)
         y = _CELL * (row + 0.5) + rng.uniform(-play, play)
@@ -127,6 +145,7 @@ def _holds(relation: str | None, cells: Sequence[tuple[int, ...]], owners: list[
     if relation is None:
         return True
     axis, sign = _DIRECTIONS[relation]
+    # The numbers of the cells along the axis, for the objects of either phrase.
     positions: tuple[list[int], list[int]] = ([], [])
     for cell, owner in zip(cells, owners, strict=True):
         positions[owner].append(sign * cell[axis])
@@ -136,6 +155,8 @@ def _holds(relation: str | None, cells: Sequence[tuple[int, ...]], owners: list[
 
 def render(scenes: list[list[Placed]]) -> np.ndarray:
     """Draw scenes: float32 images in [0, 1], shape (scenes, IMAGE_SIZE, IMAGE_SIZE, 3)."""
+    # One call draws all objects of a shape, whatever their scenes, since numpy is slow in calls and
+    # pretraining draws very many images.
     images = np.tile(BACKGROUND, (len(scenes), IMAGE_SIZE, IMAGE_SIZE, 1))
     for shape in range(len(SHAPES)):
         owners: list[int] = []
@@ -151,14 +172,21 @@ def render(scenes: list[list[Placed]]) -> np.ndarray:
 
 def _add_objects(images: np.ndarray, shape: int, owners: list[int], objects: list[Placed]) -> None:
     """Add objects of one shape to the images with the numbers `owners`, one each."""
-    pixel = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
-    x = _column([placed.x for placed in objects])
-    y = _column([placed.y for placed in objects])
-    radius = _column([placed.radius for placed in objects])
-    alpha = coverage(shape, pixel[None, None, :] - x, pixel[None, :, None] - y, radius)
-    colour = PALETTE[[placed.colour for placed in objects]][:, None, None, :]
-    np.add.at(images, np.array(owners), alpha[..., None] * (colour - BACKGROUND))
+    centre = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
+    x = _per_object([placed.x for placed in objects])
+    y = _per_object([placed.y for placed in objects])
+    radius = _per_object([placed.radius for placed in objects])
+    across = centre[None, None, :] - x
+    down = centre[None, :, None] - y
+    alpha = coverage(shape, across, down, radius)  # [objects, IMAGE_SIZE, IMAGE_SIZE]
+    tints = [placed.colour for placed in objects]
+    colour = PALETTE[tints][:, None, None, :]
+    # Blending over the background adds alpha (colour - background). An image with several of the
+    # objects needs `add.at`, since `images[owners] +=` would keep only the last one's.
+    change = alpha[..., None] * (colour - BACKGROUND)
+    np.add.at(images, np.array(owners), change)
 
 
-def _column(values: list[float]) -> np.ndarray:
+def _per_object(values: list[float]) -> np.ndarray:
+    """Return one number an object as [objects, 1, 1], float32, against which pixels broadcast."""
     return np.array(values, dtype=np.float32)[:, None, None]

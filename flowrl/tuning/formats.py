@@ -1,4 +1,4 @@
-"""LoRA files: reading what diffusers, peft and ComfyUI write, and checking it against a
+"""LoRA files are read here, as diffusers, peft and ComfyUI write them, and checked against a
 transformer.
 
 There is one reader: training, evaluation, pictures and export all take their LoRA from `read`. A
@@ -106,13 +106,17 @@ def find(source: Path) -> Path:
 def _only_file(folder: Path, source: Path) -> Path | None:
     """Return the only LoRA file of a folder, None where it has none. Raises UserError where it
     holds several, or a whole transformer, and then names the `source` that was asked for.
+
+    A file under one of the programs' usual names comes before all others beside it.
     """
     if whole_files(folder) or whole_files(folder / WHOLE_FOLDER):
         raise UserError(
             f"{source} holds a whole transformer, as full fine-tuning trains it, and no LoRA"
         )
-    known_files = [folder / name for name in layer_names.NAMES.values()]
-    files = [file for file in known_files if file.is_file()] or sorted(folder.glob(f"*{SUFFIX}"))
+    usual = [folder / name for name in layer_names.NAMES.values()]
+    files = [file for file in usual if file.is_file()]
+    if not files:
+        files = sorted(folder.glob(f"*{SUFFIX}"))
     if len(files) > 1:
         raise UserError(f"{folder}: {len(files)} LoRA files in this folder; give one by name")
     return files[0] if files else None
@@ -136,12 +140,14 @@ def read(path: Path) -> LoRAFile:
             f"{file} holds a LoRA of text encoders alone, which are not trained; it has no other "
             "layers"
         )
+    # First, since most of what is refused so would fail below too, for a reason that misleads.
     layer_names.refuse_kinds(trained, file)
     layer_names.refuse_settings(config, file)
     contents = _Contents()
     for key, tensor in trained.items():
         contents.add(key, tensor, file)
     _check_matrices(contents.a, contents.b, contents.alpha, file)
+    # Checkpoints hold an attached adapter's parameters, whose names alone say the adapter's.
     is_checkpoint = contents.adapters != {""}
     alpha = _alphas(contents.a, contents.alpha, config, file, is_checkpoint)
     return LoRAFile(contents.a, contents.b, alpha, len(tensors) - len(trained))
@@ -176,8 +182,10 @@ class _Contents:
     def _add_matrix(
         self, layer: str, matrix: str, adapter: str, tensor: Tensor, file: Path
     ) -> None:
+        """Take in one matrix, in float32. Raises UserError where its layer has one already."""
         self.adapters.add(adapter)
         matrices = self.a if matrix == "A" else self.b
+        # Two prefixes or two adapters in one file come to the same layer's name.
         if layer in matrices:
             raise UserError(f"{file} holds {layer!r} twice; give a file of one LoRA")
         matrices[layer] = tensor.float()
@@ -201,6 +209,7 @@ def _open(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged ({error}); export it again") from error
     config = _settings(metadata.get(layer_names.METADATA, "{}"), file)
+    # diffusers puts the component before each key, since a file may hold several components' LoRAs.
     config = {key.removeprefix("transformer."): value for key, value in config.items()}
     beside = file.with_name("adapter_config.json")
     if not config and beside.is_file():
@@ -209,6 +218,7 @@ def _open(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _settings(text: str | bytes, file: Path) -> dict[str, Any]:
+    """Read peft's configuration. Raises UserError for what is no JSON object."""
     try:
         config = json.loads(text)
     except ValueError as error:  # of JSON, and of bytes that are no text
@@ -233,10 +243,11 @@ def _check_matrices(
             raise UserError(
                 f"{file}: {name} is a convolution's; only linear layers are trained here"
             )
-        if not 0 < a[name].shape[0] == b[name].shape[1]:
+        rank_a = a[name].shape[0]  # A is (rank, in)
+        rank_b = b[name].shape[1]  # B is (out, rank)
+        if rank_a != rank_b or rank_a == 0:
             raise UserError(
-                f"{file}: the matrices of {name} have ranks {a[name].shape[0]} and "
-                f"{b[name].shape[1]}; they must be "
+                f"{file}: the matrices of {name} have ranks {rank_a} and {rank_b}; they must be "
                 "equal and at least 1"
             )
 
@@ -251,27 +262,31 @@ def _alphas(
     """Return every layer's alpha. Raises UserError where two places disagree, and where a
     checkpoint's is not known.
     """
+    ranks = {name: matrix.shape[0] for name, matrix in a.items()}
     if config.get("lora_alpha") is not None:
         told = {
-            name: layer_names.alpha_by_settings(config, name, a[name].shape[0], file) for name in a
+            name: layer_names.alpha_by_settings(config, name, rank, file)
+            for name, rank in ranks.items()
         }
         for name, alpha in alphas.items():
+            # A tensor's alpha may have been rounded to float32.
             if not math.isclose(alpha, told[name], rel_tol=1e-6):
                 raise UserError(
                     f"{file} tells two alphas of {name}: {alpha:g} in a tensor, {told[name]:g} in "
-                    "its configuration; "
-                    "export the LoRA again"
+                    "its configuration; export the LoRA again"
                 )
         return told
     if is_checkpoint and not alphas:
         return _alphas_of_run(a, file)
-    return {name: alphas.get(name, float(matrix.shape[0])) for name, matrix in a.items()}
+    # By convention alpha is the rank, and the scale 1, where a file tells none.
+    return {name: alphas.get(name, float(rank)) for name, rank in ranks.items()}
 
 
 def _alphas_of_run(a: Mapping[str, Tensor], file: Path) -> dict[str, float]:
     """Return the alphas of a checkpoint's weights: those of the LoRA that its run began from, or
     the configured one.
     """
+    # RUN/checkpoints/NAME/ema.safetensors
     run = file.parent.parent.parent
     if (run / START).is_dir():
         start = read(run / START).alpha
@@ -299,14 +314,12 @@ def check(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> None:
     same shape.
     """
     linear = linear_layers(transformer)
-    shapes = {
-        name: (lora_file.b[name].shape[0], matrix.shape[1]) for name, matrix in lora_file.a.items()
-    }
-    misfits = [
-        name
-        for name, shape in shapes.items()
-        if name not in linear or tuple(linear[name].weight.shape) != shape
-    ]
+    wanted = {name: tuple(layer.weight.shape) for name, layer in linear.items()}
+    shapes = {}
+    for name, matrix in lora_file.a.items():
+        # B A, of B (out, rank) and A (rank, in), has the shape of the layer's weight.
+        shapes[name] = (lora_file.b[name].shape[0], matrix.shape[1])
+    misfits = [name for name, shape in shapes.items() if wanted.get(name) != shape]
     if misfits:
         kind = type(transformer).__name__
         num_fitting = len(shapes) - len(misfits)

@@ -24,8 +24,9 @@ from flowrl.values.bounds import Text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Full:
-    """Stands where a LoRA would: `attach` makes all weights trainable. `dtype` is the model's, and
-    must be float32.
+    """The recipe that stands where a LoRA's would: `attach` makes all weights trainable.
+
+    `dtype` is the model's, and must be float32; UserError is raised for any other.
     """
 
     dtype: Text
@@ -35,8 +36,7 @@ class Full:
         if self.dtype != "float32":
             raise UserError(
                 f"model.dtype={self.dtype} with tuning=full: an optimizer's small steps are lost "
-                "in the rounding of "
-                f"{self.dtype} weights; set model.dtype=float32"
+                f"in the rounding of {self.dtype} weights; set model.dtype=float32"
             )
 
     def check_layers(self, transformer: nn.Module) -> None:
@@ -48,6 +48,7 @@ class Full:
 
         Raises UserError for weights that are not float32, whatever the configuration says they are.
         """
+        # The weights themselves are asked: `dtype` is only what the configuration says.
         dtypes = {str(weight.dtype) for weight in transformer.parameters()}
         if dtypes != {"torch.float32"}:
             others = ", ".join(sorted(dtypes - {"torch.float32"}))
@@ -88,6 +89,8 @@ class AllWeights:
 def load_files(transformer: nn.Module, paths: Sequence[Path]) -> None:
     """Load what some files hold together: a checkpoint's average of all weights, or a whole
     transformer as `save` exports it.
+
+    Raises UserError unless they hold exactly the transformer's weights.
     """
     constants = dict(transformer.named_buffers())  # exported with the weights, and never trained
     weights: dict[str, Tensor] = {}
@@ -109,6 +112,7 @@ def attach_whole(transformer: nn.Module, folder: Path) -> AllWeights:
         raise UserError(
             f"{folder}: no transformer there; give the {name}/ folder of a run with tuning=full"
         )
+    # The reference is copied first, while the weights are still the base's.
     tuning = AllWeights(transformer)
     try:
         load_files(transformer, files)
@@ -132,7 +136,9 @@ def check_whole(transformer: nn.Module, paths: Sequence[Path]) -> None:
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
-                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                for key in file.keys():  # noqa: SIM118
+                    # A slice knows its shape without reading a number.
+                    shapes[key] = tuple(file.get_slice(key).get_shape())
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged ({error}); export it again") from error
     trained = {name: shape for name, shape in shapes.items() if name not in constants}

@@ -21,6 +21,7 @@ NAMES: Mapping[Format, str] = {
     "peft": "adapter_model.safetensors",
     "comfy": "lora.safetensors",
 }
+"""File names, of which diffusers and peft look for theirs in a folder."""
 PREFIXES: Mapping[Format, str] = {
     "diffusers": "transformer.",
     "peft": "base_model.model.",
@@ -80,6 +81,7 @@ _INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 def refuse_kinds(keys: Iterable[str], file: object) -> None:
     """Raise UserError, by its name, for what other programs write and is not read here."""
+    # Sorted, so that the key that is quoted does not depend on the file's order.
     keys = sorted(keys)
     for name, pattern, remedy in KINDS:
         telling_keys = [key for key in keys if pattern.search(key)]
@@ -106,8 +108,7 @@ def refuse_settings(config: Mapping[str, Any], file: object) -> None:
     if init.startswith(_INITS):
         raise UserError(
             f"{file}: init_lora_weights={init} changed the base as well, so the file alone is not "
-            "the LoRA; convert it "
-            "with save_pretrained's path_initial_model_for_weight_conversion"
+            "the LoRA; convert it with save_pretrained's path_initial_model_for_weight_conversion"
         )
 
 
@@ -123,7 +124,9 @@ def matrix_of(key: str) -> tuple[str, str, str] | None:
     match = _MATRIX.fullmatch(key)
     if match is None:
         return None
-    matrix = {"down": "A", "up": "B"}.get(match["matrix"], match["matrix"])
+    # A leads down to the rank, B up from it; older programs name the matrices so.
+    name = match["matrix"]
+    matrix = {"down": "A", "up": "B"}.get(name, name)
     return match["layer"], matrix, match["adapter"] or ""
 
 
@@ -137,10 +140,14 @@ def alpha_by_settings(config: Mapping[str, Any], layer: str, rank: int, file: ob
     """Return a layer's alpha as peft's configuration tells it, by pattern and by rank-stabilised
     scaling (alpha / sqrt(rank)).
 
-    With the alpha that is returned, alpha / rank is the layer's scale in every case.
+    With the alpha that is returned, alpha / rank is the layer's scale in every case. Raises
+    UserError for one that is no number.
     """
     patterns: Mapping[str, Any] = config.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(list(patterns), layer), config["lora_alpha"])
+    # peft's function returns the pattern that matches, or else the layer, which is then no key.
+    pattern = get_pattern_key(list(patterns), layer)
+    alpha = patterns.get(pattern, config["lora_alpha"])
+    # To Python a boolean is a number too.
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise UserError(
             f"{file}: alpha={alpha!r} of {layer!r} must be a number; export the LoRA again"

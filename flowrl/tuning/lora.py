@@ -1,4 +1,6 @@
-"""LoRA on a diffusers transformer: attach, switch off and write. One adapter named `policy`."""
+"""LoRA on a diffusers transformer: an adapter named `policy` is attached, switched off and
+written.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +30,22 @@ ADAPTER = "policy"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoRA:
-    """Rank, alpha, target modules (suffixes, or one regular expression) and peft's initialisation
-    of A.
+    """The recipe of a LoRA: rank, alpha, target modules (suffixes, or one regular expression) and
+    peft's initialisation of A.
 
-    With `start`, a LoRA file or folder, training begins from that LoRA. Its layers, ranks and
-    alphas are then the adapter's: those given here must be its own, or null. `reference` says what
-    the policy is held near and measured against: `start`, the model that training began with, or
-    `base`, the base model alone.
+    A layer adds alpha / rank B A x to its output. With `start`, a LoRA file or folder, training
+    begins from that LoRA. Its layers, ranks and alphas are then the adapter's: those given here
+    must be its own, or null. `reference` says what the policy is held near and measured against:
+    `start`, the model that training began with, or `base`, the base model alone. Raises UserError
+    where `start` is null and one of the first three keys is too.
     """
 
     rank: Rank | None
     alpha: Alpha | None
     targets: Expression | Sequence[Text] | None
     init: Literal["gaussian", "kaiming"]
-    start: Text | None = None  # runs of earlier versions have neither this key nor the next
+    # Runs of earlier versions have neither of these two keys.
+    start: Text | None = None
     reference: Literal["start", "base"] = "start"
     can_be_divided: ClassVar[bool] = False
 
@@ -67,6 +71,7 @@ class LoRA:
             if self._is_meant(name)
         ]
         if not widths:
+            # The last layer is a better example than the first ones, which embed time and text.
             example = next(reversed(layers), "none")
             raise UserError(
                 f"lora.targets={self.targets} names no linear layer of the model, whose layers are "
@@ -79,22 +84,25 @@ class LoRA:
             )
 
     def _is_meant(self, name: str) -> bool:
-        """Tell whether the targets name a layer."""
+        """Tell whether the targets name a layer, as peft reads them."""
         assert self.targets is not None
         if isinstance(self.targets, str):
             return re.fullmatch(self.targets, name) is not None
+        # An ending is one of whole segments: `to_q` is not `add_to_q`.
         return any(f".{name}".endswith(f".{ending}") for ending in self.targets)
 
     def attach(self, transformer: nn.Module, seed: int) -> Adapter:
         """Add the adapter in float32, whatever the base's dtype: that of `start`, or a fresh one,
         seeded.
 
-        B of a fresh one is zero, so that the model is unchanged.
+        B of a fresh one is zero, so that the model is unchanged. Raises UserError where the LoRA of
+        `start` does not fit the transformer or the other keys.
         """
         if self.start is not None:
             lora_file = self.read_start()
             self.check_targets(lora_file, transformer)
             adapter = attach(lora_file, transformer, Path(self.start))
+            # Without that, the reference is the base: the adapter is switched off.
             if self.reference == "start":
                 refer_to(adapter, weights_of(lora_file))
             return adapter
@@ -105,6 +113,7 @@ class LoRA:
             target_modules=self._target_modules(),
             init_lora_weights="gaussian" if self.init == "gaussian" else True,
         )
+        # peft draws A from the CPU's global generator, which is left as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return _add(transformer, config)
@@ -133,6 +142,7 @@ class LoRA:
         """
         if self.targets is None:
             return
+        # peft itself is asked, with a configuration that has nothing else to say.
         config = LoraConfig(target_modules=self._target_modules())
         names = formats.linear_layers(transformer)
         wanted = {name for name in names if check_target_module_exists(config, name)}
@@ -169,7 +179,10 @@ class Adapter:
 
     @contextmanager
     def at_reference(self) -> Iterator[None]:
-        """Run the base model without its adapter, or with the one that training began from."""
+        """Run the base model without its adapter, or with the one that training began from.
+
+        Nothing may be backpropagated meanwhile.
+        """
         if self.reference is not None:
             with in_place_of_trained(self.transformer, self.parameters(), self.reference):
                 yield
@@ -182,14 +195,12 @@ class Adapter:
 
     def save(self, pipeline: Any, folder: Path) -> None:
         """Write the adapter so that the stock pipeline's `load_lora_weights` takes it."""
+        layers = get_peft_model_state_dict(self.transformer, adapter_name=ADAPTER)
+        config = _peft(self.transformer).peft_config[ADAPTER]
         pipeline.save_lora_weights(
             folder,
-            transformer_lora_layers=get_peft_model_state_dict(
-                self.transformer, adapter_name=ADAPTER
-            ),
-            transformer_lora_adapter_metadata=plain_settings(
-                _peft(self.transformer).peft_config[ADAPTER]
-            ),
+            transformer_lora_layers=layers,
+            transformer_lora_adapter_metadata=plain_settings(config),
         )
 
 
@@ -206,15 +217,19 @@ def attach(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> Adapter:
 
 def weights_of(lora_file: LoRAFile) -> dict[str, Tensor]:
     """Return a file's matrices under the names of the adapter's parameters."""
-    weights = {f"{name}.lora_A.{ADAPTER}.weight": value for name, value in lora_file.a.items()}
+    weights = {}
+    for name, value in lora_file.a.items():
+        weights[f"{name}.lora_A.{ADAPTER}.weight"] = value
     for name, value in lora_file.b.items():
         weights[f"{name}.lora_B.{ADAPTER}.weight"] = value
     return weights
 
 
 def _add(transformer: nn.Module, config: LoraConfig) -> Adapter:
+    """Add an adapter by peft's configuration of it, and hold its weights in float32."""
     _peft(transformer).add_adapter(config, adapter_name=ADAPTER)
     adapter = Adapter(transformer)
+    # diffusers adds it in the base's dtype, in which small steps of an optimizer would be lost.
     for parameter in adapter.parameters().values():
         parameter.data = parameter.data.float()
     return adapter

@@ -1,4 +1,4 @@
-"""Trained weights by name: loading them in place, and running under others for a while."""
+"""Trained weights are loaded in place, by name, and a model is run under others for a while."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from flowrl.tuning.protocol import Tuning
 def load(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
     """Copy weights into the parameters, in place.
 
-    Raises UserError unless exactly the parameters' names and shapes are given.
+    The weights take the parameters' dtype and device. Raises UserError unless exactly the
+    parameters' names and shapes are given.
     """
     check_shapes(parameters, shapes_of(weights))
     for name, parameter in parameters.items():
@@ -32,6 +33,7 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def check_shapes(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise UserError unless exactly the names and shapes of `weights` are given."""
     wanted = shapes_of(weights)
+    # A name that only one side has gets None from the other, and so is a misfit too.
     names = wanted.keys() | shapes.keys()
     misfits = sorted(name for name in names if wanted.get(name) != shapes.get(name))
     if misfits:
@@ -45,7 +47,10 @@ def check_shapes(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
 def swapped(
     parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Run with other weights (such as the EMA's), then restore the trained ones bitwise."""
+    """Run with other weights (such as the EMA's), then restore the trained ones bitwise.
+
+    This copies: the parameters are the same tensors before, during and after.
+    """
     trained = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     load(parameters, weights)
     try:

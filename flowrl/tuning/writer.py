@@ -1,5 +1,5 @@
-"""Writing a LoRA in the formats of diffusers, peft and ComfyUI, and as peft's configuration of an
-adapter.
+"""A LoRA is written in the formats of diffusers, peft and ComfyUI, and turned into peft's
+configuration of an adapter.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, get_args
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
+from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.runs.files import grant_usual_mode
@@ -25,6 +26,7 @@ def lora_config(lora_file: LoRAFile) -> LoraConfig:
     layer that differs.
     """
     ranks = lora_file.ranks
+    # Any layer's would do as the common ones; a plain LoRA then needs no pattern.
     rank = next(iter(ranks.values()))
     alpha = next(iter(lora_file.alpha.values()))
     return LoraConfig(
@@ -40,7 +42,9 @@ def _pattern(values: Mapping[str, float], common: float) -> dict[str, Any]:
     """Return the values of the layers that have another than the common one, by a pattern of the
     layer's name.
     """
-    return {f"^{re.escape(name)}": value for name, value in values.items() if value != common}
+    others = {name: value for name, value in values.items() if value != common}
+    # peft matches a pattern with the end of a name, unless it is anchored at the beginning too.
+    return {f"^{re.escape(name)}": value for name, value in others.items()}
 
 
 def _targets(lora_file: LoRAFile) -> list[str] | str:
@@ -52,18 +56,22 @@ def _targets(lora_file: LoRAFile) -> list[str] | str:
     names = sorted(lora_file.a)
     if all("." in name for name in names):
         return names
+    # A text is a regular expression that peft matches with the whole of a name.
     return "|".join(map(re.escape, names))
 
 
 def write(lora_file: LoRAFile, folder: Path, form: Format) -> Path:
-    """Write a LoRA into `folder` in one of the formats, and return the file."""
-    if form not in get_args(Format):
-        raise UserError(f"--format={form} must be one of {', '.join(get_args(Format))}")
+    """Write a LoRA into `folder`, which is made where it is missing, in one of the formats, and
+    return the file.
+
+    Raises UserError for a format that is none of them.
+    """
+    forms = get_args(Format)
+    if form not in forms:
+        raise UserError(f"--format={form} must be one of {', '.join(forms)}")
     folder.mkdir(parents=True, exist_ok=True)
     prefix = PREFIXES[form]
-    tensors = {f"{prefix}{name}.lora_A.weight": value for name, value in lora_file.a.items()}
-    tensors |= {f"{prefix}{name}.lora_B.weight": value for name, value in lora_file.b.items()}
-    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    tensors = _matrices(lora_file, prefix)
     metadata = {"format": "pt"}
     # Each program looks for the scale elsewhere.
     if form == "comfy":
@@ -77,13 +85,27 @@ def write(lora_file: LoRAFile, folder: Path, form: Format) -> Path:
         settings = _json_settings(lora_file)
         prefixed = {f"{prefix}{key}": value for key, value in settings.items()}
         metadata[METADATA] = json.dumps(prefixed, sort_keys=True)
-    save_file(tensors, folder / NAMES[form], metadata=metadata)
-    grant_usual_mode(folder / NAMES[form])
-    return folder / NAMES[form]
+    file = folder / NAMES[form]
+    save_file(tensors, file, metadata=metadata)
+    grant_usual_mode(file)
+    return file
+
+
+def _matrices(lora_file: LoRAFile, prefix: str) -> dict[str, Tensor]:
+    """Return the matrices under peft's names, contiguous, as safetensors takes them."""
+    tensors = {}
+    for name, value in lora_file.a.items():
+        tensors[f"{prefix}{name}.lora_A.weight"] = value.contiguous()
+    for name, value in lora_file.b.items():
+        tensors[f"{prefix}{name}.lora_B.weight"] = value.contiguous()
+    return tensors
 
 
 def plain_settings(config: LoraConfig) -> dict[str, Any]:
-    """Return peft's configuration as plain data, with sets as sorted lists."""
+    """Return peft's configuration as plain data, with sets as sorted lists.
+
+    Sets have an order of their own in every process, so that two exports would differ.
+    """
     settings = config.to_dict()
     for key, value in settings.items():
         if isinstance(value, set):
