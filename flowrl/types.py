@@ -119,7 +119,8 @@ class ForwardInputs:
     """All that a forward-process loss may look at: B generated samples x0, noised again to `sigma`.
 
     `x = (1 - sigma) x0 + sigma eps`; the velocities are the current and the old policy's at x. A
-    sample whose reward is missing is not `is_used`: it counts in the mean and gives no gradient.
+    sample whose reward is missing is not `is_used`: it counts in the mean and gives no gradient,
+    whatever its numbers are (see `flowrl.losses.used`).
     """
 
     x0: Float[Tensor, "B C H W"]

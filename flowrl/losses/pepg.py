@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from flowrl.losses.nft import weighted_error
 from flowrl.losses.protocol import ForwardLoss
+from flowrl.losses.used import keep_used, velocity_distance
 from flowrl.types import ForwardInputs, LossOutput
 from flowrl.values.bounds import Limit
 
@@ -31,13 +30,10 @@ class PEPG(ForwardLoss):
     advantage_clip: Limit
 
     def __call__(self, inputs: ForwardInputs) -> LossOutput:
-        elbo = -weighted_error(inputs, velocity=inputs.velocity)
-        old_elbo = -weighted_error(inputs, velocity=inputs.old_velocity)
+        used = keep_used(inputs)
+        elbo = -weighted_error(used, velocity=used.velocity)
+        old_elbo = -weighted_error(used, velocity=used.old_velocity)
         rho = (elbo - old_elbo).detach()
-        advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
-        # A sample that is not used keeps out of the exponential, too: behind `where` alone infinity
-        # times 0 is NaN.
-        weight = torch.where(inputs.is_used, rho, 0.0).exp() * (advantage - rho)
-        losses = torch.where(inputs.is_used, -weight * elbo, 0.0)
-        moved = (inputs.velocity - inputs.old_velocity).detach()
-        return LossOutput(losses.mean(), {"trust/velocity_old": moved.square().mean()})
+        advantage = used.advantage.clamp(-self.advantage_clip, self.advantage_clip)
+        losses = -rho.exp() * (advantage - rho) * elbo
+        return LossOutput(losses.mean(), {"trust/velocity_old": velocity_distance(inputs)})
