@@ -53,11 +53,16 @@ def load_script(name):
     return module
 
 
-def make(*overrides, config=CONF, base=("name=test", "debug=smoke")):
-    """Policy, data and evaluator of a composed configuration."""
+def composed(*overrides, config=CONF, base=("name=test",)):
+    """A configuration, as train.py composes it."""
     register_resolvers()
     with initialize_config_dir(str(config), version_base="1.3"):
-        return build(compose("config", overrides=[*base, *overrides]))
+        return compose("config", overrides=[*base, *overrides])
+
+
+def make(*overrides, config=CONF, base=("name=test", "debug=smoke")):
+    """Policy, data and evaluator of a composed configuration."""
+    return build(composed(*overrides, config=config, base=base))
 
 
 def awake(policy):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.gaussian import mean_square
 from flowrl.losses.clip import clipped_surrogate
 from flowrl.losses.protocol import ForwardLoss
+from flowrl.losses.used import keep_used
 from flowrl.types import ForwardInputs, LossOutput
 from flowrl.values.bounds import ClipHigh, ClipLow, Limit, Rate
 
@@ -43,10 +43,10 @@ class AWM(ForwardLoss):
     advantage_clip: Limit
 
     def __call__(self, inputs: ForwardInputs) -> LossOutput:
-        log_prob = self.log_prob(inputs, inputs.velocity)
-        log_ratio = log_prob - self.log_prob(inputs, inputs.old_velocity)
-        advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
-        advantage = torch.where(inputs.is_used, advantage, 0.0)
+        used = keep_used(inputs)
+        log_prob = self.log_prob(used, used.velocity)
+        log_ratio = log_prob - self.log_prob(used, used.old_velocity)
+        advantage = used.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         losses, metrics = clipped_surrogate(
             advantage, log_ratio=log_ratio, clip_low=self.clip_low, clip_high=self.clip_high
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.gaussian import mean_square
 from flowrl.losses.protocol import ForwardLoss
+from flowrl.losses.used import keep_used
 from flowrl.types import ForwardInputs, LossOutput
 from flowrl.values.bounds import Positive
 
@@ -38,15 +38,15 @@ class NFT(ForwardLoss):
     advantage_clip: Positive
 
     def __call__(self, inputs: ForwardInputs) -> LossOutput:
-        optimality = (inputs.advantage / (2 * self.advantage_clip) + 0.5).clamp(0, 1)
-        velocity = inputs.velocity
-        old_velocity = inputs.old_velocity
+        used = keep_used(inputs)
+        optimality = (used.advantage / (2 * self.advantage_clip) + 0.5).clamp(0, 1)
+        velocity = used.velocity
+        old_velocity = used.old_velocity
         positive = self.beta * velocity + (1 - self.beta) * old_velocity
         negative = (1 + self.beta) * old_velocity - self.beta * velocity
-        positive_error = weighted_error(inputs, velocity=positive)
-        negative_error = weighted_error(inputs, velocity=negative)
+        positive_error = weighted_error(used, velocity=positive)
+        negative_error = weighted_error(used, velocity=negative)
         errors = optimality * positive_error + (1 - optimality) * negative_error
-        errors = torch.where(inputs.is_used, errors, 0.0)
         scale = self.advantage_clip / self.beta
         return LossOutput(errors.mean() * scale, {})
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from flowrl.losses.nft import weighted_error
 from flowrl.losses.protocol import ForwardLoss
-from flowrl.losses.ratio import safe_ratio
+from flowrl.losses.used import keep_used
 from flowrl.types import ForwardInputs, LossOutput
 from flowrl.values.bounds import Limit
 
@@ -32,12 +30,11 @@ class PEPG(ForwardLoss):
     advantage_clip: Limit
 
     def __call__(self, inputs: ForwardInputs) -> LossOutput:
-        elbo = -weighted_error(inputs, velocity=inputs.velocity)
-        old_elbo = -weighted_error(inputs, velocity=inputs.old_velocity)
+        used = keep_used(inputs)
+        elbo = -weighted_error(used, velocity=used.velocity)
+        old_elbo = -weighted_error(used, velocity=used.old_velocity)
         rho = (elbo - old_elbo).detach()
-        advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
-        ratio = safe_ratio(rho, is_ignored=~inputs.is_used)
+        advantage = used.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         # Neither factor has a gradient; that of the loss is -ratio (A - rho) d elbo.
-        weight = ratio * (advantage - rho)
-        losses = torch.where(inputs.is_used, -weight * elbo, 0.0)
+        losses = -rho.exp() * (advantage - rho) * elbo
         return LossOutput(losses.mean(), {})

@@ -14,6 +14,7 @@ from flowrl.algorithm import Algorithm, sampler_option
 from flowrl.errors import UserError
 from flowrl.gaussian import mean_square
 from flowrl.losses.protocol import ForwardLoss
+from flowrl.losses.used import velocity_distance
 from flowrl.noise import CHOICE, FORWARD, gaussian_noise
 from flowrl.objectives.declared import require_declared
 from flowrl.objectives.micro_batch import MicroBatch
@@ -131,8 +132,7 @@ class ForwardObjective:
             reference = batch.group.field(self.context.reference.velocity)
             gap = mean_square(velocity - reference(x, sigma, False))
             distance = torch.where(is_trained, gap, 0.0).mean() / share
-        change = (velocity - old_velocity).detach().square().mean()
-        metrics = output.metrics | {"trust/velocity_old": change}
+        metrics = output.metrics | {"trust/velocity_old": velocity_distance(inputs)}
         return with_penalty(output.loss / share, metrics, beta=beta, distance=distance)
 
     def is_trained(self, batch: MicroBatch, num_optimizer_steps: int) -> Bool[Tensor, "B K"]:

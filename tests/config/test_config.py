@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -46,6 +47,8 @@ FILLED = {
 """Values that an option leaves to the user."""
 PARTS = {"http": ("reward=remote", "reward.url=http://localhost:8000")}
 """Groups below an option of another group."""
+BASE = "experiment/base"
+"""What recipes take into their defaults: nothing that a user chooses."""
 NEEDED = {"guard": "flow_sde", "cps": "cps"}
 PATHS = (("data.prompts.path", "mine"), ("evaluation.sets.held_in.path", "others"))
 FORMS = {"cps": "unnormalised"}
@@ -67,6 +70,8 @@ def config(*overrides):
 def select(group, option, *others):
     if group in PARTS:
         return config(*PARTS[group], f"{group}@reward.client={option}", *others)
+    if group == BASE:
+        return config(f"+{group}={option}", *others)
     return config(f"{group}={option}", *FILLED.get((group, option), ()), *others)
 
 
@@ -106,6 +111,16 @@ def test_every_option_composes_and_fits_its_target(group, option):
         if node.get("_partial_") and node["_target_"].startswith("flowrl."):
             required = {p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
             assert required == keys.keys(), path
+
+
+def test_a_base_of_recipes_is_no_recipe():
+    """Mutation: keep it among the options of `experiment=`, or let it make a key."""
+    bases = options(BASE)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        recipes = GlobalHydra.instance().config_loader().get_group_options("experiment")
+    assert bases and recipes == options("experiment") and not set(bases) & set(recipes)
+    for name in bases:
+        assert select(BASE, name).keys() == config().keys()
 
 
 def test_every_yaml_is_small_and_says_what_it_is():

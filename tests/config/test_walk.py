@@ -189,7 +189,7 @@ NEEDED = {
     "awm": ("sampler=ode", "penalty=velocity"),
     "pepg": ("sampler=ode", "penalty=velocity"),
 }
-SKIPPED = ("hydra/launcher", "hydra/sweeper", "experiment", "debug")
+SKIPPED = ("hydra/launcher", "hydra/sweeper", "experiment", "experiment/base", "debug")
 """Hydra's own, and groups that only choose among the others."""
 
 

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowrl.gaussian import Likelihood
-from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.rollout import replay, rollout
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.ode import ODE
@@ -87,47 +86,9 @@ def test_flow_sde_with_constant_diffusion_is_dance_sde(step, noise_level):
     assert (dance.std, sampler.std(step[2])) == (flow.std, flow.std)
 
 
-@pytest.mark.parametrize("kind", NOISY)
-@given(step=a_step(), noise_level=levels)
-def test_std_is_that_of_the_step(kind, step, noise_level):
-    """The rule that refuses steps looks at `std`. Mutation: let `std` and `step` disagree."""
-    sampler = kind(noise_level=noise_level)
-    assert sampler.std(step[2]) == sampler.step(*step).std
-
-
 def wavy(x, sigma, is_shared=False):
     """A velocity field whose last bits depend on the order of operations."""
     return torch.sin(3 * x) * sigma + x.flip(-1) / 3
-
-
-@by_sampler
-@pytest.mark.parametrize("stochastic", [(0, 1, 2, 3, 4), (1, 3)])
-def test_replay_is_the_rollout_bitwise(sampler, stochastic):
-    """Ratio 1 and divergence 0 before the first update, in float32.
-
-    Mutation: replay from x_next, at the wrong sigma, or with a mean written in another order.
-    """
-    grid, members = intervals(LinearShift(shift=3.0), 6), [(0, 0), (0, 1), (1, 0)]
-
-    def noise(k):
-        return gaussian_noise((2, 4, 4), seed=0, iteration=0, samples=members, step=k)
-
-    options = {
-        "sampler": sampler,
-        "stochastic": stochastic,
-        "noise": noise,
-        "likelihood": LOG_PROB,
-        "shares_start": False,
-    }
-    trajectory = rollout(wavy, noise(INITIAL), grid, **options)
-    assert trajectory.steps == stochastic
-    for index, k in enumerate(stochastic):
-        step = replay(wavy, trajectory, index, grid, sampler)
-        x_next = trajectory.x_next[:, index]
-        assert torch.equal(step.mean, trajectory.old_mean[:, index])
-        assert torch.equal(LOG_PROB.log_prob(step, x_next), trajectory.old_log_prob[:, index])
-        assert torch.equal(x_next, step.sample(noise(k)))
-        assert step.std == sampler.std(grid[k]) > 0
 
 
 @by_sampler

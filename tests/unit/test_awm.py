@@ -101,14 +101,6 @@ def test_the_lower_bound_is_its_own_and_the_mean_counts_all_samples():
     assert loss(pair, clip_low=0.05).loss.item() == pytest.approx(0.95 / 2)
 
 
-def test_a_sample_that_is_not_used_has_no_gradient():
-    """However far it is. Mutation: leave `is_used` out."""
-    inputs = replace(one(0.7, 40.0, 1.0), is_used=torch.tensor([False]))
-    output = loss(inputs)
-    output.loss.backward()
-    assert output.loss.item() == 0 and inputs.velocity.grad.item() == 0
-
-
 def test_the_huber_root_has_a_gradient_at_a_perfect_velocity():
     """Mutation: take the root of the error alone, whose slope at 0 is infinite."""
     inputs = one(1.0, 0.6, 1.0)

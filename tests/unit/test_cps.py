@@ -60,8 +60,7 @@ def test_full_noise_keeps_only_the_data_estimate(grid, normal):
     torch.testing.assert_close(step.mean, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("noise_level", [-0.1, 1.1])
-def test_noise_level_is_a_share(noise_level):
+def test_noise_level_is_a_share():
     """Mutation: accept 1.1, whose sine folds back."""
-    with pytest.raises(ValueError, match=f"sampler.noise_level={noise_level}"):
-        CPS(noise_level=noise_level)
+    with pytest.raises(ValueError, match=r"sampler.noise_level=1\.1"):
+        CPS(noise_level=1.1)

@@ -68,20 +68,3 @@ def test_it_needs_mean_gaussian_log_probabilities_of_flow_sde(key, value):
     loss.check(**suited)
     with pytest.raises(ValueError, match=value):
         loss.check(**suited | {key: value})
-
-
-@pytest.mark.parametrize("value", [-1e-4, math.nan])
-@pytest.mark.parametrize("name", ["clip_low", "clip_high"])
-def test_a_range_without_ratio_1_is_refused(loss_inputs, name, value):
-    """Mutation: check one end only; a negative one clips everything, in silence."""
-    bounds = {"clip_low": 0.0, "clip_high": math.inf}
-    guard(loss_inputs([0.0], [1]), **bounds, advantage_clip=math.inf)
-    with pytest.raises(ValueError, match=f"loss.{name}={value:g} must be a number"):
-        guard(loss_inputs([0.0], [1]), **bounds | {name: value}, advantage_clip=5.0)
-
-
-@pytest.mark.parametrize("value", [0.0, -5.0, math.nan])
-def test_advantages_keep_their_sign(loss_inputs, value):
-    """A bound of -5 would make every advantage -5, and 0 every one 0. Mutation: drop the check."""
-    with pytest.raises(ValueError, match=f"loss.advantage_clip={value} must be a number above 0"):
-        guard(loss_inputs([0.0], [1]), clip_low=0.1, clip_high=0.1, advantage_clip=value)

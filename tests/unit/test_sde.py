@@ -69,10 +69,3 @@ def test_mean_by_hand():
     x = torch.full((1, 1, 1, 1), 2.0)
     step = DanceSDE(noise_level=1.0).step(x, x / 2, Interval(0.5, 0.25, 0.9))
     assert (step.mean.item(), step.std) == (1.125, 0.5)
-
-
-@pytest.mark.parametrize("sampler", [FlowSDE, DanceSDE])
-def test_negative_noise_is_refused(sampler):
-    """Mutation: drop the check."""
-    with pytest.raises(ValueError, match=r"sampler.noise_level=-0\.1"):
-        sampler(noise_level=-0.1)
