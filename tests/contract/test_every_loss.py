@@ -340,7 +340,7 @@ def spoiled_reverse(algorithm, samples, lost, broken):
     changes = {}
     for name in ("log_prob", "old_log_prob", "kl", "tv", "velocity_change"):
         changes[name] = getattr(inputs, name).detach().clone()
-    for name in ("log_prob", "kl", "tv", "velocity"):
+    for name in ("log_prob", "kl", "tv", "velocity_change"):
         changes[name][lost] = broken
     leaves = [changes[name].requires_grad_() for name in ("log_prob", "kl")]
     return dataclasses.replace(inputs, **changes), leaves
