@@ -2,16 +2,13 @@
 random weights.
 """
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from scorers import save_aesthetic, save_clip
+from transformers import CLIPModel, CLIPProcessor
 
-from flowrl.models.loading import resolve
 from flowrl.rewards.aesthetic import Aesthetic
 from flowrl.rewards.clip_score import CLIPScore
 from flowrl.rewards.images import to_tensor
@@ -31,34 +28,7 @@ def folder(tmp_path_factory):
     """A CLIP of 30,000 parameters in the layout of the hub, with the embedded pipeline's
     tokenizer.
     """
-    path = tmp_path_factory.mktemp("clip")
-    tokenizer = CLIPTokenizer.from_pretrained(resolve("embedded:pipeline") + "/tokenizer")
-    small = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    text = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 16,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    vision = {"image_size": 32, "patch_size": 8}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = CLIPConfig(
-            text_config=small | text, vision_config=small | vision, projection_dim=24
-        )
-        config.logit_scale_init_value = 3.0
-        model = CLIPModel(config).eval()
-        for parameter in model.parameters():
-            if parameter.dim():
-                nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(path)
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(images, tokenizer).save_pretrained(path)
-    return str(path)
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 def score(folder, divisor, **options):
@@ -130,21 +100,13 @@ def test_the_aesthetic_predictor(folder, tmp_path):
 
     Mutation: activations between the layers, features not of unit length, or dropout at work.
     """
-    sizes = (24, 1024, 128, 64, 16, 1)
-    linear = [nn.Linear(a, b) for a, b in pairwise(sizes)]
-    dropouts = [nn.Dropout(0.2), nn.Dropout(0.2), nn.Dropout(0.1)]
-    mlp = nn.Sequential(
-        linear[0], dropouts[0], linear[1], dropouts[1], linear[2], dropouts[2], linear[3], linear[4]
-    )
-    torch.save(
-        {f"layers.{name}": value for name, value in mlp.state_dict().items()}, tmp_path / "mlp.pth"
-    )
+    mlp, weights = save_aesthetic(tmp_path)
     reward = Aesthetic(
         pretrained=folder,
         processor=folder,
         dtype="float32",
         batch_size=2,
-        weights=str(tmp_path / "mlp.pth"),
+        weights=weights,
     )
     output = RewardModule(reward=reward, max_missing=0.0).score(PICTURES, PROMPTS)
     images, _, _ = by_hand(folder)
@@ -163,16 +125,3 @@ def test_a_predictor_for_another_clip_is_refused(folder, tmp_path):
             batch_size=2,
             weights=str(tmp_path / "other.pth"),
         )
-
-
-def test_one_nan_pixel_costs_one_score(folder):
-    """Mutation: show the scorer all images, which loses all of them."""
-    module = RewardModule(reward=score(folder, 30.0), max_missing=1.0)
-    images = torch.rand(8, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    whole = module.score(images, PROMPTS * 2)
-    images[3, 0, 0, 0] = torch.nan
-    got = module.score(images, PROMPTS * 2)
-    others = [0, 1, 2, 4, 5, 6, 7]
-    assert got.is_valid.tolist() == [True] * 3 + [False] + [True] * 4 and whole.is_valid.all()
-    torch.testing.assert_close(got.values[others], whole.values[others], rtol=1e-4, atol=1e-4)
-    assert got.info[3]["missing"] == "image is not finite"

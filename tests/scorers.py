@@ -1,0 +1,167 @@
+"""Small scorers with random weights, saved as the published ones are."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from flowrl.models.loading import resolve
+
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "red",
+    "circle",
+    "two",
+    "blue",
+    "squares",
+    "and",
+)
+
+
+def save_clip(path):
+    """A CLIP of 30,000 parameters in the layout of the hub, with the embedded pipeline's
+    tokenizer; gives its folder.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(resolve("embedded:pipeline") + "/tokenizer")
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 16,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {"image_size": 32, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = CLIPConfig(
+            text_config=small | text, vision_config=small | vision, projection_dim=24
+        )
+        config.logit_scale_init_value = 3.0
+        model = CLIPModel(config).eval()
+        for parameter in model.parameters():
+            if parameter.dim():
+                nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(path)
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(images, tokenizer).save_pretrained(path)
+    return str(path)
+
+
+def save_aesthetic(folder):
+    """The predictor for that CLIP as a plain Sequential, and its file."""
+    sizes = (24, 1024, 128, 64, 16, 1)
+    linear = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+    dropouts = [nn.Dropout(0.2), nn.Dropout(0.2), nn.Dropout(0.1)]
+    mlp = nn.Sequential(
+        linear[0], dropouts[0], linear[1], dropouts[1], linear[2], dropouts[2], linear[3], linear[4]
+    )
+    file = folder / "mlp.pth"
+    torch.save({f"layers.{name}": value for name, value in mlp.state_dict().items()}, file)
+    return mlp, str(file)
+
+
+def save_hps(folder):
+    """A network of a registered architecture, tiny-hps, and a checkpoint as the authors wrap
+    theirs.
+    """
+    import open_clip  # of an extra
+
+    small = {"width": 64, "layers": 1, "head_width": 32}
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": small | {"image_size": 32, "patch_size": 8},
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 64,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
+    (folder / "tiny-hps.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = open_clip.create_model("tiny-hps", pretrained=None).eval()
+    torch.save({"epoch": 1, "state_dict": network.state_dict()}, folder / "weights.pt")
+    return network, str(folder / "weights.pt")
+
+
+def save_image_reward(folder):
+    """The files of a small ImageReward, by the options that name them."""
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    torch.save(image_reward_checkpoint(), folder / "ImageReward.pt")
+    return {"weights": str(folder / "ImageReward.pt"), "tokenizer": str(folder)}
+
+
+def image_reward_shapes(width=128, depth=2, text_width=128, layers=2):
+    """Names and shapes of the authors' checkpoint, in small."""
+    names = {"cls_token": (1, 1, width), "pos_embed": (1, 17, width)}
+    names |= {"patch_embed.proj.weight": (width, 3, 16, 16), "patch_embed.proj.bias": (width,)}
+    for i in range(depth):
+        block = {
+            "norm1": (width,),
+            "norm2": (width,),
+            "attn.qkv": (3 * width, width),
+            "attn.proj": (width, width),
+        }
+        block |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+        names |= both(f"blocks.{i}", block)
+    names |= both("", {"norm": (width,)})
+    found = {f"blip.visual_encoder.{name}": shape for name, shape in names.items()}
+    wide = 2 * text_width
+    text = both("embeddings", {"LayerNorm": (text_width,)})
+    text["embeddings.word_embeddings.weight"] = (16, text_width)
+    text["embeddings.position_embeddings.weight"] = (40, text_width)
+    for i in range(layers):
+        block = {
+            "intermediate.dense": (wide, text_width),
+            "output.dense": (text_width, wide),
+            "output.LayerNorm": (text_width,),
+        }
+        for name, source in (("attention", text_width), ("crossattention", width)):
+            block |= {f"{name}.self.query": (text_width, text_width)}
+            block |= {f"{name}.self.{part}": (text_width, source) for part in ("key", "value")}
+            block |= {
+                f"{name}.output.dense": (text_width, text_width),
+                f"{name}.output.LayerNorm": (text_width,),
+            }
+        text |= both(f"encoder.layer.{i}", block)
+    found |= {f"blip.text_encoder.{name}": shape for name, shape in text.items()}
+    sizes = (text_width, 1024, 128, 64, 16, 1)
+    head = {str(n): (b, a) for n, a, b in zip((0, 2, 4, 6, 7), sizes, sizes[1:], strict=False)}
+    return found | both("mlp.layers", head)
+
+
+def both(prefix, shapes):
+    """Weight and bias of each layer."""
+    found = {}
+    for name, shape in shapes.items():
+        path = f"{prefix}.{name}" if prefix else name
+        found |= {f"{path}.weight": shape, f"{path}.bias": shape[:1]}
+    return found
+
+
+def image_reward_checkpoint():
+    """Random weights, each from a seed of its own."""
+    state = {}
+    for seed, (name, shape) in enumerate(sorted(image_reward_shapes().items())):
+        values = np.random.default_rng(seed).normal(size=shape) * (
+            0.3 if len(shape) == 1 else 3 / np.sqrt(shape[-1])
+        )
+        if "norm" in name.lower() and name.endswith("weight"):
+            values = 1 + values
+        state[name] = torch.tensor(values, dtype=torch.float32)
+    return state
