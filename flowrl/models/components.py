@@ -102,8 +102,8 @@ def _class_of(folder: Path, name: str, entry: Sequence[str]) -> type[Any]:
 
 
 def _network(place: Path, name: str, kind: type[Any], dtype: torch.dtype) -> nn.Module:
-    """Load a network. Raises UserError where a weight is missing, of another shape, not a number or
-    without a place.
+    """Load a network. Raises UserError where a weight is missing, of another shape or not a number,
+    and in a network of diffusers also where one has no place.
     """
     # The libraries' own errors for a config.json that is not there or cut are long and lead astray.
     read_json(place / "config.json")
