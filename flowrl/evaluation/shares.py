@@ -1,4 +1,4 @@
-"""What the images of a prompt set say, one process's share of its rows at a time."""
+"""Shares of a prompt set: each process draws and scores some rows, and all are joined again."""
 
 from __future__ import annotations
 

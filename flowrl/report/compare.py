@@ -116,8 +116,7 @@ def _material_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     values_of = {}
     seeds = [run.seed for run in runs]
     for names, values in differences(runs).items():
-        others = [name for name in names if name != "seed"]
-        material = [name for name in others if not name.startswith(IMMATERIAL)]
+        material = [name for name in names if name != "seed" and not name.startswith(IMMATERIAL)]
         # A seed below another node, or a value that is the seed run by run, follows the seed.
         has_seed = any(name.endswith(".seed") for name in material)
         if material and values != seeds and not has_seed:
