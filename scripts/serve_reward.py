@@ -47,7 +47,9 @@ def main() -> None:
     try:
         from flowrl.serving.server import serve
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'flowrl[serve]'") from error
+        raise UserError(
+            f"{error.name} is not installed: pip install 'flowrl-lightning[serve]'"
+        ) from error
     cfg = compose(overrides, config="serve")
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
