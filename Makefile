@@ -12,7 +12,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
 
 # The stamp follows pyproject.toml, so a changed dependency is installed by the next target.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "FlowRL needs Python 3.11 to 3.13, not %d.%d: make PYTHON=python3.12 ..." % v)'
 	@echo 'Installing into $(VENV): about 6 GB, several minutes'
 	$(PYTHON) -m venv $(VENV)

@@ -16,12 +16,9 @@ register_resolvers()
 def main(cfg: DictConfig) -> float | None:
     """Run a composed configuration; a job of a search returns its objective."""
     # Only now, so that a misspelt key or value is answered before PyTorch loads.
-    from flowrl.launch.door import admit
+    from flowrl.launch.door import enter
 
-    admit(cfg)
-    from flowrl.launch.run import run_job
-
-    return run_job(cfg)
+    return enter(cfg)
 
 
 if __name__ == "__main__":

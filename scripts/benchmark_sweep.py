@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from flowrl.runs.command_line import TRAIN
+from flowrl.runs.installation import TRAIN
 
 JOB = ("debug=smoke", "num_iterations=20", "viewing.every=0", "checkpoint.every=20")
 

@@ -1,8 +1,8 @@
 """Build the project's W&B workspace and report from code: python scripts/dashboard.py --entity me
 --project flowrl
 
-Needs wandb-workspaces (pip install '.[dashboard]'). With --dry-run nothing is sent: both are
-written as JSON.
+Needs wandb-workspaces (pip install 'flowrl-lightning[dashboard]'). With --dry-run nothing is sent:
+both are written as JSON.
 """
 
 from flowrl.launch.program import run_program
@@ -115,7 +115,7 @@ def main() -> None:
     try:
         workspace, report = build(args.entity, args.project, args.group, bool(args.dry_run))
     except ModuleNotFoundError as error:
-        sys.exit(f"error: {error.name} is not installed: pip install '.[dashboard]'")
+        sys.exit(f"error: {error.name} is not installed: pip install 'flowrl-lightning[dashboard]'")
     if args.dry_run:
         args.dry_run.mkdir(parents=True, exist_ok=True)
         for name, document in (("workspace", workspace), ("report", report)):

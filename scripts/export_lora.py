@@ -1,60 +1,10 @@
-"""Convert a LoRA between the formats of diffusers, peft and ComfyUI: python scripts/export_lora.py
-RUN --format comfy
-
-RUN is a run's folder, its lora/ folder, or any LoRA file; the result is written beside it, or into
---out. Of a run that has not finished its newest checkpoint's EMA is taken. With `model=NAME` the
-file's layers are checked against that model's transformer, of which no weights are needed.
-"""
-
-from __future__ import annotations
+"""Convert a LoRA between diffusers, peft and ComfyUI: the door to `flowrl/cli/export.py`."""
 
 from flowrl.launch.program import run_program
 
-import argparse
-from pathlib import Path
-from typing import get_args
+import sys
 
-import torch
-
-from flowrl.launch.compose import compose
-from flowrl.models.architectures import on_meta
-from flowrl.models.loading import resolve
-from flowrl.tuning import formats
-from flowrl.tuning.layer_names import Format
-from flowrl.tuning.writer import write
-
-
-def beside(source: Path, file: Path) -> Path:
-    """Return where the result goes by default: into the run's folder, or else next to the folder of
-    the LoRA file.
-    """
-    if source.is_dir() and file.parent != source:
-        return source
-    return file.parent.parent
-
-
-def main() -> None:
-    """Read the command line, convert, and say what was written where."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=Path)
-    parser.add_argument(
-        "overrides", nargs="*", help="model=NAME, and configuration overrides as for train.py"
-    )
-    parser.add_argument("--format", choices=get_args(Format), required=True)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_intermixed_args()
-    file = formats.find(args.source)
-    if file.name == formats.AVERAGE:
-        print(f"{args.source} has not finished: its checkpoint {file.parent.name} is exported")
-    lora_file = formats.read(file)
-    if args.overrides:
-        model = compose(["name=export", *args.overrides]).model
-        formats.check(lora_file, on_meta(resolve(model.pretrained), torch.float32), file)
-    folder = args.out or beside(args.source, file) / f"lora_{args.format}"
-    print(f"{write(lora_file, folder, args.format)}: {lora_file.describe()}")
-
+from flowrl.cli.export import main
 
 if __name__ == "__main__":
-    raise SystemExit(run_program(main))
+    sys.exit(run_program(main))

@@ -41,6 +41,8 @@ def room_of(name: str) -> str:
         return HALL
     if parts[1] in ABOVE_HALL:
         return METHOD
+    if parts[1] == "__main__":
+        return "cli"
     if parts[1] in BASE or (PACKAGE / parts[1]).is_dir():
         return parts[1]
     return HALL

@@ -33,8 +33,8 @@ from safetensors.torch import load_file
 
 import flowrl.launch.run  # noqa: F401 - heavy, so before the forks
 from flowrl.runs.checkpoint import list_complete
-from flowrl.runs.command_line import TRAIN
 from flowrl.runs.files import CHECKPOINTS, CONFIG, METRICS
+from flowrl.runs.installation import TRAIN
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SHORT: tuple[str, ...] = (

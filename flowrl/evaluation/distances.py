@@ -101,7 +101,8 @@ class Inception:
             module = import_module("torch_fidelity.feature_extractor_inceptionv3")
         except ModuleNotFoundError as error:
             raise UserError(
-                f"--inception needs {error.name!r}; install it with: pip install 'flowrl[fid]'"
+                f"--inception needs {error.name!r}; install it with: pip install "
+                "'flowrl-lightning[fid]'"
             ) from error
         self.network = module.FeatureExtractorInceptionV3(
             "inception-v3-compat",

@@ -14,10 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from flowrl.errors import UserError
 from flowrl.runs.files import CONFIG
 from flowrl.runs.folder import make_new
+from flowrl.runs.installation import CONF
 from flowrl.values.bounds import FolderName
 from flowrl.values.check import check_value
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 def compose(overrides: Sequence[str], *, config: str = "config", folder: Path = CONF) -> DictConfig:

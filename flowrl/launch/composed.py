@@ -19,8 +19,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.launch.saved import read_saved
-from flowrl.runs.command_line import TRAIN, escape
+from flowrl.runs.command_line import escape
 from flowrl.runs.files import damaged
+from flowrl.runs.installation import TRAIN
 from flowrl.sweep.job import COMPOSED, Job, num_ranks
 
 _OF_THIS_LAUNCH = re.compile(r"\$\{\s*(hydra|now)\s*:")
@@ -160,4 +161,4 @@ def calling_script() -> Path:
     for module in modules:
         if module.get("__name__") == "__main__" and module.get("__file__"):
             return Path(module["__file__"]).absolute()
-    return TRAIN.absolute()
+    return TRAIN

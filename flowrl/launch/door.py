@@ -18,6 +18,14 @@ from flowrl.runs.files import LOG
 from flowrl.runs.folder import claim, discard_if_empty
 
 
+def enter(cfg: DictConfig) -> float | None:
+    """Run a configuration that is admitted; a job of a search returns its objective."""
+    admit(cfg)
+    from flowrl.launch.run import run_job  # with PyTorch
+
+    return run_job(cfg)
+
+
 def admit(cfg: DictConfig) -> None:
     """End the process, with one line, for a configuration that cannot be run; nothing heavy is
     loaded before.

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
-from flowrl.launch.compose import CONF
+from flowrl.runs.installation import CALL, CONF
 from flowrl.values.wording import meant
 
 NO_OPTION = "Config group override must be a string or a list"
@@ -164,10 +164,7 @@ def _refused_override(text: str) -> str | None:
         # Hydra says so too of a group that is given a value, such as loss=null.
         if (CONF / key).is_dir():
             return _no_option(sys.argv)
-        return (
-            f"{key}: unknown configuration key{_suggest(key)}; see conf/ or `python "
-            "train.py --cfg job`"
-        )
+        return f"{key}: unknown configuration key{_suggest(key)}; see conf/ or `{CALL} --cfg job`"
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values are a sweep, add -m; a list is written key=[a,b]"
     return None

@@ -12,9 +12,9 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
-from flowrl.launch.compose import CONF
 from flowrl.rewards.mixture import Mixture
 from flowrl.rewards.routed import Routed
+from flowrl.runs.installation import CONF
 from flowrl.types import Prompt
 from flowrl.values.plural import counted
 from flowrl.values.wording import meant

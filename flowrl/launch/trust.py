@@ -22,8 +22,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
-from flowrl.launch.compose import CONF
 from flowrl.runs.files import LOADER
+from flowrl.runs.installation import CONF
 
 KEY = "trust_folder"
 """The configuration key that turns the check off."""
@@ -50,6 +50,7 @@ OPEN = (
     "schedule",
     "prompts",
 )
+
 """Modules of FlowRL whose classes need not be named by the project: none of them writes, deletes or
 starts anything.
 """

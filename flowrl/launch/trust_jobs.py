@@ -15,7 +15,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
-from flowrl.launch.compose import CONF
 from flowrl.launch.composed import DAMAGED, HEAD
 from flowrl.launch.saved import read_saved
 from flowrl.launch.trust import (
@@ -36,8 +35,9 @@ from flowrl.launch.trust import (
     project_of,
     resolvers_of,
 )
-from flowrl.runs.command_line import TRAIN, escape, resume_command
+from flowrl.runs.command_line import escape, resume_command
 from flowrl.runs.files import SOURCE, read_text
+from flowrl.runs.installation import COMMAND, CONF, TRAIN
 from flowrl.sweep.job import COMPOSED
 from flowrl.sweep.plan import Sweep
 
@@ -171,20 +171,21 @@ def check_sweep(folder: Path, sweep: Sweep, running: Path, conf: Iterable[Path] 
 
     Its jobs start in the directory that it names, as one's own sweep that is continued from
     elsewhere must. Python and libraries look for code and settings there: it must lie outside of
-    the sweep's folder and hold none of these.
+    the sweep's folder and hold none of these. Jobs of the command `flowrl` look for any module
+    there, so that it must be the working directory.
     """
-    if sweep.script not in (TRAIN, running):
+    if sweep.script not in (TRAIN, COMMAND, running):
         raise UserError(
             f"{folder}: its jobs run {sweep.script}, not {running}; continue it with that script, "
             f"or {KNOWN}"
         )
     if sweep.directory.resolve() != Path.cwd():
-        _check_directory(folder, sweep.directory)
+        _check_directory(folder, sweep.directory, is_on_path=sweep.script == COMMAND)
     for overrides in sweep.jobs:
         check_overrides(overrides, folder, conf)
 
 
-def _check_directory(folder: Path, directory: Path) -> None:
+def _check_directory(folder: Path, directory: Path, *, is_on_path: bool) -> None:
     """Refuse a working directory in which something is looked for that could run code."""
     problem = ""
     if not directory.is_absolute() or directory.resolve().is_relative_to(folder.resolve()):
@@ -193,6 +194,8 @@ def _check_directory(folder: Path, directory: Path) -> None:
         problem = "whose wandb/settings would apply"
     elif name := _relative_search_path():
         problem = f"in which {name} looks for code"
+    elif is_on_path:
+        problem = "in which Python looks for code"
     if problem:
         raise UserError(
             f"{folder}: its jobs run in {directory}, {problem}; continue it from there, or {KNOWN}"

@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
-from flowrl.launch.compose import CONF
 from flowrl.launch.errors import explain
 from flowrl.launch.schema import Node, Settings
 from flowrl.launch.signatures import (
@@ -32,6 +31,7 @@ from flowrl.launch.signatures import (
     require_key,
     require_kind,
 )
+from flowrl.runs.installation import CONF
 from flowrl.values.bounds import Dotted
 from flowrl.values.wording import describe, fits, meant, nearest, show, unwrap
 

@@ -25,7 +25,7 @@ def require(module: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         raise UserError(
             f"this reward needs the package {error.name!r}; install it with: pip install "
-            f"'flowrl[{extra}]'"
+            f"'flowrl-lightning[{extra}]'"
         ) from error
 
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-TRAIN = Path(__file__).parents[2] / "train.py"
+from flowrl.runs.installation import COMMAND, REPOSITORY, TRAIN
 
 
 def key_of(override: str) -> str:
@@ -50,8 +50,16 @@ def resume_command(folder: str | Path, *, is_sweep: bool = False) -> str:
     shell.
     """
     flags = ["-m"] if is_sweep else []
-    words = [interpreter(), _script(), *flags, override("resume", str(folder))]
-    return shlex.join(words)
+    return shlex.join([*_program(), *flags, override("resume", str(folder))])
+
+
+def tool_command(name: str, script: str, *words: str) -> str:
+    """Return the command that calls one of FlowRL's other programs: its script in a checkout, or
+    the subcommand of `flowrl` where that is how this process was called.
+    """
+    if REPOSITORY is None or Path(sys.argv[0]).absolute() == COMMAND:
+        return shlex.join([*_subcommand(name), *words])
+    return shlex.join([interpreter(), f"scripts/{script}", *words])
 
 
 def interpreter() -> str:
@@ -69,10 +77,23 @@ def interpreter() -> str:
     return str(running)
 
 
-def _script() -> str:
-    """Return the script as it was called; FlowRL's own by its name alone."""
+def _program() -> list[str]:
+    """Return the program as it was called; FlowRL's own by its name alone."""
     called = Path(sys.argv[0])
-    # Anything else than a script, such as pytest or `python -c`, cannot continue a run.
-    if called.suffix == ".py" and called.resolve() != TRAIN:
-        return str(called)
-    return TRAIN.name
+    is_private = called.suffix == ".py" and called.resolve() not in (TRAIN, COMMAND.resolve())
+    if is_private:
+        return [interpreter(), str(called)]
+    if TRAIN == COMMAND or called.absolute() == COMMAND:
+        return _subcommand("train")
+    # Anything else, such as pytest or `python -c`, cannot continue a run.
+    return [interpreter(), TRAIN.name]
+
+
+def _subcommand(name: str) -> list[str]:
+    """Return how a shell here calls a subcommand: by `flowrl` where that leads to the running
+    Python's, or else as a module.
+    """
+    on_path = shutil.which("flowrl")
+    if on_path is not None and Path(on_path).parent == Path(sys.executable).parent:
+        return ["flowrl", name]
+    return [interpreter(), "-m", "flowrl", name]

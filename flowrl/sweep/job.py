@@ -14,6 +14,7 @@ from typing import Any
 
 from flowrl.runs.command_line import key_of, override
 from flowrl.runs.files import CONFIG, METRICS, SUMMARY, read_object, write_whole
+from flowrl.runs.installation import COMMAND
 
 STATUS = "job.json"
 LOG = "job.log"
@@ -156,7 +157,13 @@ def environment(group: str) -> dict[str, str]:
 
 
 def command(arguments: Sequence[str], script: Path) -> list[str]:
-    """Return the command that starts a rank."""
+    """Return the command that starts a rank.
+
+    FlowRL's command is called as a module: Python would take the modules beside the script, such as
+    `report.py`, for packages of these names.
+    """
+    if script == COMMAND:
+        return [sys.executable, "-m", "flowrl", "train", *arguments]
     return [sys.executable, str(script), *arguments]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.errors import UserError
-from flowrl.runs.command_line import TRAIN
 from flowrl.runs.files import damaged, read_json, read_object, write_whole
+from flowrl.runs.installation import TRAIN
 from flowrl.sweep.job import STATUS, Job, has_key
 
 SWEEP = "sweep.json"

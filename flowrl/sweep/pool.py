@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from flowrl.errors import UserError
-from flowrl.runs.command_line import TRAIN
+from flowrl.runs.installation import TRAIN
 from flowrl.sweep.job import LOG, Job, command, environment
 from flowrl.sweep.ranks import POLL_SECONDS, Ranks, StillRunning
 from flowrl.sweep.table import LiveTable

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flowrl.errors import UserError
 from flowrl.runs import checkpoint
+from flowrl.runs.command_line import tool_command
 from flowrl.runs.files import CHECKPOINTS, CONFIG, read_yaml
 from flowrl.tuning import layer_names
 
@@ -293,7 +294,7 @@ def _alphas_of_run(a: Mapping[str, Tensor], file: Path) -> dict[str, float]:
         if start.keys() == a.keys():
             return dict(start)
     config = run / CONFIG
-    remedy = "python scripts/export_lora.py RUN exports a run's"
+    remedy = f"{tool_command('export', 'export_lora.py', 'RUN')} exports a run's"
     settings = read_yaml(config, remedy) if config.is_file() else {}
     try:
         return dict.fromkeys(a, float(settings["lora"]["alpha"]))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import inspect
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +26,7 @@ from flowrl.launch.compose import check_folder
 from flowrl.launch.composed import job_of, read_job
 from flowrl.launch.trust import KEY, is_trusting, parse, project_folders
 from flowrl.launch.trust_jobs import check_job, check_sweep, continue_command
-from flowrl.runs.command_line import interpreter
+from flowrl.runs.command_line import tool_command
 from flowrl.sweep.job import Job, JobsFailed, has_key, objective
 from flowrl.sweep.plan import Overrides, Place, Sweep, find_places, read_sweep, write_sweep
 from flowrl.sweep.pool import Pool, Slots, find_slots
@@ -202,7 +201,7 @@ class PoolLauncher(Launcher):
                 done.return_value = objective(job.folder, config.objective)
             returns.append(done)
         if not unfinished:
-            report = shlex.join([interpreter(), "scripts/report.py", str(folder)])
+            report = tool_command("report", "report.py", str(folder))
             print(f"all {len(jobs)} jobs finished: {folder}. Compare them with: {report}")
         return returns
 

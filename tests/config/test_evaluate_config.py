@@ -8,8 +8,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from runs import CONF, load_script, make
+from runs import CONF, make
 
+from flowrl.cli import evaluate as evaluate_program
 from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import Evaluator
 from flowrl.evaluation.samples import Assessment
@@ -22,7 +23,7 @@ from flowrl.types import Prompt
 
 @pytest.fixture(scope="module")
 def script():
-    return load_script("evaluate")
+    return evaluate_program
 
 
 @pytest.fixture

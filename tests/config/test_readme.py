@@ -18,7 +18,8 @@ COMMANDS = sorted(
         for line in block.splitlines()
     }
 )
-TRAIN = [command for command in COMMANDS if command.startswith(("python train.py", "make train"))]
+STARTS = ("python train.py", "flowrl train", "make train")
+TRAIN = [command for command in COMMANDS if command.startswith(STARTS)]
 
 
 @pytest.mark.parametrize("command", TRAIN)

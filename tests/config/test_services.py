@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 from omegaconf import OmegaConf
-from runs import load_script
 from servers import answering, brightness, client, remote, reply, scorer
 
+from flowrl.cli import doctor as doctor_program
 from flowrl.errors import UserError
 from flowrl.launch.build import build
 from flowrl.launch.compose import compose
@@ -168,9 +168,7 @@ def test_runs_of_earlier_versions_and_null_do_not_ask(nowhere):
 def test_the_doctor_says_so_too(nowhere):
     """Mutation: a table of missing scores after minutes."""
     with pytest.raises(UserError, match="no server there"):
-        load_script("reward_doctor").run(
-            ["reward=remote", f"reward.url={nowhere}", SOON], None, 1.0
-        )
+        doctor_program.run(["reward=remote", f"reward.url={nowhere}", SOON], None, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import torch
 import yaml
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from runs import CONF, load_script, train
+from runs import CONF, train
 
+from flowrl.cli import evaluate as evaluate_program
 from flowrl.errors import UserError
 from flowrl.evaluation.subjects import Subject
 from flowrl.launch.compose import compose
@@ -116,7 +117,7 @@ def test_a_folder_that_would_run_code_is_refused_by_evaluate(traps, tmp_path, na
     """
     nodes, marker = traps
     folder = run_folder(tmp_path / "run", reward=nodes[name])
-    evaluate = load_script("evaluate")
+    evaluate = evaluate_program
     with pytest.raises(UserError) as refusal:
         evaluate.configure([Subject.read(str(folder))], [], None)
     assert nodes[name]["_target_"] in str(refusal.value) and str(folder) in str(refusal.value)

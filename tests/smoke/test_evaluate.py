@@ -3,22 +3,23 @@
 import json
 import shutil
 
-import export_lora
-import generate
 import pytest
 import torch
 from hydra.errors import ConfigCompositionException
 from PIL import Image
-from runs import load_script, make
+from runs import make
 from safetensors.torch import load_file, save_file
 
+from flowrl.cli import evaluate as evaluate_program
+from flowrl.cli import export as export_lora
+from flowrl.cli import generate
 from flowrl.errors import UserError
 from flowrl.tuning.layer_names import NAMES
 
 
 @pytest.fixture(scope="module")
 def script():
-    return load_script("evaluate")
+    return evaluate_program
 
 
 @pytest.fixture(scope="module")

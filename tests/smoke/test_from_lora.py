@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import torch
-from runs import load_script, train
+from runs import train
 from safetensors.torch import load_file
 
+from flowrl.cli import evaluate as evaluate_program
 from flowrl.tuning.formats import read
 
 
@@ -73,7 +74,7 @@ def test_it_is_evaluated_as_it_measured_itself(second_run, finished_run, tmp_pat
     """Beside the base and the run that it began from: its own drift is from there. Mutation:
     measure it from the base, or draw the base through the LoRA that the first run began from.
     """
-    script = load_script("evaluate")
+    script = evaluate_program
     words = [
         f"second={second_run}",
         "base",

@@ -6,8 +6,9 @@ import csv
 
 import pytest
 import torch
-from runs import fit, load_script, make, train
+from runs import fit, make, train
 
+from flowrl.cli import doctor as doctor_program
 from flowrl.errors import UserError
 from flowrl.rewards.mixture import Mixture
 from flowrl.training.reward import RewardModule
@@ -101,7 +102,7 @@ def test_a_monitor_that_dies_changes_nothing():
 
 @pytest.fixture(scope="module")
 def doctor():
-    return load_script("reward_doctor")
+    return doctor_program
 
 
 def test_the_doctor_finds_a_healthy_mixture(doctor, capsys):

@@ -1,10 +1,6 @@
 """The scripts around base models, run in process on small random pipelines."""
 
-import export_lora
-import generate
-import meta_memory
 import numpy as np
-import plan_memory
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
@@ -13,7 +9,11 @@ from PIL import Image
 from runs import CONF
 from tiny import FAMILIES
 
+from flowrl.cli import export as export_lora
+from flowrl.cli import generate
+from flowrl.cli import plan as plan_memory
 from flowrl.launch.compose import register_resolvers
+from flowrl.models import meta_memory
 from flowrl.runs import checkpoint
 from flowrl.tuning.formats import LoRAFile, read
 from flowrl.tuning.weights import swapped

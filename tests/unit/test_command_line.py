@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from flowrl.launch.compose import check_folder
-from flowrl.runs.command_line import TRAIN, override, resume_command
+from flowrl.runs.command_line import override, resume_command
+from flowrl.runs.installation import TRAIN
 
 PARSER = OverridesParser.create()
 PRINTABLE = st.characters(exclude_categories=("Cs", "Cc"))

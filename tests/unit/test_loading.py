@@ -9,7 +9,9 @@ from flowrl.rewards.loading import load_pretrained, load_weights, require
 
 def test_a_missing_package_names_its_extra():
     """Mutation: let ModuleNotFoundError through."""
-    with pytest.raises(ValueError, match=r"'no_such_package'.*pip install 'flowrl\[ocr\]'"):
+    with pytest.raises(
+        ValueError, match=r"'no_such_package'.*pip install 'flowrl-lightning\[ocr\]'"
+    ):
         require("no_such_package", "ocr")
 
 

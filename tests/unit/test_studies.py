@@ -10,10 +10,10 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
-import study as script
 import yaml
 from PIL import Image
 
+from flowrl.cli import study as script
 from flowrl.studies.analysis import conditions
 from flowrl.studies.choice import choose
 from flowrl.studies.document import BLOCK, fill, page, pieces

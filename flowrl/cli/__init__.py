@@ -1,0 +1,19 @@
+"""The programs behind the command `flowrl`, each a module; in a checkout train.py and scripts/ are
+doors to the same.
+"""
+
+PROGRAMS = {
+    "train": ("train.py", "train a policy, or with -m the jobs of a sweep"),
+    "evaluate": ("evaluate.py", "compare base models, runs and LoRA files on one page"),
+    "generate": ("generate.py", "draw prompts with a base model and a LoRA, side by side"),
+    "report": ("report.py", "compare runs on one page: curves, tables, samples"),
+    "study": ("study.py", "run, collect and write up the studies below experiments/"),
+    "serve": ("serve_reward.py", "serve a reward over HTTP, for reward=remote to ask"),
+    "doctor": (
+        "reward_doctor.py",
+        "examine a reward: does it order, repeat, how fast is it",
+    ),
+    "plan": ("plan_memory.py", "estimate GPU memory and the largest micro-batch that fits"),
+    "export": ("export_lora.py", "convert a run's LoRA for diffusers, peft or ComfyUI"),
+}
+"""The subcommands, each with its door in a checkout and what it does."""

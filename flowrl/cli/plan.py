@@ -1,0 +1,360 @@
+"""Estimate a run's GPU memory per phase, and the largest micro-batch that fits: no weights, no GPU.
+
+    python scripts/plan_memory.py model=sd35_medium --gpu 24
+    python scripts/plan_memory.py experiment=flow_dppo_flux2 batch.num_processes=8 --gpu 80
+
+Columns: `all along` and, on top of it, an evaluation or what an `iteration` holds of its samples;
+on top of that the largest of rollout, decoding, update and optimizer step. The largest models take
+minutes.
+
+The networks are built on PyTorch's meta device and run there, forwards and backwards as a run
+would; what each operation allocates and frees is counted, with attention as a fused kernel keeps
+it. The `batch.max_micro_batch` that it proposes changes nothing but memory and speed. Kernels' own
+workspace is not counted, so a share of the GPU is kept free; reward models are not counted either.
+trainer=ddp adds the buckets of its reduction; trainer=fsdp divides weights, gradients and optimizer
+state over `batch.num_processes` and makes blocks whole for a pass, of which an upper bound is
+counted.
+"""
+
+from __future__ import annotations
+
+from flowrl.launch.program import run_program
+
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from flowrl.algorithm import Algorithm
+from flowrl.cli.parser import make_parser
+from flowrl.launch.checks import check_guidance, check_trainer
+from flowrl.launch.compose import compose
+from flowrl.launch.validate import validate
+from flowrl.models.architectures import TEXT_PARAMETERS
+from flowrl.models.loading import EMBEDDED, META, resolve
+from flowrl.models.meta_memory import peak_of
+from flowrl.models.weights import DTYPES
+from flowrl.objectives import check_method, stochastic_steps
+from flowrl.training.batch_plan import BatchPlan
+from flowrl.tuning.protocol import TuningRecipe
+from flowrl.types import Conditioning
+
+GIB = 2**30
+SPARE = 0.08
+"""Share of the GPU left to the CUDA context, kernels' workspace and fragmentation."""
+
+STRATEGIES = {
+    "flowrl.parallel.strategies.replicas": "ddp",
+    "flowrl.parallel.strategies.parts": "fsdp",
+}
+
+BLOCKS_OF_A_PASS = 3
+BLOCKS_OF_AN_UPDATE = 6
+"""Whole blocks that FSDP2 holds at worst: one, the buffer it came in and the next one's; in a
+backward pass also its gradients, the buffer they leave in and the last one's.
+"""
+
+
+def size(module: nn.Module) -> int:
+    """Count the bytes of a module's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The bytes of one process: `fixed` always, `iteration` on top of it but in evaluations, the
+    others on top of these in their phase.
+    """
+
+    fixed: int
+    iteration: int
+    rollout: int
+    decode: int
+    update: int
+    step: int
+    evaluation: int
+
+    @property
+    def peak(self) -> int:
+        """Return the most bytes that are there at once."""
+        iteration = self.iteration + max(self.rollout, self.decode, self.update, self.step)
+        return self.fixed + max(iteration, self.evaluation)
+
+    def beyond(self, other: Costs, times: int) -> Costs:
+        """Return the costs that lie `times` the step from `other` to these further on: each grows
+        with the rows, or not at all.
+        """
+        pairs = zip(astuple(other), astuple(self), strict=True)
+        return Costs(*(here + times * (here - before) for before, here in pairs))
+
+
+class Plan:
+    """The networks of one configuration on the meta device, for one process."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        check_guidance(cfg)
+        check_trainer(cfg)
+        self.cfg = cfg
+        self.method: Algorithm = instantiate(cfg.algorithm)
+        check_method(self.method)
+        self.plan: BatchPlan = instantiate(cfg.batch)
+        name = cfg.model.pretrained
+        self.source = resolve(name) if name.startswith(EMBEDDED) else str(Path(name).expanduser())
+        self.model: Any = instantiate(cfg.model, pretrained=META + self.source)
+        self.recipe: TuningRecipe = instantiate(cfg.tuning)
+        with torch.device("meta"):
+            self.tuning = self.recipe.attach(self.model.transformer, seed=0)
+        # Compiled, or with another attention, nothing could be counted.
+        instantiate(cfg.backend, compile=False, attention=None).apply(self.model)
+        self.ref_scale = self.method.penalty.guidance_scale if self.method.penalty.beta else None
+        self.num_terms = len(stochastic_steps(self.method, iteration=0, seed=0, prompt=0))
+        self.slices = cfg.backend.slice_decoding
+        self.strategy = STRATEGIES.get(OmegaConf.select(cfg, "trainer.strategy._target_"))
+        self.parts = self.plan.num_processes if self.strategy == "fsdp" else 1
+        self.trained = self.tuning.parameters()
+        self.whole = sum(value.nbytes for value in self.trained.values())
+        self.share = self.whole // self.parts
+        # Copies of the trained weights while others stand in their place: Diffusion-NFT's old ones
+        # in rollouts and updates; the reference where its weights are divided, since then a pass
+        # reads them in place.
+        self.aside_for_old = self.share if self.method.loss.kind == "forward" else 0
+        self.aside_for_ref = self.share if self.parts > 1 else 0
+        for parameter in self.trained.values():
+            parameter.grad = torch.empty_like(parameter)  # counted among what is there all along
+
+    def conditioning(self, rows: int) -> Conditioning:
+        """Make the embeddings of so many prompts, with the negative prompt's where there is one."""
+        config = self.model.transformer.config
+        dtype = self.model.transformer.dtype
+        tokens = torch.empty(
+            rows, self.model.num_text_tokens, config.joint_attention_dim, dtype=dtype, device="meta"
+        )
+        pooled = torch.empty(
+            rows, config.get("pooled_projection_dim") or 0, dtype=dtype, device="meta"
+        )
+        negative = None
+        if self.model.negative_prompt is not None:
+            negative = Conditioning(tokens, pooled)
+        return Conditioning(tokens, pooled, negative)
+
+    def weights(self) -> dict[str, int]:
+        """Count what is there all along, from the first optimizer step on, by name."""
+        share = self.share
+        reference = self.tuning.reference or {}
+        reference_size = sum(value.nbytes for value in reference.values()) // self.parts
+        # All trained: buffers and the start. LoRA: the base, and the LoRA that it began from.
+        return {
+            "frozen weights": size(self.model.transformer) - self.whole + reference_size,
+            "autoencoder": size(self.model.vae),
+            "trained weights": share,
+            "their gradients": share,
+            "buckets of gradients": share if self.strategy == "ddp" else 0,
+            "optimizer": self.optimizer[0],
+            "EMA": share,
+            "old policy": self.aside_for_old,
+        }
+
+    @cached_property
+    def optimizer(self) -> tuple[int, int]:
+        """Count what the optimizer keeps, and what a step takes on top of that."""
+        optimizer = instantiate(self.cfg.optimizer)(list(self.trained.values()))
+        for group in optimizer.param_groups:
+            if group.get("foreach", False) is None and not group.get("fused"):
+                # It is PyTorch's choice on a GPU: a temporary of all weights at once.
+                group["foreach"] = True
+        optimizer.step()
+        num_bytes = 0
+        for state in optimizer.state.values():
+            # Step counts are on the CPU.
+            on_device = [value for value in state.values() if torch.is_tensor(value)]
+            num_bytes += sum(value.nbytes for value in on_device if value.is_meta)
+        return num_bytes // self.parts, peak_of(optimizer.step) // self.parts
+
+    @cached_property
+    def gathered(self) -> tuple[int, int]:
+        """Count what of divided weights is whole in a pass, and in an update: what is in no block,
+        and some blocks.
+        """
+        if self.parts == 1:
+            return 0, 0
+        kinds = set(getattr(self.model.transformer, "_no_split_modules", None) or ())
+        blocks = []
+        for module in self.model.transformer.modules():
+            if type(module).__name__ in kinds:
+                blocks.append(sum(value.nbytes for value in module.parameters()))
+        outside = self.whole - sum(blocks)
+        largest = max(blocks, default=0)
+        return outside + BLOCKS_OF_A_PASS * largest, 2 * outside + BLOCKS_OF_AN_UPDATE * largest
+
+    @torch.no_grad()
+    def look(self, x: Tensor, embeddings: Conditioning, scale: float, aside: int) -> None:
+        """Make a pass without gradients, with so many bytes of weights set aside."""
+        held = torch.empty(aside, dtype=torch.uint8, device="meta")
+        self.model.velocity(x, 0.5, embeddings, scale)
+        del held
+
+    def costs(self, rows: int) -> Costs:
+        """Count the bytes of each phase with micro-batches of so many rows."""
+        x = self.noise(rows)
+        embeddings = self.conditioning(rows)
+        scale = self.method.guidance_scale
+
+        def update() -> None:
+            velocity = self.model.velocity(x, 0.5, embeddings, scale)
+            if self.ref_scale is not None:
+                self.look(x, embeddings, self.ref_scale, self.aside_for_ref)
+            velocity.square().mean().backward()
+
+        rollout = (
+            peak_of(lambda: self.look(x, embeddings, scale, self.aside_for_old)) + self.gathered[0]
+        )
+        prompts = self.prompts(rows, embeddings)
+        return Costs(
+            sum(self.weights().values()),
+            self.iteration(embeddings),
+            rollout + prompts,
+            self.decode(rows) + self.aside_for_old,
+            max(peak_of(update) + self.gathered[1], rollout) + prompts,
+            self.optimizer[1],
+            self.evaluation,
+        )
+
+    @cached_property
+    def evaluation(self) -> int:
+        """Count what an evaluation takes while gradients and optimizer state are there: a copy of
+        the trained weights, whose place the average's take (so does an export); a set's initial
+        noise; a batch; its images until they are scored, at worst all of them. Of sets whose number
+        of prompts has no bound, a batch is counted.
+        """
+        settings = self.cfg.evaluation
+        rows = self.cfg.evaluation.batch_size
+        x = self.noise(rows)
+        embeddings = self.conditioning(rows)
+        aside = self.aside_for_ref if settings.kl_samples else 0
+        network = (
+            peak_of(lambda: self.look(x, embeddings, settings.guidance_scale, aside))
+            + self.gathered[0]
+        )
+        count = (settings.max_prompts or 0) * settings.images_per_prompt
+        held = (
+            12 * self.pixels * (-(-count // self.plan.num_processes)) + count * self.noise(1).nbytes
+        )
+        return self.share + held + max(network + self.prompts(rows, embeddings), self.decode(rows))
+
+    def noise(self, rows: int) -> Tensor:
+        """Make latents of so many rows."""
+        return torch.empty(rows, *self.model.latent_shape, device="meta")
+
+    def decode(self, rows: int) -> int:
+        """Count what decoding takes, with the images that it gives."""
+        latents = self.noise(1 if self.slices else rows)
+        return peak_of(lambda: self.model.decode(latents)) + 4 * 3 * rows * self.pixels
+
+    @property
+    def pixels(self) -> int:
+        """Return the number of an image's pixels."""
+        return (self.model.latent_shape[-1] * self.model.pipeline.vae_scale_factor) ** 2
+
+    def iteration(self, embeddings: Conditioning) -> int:
+        """Count what a process holds of all its samples: states, next states and means of trained
+        steps, images, and its prompts once, for micro-batches that divide a group or hold whole
+        ones.
+        """
+        samples = self.plan.num_samples // self.plan.num_processes
+        num_prompts = -(-samples // self.plan.group_size)
+        # Images until they are scored, at worst all of them.
+        held = samples * ((3 * self.num_terms + 1) * self.noise(1).nbytes + 12 * self.pixels)
+        return held + num_prompts * self.prompt(embeddings)
+
+    def prompt(self, embeddings: Conditioning) -> int:
+        """Count the bytes of one prompt's tokens and pooled embedding."""
+        return (embeddings.tokens.nbytes + embeddings.pooled.nbytes) // len(embeddings.tokens)
+
+    def prompts(self, rows: int, embeddings: Conditioning) -> int:
+        """Count the prompts that are copied for each row while a velocity field is at work, as the
+        negative prompt is.
+        """
+        return rows * self.prompt(embeddings) * (1 if embeddings.negative is None else 2)
+
+    def text_encoders(self) -> int | None:
+        """Count the bytes of the text encoders; None where the model is not a released one."""
+        count = TEXT_PARAMETERS.get(self.source)
+        return None if count is None else count * DTYPES[self.cfg.model.dtype].itemsize
+
+    def micro_batches(self) -> list[int]:
+        """List the numbers of rows that a process's share of an update can be divided into."""
+        share = self.plan.samples_per_update // self.plan.num_processes
+        return [rows for rows in range(1, share + 1) if share % rows == 0]
+
+    def remedies(self, costs: Costs) -> str:
+        """Name what may be changed where not even these costs fit."""
+        keys = [
+            "batch.num_processes (more GPUs)",
+            "batch.prompts_per_iteration",
+            "model.resolution",
+        ]
+        if costs.peak == costs.fixed + costs.evaluation:
+            keys.insert(0, "evaluation.batch_size, evaluation.max_prompts")
+        if not self.cfg.backend.gradient_checkpointing:
+            keys.insert(0, "backend.gradient_checkpointing=true")
+        if self.recipe.can_be_divided and self.parts == 1:
+            keys.insert(0, "trainer=fsdp (weights divided over GPUs)")
+        return ", ".join(keys)
+
+
+def report(cfg: DictConfig, gpu: float) -> None:
+    """Print the tables, and the largest micro-batch that fits."""
+    plan = Plan(cfg)
+    room = gpu * (1 - SPARE) * GIB
+    print(f"{cfg.model.pretrained}, {cfg.model.dtype}, {cfg.model.resolution} pixels; GiB per GPU")
+    for name, value in plan.weights().items():
+        if value:
+            print(f"  {name:<24}{value / GIB:>9.2f}")
+    encoders = plan.text_encoders()
+    if encoders is not None:
+        note = "dropped; the networks above come after"
+        if encoders > room:
+            note = "more than fits: embed elsewhere"
+        print(f"  {'text encoders, before':<24}{encoders / GIB:>9.2f}  ({note})")
+    print("  passes are being counted", flush=True)
+    names = ("all along", "iteration", "rollout", "decode", "update", "step", "evaluation", "peak")
+    print(f"{'micro-batch':>12}" + "".join(f"{name:>{len(name) + 3}}" for name in names))
+    fits = None
+    one = plan.costs(1)
+    two = plan.costs(2)
+    for rows in plan.micro_batches():
+        costs = two.beyond(one, rows - 2)
+        values = zip(names, (*astuple(costs), costs.peak), strict=True)
+        print(
+            f"{rows:>12}" + "".join(f"{value / GIB:>{len(name) + 3}.2f}" for name, value in values)
+        )
+        if costs.peak > room:
+            break
+        fits = rows
+    if fits is None:
+        print(f"nothing fits {gpu:g} GiB with {SPARE:.0%} kept free; change {plan.remedies(one)}")
+    else:
+        print(f"within {gpu:g} GiB, {SPARE:.0%} kept free: batch.max_micro_batch={fits}")
+
+
+def main() -> None:
+    """Read the command line, check it, and report."""
+    parser = make_parser("plan", __doc__)
+    parser.add_argument("overrides", nargs="*", help="configuration overrides, as for train.py")
+    parser.add_argument("--gpu", type=float, default=80, help="GiB of one GPU")
+    args = parser.parse_intermixed_args()
+    # its warning about casts concerns weights, of which there are none
+    diffusers.utils.logging.set_verbosity_error()
+    cfg = compose(["name=plan", *args.overrides])
+    validate(cfg)
+    report(cfg, args.gpu)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_program(main))

@@ -1,0 +1,62 @@
+"""Serve a reward over HTTP: POST /score, GET /health, GET /metrics.
+
+    python scripts/serve_reward.py reward=shapes port=8000
+    python train.py reward=remote reward.url=http://127.0.0.1:8000
+
+A scorer whose packages do not go with the trainer's runs from a virtual environment of its own.
+"""
+
+from __future__ import annotations
+
+from flowrl.launch.program import run_program
+
+import sys
+
+import torch
+from hydra.utils import instantiate
+
+from flowrl.cli.parser import make_parser
+from flowrl.errors import UserError
+from flowrl.launch.compose import compose
+from flowrl.launch.services import check_services
+
+SETTINGS = (
+    "host",
+    "port",
+    "device",
+    "max_batch",
+    "max_batch_bytes",
+    "max_wait",
+    "max_waiting",
+    "max_waiting_bytes",
+    "max_connections",
+    "idle_seconds",
+    "shutdown_seconds",
+)
+
+
+def main() -> None:
+    """Read the command line, build the reward, and serve it until a signal."""
+    parser = make_parser("serve", __doc__)
+    parser.add_argument(
+        "overrides", nargs="*", help="reward=NAME, and keys of conf/serve.yaml or of the reward"
+    )
+    overrides = parser.parse_args().overrides
+    try:
+        from flowrl.serving.server import serve
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{error.name} is not installed: pip install 'flowrl-lightning[serve]'"
+        ) from error
+    cfg = compose(overrides, config="serve")
+    if cfg.num_threads:
+        torch.set_num_threads(cfg.num_threads)
+    check_services(cfg.reward)
+    settings = {name: cfg[name] for name in SETTINGS}
+    serve(
+        instantiate(cfg.reward), limits=instantiate(cfg.limits), token_env=cfg.token_env, **settings
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

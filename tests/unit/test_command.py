@@ -1,0 +1,147 @@
+"""The command `flowrl`: what it lists, what it refuses, and how it calls and names its programs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowrl.__main__ import overview, refuse
+from flowrl.cli import PROGRAMS
+from flowrl.cli.parser import as_subcommands, make_parser
+from flowrl.errors import UserError
+from flowrl.launch.trust_jobs import check_sweep
+from flowrl.runs import command_line
+from flowrl.runs.command_line import resume_command, tool_command
+from flowrl.runs.installation import COMMAND, CONF, PACKAGE, find_repository
+from flowrl.sweep.job import command
+from flowrl.sweep.plan import Sweep
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Let this process be one that `flowrl NAME` has begun."""
+
+    def call(name):
+        monkeypatch.setattr(sys, "argv", [str(PACKAGE / "cli" / f"{name}.py")])
+
+    return call
+
+
+def flowrl(*words, cwd):
+    """Call the command in another folder."""
+    line = [sys.executable, "-m", "flowrl", *words]
+    env = {"PYTHONPATH": str(PACKAGE.parent), "PATH": "/usr/bin:/bin", "HOME": str(cwd)}
+    return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_each_program_has_a_line_a_module_and_a_door(root):
+    """Mutation: leave one of them out."""
+    modules = {path.stem for path in (root / "flowrl" / "cli").glob("*.py")}
+    assert modules - {"__init__", "parser"} == set(PROGRAMS)
+    lines = overview().splitlines()
+    for name, (script, about) in PROGRAMS.items():
+        assert f"  flowrl {name:<9} {about}" in lines
+        place = root / script if name == "train" else root / "scripts" / script
+        assert place.is_file()
+        if name != "train":
+            assert f"from flowrl.cli.{name} import main" in place.read_text()
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_command_alone_lists_and_loads_nothing_heavy(tmp_path):
+    """Mutation: import a program to list it, or list on standard error."""
+    code = (
+        "import runpy, sys; sys.argv = ['flowrl']\n"
+        "try: runpy.run_module('flowrl', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end: print(end.code, {'torch', 'hydra', 'pydantic'} & {*sys.modules})"
+    )
+    line = [sys.executable, "-c", code]
+    env = {"PYTHONPATH": str(PACKAGE.parent), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout == f"{overview()}\n0 set()\n", done.stderr
+    assert flowrl("--help", cwd=tmp_path).stdout == f"{overview()}\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("evalute", "did you mean 'evaluate'?.*choose one of train, evaluate"),
+        ("seed=1", "as in: flowrl train seed=1"),
+        ("-m", "as in: flowrl train -m"),
+    ],
+)
+def test_what_is_no_subcommand_is_answered(word, message):
+    """Mutation: hand it to a program."""
+    with pytest.raises(UserError, match=message):
+        refuse(word)
+
+
+def test_help_shows_the_program_as_it_was_called(called, monkeypatch):
+    """Mutation: tell who has no scripts/ to call one."""
+    text = "x\n\n    python scripts/serve_reward.py reward=shapes\n    python train.py seed=1"
+    monkeypatch.setattr(sys, "argv", ["scripts/serve_reward.py"])
+    as_script = make_parser("serve", text)
+    assert (as_script.prog, as_script.description) == ("serve_reward.py", text)
+    called("serve")
+    parser = make_parser("serve", text)
+    assert parser.prog == "flowrl serve"
+    expected = "x\n\n    flowrl serve reward=shapes\n    flowrl train seed=1"
+    assert parser.description == expected
+    assert as_subcommands("see scripts/report.py") == "see flowrl report"
+
+
+def test_jobs_of_the_command_are_started_by_its_name(tmp_path):
+    """Python would take the modules beside a script for packages. Mutation: call the file."""
+    assert command(["seed=1"], COMMAND) == [sys.executable, "-m", "flowrl", "train", "seed=1"]
+    mine = tmp_path / "train.py"
+    assert command(["seed=1"], mine) == [sys.executable, str(mine), "seed=1"]
+
+
+def test_printed_commands_are_the_ones_that_were_called(called, monkeypatch):
+    """`flowrl` where a shell finds the one of this Python. Mutation: name train.py, which is not
+    there.
+    """
+    monkeypatch.setattr(command_line, "interpreter", lambda: "python")
+    monkeypatch.setattr(command_line.shutil, "which", lambda name: f"/nowhere/{name}")
+    called("train")
+    assert resume_command("x") == "python -m flowrl train resume=x"
+    here = Path(sys.executable).parent
+    monkeypatch.setattr(command_line.shutil, "which", lambda name: str(here / name))
+    assert resume_command("x", is_sweep=True) == "flowrl train -m resume=x"
+    assert tool_command("report", "report.py", "my runs") == "flowrl report 'my runs'"
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert tool_command("report", "report.py", "x") == "python scripts/report.py x"
+    monkeypatch.setattr(command_line, "REPOSITORY", None)
+    assert tool_command("report", "report.py", "x") == "flowrl report x"
+
+
+def test_an_installed_package_holds_its_configuration(tmp_path, monkeypatch):
+    """A folder `conf` beside an installed package is a stranger's. Mutation: look beside it first,
+    or for train.py.
+    """
+    assert find_repository() == PACKAGE.parent and PACKAGE.parent / "conf" == CONF
+    monkeypatch.setattr("flowrl.runs.installation.PACKAGE", tmp_path / "flowrl")
+    (tmp_path / "conf").mkdir()
+    assert find_repository() == tmp_path
+    (tmp_path / "flowrl" / "conf").mkdir(parents=True)
+    assert find_repository() is None
+
+
+def test_a_sweep_names_no_directory_to_look_for_code(tmp_path, monkeypatch):
+    """Python looks there for any module of a job that is called by name. Mutation: start it
+    there.
+    """
+    folder = tmp_path / "sweep"
+    other = tmp_path / "other"
+    for place in (folder, other):
+        place.mkdir()
+    monkeypatch.chdir(other)
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    check_sweep(folder, Sweep(COMMAND, other, (("seed=1",),)), COMMAND)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="in which Python looks for code; continue it from there"):
+        check_sweep(folder, Sweep(COMMAND, other, (("seed=1",),)), COMMAND)
+    script = tmp_path / "train.py"
+    check_sweep(folder, Sweep(script, other, (("seed=1",),)), script)
