@@ -137,8 +137,9 @@ def policy_size(trees: dict[str, ast.Module]) -> tuple[int, int]:
 
 
 def is_in_hall(path: str) -> bool:
-    """Tell whether a module stands in no folder of the package."""
-    return len(PurePosixPath(path).parts) == 2 and not path.endswith("__init__.py")
+    """Tell whether a module stands in no folder of the package, those aside that Python names."""
+    place = PurePosixPath(path)
+    return len(place.parts) == 2 and not place.name.startswith("__")
 
 
 def measure(sources: Sources) -> dict[str, float]:
