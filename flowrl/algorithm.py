@@ -17,7 +17,7 @@ from flowrl.losses.reference import ReferencePenalty
 from flowrl.samplers.protocol import Sampler
 from flowrl.samplers.steps import StochasticSteps
 from flowrl.schedule import Interval, Schedule, intervals
-from flowrl.values.bounds import Guidance, Steps
+from flowrl.values.bounds import Guidance, StepCount
 
 
 def sampler_option(sampler: object) -> str:
@@ -51,7 +51,7 @@ class Algorithm:
 
     sampler: Sampler
     schedule: Schedule
-    num_steps: Steps
+    num_steps: StepCount
     steps: StochasticSteps
     guidance_scale: Guidance
     shared_initial_noise: bool

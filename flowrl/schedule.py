@@ -19,13 +19,14 @@ from flowrl.values.check import check_fields
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """One step of a grid. `sigma_max` is the grid's second value, which stands in for sigma where 1
-    - sigma is 0.
+    """One step of a grid. `second_sigma` is the grid's second value, which stands in for sigma
+    where 1
+    - sigma is 0; flow_grpo calls it sigma_max.
     """
 
     sigma: float
     sigma_next: float
-    sigma_max: float
+    second_sigma: float
 
     @property
     def dt(self) -> float:

@@ -48,10 +48,10 @@ from flowrl.evaluation.subjects import Subject
 from flowrl.evaluation.summary import gallery, summarise
 from flowrl.launch.build import build
 from flowrl.launch.compose import compose
+from flowrl.launch.foreign_targets import check_config, parse
 from flowrl.launch.quiet import quieten
 from flowrl.launch.saved import read_saved
 from flowrl.launch.start import with_copy
-from flowrl.launch.trust import check_config, parse
 from flowrl.parallel import background
 from flowrl.prompts.files import prompt_set
 from flowrl.runs.command_line import key_of

@@ -29,7 +29,7 @@ from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.tuning.weights import swapped
 from flowrl.types import Prompt, RewardOutput
-from flowrl.values.bounds import Count, Guidance, Natural, Samples, Seed, Steps, Subset, Text
+from flowrl.values.bounds import Count, Guidance, Natural, Samples, Seed, StepCount, Subset, Text
 from flowrl.values.check import checked
 from flowrl.values.plural import counted
 
@@ -75,7 +75,7 @@ class Evaluator:
         *,
         sets: Mapping[str, Sequence[Prompt]],
         schedule: Schedule,
-        num_steps: Steps,
+        num_steps: StepCount,
         guidance_scale: Guidance,
         max_prompts: Count | None,
         images_per_prompt: Samples,

@@ -40,8 +40,9 @@ def build(
     `examine` sees the prompts to train on and those of each evaluation set before that, too. Raises
     UserError for a key, a value or a combination that is refused.
     """
-    # The configuration of a new run was looked at more strictly before PyTorch was loaded.
-    validate(cfg, is_resumed=True)
+    # Leniently, since the run may be a resumed one of another version; a new run was looked at
+    # more strictly before PyTorch was loaded.
+    validate(cfg, allows_other_keys=True)
     torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
     # What is cheap to build comes first, so that a mistake is told before minutes of loading.
     algorithm: Algorithm = instantiate(cfg.algorithm)
@@ -92,5 +93,7 @@ def build(
     instantiate(cfg.backend).apply(model)
     # All prompts at once, so that text encoders need not stay in memory.
     every_prompt = data.prompts + evaluator.prompts
-    policy.embed = instantiate(cfg.embeddings)(model, every_prompt)
+    policy.embed = instantiate(cfg.embeddings)(
+        model, every_prompt, num_processes=plan.num_processes
+    )
     return policy, data, evaluator

@@ -19,13 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.callbacks.trackers import default_tags
 from flowrl.errors import UserError
-from flowrl.launch import trust
+from flowrl.launch import foreign_targets
 from flowrl.launch.changes import overridden
 from flowrl.launch.composed import freeze
+from flowrl.launch.foreign_targets import check_config, project_folders
 from flowrl.launch.moved import move
 from flowrl.launch.saved import read_saved
 from flowrl.launch.start import refuse_other_start, take_from_file
-from flowrl.launch.trust import check_config, project_folders
 from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs.changes import Change
 from flowrl.runs.command_line import resume_command
@@ -52,7 +52,7 @@ def configure(cfg: DictConfig) -> tuple[DictConfig, list[Change]]:
     if not is_later_rank():
         claim(folder)
     if cfg.resume:
-        return _resumed(Path(cfg.resume), folder, is_trusted=bool(cfg.get(trust.KEY)))
+        return _resumed(Path(cfg.resume), folder, is_trusted=bool(cfg.get(foreign_targets.KEY)))
     return _new(cfg, folder), []
 
 
@@ -92,7 +92,7 @@ def _resumed(run: Path, folder: str, *, is_trusted: bool) -> tuple[DictConfig, l
     # A key that the run lacks is then a mistake, unless it is given with `+`.
     OmegaConf.set_struct(saved, True)
     # These two are about the launch, and no keys of the run itself.
-    of_launch = ("resume", trust.KEY)
+    of_launch = ("resume", foreign_targets.KEY)
     task = [str(item.input_line) for item in overrides if item.key_or_group not in of_launch]
     refuse_other_start(task, OmegaConf.select(saved, "lora.start"))
     merged = with_overrides(saved, task)

@@ -23,16 +23,16 @@ from flowrl.callbacks.checkpoint import NO_CHECKPOINT, Checkpoint
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
-from flowrl.launch import trust
+from flowrl.launch import foreign_targets
 from flowrl.launch.build import build
 from flowrl.launch.changes import Provenance, refuse_without_iterations
 from flowrl.launch.checks import check_accelerator
 from flowrl.launch.composed import calling_script, job_of
 from flowrl.launch.errors import one_line_errors
+from flowrl.launch.foreign_jobs import check_job, continue_command
 from flowrl.launch.quiet import quieten
 from flowrl.launch.resume import configure, write_config
 from flowrl.launch.start import keep_copy, with_copy
-from flowrl.launch.trust_jobs import check_job, continue_command
 from flowrl.parallel import background
 from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs import disk
@@ -57,8 +57,8 @@ def run_job(cfg: DictConfig) -> float | None:
     folder = Path(hydra.runtime.output_dir)
     # Under another launcher than our own, which calls train.py itself.
     if hydra.mode == RunMode.MULTIRUN:
-        if not cfg.get(trust.KEY):
-            conf = trust.project_folders(hydra, leaving_out=folder)
+        if not cfg.get(foreign_targets.KEY):
+            conf = foreign_targets.project_folders(hydra, leaving_out=folder)
             check_job(folder, conf, tuple(hydra.overrides.task))
         job = job_of(cfg, folder, is_started_by_hydra=True)
         job.is_trusted = True  # what its folder holds was checked, or is trusted

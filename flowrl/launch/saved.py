@@ -8,7 +8,6 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowrl.errors import UserError
 from flowrl.launch.moved import move
 from flowrl.runs.files import damaged, read_text
 
@@ -18,11 +17,10 @@ def read_saved(path: Path, remedy: str) -> DictConfig:
 
     Raises UserError, with the remedy, for a damaged file.
     """
+    text = read_text(path, remedy)
     try:
-        saved = OmegaConf.create(read_text(path, remedy))
+        saved = OmegaConf.create(text)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
         raise damaged(path, error, remedy) from error
     if not isinstance(saved, DictConfig) or not saved:
         raise damaged(path, "it holds no configuration", remedy)

@@ -28,8 +28,8 @@ from flowrl.values.bounds import (
     Seed,
     Share,
     Shift,
+    StepCount,
     StepNumber,
-    Steps,
     Text,
     Threshold,
     Tokens,
@@ -45,16 +45,16 @@ class Node:
 class Trained:
     """The steps of a rollout that may be stochastic: `count` of those from `low` to `high`."""
 
-    count: Steps
+    count: StepCount
     low: StepNumber
-    high: Steps
+    high: StepCount
 
 
 @dataclass
 class Rollout:
     """The keys that `Algorithm` and the steps take by interpolation."""
 
-    num_steps: Steps
+    num_steps: StepCount
     guidance_scale: Guidance
     shared_initial_noise: bool
     trained: Trained

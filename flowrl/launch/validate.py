@@ -57,19 +57,19 @@ WHOLE = {
 """Nodes that are built as they stand."""
 
 
-def validate(cfg: DictConfig, *, is_resumed: bool = False) -> None:
+def validate(cfg: DictConfig, *, allows_other_keys: bool = False) -> None:
     """Raise UserError, in one line, for the first key whose value is not of its type or out of its
     bounds.
 
-    A run of another version, which `is_resumed`, may lack keys that nothing reads, and have some
-    that nothing knows.
+    A run of another version, which `allows_other_keys`, may lack keys that nothing reads, and have
+    some that nothing knows.
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
     if raw.get("run_dir", "") is None:
         # It stands for the new folder, which is made later, and for all that take it from there.
         raw["run_dir"] = "outputs"
-    _Walk(cfg, {str(key): value for key, value in raw.items()}, is_resumed).run()
+    _Walk(cfg, {str(key): value for key, value in raw.items()}, allows_other_keys).run()
 
 
 def name_of(path: Path) -> str:
@@ -85,10 +85,10 @@ class _Walk:
     written.
     """
 
-    def __init__(self, cfg: DictConfig, raw: dict[str, Any], is_resumed: bool) -> None:
+    def __init__(self, cfg: DictConfig, raw: dict[str, Any], allows_other_keys: bool) -> None:
         self.cfg = cfg
         self.raw = raw
-        self.is_resumed = is_resumed
+        self.allows_other_keys = allows_other_keys
         # The keys that an interpolation somewhere reads.
         self.references: set[str] = set()
         for text in _texts(raw):
@@ -210,10 +210,10 @@ class _Walk:
         for key, hint in hints.items():
             if key in node:
                 self.check((*place, key), node[key], hint)
-            elif not self.is_resumed:
+            elif not self.allows_other_keys:
                 raise UserError(_absent(name_of((*place, key))))
         for key, value in node.items():
-            if key not in hints and not self.is_resumed:
+            if key not in hints and not self.allows_other_keys:
                 self.check_unknown((*place, str(key)), value, hints)
 
     def check_unknown(self, path: Path, value: Any, names: Mapping[str, Any]) -> None:

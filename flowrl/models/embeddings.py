@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import textwrap
 import time
@@ -24,9 +23,10 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.protocol import TextModel
+from flowrl.parallel.launcher import rank
 from flowrl.runs.files import grant_usual_mode
 from flowrl.types import Conditioning, Prompt
-from flowrl.values.bounds import Chunk, Text
+from flowrl.values.bounds import Chunk, Processes, Text
 from flowrl.values.check import checked
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,13 @@ class PromptEmbeddings:
 
     @checked("embeddings")
     def __init__(
-        self, model: TextModel, prompts: Iterable[Prompt], *, folder: Text | None, chunk: Chunk
+        self,
+        model: TextModel,
+        prompts: Iterable[Prompt],
+        *,
+        folder: Text | None,
+        chunk: Chunk,
+        num_processes: Processes = 1,
     ) -> None:
         self.negative = model.negative_prompt
         texts = {prompt.text for prompt in prompts}
@@ -102,23 +108,21 @@ class PromptEmbeddings:
             truncated = model.truncated_part(text)
             if truncated:
                 self.store.truncated[text] = truncated
-        # Processes are told apart by their launcher's variables: there is no process group yet.
-        rank = int(os.environ.get("RANK", 0))
-        if rank == 0:
+        # There is no process group yet, so the launcher tells processes apart.
+        if rank() == 0:
             _warn_of_truncation(self.store.truncated, num_prompts)
         if absent:
-            self._embed(model, sorted(texts), chunk, rank)
+            self._embed(model, sorted(texts), chunk, num_processes)
         model.drop_text_encoders()
         self._last: tuple[list[str], Conditioning] | None = None
 
-    def _embed(self, model: TextModel, texts: list[str], size: int, rank: int) -> None:
-        """Encode the texts that are missing, `size` at a time."""
+    def _embed(self, model: TextModel, texts: list[str], size: int, num_processes: int) -> None:
+        """Encode the texts that are missing, `size` at a time, as one of several processes."""
         chunks = [texts[i : i + size] for i in range(0, len(texts), size)]
         if self.store.is_shared:
             # Every process begins elsewhere and asks anew before each chunk: together they encode
             # each text about once.
-            num_processes = int(os.environ.get("WORLD_SIZE", 1))
-            start = len(chunks) * rank // num_processes
+            start = len(chunks) * rank() // num_processes
             chunks = chunks[start:] + chunks[:start]
         is_expected = False
         for chunk in chunks:

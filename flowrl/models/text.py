@@ -4,7 +4,6 @@ embedded.
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+
+from flowrl.parallel.launcher import local_rank
 
 Limits = Mapping[str, int]
 """Names of a pipeline's tokenizers, and how many tokens each may give."""
@@ -65,7 +66,7 @@ def device() -> torch.device:
     """Return this process's GPU, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", local_rank())
 
 
 @contextmanager

@@ -133,8 +133,9 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     """Read the names with values in a YAML file, none from an empty one. Raises UserError, with the
     remedy, for others.
     """
+    text = read_text(path, remedy)
     try:
-        value = yaml.load(read_text(path, remedy), LOADER)
+        value = yaml.load(text, LOADER)
     # PyYAML itself raises ValueError, for a date such as 2026-13-01.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise damaged(path, error, remedy) from error

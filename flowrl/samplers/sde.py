@@ -38,7 +38,7 @@ class FlowSDE:
     def diffusion(self, interval: Interval) -> float:
         """Return g, the diffusion coefficient (not a standard deviation of the step)."""
         # At sigma 1 the denominator is zero, so that flow_grpo takes the grid's second value there.
-        below_one = interval.sigma_max if interval.sigma == 1 else interval.sigma
+        below_one = interval.second_sigma if interval.sigma == 1 else interval.sigma
         return self.noise_level * math.sqrt(interval.sigma / (1 - below_one))
 
     def std(self, interval: Interval) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from flowrl.errors import UserError
-from flowrl.values.bounds import Count, StepNumber, Steps
+from flowrl.values.bounds import Count, StepCount, StepNumber
 from flowrl.values.check import check_fields
 
 
@@ -48,9 +48,9 @@ class Window:
     wraps around (MixGRPO's progressive window) where that is set.
     """
 
-    size: Steps
+    size: StepCount
     low: StepNumber
-    high: Steps
+    high: StepCount
     advance_every: Count | None
 
     def __post_init__(self) -> None:
@@ -84,9 +84,9 @@ class Subset:
     Flow-DPPO takes 3 of [0, 6).
     """
 
-    count: Steps
+    count: StepCount
     low: StepNumber
-    high: Steps
+    high: StepCount
 
     def __post_init__(self) -> None:
         check_fields(self, "steps")

@@ -135,7 +135,7 @@ class Pages:
                 )
         except wire.TooLarge as error:
             raise Refused(413, str(error)) from error
-        except ValueError as error:
+        except UserError as error:
             raise Refused(422, str(error)) from error
         except Busy as error:
             raise Refused(503, str(error)) from error

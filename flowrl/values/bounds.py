@@ -62,7 +62,7 @@ hours.
 Samples = Annotated[int, Ge(1), Le(1_000_000)]
 """Prompts, images or updates of an iteration, and images of a prompt."""
 
-Steps = Annotated[int, Ge(1), Le(1000)]
+StepCount = Annotated[int, Ge(1), Le(1000)]
 """Steps of a sigma grid: diffusers' own timesteps end at 1,000."""
 
 StepNumber = Annotated[int, Ge(0), Lt(1000)]

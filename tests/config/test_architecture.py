@@ -42,7 +42,7 @@ ROOMS = {
     "images": ("errors", "numpy", "PIL"),
     "prompts": ("errors", "shapes", "types", "values", "annotated_types", "numpy"),
     "runs": ("errors", "parallel", "types", "yaml", *LEARNING),
-    "models": ("errors", "runs.files", "types", "values", "httpx", *LEARNING),
+    "models": ("errors", "parallel.launcher", "runs.files", "types", "values", "httpx", *LEARNING),
     "tuning": ("errors", "models.weights", "parallel", "runs", "values", *LEARNING),
     "parallel": ("errors", "values", "lightning"),
     "rewards": (

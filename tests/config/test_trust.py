@@ -19,8 +19,8 @@ from flowrl.errors import UserError
 from flowrl.evaluation.subjects import Subject
 from flowrl.launch.compose import compose
 from flowrl.launch.composed import HEAD
-from flowrl.launch.trust import check_config
-from flowrl.launch.trust_jobs import check_job, check_overrides, check_sweep, continue_command
+from flowrl.launch.foreign_jobs import check_job, check_overrides, check_sweep, continue_command
+from flowrl.launch.foreign_targets import check_config
 from flowrl.runs.provenance import git_revision
 from flowrl.sweep.plan import Sweep
 

@@ -262,18 +262,18 @@ def test_a_run_of_another_version_may_lack_and_have_keys_of_the_schema():
     OmegaConf.set_struct(cfg, False)
     del cfg.trust.guard_clip
     cfg.forgotten = 1
-    validate(cfg, is_resumed=True)
+    validate(cfg, allows_other_keys=True)
     with pytest.raises(UserError):
         validate(cfg)
     cfg.seed = "abc"
     with pytest.raises(UserError, match="seed=abc must be"):
-        validate(cfg, is_resumed=True)
+        validate(cfg, allows_other_keys=True)
 
 
 @pytest.mark.parametrize("path", sorted(Path(ROOT / "outputs").glob("*/*/source.yaml")))
 def test_runs_that_are_there_can_be_resumed(path):
     """Mutation: refuse what an earlier version wrote."""
-    validate(OmegaConf.load(path), is_resumed=True)
+    validate(OmegaConf.load(path), allows_other_keys=True)
 
 
 def test_the_parts_that_rewards_name_are_what_they_give():

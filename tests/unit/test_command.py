@@ -10,7 +10,7 @@ from flowrl.__main__ import overview, refuse
 from flowrl.cli import PROGRAMS
 from flowrl.cli.parser import as_subcommands, make_parser
 from flowrl.errors import UserError
-from flowrl.launch.trust_jobs import check_sweep
+from flowrl.launch.foreign_jobs import check_sweep
 from flowrl.runs import command_line
 from flowrl.runs.command_line import resume_command, tool_command
 from flowrl.runs.installation import COMMAND, CONF, PACKAGE, find_repository

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from flowrl.models.embeddings import Folder, PromptEmbeddings
+from flowrl.parallel import launcher
 from flowrl.types import Conditioning, Prompt
 
 
@@ -36,10 +37,9 @@ class Encoder:
         self.dropped += 1
 
 
-def embed(model, texts, folder=None, chunk=2):
-    return PromptEmbeddings(
-        model, [Prompt(text) for text in texts], folder=folder and str(folder), chunk=chunk
-    )
+def embed(model, texts, folder=None, chunk=2, **options):
+    prompts = [Prompt(text) for text in texts]
+    return PromptEmbeddings(model, prompts, folder=folder and str(folder), chunk=chunk, **options)
 
 
 TEXTS = ["a cat", "two dogs", "bird", "an elephant", "cats"]
@@ -252,14 +252,16 @@ def test_prompts_that_are_cut_are_warned_of_once_by_every_run(tmp_path, caplog, 
     assert warnings_of(caplog, Encoder(), texts, tmp_path) == []
 
 
-def test_processes_begin_elsewhere_and_share_the_work(tmp_path, monkeypatch):
-    """Mutation: let every process encode everything in one order."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_processes_begin_elsewhere_and_share_the_work(variable, tmp_path, monkeypatch):
+    """Whoever started them: torchrun, a sweep or srun. Mutation: let every process encode
+    everything in one order, or ask torchrun's variable alone.
+    """
     firsts = []
     for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv(variable, rank)
         model = Encoder()
-        embed(model, [*TEXTS, "zebra"], tmp_path / rank)
+        embed(model, [*TEXTS, "zebra"], tmp_path / rank, num_processes=2)
         firsts.append(model.seen[0])
     assert firsts == ["a cat", "bird"]
 
@@ -268,3 +270,21 @@ def test_chunks_have_a_size():
     """Mutation: accept 0."""
     with pytest.raises(ValueError, match=r"embeddings\.chunk=0"):
         embed(Encoder(), TEXTS, chunk=0)
+
+
+@pytest.mark.parametrize(
+    ("variables", "numbers"),
+    [
+        ({}, (0, 0)),
+        ({"RANK": "9", "LOCAL_RANK": "1"}, (9, 1)),
+        ({"LOCAL_RANK": "3"}, (3, 3)),
+        ({"SLURM_PROCID": "5", "SLURM_LOCALID": "2"}, (5, 2)),
+    ],
+)
+def test_a_process_knows_its_place_whoever_started_it(variables, numbers, monkeypatch):
+    """torchrun, Lightning or a sweep, srun. Mutation: take a machine's number for the run's."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert (launcher.rank(), launcher.local_rank()) == numbers

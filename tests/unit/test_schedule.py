@@ -32,9 +32,9 @@ def test_shift_1_is_uniform():
 
 
 def test_intervals_chain_and_share_sigma_max(grid):
-    """Mutation: give every interval its own sigma_next as sigma_max, or dt a positive sign."""
+    """Mutation: give every interval its own sigma_next as second_sigma, or dt a positive sign."""
     assert [step.sigma_next for step in grid[:-1]] == [step.sigma for step in grid[1:]]
-    assert {step.sigma_max for step in grid} == {grid[1].sigma}
+    assert {step.second_sigma for step in grid} == {grid[1].sigma}
     assert [step.dt for step in grid] == pytest.approx([b - a for a, b in pairwise(SD35)], abs=1e-5)
 
 

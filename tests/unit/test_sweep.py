@@ -14,7 +14,7 @@ import pytest
 
 from flowrl.errors import UserError
 from flowrl.launch.composed import read_job
-from flowrl.launch.trust import is_trusting
+from flowrl.launch.foreign_targets import is_trusting
 from flowrl.runs.command_line import override
 from flowrl.sweep import pool, ranks
 from flowrl.sweep.job import JobsFailed, environment, num_ranks, objective

@@ -16,8 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
 from flowrl.launch.composed import DAMAGED, HEAD
-from flowrl.launch.saved import read_saved
-from flowrl.launch.trust import (
+from flowrl.launch.foreign_targets import (
     CODE,
     FILES,
     KEY,
@@ -35,6 +34,7 @@ from flowrl.launch.trust import (
     project_of,
     resolvers_of,
 )
+from flowrl.launch.saved import read_saved
 from flowrl.runs.command_line import escape, resume_command
 from flowrl.runs.files import SOURCE, read_text
 from flowrl.runs.installation import COMMAND, CONF, TRAIN
