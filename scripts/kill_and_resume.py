@@ -32,7 +32,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 import flowrl.launch.run  # noqa: F401 - heavy, so before the forks
-from flowrl.runs.checkpoint import list_complete
+from flowrl.runs.checkpoint import list_with_state
 from flowrl.runs.files import CHECKPOINTS, CONFIG, METRICS
 from flowrl.runs.installation import TRAIN
 
@@ -140,7 +140,7 @@ def state(folder: Path) -> dict[str, object]:
     """Read what must be equal, by name: rows, tensors of the last checkpoint, exported weights,
     last picture.
     """
-    last = list_complete(folder / CHECKPOINTS)[-1]
+    last = list_with_state(folder / CHECKPOINTS)[-1]
     files = [
         *last.glob("*.safetensors"),
         *folder.glob("lora/*"),

@@ -63,7 +63,7 @@ class Checkpoint(Callback):
         """Load the newest whole checkpoint's weights and counters, 0 iterations if there is
         none.
         """
-        newest = checkpoint.newest(self.folder / CHECKPOINTS, self.stems(policy), STATE_KEYS)
+        newest = checkpoint.load_newest(self.folder / CHECKPOINTS, self.stems(policy), STATE_KEYS)
         if newest is None:
             self.record.start_anew()
             return 0
@@ -91,7 +91,7 @@ class Checkpoint(Callback):
         if trainer.is_global_zero and self.restored is not None:
             # Only now, since all processes have read theirs.
             checkpoint.set_aside_after(self.restored)
-            checkpoint.sweep(self.folder / CHECKPOINTS)
+            checkpoint.remove_leftovers(self.folder / CHECKPOINTS)
         # Lightning has moved the policy by now, but knows nothing of these.
         device = pl_module.device
         averages = pl_module.ema.weights
@@ -165,7 +165,7 @@ class Checkpoint(Callback):
 
     def newest(self) -> str:
         """Say what a resumed run would start from."""
-        complete = checkpoint.list_complete(self.folder / CHECKPOINTS)
+        complete = checkpoint.list_with_state(self.folder / CHECKPOINTS)
         if not complete:
             return NO_CHECKPOINT
         iteration = int(complete[-1].name)

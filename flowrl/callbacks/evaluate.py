@@ -73,7 +73,7 @@ class Evaluate(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Policy)
         for name in self.evaluator.sets:
-            pl_module.print(f"evaluation prompts, {name}: {self.evaluator.told(name)}")
+            pl_module.print(f"evaluation prompts, {name}: {self.evaluator.describe(name)}")
         if pl_module.num_iterations:
             self.restore()
         else:
@@ -151,7 +151,7 @@ class Evaluate(Callback):
         report_evaluation(policy, metrics)
         headline = self.headline(result)
         self.record.add(when, metrics, headline)
-        places = self.evaluator.spread_over(len(prompts), self.num_shown)
+        places = self.evaluator.places_of(len(prompts), self.num_shown)
         images, values = self.shown(scores, result.images[main], places)
         # Only now, since `shown` gathers the images of all processes.
         if not trainer.is_global_zero:

@@ -245,7 +245,7 @@ def run(args: argparse.Namespace) -> None:
     evaluators: list[Evaluator] = [instantiate(cfg.evaluation) for cfg in configs]
     network = Inception(args.inception) if args.inception else RandomConv()
     for name in evaluators[0].sets:
-        print(f"{name}: {evaluators[0].told(name)}")
+        print(f"{name}: {evaluators[0].describe(name)}")
     reference = None
     if args.reference:
         features, told = folder_features(args.reference, network)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.evaluation.shares import Share, merge, spread
-from flowrl.gaussian import Likelihood
+from flowrl.gaussian import MEAN_KL
 from flowrl.images.image_statistics import panel
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.parallel.collectives import gather
@@ -35,7 +35,6 @@ from flowrl.values.plural import counted
 
 log = logging.getLogger(__name__)
 
-_MEAN_KL = Likelihood(reduction="mean", form="gaussian")
 _NOISE_ITERATION = 2**32 - 1
 """The noise iteration of evaluations, which no training iteration reaches."""
 
@@ -110,7 +109,7 @@ class Evaluator:
         """The prompts of all sets."""
         return [prompt for prompts in self.sets.values() for prompt in prompts]
 
-    def told(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         """Tell how many prompts of a set are used, which ones where not all are, and how many texts
         where some repeat.
         """
@@ -126,7 +125,7 @@ class Evaluator:
             text += f"; {num_texts} different texts, each of which counts once in intervals"
         return text
 
-    def spread_over(self, total: int, wanted: int) -> list[int]:
+    def places_of(self, total: int, wanted: int) -> list[int]:
         """Return the places of `wanted` of a set's `total` prompts or samples, taken as its prompts
         are from their source.
         """
@@ -153,7 +152,7 @@ class Evaluator:
                 assert share.scores.terms is not None
                 # Before any metric: a mean over what few samples have a reward would mislead.
                 policy.reward.check(share.scores.is_valid, share.scores.terms, share.scores.info)
-                metrics |= self._score(name, repeated, share)
+                metrics |= self._metrics(name, repeated, share)
                 kl = self.kl_to_reference(policy, repeated)
                 if kl is not None and math.isfinite(kl):
                     metrics[f"eval/{name}/kl_ref"] = kl
@@ -185,10 +184,10 @@ class Evaluator:
         """Draw images of a set's samples from row `first` on, whose prompts are given, under the
         weights as they are.
         """
-        batches = self._batches(policy, prompts, first, self._starts(prompts))
+        batches = self._batches(policy, prompts, first, self._batch_starts(prompts))
         return torch.cat([images for _, images in batches])
 
-    def _starts(self, prompts: Sequence[Prompt]) -> range:
+    def _batch_starts(self, prompts: Sequence[Prompt]) -> range:
         """Return the first row of each batch of these prompts."""
         return range(0, len(prompts), self.batch_size)
 
@@ -242,7 +241,7 @@ class Evaluator:
         block = math.lcm(self.batch_size, self.images_per_prompt) // self.batch_size
         num_processes = policy.plan.num_processes
         shares: list[list[int]] = [[] for _ in range(num_processes)]
-        for i, start in enumerate(self._starts(prompts)):
+        for i, start in enumerate(self._batch_starts(prompts)):
             # Blocks go to the processes in turn.
             rank = i // block % num_processes
             shares[rank].append(start)
@@ -285,7 +284,7 @@ class Evaluator:
                 x, history = self.solver.advance(x, velocity, interval, history)
             yield rows, policy.model.decode(x)
 
-    def _score(self, name: str, prompts: Sequence[Prompt], share: Share) -> dict[str, float]:
+    def _metrics(self, name: str, prompts: Sequence[Prompt], share: Share) -> dict[str, float]:
         """Return the metrics of a set; one that no image has a value for is left out."""
         # Any statistic would do: all of them are NaN where a pixel is.
         is_broken = ~share.looks["brightness"].isfinite()
@@ -327,16 +326,17 @@ class Evaluator:
         """Return the mean exact KL(current || reference) per step and dimension, over `kl_samples`
         of a set's samples.
 
-        None where nothing is measured: without samples, or without a stochastic step.
+        The states are those of Euler's deterministic path, whatever draws the images. None where
+        nothing is measured: without samples, or without a stochastic step.
         """
-        rows = self.spread_over(len(prompts), self.kl_samples)
+        rows = self.places_of(len(prompts), self.kl_samples)
         prompts = [prompts[row] for row in rows]
         is_stochastic = any(self.sampler.std(interval) > 0 for interval in self.intervals)
         if not prompts or not is_stochastic:
             return None
         noise = self._noise(policy, rows)
         batches = []
-        for start in self._starts(prompts):
+        for start in self._batch_starts(prompts):
             rows_of_batch = slice(start, start + self.batch_size)
             batches.append(self._divergences(policy, prompts[rows_of_batch], noise[rows_of_batch]))
         # From one list of steps a batch to all samples of one step; batches may differ in size.
@@ -363,7 +363,7 @@ class Evaluator:
                         self.guidance_scale,
                     )
                 ref_step = self.sampler.step(x, ref_velocity, interval)
-                divergences.append(_MEAN_KL.kl(step, ref_step.mean))
+                divergences.append(MEAN_KL.kl(step, ref_step.mean))
             # On the current policy's way without noise, which makes the number a fixed one.
             x = ODE().step(x, velocity, interval).mean
         return divergences

@@ -111,7 +111,7 @@ def numbers(assessment: Assessment, name: str, base: Assessment | None) -> Numbe
     headline = evaluator.headline if evaluator.headline in means else "reward"
     families = _families([prompt.family for prompt in evaluator.sets[name]])
     return {
-        "prompts": evaluator.told(name),
+        "prompts": evaluator.describe(name),
         "num_images": len(samples),
         "missing": num_missing / max(len(samples), 1),
         "kl_ref": assessment.drift(name).get("kl_ref"),

@@ -1,5 +1,5 @@
-"""Checkpoints: LoRA, EMA, optimizer and counters as safetensors and JSON; written whole or not at
-all.
+"""Checkpoints: trained weights, their average, optimizer and counters as safetensors and JSON;
+written whole or not at all.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def save(
     newest `keep`.
 
     `weights` maps file stems to tensors; `state` must hold `num_iterations`. After a crash or a
-    kill at any moment, every folder with a number for a name is complete, and `newest` finds the
-    newest whole checkpoint. What such moments left behind earlier is removed, and so is what this
-    call wrote where it fails, as on a full disk.
+    kill at any moment, every folder with a number for a name is complete, and `load_newest` finds
+    the newest whole checkpoint. What such moments left behind earlier is removed, and so is what
+    this call wrote where it fails, as on a full disk.
     """
     target = folder / f"{state['num_iterations']:06d}"
     partial = folder / f"{target.name}.partial"
     # First, since the leftovers of a kill may fill the disk, or have the name that is needed.
-    _take_back(folder)
+    _recover_last_whole(folder)
     partial.mkdir(parents=True)
     try:
         _write(partial, weights, state)
@@ -79,7 +79,7 @@ def save(
     if replaced is not None:
         shutil.rmtree(replaced)
     # Older ones go last, so that there is never a moment without a whole checkpoint.
-    for old in list_complete(folder)[:-keep]:
+    for old in list_with_state(folder)[:-keep]:
         shutil.rmtree(_set_for_deletion(old))
     return target
 
@@ -107,33 +107,33 @@ def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def sweep(folder: Path) -> Path | None:
+def remove_leftovers(folder: Path) -> Path | None:
     """Remove what kills have left behind: half-written checkpoints and half-deleted ones.
 
-    Where no numbered folder is whole, the leftover that `newest` takes in its place stays, and is
-    returned.
+    Where no numbered folder is whole, the leftover that `load_newest` takes in its place stays, and
+    is returned.
     """
     leftovers = _leftovers(folder)
     last_whole = None
     # Newest first, since checking a checkpoint reads all of it, and the newest is most likely
     # whole.
     if leftovers and not any(map(_is_whole, reversed(_numbered(folder)))):
-        last_whole = next(filter(_is_whole, _whole_leftovers(folder)), None)
+        last_whole = next(filter(_is_whole, _candidate_leftovers(folder)), None)
     for path in leftovers:
         if path != last_whole:
             shutil.rmtree(path, ignore_errors=True)
     return last_whole
 
 
-def _take_back(folder: Path) -> None:
+def _recover_last_whole(folder: Path) -> None:
     """Remove what kills have left behind, and give the only whole checkpoint its number back where
     it is among it.
     """
-    last_whole = sweep(folder)
+    last_whole = remove_leftovers(folder)
     if last_whole is None:
         return
     target = last_whole.with_suffix("")
-    # It is damaged: next to a whole one `sweep` would have removed the leftover.
+    # It is damaged: next to a whole one `remove_leftovers` would have removed the leftover.
     if target.exists():
         set_aside(target, "damaged")
     last_whole.rename(target)
@@ -144,7 +144,7 @@ def _leftovers(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*") if path.suffix in _LEFTOVERS]
 
 
-def _whole_leftovers(folder: Path) -> list[Path]:
+def _candidate_leftovers(folder: Path) -> list[Path]:
     """List leftovers that may be whole, as far as their names and the list of their files say,
     newest first.
 
@@ -176,8 +176,8 @@ def _set_for_deletion(path: Path) -> Path:
     return path.rename(doomed)
 
 
-def list_complete(folder: Path) -> list[Path]:
-    """List finished checkpoints, oldest first; half-written ones are not among them."""
+def list_with_state(folder: Path) -> list[Path]:
+    """List checkpoints that were written to their end, oldest first, not checked for damage."""
     return [path for path in _numbered(folder) if (path / STATE).is_file()]
 
 
@@ -185,7 +185,7 @@ def _numbered(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
 
 
-def newest(
+def load_newest(
     folder: Path, stems: Iterable[str], keys: Mapping[str, type] | None = None
 ) -> tuple[Path, Weights, dict[str, Any]] | None:
     """Read the newest whole checkpoint; None where there is no checkpoint at all. `stems` and
@@ -194,25 +194,25 @@ def newest(
     Damaged ones are passed over with a warning. Raises UserError, naming the newest file, where all
     are damaged.
     """
-    newest_whole = _newest(folder, lambda path: load(path, stems, keys))
+    newest_whole = _first_readable(folder, lambda path: load(path, stems, keys))
     return None if newest_whole is None else (newest_whole[0], *newest_whole[1])
 
 
 def find_newest(folder: Path, stems: Iterable[str]) -> Path | None:
-    """Find the folder of the newest whole checkpoint, as `newest` takes it, with no weights read
-    into memory.
+    """Find the folder of the newest whole checkpoint, as `load_newest` takes it, with no weights
+    read into memory.
     """
-    newest_whole = _newest(folder, lambda path: check(path, stems))
+    newest_whole = _first_readable(folder, lambda path: check(path, stems))
     return None if newest_whole is None else newest_whole[0]
 
 
-def _newest(folder: Path, read: Callable[[Path], _Read]) -> tuple[Path, _Read] | None:
+def _first_readable(folder: Path, read: Callable[[Path], _Read]) -> tuple[Path, _Read] | None:
     """Return the newest checkpoint that `read` does not refuse, with what it gives; a leftover of a
     kill where no other is whole.
     """
     damages: list[UserError] = []
     numbered = list(reversed(_numbered(folder)))
-    for path in (*numbered, *_whole_leftovers(folder)):
+    for path in (*numbered, *_candidate_leftovers(folder)):
         try:
             content = read(path)
         except UserError as error:

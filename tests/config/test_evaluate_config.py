@@ -157,7 +157,7 @@ def test_all_prompts_of_a_file_are_taken(script, saved, tmp_path, words):
         evaluator = instantiate(cfg.evaluation)
         counts = Counter(prompt.family for prompt in evaluator.sets["geneval2_data"])
         assert counts == {f"atom_count_{n}": 100 for n in range(3, 11)}
-        assert evaluator.told("geneval2_data") == "800 prompts"
+        assert evaluator.describe("geneval2_data") == "800 prompts"
 
 
 def test_fewer_prompts_of_a_file_only_if_asked_for(script, tmp_path):
@@ -172,7 +172,7 @@ def test_fewer_prompts_of_a_file_only_if_asked_for(script, tmp_path):
     assert Counter(prompt.family for prompt in evaluator.prompts) == {
         f"atom_count_{n}": 10 for n in range(3, 11)
     }
-    assert evaluator.told("mine") == "80 of 800 prompts, evenly spread"
+    assert evaluator.describe("mine") == "80 of 800 prompts, evenly spread"
 
 
 def test_a_run_of_before_subsets_keeps_its_first_prompts(script, saved, tmp_path):
@@ -187,7 +187,7 @@ def test_a_run_of_before_subsets_keeps_its_first_prompts(script, saved, tmp_path
     cfg = script.subject_config(run, script.configure([run], [], None), [])
     evaluator = instantiate(cfg.evaluation)
     assert [prompt.text for prompt in evaluator.prompts] == ["0 cows", "1 cows", "2 cows"]
-    assert evaluator.told("held_in") == "3 of 9 prompts, the first"
+    assert evaluator.describe("held_in") == "3 of 9 prompts, the first"
 
 
 @pytest.mark.parametrize("content", [b"", b"- a\n", b"a: [1\n", b"\tx: 1\n", b"name: \xe9\n"])

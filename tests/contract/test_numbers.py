@@ -60,7 +60,7 @@ def test_the_last_good_checkpoint_stays(tmp_path, kind):
     trainer, saver = train(policy, data, tmp_path, Poison(after=2, kind=kind))
     with pytest.raises(NotFinite, match=rf"the weight .*lora_.* \({kind}\) holds NaN"):
         trainer.fit(policy, datamodule=data)
-    (kept,) = checkpoint.list_complete(tmp_path / "checkpoints")
+    (kept,) = checkpoint.list_with_state(tmp_path / "checkpoints")
     assert kept.name == "000001"
     weights, _ = checkpoint.load(kept)
     assert all(value.isfinite().all() for value in weights["lora"].values())

@@ -37,7 +37,7 @@ def test_nan_at_the_end_is_told_and_the_run_goes_on_from_before(tmp_path, monkey
     assert (
         "the newest checkpoint is after iteration 1" in line and f"train.py resume={folder}" in line
     )
-    assert [path.name for path in checkpoint.list_complete(folder / "checkpoints")] == ["000001"]
+    assert [path.name for path in checkpoint.list_with_state(folder / "checkpoints")] == ["000001"]
     assert not (folder / "lora").exists()
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["error"]) == ("failed", "NotFinite")

@@ -58,7 +58,7 @@ def test_newest_are_kept_in_order_of_iteration(tmp_path):
     """Mutation: delete the newest, or sort names as text without padding."""
     for iteration in (8, 9, 10, 100):
         save(tmp_path, iteration)
-    assert [int(path.name) for path in checkpoint.list_complete(tmp_path)] == [10, 100]
+    assert [int(path.name) for path in checkpoint.list_with_state(tmp_path)] == [10, 100]
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [10, 100]
 
 
@@ -69,9 +69,9 @@ def test_a_save_that_dies_is_never_picked_up(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(TypeError):
         save(tmp_path, 2, broken=object())
-    assert [path.name for path in checkpoint.list_complete(tmp_path)] == ["000001"]
+    assert [path.name for path in checkpoint.list_with_state(tmp_path)] == ["000001"]
     save(tmp_path, 2)
-    assert [path.name for path in checkpoint.list_complete(tmp_path)] == ["000001", "000002"]
+    assert [path.name for path in checkpoint.list_with_state(tmp_path)] == ["000001", "000002"]
     assert checkpoint.load(tmp_path / "000002")[0]["lora"]["a"].tolist() == [2, 2, 2]
 
 
@@ -108,13 +108,13 @@ def test_a_kill_while_saving_again_leaves_a_whole_checkpoint(tmp_path, monkeypat
         patch.setattr("shutil.rmtree", killed(rmtree))
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 1, keep=1)
-    for path in checkpoint.list_complete(tmp_path):
+    for path in checkpoint.list_with_state(tmp_path):
         checkpoint.load(path, STEMS)
-    path, weights, state = checkpoint.newest(tmp_path, STEMS)
+    path, weights, state = checkpoint.load_newest(tmp_path, STEMS)
     assert state == {"num_iterations": 1} and weights["lora"]["a"].tolist() == [1, 1, 1]
     checkpoint.set_aside_after(path)
-    checkpoint.sweep(tmp_path)
-    assert checkpoint.newest(tmp_path, STEMS)[0] == path and len(list(tmp_path.iterdir())) == 1
+    checkpoint.remove_leftovers(tmp_path)
+    assert checkpoint.load_newest(tmp_path, STEMS)[0] == path and len(list(tmp_path.iterdir())) == 1
     save(tmp_path, 2)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["000001", "000002"]
 
@@ -125,8 +125,8 @@ def test_a_whole_leftover_is_not_lost_to_a_damaged_checkpoint(tmp_path):
     """
     save(tmp_path, 1).rename(tmp_path / "000001.deleted")
     (save_damaged(tmp_path) / "state.json").write_text("{}")
-    assert checkpoint.newest(tmp_path, STEMS)[0].name == "000001.deleted"
-    checkpoint.sweep(tmp_path)
+    assert checkpoint.load_newest(tmp_path, STEMS)[0].name == "000001.deleted"
+    checkpoint.remove_leftovers(tmp_path)
     checkpoint.set_aside_after(tmp_path / "000001.deleted")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["000001.damaged", "000001.deleted"]
 
@@ -209,7 +209,7 @@ def test_the_newest_whole_one_is_taken(tmp_path, caplog, accident, has_sums):
     accident(tmp_path / "000002")
     if not has_sums:
         (tmp_path / "000002" / checkpoint.SUMS).unlink()
-    path, weights, state = checkpoint.newest(tmp_path, STEMS)
+    path, weights, state = checkpoint.load_newest(tmp_path, STEMS)
     assert (
         path == tmp_path / "000001"
         and state == {"num_iterations": 1}
@@ -224,18 +224,18 @@ def test_the_newest_whole_one_is_taken(tmp_path, caplog, accident, has_sums):
     checkpoint.set_aside_after(path)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["000001", "000002.damaged"]
     save(tmp_path, 2, keep=1)
-    assert [each.name for each in checkpoint.list_complete(tmp_path)] == ["000002"]
+    assert [each.name for each in checkpoint.list_with_state(tmp_path)] == ["000002"]
 
 
 def test_two_damaged_ones_are_told_and_none_is_a_start(tmp_path):
     """Mutation: start from the beginning where no checkpoint is whole."""
-    assert checkpoint.newest(tmp_path, STEMS) is None
+    assert checkpoint.load_newest(tmp_path, STEMS) is None
     for iteration in (1, 2):
         (save(tmp_path, iteration) / "state.json").write_text("{}")
     with pytest.raises(
         UserError, match=r"000002/state.json is damaged .* as are the 1 before it; restore one"
     ):
-        checkpoint.newest(tmp_path, STEMS)
+        checkpoint.load_newest(tmp_path, STEMS)
 
 
 @settings(
@@ -325,7 +325,7 @@ def test_a_state_of_another_kind_is_damage(tmp_path, record):
     """As its reader would fail on it. Mutation: ask only whether the key is there."""
     save(tmp_path, 1, record={})
     save(tmp_path, 2, record=record)
-    assert checkpoint.newest(tmp_path, STEMS, {"record": dict})[0].name == "000001"
+    assert checkpoint.load_newest(tmp_path, STEMS, {"record": dict})[0].name == "000001"
     with pytest.raises(
         UserError, match=r"000002/state.json is damaged \(record is a (NoneType|list|int)\)"
     ):

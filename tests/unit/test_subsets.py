@@ -42,7 +42,7 @@ def test_a_file_sorted_by_family_keeps_its_shares(tmp_path):
     counts = Counter(prompt.family for prompt in taken.sets["own"])
     assert sorted(counts.values()) == [85, 85, 86] and taken.sets == evaluator(prompts, 256).sets
     assert len({prompt.text for prompt in taken.sets["own"]}) == 256
-    assert taken.told("own") == "256 of 600 prompts, evenly spread"
+    assert taken.describe("own") == "256 of 600 prompts, evenly spread"
     assert evaluator(prompts).told("own") == evaluator(prompts, 600).told("own") == "600 prompts"
 
 
@@ -72,8 +72,8 @@ def test_sets_that_are_drawn_by_lot_keep_their_first_ones():
     """
     prompts = [Prompt(str(i)) for i in range(9)]
     taken = evaluator(prompts, 4, subset="first")
-    assert taken.sets["own"] == prompts[:4] and taken.told("own") == "4 of 9 prompts, the first"
-    assert taken.spread_over(9, 3) == [0, 1, 2]
+    assert taken.sets["own"] == prompts[:4] and taken.describe("own") == "4 of 9 prompts, the first"
+    assert taken.places_of(9, 3) == [0, 1, 2]
     with pytest.raises(ValueError, match=r"evaluation\.subset=last must be first or even"):
         evaluator(prompts, 4, subset="last")
 
