@@ -15,10 +15,11 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
-from runs import CONF, composed, load_script
+from runs import CONF, composed
 from scorers import save_aesthetic, save_clip, save_hps, save_image_reward
 from servers import answering, brightness, reply, scorer
 
+from flowrl.cli import doctor
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.protocol import Reward, check_output
 from flowrl.rewards.specimens import pairs, sign
@@ -34,7 +35,6 @@ UNBOUNDED = ("ImageReward",)
 """Classes whose range follows from their weights alone."""
 UNORDERED = {"ShapesReward": ("score", "clean")}
 """Classes of which one setting does not look at the prompt."""
-DOCTOR = load_script("reward_doctor")
 SIDE = 256
 SIDES = {"ShapesProxy": 32}
 """Classes that take pictures of their world's size alone."""
@@ -123,7 +123,7 @@ def module(reward):
 @pytest.fixture(scope="module")
 def pictures(reward):
     """The pictures, in the size that each of a mixture's rewards takes."""
-    names = {type(member).__name__ for member in DOCTOR.members("reward", reward).values()}
+    names = {type(member).__name__ for member in doctor.members("reward", reward).values()}
     side = min(SIDES.get(name, SIDE) for name in names)
     return [picture.resize((side, side)) for picture in draw_pictures()]
 
@@ -168,9 +168,9 @@ def test_its_output_is_well_formed(reward, module, pictures):
 
 def test_scores_are_inside_their_range(reward, pictures):
     """As the doctor expects it of the class. Mutation: another scale or an offset."""
-    for member in DOCTOR.members("reward", reward).values():
+    for member in doctor.members("reward", reward).values():
         name = type(member).__name__
-        expected = DOCTOR.EXPECTED.get(name)
+        expected = doctor.EXPECTED.get(name)
         if expected is not None and name not in UNBOUNDED:
             values = RewardModule(reward=member, max_missing=0.0).score(pictures, PROMPTS).values
             assert (values >= expected.low).all() and (values <= expected.high).all()
@@ -178,10 +178,10 @@ def test_scores_are_inside_their_range(reward, pictures):
 
 def test_higher_is_better(reward):
     """The good image of each pair that the class is made for. Mutation: flip the sign."""
-    for member in DOCTOR.members("reward", reward).values():
+    for member in doctor.members("reward", reward).values():
         name = type(member).__name__
         key, setting = UNORDERED.get(name, ("", None))
-        expected = DOCTOR.EXPECTED.get(name)
+        expected = doctor.EXPECTED.get(name)
         if expected is None or name in RANDOM or getattr(member, key, "") == setting:
             continue
         chosen = [pair for pair in pairs() if pair.kind in expected.kinds]
