@@ -43,7 +43,7 @@ def test_a_file_sorted_by_family_keeps_its_shares(tmp_path):
     assert sorted(counts.values()) == [85, 85, 86] and taken.sets == evaluator(prompts, 256).sets
     assert len({prompt.text for prompt in taken.sets["own"]}) == 256
     assert taken.describe("own") == "256 of 600 prompts, evenly spread"
-    assert evaluator(prompts).told("own") == evaluator(prompts, 600).told("own") == "600 prompts"
+    assert evaluator(prompts).describe("own") == evaluator(prompts, 600).describe("own") == "600 prompts"
 
 
 def test_a_file_that_takes_its_families_in_turn_is_not_fallen_in_step_with():
@@ -85,4 +85,4 @@ def test_repeated_lines_are_told():
     prompts = [Prompt("a", "x", {"id": 0}), Prompt("b"), Prompt("a", "x", {"id": 1}), Prompt("c")]
     assert same_texts(prompts).tolist() == [0, 1, 0, 2]
     told = "4 prompts; 3 different texts, each of which counts once in intervals"
-    assert evaluator(prompts).told("own") == told
+    assert evaluator(prompts).describe("own") == told
