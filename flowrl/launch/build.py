@@ -93,7 +93,5 @@ def build(
     instantiate(cfg.backend).apply(model)
     # All prompts at once, so that text encoders need not stay in memory.
     every_prompt = data.prompts + evaluator.prompts
-    policy.embed = instantiate(cfg.embeddings)(
-        model, every_prompt, num_processes=plan.num_processes
-    )
+    policy.embed = instantiate(cfg.embeddings)(model, every_prompt)
     return policy, data, evaluator

@@ -43,7 +43,11 @@ def test_a_file_sorted_by_family_keeps_its_shares(tmp_path):
     assert sorted(counts.values()) == [85, 85, 86] and taken.sets == evaluator(prompts, 256).sets
     assert len({prompt.text for prompt in taken.sets["own"]}) == 256
     assert taken.describe("own") == "256 of 600 prompts, evenly spread"
-    assert evaluator(prompts).describe("own") == evaluator(prompts, 600).describe("own") == "600 prompts"
+    assert (
+        evaluator(prompts).describe("own")
+        == evaluator(prompts, 600).describe("own")
+        == "600 prompts"
+    )
 
 
 def test_a_file_that_takes_its_families_in_turn_is_not_fallen_in_step_with():
