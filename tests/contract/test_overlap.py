@@ -55,7 +55,7 @@ def afterwards(policy):
         def result(self, timeout=None):
             return self.work()
 
-    policy.reward.submit = lambda images, prompts: Later(
+    policy.reward.submit = lambda images, prompts, **_: Later(
         lambda: policy.reward.score(images, prompts)
     )
 
