@@ -117,7 +117,6 @@ class Policy(LightningModule):
         """Run one iteration: rollouts, rewards, advantages and updates."""
         clock = Clock()
         record = Record()
-        loss = self.algorithm.loss
         with self.objective.at_behaviour():
             updates = [
                 sample_update(self, batch, number, micro_batches)
@@ -130,8 +129,7 @@ class Policy(LightningModule):
             self.objective.check_gate(updates[0][0])
             self.has_passed_gate = True
         set_learning_rate(self, batch.progress, record)
-        loss.begin(batch.progress)
-        # Every epoch goes over the same rollouts again, whose old log-probabilities stay.
+        self.algorithm.loss.begin(batch.progress)
         for _ in range(self.plan.inner_epochs):
             for update in updates:
                 step_weights(self, update, record)
@@ -139,9 +137,9 @@ class Policy(LightningModule):
         clock.lap("perf/update_seconds")
         self.num_iterations = batch.iteration + 1
         values = record.means()
-        loss.observe(values, self.plan.inner_epochs * len(updates))
+        self.algorithm.loss.observe(values, self.plan.inner_epochs * len(updates))
         values |= bound(values, len(updates[0][0].trajectory.steps))
-        report_iteration(self, values | clock.report(self.plan.num_samples))
+        self.report(values | clock.report(self.plan.num_samples))
 
     @torch.no_grad()
     def sample(self, batch: PromptBatch, rows: range, stochastic: tuple[int, ...]) -> MicroBatch:
@@ -192,6 +190,10 @@ class Policy(LightningModule):
         """Evaluate the current policy's velocity, at the rollout's guidance scale."""
         return self.model.velocity(x, sigma, conditioning, self.algorithm.guidance_scale)
 
+    def report(self, values: Mapping[str, float]) -> None:
+        """Log one iteration's metrics, and keep them for the run's record."""
+        report_iteration(self, values)
+
     def on_fit_start(self) -> None:
         """Check the number of processes, and move what Lightning does not know of."""
         self.plan.require_processes(self.trainer.world_size)
@@ -200,8 +202,7 @@ class Policy(LightningModule):
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the sets of weights that a checkpoint needs, by what they are."""
-        # "lora" are the trained weights of any tuning: checkpoints have called them so from the
-        # first.
+        # A checkpoint calls trained weights "lora", whatever the tuning.
         sets: dict[str, Mapping[str, Tensor]] = {
             "lora": self.tuning.parameters(),
             "ema": self.ema.weights,

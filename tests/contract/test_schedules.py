@@ -36,17 +36,13 @@ def test_a_scheduled_threshold_follows_the_run():
     assert thresholds == pytest.approx([1e-4, 1e-5])
 
 
-def test_the_learning_rate_follows_the_schedule(monkeypatch):
+def test_the_learning_rate_follows_the_schedule():
     """Cosine over four iterations. Mutation: multiply the factors up, or count updates instead of
     iterations.
     """
     policy, data, _ = make("num_iterations=4", "optimizer.lr=1e-3")
     rates = []
-
-    def note(policy, values):
-        rates.append(values["update/learning_rate"])
-
-    monkeypatch.setattr("flowrl.training.policy.report_iteration", note)
+    policy.report = lambda values: rates.append(values["update/learning_rate"])
     fit(policy, data)
     assert rates == pytest.approx(
         [1e-3 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)], rel=1e-6

@@ -27,7 +27,7 @@ class Drawn(Assessment):
             headline="strict",
             sets={"own": prompts},
             images_per_prompt=1,
-            told=lambda name: "4 of 9 prompts",
+            describe=lambda name: "4 of 9 prompts",
         )
         self.columns = {
             "strict": np.array(strict),
