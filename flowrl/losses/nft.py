@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,8 +41,10 @@ class NFT(ForwardLoss):
     def __call__(self, inputs: ForwardInputs) -> LossOutput:
         used = keep_used(inputs)
         optimality = (used.advantage / (2 * self.advantage_clip) + 0.5).clamp(0, 1)
-        velocity = used.velocity
-        old_velocity = used.old_velocity
+        # Unmasked here, so that both estimates hand their gradients on one by one: `weighted_error`
+        # leaves out samples that are not used.
+        velocity = inputs.velocity
+        old_velocity = inputs.old_velocity
         positive = self.beta * velocity + (1 - self.beta) * old_velocity
         negative = (1 + self.beta) * old_velocity - self.beta * velocity
         positive_error = weighted_error(used, velocity=positive)
@@ -61,6 +64,7 @@ def weighted_error(
     """
     # x - sigma v estimates x0, since x = (1 - sigma) x0 + sigma eps and v estimates eps - x0.
     error = inputs.x - inputs.sigma.view(-1, 1, 1, 1) * velocity - inputs.x0
+    error = torch.where(inputs.is_used.view(-1, 1, 1, 1), error, 0.0)
     # In float64, as the authors' code sums it.
     weight = error.detach().double().abs().mean((1, 2, 3)).clamp(min=MIN_WEIGHT).to(error)
     return mean_square(error) / weight
