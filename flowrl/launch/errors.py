@@ -9,10 +9,14 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.errors import HydraException, InstantiationException
@@ -30,6 +34,9 @@ NO_OPTION = "Config group override must be a string or a list"
 def one_line_errors(main: Callable[[], Any], log: Path | None = None) -> int:
     """Call `main` and return the exit status: 0, 1 after an error, 130 after an interrupt.
 
+    An error that follows an interrupt is the interrupt's: a library that was stopped within its
+    imports raises one of its own, without KeyboardInterrupt among its causes.
+
     What the user asked for wrongly is printed as one line. Any other exception is a fault of the
     program: its traceback is appended to the file `log`, which the one line then names; without a
     `log` it is raised. FLOWRL_TRACEBACK=1 raises all of them.
@@ -37,10 +44,13 @@ def one_line_errors(main: Callable[[], Any], log: Path | None = None) -> int:
     # Hydra then raises instead of printing its own multi-line report.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        main()
+        with _noted_interrupts() as interrupts:
+            main()
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if interrupts:
+            return 130
         if os.environ.get("FLOWRL_TRACEBACK") or (log is None and not is_users(error)):
             raise
         text = explain(error)
@@ -49,6 +59,30 @@ def one_line_errors(main: Callable[[], Any], log: Path | None = None) -> int:
         print(f"error: {text}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """Note each SIGINT in the list before it raises KeyboardInterrupt, where nobody else handles
+    it.
+    """
+    interrupts: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield interrupts
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupts
+    finally:
+        # Whoever took over meanwhile keeps it.
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _keep_traceback(error: Exception, log: Path) -> str:

@@ -1,13 +1,18 @@
 """The door of train.py and the scripts: an interrupt ends in silence with status 130."""
 
 import ast
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 
 import pytest
+
+from flowrl.errors import UserError
+from flowrl.launch.errors import one_line_errors
 
 PROGRAM = """
     from flowrl.launch.program import run_program
@@ -74,3 +79,28 @@ def test_programs_import_their_door_first(root):
         assert first == "flowrl.launch.program" and "run_program" in text, path
         num_programs += 1
     assert num_programs > 20
+
+
+def test_an_error_that_an_interrupt_caused_is_an_interrupt(capsys):
+    """A library stopped within its imports raises an error of its own. Mutation: look for
+    KeyboardInterrupt among the causes, or take every error for an interrupt.
+    """
+
+    def swallow():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        raise UserError("cannot load the pipeline")
+
+    def fail():
+        raise UserError("cannot load the pipeline")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert one_line_errors(swallow) == 130
+        assert capsys.readouterr().err == ""
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert one_line_errors(fail) == 1
+        assert capsys.readouterr().err == "error: cannot load the pipeline\n"
+    finally:
+        signal.signal(signal.SIGINT, before)
