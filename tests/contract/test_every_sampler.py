@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from runs import CONF, composed
 
-from flowrl.algorithm import option
+from flowrl.algorithm import sampler_option
 from flowrl.gaussian import Likelihood
 from flowrl.rollout import replay, rollout
 from flowrl.samplers.ode import ODE
@@ -80,7 +80,7 @@ def test_it_is_a_sampler_under_its_name(sampler, request):
     `sampler=`, or a state.
     """
     assert isinstance(sampler, Sampler)
-    assert option(sampler) == request.node.callspec.params["sampler"]
+    assert sampler_option(sampler) == request.node.callspec.params["sampler"]
     assert isinstance(sampler, Solver) == (not is_noisy(sampler))
     assert type(sampler).__dataclass_params__.frozen
 

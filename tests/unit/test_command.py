@@ -139,6 +139,7 @@ def test_a_sweep_names_no_directory_to_look_for_code(tmp_path, monkeypatch):
     monkeypatch.chdir(other)
     monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)  # OpenCV leaves an empty entry there
     check_sweep(folder, Sweep(COMMAND, other, (("seed=1",),)), COMMAND)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="in which Python looks for code; continue it from there"):
