@@ -85,6 +85,8 @@ def test_shutdown_finishes_what_is_under_way(server, token):
     scorer's tracebacks.
     """
     outputs, reward = [], remote(server.url, batch_size=4, token_env="SCORER_TOKEN")
+    # The tests before may have asked another process's server.
+    assert not reward(IMAGES[:1], [Prompt("raise")]).is_valid.any()
     asking = threading.Thread(target=lambda: outputs.append(reward(IMAGES, [Prompt("slow")] * 4)))
     asking.start()
     time.sleep(0.5)
