@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from flowrl.algorithm import Algorithm
 from flowrl.evaluation.evaluator import Evaluator
 from flowrl.launch.checks import check_rules
+from flowrl.launch.interrupts import heed_swallowed
 from flowrl.launch.scores import check_prompts
 from flowrl.launch.services import check_services
 from flowrl.launch.start import check_start
@@ -94,4 +95,6 @@ def build(
     # All prompts at once, so that text encoders need not stay in memory.
     every_prompt = data.prompts + evaluator.prompts
     policy.embed = instantiate(cfg.embeddings)(model, every_prompt)
+    # Loading imports much, and a library may have swallowed a Ctrl-C there.
+    heed_swallowed()
     return policy, data, evaluator

@@ -9,14 +9,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from hydra.errors import HydraException, InstantiationException
@@ -24,6 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
+from flowrl.launch.interrupts import noted_interrupts
 from flowrl.runs.installation import CALL, CONF
 from flowrl.values.wording import meant
 
@@ -44,7 +41,7 @@ def one_line_errors(main: Callable[[], Any], log: Path | None = None) -> int:
     # Hydra then raises instead of printing its own multi-line report.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        with _noted_interrupts() as interrupts:
+        with noted_interrupts() as interrupts:
             main()
     except KeyboardInterrupt:
         return 130
@@ -59,30 +56,6 @@ def one_line_errors(main: Callable[[], Any], log: Path | None = None) -> int:
         print(f"error: {text}", file=sys.stderr)
         return 1
     return 0
-
-
-@contextmanager
-def _noted_interrupts() -> Iterator[list[int]]:
-    """Note each SIGINT in the list before it raises KeyboardInterrupt, where nobody else handles
-    it.
-    """
-    interrupts: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        interrupts.append(number)
-        signal.default_int_handler(number, frame)
-
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield interrupts
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupts
-    finally:
-        # Whoever took over meanwhile keeps it.
-        if signal.getsignal(signal.SIGINT) is note:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _keep_traceback(error: Exception, log: Path) -> str:

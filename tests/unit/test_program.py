@@ -12,7 +12,11 @@ from contextlib import suppress
 import pytest
 
 from flowrl.errors import UserError
+from flowrl.launch import interrupts
+from flowrl.launch.build import build
+from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
+from flowrl.launch.interrupts import heed_swallowed
 
 PROGRAM = """
     from flowrl.launch.program import run_program
@@ -39,15 +43,41 @@ SLOW = """
         raise ImportError("no") from error
 """
 
+FINALIZER = """
+    import time
+
+    class Slow:
+        def __del__(self):
+            print("finalizer", flush=True)
+            time.sleep(5)
+
+    def wait():
+        Slow()
+        time.sleep(100)
+"""
+
 
 @pytest.mark.parametrize(("seconds", "moment"), [(100, "importing"), (0, "main")])
 def test_an_interrupt_is_no_traceback(seconds, moment, tmp_path):
     """During imports and in `main`. Mutation: heed interrupts only once all is imported."""
-    (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
-    (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW).replace("IMPORT", str(seconds)))
+    slow = textwrap.dedent(SLOW).replace("IMPORT", str(seconds))
+    assert interrupted(tmp_path, moment, slow) == (130, "")
+
+
+def test_an_interrupt_within_a_finalizer_is_not_lost(tmp_path):
+    """Python prints an exception there and goes on. Mutation: leave it to Python."""
+    assert interrupted(tmp_path, "finalizer", textwrap.dedent(FINALIZER)) == (130, "")
+
+
+def interrupted(folder, moment, slow):
+    """Run PROGRAM with the module `slow`, interrupt it once it prints `moment`, and return its exit
+    status and what it printed to stderr.
+    """
+    (folder / "program.py").write_text(textwrap.dedent(PROGRAM))
+    (folder / "slow.py").write_text(slow)
     process = subprocess.Popen(
         [sys.executable, "program.py"],
-        cwd=tmp_path,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -58,7 +88,16 @@ def test_an_interrupt_is_no_traceback(seconds, moment, tmp_path):
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "")
+    return process.returncode, err
+
+
+def test_building_heeds_a_swallowed_interrupt(monkeypatch):
+    """Weights take long to load, and import much. Mutation: leave it to what comes later."""
+    cfg = compose(["name=t", "debug=smoke"])
+    build(cfg)
+    monkeypatch.setattr(interrupts, "_noted", [signal.SIGINT])
+    with pytest.raises(KeyboardInterrupt):
+        build(cfg)
 
 
 def test_programs_import_their_door_first(root):
@@ -102,5 +141,24 @@ def test_an_error_that_an_interrupt_caused_is_an_interrupt(capsys):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert one_line_errors(fail) == 1
         assert capsys.readouterr().err == "error: cannot load the pipeline\n"
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_swallowed_interrupt_is_heeded_later():
+    """Where a library has caught it and gone on. Mutation: heed nothing, or heed it always."""
+
+    def swallow():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        heed_swallowed()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert one_line_errors(heed_swallowed) == 0
+        assert one_line_errors(swallow) == 130
+        # Of an earlier program in the same process.
+        assert one_line_errors(heed_swallowed) == 0
     finally:
         signal.signal(signal.SIGINT, before)
