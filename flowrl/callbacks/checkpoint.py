@@ -4,7 +4,6 @@ LoRA at the end.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop, is_at_end
 from flowrl.errors import UserError
 from flowrl.models.weights import first_not_finite
-from flowrl.parallel.sharding import gathered, is_divided
+from flowrl.parallel.sharding import gathered
 from flowrl.runs import checkpoint
-from flowrl.runs.files import CHECKPOINTS, grant_usual_mode
+from flowrl.runs.files import CHECKPOINTS
 from flowrl.runs.folder import point_latest_at
+from flowrl.training.export import export_average
 from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.training.reward import TooManyMissingRewards
-from flowrl.tuning.weights import swapped
 from flowrl.values.bounds import Count
 from flowrl.values.check import checked
 
@@ -177,16 +176,4 @@ class Checkpoint(Callback):
 
         Raises NotFinite where a weight is no number.
         """
-        require_finite(policy.weights())
-        target = self.folder / policy.tuning.folder_name
-        partial = target.with_suffix(".partial")
-        if trainer.is_global_zero:
-            shutil.rmtree(partial, ignore_errors=True)
-        # Gathering divided weights takes all processes, of which the first alone writes.
-        if trainer.is_global_zero or is_divided(policy.transformer):
-            with swapped(policy.tuning.parameters(), policy.ema.weights):
-                policy.tuning.save(policy.model.pipeline, partial)
-        if trainer.is_global_zero:
-            grant_usual_mode(partial)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
+        export_average(policy, self.folder, is_writer=trainer.is_global_zero)

@@ -24,7 +24,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw
@@ -32,16 +31,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from flowrl.cli.parser import make_parser
 from flowrl.errors import UserError
-from flowrl.evaluation.evaluator import Evaluator
+from flowrl.evaluation.drawing import draw_prompt
 from flowrl.images.contact_sheet import INK, PAPER, to_pil
 from flowrl.launch.checks import check_guidance
 from flowrl.launch.compose import compose
 from flowrl.launch.validate import validate
 from flowrl.models import loading
-from flowrl.models.embeddings import PromptEmbeddings
-from flowrl.models.protocol import FlowModel
 from flowrl.models.text import device
-from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.prompts.files import file_prompts
 from flowrl.prompts.lines import checked_text
 from flowrl.tuning import formats, full, lora
@@ -49,36 +45,8 @@ from flowrl.tuning.formats import LoRAFile
 from flowrl.tuning.protocol import Tuning
 from flowrl.types import Prompt
 
-ITERATION = 2**32 - 2
-"""The noise iteration of pictures, which neither training nor evaluation reaches."""
-
 MARGIN = 8
 LINE = 16
-
-
-@torch.no_grad()
-def draw(
-    model: FlowModel,
-    embed: PromptEmbeddings,
-    evaluator: Evaluator,
-    prompt: Prompt,
-    number: int,
-    count: int,
-) -> Sequence[Image.Image]:
-    """Draw `count` images of a prompt, which is the `number`-th; their noise depends on seed,
-    number and place alone.
-    """
-    samples = [(number, i) for i in range(count)]
-    x = gaussian_noise(
-        model.latent_shape, seed=evaluator.seed, iteration=ITERATION, samples=samples, step=INITIAL
-    )
-    x = x.to(device())
-    history = None
-    conditioning = embed([prompt] * count)
-    for interval in evaluator.intervals:
-        velocity = model.velocity(x, interval.sigma, conditioning, evaluator.guidance_scale)
-        x, history = evaluator.solver.advance(x, velocity, interval, history)
-    return [to_pil(image) for image in model.decode(x)]
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> Image.Image:
@@ -150,14 +118,23 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
     for name, state in variants.items():
         with state:
             for i, prompt in enumerate(prompts):
-                drawn[i, name] = draw(model, embed, evaluator, prompt, i, args.count)
+                images = draw_prompt(
+                    model,
+                    embed,
+                    evaluator,
+                    prompt,
+                    number=i,
+                    count=args.count,
+                    seed=evaluator.seed,
+                )
+                drawn[i, name] = [to_pil(image) for image in images]
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for i, prompt in enumerate(prompts):
-        images = []
+        titled = []
         for j, name in product(range(args.count), variants):
             image = drawn[i, name][j]
-            images.append((f"{name} {j}", image))
+            titled.append((f"{name} {j}", image))
             facts = {
                 "prompt": prompt.text,
                 "model": cfg.model.pretrained,
@@ -167,7 +144,7 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
             if name != "base":
                 facts[name] = getattr(args, name)
             save(image, args.out / f"{i:03d}-{j}-{name}.png", facts)
-        rows.append((prompt.text, images))
+        rows.append((prompt.text, titled))
     sheet(rows).save(args.out / "grid.png")
     print(f"{args.out}: {len(prompts) * args.count * len(variants)} images, grid.png")
 

@@ -17,6 +17,7 @@ from flowrl.evaluation.set_metrics import set_metrics
 from flowrl.evaluation.shares import Share, merge, spread
 from flowrl.gaussian import MEAN_KL
 from flowrl.images.image_statistics import panel
+from flowrl.models.protocol import FlowModel
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.parallel.collectives import gather
 from flowrl.parallel.sharding import is_divided
@@ -27,7 +28,7 @@ from flowrl.schedule import Schedule, intervals
 from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.tuning.weights import swapped
-from flowrl.types import Prompt, RewardOutput
+from flowrl.types import Conditioning, Prompt, RewardOutput
 from flowrl.values.bounds import Count, Guidance, Natural, Samples, Seed, StepCount, Subset, Text
 from flowrl.values.check import checked
 from flowrl.values.plural import counted
@@ -291,19 +292,20 @@ class Evaluator:
         noise = self.initial_noise(policy, len(prompts), first)
         for start in starts:
             rows = slice(start, start + self.batch_size)
-            conditioning = policy.embed(prompts[rows])
-            x = noise[rows]
-            history = None
-            for interval in self.intervals:
-                velocity = policy.model.velocity(
-                    x,
-                    interval.sigma,
-                    conditioning,
-                    self.guidance_scale,
-                )
-                # A solver of higher order looks back at the steps before.
-                x, history = self.solver.advance(x, velocity, interval, history)
-            yield rows, policy.model.decode(x)
+            yield rows, self.draw(policy.model, policy.embed(prompts[rows]), noise[rows])
+
+    @torch.no_grad()
+    def draw(
+        self, model: FlowModel, conditioning: Conditioning, noise: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B 3 S S"]:
+        """Draw images from initial noise, under the model's weights as they are."""
+        x = noise
+        history = None
+        for interval in self.intervals:
+            velocity = model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
+            # A solver of higher order looks back at the steps before.
+            x, history = self.solver.advance(x, velocity, interval, history)
+        return model.decode(x)
 
     @torch.no_grad()
     def kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float | None:
