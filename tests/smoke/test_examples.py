@@ -1,0 +1,42 @@
+"""The examples for notebooks run to their end, shortened to one iteration."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+EXAMPLES = {
+    "first_run": ("rewards before:", "before_and_now.png", "first_run/lora"),
+    "own_reward": ("warmth", "warm.png"),
+    "own_loss": ("beta 1: reward", "beta 10000: reward"),
+}
+
+
+def test_every_example_is_tried(root):
+    """Mutation: add one that nothing runs."""
+    assert {path.stem for path in (root / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs(name, root, tmp_path):
+    """From any folder, with its words on the terminal and its files below it, and no other noise.
+    Mutation: rename what it imports.
+    """
+    text = (root / "examples" / f"{name}.py").read_text()
+    shorter, count = re.subn(r"NUM_ITERATIONS = \d+", "NUM_ITERATIONS = 1", text)
+    assert count == 1
+    shorter = shorter.replace("prompts_per_iteration=8", "prompts_per_iteration=2")
+    (tmp_path / "example.py").write_text(shorter)
+    process = subprocess.run(
+        [sys.executable, "example.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    for expected in EXAMPLES[name]:
+        assert expected in process.stdout or expected in files, expected
