@@ -1,11 +1,15 @@
 """The examples for notebooks run to their end, shortened to one iteration."""
 
+import csv
 import os
 import re
 import subprocess
 import sys
 
 import pytest
+from runs import train
+
+from flowrl.api import load
 
 EXAMPLES = {
     "first_run": ("rewards before:", "before_and_now.png", "first_run/lora"),
@@ -40,3 +44,20 @@ def test_an_example_runs(name, root, tmp_path):
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     for expected in EXAMPLES[name]:
         assert expected in process.stdout or expected in files, expected
+
+
+def test_a_notebook_and_a_run_give_the_same_numbers(tmp_path):
+    """Bitwise. Mutation: seed them otherwise, or divide the learning rate's course by another
+    number.
+    """
+    words = ("debug=smoke", "num_threads=1")
+    rows = load(*words).train(2)
+    process = train(*words, f"run_dir={tmp_path / 'run'}", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        others = list(csv.DictReader(file))
+    assert len(rows) == len(others) == 2
+    for row, other in zip(rows, others, strict=True):
+        assert row.keys() <= other.keys()
+        for key, value in row.items():
+            assert key.startswith("perf/") or float(other[key]) == value, key
