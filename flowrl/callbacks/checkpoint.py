@@ -4,6 +4,7 @@ LoRA at the end.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,18 @@ from flowrl.errors import UserError
 from flowrl.models.weights import first_not_finite
 from flowrl.parallel.sharding import gathered, is_divided
 from flowrl.runs import checkpoint
-from flowrl.runs.files import CHECKPOINTS, grant_usual_mode
+from flowrl.runs.files import CHECKPOINTS, CONFIG, grant_usual_mode, read_yaml
 from flowrl.runs.folder import point_latest_at
 from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.training.reward import TooManyMissingRewards
+from flowrl.tuning.layer_names import NAMES
+from flowrl.tuning.metadata import notes_of, stamp
 from flowrl.tuning.weights import swapped
 from flowrl.values.bounds import Count
 from flowrl.values.check import checked
+
+log = logging.getLogger(__name__)
 
 NO_CHECKPOINT = "no checkpoint yet"
 
@@ -186,7 +191,21 @@ class Checkpoint(Callback):
         if trainer.is_global_zero or is_divided(policy.transformer):
             with swapped(policy.tuning.parameters(), policy.ema.weights):
                 policy.tuning.save(policy.model.pipeline, partial)
+        lora = partial / NAMES["diffusers"]
+        if trainer.is_global_zero and lora.is_file():
+            stamp(lora, notes_of(self._config()))
         if trainer.is_global_zero:
             grant_usual_mode(partial)
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
+
+    def _config(self) -> dict[str, Any]:
+        """Read the run's configuration; nothing where it is gone or damaged by the end, which is no
+        reason to lose what was learned.
+        """
+        path = self.folder / CONFIG
+        try:
+            return read_yaml(path, "restore it") if path.is_file() else {}
+        except UserError as error:
+            log.warning("%s; the exported LoRA does not say what it was trained on", error)
+            return {}

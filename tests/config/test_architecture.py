@@ -43,7 +43,10 @@ ROOMS = {
     "prompts": ("errors", "shapes", "types", "values", "annotated_types", "numpy"),
     "runs": ("errors", "parallel", "types", "yaml", *LEARNING),
     "models": ("errors", "parallel.launcher", "runs.files", "types", "values", "httpx", *LEARNING),
-    "tuning": ("errors", "models.weights", "parallel", "runs", "values", *LEARNING),
+    "tuning": (
+        *("errors", "flowrl.__version__", "models.weights", "parallel", "runs", "values"),
+        *LEARNING,
+    ),
     "parallel": ("errors", "values", "lightning"),
     "rewards": (
         *(
