@@ -103,7 +103,8 @@ ROOMS = {
     ),
     "report": (
         "errors",
-        *("runs.changes", "runs.files", "runs.glossary", "runs.metrics", "statistics"),
+        *("runs.changes", "runs.description", "runs.files", "runs.folder", "runs.glossary"),
+        *("runs.metrics", "statistics"),
         "values.plural",
         *("jinja2", "markupsafe", "numpy"),
     ),
