@@ -160,11 +160,15 @@ ROOMS = {
         "uvicorn",
     ),
     "sweep": ("errors", "runs", "values"),
+    "sharing": (
+        *("errors", "flowrl.DISTRIBUTION", "flowrl.__version__", "report", "runs", "tuning"),
+        *("huggingface_hub", "jinja2", "yaml"),
+    ),
     # The programs, above all rooms.
     "cli": (
         *("algorithm", "errors", "evaluation", "images", "launch", "models", "noise"),
-        *("objectives", "parallel", "prompts", "report", "rewards", "runs", "serving", "studies"),
-        *("sweep", "training", "tuning", "types", "values"),
+        *("objectives", "parallel", "prompts", "report", "rewards", "runs", "serving", "sharing"),
+        *("studies", "sweep", "training", "tuning", "types", "values"),
         *("diffusers", "hydra", "omegaconf", "PIL"),
     ),
     "__main__": ("flowrl.__version__", "cli", "errors", "launch.program", "values.wording"),
