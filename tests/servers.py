@@ -47,9 +47,9 @@ def healthy(handler):
 
 
 @contextmanager
-def answering(behave, port=0, get=healthy):
-    """A server in a thread; `behave(handler, body)` answers each POST, `get(handler)` each GET.
-    Gives its address.
+def answering(behave, port=0, get=healthy, put=None):
+    """A server in a thread; `behave(handler, body)` answers each POST, `get(handler)` each GET, and
+    `put` each PUT as `behave` does. Gives its address.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -59,7 +59,10 @@ def answering(behave, port=0, get=healthy):
             get(self)
 
         def do_POST(self):
-            behave(self, self.rfile.read(int(self.headers["Content-Length"])))
+            behave(self, whole_body(self))
+
+        def do_PUT(self):
+            put(self, whole_body(self))
 
         def log_message(self, *args):
             pass
@@ -79,6 +82,18 @@ def answering(behave, port=0, get=healthy):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def whole_body(handler):
+    """A request's body, which comes in chunks where its length was not known when it began."""
+    if handler.headers.get("Transfer-Encoding") != "chunked":
+        return handler.rfile.read(int(handler.headers["Content-Length"]))
+    body = b""
+    while size := int(handler.rfile.readline(), 16):
+        body += handler.rfile.read(size)
+        handler.rfile.readline()
+    handler.rfile.readline()
+    return body
 
 
 def reply(handler, body, status=200, headers=()):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from jaxtyping import Float
 from lightning import Trainer
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from flowrl.rewards.protocol import Reward
 from flowrl.training.export import export_average
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptData
+from flowrl.tuning.metadata import notes_of
 from flowrl.tuning.weights import swapped
 from flowrl.types import Prompt, RewardOutput
 
@@ -205,7 +207,15 @@ class Experiment:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        return export_average(self.policy, folder)
+        return export_average(self.policy, folder, notes_of(self._described()))
+
+    def _described(self) -> dict[str, Any]:
+        """Return the configuration, with objects made in Python by their classes."""
+        described: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        objects = {"reward": self.policy.reward.reward, "loss": self.policy.algorithm.loss}
+        for key, value in objects.items():
+            described[key]["_target_"] = f"{type(value).__module__}.{type(value).__qualname__}"
+        return {str(key): value for key, value in described.items()}
 
 
 def _as_prompts(prompts: Prompts) -> list[Prompt]:

@@ -4,6 +4,7 @@ LoRA at the end.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from flowrl.errors import UserError
 from flowrl.models.weights import first_not_finite
 from flowrl.parallel.sharding import gathered
 from flowrl.runs import checkpoint
-from flowrl.runs.files import CHECKPOINTS
+from flowrl.runs.files import CHECKPOINTS, CONFIG, read_yaml
 from flowrl.runs.folder import point_latest_at
 from flowrl.training.export import export_average
 from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.training.reward import TooManyMissingRewards
+from flowrl.tuning.metadata import notes_of
 from flowrl.values.bounds import Count
 from flowrl.values.check import checked
+
+log = logging.getLogger(__name__)
 
 NO_CHECKPOINT = "no checkpoint yet"
 
@@ -176,4 +180,16 @@ class Checkpoint(Callback):
 
         Raises NotFinite where a weight is no number.
         """
-        export_average(policy, self.folder, is_writer=trainer.is_global_zero)
+        notes = notes_of(self._config())
+        export_average(policy, self.folder, notes, is_writer=trainer.is_global_zero)
+
+    def _config(self) -> dict[str, Any]:
+        """Read the run's configuration; nothing where it is gone or damaged by the end, which is no
+        reason to lose what was learned.
+        """
+        path = self.folder / CONFIG
+        try:
+            return read_yaml(path, "restore it") if path.is_file() else {}
+        except UserError as error:
+            log.warning("%s; the exported LoRA does not say what it was trained on", error)
+            return {}

@@ -4,12 +4,16 @@ RUN --format comfy
 RUN is a run's folder, its lora/ folder, or any LoRA file; the result is written beside it, or into
 --out. Of a run that has not finished its newest checkpoint's EMA is taken. With `model=NAME` the
 file's layers are checked against that model's transformer, of which no weights are needed.
+
+The result says in its metadata what the LoRA was trained on and how, as far as the file does; for
+ComfyUI by the keys of ModelSpec.
 """
 
 from __future__ import annotations
 
 from flowrl.launch.program import run_program
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -19,8 +23,10 @@ from flowrl.cli.parser import make_parser
 from flowrl.launch.compose import compose
 from flowrl.models.architectures import on_meta
 from flowrl.models.loading import resolve
+from flowrl.runs.description import base_model_of
 from flowrl.tuning import formats
 from flowrl.tuning.layer_names import Format
+from flowrl.tuning.metadata import BASE, day_of
 from flowrl.tuning.writer import write
 
 
@@ -50,8 +56,11 @@ def main() -> None:
     if args.overrides:
         model = compose(["name=export", *args.overrides]).model
         formats.check(lora_file, on_meta(resolve(model.pretrained), torch.float32), file)
+        base = {BASE: base_model_of({"model": model})}
+        # What the file itself says comes first.
+        lora_file = replace(lora_file, notes={**base, **lora_file.notes})
     folder = args.out or beside(args.source, file) / f"lora_{args.format}"
-    print(f"{write(lora_file, folder, args.format)}: {lora_file.describe()}")
+    print(f"{write(lora_file, folder, args.format, day_of(file))}: {lora_file.describe()}")
 
 
 if __name__ == "__main__":

@@ -87,17 +87,23 @@ def find(places: Iterable[Path]) -> list[Run]:
     """
     folders: list[Path] = []
     for place in places:
-        with_config = {path.parent for path in place.rglob(CONFIG)}
-        # A run's own subfolders (trackers, checkpoints) hold no runs.
-        outermost = [folder for folder in with_config if with_config.isdisjoint(folder.parents)]
-        outermost.sort(key=_natural)
-        if not outermost:
-            raise UserError(
-                f"{place}: no run there; give folders of runs, which hold a {CONFIG}, or of sweeps"
-            )
-        folders += [folder for folder in outermost if folder not in folders]
+        folders += [folder for folder in folders_below(place) if folder not in folders]
     labels = _labels(folders)
     return [read(folder, label) for folder, label in zip(folders, labels, strict=True)]
+
+
+def folders_below(place: Path) -> list[Path]:
+    """List the folders of the runs in or below a folder, by path. Raises UserError where there is
+    none.
+    """
+    with_config = {path.parent for path in place.rglob(CONFIG)}
+    # A run's own subfolders (trackers, checkpoints) hold no runs.
+    outermost = [folder for folder in with_config if with_config.isdisjoint(folder.parents)]
+    if not outermost:
+        raise UserError(
+            f"{place}: no run there; give folders of runs, which hold a {CONFIG}, or of sweeps"
+        )
+    return sorted(outermost, key=_natural)
 
 
 def read(folder: Path, label: str) -> Run:

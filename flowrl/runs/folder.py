@@ -63,6 +63,26 @@ def claim(folder: str) -> None:
     _claimed.add(folder)
 
 
+def is_claimed(folder: Path) -> bool:
+    """Tell whether a process of this machine holds the lock of a run's folder; False where that
+    cannot be known.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # A shared lock, which two who ask at once do not keep from each other.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def discard_if_empty(folder: str) -> None:
     """Remove a run's folder where nothing was written; another process's is left to it."""
     if folder in _claimed:

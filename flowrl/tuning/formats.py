@@ -23,6 +23,7 @@ from flowrl.runs import checkpoint
 from flowrl.runs.command_line import tool_command
 from flowrl.runs.files import CHECKPOINTS, CONFIG, read_yaml
 from flowrl.tuning import layer_names
+from flowrl.tuning.metadata import notes_of, only_notes
 
 SUFFIX = ".safetensors"
 
@@ -45,13 +46,15 @@ class LoRAFile:
     """The content of a LoRA file: per layer the matrices A (rank, in) and B (out, rank) and alpha;
     the layer adds alpha / rank B A x.
 
-    `num_passed_over` counts the file's tensors that belong to text encoders.
+    `num_passed_over` counts the file's tensors that belong to text encoders. `notes` says what the
+    LoRA was trained on and how, where that is known (see `flowrl.tuning.metadata`).
     """
 
     a: Mapping[str, Tensor]
     b: Mapping[str, Tensor]
     alpha: Mapping[str, float]
     num_passed_over: int = 0
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -132,7 +135,7 @@ def read(path: Path) -> LoRAFile:
     layers, and where the scale cannot be known.
     """
     file = find(path)
-    tensors, config = _open(file)
+    tensors, config, notes = _open(file)
     trained = {
         key: tensor for key, tensor in tensors.items() if not layer_names.is_text_encoders(key)
     }
@@ -151,7 +154,9 @@ def read(path: Path) -> LoRAFile:
     # Checkpoints hold an attached adapter's parameters, whose names alone say the adapter's.
     is_checkpoint = contents.adapters != {""}
     alpha = _alphas(contents.a, contents.alpha, config, file, is_checkpoint)
-    return LoRAFile(contents.a, contents.b, alpha, len(tensors) - len(trained))
+    if is_checkpoint and not notes:
+        notes = notes_of(_run_config(_run_of(file)))
+    return LoRAFile(contents.a, contents.b, alpha, len(tensors) - len(trained), notes)
 
 
 @dataclass(slots=True)
@@ -192,8 +197,10 @@ class _Contents:
         matrices[layer] = tensor.float()
 
 
-def _open(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a file, and peft's configuration in its metadata or beside it."""
+def _open(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
+    """Return the tensors of a file, peft's configuration in its metadata or beside it, and its
+    notes.
+    """
     if file.suffix != SUFFIX:
         raise UserError(
             f"{file}: a LoRA is read from {SUFFIX} files alone, since others can run code; convert "
@@ -215,7 +222,7 @@ def _open(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     beside = file.with_name("adapter_config.json")
     if not config and beside.is_file():
         config = _settings(beside.read_bytes(), beside)
-    return tensors, config
+    return tensors, config, only_notes(metadata)
 
 
 def _settings(text: str | bytes, file: Path) -> dict[str, Any]:
@@ -287,21 +294,38 @@ def _alphas_of_run(a: Mapping[str, Tensor], file: Path) -> dict[str, float]:
     """Return the alphas of a checkpoint's weights: those of the LoRA that its run began from, or
     the configured one.
     """
-    # RUN/checkpoints/NAME/ema.safetensors
-    run = file.parent.parent.parent
+    run = _run_of(file)
     if (run / START).is_dir():
         start = read(run / START).alpha
         if start.keys() == a.keys():
             return dict(start)
-    config = run / CONFIG
-    remedy = f"{tool_command('export', 'export_lora.py', 'RUN')} exports a run's"
-    settings = read_yaml(config, remedy) if config.is_file() else {}
     try:
-        return dict.fromkeys(a, float(settings["lora"]["alpha"]))
+        return dict.fromkeys(a, float(_run_config(run)["lora"]["alpha"]))
     except (KeyError, TypeError, ValueError) as error:
+        # A file that cannot be read says so itself.
+        if isinstance(error, UserError):
+            raise
         raise UserError(
-            f"{file} does not tell its alpha, as checkpoints do not, nor does {config}; {remedy}"
+            f"{file} does not tell its alpha, as checkpoints do not, nor does {run / CONFIG}; "
+            f"{_remedy()}"
         ) from error
+
+
+def _run_of(file: Path) -> Path:
+    """Return the run of a checkpoint's file, RUN/checkpoints/NAME/ema.safetensors."""
+    return file.parent.parent.parent
+
+
+def _run_config(run: Path) -> dict[str, Any]:
+    """Read a run's configuration, nothing where there is none. Raises UserError for a damaged
+    one.
+    """
+    config = run / CONFIG
+    return read_yaml(config, _remedy()) if config.is_file() else {}
+
+
+def _remedy() -> str:
+    return f"{tool_command('export', 'export_lora.py', 'RUN')} exports a run's"
 
 
 def linear_layers(transformer: nn.Module) -> dict[str, nn.Linear]:

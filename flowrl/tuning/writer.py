@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.runs.files import grant_usual_mode
 from flowrl.tuning.formats import LoRAFile
 from flowrl.tuning.layer_names import METADATA, NAMES, PREFIXES, Format
+from flowrl.tuning.metadata import modelspec, stamp
 
 
 def lora_config(lora_file: LoRAFile) -> LoraConfig:
@@ -60,11 +60,12 @@ def _targets(lora_file: LoRAFile) -> list[str] | str:
     return "|".join(map(re.escape, names))
 
 
-def write(lora_file: LoRAFile, folder: Path, form: Format) -> Path:
+def write(lora_file: LoRAFile, folder: Path, form: Format, day: str | None = None) -> Path:
     """Write a LoRA into `folder`, which is made where it is missing, in one of the formats, and
     return the file.
 
-    Raises UserError for a format that is none of them.
+    With `day`, on which the LoRA was trained, a file for ComfyUI has ModelSpec's metadata. Raises
+    UserError for a format that is none of them.
     """
     forms = get_args(Format)
     if form not in forms:
@@ -72,9 +73,11 @@ def write(lora_file: LoRAFile, folder: Path, form: Format) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     prefix = PREFIXES[form]
     tensors = _matrices(lora_file, prefix)
-    metadata = {"format": "pt"}
+    metadata = {"format": "pt", **lora_file.notes}
     # Each program looks for the scale elsewhere.
     if form == "comfy":
+        if day is not None:
+            metadata |= modelspec(lora_file.notes, day)
         for name, alpha in lora_file.alpha.items():
             # Of rank-stabilised scaling, alpha may be a number that float32 would round.
             tensors[f"{prefix}{name}.alpha"] = torch.tensor(alpha, dtype=torch.float64)
@@ -86,8 +89,8 @@ def write(lora_file: LoRAFile, folder: Path, form: Format) -> Path:
         prefixed = {f"{prefix}{key}": value for key, value in settings.items()}
         metadata[METADATA] = json.dumps(prefixed, sort_keys=True)
     file = folder / NAMES[form]
-    save_file(tensors, file, metadata=metadata)
-    grant_usual_mode(file)
+    save_file(tensors, file)
+    stamp(file, metadata)
     return file
 
 

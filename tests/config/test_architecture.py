@@ -43,7 +43,10 @@ ROOMS = {
     "prompts": ("errors", "shapes", "types", "values", "annotated_types", "numpy"),
     "runs": ("errors", "parallel", "types", "yaml", *LEARNING),
     "models": ("errors", "parallel.launcher", "runs.files", "types", "values", "httpx", *LEARNING),
-    "tuning": ("errors", "models.weights", "parallel", "runs", "values", *LEARNING),
+    "tuning": (
+        *("errors", "flowrl.__version__", "models.weights", "parallel", "runs", "values"),
+        *LEARNING,
+    ),
     "parallel": ("errors", "values", "lightning"),
     "rewards": (
         *(
@@ -100,7 +103,8 @@ ROOMS = {
     ),
     "report": (
         "errors",
-        *("runs.changes", "runs.files", "runs.glossary", "runs.metrics", "statistics"),
+        *("runs.changes", "runs.description", "runs.files", "runs.folder", "runs.glossary"),
+        *("runs.metrics", "statistics"),
         "values.plural",
         *("jinja2", "markupsafe", "numpy"),
     ),
@@ -156,11 +160,15 @@ ROOMS = {
         "uvicorn",
     ),
     "sweep": ("errors", "runs", "values"),
+    "sharing": (
+        *("errors", "flowrl.DISTRIBUTION", "flowrl.__version__", "report", "runs", "tuning"),
+        *("huggingface_hub", "jinja2", "yaml"),
+    ),
     # The programs, above all rooms.
     "cli": (
         *("algorithm", "errors", "evaluation", "images", "launch", "models", "noise"),
-        *("objectives", "parallel", "prompts", "report", "rewards", "runs", "serving", "studies"),
-        *("sweep", "training", "tuning", "types", "values"),
+        *("objectives", "parallel", "prompts", "report", "rewards", "runs", "serving", "sharing"),
+        *("studies", "sweep", "training", "tuning", "types", "values"),
         *("diffusers", "hydra", "omegaconf", "PIL"),
     ),
     # What a notebook imports, above all rooms too.

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from flowrl.api import load
@@ -85,6 +86,8 @@ def test_what_is_saved_is_what_is_drawn(trained, tmp_path):
     saved = sorted(float(value.float().norm()) for value in load_file(file).values())
     averages = sorted(float(value.norm()) for value in experiment.policy.ema.weights.values())
     assert saved == pytest.approx(averages)
+    with safe_open(file, framework="pt") as opened:
+        assert opened.metadata()["flowrl.reward"] == "Redness"
     sheet = experiment.pictures(PROMPTS)
     assert sheet.mode == "RGB" and sheet.width > sheet.height
     metrics = experiment.evaluate()

@@ -1,0 +1,1 @@
+"""The sharing of runs: a folder with weights, pictures and a model card, and its upload."""

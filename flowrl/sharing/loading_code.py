@@ -1,0 +1,75 @@
+"""The lines of Python that load published weights into stock diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flowrl.runs.description import EMBEDDED, base_model_of
+
+PROMPT = "a photo of a red bicycle"
+PROMPT_OF_SHAPES = "a red circle above a blue square"
+
+
+def loading_code(config: Mapping[str, Any], repository: str, transformer: str) -> str:
+    """Return a program that draws an image with the weights of a repository, on the base model of
+    the configuration; `transformer` is the class of a whole one, empty for a LoRA.
+    """
+    base = base_model_of(config)
+    is_embedded = base.startswith(EMBEDDED)
+    kind = "StableDiffusion3Pipeline" if is_embedded else "DiffusionPipeline"
+    source = f'resolve("{base}")' if is_embedded else f'"{base}"'
+    dtype = f"torch_dtype=torch.{_model(config).get('dtype', 'bfloat16')}"
+    arguments = [source, dtype, *_arguments(config)]
+    lines = ["import torch"]
+    lines.append(f"from diffusers import {', '.join(filter(None, (kind, transformer)))}")
+    if is_embedded:
+        lines.append("from flowrl.models.loading import resolve")
+    lines.append("")
+    if transformer:
+        place = f'"{repository}", subfolder="transformer", {dtype}'
+        lines.append(f"transformer = {transformer}.from_pretrained({place})")
+        arguments.append("transformer=transformer")
+    lines.append(f"pipe = {kind}.from_pretrained(")
+    lines += [f"    {argument}," for argument in arguments]
+    lines.append(")")
+    if not is_embedded:
+        lines.append('pipe.to("cuda")')
+    if not transformer:
+        lines.append(f'pipe.load_lora_weights("{repository}")')
+    prompt = PROMPT_OF_SHAPES if is_embedded else PROMPT
+    lines.append("image = pipe(")
+    lines += [f"    {argument}," for argument in (f'"{prompt}"', *_drawing(config))]
+    lines += [").images[0]", 'image.save("image.png")']
+    return "\n".join(lines)
+
+
+def _model(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("model") or {}
+
+
+def _arguments(config: Mapping[str, Any]) -> list[str]:
+    """Return what the base model is loaded with: its revision, and no T5 where there is no text for
+    it.
+    """
+    model = _model(config)
+    arguments = []
+    if revision := model.get("revision"):
+        arguments.append(f'revision="{revision}"')
+    if model.get("max_sequence_length") == 0:
+        arguments += ["text_encoder_3=None", "tokenizer_3=None"]
+    return arguments
+
+
+def _drawing(config: Mapping[str, Any]) -> list[str]:
+    """Return the arguments that images of the evaluation were drawn with."""
+    evaluation = config.get("evaluation") or {}
+    model = _model(config)
+    values = {
+        "num_inference_steps": evaluation.get("num_steps"),
+        "guidance_scale": evaluation.get("guidance_scale"),
+        "height": model.get("resolution"),
+        "width": model.get("resolution"),
+        "max_sequence_length": model.get("max_sequence_length"),
+    }
+    return [f"{key}={value}" for key, value in values.items() if value is not None]

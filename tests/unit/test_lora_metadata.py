@@ -1,0 +1,205 @@
+"""A LoRA file says what it was trained on and how: in its metadata, by names that other programs
+know, without paths or a time, and read back whoever wrote it.
+"""
+
+import os
+import re
+
+import pytest
+import yaml
+from lightning import Trainer
+from runs import ROOT, composed, make
+from safetensors import safe_open
+from safetensors.torch import load_file
+from test_lora_files import FORMATS, checkpoint_of, given
+
+from flowrl.callbacks.checkpoint import Checkpoint
+from flowrl.callbacks.record import RunRecord
+from flowrl.callbacks.stop import Stop
+from flowrl.cli import export
+from flowrl.launch.compose import compose
+from flowrl.runs.description import METHODS, address_of, base_model_of, method_of, reward_of
+from flowrl.tuning.formats import read
+from flowrl.tuning.layer_names import NAMES
+from flowrl.tuning.metadata import ARCHITECTURES, day_of, modelspec, notes_of, stamp
+from flowrl.tuning.writer import write
+
+CONFIG = {
+    "name": "my-run",
+    "model": {"pretrained": "stabilityai/stable-diffusion-3.5-medium", "resolution": 512},
+    "loss": {"_target_": "flowrl.losses.dppo.DPPO", "delta": 1e-6},
+    "reward": {"_target_": "flowrl.rewards.ocr.OCR"},
+    "lora": {"alpha": 8},
+}
+NOTES = {
+    "flowrl.base_model": "stabilityai/stable-diffusion-3.5-medium",
+    "flowrl.method": "Flow-DPPO",
+    "flowrl.reward": "OCR",
+    "flowrl.resolution": "512x512",
+    "flowrl.name": "my-run",
+}
+
+
+def metadata(file):
+    with safe_open(file, framework="pt") as opened:
+        return opened.metadata()
+
+
+def without_version(notes):
+    version = notes["flowrl.version"]
+    assert re.match(r"\d+\.|0\+", version)
+    return {key: value for key, value in notes.items() if key != "flowrl.version"}
+
+
+def test_notes_say_the_run_and_no_path(tmp_path):
+    """Mutation: publish where a base model lies on this machine."""
+    assert without_version(notes_of(CONFIG)) == NOTES
+    for folder in ("/home/me/models/sd35", "~/models/sd35/", r"C:\models\sd35", str(tmp_path)):
+        notes = notes_of(CONFIG | {"model": {"pretrained": folder}})
+        assert notes["flowrl.base_model"] in ("sd35", tmp_path.name)
+    assert notes_of(CONFIG | {"model": {"pretrained": "embedded:pipeline"}})[
+        "flowrl.base_model"
+    ] == ("embedded:pipeline")
+
+
+def test_a_folder_here_is_no_hub_id(tmp_path, monkeypatch):
+    """Mutation: take any ORG/NAME for the hub's."""
+    monkeypatch.chdir(tmp_path)
+    assert base_model_of({"model": {"pretrained": "models/sd35"}}) == "models/sd35"
+    (tmp_path / "models" / "sd35").mkdir(parents=True)
+    assert base_model_of({"model": {"pretrained": "models/sd35"}}) == "sd35"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_notes_go_through_every_format(form, tmp_path):
+    """Of a file with notes and of one without. Mutation: lose them on reading, or on writing."""
+    plain = write(given(), tmp_path / "plain", form, day="2026-01-02")
+    assert read(plain).notes == {} and not any("spec" in key for key in metadata(plain))
+    stamp(plain, notes_of(CONFIG))
+    again = read(plain)
+    assert without_version(again.notes) == NOTES and again.alpha == given().alpha
+    copy = write(again, tmp_path / "copy", form, day="2026-01-02")
+    assert read(copy).notes == again.notes
+    told = {key for key in metadata(copy) if key.startswith("modelspec.")}
+    assert bool(told) == (form == "comfy")
+    assert load_file(copy).keys() == load_file(plain).keys()
+
+
+def test_a_stamp_changes_nothing_else(tmp_path):
+    """Mutation: drop the scale that diffusers keeps in the metadata."""
+    file = write(given(), tmp_path, "diffusers")
+    before, tensors = metadata(file), load_file(file)
+    mode = file.stat().st_mode
+    stamp(file, NOTES)
+    assert metadata(file) == before | NOTES and file.stat().st_mode == mode
+    assert all((load_file(file)[name] == value).all() for name, value in tensors.items())
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_comfy_files_have_what_the_specification_asks_for(tmp_path):
+    """Mutation: another spelling of a key, or an architecture that no reader lists."""
+    fields = modelspec(NOTES, "2026-01-02")
+    assert fields == {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v3.5-medium/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": "my-run",
+        "modelspec.description": "LoRA of stabilityai/stable-diffusion-3.5-medium, trained by "
+        "Flow-DPPO, reward OCR, with FlowRL.",
+        "modelspec.date": "2026-01-02",
+        "modelspec.usage_hint": "No trigger words: prompt as with the base model, at strength 1.",
+        "modelspec.resolution": "512x512",
+    }
+    own = modelspec({"flowrl.base_model": "embedded:pipeline"}, "2026-01-02")
+    assert own["modelspec.architecture"] == "pipeline/lora"
+    assert own["modelspec.title"] == "embedded:pipeline LoRA"
+
+
+def test_every_base_model_on_the_hub_has_an_architecture():
+    """Mutation: add a model and forget its name for other programs."""
+    names = [path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")]
+    bases = {base_model_of({"model": compose([f"model={name}", "name=x"]).model}) for name in names}
+    assert bases == ARCHITECTURES.keys() | {"embedded:pipeline"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["loss=dppo"], "Flow-DPPO"),
+        (["loss=grpo", "sampler=flow_sde"], "Flow-GRPO"),
+        (["loss=grpo", "sampler=dance_sde"], "DanceGRPO"),
+        (["loss=cps", "sampler=cps"], "Flow-CPS"),
+        (["loss=guard", "sampler=flow_sde"], "GRPO-Guard"),
+        (["loss=nft", "sampler=ode"], "Diffusion-NFT"),
+        (["loss=awm", "sampler=ode"], "Advantage Weighted Matching"),
+        (["loss=pepg", "sampler=ode"], "PEPG"),
+    ],
+)
+def test_every_loss_is_a_method_with_a_formula_and_a_paper(overrides, name):
+    """Mutation: name the three methods of one loss alike."""
+    method = method_of(composed(*overrides))
+    assert method.name == name and method.formula and method.source
+    assert address_of(method) == (
+        "" if name == "PEPG" else f"https://arxiv.org/abs/{method.source}"
+    )
+
+
+def test_all_of_flowrls_losses_are_listed():
+    """Mutation: add a loss and no method."""
+    options = [path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml")]
+    targets = {composed(f"loss={option}").loss._target_ for option in options}
+    assert targets == METHODS.keys()
+
+
+def test_what_comes_from_outside_is_named_by_its_class():
+    """Mutation: fail, or claim a paper."""
+    method = method_of({"loss": {"_target_": "acme.losses.Mine"}})
+    assert (method.name, method.formula, address_of(method)) == ("Mine", "", "")
+    assert method_of({}).name == "unknown" and base_model_of({}) == "unknown"
+    assert reward_of({}) == "unknown"
+
+
+def test_a_mixture_is_its_terms():
+    """Mutation: say no more than Mixture."""
+    terms = {"a": {"_target_": "x.Clip"}, "b": {"_target_": "y.Text"}}
+    node = {"_target_": "m.Mixture", "rewards": terms, "weights": {"a": 2.0, "b": 0.5}}
+    assert reward_of({"reward": node}) == "Mixture: 2 x Clip (a) + 0.5 x Text (b)"
+
+
+def test_a_checkpoints_notes_are_its_runs(tmp_path):
+    """Mutation: export a checkpoint without a word of its run."""
+    checkpoint_of(tmp_path, given())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    assert without_version(read(tmp_path).notes) == NOTES
+
+
+def test_the_command_writes_the_day_of_its_source_and_the_model_it_was_told(
+    tmp_path, monkeypatch, capsys
+):
+    """The same twice. Mutation: today's date, or no base model for a stranger's file."""
+    source = write(given(), tmp_path / "lora", "diffusers")
+    os.utime(source, (1_700_000_000, 1_700_000_000))
+    assert day_of(source) == "2023-11-14"
+    monkeypatch.setattr(export.formats, "check", lambda *arguments: None)
+    for out in ("a", "b"):
+        words = [str(source), "model=flux1_dev", "--format", "comfy", "--out", str(tmp_path / out)]
+        monkeypatch.setattr("sys.argv", ["export_lora.py", *words])
+        export.main()
+    capsys.readouterr()
+    file = tmp_path / "a" / NAMES["comfy"]
+    assert metadata(file)["modelspec.architecture"] == "flux-1-dev/lora"
+    assert metadata(file)["modelspec.date"] == "2023-11-14"
+    assert file.read_bytes() == (tmp_path / "b" / NAMES["comfy"]).read_bytes()
+
+
+def test_a_runs_export_is_stamped_whatever_became_of_its_configuration(tmp_path, caplog):
+    """Mutation: export without notes, or lose the LoRA for a damaged file."""
+    policy, _, _ = make()
+    record = RunRecord(folder=str(tmp_path))
+    saver = Checkpoint(record=record, stop=Stop(), folder=str(tmp_path), every=1, keep=1)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    for text, method in ((yaml.safe_dump(CONFIG), "Flow-DPPO"), ("{", None)):
+        (tmp_path / "config.yaml").write_text(text)
+        saver.export(trainer, policy)
+        assert read(tmp_path / "lora").notes.get("flowrl.method") == method
+    assert "does not say what it was trained on" in caplog.text
