@@ -1,12 +1,9 @@
 """Draw prompts with a base model and a LoRA, or a fully trained transformer, side by side, from the
 same noise.
 
-    python scripts/generate.py model=shapes --prompt "a red circle" \
-        --lora outputs/latest/lora --count 4
-    python scripts/generate.py model=sd35_medium --prompts prompts.txt \
-        --lora outputs/latest/lora --out pictures
-    python scripts/generate.py model=shapes --prompt "a red circle" \
-        --transformer outputs/latest/transformer
+    python scripts/generate.py model=shapes --prompt "a red circle" --lora outputs/latest --count 4
+    python scripts/generate.py model=sd35_medium --prompts prompts.txt --lora style.safetensors
+    python scripts/generate.py model=shapes --prompt "a star" --transformer fully_tuned/transformer
 
 Steps, guidance, grid and seed are the evaluation's (`evaluation.num_steps=28` changes them). Every
 image is written as a PNG that carries its prompt, model, LoRA, seed and number; grid.png shows all,
@@ -29,12 +26,13 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from flowrl.cli.parser import make_parser
+from flowrl.cli import arguments
 from flowrl.errors import UserError
 from flowrl.evaluation.drawing import draw_prompt
 from flowrl.images.contact_sheet import INK, PAPER, to_pil
 from flowrl.launch.checks import check_guidance
 from flowrl.launch.compose import compose
+from flowrl.launch.search_path import with_config_dir
 from flowrl.launch.validate import validate
 from flowrl.models import loading
 from flowrl.models.text import device
@@ -151,27 +149,14 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
 
 def main() -> None:
     """Read the command line, check it, and draw."""
-    parser = make_parser("generate", __doc__)
-    parser.add_argument(
-        "overrides", nargs="*", help="model=NAME, and configuration overrides as for train.py"
-    )
-    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
-    parser.add_argument("--prompts", help="a file with one prompt, or one JSON object, a line")
-    trained = parser.add_mutually_exclusive_group()
-    trained.add_argument(
-        "--lora", type=Path, help="a LoRA file, a folder with one, or a run's folder"
-    )
-    trained.add_argument("--transformer", type=Path, help="a folder that full fine-tuning exported")
-    parser.add_argument("--count", type=int, default=1, help="images a prompt")
-    parser.add_argument("--out", type=Path, default=Path("outputs/pictures"))
-    args = parser.parse_intermixed_args()
+    args = arguments.generate().parse_intermixed_args()
     prompts = [Prompt(checked_text(text, "--prompt")) for text in args.prompt]
     prompts += file_prompts(args.prompts) if args.prompts else []
     if not prompts:
         raise UserError("--prompt or --prompts: nothing to draw; give at least one prompt")
     if args.count < 1:
         raise UserError(f"--count={args.count} must be at least 1")
-    cfg = compose(["name=pictures", *args.overrides])
+    cfg = compose(["name=pictures", *with_config_dir(args.overrides, args.config_dir)])
     validate(cfg)
     generate(cfg, args, prompts)
 

@@ -164,7 +164,7 @@ def _refused_override(text: str) -> str | None:
         group, option = match[1].rsplit("/", 1)
         options = match[3].split()
         suggestion = meant(option, options)
-        choices = ", ".join(options)
+        choices = ", ".join(options) + _private(group, option)
         return f"{group}={option}: no such option{suggestion}; choose one of {choices}"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
@@ -175,6 +175,15 @@ def _refused_override(text: str) -> str | None:
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values are a sweep, add -m; a list is written key=[a,b]"
     return None
+
+
+def _private(group: str, option: str) -> str:
+    """Say how an option is read that lies in the folder conf/ of the working directory; an empty
+    text where there is none. It is not read by itself: whoever made the folder could run code.
+    """
+    path = Path("conf", group, f"{option}.yaml")
+    is_read = Path("conf").resolve() == CONF
+    return f"; {path} is read with --config-dir conf" if path.is_file() and not is_read else ""
 
 
 def _no_option(words: Iterable[str]) -> str:

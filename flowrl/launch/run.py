@@ -32,6 +32,7 @@ from flowrl.launch.errors import one_line_errors
 from flowrl.launch.foreign_jobs import check_job, continue_command
 from flowrl.launch.quiet import quieten
 from flowrl.launch.resume import configure, write_config
+from flowrl.launch.search_path import project_folders
 from flowrl.launch.start import keep_copy, with_copy
 from flowrl.parallel import background
 from flowrl.parallel.strategies import is_later_rank
@@ -58,7 +59,7 @@ def run_job(cfg: DictConfig) -> float | None:
     # Under another launcher than our own, which calls train.py itself.
     if hydra.mode == RunMode.MULTIRUN:
         if not cfg.get(foreign_targets.KEY):
-            conf = foreign_targets.project_folders(hydra, leaving_out=folder)
+            conf = project_folders(hydra, leaving_out=folder)
             check_job(folder, conf, tuple(hydra.overrides.task))
         job = job_of(cfg, folder, is_started_by_hydra=True)
         job.is_trusted = True  # what its folder holds was checked, or is trusted

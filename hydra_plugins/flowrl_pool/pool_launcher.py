@@ -25,7 +25,8 @@ from flowrl.errors import UserError
 from flowrl.launch.compose import check_folder
 from flowrl.launch.composed import job_of, read_job
 from flowrl.launch.foreign_jobs import check_job, check_sweep, continue_command
-from flowrl.launch.foreign_targets import KEY, is_trusting, parse, project_folders
+from flowrl.launch.foreign_targets import KEY, is_trusting, parse
+from flowrl.launch.search_path import project_folders
 from flowrl.runs.command_line import tool_command
 from flowrl.sweep.job import Job, JobsFailed, has_key, objective
 from flowrl.sweep.plan import Overrides, Place, Sweep, find_places, read_sweep, write_sweep

@@ -41,7 +41,7 @@ ROOMS = {
     "shapes": ("errors", "numpy", "scipy"),
     "images": ("errors", "numpy", "PIL"),
     "prompts": ("errors", "shapes", "types", "values", "annotated_types", "numpy"),
-    "runs": ("errors", "parallel", "types", "yaml", *LEARNING),
+    "runs": ("flowrl.__version__", "errors", "parallel", "types", "yaml", *LEARNING),
     "models": ("errors", "parallel.launcher", "runs.files", "types", "values", "httpx", *LEARNING),
     "tuning": (
         *("errors", "flowrl.__version__", "models.weights", "parallel", "runs", "values"),

@@ -393,8 +393,13 @@ def test_other_code_is_told_once(tmp_path, monkeypatch, capsys):
         "git_revision": "1" * 40,
         "versions": provenance.environment()["versions"] | {"torch": "1.0"},
     }
+    del then["versions"]["flowrl"]  # as an earlier version wrote it
     (tmp_path / "summary.json").write_text(json.dumps(then))
-    now = then | {"git_revision": "2" * 40 + "+", "versions": then["versions"] | {"torch": "3.0"}}
+    now = then | {
+        "git_revision": "2" * 40 + "+",
+        "versions": then["versions"] | {"torch": "3.0", "flowrl": "2"},
+        "projects": {"acme": "3" * 40},
+    }
     monkeypatch.setattr(provenance, "environment", lambda: now)
     first = examined(tmp_path, "a", path="p.txt")
     first.tell_changes([], 1)

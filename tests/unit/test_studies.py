@@ -468,7 +468,7 @@ def test_the_script_runs_a_study_from_nothing(tmp_path, monkeypatch, capsys):
     plan.write_text(yaml.safe_dump(SWEEP | {"common": ["num_threads=1"]}, sort_keys=False))
     monkeypatch.setattr(script, "ROOT", tmp_path)
     monkeypatch.setattr(script, "PLANS", tmp_path / "experiments")
-    monkeypatch.setattr(script, "git_revision", lambda: None)
+    monkeypatch.setattr(script, "flowrl_commit", lambda: None)
     monkeypatch.setattr(script, "Pool", partial(Pool, script=stand_in))
     monkeypatch.setattr(sys, "argv", ["study.py", "reproduce", "mine"])
     script.main()
