@@ -31,6 +31,8 @@ from flowrl.rewards.protocol import Reward
 from flowrl.training.export import export_average
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptData
+from flowrl.tuning.formats import WHOLE
+from flowrl.tuning.layer_names import NAMES
 from flowrl.tuning.metadata import notes_of
 from flowrl.tuning.weights import swapped
 from flowrl.types import Prompt, RewardOutput
@@ -203,9 +205,15 @@ class Experiment:
         """Write the average below `folder` as stock diffusers loads it, and return where: a LoRA
         for `pipe.load_lora_weights`, or after full fine-tuning a transformer for `from_pretrained`.
 
-        Raises NotFinite where a weight is no number.
+        What an earlier call wrote there is replaced. Raises NotFinite where a weight is no number,
+        and UserError where files of another kind are in the way.
         """
         folder = Path(folder)
+        target = folder / self.policy.tuning.folder_name
+        written = {NAMES["diffusers"], "config.json"}
+        for path in target.rglob("*"):
+            if path.name not in written and not path.name.startswith(WHOLE):
+                raise UserError(f"save: {target} holds {path.name}, too; give another folder")
         folder.mkdir(parents=True, exist_ok=True)
         return export_average(self.policy, folder, notes_of(self._described()))
 

@@ -79,7 +79,8 @@ def test_training_goes_on_where_it_ended(trained):
 
 
 def test_what_is_saved_is_what_is_drawn(trained, tmp_path):
-    """Mutation: save the weights as trained, not their average."""
+    """Mutation: save the weights as trained, not their average, or
+    delete what lies in the way."""
     experiment, *_ = trained
     folder = experiment.save(tmp_path / "mine")
     (file,) = folder.glob("*.safetensors")
@@ -88,6 +89,11 @@ def test_what_is_saved_is_what_is_drawn(trained, tmp_path):
     assert saved == pytest.approx(averages)
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata()["flowrl.reward"] == "Redness"
+    assert experiment.save(tmp_path / "mine") == folder
+    (folder / "notes.txt").touch()
+    with pytest.raises(UserError, match="holds notes.txt, too"):
+        experiment.save(tmp_path / "mine")
+    assert (folder / "notes.txt").exists()
     sheet = experiment.pictures(PROMPTS)
     assert sheet.mode == "RGB" and sheet.width > sheet.height
     metrics = experiment.evaluate()
