@@ -91,7 +91,7 @@ def test_what_is_saved_is_what_is_drawn(trained, tmp_path):
         assert opened.metadata()["flowrl.reward"] == "Redness"
     assert experiment.save(tmp_path / "mine") == folder
     (folder / "notes.txt").touch()
-    with pytest.raises(UserError, match="holds notes.txt, too"):
+    with pytest.raises(UserError, match=r"holds notes\.txt, too"):
         experiment.save(tmp_path / "mine")
     assert (folder / "notes.txt").exists()
     sheet = experiment.pictures(PROMPTS)
