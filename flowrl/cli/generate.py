@@ -33,7 +33,7 @@ from PIL.PngImagePlugin import PngInfo
 from flowrl.cli.parser import make_parser
 from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import Evaluator
-from flowrl.images.contact_sheet import INK, PAPER, to_pil
+from flowrl.images.contact_sheet import INK, PAPER, enlarged, to_pil
 from flowrl.launch.checks import check_guidance
 from flowrl.launch.compose import compose
 from flowrl.launch.validate import validate
@@ -48,6 +48,7 @@ from flowrl.tuning import formats, full, lora
 from flowrl.tuning.formats import LoRAFile
 from flowrl.tuning.protocol import Tuning
 from flowrl.types import Prompt
+from flowrl.values.plural import counted
 
 ITERATION = 2**32 - 2
 """The noise iteration of pictures, which neither training nor evaluation reaches."""
@@ -82,8 +83,11 @@ def draw(
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> Image.Image:
-    """Put one row a prompt on a sheet: its text, and its images with their titles."""
-    width, height = rows[0][1][0][1].size
+    """Put one row a prompt on a sheet: its text, and its images with their titles.
+
+    Small images are enlarged, their pixels as they are.
+    """
+    width, height = enlarged(rows[0][1][0][1]).size
     across = max(len(images) for _, images in rows) * (width + MARGIN) + MARGIN
     tall = height + 2 * LINE + MARGIN
     page = Image.new("RGB", (across, len(rows) * tall + MARGIN), PAPER)
@@ -93,7 +97,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> Imag
         pen.text((MARGIN, top), text, INK)
         for j, (title, image) in enumerate(images):
             left = j * (width + MARGIN) + MARGIN
-            page.paste(image, (left, top + LINE))
+            page.paste(enlarged(image), (left, top + LINE))
             pen.text((left, top + LINE + height), title, INK)
     return page
 
@@ -169,7 +173,8 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
             save(image, args.out / f"{i:03d}-{j}-{name}.png", facts)
         rows.append((prompt.text, images))
     sheet(rows).save(args.out / "grid.png")
-    print(f"{args.out}: {len(prompts) * args.count * len(variants)} images, grid.png")
+    num_images = len(prompts) * args.count * len(variants)
+    print(f"{args.out}: {counted(num_images, 'image')}, grid.png")
 
 
 def main() -> None:
