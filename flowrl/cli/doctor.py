@@ -39,6 +39,7 @@ from flowrl.rewards.protocol import Reward
 from flowrl.rewards.routed import Routed
 from flowrl.rewards.specimens import Pair, pairs
 from flowrl.training.reward import RewardModule
+from flowrl.values.plural import counted
 
 TOLERANCE = 1e-4
 """Difference that two scores of one image may have, in units of the scores' spread over all images.
@@ -162,7 +163,7 @@ def _range(patient: Patient, expected: Expectation) -> Check:
 def _census(patient: Patient) -> str:
     missing = (~patient.is_valid).sum()
     outside = (~patient.applies).sum()
-    return f"{len(patient.pictures)} images, {missing} missing, {outside} not judged"
+    return f"{counted(len(patient.pictures), 'image')}, {missing} missing, {outside} not judged"
 
 
 def _ordering(patient: Patient, wanted: Sequence[str], sign: float) -> Check:

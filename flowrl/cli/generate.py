@@ -29,7 +29,7 @@ from PIL.PngImagePlugin import PngInfo
 from flowrl.cli import arguments
 from flowrl.errors import UserError
 from flowrl.evaluation.drawing import draw_prompt
-from flowrl.images.contact_sheet import INK, PAPER, to_pil
+from flowrl.images.contact_sheet import INK, PAPER, enlarged, to_pil
 from flowrl.launch.checks import check_guidance
 from flowrl.launch.compose import compose
 from flowrl.launch.search_path import with_config_dir
@@ -42,14 +42,18 @@ from flowrl.tuning import formats, full, lora
 from flowrl.tuning.formats import LoRAFile
 from flowrl.tuning.protocol import Tuning
 from flowrl.types import Prompt
+from flowrl.values.plural import counted
 
 MARGIN = 8
 LINE = 16
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> Image.Image:
-    """Put one row a prompt on a sheet: its text, and its images with their titles."""
-    width, height = rows[0][1][0][1].size
+    """Put one row a prompt on a sheet: its text, and its images with their titles.
+
+    Small images are enlarged, their pixels as they are.
+    """
+    width, height = enlarged(rows[0][1][0][1]).size
     across = max(len(images) for _, images in rows) * (width + MARGIN) + MARGIN
     tall = height + 2 * LINE + MARGIN
     page = Image.new("RGB", (across, len(rows) * tall + MARGIN), PAPER)
@@ -59,7 +63,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> Imag
         pen.text((MARGIN, top), text, INK)
         for j, (title, image) in enumerate(images):
             left = j * (width + MARGIN) + MARGIN
-            page.paste(image, (left, top + LINE))
+            page.paste(enlarged(image), (left, top + LINE))
             pen.text((left, top + LINE + height), title, INK)
     return page
 
@@ -144,7 +148,8 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
             save(image, args.out / f"{i:03d}-{j}-{name}.png", facts)
         rows.append((prompt.text, titled))
     sheet(rows).save(args.out / "grid.png")
-    print(f"{args.out}: {len(prompts) * args.count * len(variants)} images, grid.png")
+    num_images = len(prompts) * args.count * len(variants)
+    print(f"{args.out}: {counted(num_images, 'image')}, grid.png")
 
 
 def main() -> None:

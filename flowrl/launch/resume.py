@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.callbacks.trackers import default_tags
 from flowrl.errors import UserError
-from flowrl.launch import foreign_targets
+from flowrl.launch import foreign_targets, labels
 from flowrl.launch.changes import overridden
 from flowrl.launch.composed import freeze
 from flowrl.launch.foreign_targets import check_config
@@ -75,6 +75,7 @@ def _new(cfg: DictConfig, folder: str) -> DictConfig:
     freeze(cfg)
     hydra = HydraConfig.get()
     take_from_file(cfg, hydra.overrides.task)
+    labels.fill(cfg, hydra)
     cfg.tags = cfg.tags or default_tags(hydra.runtime.choices, cfg.loss.get("delta"))
     return cfg
 

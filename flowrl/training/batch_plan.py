@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flowrl.errors import UserError
 from flowrl.values.bounds import Count, Processes, Samples
 from flowrl.values.check import check_fields
+from flowrl.values.plural import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +114,9 @@ class BatchPlan:
             ),
             (
                 "optimizer steps per iteration",
-                f"{self.inner_epochs} inner epochs x {self.updates_per_iteration} updates of "
-                f"{self.samples_per_update} "
-                f"samples x {num_trained_steps} trained steps",
+                f"{counted(self.inner_epochs, 'inner epoch')} x "
+                f"{counted(self.updates_per_iteration, 'update')} of {self.samples_per_update} "
+                f"x {counted(num_trained_steps, 'trained step')}",
             ),
         ]
         return "\n".join(f"  {name:<30} {value}" for name, value in rows)

@@ -14,15 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
-from flowrl.launch.changes import (
-    HARMLESS,
-    Provenance,
-    is_harmless,
-    overridden,
-    refuse_without_iterations,
-)
+from flowrl.launch.changes import Provenance, overridden, refuse_without_iterations
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
+from flowrl.launch.harmless import HARMLESS, is_harmless
 from flowrl.launch.resume import _lacking, read_config, read_source, write_config
 from flowrl.launch.start import refuse_other_start
 from flowrl.runs import disk, provenance
