@@ -73,7 +73,7 @@ reproduce: setup ## Run a study from nothing, below outputs/reproduce/<commit>: 
 reproduce-quick: setup ## A reduced version of all studies, below outputs/quick/<commit> (half an hour on two cores)
 	$(BIN)/python scripts/study.py reproduce --quick
 
-docs: $(VENV)/.installed ## Generate docs/metrics.md from the glossary
+docs: setup ## Generate docs/metrics.md from the glossary
 	$(BIN)/python scripts/metrics_page.py
 
 clean: ## Remove caches and the virtual environment, not the outputs

@@ -174,8 +174,10 @@ def start(logger: WandbLogger, folder: str | Path) -> None:
         return
     if run.offline:
         place = Path(run.dir).parent
+        if place.is_relative_to(Path.cwd()):
+            place = place.relative_to(Path.cwd())
         sync = shlex.join(["wandb", "sync", str(place)])
-        print(f"W&B: offline, in {place}; send it with: {sync}")
+        print(f"W&B: offline; send it with: {sync}")
     else:
         print(f"W&B: {run.url}")
 

@@ -131,7 +131,7 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
     plan = policy.plan.describe(policy.objective.num_trained())
     print(f"run directory: {folder}\nbatch plan:\n{plan}")
     if data.start_iteration:
-        print(f"  resuming after iteration       {data.start_iteration}")
+        print(f"  resuming after iteration  {data.start_iteration}")
     # The order matters: the signal's handler stands before what works long, an evaluation's scores
     # go into the row that the record writes, and a checkpoint keeps both.
     callbacks = [stop, *_instantiated(cfg.callbacks), viewer, record, saver]

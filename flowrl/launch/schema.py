@@ -249,7 +249,6 @@ FOREIGN = {
             "experiment_name": Text,
             "run_name": Text | None,
             "tracking_uri": Text | None,
-            "tags": Mapping[str, Text] | None,
         }
     ),
     "lightning.pytorch.callbacks.progress.tqdm_progress.TQDMProgressBar": Foreign(

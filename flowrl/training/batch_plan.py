@@ -105,7 +105,7 @@ class BatchPlan:
         micro_batches = self.num_samples // self.num_processes // self.micro_batch
         rows = [
             (
-                "samples per iteration",
+                "samples an iteration",
                 f"{self.prompts_per_iteration} prompts x {self.group_size} = {self.num_samples}",
             ),
             (
@@ -113,10 +113,10 @@ class BatchPlan:
                 f"{self.num_processes} x {micro_batches} of {self.micro_batch} samples",
             ),
             (
-                "optimizer steps per iteration",
+                "optimizer steps",
                 f"{counted(self.inner_epochs, 'inner epoch')} x "
                 f"{counted(self.updates_per_iteration, 'update')} of {self.samples_per_update} "
                 f"x {counted(num_trained_steps, 'trained step')}",
             ),
         ]
-        return "\n".join(f"  {name:<30} {value}" for name, value in rows)
+        return "\n".join(f"  {name:<25} {value}" for name, value in rows)

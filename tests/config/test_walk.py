@@ -78,7 +78,7 @@ RULES = {
     "a whole number is a name, too": ("0|-1|huge", "name"),
     "text where text may stand; what it names is looked for when it is needed": (
         "wrong",
-        r"resume|condition|sweep|logger\.mlflow\.tags\.condition|lora\.start|backend\.attention|embeddings\.folder|model\.revision|.*\.token_env|logger\.\w+\.\w+|run_dir",
+        r"resume|condition|sweep|lora\.start|backend\.attention|embeddings\.folder|model\.revision|.*\.token_env|logger\.\w+\.\w+|run_dir",
     ),
     "a reward may prefer what its score falls with": ("-1", r"reward(\.\w+)*\.scale"),
     "a reward's weight may be any number": ("-1|0|huge", r"reward\.weights\.\w+"),

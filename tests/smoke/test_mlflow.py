@@ -23,9 +23,9 @@ def test_a_run_is_logged(tmp_path, monkeypatch):
     (created,) = server.seen["create"]
     tags = {tag["key"]: tag["value"] for tag in created["tags"]}
     assert tags["mlflow.runName"] == f"{config['condition']} seed=0"
-    assert tags["condition"] == config["condition"]
     batches = server.seen["log-batch"]
     params = {item["key"]: item["value"] for batch in batches for item in batch.get("params", [])}
+    assert params["condition"] == config["condition"]
     assert (params["choices/loss"], params["loss/delta"]) == ("dppo", "2e-05")
     metrics = [item for batch in batches for item in batch.get("metrics", [])]
     rewards = [item["step"] for item in metrics if item["key"] == "reward/mean"]

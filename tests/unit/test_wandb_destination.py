@@ -190,10 +190,8 @@ def test_a_key_without_a_network_is_told_in_seconds(
     start(logger, tmp_path)
     logger.experiment.finish()
     (segment,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert (
-        capsys.readouterr().out
-        == f"W&B: offline, in {segment}; send it with: wandb sync {segment}\n"
-    )
+    place = segment.relative_to(tmp_path)  # the working directory
+    assert capsys.readouterr().out == f"W&B: offline; send it with: wandb sync {place}\n"
     assert (tmp_path / "wandb_id").read_text() == segment.name.rsplit("-", 1)[1]
 
 
