@@ -161,7 +161,7 @@ ROOMS = {
         *("algorithm", "errors", "evaluation", "images", "launch", "models", "noise"),
         *("objectives", "parallel", "prompts", "report", "rewards", "runs", "serving", "studies"),
         *("sweep", "training", "tuning", "types", "values"),
-        *("diffusers", "hydra", "omegaconf", "PIL"),
+        *("flowrl.DISTRIBUTION", "diffusers", "hydra", "jinja2", "omegaconf", "PIL"),
     ),
     "__main__": ("flowrl.__version__", "cli", "errors", "launch.program", "values.wording"),
 }
