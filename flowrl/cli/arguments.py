@@ -179,6 +179,22 @@ def runs() -> Parser:
     return parser
 
 
+def check() -> Parser:
+    """Describe the command line of `flowrl check`."""
+    parser = make_parser("check", head_of("check"))
+    parser.add_argument("overrides", nargs="*", help="configuration overrides, as for training")
+    add_config_dir(parser)
+    parser.add_argument("-m", "--multirun", action="store_true", help="check all jobs of a sweep")
+    return parser
+
+
+def new() -> Parser:
+    """Describe the command line of `flowrl new`."""
+    parser = make_parser("new", head_of("new"))
+    parser.add_argument("name", metavar="NAME", help="of the folder and of its Python package")
+    return parser
+
+
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "evaluate": evaluate,
     "generate": generate,
@@ -187,6 +203,8 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "serve": serve,
     "doctor": doctor,
     "plan": plan,
+    "check": check,
+    "new": new,
     "export": export,
     "push": push,
     "runs": runs,

@@ -20,16 +20,22 @@ from flowrl.values.bounds import FolderName
 from flowrl.values.check import check_value
 
 
-def compose(overrides: Sequence[str], *, config: str = "config", folder: Path = CONF) -> DictConfig:
+def compose(
+    overrides: Sequence[str],
+    *,
+    config: str = "config",
+    folder: Path = CONF,
+    with_hydra: bool = False,
+) -> DictConfig:
     """Compose the configuration `folder`/`config`.yaml with command-line `overrides`, outside of a
-    Hydra application.
+    Hydra application; its key `hydra` has Hydra's own part `with_hydra`.
 
     Raises Hydra's errors for unknown keys and options, which `flowrl.launch.errors.explain` puts
     into one line.
     """
     register_resolvers()
     with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-        return hydra.compose(config, overrides=list(overrides))
+        return hydra.compose(config, overrides=list(overrides), return_hydra_config=with_hydra)
 
 
 def register_resolvers() -> None:

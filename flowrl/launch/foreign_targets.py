@@ -164,7 +164,7 @@ def code_fault(node: Node, project: Project) -> str:
     remedy = KNOWN
     if name == "_target_" and not _is_known_target(value, project):
         problem = "names what this project does not"
-        remedy = f"{KNOWN}, or name the same in a YAML file below conf/ or --config-dir"
+        remedy = f"{KNOWN}, or give the folder of your own that names it: --config-dir DIR"
     elif name in REFUSED:
         problem = f"holds {name}"
     elif key.startswith(LOGGING) and not _is_plain_logging(name, value):

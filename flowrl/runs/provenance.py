@@ -43,7 +43,8 @@ DIGESTS = 2
 compared with.
 """
 
-_HUB_ID = re.compile(r"([\w.-]+)/([\w.-]+)(/.+)?")
+HUB_ID = re.compile(r"([\w.-]+)/([\w.-]+)(/.+)?")
+"""ORG/NAME, or ORG/NAME/FILE."""
 
 
 def environment() -> dict[str, Any]:
@@ -176,7 +177,7 @@ def hub_commit(value: str, revision: str | None) -> str | None:
     """Look up the commit of ORG/NAME, or of ORG/NAME/FILE, in the local hub cache; None where it is
     not there.
     """
-    match = _HUB_ID.fullmatch(value)
+    match = HUB_ID.fullmatch(value)
     if match is None:
         return None
     # The cache keeps in this file which commit a branch or tag was when it was last looked up.

@@ -169,7 +169,7 @@ ROOMS = {
         *("algorithm", "errors", "evaluation", "images", "launch", "models", "noise"),
         *("objectives", "parallel", "prompts", "report", "rewards", "runs", "serving", "sharing"),
         *("studies", "sweep", "training", "tuning", "types", "values"),
-        *("diffusers", "hydra", "omegaconf", "PIL"),
+        *("flowrl.DISTRIBUTION", "diffusers", "hydra", "jinja2", "omegaconf", "PIL"),
     ),
     # What a notebook imports, above all rooms too.
     "api": (

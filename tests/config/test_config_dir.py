@@ -69,7 +69,7 @@ def test_evaluation_builds_what_the_folder_names(conf, tmp_path):
     cfg = compose(with_config_dir(["name=t", "reward=mine", f"run_dir={run}"], conf))
     (run / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     subject = Subject.read(str(run))
-    with pytest.raises(UserError, match=r"acme\.rewards\.Mine.*or --config-dir"):
+    with pytest.raises(UserError, match=r"acme\.rewards\.Mine.*that names it: --config-dir"):
         evaluate.configure([subject], [], None)
     known = evaluate.configure([subject], with_config_dir([], conf), None)
     assert known.reward._target_ == "acme.rewards.Mine"

@@ -42,6 +42,8 @@ def test_each_program_has_a_line_a_module_and_a_door(root):
     lines = overview().splitlines()
     for name, (script, about) in PROGRAMS.items():
         assert f"  flowrl {name:<9} {about}" in lines
+        if not script:
+            continue
         place = root / script if name == "train" else root / "scripts" / script
         assert place.is_file()
         if name != "train":
