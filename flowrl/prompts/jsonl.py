@@ -45,13 +45,16 @@ def jsonl_prompts(
     prompts = []
     for number, line in read_lines(path):
         place = f"prompts {path} line {number}"
-        prompts.append(_prompt(line, place, text, family, keys))
+        prompts.append(prompt_of(_object(line, place), place, text, family, keys))
     return prompts
 
 
-def _prompt(line: str, place: str, text: str, family: str | None, keys: Sequence[str]) -> Prompt:
-    """Make a prompt of a line. Raises UserError, naming `place`, for one that is none."""
-    data = _object(line, place)
+def prompt_of(
+    data: Mapping[str, Any], place: str, text: str, family: str | None, keys: Sequence[str]
+) -> Prompt:
+    """Make a prompt of an object that must have all `keys`. Raises UserError, naming `place`, for
+    one that is none.
+    """
     for key in keys:
         if key not in data:
             present = ", ".join(map(repr, data))

@@ -39,7 +39,8 @@ def read_lines(path: str) -> list[tuple[int, str]]:
     data = file.read_bytes()
     kind = "parquet" if data.startswith(PARQUET) else file.suffix.lower()
     if kind in ("parquet", *TABLES):
-        raise UserError(f"prompts path={path}: a table ({kind}); {REMEDY}")
+        readable = "" if "parquet" not in kind else "take data=hub for it, or "
+        raise UserError(f"prompts path={path}: a table ({kind}); {readable}{REMEDY}")
     # Not str.splitlines, which also breaks lines at characters that may stand within a prompt.
     text = _decoded(path, data).replace(BYTE_ORDER_MARK, "")
     lines = re.split(r"\r\n|\r|\n", text)

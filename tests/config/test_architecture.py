@@ -40,7 +40,10 @@ ROOMS = {
     "values": ("errors", "annotated_types", "pydantic", "pydantic_core"),
     "shapes": ("errors", "numpy", "scipy"),
     "images": ("errors", "numpy", "PIL"),
-    "prompts": ("errors", "shapes", "types", "values", "annotated_types", "numpy"),
+    "prompts": (
+        *("errors", "flowrl.DISTRIBUTION", "shapes", "types", "values"),
+        *("annotated_types", "datasets", "numpy"),
+    ),
     "runs": ("flowrl.__version__", "errors", "parallel", "types", "yaml", *LEARNING),
     "models": ("errors", "parallel.launcher", "runs.files", "types", "values", "httpx", *LEARNING),
     "tuning": (

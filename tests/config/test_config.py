@@ -34,12 +34,15 @@ OPTIONS = sorted(
     (path.parent.relative_to(CONF).as_posix(), path.stem) for path in CONF.glob("*/**/*.yaml")
 )
 FILE = "data.prompts.path=prompts.txt"
+TABLE = "data.prompts.path=prompts.parquet"
 FILLED = {
     ("data", "text"): (FILE,),
     ("data", "jsonl"): (FILE,),
     ("data", "geneval"): (FILE,),
     ("data", "geneval2"): (FILE,),
+    ("data", "hub"): (TABLE,),
     ("evaluation", "text"): ("data=text", FILE),
+    ("evaluation", "hub"): ("data=hub", TABLE),
     ("evaluation", "jsonl"): ("data=jsonl", FILE),
     ("evaluation", "geneval2"): ("evaluation.sets.held_in.path=prompts.jsonl",),
     ("reward", "remote"): ("reward.url=http://localhost:8000",),

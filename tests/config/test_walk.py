@@ -10,6 +10,8 @@ import time
 from contextlib import contextmanager
 from functools import partial
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -44,7 +46,7 @@ SECONDS = 5
 RULES = {
     "null leaves the choice to FlowRL, as its YAML says": (
         "null",
-        r"run_dir|embeddings\.folder|evaluation\.max_prompts|.*\.(family|exclude|tags|version|revision|attention)|"
+        r"run_dir|embeddings\.folder|evaluation\.max_prompts|.*\.(family|exclude|tags|version|revision|attention|config)|"
         r"logger\.\w+\.(name|group|run_name|tracking_uri)|.*\.(final_delta|token_env)|scorer_timeout|.*\.start_seconds",
     ),
     "a seed may be any number of 63 bits": ("0|huge", r"seed|.*\.seed"),
@@ -206,6 +208,8 @@ def files(tmp_path, monkeypatch):
     }
     for name in ("prompts.txt", "prompts.jsonl"):
         (tmp_path / name).write_text(json.dumps(row) + "\n")
+    texts = {"prompt": ["a red circle"], "tag": ["one"]}
+    pq.write_table(pa.table(texts), tmp_path / "prompts.parquet")
 
 
 def test_every_leaf_is_refused_by_name_or_accepted_by_a_rule(files):

@@ -46,7 +46,7 @@ def test_byte_order_marks(tmp_path, encoding):
         (b"\xff\xfea", r"bad\.txt line 1: not UTF-16"),
         (
             b"PAR1\x15\x04\x15\xff",
-            r"bad\.txt: a table \(parquet\); save its prompts as UTF-8, one a line",
+            r"bad\.txt: a table \(parquet\); take data=hub for it, or save its prompts as UTF-8",
         ),
         (b"PK\x03\x04\x14\0\0\0\xff", r"bad\.txt line 1: binary"),
         (b"\n \n\t\n", "holds no prompt"),
