@@ -73,8 +73,9 @@ reproduce: setup ## Run a study from nothing, below outputs/reproduce/<commit>: 
 reproduce-quick: setup ## A reduced version of all studies, below outputs/quick/<commit> (half an hour on two cores)
 	$(BIN)/python scripts/study.py reproduce --quick
 
-docs: setup ## Generate docs/metrics.md from the glossary
+docs: setup ## Build the documentation into docs/_build/html, and docs/metrics.md from the glossary
 	$(BIN)/python scripts/metrics_page.py
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d docs/_build/doctrees -b html . docs/_build/html
 
 clean: ## Remove caches and the virtual environment, not the outputs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -29,7 +29,7 @@ from typing import TypedDict
 from flowrl.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("flowrl", "tests", "conf", "experiments", "scripts")
+FOLDERS = ("flowrl", "tests", "conf", "docs", "experiments", "scripts")
 FILES = (
     "train.py",
     "pyproject.toml",

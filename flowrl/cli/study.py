@@ -162,19 +162,19 @@ def first_seed(study: Study) -> int:
 
 
 def render(where: Place, names: Sequence[str]) -> None:
-    """Fill the READMEs below experiments/ and the front page; elsewhere write one page a study."""
+    """Fill experiments/README.md and those of the studies; elsewhere write one page a study."""
     studies = {name: where.study(name) for name in names}
     records = {name: load(where.results(name)) for name in names}
     filled = {name: pieces(study, records[name]) for name, study in studies.items()}
     for name, study in studies.items():
         render_one(study, records[name], where.results(name).parent)
     if where.records == PLANS:
-        for folder in (ROOT, *map(PLANS.joinpath, names)):
+        for folder in (PLANS, *map(PLANS.joinpath, names)):
             path = folder / "README.md"
             path.write_text(fill(path.read_text(), filled))
         print(
-            f"README.md and those of {', '.join(names)} are filled, figures and samples.md with "
-            "them"
+            f"experiments/README.md and those of {', '.join(names)} are filled, figures and "
+            "samples.md with them"
         )
 
 
