@@ -10,6 +10,8 @@ Imported are `flowrl.launch` (compose, schema, signatures), `flowrl.values.wordi
 
 from __future__ import annotations
 
+from flowrl.launch.program import run_program
+
 import inspect
 import re
 from collections.abc import Iterator
@@ -294,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_program(main))

@@ -153,14 +153,8 @@ ROOMS = {
         *("tuning", "types", "values", "httpx", "lightning", "numpy", "PIL", "wandb", *LEARNING),
     ),
     "serving": (
-        "errors",
-        "parallel",
-        "rewards",
-        "training",
-        "types",
-        "values",
-        "starlette",
-        "uvicorn",
+        *("errors", "parallel", "rewards", "training", "types", "values"),
+        *("prometheus_client", "starlette", "uvicorn"),
     ),
     "sweep": ("errors", "runs", "values"),
     "sharing": (
