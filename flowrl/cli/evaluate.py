@@ -150,13 +150,11 @@ def saved_config(subject: Subject) -> DictConfig:
 def run_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Read and check a run's own configuration; `common` says whether its folder is trusted."""
     assert subject.path is not None
-    path = subject.path.resolve()
-    folders = [place for place in searched_folders(overrides) if not place.is_relative_to(path)]
     return check_config(
         saved_config(subject),
         subject.path,
         is_trusted=common.trust_folder,
-        conf=[CONF, *folders],
+        conf=searched_folders(overrides, leaving_out=subject.path),
         typed={key_of(item) for item in overrides},
     )
 

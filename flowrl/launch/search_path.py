@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,10 @@ def with_config_dir(words: Sequence[str], folder: Path | None) -> list[str]:
     return [*words, f"{SEARCH_PATH}=[{place}]"]
 
 
-def searched_folders(overrides: Sequence[str]) -> list[Path]:
-    """List the folders that overrides add to Hydra's search path, as `--config-dir` does."""
+def searched_folders(overrides: Sequence[str], leaving_out: Path) -> list[Path]:
+    """List FlowRL's folder and those that overrides add to it, as `--config-dir` does; none that
+    lies in `leaving_out`.
+    """
     places: list[str] = []
     for item in parse(overrides):
         value = item.value()
@@ -45,7 +47,7 @@ def searched_folders(overrides: Sequence[str]) -> list[Path]:
             places += map(str, value)
     # Whatever is no folder here, such as a package, vouches for nothing.
     local = [place.removeprefix(FILE) for place in places if place.startswith(FILE)]
-    return [Path(place).resolve() for place in local]
+    return _outside(map(Path, local), leaving_out)
 
 
 def project_folders(hydra: Any, leaving_out: Path) -> list[Path]:
@@ -55,10 +57,14 @@ def project_folders(hydra: Any, leaving_out: Path) -> list[Path]:
     A job starts from a configuration in its own folder, which must not vouch for itself.
     """
     sources = hydra.runtime.config_sources
-    paths = [
-        Path(source.path).resolve() for source in sources if source.schema == "file" and source.path
-    ]
-    return [CONF, *(path for path in paths if not path.is_relative_to(leaving_out.resolve()))]
+    paths = [Path(source.path) for source in sources if source.schema == "file" and source.path]
+    return _outside(paths, leaving_out)
+
+
+def _outside(folders: Iterable[Path], folder: Path) -> list[Path]:
+    """Return FlowRL's folder and those of these folders that do not lie in another one."""
+    paths = [path.resolve() for path in folders]
+    return [CONF, *(path for path in paths if not path.is_relative_to(folder.resolve()))]
 
 
 def search_flags(hydra: Any) -> list[str]:

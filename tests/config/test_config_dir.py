@@ -42,8 +42,8 @@ def test_a_folder_of_ones_own_adds_options(conf):
     shapes = compose(with_config_dir(["name=t", "reward=shapes"], conf)).reward
     assert shapes._target_ == "flowrl.rewards.shapes.ShapesReward"
     assert with_config_dir(["seed=1"], None) == ["seed=1"]
-    assert searched_folders(words) == [conf.resolve()]
-    assert searched_folders(["seed=1", "hydra.searchpath=[pkg://acme.conf]"]) == []
+    assert searched_folders(words, CONF) == [CONF, conf.resolve()]
+    assert searched_folders(["seed=1", "hydra.searchpath=[pkg://acme.conf]"], CONF) == [CONF]
 
 
 def test_a_folder_that_is_not_there_is_refused(conf):

@@ -1,7 +1,6 @@
 """`flowrl new`: what it writes, what it refuses."""
 
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -11,14 +10,11 @@ import torch
 import yaml
 from runs import ROOT
 
-from flowrl.cli.arguments import PARSERS
 from flowrl.cli.new import TEMPLATE, check_name, write_project
 from flowrl.errors import UserError
 from flowrl.launch.compose import compose
 from flowrl.launch.search_path import with_config_dir
 from flowrl.runs.provenance import path_digest
-
-HOW_TO = ROOT / "docs" / "how-to" / "private_project.md"
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +91,3 @@ def test_a_folder_that_exists_is_left_alone(tmp_path):
     with pytest.raises(UserError, match=r"acme exists; take another name, or remove it"):
         write_project("acme", tmp_path)
     assert not [*(tmp_path / "acme").iterdir()]
-
-
-def test_each_command_that_the_texts_show_is_one(project):
-    """Mutation: misspell a flag or a subcommand in the template's README or in the how-to."""
-    texts = [(project / "README.md").read_text(), HOW_TO.read_text()]
-    blocks = [block for text in texts for block in re.findall(r"```bash\n(.*?)```", text, re.S)]
-    lines = [line.split("#")[0] for block in blocks for line in block.splitlines()]
-    commands = [shlex.split(line)[1:] for line in lines if line.startswith("flowrl ")]
-    assert len(commands) >= 12
-    for name, *words in commands:
-        if name != "train":
-            PARSERS[name]().parse_intermixed_args(words)
-            continue
-        overrides = [word.split(",")[0] for word in words if "=" in word]
-        folder = project / "conf" if "--config-dir" in words else None
-        assert compose(with_config_dir(["name=t", *overrides], folder)).num_iterations > 0
