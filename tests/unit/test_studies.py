@@ -399,8 +399,8 @@ def test_figures_are_of_the_record(name):
 def test_every_document_is_what_the_records_say(folder):
     """Rendering again changes nothing, and no block is one that rendering would pass over.
 
-    Mutation: edit a number in a README, change results.json without rendering, or misspell a
-    block's study.
+    Mutation: edit a number in a README, change results.json without rendering, misspell a block's
+    study, or begin a line with a quoted cell.
     """
     texts = {name: pieces(*own) for name, own in committed()[1].items()}
     text = (ROOT / "experiments" / folder / "README.md").read_text()
@@ -408,6 +408,8 @@ def test_every_document_is_what_the_records_say(folder):
     blocks = BLOCK.findall(text)
     assert len(blocks) == text.count("<!--") / 2 == text.count("-->") / 2
     assert {name.split("/")[0] for name in blocks} <= set(ORDER)
+    # A line that begins with a comment is HTML to Markdown, and a link in it is not one.
+    assert re.findall(r"^\s*<!-- begin [^>/]+/[^>/]+/.*", text, re.MULTILINE) == []
 
 
 @pytest.mark.parametrize("name", ORDER)
