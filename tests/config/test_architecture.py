@@ -152,6 +152,7 @@ ROOMS = {
         "training",
         "types",
         "values",
+        "prometheus_client",
         "starlette",
         "uvicorn",
     ),
