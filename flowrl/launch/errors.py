@@ -205,10 +205,15 @@ def _suggest(key: str) -> str:
     """Suggest the key with the nearest name in place of the word that is wrong: the first, or where
     that exists the last.
     """
-    first, _, below = key.partition(".")
     # A key that stands deeper, such as lr, comes before one that only looks like it.
-    if not below and (places := _places_of(key)):
+    if places := _places_of(key):
         return f" (did you mean {places[0]!r}?)"
+    return _suggest_similar(key)
+
+
+def _suggest_similar(key: str) -> str:
+    """Suggest the key whose name is nearest."""
+    first, _, below = key.partition(".")
     tops = {str(name) for name in OmegaConf.load(CONF / "config.yaml")} - {"defaults"}
     tops |= {path.name for path in CONF.iterdir() if path.is_dir()}
     if first in tops:

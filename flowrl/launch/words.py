@@ -100,8 +100,12 @@ def _check_override(words: Sequence[str], i: int) -> None:
         if word.endswith("=") and _is_bare(after[0]):
             _refuse_spaces(f"{word} {after[0]}", word + after[0])
         return
-    if word.startswith("~"):
-        return
+    if not word.startswith("~"):
+        _refuse_bare(word, after)
+
+
+def _refuse_bare(word: str, after: Sequence[str]) -> None:
+    """Answer a word without `=`, by what stands `after` it."""
     if after[0] == "=" and after[1]:
         _refuse_spaces(f"{word} = {after[1]}", f"{word}={after[1]}")
     if after[0].startswith("="):

@@ -55,7 +55,12 @@ def test_jobs_run_what_their_sweep_shows_and_are_runs_as_any(tmp_path):
         "reward=shapes",
         "delta=2e-05",
     ]
-    assert ran == {key: value for key, value in yaml.safe_load(shown).items() if key != "tags"}
+    label, _, digest = ran.pop("condition").partition(" #")
+    # The sweep varies its seed alone.
+    assert (label, len(digest), ran.pop("sweep")) == ("x", 6, "sweep")
+    assert ran.pop("choices")["experiment"] == "mine"
+    labels = ("tags", "condition", "sweep", "choices")
+    assert ran == {key: value for key, value in yaml.safe_load(shown).items() if key not in labels}
     resumed = train(override("resume", str(job)), "num_iterations=2", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert [
