@@ -5,25 +5,42 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --di
 BIN := $(VENV)/bin
 ARGS ?=
 STUDY ?= methods
+CPU ?=
+TORCH_INDEX ?=
+CONSTRAINTS ?=
+
+# Words with = that are none of this file's variables are overrides: make train sampler=cps
+VARIABLES := PYTHON VENV BIN PYTEST ARGS STUDY CPU TORCH_INDEX CONSTRAINTS
+space := $(subst ,, )
+# make escapes a space within a word, which would otherwise be taken for two words here.
+WORDS = $(filter-out $(VARIABLES:=%),$(subst \$(space),<space>,$(MAKEOVERRIDES)))
+OVERRIDES = $(subst <space>,$(space),$(foreach word,$(WORDS),'$(word)'))
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
 
-# The stamp follows pyproject.toml, so a changed dependency is installed by the next target.
+# The stamps follow pyproject.toml, so a changed dependency is installed by the next target.
 $(VENV)/.installed: pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "FlowRL needs Python 3.11 to 3.13, not %d.%d: make PYTHON=python3.12 ..." % v)'
-	@echo 'Installing into $(VENV): about 6 GB, several minutes'
+	@test -z '$(CPU)' -o -n '$(TORCH_INDEX)' || { echo 'CPU=1 needs TORCH_INDEX=URL, the index of CPU builds that the start page of PyTorch shows'; exit 1; }
+	@echo 'Installing into $(VENV): $(if $(CPU),without CUDA,about 6 GB, several minutes)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(if $(CPU),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
+	$(PIP) --editable .
 	@$(BIN)/python -c 'import torchvision' || { echo 'torch and torchvision do not match: remove $(VENV) and install both in one go'; exit 1; }
 	@touch $@
 
-setup: $(VENV)/.installed ## Create .venv and install FlowRL with its development tools
+$(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
 
-train: setup ## Run the main job on the embedded model; ARGS="sampler=flow_sde loss=grpo" overrides
-	$(BIN)/python train.py $(ARGS)
+setup: $(VENV)/.dev ## Install into .venv, with development tools; CPU=1 TORCH_INDEX=URL without CUDA, CONSTRAINTS=constraints.txt as CI has it
+
+train: $(VENV)/.installed ## Run the main job on the embedded model: make train sampler=flow_sde loss=grpo; a sweep: ARGS=-m seed=0,1
+	$(BIN)/python train.py $(ARGS) $(OVERRIDES)
 
 test: setup ## Run the tests (about ten minutes on two cores)
 	$(PYTEST) -m "not slow" $(ARGS)
@@ -40,6 +57,10 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+constraints: setup ## Write constraints.txt: the versions that are installed here
+	$(BIN)/python scripts/constraints.py > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
 benchmark: setup ## Time an iteration against its bare parts
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 
@@ -52,10 +73,11 @@ reproduce: setup ## Run a study from nothing, below outputs/reproduce/<commit>: 
 reproduce-quick: setup ## A reduced version of all studies, below outputs/quick/<commit> (half an hour on two cores)
 	$(BIN)/python scripts/study.py reproduce --quick
 
-docs: setup ## Generate docs/metrics.md from the glossary
+docs: setup ## Build the documentation into docs/_build/html, and docs/metrics.md from the glossary
 	$(BIN)/python scripts/metrics_page.py
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d docs/_build/doctrees -b html . docs/_build/html
 
 clean: ## Remove caches and the virtual environment, not the outputs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup train test test-all lint format benchmark mutation reproduce reproduce-quick docs clean
+.PHONY: help setup train test test-all lint format constraints benchmark mutation reproduce reproduce-quick docs clean

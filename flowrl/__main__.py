@@ -30,6 +30,8 @@ def main() -> int:
         # For rewards and losses of one's own; last, so that no file here hides a package.
         sys.path.append(here)
     sys.argv = [sys.argv[0], *words[1:]]
+    if {"-h", "--help"} & {*words[1:]} and print_help(words[0]):
+        return 0
     # As the main module, so that what starts the program again, as Lightning does for each further
     # process, finds it there.
     runpy.run_module(f"flowrl.cli.{words[0]}", run_name="__main__", alter_sys=True)
@@ -48,6 +50,16 @@ def overview() -> str:
             "`flowrl SUBCOMMAND --help` tells more, `flowrl --version` the version.",
         ]
     )
+
+
+def print_help(name: str) -> bool:
+    """Print the help of a program without importing it; False for train's, which is Hydra's."""
+    from flowrl.cli.arguments import PARSERS
+
+    if name not in PARSERS:
+        return False
+    PARSERS[name]().print_help()
+    return True
 
 
 def refuse(word: str) -> None:

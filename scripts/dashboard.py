@@ -20,14 +20,22 @@ STEPS = r"trust/kl_old/\d+"
 
 
 def curves(wr: Any) -> dict[str, list[Any]]:
-    """Make panels over the iteration, seeds of one method averaged, by their section's title."""
+    """Make panels over the iteration by their section's title: the mean of each condition's seeds,
+    and their range.
+
+    Runs that differ in anything else are of another condition, so no ablation is averaged away.
+    """
 
     def line(
         *names: str, title: str | None = None, regex: str | None = None, **options: Any
     ) -> Any:
         unknown = [name for name in names if not is_known(name)]
         assert not unknown, unknown
-        shared = {"x": "iteration", "groupby": wr.Config("name"), "groupby_rangefunc": "minmax"}
+        shared = {
+            "x": "iteration",
+            "groupby": wr.Config("condition"),
+            "groupby_rangefunc": "minmax",
+        }
         return wr.LinePlot(
             title=title or names[0], y=list(names), metric_regex=regex, **shared, **options
         )
@@ -67,8 +75,8 @@ def comparisons(wr: Any) -> list[Any]:
     ]
 
 
-def build(entity: str, project: str, group: str | None, is_dry: bool) -> tuple[Any, Any]:
-    """Make the workspace and the report; `group` narrows the report to one sweep."""
+def build(entity: str, project: str, sweep: str | None, is_dry: bool) -> tuple[Any, Any]:
+    """Make the workspace and the report; `sweep` narrows the report to the runs of one."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -81,10 +89,10 @@ def build(entity: str, project: str, group: str | None, is_dry: bool) -> tuple[A
     workspace = ws.Workspace(entity=entity, project=project, name="FlowRL", sections=sections)
 
     def runs() -> list[Any]:
-        filters = f"Group = '{group}'" if group else ""
+        filters = f"Config('sweep') == '{sweep}'" if sweep else ""
         # A run set that names its project looks it up on the server.
         place = {} if is_dry else {"entity": entity, "project": project}
-        return [wr.Runset(name=group or "all runs", filters=filters, **place)]
+        return [wr.Runset(name=sweep or "all runs", filters=filters, **place)]
 
     blocks = [
         wr.TableOfContents(),
@@ -94,7 +102,7 @@ def build(entity: str, project: str, group: str | None, is_dry: bool) -> tuple[A
     for name, panels in curves(wr).items():
         blocks += [wr.H1(name), wr.PanelGrid(runsets=runs(), panels=panels)]
     blocks += [wr.H1("Samples"), wr.PanelGrid(runsets=runs(), panels=[samples])]
-    title = f"FlowRL: {group}" if group else "FlowRL"
+    title = f"FlowRL: {sweep}" if sweep else "FlowRL"
     return workspace, wr.Report(
         entity=entity, project=project, title=title, blocks=blocks, width="fluid"
     )
@@ -107,13 +115,13 @@ def main() -> None:
     )
     parser.add_argument("--entity", required=True, help="W&B user or team")
     parser.add_argument("--project", default="flowrl")
-    parser.add_argument("--group", help="a sweep's folder name: the report shows its runs alone")
+    parser.add_argument("--sweep", help="a sweep's folder name: the report shows its runs alone")
     parser.add_argument(
         "--dry-run", type=Path, metavar="FOLDER", help="write workspace.json and report.json there"
     )
     args = parser.parse_args()
     try:
-        workspace, report = build(args.entity, args.project, args.group, bool(args.dry_run))
+        workspace, report = build(args.entity, args.project, args.sweep, bool(args.dry_run))
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error.name} is not installed: pip install 'flowrl-lightning[dashboard]'")
     if args.dry_run:

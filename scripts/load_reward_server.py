@@ -169,22 +169,22 @@ def held_back(num_connections: int, sent: bytes) -> Case:
     """Make a case of connections that send something, and then nothing more."""
 
     async def case(server: Server, asked: Answers, besides: Answers) -> None:
-        connections = [await server.connect() for _ in range(num_connections)]
-        readers = [reader for reader, _ in connections]
-        writers = [writer for _, writer in connections]
-        for writer in writers:
+        connections = []
+        for _ in range(num_connections):
+            connections.append(await server.connect())
+        drains = []
+        for _, writer in connections:
             writer.write(sent)
+            drains.append(writer.drain())
         # A server that reads no further, or closes the connection, lets this wait or fail.
-        drains = [writer.drain() for writer in writers]
         all_sent = asyncio.gather(*drains, return_exceptions=True)
         await asyncio.wait([all_sent], timeout=10)
         # Time for the server to hold what it was sent, before others ask.
         await asyncio.sleep(2)
         await others(server, besides)
-        ends = [end(reader, asked) for reader in readers]
-        await asyncio.gather(*ends)
+        await asyncio.gather(*(end(reader, asked) for reader, _ in connections))
         # Without the usual farewell, which a full buffer would hold up.
-        for writer in writers:
+        for _, writer in connections:
             writer.transport.abort()
 
     return case

@@ -29,8 +29,16 @@ from typing import TypedDict
 from flowrl.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("flowrl", "tests", "conf", "experiments", "scripts")
-FILES = ("train.py", "pyproject.toml", "README.md", "CONTRIBUTING.md")
+FOLDERS = ("flowrl", "tests", "conf", "docs", "experiments", "scripts")
+FILES = (
+    "train.py",
+    "pyproject.toml",
+    "README.md",
+    "CONTRIBUTING.md",
+    "Makefile",
+    "constraints.txt",
+    "setup.py",
+)
 VERDICT = re.compile(r"^(\S+?::\w+)(?:\[.*\])? (PASSED|FAILED)", re.MULTILINE)
 
 

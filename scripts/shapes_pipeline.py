@@ -237,13 +237,17 @@ def summarise(captions: list[Caption], verdicts: list[Verdict]) -> dict[str, flo
     of the palette.
     """
     families = defaultdict(list)
+    strict: list[float] = []
+    soft: list[float] = []
     objects: list[bool] = []
     for caption, verdict in zip(captions, verdicts, strict=True):
         families[caption.family].append(verdict.strict)
+        strict.append(verdict.strict)
+        soft.append(verdict.soft)
         objects += [item.is_clean for item in verdict.objects]
     scores = {
-        "strict": float(np.mean([verdict.strict for verdict in verdicts])),
-        "soft": float(np.mean([verdict.soft for verdict in verdicts])),
+        "strict": float(np.mean(strict)),
+        "soft": float(np.mean(soft)),
         # Early in training no image may hold anything that counts as an object.
         "clean_objects": float(np.mean(objects)) if objects else 0.0,
     }

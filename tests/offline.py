@@ -1,5 +1,6 @@
 """What W&B wrote where there is no network: the records of a run's offline segments."""
 
+import json
 import struct
 
 from wandb.proto.wandb_internal_pb2 import Record
@@ -41,6 +42,24 @@ def of_kind(segment, kind):
         for record in records(segment)
         if record.WhichOneof("record_type") == kind
     ]
+
+
+def config(segment):
+    """The configuration as it was logged, key by key."""
+    merged = {}
+    for record in of_kind(segment, "run") + of_kind(segment, "config"):
+        updates = record.config.update if hasattr(record, "config") else record.update
+        for item in updates:
+            if item.key:
+                merged[item.key] = json.loads(item.value_json)
+    return merged
+
+
+def artifacts(segment):
+    """What was logged as artifacts."""
+    requests = of_kind(segment, "request")
+    logged = [request.log_artifact.artifact for request in requests]
+    return [*of_kind(segment, "artifact"), *(artifact for artifact in logged if artifact.name)]
 
 
 def history(segment, name):

@@ -5,7 +5,6 @@ LoRA at the end.
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,15 @@ from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop, is_at_end
 from flowrl.errors import UserError
 from flowrl.models.weights import first_not_finite
-from flowrl.parallel.sharding import gathered, is_divided
+from flowrl.parallel.sharding import gathered
 from flowrl.runs import checkpoint
-from flowrl.runs.files import CHECKPOINTS, CONFIG, grant_usual_mode, read_yaml
+from flowrl.runs.files import CHECKPOINTS, CONFIG, read_yaml
 from flowrl.runs.folder import point_latest_at
+from flowrl.training.export import export_average
 from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.training.reward import TooManyMissingRewards
-from flowrl.tuning.layer_names import NAMES
-from flowrl.tuning.metadata import notes_of, stamp
-from flowrl.tuning.weights import swapped
+from flowrl.tuning.metadata import notes_of
 from flowrl.values.bounds import Count
 from flowrl.values.check import checked
 
@@ -182,22 +180,8 @@ class Checkpoint(Callback):
 
         Raises NotFinite where a weight is no number.
         """
-        require_finite(policy.weights())
-        target = self.folder / policy.tuning.folder_name
-        partial = target.with_suffix(".partial")
-        if trainer.is_global_zero:
-            shutil.rmtree(partial, ignore_errors=True)
-        # Gathering divided weights takes all processes, of which the first alone writes.
-        if trainer.is_global_zero or is_divided(policy.transformer):
-            with swapped(policy.tuning.parameters(), policy.ema.weights):
-                policy.tuning.save(policy.model.pipeline, partial)
-        lora = partial / NAMES["diffusers"]
-        if trainer.is_global_zero and lora.is_file():
-            stamp(lora, notes_of(self._config()))
-        if trainer.is_global_zero:
-            grant_usual_mode(partial)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
+        notes = notes_of(self._config())
+        export_average(policy, self.folder, notes, is_writer=trainer.is_global_zero)
 
     def _config(self) -> dict[str, Any]:
         """Read the run's configuration; nothing where it is gone or damaged by the end, which is no

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,13 +14,48 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from flowrl.training.prompt_data import PromptBatch, PromptData
 
+LINE_SECONDS = 30.0
+"""The time between two lines, where there is no terminal to draw a bar on."""
+
+
+def is_terminal() -> bool:
+    """Tell whether a bar can be drawn over itself where the program prints."""
+    return sys.stdout.isatty()
+
 
 class Progress(TQDMProgressBar):
     """Lightning's bar with this loop's metrics alone, without the tracker's run id; it fits 80
     columns.
 
-    It counts the iterations of the run, so that a resumed one goes on where it stopped.
+    It counts the iterations of the run, so that a resumed one goes on where it stopped. In a file
+    or a pipe, where a bar would leave its carriage returns, it prints a line now and then instead.
     """
+
+    next_line = 0.0
+
+    @property
+    def is_disabled(self) -> bool:
+        """True where no bar is drawn."""
+        return super().is_disabled or not is_terminal()
+
+    @property
+    def has_lines(self) -> bool:
+        """True where lines stand for the bar."""
+        return self.is_enabled and not is_terminal()
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """Print a text above the bar, or as it is where there is none."""
+        if self.has_lines:
+            print(*args, sep=sep, flush=True)
+        else:
+            super().print(*args, sep=sep, **kwargs)
+
+    def tell(self, text: str, *, is_due: bool = False) -> None:
+        """Print a line in place of the bar, unless the last one was just now and it is not due."""
+        now = time.monotonic()
+        if is_due or now >= self.next_line:
+            self.print(text)
+            self.next_line = now + LINE_SECONDS
 
     BAR_FORMAT = "{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
@@ -43,6 +80,9 @@ class Progress(TQDMProgressBar):
     @contextmanager
     def in_words(self) -> Iterator[Callable[[str], None]]:
         """Give a function that shows a text in place of the bar, which comes back afterwards."""
+        if self.has_lines:
+            yield self.tell
+            return
         bar = self._train_progress_bar
         if bar is None or bar.disable:  # in a later process, or after the last iteration
             yield lambda text: None
@@ -70,6 +110,13 @@ class Progress(TQDMProgressBar):
     ) -> None:
         """Count an iteration more."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch.iteration)
+        if self.has_lines:
+            done = batch.iteration + 1
+            total = self.total_train_batches
+            figures = self.get_metrics(trainer, pl_module).items()
+            words = [f"{name}={_short(value)}" for name, value in figures]
+            is_due = done in (self._data.start_iteration + 1, total)
+            self.tell(f"iteration {done} of {total}: {', '.join(words)}", is_due=is_due)
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
@@ -78,3 +125,8 @@ class Progress(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+
+def _short(value: object) -> str:
+    """Return a number by its first digits; anything else as it is."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

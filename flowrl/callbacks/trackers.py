@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from flowrl.errors import UserError
 from flowrl.parallel.strategies import is_later_rank
-from flowrl.values.bounds import Text
+from flowrl.values.bounds import ProjectName, Tag, Text
 
 log = logging.getLogger(__name__)
 
@@ -30,35 +30,44 @@ seconds.
 """
 
 
+Mode = Literal["online", "offline", "disabled"]
+
+
 @dataclass(frozen=True)
 class Destination:
     """The place where W&B's runs go. An unasked `offline` has a reason, which is a fault where
     `is_fault` says so.
     """
 
-    mode: Literal["online", "offline", "disabled"]
+    mode: Mode
     reason: str = ""
     is_fault: bool = False
 
 
 def wandb_logger(
     *,
-    project: Text,
+    project: ProjectName,
     name: Text,
     group: Text | None,
     job_type: Text,
-    tags: Sequence[Text] | None,
+    tags: Sequence[Tag] | None,
     folder: Text,
+    entity: Text | None = None,
+    mode: Mode | None = None,
+    notes: Text | None = None,
+    log_model: bool = False,
 ) -> WandbLogger:
     """Make a W&B run whose id is kept in the run's folder, so that a resumed run continues it.
 
     Without a `group` it is the sweep's, which W&B reads from WANDB_RUN_GROUP. Where it goes is
-    decided here, before weights load; `start` opens it. Raises UserError for settings that W&B
-    itself refuses.
+    decided here, before weights load; `start` opens it. With `log_model`, `finish` uploads the
+    weights that the run exported. The last keys have defaults for runs of earlier versions, whose
+    configuration lacks them. Raises UserError for settings that W&B itself refuses, and where
+    `mode` asks for a run online and there is no key.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
     # Later ranks open no run.
-    place = Destination("disabled") if is_later_rank() else destination()
+    place = Destination("disabled") if is_later_rank() else destination(mode)
     if place.is_fault:
         log.warning("W&B: %s; the run is kept offline", place.reason)
     id_file = Path(folder) / ID_FILE
@@ -71,19 +80,22 @@ def wandb_logger(
         save_dir=folder,
         id=id_file.read_text() if id_file.is_file() else uuid.uuid4().hex[:8],
         resume="allow",
-        mode="offline" if place.mode == "offline" else None,
-        log_model=False,
+        entity=entity,
+        notes=notes,
+        # None leaves a mode that W&B was set to, such as shared, as it is.
+        mode=mode if place.mode == "online" else place.mode,
+        log_model=log_model,
     )
     # Lightning hands it on though W&B no longer takes it, and warns.
     logger._wandb_init.pop("anonymous", None)
     return logger
 
 
-def destination() -> Destination:
+def destination(mode: Mode | None = None) -> Destination:
     """Ask W&B's library where it would send a run: environment, netrc and settings files as it
-    reads them.
+    reads them; a `mode` comes before theirs.
 
-    Raises UserError where it refuses its settings.
+    Raises UserError where it refuses its settings, and where `online` is asked for without a key.
     """
     import wandb
     from wandb.sdk.lib import wbauth
@@ -95,16 +107,20 @@ def destination() -> Destination:
         raise UserError(
             f"W&B refuses its settings: {_one_line(error)}; correct them, or take logger=none"
         ) from error
-    if settings.mode == "disabled":
+    wanted = mode or settings.mode
+    if wanted == "disabled":
         return Destination("disabled")
-    if settings.mode in ("offline", "dryrun"):
-        return Destination("offline", f"asked for by its mode {settings.mode}")
+    if wanted in ("offline", "dryrun"):
+        return Destination("offline", f"asked for by its mode {wanted}")
     try:
         key = wbauth.authenticate_session(
             host=host, source="flowrl", prompt=False, update_session=False
         )
         if key is None:
-            return Destination("offline", f"no key for {host} (`wandb login` stores one)")
+            reason = f"no key for {host} (`wandb login` stores one)"
+            if mode == "online":
+                raise UserError(f"logger.wandb.mode=online: {reason}; or take mode=offline")
+            return Destination("offline", reason)
         if not is_reachable(host.url):
             return Destination("offline", f"{host} cannot be reached", is_fault=True)
         key.verify()
@@ -158,18 +174,27 @@ def start(logger: WandbLogger, folder: str | Path) -> None:
         return
     if run.offline:
         place = Path(run.dir).parent
+        if place.is_relative_to(Path.cwd()):
+            place = place.relative_to(Path.cwd())
         sync = shlex.join(["wandb", "sync", str(place)])
-        print(f"W&B: offline, in {place}; send it with: {sync}")
+        print(f"W&B: offline; send it with: {sync}")
     else:
         print(f"W&B: {run.url}")
 
 
-def finish(logger: WandbLogger) -> None:
-    """Close W&B's run; where its service has died, that is told, and the run of FlowRL ends as it
-    would have.
+def finish(logger: WandbLogger, weights: Path | None = None) -> None:
+    """Close W&B's run, which takes the folder `weights` along where it was asked for; where its
+    service has died, that is told, and the run of FlowRL ends as it would have.
     """
+    import wandb
+
     try:
-        logger.experiment.finish()
+        run = logger.experiment
+        if logger._log_model and weights is not None and not is_later_rank():
+            artifact = wandb.Artifact(f"{run.id}-{weights.name}", type="model")
+            artifact.add_dir(str(weights))
+            run.log_artifact(artifact)
+        run.finish()
     except Exception as error:  # of any kind: its library does not say which
         log.warning("W&B could not close its run (%s: %s)", type(error).__name__, _one_line(error))
 

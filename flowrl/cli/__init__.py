@@ -14,8 +14,10 @@ PROGRAMS = {
         "examine a reward: does it order, repeat, how fast is it",
     ),
     "plan": ("plan_memory.py", "estimate GPU memory and the largest micro-batch that fits"),
+    "check": ("", "check what training is given: values, prompts, servers, files"),
+    "new": ("", "write a project of your own, with a reward and a loss"),
     "push": ("push_run.py", "share a finished run on the hub, with a model card"),
     "runs": ("list_runs.py", "list the runs below a folder: state, progress, headline"),
     "export": ("export_lora.py", "convert a run's LoRA for diffusers, peft or ComfyUI"),
 }
-"""The subcommands, each with its door in a checkout and what it does."""
+"""The subcommands, each with its door in a checkout, where it has one, and what it does."""

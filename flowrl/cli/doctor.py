@@ -2,9 +2,8 @@
 long does it take?
 
     python scripts/reward_doctor.py reward=ocr
-    python scripts/reward_doctor.py reward=pickscore reward.pretrained=/models/PickScore_v1 \
-        --max-seconds 0.5
-    python scripts/reward_doctor.py reward=my_own --pairs content text
+    python scripts/reward_doctor.py reward=pickscore reward.pretrained=/models/PickScore_v1
+    python scripts/reward_doctor.py --config-dir conf reward=my_own --pairs content text
 
 Each reward of a mixture is examined by itself. Exit status 1 if a check fails. The checks: good
 images score above bad ones (of the kinds of pairs that the reward is about, or those of --pairs);
@@ -22,16 +21,16 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from hydra.utils import instantiate
 from PIL import Image
 
-from flowrl.cli.parser import make_parser
+from flowrl.cli import arguments
 from flowrl.errors import UserError
 from flowrl.launch.compose import compose
 from flowrl.launch.quiet import quieten
+from flowrl.launch.search_path import with_config_dir
 from flowrl.launch.services import check_services
 from flowrl.launch.validate import validate
 from flowrl.rewards.images import to_tensor
@@ -40,6 +39,7 @@ from flowrl.rewards.protocol import Reward
 from flowrl.rewards.routed import Routed
 from flowrl.rewards.specimens import Pair, pairs
 from flowrl.training.reward import RewardModule
+from flowrl.values.plural import counted
 
 TOLERANCE = 1e-4
 """Difference that two scores of one image may have, in units of the scores' spread over all images.
@@ -163,7 +163,7 @@ def _range(patient: Patient, expected: Expectation) -> Check:
 def _census(patient: Patient) -> str:
     missing = (~patient.is_valid).sum()
     outside = (~patient.applies).sum()
-    return f"{len(patient.pictures)} images, {missing} missing, {outside} not judged"
+    return f"{counted(len(patient.pictures), 'image')}, {missing} missing, {outside} not judged"
 
 
 def _ordering(patient: Patient, wanted: Sequence[str], sign: float) -> Check:
@@ -236,14 +236,13 @@ def run(overrides: Sequence[str], kinds: Sequence[str] | None, max_seconds: floa
 
 def main() -> int:
     """Read the command line and examine; 1 where a check fails."""
-    parser = make_parser("doctor", __doc__)
-    parser.add_argument("overrides", nargs="*", help="reward=NAME and any reward.KEY=VALUE")
-    parser.add_argument(
-        "--pairs", nargs="+", help="kinds of pairs to order: shapes text size sharpness content"
-    )
-    parser.add_argument("--max-seconds", type=float, default=5.0, help="longest time for one image")
-    args = parser.parse_intermixed_args()
-    return run_program(partial(run, args.overrides, args.pairs, args.max_seconds))
+    args = arguments.doctor().parse_intermixed_args()
+
+    def examine_all() -> None:
+        overrides = with_config_dir(args.overrides, args.config_dir)
+        run(overrides, args.pairs, args.max_seconds)
+
+    return run_program(examine_all)
 
 
 if __name__ == "__main__":

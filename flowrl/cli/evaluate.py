@@ -37,7 +37,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from flowrl.cli.parser import make_parser
+from flowrl.cli import arguments
 from flowrl.errors import UserError
 from flowrl.evaluation.distances import Inception, RandomConv
 from flowrl.evaluation.evaluator import Evaluator
@@ -51,6 +51,7 @@ from flowrl.launch.compose import compose
 from flowrl.launch.foreign_targets import check_config, parse
 from flowrl.launch.quiet import quieten
 from flowrl.launch.saved import read_saved
+from flowrl.launch.search_path import searched_folders, with_config_dir
 from flowrl.launch.start import with_copy
 from flowrl.parallel import background
 from flowrl.prompts.files import prompt_set
@@ -149,9 +150,12 @@ def saved_config(subject: Subject) -> DictConfig:
 def run_config(subject: Subject, common: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Read and check a run's own configuration; `common` says whether its folder is trusted."""
     assert subject.path is not None
-    typed = {key_of(item) for item in overrides}
     return check_config(
-        saved_config(subject), subject.path, is_trusted=common.trust_folder, typed=typed
+        saved_config(subject),
+        subject.path,
+        is_trusted=common.trust_folder,
+        conf=searched_folders(overrides, leaving_out=subject.path),
+        typed={key_of(item) for item in overrides},
     )
 
 
@@ -241,7 +245,8 @@ def check_labels(labels: Sequence[str]) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw what no earlier evaluation has drawn, score it, and write the page."""
     quieten()
-    subjects, configs = examined(args.words, args.prompts)
+    words = with_config_dir(args.words, args.config_dir)
+    subjects, configs = examined(words, args.prompts)
     evaluators: list[Evaluator] = [instantiate(cfg.evaluation) for cfg in configs]
     network = Inception(args.inception) if args.inception else RandomConv()
     for name in evaluators[0].sets:
@@ -337,32 +342,9 @@ def is_key(name: str) -> bool:
     return first in config and (bool(dot) or not OmegaConf.is_dict(config[first]))
 
 
-def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
-    parser = make_parser("evaluate", __doc__)
-    parser.add_argument("words", nargs="+", help="subjects, then overrides")
-    parser.add_argument("--out", default="outputs/evaluation", help="where everything is written")
-    parser.add_argument(
-        "--prompts",
-        help=(
-            "in place of the configured sets: a text file, one prompt a line, or .jsonl with "
-            "metadata"
-        ),
-    )
-    parser.add_argument(
-        "--reference",
-        help="folder of real pictures to measure distances from, not the first subject",
-    )
-    parser.add_argument("--inception", help="torch-fidelity's weights file, for FID and KID proper")
-    parser.add_argument(
-        "--shown", type=int, default=16, help="prompts of each set whose images are on the page"
-    )
-    return parser
-
-
 def main() -> int:
     """Run the evaluation, and end the process with its status."""
-    args = parser().parse_intermixed_args()
+    args = arguments.evaluate().parse_intermixed_args()
     status = run_program(partial(run, args))
     if status == INTERRUPTED:
         print(f"\nstopped; the same command goes on from what is in {args.out}")

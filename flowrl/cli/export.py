@@ -1,9 +1,13 @@
-"""Convert a LoRA between the formats of diffusers, peft and ComfyUI: python scripts/export_lora.py
-RUN --format comfy
+"""Convert a LoRA between the formats of diffusers, peft and ComfyUI.
 
-RUN is a run's folder, its lora/ folder, or any LoRA file; the result is written beside it, or into
---out. Of a run that has not finished its newest checkpoint's EMA is taken. With `model=NAME` the
-file's layers are checked against that model's transformer, of which no weights are needed.
+    python scripts/export_lora.py outputs/latest --format comfy
+    python scripts/export_lora.py outputs/latest --format peft model=sd35_medium
+    python scripts/export_lora.py style.safetensors --format diffusers --out style
+
+What is converted is a run's folder, its lora/ folder, or any LoRA file; the result is written
+beside it, or into --out. Of a run that has not finished its newest checkpoint's EMA is taken. With
+`model=NAME` the file's layers are checked against that model's transformer, of which no weights are
+needed.
 
 The result says in its metadata what the LoRA was trained on and how, as far as the file does; for
 ComfyUI by the keys of ModelSpec.
@@ -15,17 +19,16 @@ from flowrl.launch.program import run_program
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import torch
 
-from flowrl.cli.parser import make_parser
+from flowrl.cli import arguments
 from flowrl.launch.compose import compose
+from flowrl.launch.search_path import with_config_dir
 from flowrl.models.architectures import on_meta
 from flowrl.models.loading import resolve
 from flowrl.runs.description import base_model_of
 from flowrl.tuning import formats
-from flowrl.tuning.layer_names import Format
 from flowrl.tuning.metadata import BASE, day_of
 from flowrl.tuning.writer import write
 
@@ -41,20 +44,14 @@ def beside(source: Path, file: Path) -> Path:
 
 def main() -> None:
     """Read the command line, convert, and say what was written where."""
-    parser = make_parser("export", __doc__)
-    parser.add_argument("source", type=Path)
-    parser.add_argument(
-        "overrides", nargs="*", help="model=NAME, and configuration overrides as for train.py"
-    )
-    parser.add_argument("--format", choices=get_args(Format), required=True)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_intermixed_args()
+    args = arguments.export().parse_intermixed_args()
+    overrides = with_config_dir(args.overrides, args.config_dir)
     file = formats.find(args.source)
     if file.name == formats.AVERAGE:
         print(f"{args.source} has not finished: its checkpoint {file.parent.name} is exported")
     lora_file = formats.read(file)
-    if args.overrides:
-        model = compose(["name=export", *args.overrides]).model
+    if overrides:
+        model = compose(["name=export", *overrides]).model
         formats.check(lora_file, on_meta(resolve(model.pretrained), torch.float32), file)
         base = {BASE: base_model_of({"model": model})}
         # What the file itself says comes first.

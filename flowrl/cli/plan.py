@@ -1,6 +1,7 @@
 """Estimate a run's GPU memory per phase, and the largest micro-batch that fits: no weights, no GPU.
 
     python scripts/plan_memory.py model=sd35_medium --gpu 24
+    python scripts/plan_memory.py model=flux2_klein_4b tuning=full --gpu 80
     python scripts/plan_memory.py experiment=flow_dppo_flux2 batch.num_processes=8 --gpu 80
 
 Columns: `all along` and, on top of it, an evaluation or what an `iteration` holds of its samples;
@@ -32,9 +33,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from flowrl.algorithm import Algorithm
-from flowrl.cli.parser import make_parser
+from flowrl.cli import arguments
 from flowrl.launch.checks import check_guidance, check_trainer
 from flowrl.launch.compose import compose
+from flowrl.launch.search_path import with_config_dir
 from flowrl.launch.validate import validate
 from flowrl.models.architectures import TEXT_PARAMETERS
 from flowrl.models.loading import EMBEDDED, META, resolve
@@ -345,13 +347,10 @@ def report(cfg: DictConfig, gpu: float) -> None:
 
 def main() -> None:
     """Read the command line, check it, and report."""
-    parser = make_parser("plan", __doc__)
-    parser.add_argument("overrides", nargs="*", help="configuration overrides, as for train.py")
-    parser.add_argument("--gpu", type=float, default=80, help="GiB of one GPU")
-    args = parser.parse_intermixed_args()
+    args = arguments.plan().parse_intermixed_args()
     # its warning about casts concerns weights, of which there are none
     diffusers.utils.logging.set_verbosity_error()
-    cfg = compose(["name=plan", *args.overrides])
+    cfg = compose(["name=plan", *with_config_dir(args.overrides, args.config_dir)])
     validate(cfg)
     report(cfg, args.gpu)
 

@@ -18,26 +18,14 @@ from flowrl.launch.program import run_program
 import tempfile
 from pathlib import Path
 
-from flowrl.cli.parser import make_parser
+from flowrl.cli import arguments
 from flowrl.sharing import hub
 from flowrl.sharing.folder import Shared, examine, write_folder
 
 
 def main() -> None:
     """Write the folder, and unless it is a dry run upload it."""
-    parser = make_parser("push", __doc__)
-    parser.add_argument("run", type=Path, help="the folder of a finished run")
-    parser.add_argument("repository", metavar="ORG/NAME", help="where on the hub")
-    parser.add_argument("--dry-run", action="store_true", help="write the folder, upload nothing")
-    parser.add_argument(
-        "--out", type=Path, help="where the folder is written; default: RUN/hub in a dry run"
-    )
-    parser.add_argument(
-        "--evaluation", type=Path, help="folder of an evaluation of base and this run"
-    )
-    parser.add_argument("--private", action="store_true", help="make the repository private")
-    parser.add_argument("--revision", help="a branch; default: main")
-    args = parser.parse_args()
+    args = arguments.push().parse_args()
     hub.check_name(args.repository)
     if not args.dry_run:
         hub.check_token()

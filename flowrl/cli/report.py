@@ -1,4 +1,8 @@
-"""Compare runs on one offline page: python scripts/report.py outputs/2026-01-01/12-00-00-sweep
+"""Compare runs on one offline page.
+
+    python scripts/report.py outputs/2026-01-01/12-00-00-sweep
+    python scripts/report.py outputs/a outputs/b --title "two losses" --out pages/losses
+    python scripts/report.py outputs/studies --metrics eval/held_out/reward --baseline loss=grpo
 
 Reads config.yaml, metrics.csv, summary.json and images/ of every run in or below the given folders.
 Writes report.html, report.md and the tables as CSV.
@@ -6,12 +10,10 @@ Writes report.html, report.md and the tables as CSV.
 
 from flowrl.launch.program import run_program
 
-import argparse
 from collections.abc import Container
 from itertools import product
-from pathlib import Path
 
-from flowrl.cli.parser import make_parser
+from flowrl.cli import arguments
 from flowrl.errors import UserError
 from flowrl.report.compare import Condition, conditions
 from flowrl.report.page import render
@@ -28,30 +30,6 @@ from flowrl.report.tables import (
 from flowrl.values.plural import counted
 
 DRIFT = ("kl_ref", "diversity")
-
-
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = make_parser("report", __doc__)
-    parser.add_argument(
-        "places", nargs="+", type=Path, help="run folders, or folders above them such as a sweep's"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="where to write; default: report/ in the first folder"
-    )
-    parser.add_argument(
-        "--baseline", help="the condition to compare with, by its label; default: the first"
-    )
-    parser.add_argument(
-        "--metrics", nargs="+", help="what the tables compare; default: the evaluation's headlines"
-    )
-    parser.add_argument(
-        "--smooth",
-        type=int,
-        help="iterations in a running mean; default: a fortieth of the longest run",
-    )
-    parser.add_argument("--title", help="head of the page; default: the first folder's name")
-    return parser.parse_args()
 
 
 def headlines(runs: list[Run]) -> list[str]:
@@ -115,7 +93,7 @@ def check_metrics(metrics: list[str], runs: list[Run]) -> None:
 
 def main() -> None:
     """Write the page, its Markdown and the tables."""
-    args = arguments()
+    args = arguments.report().parse_args()
     runs = find(args.places)
     groups = conditions(runs)
     metrics = args.metrics or headlines(runs)

@@ -18,7 +18,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from flowrl.cli.parser import make_parser
+from flowrl.cli import arguments
 from flowrl.errors import UserError
 from flowrl.report.listing import as_json, as_lines, entry
 from flowrl.report.runs import folders_below
@@ -26,12 +26,7 @@ from flowrl.report.runs import folders_below
 
 def main() -> None:
     """Read all runs and print them."""
-    parser = make_parser("runs", __doc__)
-    parser.add_argument(
-        "folder", nargs="?", type=Path, default=Path("outputs"), help="default: outputs"
-    )
-    parser.add_argument("--json", action="store_true", help="as JSON, null for what is not known")
-    args = parser.parse_args()
+    args = arguments.runs().parse_args()
     if not args.folder.is_dir():
         raise UserError(f"{args.folder}: no such folder; give one that runs lie in or below")
     entries = [entry(folder) for folder in folders_below(args.folder)]

@@ -2,6 +2,7 @@
 
     python scripts/serve_reward.py reward=shapes port=8000
     python train.py reward=remote reward.url=http://127.0.0.1:8000
+    python scripts/serve_reward.py reward=ocr host=0.0.0.0 token_env=SCORER_TOKEN
 
 A scorer whose packages do not go with the trainer's runs from a virtual environment of its own.
 """
@@ -15,9 +16,10 @@ import sys
 import torch
 from hydra.utils import instantiate
 
-from flowrl.cli.parser import make_parser
+from flowrl.cli import arguments
 from flowrl.errors import UserError
 from flowrl.launch.compose import compose
+from flowrl.launch.search_path import with_config_dir
 from flowrl.launch.services import check_services
 
 SETTINGS = (
@@ -37,11 +39,8 @@ SETTINGS = (
 
 def main() -> None:
     """Read the command line, build the reward, and serve it until a signal."""
-    parser = make_parser("serve", __doc__)
-    parser.add_argument(
-        "overrides", nargs="*", help="reward=NAME, and keys of conf/serve.yaml or of the reward"
-    )
-    overrides = parser.parse_args().overrides
+    args = arguments.serve().parse_intermixed_args()
+    overrides = with_config_dir(args.overrides, args.config_dir)
     try:
         from flowrl.serving.server import serve
     except ModuleNotFoundError as error:

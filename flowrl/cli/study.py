@@ -1,13 +1,18 @@
-"""Run, collect and write up a study: python scripts/study.py run methods
+"""Run, collect and write up a study.
 
-    plan       what there is to run, what of it is over run        start or continue the study's
-    runs, below outputs/studies/<study>/runs collect    take what is over into
-    experiments/<study>/results.json, and its sample grids render     fill the READMEs' tables and
-    draw the figures, from results.json alone reproduce  all of it from nothing, below
-    outputs/reproduce/<commit>, beside the record; --quick: reduced. What a
-               study takes from another's tuning is that of the same folder, or else of the
-               committed record. Without --quick the studies must be named: all of them take half a
-               day
+    python scripts/study.py plan methods
+    python scripts/study.py run methods
+    python scripts/study.py reproduce --quick
+
+Actions:
+  plan       what there is to run, what of it is over
+  run        start or continue the study's runs, below outputs/studies/<study>/runs
+  collect    take what is over into experiments/<study>/results.json, and its sample grids
+  render     fill the READMEs' tables and draw the figures, from results.json alone
+  reproduce  all of it from nothing, below outputs/reproduce/<commit>, beside the record; with
+             --quick reduced. What a study takes from another's tuning is that of the same folder,
+             or else of the committed record. Without --quick the studies must be named: all of
+             them take half a day
 
 Ctrl-C or SIGTERM stops the runs after their iteration; the same command goes on. A run in
 results.json is over for good, so a study may take many sittings: collect and commit after each.
@@ -24,11 +29,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl.cli.parser import make_parser
+from flowrl.cli import arguments
 from flowrl.errors import UserError
 from flowrl.runs.command_line import key_of
+from flowrl.runs.commits import flowrl_commit, short
 from flowrl.runs.installation import REPOSITORY
-from flowrl.runs.provenance import git_revision, short
 from flowrl.studies.analysis import conditions
 from flowrl.studies.choice import choose
 from flowrl.studies.document import fill, page, pieces, samples_page, slug
@@ -47,23 +52,6 @@ GRACE = 60.0
 REFRESH = 2.0
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = make_parser("study", __doc__)
-    parser.add_argument("action", choices=("plan", "run", "collect", "render", "reproduce"))
-    parser.add_argument(
-        "studies", nargs="*", default=[], help=f"default: all, in this order: {', '.join(ORDER)}"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="the reduced version, below outputs/quick/<commit>"
-    )
-    parser.add_argument(
-        "--retry", action="store_true", help="run failed runs again, which are results otherwise"
-    )
-    parser.add_argument("--slots", type=int, help="runs at a time; default: one for each core")
-    return parser.parse_intermixed_args()  # options may stand between action and studies
-
-
 def place(action: str, is_quick: bool) -> Place:
     """Say where a study's runs and results are written."""
     outputs = ROOT / "outputs"
@@ -71,7 +59,7 @@ def place(action: str, is_quick: bool) -> Place:
         return Place(PLANS, outputs / "studies", PLANS)
     # By commit, so that runs of other code are not taken for a reproduction.
     name = "quick" if is_quick else "reproduce"
-    folder = outputs / name / short(git_revision() or "unknown", 12)
+    folder = outputs / name / short(flowrl_commit() or "unknown", 12)
     return Place(PLANS, folder, folder, is_quick=is_quick)
 
 
@@ -174,19 +162,19 @@ def first_seed(study: Study) -> int:
 
 
 def render(where: Place, names: Sequence[str]) -> None:
-    """Fill the READMEs below experiments/ and the front page; elsewhere write one page a study."""
+    """Fill experiments/README.md and those of the studies; elsewhere write one page a study."""
     studies = {name: where.study(name) for name in names}
     records = {name: load(where.results(name)) for name in names}
     filled = {name: pieces(study, records[name]) for name, study in studies.items()}
     for name, study in studies.items():
         render_one(study, records[name], where.results(name).parent)
     if where.records == PLANS:
-        for folder in (ROOT, *map(PLANS.joinpath, names)):
+        for folder in (PLANS, *map(PLANS.joinpath, names)):
             path = folder / "README.md"
             path.write_text(fill(path.read_text(), filled))
         print(
-            f"README.md and those of {', '.join(names)} are filled, figures and samples.md with "
-            "them"
+            f"experiments/README.md and those of {', '.join(names)} are filled, figures and "
+            "samples.md with them"
         )
 
 
@@ -221,7 +209,8 @@ def check_names(args: argparse.Namespace, where: Place) -> None:
 
 def main() -> None:
     """Do what the action says, one study after the other."""
-    args = arguments()
+    # Options may stand between action and studies.
+    args = arguments.study().parse_intermixed_args()
     start = time.monotonic()
     if not PLANS.is_dir():
         raise UserError(f"{PLANS}: no studies there; call this in a checkout of FlowRL")

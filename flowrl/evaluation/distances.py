@@ -5,6 +5,10 @@ With Inception's weights at hand (torch-fidelity's file) they are FID and KID. W
 distances are taken on `random-conv-128`, a small network of fixed random weights: they then tell
 sets apart by colour and texture, rank runs that are compared with each other, and must not be
 compared with published FID or KID.
+
+The network is torch-fidelity's, which torchmetrics wraps too, but then downloads its weights by
+itself. The distances are written out here because those of pairs of images from the same noise,
+which compare two policies with far fewer images, exist in neither.
 """
 
 from __future__ import annotations

@@ -4,9 +4,8 @@ leaves the training state untouched.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.evaluation.set_metrics import set_metrics
 from flowrl.evaluation.shares import Share, merge, spread
 from flowrl.gaussian import MEAN_KL
 from flowrl.images.image_statistics import panel
+from flowrl.models.protocol import FlowModel
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.parallel.collectives import gather
 from flowrl.parallel.sharding import is_divided
@@ -24,16 +25,13 @@ from flowrl.prompts.subsets import WAYS, chosen, same_texts
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.schedule import Schedule, intervals
-from flowrl.statistics import average
 from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.tuning.weights import swapped
-from flowrl.types import Prompt, RewardOutput
+from flowrl.types import Conditioning, Prompt, RewardOutput
 from flowrl.values.bounds import Count, Guidance, Natural, Samples, Seed, StepCount, Subset, Text
 from flowrl.values.check import checked
 from flowrl.values.plural import counted
-
-log = logging.getLogger(__name__)
 
 _NOISE_ITERATION = 2**32 - 1
 """The noise iteration of evaluations, which no training iteration reaches."""
@@ -147,12 +145,13 @@ class Evaluator:
         with swapped(policy.tuning.parameters(), policy.ema.weights):
             for name, prompts in self.sets.items():
                 repeated = [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
-                images[name], share = self._draw_and_score(policy, repeated, name, tell)
+                images[name], share = self._share_of_set(policy, repeated, name, tell)
                 scores[name] = share.scores
                 assert share.scores.terms is not None
                 # Before any metric: a mean over what few samples have a reward would mislead.
                 policy.reward.check(share.scores.is_valid, share.scores.terms, share.scores.info)
-                metrics |= self._metrics(name, repeated, share)
+                told = set_metrics(name, repeated, share, self.headline, self.images_per_prompt)
+                metrics |= {f"eval/{name}/{key}": value for key, value in told.items()}
                 kl = self.kl_to_reference(policy, repeated)
                 if kl is not None and math.isfinite(kl):
                     metrics[f"eval/{name}/kl_ref"] = kl
@@ -177,21 +176,24 @@ class Evaluator:
         )
         return noise.to(policy.device)
 
-    @torch.no_grad()
-    def draw(
-        self, policy: Policy, prompts: Sequence[Prompt], first: int = 0
-    ) -> Float[Tensor, "B 3 S S"]:
-        """Draw images of a set's samples from row `first` on, whose prompts are given, under the
-        weights as they are.
-        """
-        batches = self._batches(policy, prompts, first, self._batch_starts(prompts))
-        return torch.cat([images for _, images in batches])
-
     def _batch_starts(self, prompts: Sequence[Prompt]) -> range:
         """Return the first row of each batch of these prompts."""
         return range(0, len(prompts), self.batch_size)
 
-    def _draw_and_score(
+    @torch.no_grad()
+    def draw_and_score(
+        self, policy: Policy, prompts: Sequence[Prompt], first: int
+    ) -> tuple[Float[Tensor, "B 3 S S"], Share]:
+        """Draw and score a set's samples from row `first` on, whose prompts are given and whole,
+        under the weights as they are; return the images, on the CPU, and what they say, by their
+        rows among these.
+        """
+        batches = self._batches(policy, prompts, first, self._batch_starts(prompts))
+        images, share = self._score(policy, prompts, batches, lambda num_drawn: None)
+        assert share is not None
+        return torch.stack(list(images.values())), share
+
+    def _share_of_set(
         self,
         policy: Policy,
         prompts: Sequence[Prompt],
@@ -201,11 +203,35 @@ class Evaluator:
         """Draw and score this process's share of a set; return its images by their rows, and what
         the rows of all processes say.
         """
-        tell(f"{name}: 0 of {len(prompts)} images")
+
+        def tell_drawn(num_drawn: int) -> None:
+            # Other processes have drawn about as many.
+            num_drawn = min(num_drawn * policy.plan.num_processes, len(prompts))
+            tell(f"{name}: {num_drawn} of {len(prompts)} images")
+
+        tell_drawn(0)
+        batches = self._share_of_batches(policy, prompts)
+        images, share = self._score(policy, prompts, batches, tell_drawn)
+        # Every process takes part in gathering, also one that drew nothing.
+        shares = [other for other in gather(share) if other is not None]
+        return images, merge(shares)
+
+    def _score(
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        batches: Iterable[tuple[slice, Tensor]],
+        tell_drawn: Callable[[int], None],
+    ) -> tuple[dict[int, Tensor], Share | None]:
+        """Score batches of images, which come with their rows of `prompts`; return the images by
+        their rows, on the CPU, and what they say, None without any.
+
+        `tell_drawn` is given how many there are, whenever there are more.
+        """
         images: dict[int, Tensor] = {}
         scores = []
         looks = []
-        for rows, batch in self._share_of_batches(policy, prompts):
+        for rows, batch in batches:
             # Scored in the background, while the next batch is drawn.
             score = policy.reward.submit(
                 batch, prompts[rows], first=rows.start, group_size=self.images_per_prompt
@@ -214,20 +240,16 @@ class Evaluator:
             looks.append(panel(batch))
             numbers = range(len(prompts))[rows]  # the last batch may be short
             images |= zip(numbers, batch.cpu(), strict=True)
-            # Other processes have drawn about as many.
-            num_drawn = min(len(images) * policy.plan.num_processes, len(prompts))
-            tell(f"{name}: {num_drawn} of {len(prompts)} images")
-        share: Share | None = None
-        if images:  # there may be fewer batches than processes
-            share = Share(
-                rows=list(images),
-                scores=policy.reward.collect(scores),
-                looks=_join_looks(looks),
-                spread=spread(list(images.values()), self.images_per_prompt),
-            )
-        # Every process takes part in gathering, also one that drew nothing.
-        shares = [other for other in gather(share) if other is not None]
-        return images, merge(shares)
+            tell_drawn(len(images))
+        if not images:  # there may be fewer batches than processes
+            return images, None
+        share = Share(
+            rows=list(images),
+            scores=policy.reward.collect(scores),
+            looks=_join_looks(looks),
+            spread=spread(list(images.values()), self.images_per_prompt),
+        )
+        return images, share
 
     def _share_of_batches(
         self, policy: Policy, prompts: Sequence[Prompt]
@@ -270,56 +292,20 @@ class Evaluator:
         noise = self.initial_noise(policy, len(prompts), first)
         for start in starts:
             rows = slice(start, start + self.batch_size)
-            conditioning = policy.embed(prompts[rows])
-            x = noise[rows]
-            history = None
-            for interval in self.intervals:
-                velocity = policy.model.velocity(
-                    x,
-                    interval.sigma,
-                    conditioning,
-                    self.guidance_scale,
-                )
-                # A solver of higher order looks back at the steps before.
-                x, history = self.solver.advance(x, velocity, interval, history)
-            yield rows, policy.model.decode(x)
+            yield rows, self.draw(policy.model, policy.embed(prompts[rows]), noise[rows])
 
-    def _metrics(self, name: str, prompts: Sequence[Prompt], share: Share) -> dict[str, float]:
-        """Return the metrics of a set; one that no image has a value for is left out."""
-        # Any statistic would do: all of them are NaN where a pixel is.
-        is_broken = ~share.looks["brightness"].isfinite()
-        if num_broken := int(is_broken.sum()):
-            log.warning(
-                "%s: %d of %d images have pixels that are no numbers",
-                name,
-                num_broken,
-                len(prompts),
-            )
-        output = share.scores
-        metrics = {"missing": float(1 - output.is_valid.float().mean())}
-        if self.images_per_prompt > 1:  # a 0 would read as collapse
-            # The root of the mean, not the mean of roots, as the spread is a mean square.
-            metrics |= _finite_mean("diversity", share.spread, torch.sqrt)
-        for stat, values in share.looks.items():
-            metrics |= _finite_mean(f"panel/{stat}", values)
-        if output.has_value.any():
-            metrics["reward"] = float(output.values[output.has_value].mean())
-        for part, values in output.parts.items():
-            metrics |= _finite_mean(f"part/{part}", values[output.is_valid])
-        metrics |= self._family_means(prompts, output)
-        return {f"eval/{name}/{key}": value for key, value in metrics.items()}
-
-    def _family_means(self, prompts: Sequence[Prompt], output: RewardOutput) -> dict[str, float]:
-        """Return the means of the headline by task family, over the samples that have a value."""
-        headline = output.parts.get(self.headline, output.values)
-        is_usable = output.is_valid & headline.isfinite()
-        values_of: dict[str, list[float]] = {}
-        for row in is_usable.nonzero().flatten().tolist():
-            family = prompts[row].family
-            if family:
-                values = values_of.setdefault(family, [])
-                values.append(float(headline[row]))
-        return {f"family/{family}": average(values) for family, values in values_of.items()}
+    @torch.no_grad()
+    def draw(
+        self, model: FlowModel, conditioning: Conditioning, noise: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B 3 S S"]:
+        """Draw images from initial noise, under the model's weights as they are."""
+        x = noise
+        history = None
+        for interval in self.intervals:
+            velocity = model.velocity(x, interval.sigma, conditioning, self.guidance_scale)
+            # A solver of higher order looks back at the steps before.
+            x, history = self.solver.advance(x, velocity, interval, history)
+        return model.decode(x)
 
     @torch.no_grad()
     def kl_to_reference(self, policy: Policy, prompts: Sequence[Prompt]) -> float | None:
@@ -367,19 +353,6 @@ class Evaluator:
             # On the current policy's way without noise, which makes the number a fixed one.
             x = ODE().step(x, velocity, interval).mean
         return divergences
-
-
-def _finite_mean(
-    name: str, values: Tensor, then: Callable[[Tensor], Tensor] = torch.clone
-) -> dict[str, float]:
-    """Return the mean of a statistic of images over the images whose pixels are numbers; no metric
-    where there is none.
-    """
-    usable = values[values.isfinite()]
-    if not len(usable):
-        return {}
-    mean = usable.mean()
-    return {name: float(then(mean))}
 
 
 def _join_looks(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Float[Tensor, "B"]]:

@@ -252,12 +252,13 @@ def _cell(estimate: Numbers | None, change: Numbers | None, is_relative: bool) -
         direction = "moved"
     moved = change["mean"]
     start = estimate["mean"] - moved
+    # The z of the formats writes a small negative change as +0, not as -0.
     if is_relative and start:
-        text = f"{moved / abs(start):+.0%}"
+        text = f"{moved / abs(start):+z.0%}"
     else:
         # Equal images scored in other batches differ by what float32 rounds.
         is_rounding = abs(moved) <= ROUNDING * abs(start)
-        text = f"{0.0 if is_rounding else moved:+.3g}"
+        text = f"{0.0 if is_rounding else moved:+z.3g}"
     return Cell(value.text, value.remark, text, direction)
 
 

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import Evaluator
 from flowrl.images.contact_sheet import to_pil
-from flowrl.images.image_statistics import panel
 from flowrl.prompts.subsets import same_texts
 from flowrl.runs.files import read_object, read_text, write_whole
 from flowrl.statistics import by_prompt
@@ -161,16 +159,7 @@ class Assessment:
         first: int,
     ) -> None:
         """Draw, score and store the samples of a set from row `first` on."""
-        images = self.evaluator.draw(policy, prompts, first).cpu()
-        count = self.evaluator.images_per_prompt
-        output = policy.reward.score(images.to(policy.device), prompts, count)
-        looks = panel(images)
-        groups = images.unflatten(0, (-1, count)).flatten(2)  # [prompts, count, pixels]
-        if count > 1:
-            # The mean over pairs of |a - b|^2 is twice the unbiased variance within the prompt.
-            spread = (2 * groups.var(1, correction=1)).mean(1)
-        else:
-            spread = torch.full((len(groups),), math.nan)
+        images, share = self.evaluator.draw_and_score(policy, prompts, first)
         lines = []
         for i, prompt in enumerate(prompts):
             row = first + i
@@ -181,9 +170,9 @@ class Assessment:
                 "prompt": prompt.text,
                 "family": prompt.family,
                 "file": file,
-                **_scores(output, i),
-                "spread": _number(spread[i // count]),
-                "panel": {key: _number(values[i]) for key, values in looks.items()},
+                **_scores(share.scores, i),
+                "spread": _number(share.spread[i]),
+                "panel": {key: _number(values[i]) for key, values in share.looks.items()},
             }
             lines.append(_line(sample))
         # The records come last: an image without one is drawn again.

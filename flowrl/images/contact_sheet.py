@@ -70,8 +70,19 @@ def comparison(
 
 
 def _thumbnail(image: Float[Tensor, "3 H W"]) -> Image.Image:
-    # Nearest neighbours, so that a small image shows its pixels as they are.
-    return to_pil(image).resize((CELL, CELL), Image.Resampling.NEAREST)
+    picture = enlarged(to_pil(image))
+    # Nearest neighbours would drop most pixels of a large image.
+    picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
+    return picture
+
+
+def enlarged(picture: Image.Image, side: int = CELL) -> Image.Image:
+    """Return a picture that is small enlarged by a whole factor, as far as it fits a square of
+    `side` pixels; its own pixels stay sharp.
+    """
+    factor = max(1, side // max(picture.size))
+    size = (picture.width * factor, picture.height * factor)
+    return picture.resize(size, Image.Resampling.NEAREST)
 
 
 def _score_text(score: float) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -31,21 +33,29 @@ DEFAULT_THREADS = torch.get_num_threads()
 """PyTorch's own choice: OMP_NUM_THREADS, or the physical cores."""
 
 
-def build(
-    cfg: DictConfig,
-    examine: Callable[[Sequence[Prompt], Mapping[str, Sequence[Prompt]]], None] | None = None,
-) -> tuple[Policy, PromptData, Evaluator]:
-    """Build the policy, its training prompts and its evaluator; rules between components are
-    checked before weights load.
+Examine = Callable[[Sequence[Prompt], Mapping[str, Sequence[Prompt]]], None]
+"""A look at the prompts to train on and at those of each evaluation set."""
 
-    `examine` sees the prompts to train on and those of each evaluation set before that, too. Raises
-    UserError for a key, a value or a combination that is refused.
+
+@dataclass(frozen=True)
+class Prepared:
+    """The parts of a run that are cheap to build, checked each and against one another."""
+
+    algorithm: Algorithm
+    plan: BatchPlan
+    recipe: TuningRecipe
+    ema: Any
+    data: PromptData
+    evaluator: Evaluator
+    max_grad_norm: float
+
+
+def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
+    """Build what is cheap, so that a mistake is told before minutes of loading, and ask the servers
+    that the reward needs.
+
+    Raises UserError for a key, a value or a combination that is refused.
     """
-    # Leniently, since the run may be a resumed one of another version; a new run was looked at
-    # more strictly before PyTorch was loaded.
-    validate(cfg, allows_other_keys=True)
-    torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
-    # What is cheap to build comes first, so that a mistake is told before minutes of loading.
     algorithm: Algorithm = instantiate(cfg.algorithm)
     check_method(algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
@@ -62,6 +72,22 @@ def build(
     num_updates = plan.updates_per_iteration * plan.inner_epochs
     algorithm.loss.check_updates(num_updates)
     check_services(cfg.reward)
+    return Prepared(algorithm, plan, recipe, ema, data, evaluator, max_grad_norm)
+
+
+def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, PromptData, Evaluator]:
+    """Build the policy, its training prompts and its evaluator; rules between components are
+    checked before weights load.
+
+    `examine` sees the prompts before that, too. Raises UserError for a key, a value or a
+    combination that is refused.
+    """
+    # Leniently, since the run may be a resumed one of another version; a new run was looked at
+    # more strictly before PyTorch was loaded.
+    validate(cfg, allows_other_keys=True)
+    torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
+    prepared = prepare(cfg, examine)
+    algorithm = prepared.algorithm
     # From here on weights are read, those of a scorer before those of the model.
     reward = RewardModule(
         reward=instantiate(cfg.reward),
@@ -69,10 +95,10 @@ def build(
         scorer_timeout=cfg.get("scorer_timeout"),
     )
     if asks_for_whole_groups(reward.reward):
-        plan.require_whole_groups()
+        prepared.plan.require_whole_groups()
     model = instantiate(cfg.model)
-    recipe.check_layers(model.transformer)
-    tuning = recipe.attach(model.transformer, cfg.seed)
+    prepared.recipe.check_layers(model.transformer)
+    tuning = prepared.recipe.attach(model.transformer, cfg.seed)
     reference = ReferenceModule(
         model=model, tuning=tuning, guidance_scale=algorithm.penalty.guidance_scale
     )
@@ -82,17 +108,19 @@ def build(
         reward=reward,
         reference=reference,
         algorithm=algorithm,
-        plan=plan,
+        plan=prepared.plan,
         optimizer=instantiate(cfg.optimizer),
         rate_factor=instantiate(cfg.learning_rate),
-        ema=ema,
-        max_grad_norm=max_grad_norm,
+        ema=prepared.ema,
+        max_grad_norm=prepared.max_grad_norm,
         gate_tolerance=cfg.gate_tolerance,
         seed=cfg.seed,
     )
     # After the tuning is attached, whose layers the backend prepares with the others.
     instantiate(cfg.backend).apply(model)
     # All prompts at once, so that text encoders need not stay in memory.
+    data = prepared.data
+    evaluator = prepared.evaluator
     every_prompt = data.prompts + evaluator.prompts
     policy.embed = instantiate(cfg.embeddings)(model, every_prompt)
     # Loading imports much, and a library may have swallowed a Ctrl-C there.

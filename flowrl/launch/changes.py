@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
+from flowrl.launch.harmless import is_harmless, leaves, lies_in
 from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs import provenance
 from flowrl.runs.changes import Change, read_changes, with_changes
@@ -22,64 +23,9 @@ from flowrl.tuning.formats import START
 from flowrl.types import Prompt
 from flowrl.values.plural import counted
 
-HARMLESS = {
-    "resume": "which run this is",
-    "run_dir": "where it writes",
-    "name": "a label",
-    "tags": "labels",
-    "logger": "where figures go",
-    "callbacks": "what is shown",
-    "viewing": "when pictures are drawn and alarms given",
-    "checkpoint": "how often it is saved",
-    "objective": "what a search reads at the end",
-    "trainer": "where it runs: the batch plan keeps one trajectory on any number of processes",
-    "num_threads": "how fast it runs",
-    "batch.max_micro_batch": "how much memory it takes",
-    "batch.num_processes": "follows the trainer",
-    "backend.gradient_checkpointing": "how much memory it takes",
-    "embeddings": "where prompt embeddings are kept",
-    "max_missing": "when it stops",
-    "gate_tolerance": "when it stops",
-    "scorer_timeout": "when it stops waiting",
-    "trust_folder": "what may be built at all",
-    "evaluation.batch_size": "how much memory it takes: every image has noise of its own",
-}
-"""Keys that do not decide a run's numbers, with the reason; a change of any other is told."""
-
-HARMLESS_OF_REWARDS = {
-    "client": "how a scoring server is asked",
-    "url": "where a scoring server is",
-}
-"""The same of keys and nodes anywhere below `reward`."""
-
 _PROMPTS = ("data.prompts", "evaluation.sets")
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
 _Json = dict[str, Any]
-
-
-def is_harmless(key: str) -> bool:
-    """Tell whether `key`, or a node that it lies in, is one of `HARMLESS` or, of a reward, of
-    `HARMLESS_OF_REWARDS`.
-    """
-    group, *names = key.split(".")
-    if group == "reward" and not HARMLESS_OF_REWARDS.keys().isdisjoint(names):
-        return True
-    return any(_lies_in(key, name) for name in HARMLESS)
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Walk (dotted key, value) of every leaf of a plain container that is no interpolation; entries
-    of lists are leaves.
-    """
-    if isinstance(node, dict):
-        for key, value in node.items():
-            name = f"{prefix}.{key}" if prefix else str(key)
-            yield from leaves(value, name)
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from leaves(value, f"{prefix}.{i}")
-    elif not (isinstance(node, str) and "${" in node):
-        yield prefix, node
 
 
 def overridden(before: Any, cfg: DictConfig) -> list[Change]:
@@ -114,8 +60,8 @@ def refuse_without_iterations(
     if unused and iteration == num_iterations:
         overrides = ", ".join(f"{change.key}={change.after}" for change in unused)
         raise UserError(
-            f"{folder} is finished after {iteration} iterations; raise num_iterations to go on, or "
-            f"leave out {overrides}, which would change nothing but its record"
+            f"{folder} is finished after {counted(iteration, 'iteration')}; raise num_iterations "
+            f"to go on, or leave out {overrides}, which would change nothing but its record"
         )
 
 
@@ -273,14 +219,9 @@ class Provenance:
         if key.startswith(_PROMPTS):
             names |= _options(OmegaConf.to_container(self.cfg), key)
         for accepted in self.accepted:
-            if any(_lies_in(name, accepted) for name in names):
+            if any(lies_in(name, accepted) for name in names):
                 return accepted
         return None
-
-
-def _lies_in(key: str, node: str) -> bool:
-    """Tell whether `key` is `node` or stands below it."""
-    return key == node or key.startswith(f"{node}.")
 
 
 def _options(config: Any, key: str) -> set[str]:

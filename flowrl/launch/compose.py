@@ -12,6 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
+from flowrl.runs.command_line import called
 from flowrl.runs.files import CONFIG
 from flowrl.runs.folder import make_new
 from flowrl.runs.installation import CONF
@@ -19,16 +20,22 @@ from flowrl.values.bounds import FolderName
 from flowrl.values.check import check_value
 
 
-def compose(overrides: Sequence[str], *, config: str = "config", folder: Path = CONF) -> DictConfig:
+def compose(
+    overrides: Sequence[str],
+    *,
+    config: str = "config",
+    folder: Path = CONF,
+    with_hydra: bool = False,
+) -> DictConfig:
     """Compose the configuration `folder`/`config`.yaml with command-line `overrides`, outside of a
-    Hydra application.
+    Hydra application; its key `hydra` has Hydra's own part `with_hydra`.
 
     Raises Hydra's errors for unknown keys and options, which `flowrl.launch.errors.explain` puts
     into one line.
     """
     register_resolvers()
     with hydra.initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-        return hydra.compose(config, overrides=list(overrides))
+        return hydra.compose(config, overrides=list(overrides), return_hydra_config=with_hydra)
 
 
 def register_resolvers() -> None:
@@ -36,13 +43,15 @@ def register_resolvers() -> None:
 
     `${run_folder:RESUME,RUN_DIR,NEW}` is the run to resume, the folder asked for, or a new one,
     which is made; `${image_tokens:RESOLUTION,PIXELS}` the length of a square image's sequence of
-    tokens of PIXELS a side; `${folder_name:NAME}` a name that may be part of a folder's.
+    tokens of PIXELS a side; `${folder_name:NAME}` a name that may be part of a folder's;
+    `${called:}` the call of this program, as a shell takes it.
     """
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver(
         "image_tokens", lambda side, pixels: (side // pixels) ** 2, replace=True
     )
     OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
+    OmegaConf.register_new_resolver("called", called, replace=True)
 
 
 def _folder_name(name: str | float) -> str:

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from flowrl.launch import labels
 from flowrl.launch.saved import read_saved
 from flowrl.runs.command_line import escape
 from flowrl.runs.files import damaged
@@ -122,6 +123,8 @@ def _as_file(cfg: DictConfig, hydra: Any, folder: Path, left_out: tuple[str, ...
     # A copy keeps its parent, in which its interpolations would be looked up.
     task._set_parent(None)
     freeze(task)
+    with read_write(task):
+        labels.fill(task, hydra, Path(hydra.sweep.dir))
     kept = [key for key in KEPT if key not in left_out]
     copied = OmegaConf.masked_copy(hydra, kept)
     copied._set_parent(None)

@@ -11,16 +11,18 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
 from flowrl.launch.interrupts import noted_interrupts
+from flowrl.runs.files import LOADER
 from flowrl.runs.installation import CALL, CONF
 from flowrl.values.wording import meant
 
@@ -164,7 +166,7 @@ def _refused_override(text: str) -> str | None:
         group, option = match[1].rsplit("/", 1)
         options = match[3].split()
         suggestion = meant(option, options)
-        choices = ", ".join(options)
+        choices = ", ".join(options) + _private(group, option)
         return f"{group}={option}: no such option{suggestion}; choose one of {choices}"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
@@ -175,6 +177,15 @@ def _refused_override(text: str) -> str | None:
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values are a sweep, add -m; a list is written key=[a,b]"
     return None
+
+
+def _private(group: str, option: str) -> str:
+    """Say how an option is read that lies in the folder conf/ of the working directory; an empty
+    text where there is none. It is not read by itself: whoever made the folder could run code.
+    """
+    path = Path("conf", group, f"{option}.yaml")
+    is_read = Path("conf").resolve() == CONF
+    return f"; {path} is read with --config-dir conf" if path.is_file() and not is_read else ""
 
 
 def _no_option(words: Iterable[str]) -> str:
@@ -195,6 +206,9 @@ def _suggest(key: str) -> str:
     that exists the last.
     """
     first, _, below = key.partition(".")
+    # A key that stands deeper, such as lr, comes before one that only looks like it.
+    if not below and (places := _places_of(key)):
+        return f" (did you mean {places[0]!r}?)"
     tops = {str(name) for name in OmegaConf.load(CONF / "config.yaml")} - {"defaults"}
     tops |= {path.name for path in CONF.iterdir() if path.is_dir()}
     if first in tops:
@@ -205,6 +219,26 @@ def _suggest(key: str) -> str:
     else:
         nearest = _nearest_anywhere(key)
     return f" (did you mean {nearest!r}?)" if nearest and nearest != key else ""
+
+
+def _places_of(word: str) -> list[str]:
+    """List the dotted keys that end in a word, the shortest first."""
+    main = yaml.load((CONF / "config.yaml").read_text(), LOADER)
+    places = [key for key in _keys(main) if key.endswith(f".{word}")]
+    for path in sorted(CONF.glob("*/*.yaml")):
+        text = path.read_text()
+        prefix = "" if "@package _global_" in text else f"{path.parent.name}."
+        keys = [f"{prefix}{key}" for key in _keys(yaml.load(text, LOADER))]
+        places += [key for key in keys if key.endswith(f".{word}")]
+    return sorted(places, key=lambda key: key.count("."))
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Walk the dotted keys of a YAML file."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")
 
 
 def _nearest_anywhere(key: str) -> str:

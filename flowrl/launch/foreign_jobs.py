@@ -30,11 +30,11 @@ from flowrl.launch.foreign_targets import (
     leak_fault,
     nodes_of,
     parse,
-    project_folders,
     project_of,
     resolvers_of,
 )
 from flowrl.launch.saved import read_saved
+from flowrl.launch.search_path import project_folders, search_flags
 from flowrl.runs.command_line import escape, resume_command
 from flowrl.runs.files import SOURCE, read_text
 from flowrl.runs.installation import COMMAND, CONF, TRAIN
@@ -53,7 +53,7 @@ def continue_command(
     It trusts the folder where what the user has composed would otherwise be refused, such as a
     scorer elsewhere.
     """
-    command = resume_command(folder, is_sweep=is_sweep)
+    command = resume_command(folder, is_sweep=is_sweep, flags=search_flags(hydra))
     conf = project_folders(hydra, leaving_out=folder)
     try:
         for job in jobs:

@@ -28,6 +28,7 @@ from flowrl.runs.installation import CONF
 KEY = "trust_folder"
 """The configuration key that turns the check off."""
 
+
 LIGHTNING = {
     "lightning.Trainer",
     "lightning.pytorch.Trainer",
@@ -163,7 +164,7 @@ def code_fault(node: Node, project: Project) -> str:
     remedy = KNOWN
     if name == "_target_" and not _is_known_target(value, project):
         problem = "names what this project does not"
-        remedy = f"{KNOWN}, or name the same in a YAML file below conf/"
+        remedy = f"{KNOWN}, or give the folder of your own that names it: --config-dir DIR"
     elif name in REFUSED:
         problem = f"holds {name}"
     elif key.startswith(LOGGING) and not _is_plain_logging(name, value):
@@ -255,19 +256,6 @@ def is_trusting(overrides: Sequence[str]) -> bool:
         item.key_or_group == KEY and not item.is_delete() and item.value() is True
         for item in parse(overrides)
     )
-
-
-def project_folders(hydra: Any, leaving_out: Path) -> list[Path]:
-    """List the folders that Hydra, given its own configuration, composes from; none that lies in
-    `leaving_out`.
-
-    A job starts from a configuration in its own folder, which must not vouch for itself.
-    """
-    sources = hydra.runtime.config_sources
-    paths = [
-        Path(source.path).resolve() for source in sources if source.schema == "file" and source.path
-    ]
-    return [CONF, *(path for path in paths if not path.is_relative_to(leaving_out.resolve()))]
 
 
 def nodes_of(node: Any, key: str = "", target: Any = None) -> Iterator[Node]:

@@ -26,12 +26,24 @@ if "torch" not in sys.modules and signal.getsignal(signal.SIGINT) is signal.defa
     signal.signal(signal.SIGINT, _end)
 
 
-def run_program(main: Callable[[], Any], log: Path | None = None) -> int:
+def run_program(
+    main: Callable[[], Any], log: Path | None = None, *, takes_overrides: bool = False
+) -> int:
     """Call `main` as `flowrl.launch.errors.one_line_errors` does, and return its exit status; from
     here on an interrupt raises KeyboardInterrupt.
+
+    With `takes_overrides` the command line is Hydra's, and slips in it are answered before `main`;
+    on a busy machine its threads give way.
     """
     from flowrl.launch.errors import one_line_errors
 
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if takes_overrides:
+        from flowrl.launch.load import give_way_when_busy
+        from flowrl.launch.words import check_words
+
+        if status := one_line_errors(lambda: check_words(sys.argv[1:]), log):
+            return status
+        give_way_when_busy()
     return one_line_errors(main, log)

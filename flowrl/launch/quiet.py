@@ -16,7 +16,10 @@ def quieten() -> None:
     """
     if is_later_rank():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    advice = ("available:", "litlogger", "litmodels", "`Trainer.fit` stopped", "Detected Keyb")
+    advice = (
+        *("available:", "litlogger", "litmodels", "Detected Keyb"),
+        *("`Trainer.fit` stopped", "per epoch will be used"),
+    )
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).addFilter(
             lambda record: not any(word in record.getMessage() for word in advice)

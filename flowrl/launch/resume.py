@@ -19,12 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.callbacks.trackers import default_tags
 from flowrl.errors import UserError
-from flowrl.launch import foreign_targets
+from flowrl.launch import foreign_targets, labels
 from flowrl.launch.changes import overridden
 from flowrl.launch.composed import freeze
-from flowrl.launch.foreign_targets import check_config, project_folders
+from flowrl.launch.foreign_targets import check_config
 from flowrl.launch.moved import move
 from flowrl.launch.saved import read_saved
+from flowrl.launch.search_path import project_folders, search_flags
 from flowrl.launch.start import refuse_other_start, take_from_file
 from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs.changes import Change
@@ -67,13 +68,14 @@ def _new(cfg: DictConfig, folder: str) -> DictConfig:
     if (Path(folder) / CONFIG).exists() and not is_later_rank():
         raise UserError(
             f"run_dir={folder} holds a run already; choose another, or continue it with: "
-            f"{resume_command(folder)}"
+            f"{resume_command(folder, flags=search_flags(HydraConfig.get()))}"
         )
     cfg.run_dir = folder
     # A resumed run must not take the choices and the time of the launch that resumes it.
     freeze(cfg)
     hydra = HydraConfig.get()
     take_from_file(cfg, hydra.overrides.task)
+    labels.fill(cfg, hydra)
     cfg.tags = cfg.tags or default_tags(hydra.runtime.choices, cfg.loss.get("delta"))
     return cfg
 

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from flowrl.callbacks import trackers
 from flowrl.callbacks.checkpoint import NO_CHECKPOINT, Checkpoint
@@ -30,8 +30,10 @@ from flowrl.launch.checks import check_accelerator
 from flowrl.launch.composed import calling_script, job_of
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.foreign_jobs import check_job, continue_command
+from flowrl.launch.labels import columns
 from flowrl.launch.quiet import quieten
 from flowrl.launch.resume import configure, write_config
+from flowrl.launch.search_path import project_folders
 from flowrl.launch.start import keep_copy, with_copy
 from flowrl.parallel import background
 from flowrl.parallel.strategies import is_later_rank
@@ -58,7 +60,7 @@ def run_job(cfg: DictConfig) -> float | None:
     # Under another launcher than our own, which calls train.py itself.
     if hydra.mode == RunMode.MULTIRUN:
         if not cfg.get(foreign_targets.KEY):
-            conf = foreign_targets.project_folders(hydra, leaving_out=folder)
+            conf = project_folders(hydra, leaving_out=folder)
             check_job(folder, conf, tuple(hydra.overrides.task))
         job = job_of(cfg, folder, is_started_by_hydra=True)
         job.is_trusted = True  # what its folder holds was checked, or is trusted
@@ -129,7 +131,7 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
     plan = policy.plan.describe(policy.objective.num_trained())
     print(f"run directory: {folder}\nbatch plan:\n{plan}")
     if data.start_iteration:
-        print(f"  resuming after iteration       {data.start_iteration}")
+        print(f"  resuming after iteration  {data.start_iteration}")
     # The order matters: the signal's handler stands before what works long, an evaluation's scores
     # go into the row that the record writes, and a checkpoint keeps both.
     callbacks = [stop, *_instantiated(cfg.callbacks), viewer, record, saver]
@@ -151,7 +153,8 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
             if trainer.is_global_zero:
                 record.write_summary(policy, status)
         finally:
-            _close(loggers, status)
+            weights = folder / policy.tuning.folder_name
+            _close(loggers, status, weights if status == "finished" else None)
     if status == "finished":
         print(f"finished: {folder}/summary.json, images/, {policy.tuning.folder_name}/")
     elif not is_later_rank():
@@ -208,19 +211,19 @@ def _continue(folder: Path) -> str:
 
 def _prepare(loggers: list[Logger], cfg: DictConfig) -> None:
     """Open the trackers' runs, and give them the configuration."""
-    resolved = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(resolved, dict)
-    settings = {str(key): value for key, value in resolved.items()}
+    settings = columns(cfg)
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             trackers.start(logger, cfg.run_dir)
         logger.log_hyperparams(settings)
 
 
-def _close(loggers: list[Logger], status: str) -> None:
-    """Close the trackers' runs, in the two words that Lightning's loggers have for their end."""
+def _close(loggers: list[Logger], status: str, weights: Path | None) -> None:
+    """Close the trackers' runs, in the two words that Lightning's loggers have for their end; W&B's
+    may take the exported weights.
+    """
     outcome = "success" if status == "finished" else "failed"
     for logger in loggers:
         logger.finalize(outcome)
         if isinstance(logger, WandbLogger):
-            trackers.finish(logger)
+            trackers.finish(logger, weights)

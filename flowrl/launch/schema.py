@@ -30,6 +30,7 @@ from flowrl.values.bounds import (
     Shift,
     StepCount,
     StepNumber,
+    Tag,
     Text,
     Threshold,
     Tokens,
@@ -112,7 +113,10 @@ class Settings:
     resume: Text | None
     run_dir: Text | None
     name: FolderName | int
-    tags: Sequence[Text] | None
+    tags: Sequence[Tag] | None
+    condition: Text | None
+    sweep: Text | None
+    choices: Mapping[str, Text] | None
     objective: Text
     max_grad_norm: Annotated[
         Limit | Literal["inf", ".inf"], Told("above 0; for no clipping set it to .inf")
@@ -239,6 +243,13 @@ FOREIGN = {
             "callbacks": "callbacks stand under callbacks.NAME",
             "logger": "trackers stand under logger.NAME",
         },
+    ),
+    "lightning.pytorch.loggers.mlflow.MLFlowLogger": Foreign(
+        hints={
+            "experiment_name": Text,
+            "run_name": Text | None,
+            "tracking_uri": Text | None,
+        }
     ),
     "lightning.pytorch.callbacks.progress.tqdm_progress.TQDMProgressBar": Foreign(
         hints={"refresh_rate": Natural, "process_position": Natural, "leave": bool}

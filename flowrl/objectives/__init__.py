@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flowrl.algorithm import Algorithm
 from flowrl.errors import UserError
-from flowrl.losses.protocol import Loss
+from flowrl.losses.protocol import ForwardLoss, Loss
 from flowrl.objectives.forward import ForwardObjective
 from flowrl.objectives.reverse import ReverseObjective
 
@@ -26,6 +26,15 @@ def check_method(algorithm: Algorithm) -> None:
     if not isinstance(getattr(loss, "name", None), str):
         raise UserError(f"loss={type(loss).__name__} has no name; give its class one, for messages")
     OBJECTIVES[algorithm.loss.kind].check_method(algorithm)
+
+
+def num_trained(algorithm: Algorithm, *, seed: int) -> int:
+    """Count the steps or sigmas that each sample trains on in an iteration."""
+    loss = algorithm.loss
+    if isinstance(loss, ForwardLoss):
+        return loss.num_sigmas(algorithm.num_steps)
+    # Any iteration and prompt: all have as many.
+    return len(stochastic_steps(algorithm, iteration=0, seed=seed, prompt=0))
 
 
 def stochastic_steps(

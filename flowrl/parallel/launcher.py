@@ -1,4 +1,4 @@
-"""What the launcher of a process says about its place, before the processes have met."""
+"""The place of a process among those of its run, as its launcher tells it before they have met."""
 
 from __future__ import annotations
 

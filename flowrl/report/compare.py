@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from flowrl.report.runs import Run
 
 ABSENT = "-"
-LABELS = ("run_dir", "name", "tags", "logger.wandb.name", "logger.wandb.tags")
+LABELS = ("run_dir", "name", "tags", "condition", "sweep", "choices.", "logger.wandb.")
 IMMATERIAL = (
     "resume",
     "num_threads",
@@ -57,13 +57,18 @@ def differences(runs: Sequence[Run]) -> dict[tuple[str, ...], list[str]]:
     keys = dict.fromkeys(key for run in runs for key in run.config)
     alike: dict[tuple[str, ...], list[str]] = {}
     for key in sorted(keys, key=_order):
-        if key in LABELS or _names_folder(key, runs):
+        if _is_label(key) or _names_folder(key, runs):
             continue
         values = tuple(run.config.get(key, ABSENT) for run in runs)
         if len(set(values)) > 1:
             alike.setdefault(values, []).append(key)
     # Turned around, so that an entry is known by its keys.
     return {tuple(names): list(values) for values, names in alike.items()}
+
+
+def _is_label(key: str) -> bool:
+    """Tell whether a key is one of the labels, or stands below one."""
+    return key in LABELS or key.startswith(tuple(name for name in LABELS if name.endswith(".")))
 
 
 def _names_folder(key: str, runs: Sequence[Run]) -> bool:

@@ -11,6 +11,7 @@ import os
 import random
 import time
 from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,8 +37,12 @@ class Unanswered(Exception):
 
 class Unavailable(Exception):
     """A failure that may pass: no connection, a time-out, an answer cut short, a status of
-    `RETRIED`.
+    `RETRIED`; the service may ask for a pause of `retry_after` seconds.
     """
+
+    def __init__(self, reason: str, retry_after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
 
 
 class Unfit(Exception):
@@ -56,7 +61,8 @@ class Client:
 
     - A try, its answer included, takes at most `timeout` seconds.
     - What may pass is tried again up to `retries` times, after pauses of `backoff` seconds,
-      doubling up to `max_backoff`, each shortened by up to half at random.
+      doubling up to `max_backoff`, each shortened by up to half at random; longer where the service
+      asks for it by `Retry-After`.
     - `deadline` seconds after a call began, all its requests that have no answer are given up,
       however many wait for their turn; those being asked count as failed, since a service too slow
       for its deadline must not keep other processes waiting.
@@ -177,6 +183,7 @@ class Client:
         """Ask until there is an answer, or no try or no time is left."""
         failure = "no answer"
         attempt = 0
+        pause = 0.0
         try:
             # Waiting for a turn counts towards the deadline, hence this order.
             async with asyncio.timeout_at(until), turns:
@@ -185,12 +192,12 @@ class Client:
                     return Unanswered(f"{url}: the circuit is open after repeated failures")
                 body = _encoded(request)  # only now: many requests may wait
                 for attempt in range(1, num_tries + 1):
-                    if attempt > 1:
-                        await asyncio.sleep(self._pause(attempt - 1))
+                    await asyncio.sleep(pause)
                     try:
                         answer = await self._try(http, url, body)
                     except Unavailable as error:
                         failure = str(error)
+                        pause = max(self._pause(attempt), error.retry_after)
                     else:
                         self.failures_in_a_row = 0
                         return answer
@@ -233,7 +240,7 @@ class Client:
             text = " ".join(beginning.split())
             message = f"HTTP {response.status_code} {text}".strip()
             if response.status_code in RETRIED:
-                raise Unavailable(message)
+                raise Unavailable(message, _seconds(response.headers.get("Retry-After")))
             raise Unanswered(f"{url}: {message}")
         return bytes(answer)
 
@@ -252,6 +259,19 @@ class Client:
         """Draw the seconds to wait after a failed try."""
         longest = min(self.backoff * 2 ** (attempt - 1), self.max_backoff)
         return longest * self.jitter.uniform(0.5, 1.0)
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Return the seconds that a `Retry-After` asks for, which may be a date; 0 for one that cannot
+    be read.
+    """
+    text = (retry_after or "").strip()
+    if text.isdecimal():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return 0.0
 
 
 def _encoded(request: Mapping[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from flowrl.runs.installation import COMMAND, REPOSITORY, TRAIN
@@ -45,12 +46,17 @@ _WORDS = ("null", "true", "false", "inf", "nan")
 """Texts that Hydra takes for another type."""
 
 
-def resume_command(folder: str | Path, *, is_sweep: bool = False) -> str:
+def resume_command(folder: str | Path, *, is_sweep: bool = False, flags: Sequence[str] = ()) -> str:
     """Return the command that continues the run or the sweep in `folder`, to be pasted into a
-    shell.
+    shell; `flags` are those of this launch that it needs too.
     """
-    flags = ["-m"] if is_sweep else []
-    return shlex.join([*_program(), *flags, override("resume", str(folder))])
+    sweeps = ["-m"] if is_sweep else []
+    return shlex.join([*_program(), *flags, *sweeps, override("resume", str(folder))])
+
+
+def called() -> str:
+    """Return how a shell here calls the program that trains."""
+    return shlex.join(_program())
 
 
 def tool_command(name: str, script: str, *words: str) -> str:

@@ -1,4 +1,8 @@
-"""The folder that a run writes to: one process at a time, and a link to the newest."""
+"""The folder that a run writes to: one process at a time, and a link to the newest.
+
+The lock is the system's on the folder itself. filelock would need a file in it, which would stay
+behind in a folder that is to be removed where nothing was written.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from flowrl.runs.readings import READINGS
+
 GLOSSARY: dict[str, str] = {
     "iteration": (
         "Number of finished iterations (rollout, reward and updates): the x axis of every chart."
@@ -154,6 +156,10 @@ def check(names: Iterable[str], private: Iterable[str] = ()) -> None:
 
 def page() -> str:
     """Write the glossary as a Markdown page."""
-    rows = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in GLOSSARY.items())
-    head = "# Logged metrics\n\nGenerated from `flowrl/runs/glossary.py` by `make docs`.\n"
-    return f"{head}\n| name | meaning |\n|---|---|\n{rows}\n"
+    rows = [f"| `{name}` | {GLOSSARY[name]} | {READINGS.get(name, '')} |" for name in GLOSSARY]
+    head = (
+        "# Logged metrics\n\nGenerated from `flowrl/runs/glossary.py` and "
+        "`flowrl/runs/readings.py` by `make docs`.\n"
+    )
+    table = "\n".join(["| name | meaning | what to make of it |", "|---|---|---|", *rows])
+    return f"{head}\n{table}\n"

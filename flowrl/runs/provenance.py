@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
-import subprocess
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +15,14 @@ from typing import Any
 
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from flowrl import __version__
+from flowrl.runs.commits import flowrl_commit, project_commits, short
 from flowrl.runs.files import file_digest
 from flowrl.types import Prompt
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "hydra-core", "numpy")
+
+FLOWRL = "flowrl"
 
 PATH_WORDS = {"path", "file", "folder", "pretrained", "processor", "weights", "exclude", "start"}
 """Last words of the keys that name files, folders or hub repositories."""
@@ -41,14 +43,24 @@ DIGESTS = 2
 compared with.
 """
 
-_HUB_ID = re.compile(r"([\w.-]+)/([\w.-]+)(/.+)?")
+HUB_ID = re.compile(r"([\w.-]+)/([\w.-]+)(/.+)?")
+"""ORG/NAME, or ORG/NAME/FILE."""
 
 
 def environment() -> dict[str, Any]:
-    """Return the commit and the versions of the packages that decide a run's numbers."""
+    """Return the commits and the versions of the packages that decide a run's numbers.
+
+    `git_revision` is FlowRL's, where that is a checkout; `projects` has those of the repositories
+    of its user, by name.
+    """
     versions = {name: version(name) for name in PACKAGES}
     versions["python"] = platform.python_version()
-    return {"versions": versions, "git_revision": git_revision()}
+    versions[FLOWRL] = __version__
+    return {
+        "versions": versions,
+        "git_revision": flowrl_commit(),
+        "projects": project_commits(),
+    }
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -56,48 +68,32 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     texts = []
     commit_before = before.get("git_revision")
     commit_now = now["git_revision"]
-    if commit_before != commit_now:
+    # An earlier version took the repository around an installed package for FlowRL's.
+    is_comparable = "projects" in before or commit_now is not None
+    if is_comparable and commit_before != commit_now:
         texts.append(f"commit {short(commit_before)} -> {short(commit_now)}")
+    texts += _project_changes(before.get("projects"), now["projects"])
     # The file may have been edited; what cannot be read in it counts as another version.
     versions = before.get("versions")
     old = versions if isinstance(versions, dict) else {}
     for name, new in now["versions"].items():
-        if old.get(name) != new:
+        is_unknown = name == FLOWRL and name not in old  # of an earlier version
+        if old.get(name) != new and not is_unknown:
             texts.append(f"{name} {old.get(name)} -> {new}")
     return texts
 
 
-def short(revision: object, num_digits: int = 10) -> str:
-    """Cut a commit to its first digits, and keep the `+` that tells of changes."""
-    text = str(revision)
-    mark = "+" if text.endswith("+") else ""
-    return text[:num_digits] + mark
-
-
-def git_revision() -> str | None:
-    """Return the checked-out commit of the package's repository, with `+` where there are changes;
-    None outside one.
-    """
-    try:
-        head = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{head}+" if changed else head
-
-
-def _git(*arguments: str) -> str:
-    """Return what git prints about the package's repository, without variables that give it another
-    one or commands to run.
-    """
-    # Within a git hook, for one, GIT_DIR names the repository that the hook is of.
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    command = ["git", *arguments]
-    here = Path(__file__).parent
-    done = subprocess.run(
-        command, cwd=here, env=variables, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+def _project_changes(before: Any, now: Mapping[str, str]) -> list[str]:
+    """List which repositories of the user have other commits; none where none were recorded."""
+    if not isinstance(before, dict):
+        return []
+    texts = []
+    for name in sorted({*before, *now}):
+        old = before.get(name)
+        new = now.get(name)
+        if old != new:
+            texts.append(f"commit of {name} {short(old)} -> {short(new)}")
+    return texts
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
@@ -181,7 +177,7 @@ def hub_commit(value: str, revision: str | None) -> str | None:
     """Look up the commit of ORG/NAME, or of ORG/NAME/FILE, in the local hub cache; None where it is
     not there.
     """
-    match = _HUB_ID.fullmatch(value)
+    match = HUB_ID.fullmatch(value)
     if match is None:
         return None
     # The cache keeps in this file which commit a branch or tag was when it was last looked up.

@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from flowrl.errors import UserError
 from flowrl.parallel import background
 from flowrl.rewards import wire
 from flowrl.serving.batcher import Batcher
-from flowrl.serving.counters import Counters
+from flowrl.serving.counters import CONTENT_TYPE, Counters
 from flowrl.serving.uploads import Busy, TooSlow, Upload, Uploads
 from flowrl.values.bounds import Bytes, Count, Duration
 from flowrl.values.check import check_fields
@@ -119,8 +119,8 @@ class Pages:
         except Exception:
             log.exception("a request failed")
             response = JSONResponse({"error": "internal error"}, 500)
-        self.counters.requests[response.status_code] += 1
-        self.counters.request_seconds += time.perf_counter() - start
+        self.counters.requests.labels(response.status_code).inc()
+        self.counters.request_seconds.observe(time.perf_counter() - start)
         return response
 
     async def _score(self, request: Request) -> dict[str, object]:
@@ -209,7 +209,7 @@ class Pages:
 
     async def metrics(self, request: Request) -> Response:
         """Answer with the counters as Prometheus reads them."""
-        return PlainTextResponse(self.counters.text(), media_type="text/plain; version=0.0.4")
+        return Response(self.counters.text(), media_type=CONTENT_TYPE)
 
 
 async def _while_listening(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

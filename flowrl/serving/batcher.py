@@ -157,8 +157,8 @@ class Batcher:
             is_shared = len(jobs) > 1
             if is_shared and job.is_awaited and not output.is_valid.any():
                 output = await self._in_background([content])
-            self.counters.images += count
-            self.counters.missing += int((~output.is_valid).sum())
+            self.counters.images.inc(count)
+            self.counters.missing.inc(int((~output.is_valid).sum()))
             if job.is_awaited:
                 job.output.set_result(output)
 
@@ -182,8 +182,9 @@ class Batcher:
             work = partial(self._score_pixels, pixels, prompts[start:end])
             future = background.start(work, "scorer")
             outputs.append(await asyncio.wrap_future(future))
-            self.counters.batches += 1
-            self.counters.scoring_seconds += time.perf_counter() - begin
+            self.counters.batches.inc()
+            self.counters.batch_images.observe(len(pixels))
+            self.counters.scoring_seconds.observe(time.perf_counter() - begin)
         return concatenate(outputs)
 
     def _score_pixels(self, pixels: Tensor, prompts: list[Prompt]) -> RewardOutput:

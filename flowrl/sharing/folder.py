@@ -97,14 +97,20 @@ def write_folder(shared: Shared, out: Path, repository: str) -> list[Path]:
     Raises UserError for a folder that holds something else, and where a file would tell a place on
     this machine.
     """
-    if out.exists() and any(out.iterdir()) and not (out / CARD).is_file():
-        raise UserError(f"--out {out}: holds something else; give a new folder")
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         _fill(shared, partial, repository)
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        files = _files(partial)
+        names = {path.relative_to(partial) for path in files}
+        # What stands there is replaced, so it must be an earlier version and nothing besides.
+        strangers = [path for path in _files(out) if path.relative_to(out) not in names]
+        if strangers:
+            raise UserError(
+                f"--out {out}: holds something else, such as {strangers[0].relative_to(out)}; give "
+                "a new folder"
+            )
         texts = [path for path in files if path.suffix in TEXTS]
         privacy.refuse_places(texts, (Path.home(), Path.cwd(), shared.folder.resolve()))
         grant_usual_mode(partial)
@@ -114,6 +120,11 @@ def write_folder(shared: Shared, out: Path, repository: str) -> list[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return [out / path.relative_to(partial) for path in files]
+
+
+def _files(folder: Path) -> list[Path]:
+    """List all files below a folder, in order; none where there is no folder."""
+    return sorted(path for path in folder.rglob("*") if not path.is_dir())
 
 
 def _fill(shared: Shared, folder: Path, repository: str) -> None:

@@ -71,8 +71,8 @@ def pieces(study: Study, results: Results) -> Pieces:
     texts[f"{study.name}/figures"] = "\n\n".join(figures)
     texts[f"{study.name}/front"] = ""
     if names:
-        # The first one by its path from the front page.
-        path = f"experiments/{study.name}/figures/{names[0]}.svg"
+        # The first one by its path from the page of all studies.
+        path = f"{study.name}/figures/{names[0]}.svg"
         texts[f"{study.name}/front"] = f"![{names[0]}]({path})"
     return Pieces(texts, is_complete=len(results["runs"]) >= study.num_runs)
 

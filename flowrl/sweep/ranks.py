@@ -1,4 +1,8 @@
-"""The processes of one job are k ranks in one process group, which end together."""
+"""The processes of one job are k ranks in one process group, which end together.
+
+Their log carries the lock, since children inherit an open file and its lock with it; a lock of
+filelock's would end with the process that took it, while ranks may outlive that.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flowrl.errors import UserError
 from flowrl.values.bounds import Count, Processes, Samples
 from flowrl.values.check import check_fields
+from flowrl.values.plural import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ class BatchPlan:
         micro_batches = self.num_samples // self.num_processes // self.micro_batch
         rows = [
             (
-                "samples per iteration",
+                "samples an iteration",
                 f"{self.prompts_per_iteration} prompts x {self.group_size} = {self.num_samples}",
             ),
             (
@@ -112,10 +113,10 @@ class BatchPlan:
                 f"{self.num_processes} x {micro_batches} of {self.micro_batch} samples",
             ),
             (
-                "optimizer steps per iteration",
-                f"{self.inner_epochs} inner epochs x {self.updates_per_iteration} updates of "
-                f"{self.samples_per_update} "
-                f"samples x {num_trained_steps} trained steps",
+                "optimizer steps",
+                f"{counted(self.inner_epochs, 'inner epoch')} x "
+                f"{counted(self.updates_per_iteration, 'update')} of {self.samples_per_update} "
+                f"x {counted(num_trained_steps, 'trained step')}",
             ),
         ]
-        return "\n".join(f"  {name:<30} {value}" for name, value in rows)
+        return "\n".join(f"  {name:<25} {value}" for name, value in rows)

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from flowrl.advantages import Advantages
 from flowrl.parallel.collectives import gather
+from flowrl.values.plural import counted
 
 CONDITIONS = {
     "rewards": (
@@ -83,8 +84,8 @@ class Learning:
         for name, reason in CONDITIONS.items():
             if name not in met:
                 raise NothingLearned(
-                    f"nothing was learned in {num_iterations} iterations: {reason}; nothing "
-                    "exported"
+                    f"nothing was learned in {counted(num_iterations, 'iteration')}: {reason}; "
+                    "nothing exported"
                 )
 
 

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen, Predicate
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, Predicate
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,10 @@ def _is_pattern(text: str) -> bool:
 
 def _is_dotted(text: str) -> bool:
     return all(map(str.isidentifier, text.split(".")))
+
+
+def _is_project(name: str) -> bool:
+    return not set(name) & set("/\\#?%:")
 
 
 def is_folder_name(name: str) -> bool:
@@ -145,6 +149,14 @@ Shift = Annotated[
 Guidance = Annotated[float, Ge(0), Le(100)]
 
 Text = Annotated[str, MinLen(1)]
+Tag = Annotated[str, MinLen(1), MaxLen(64), Told("text of at most 64 characters, W&B's limit")]
+ProjectName = Annotated[
+    str,
+    MinLen(1),
+    MaxLen(128),
+    Predicate(_is_project),
+    Told("text of at most 128 characters, none of them / \\ # ? % :"),
+]
 FolderName = Annotated[
     str,
     Predicate(is_folder_name),

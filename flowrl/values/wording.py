@@ -20,6 +20,12 @@ from flowrl.values.bounds import Told
 LENGTH = 80
 """Characters of a value that a message repeats."""
 
+CONTAINED = 3
+"""Letters of a word from which on names that contain it are near."""
+
+CHOICES = 3
+"""Names that a message may suggest at once."""
+
 PLAIN = (int, float, bool, str, list, dict, type(None), Any)
 
 OBVIOUS = 10_000
@@ -202,8 +208,15 @@ def meant(word: str, names: Iterable[str]) -> str:
     """Return the nearest of some names to a misspelt one, as words for a message; empty where none
     is near.
     """
-    close = difflib.get_close_matches(word, sorted(names), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    known = sorted(names)
+    close = difflib.get_close_matches(word, known, n=1)
+    if not close and len(word) >= CONTAINED:
+        # The beginning of longer names, such as sd35 of sd35_medium, before what they only hold.
+        close = [name for name in known if name.startswith(word)]
+        close = close or [name for name in known if word in name]
+    if not 1 <= len(close) <= CHOICES:
+        return ""
+    return f" (did you mean {_listed([repr(name) for name in close])}?)"
 
 
 _SWITCHES = {"yes": True, "on": True, "no": False, "off": False}

@@ -25,15 +25,14 @@ from flowrl.errors import UserError
 from flowrl.launch.compose import check_folder
 from flowrl.launch.composed import job_of, read_job
 from flowrl.launch.foreign_jobs import check_job, check_sweep, continue_command
-from flowrl.launch.foreign_targets import KEY, is_trusting, parse, project_folders
+from flowrl.launch.foreign_targets import KEY, is_trusting, parse
+from flowrl.launch.labels import HYDRAS
+from flowrl.launch.search_path import project_folders
 from flowrl.runs.command_line import tool_command
 from flowrl.sweep.job import Job, JobsFailed, has_key, objective
 from flowrl.sweep.plan import Overrides, Place, Sweep, find_places, read_sweep, write_sweep
 from flowrl.sweep.pool import Pool, Slots, find_slots
 from flowrl.values.plural import counted
-
-HYDRAS = "multirun.yaml"
-"""The file that Hydra writes into the folder of any sweep, before it looks at its overrides."""
 
 
 class PoolLauncher(Launcher):

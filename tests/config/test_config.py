@@ -155,6 +155,13 @@ def test_an_unknown_key_fails_and_is_named(override):
             "loss=dpoo: no such option (did you mean 'dppo'?); choose one of awm, cps, dppo",
         ),
         ("loss=zzzz", "loss=zzzz: no such option; choose one of awm, cps, dppo"),
+        ("model=sd35", "model=sd35: no such option (did you mean 'sd35_large' or 'sd35_medium'?)"),
+        ("lr=1e-4", "lr: unknown configuration key (did you mean 'optimizer.lr'?)"),
+        (
+            "noise_level=1",
+            "noise_level: unknown configuration key (did you mean 'sampler.noise_level'?)",
+        ),
+        ("lor=1", "lor: unknown configuration key (did you mean 'lora'?)"),
         ("seed=0,1", "seed=0,1: several values are a sweep, add -m"),
     ],
 )

@@ -11,20 +11,30 @@ from runs import CONF, ROOT
 from flowrl.launch.compose import register_resolvers
 
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = {page: page.read_text() for page in PAGES if "_build" not in page.parts}
+DOCUMENTS = "\n".join(TEXTS.values())
+PRIVATE = ("own_loss", "own_reward", "private_project")
+"""Pages whose paths are those of a private project."""
 COMMANDS = sorted(
     {
         line.split("#")[0].strip()
-        for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+        for block in re.findall(r"```bash\n(.*?)```", DOCUMENTS, re.DOTALL)
         for line in block.splitlines()
     }
 )
 STARTS = ("python train.py", "flowrl train", "make train")
-TRAIN = [command for command in COMMANDS if command.startswith(STARTS)]
+TRAIN = [
+    command
+    for command in COMMANDS
+    # Those of a private project need its folder.
+    if command.startswith(STARTS) and "--config-dir" not in command
+]
 
 
 @pytest.mark.parametrize("command", TRAIN)
 def test_train_commands_compose(command):
-    """Mutation: misspell an override in the README."""
+    """Mutation: misspell an override in the README or on a page."""
     words = shlex.split(command)
     if words[0] == "make":
         words = shlex.split(words[-1].removeprefix("ARGS=")) if "ARGS" in command else []
@@ -42,9 +52,9 @@ def test_train_commands_compose(command):
 
 
 def test_documented_make_targets_and_scripts_exist():
-    """Mutation: rename a target or script without the README."""
-    text = README + (ROOT / "CONTRIBUTING.md").read_text()
-    for target in set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", text, re.MULTILINE)):
+    """Mutation: rename a target or script without the documents."""
+    text = "\n".join(text for page, text in TEXTS.items() if page.stem not in PRIVATE)
+    for target in set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", DOCUMENTS, re.MULTILINE)):
         assert (
             subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
         ), target
@@ -61,14 +71,15 @@ def test_metrics_page_is_current():
 
 def test_no_placeholder_is_left():
     """Mutation: leave an unfilled @@RESULT@@ in a document."""
-    assert "@@" not in README
+    assert "@@" not in DOCUMENTS
 
 
-def test_the_loop_of_the_readme_is_the_one_that_trains():
-    """Line by line, comments aside. Mutation: rename `step_weights` without the README."""
+def test_the_loop_of_the_architecture_is_the_one_that_trains():
+    """Line by line, comments aside. Mutation: rename `step_weights` without the page."""
+    page = (ROOT / "docs/architecture.md").read_text()
     policy = (ROOT / "flowrl/training/policy.py").read_text()
     code = {line.strip() for line in policy.splitlines()}
-    [loop] = re.findall(r"One iteration, in .*?```python\n(.*?)```", README, re.DOTALL)
+    [loop] = re.findall(r"One iteration, in .*?```python\n(.*?)```", page, re.DOTALL)
     lines = [line.split("  #")[0].strip() for line in loop.splitlines()]
     assert len(lines) > 8 and [line for line in lines if line not in code] == []
 
@@ -87,3 +98,9 @@ def test_the_index_of_the_architecture_names_what_there_is():
         )
         for name in re.findall(r"`(\w+)`", names):
             assert re.search(rf"(def|class) {name}\b|^{name} = ", text, re.MULTILINE), name
+
+
+def test_the_readme_is_short():
+    """And names the command that runs the tests. Mutation: move a page back into it."""
+    assert len(README) <= 6500
+    assert "make test" in COMMANDS

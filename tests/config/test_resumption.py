@@ -14,15 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
-from flowrl.launch.changes import (
-    HARMLESS,
-    Provenance,
-    is_harmless,
-    overridden,
-    refuse_without_iterations,
-)
+from flowrl.launch.changes import Provenance, overridden, refuse_without_iterations
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import one_line_errors
+from flowrl.launch.harmless import HARMLESS, is_harmless
 from flowrl.launch.resume import _lacking, read_config, read_source, write_config
 from flowrl.launch.start import refuse_other_start
 from flowrl.runs import disk, provenance
@@ -393,8 +388,13 @@ def test_other_code_is_told_once(tmp_path, monkeypatch, capsys):
         "git_revision": "1" * 40,
         "versions": provenance.environment()["versions"] | {"torch": "1.0"},
     }
+    del then["versions"]["flowrl"]  # as an earlier version wrote it
     (tmp_path / "summary.json").write_text(json.dumps(then))
-    now = then | {"git_revision": "2" * 40 + "+", "versions": then["versions"] | {"torch": "3.0"}}
+    now = then | {
+        "git_revision": "2" * 40 + "+",
+        "versions": then["versions"] | {"torch": "3.0", "flowrl": "2"},
+        "projects": {"acme": "3" * 40},
+    }
     monkeypatch.setattr(provenance, "environment", lambda: now)
     first = examined(tmp_path, "a", path="p.txt")
     first.tell_changes([], 1)

@@ -21,7 +21,7 @@ from flowrl.launch.compose import compose
 from flowrl.launch.composed import HEAD
 from flowrl.launch.foreign_jobs import check_job, check_overrides, check_sweep, continue_command
 from flowrl.launch.foreign_targets import check_config
-from flowrl.runs.provenance import git_revision
+from flowrl.runs.commits import flowrl_commit
 from flowrl.sweep.plan import Sweep
 
 PAYLOAD = "open(r'{marker}', 'w').close()"
@@ -434,11 +434,11 @@ def test_the_directory_of_a_sweeps_jobs(tmp_path, monkeypatch):
 def test_git_is_asked_without_variables_that_give_it_commands(tmp_path, monkeypatch):
     """Mutation: hand the environment on."""
     marker = tmp_path / "ran"
-    before = git_revision()
+    before = flowrl_commit()
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.fsmonitor")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", f"touch {marker}; false")
-    assert git_revision() == before
+    assert flowrl_commit() == before
     assert not marker.exists()
 
 
@@ -453,6 +453,6 @@ def test_the_printed_command_continues_ones_own_run(url, is_trusted, tmp_path):
     """
     cfg = compose(["name=test", "run_dir=run", "reward=remote", f"reward.url={url}"])
     (tmp_path / "source.yaml").write_text(OmegaConf.to_yaml(cfg))
-    hydra = OmegaConf.create({"runtime": {"config_sources": []}})
+    hydra = OmegaConf.create({"runtime": {"config_sources": []}, "overrides": {"hydra": []}})
     told = continue_command(tmp_path, [tmp_path], hydra)
     assert told.endswith(" ++trust_folder=true") == is_trusted and "resume=" in told

@@ -54,6 +54,10 @@ REFUSED = {
     "sampler.noise_level=1e9": (
         "sampler.noise_level=1000000000.0 must be a number of at least 0 and at most 1"
     ),
+    "logger=wandb logger.wandb.mode=onlin": "did you mean 'online'?",
+    "logger=wandb logger.wandb.project=a/b": "logger.wandb.project=a/b must be text of at most 128",
+    "logger=wandb logger.wandb.log_model=yes": "write logger.wandb.log_model=true",
+    "tags=['']": "tags[0]='' must be text of at most 64 characters",
     "grid.shift=1e9": "grid.shift=1000000000.0 must be a number above 0 and at most 100",
     "grid.shift=inf": "grid.shift=inf must be a number above 0 and at most 100",
     "objective=nope": "objective=nope: the reward has no such score; it has reward,",

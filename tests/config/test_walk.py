@@ -47,7 +47,7 @@ RULES = {
     "null leaves the choice to FlowRL, as its YAML says": (
         "null",
         r"run_dir|embeddings\.folder|evaluation\.max_prompts|.*\.(family|exclude|tags|version|revision|attention|config)|"
-        r"logger\.\w+\.name|.*\.(final_delta|token_env)|scorer_timeout|.*\.start_seconds",
+        r"logger\.\w+\.(name|group|run_name|tracking_uri)|.*\.(final_delta|token_env)|scorer_timeout|.*\.start_seconds",
     ),
     "a seed may be any number of 63 bits": ("0|huge", r"seed|.*\.seed"),
     "an infinite or large threshold masks nothing": (
@@ -80,7 +80,7 @@ RULES = {
     "a whole number is a name, too": ("0|-1|huge", "name"),
     "text where text may stand; what it names is looked for when it is needed": (
         "wrong",
-        r"resume|lora\.start|backend\.attention|embeddings\.folder|model\.revision|.*\.token_env|logger\.\w+\.\w+|run_dir",
+        r"resume|condition|sweep|lora\.start|backend\.attention|embeddings\.folder|model\.revision|.*\.token_env|logger\.\w+\.\w+|run_dir",
     ),
     "a reward may prefer what its score falls with": ("-1", r"reward(\.\w+)*\.scale"),
     "a reward's weight may be any number": ("-1|0|huge", r"reward\.weights\.\w+"),

@@ -10,9 +10,9 @@ from PIL import Image
 from runs import make
 from safetensors.torch import load_file, save_file
 
+from flowrl.cli import arguments, generate
 from flowrl.cli import evaluate as evaluate_program
 from flowrl.cli import export as export_lora
-from flowrl.cli import generate
 from flowrl.errors import UserError
 from flowrl.tuning.layer_names import NAMES
 
@@ -25,7 +25,7 @@ def script():
 @pytest.fixture(scope="module")
 def evaluate(script):
     return lambda *words: script.run(
-        script.parser().parse_intermixed_args([*map(str, words), "num_threads=1"])
+        arguments.evaluate().parse_intermixed_args([*map(str, words), "num_threads=1"])
     )
 
 

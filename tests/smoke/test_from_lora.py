@@ -8,6 +8,7 @@ import torch
 from runs import train
 from safetensors.torch import load_file
 
+from flowrl.cli import arguments
 from flowrl.cli import evaluate as evaluate_program
 from flowrl.tuning.formats import read
 
@@ -83,7 +84,7 @@ def test_it_is_evaluated_as_it_measured_itself(second_run, finished_run, tmp_pat
         str(tmp_path),
         "num_threads=1",
     ]
-    script.run(script.parser().parse_intermixed_args(words))
+    script.run(arguments.evaluate().parse_intermixed_args(words))
     found = json.loads((tmp_path / "results.json").read_text())["held_in"]
     earlier = evaluations(finished_run)
     known = {

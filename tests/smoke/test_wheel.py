@@ -4,6 +4,7 @@ folder.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,10 +50,10 @@ def command(wheel, tmp_path_factory):
         archive.extractall(site)
     place = tmp_path_factory.mktemp("empty")
 
-    def call(*words):
+    def call(*words, cwd=place):
         line = [sys.executable, "-m", "flowrl", *map(str, words)]
         env = os.environ | {"PYTHONPATH": str(site)}
-        done = subprocess.run(line, cwd=place, env=env, capture_output=True, text=True, timeout=500)
+        done = subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -104,3 +105,52 @@ def test_a_run_a_sweep_and_an_evaluation(command):
     assert "page/page.html" in evaluated
     assert "<html" in (command.place / "page" / "page.html").read_text()
     assert "2 runs in 1 condition" in command("report", "sweep")
+
+
+@pytest.mark.slow
+def test_a_private_project(command, tmp_path):
+    """A project from the template, from its first run to its server. Mutation: compose the jobs of
+    its sweep anew, refuse its own runs, or record its commit as FlowRL's.
+    """
+    command("new", "acme", cwd=tmp_path)
+    place = tmp_path / "acme"
+    author = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for words in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "first")):
+        subprocess.run(["git", *words], cwd=place, check=True)
+    mine = ("--config-dir", "conf")
+    quick = ("experiment=first", *QUICK, "trainer.accelerator=cpu")
+
+    def call(name, *words):
+        return command(name, *mine, *words, cwd=place)
+
+    assert "acme.losses.SPO" in call("check", *quick)
+    out = call("train", *quick, "run_dir=outputs/run")
+    assert "finished: " in out
+    recorded = json.loads((place / "outputs" / "run" / "provenance.json").read_text())
+    assert recorded["git_revision"] is None and len(recorded["projects"]["acme"]) == 40
+    rows = (place / "outputs" / "run" / "metrics.csv").read_text().splitlines()
+    assert "acme/beyond" in rows[0] and len(rows) == 3
+    call("train", "resume=outputs/run", "num_iterations=3")
+    out = call("train", "-m", *quick, "loss.bound=5e-5,1e-4", "hydra.sweep.dir=sweep")
+    assert "all 2 jobs finished" in out
+    assert "0 of 2 jobs to run" in call("train", "-m", "resume=sweep")
+    assert "page/page.html" in call("evaluate", "base", "sweep/0", "--out", "page", "--shown", 2)
+    assert "latency       ok" in call("doctor", "reward=coverage")
+
+
+@pytest.mark.slow
+def test_the_server_of_a_private_reward(command, tmp_path):
+    """Mutation: serve without the folder of configuration."""
+    pytest.importorskip("starlette")
+    command("new", "acme", cwd=tmp_path)
+    line = [sys.executable, "-m", "flowrl", "serve", "--config-dir", "conf", "reward=coverage"]
+    env = os.environ | {"PYTHONPATH": str(command.site)}
+    place = tmp_path / "acme"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*line, "port=0"], cwd=place, env=env, stdout=pipe, text=True) as server:
+        try:
+            [url] = re.findall(r"http://[\d.:]+", next(iter(server.stdout)))
+            words = (*QUICK, "reward=remote", f"reward.url={url}")
+            assert "finished: " in command("train", *words, cwd=place)
+        finally:
+            server.terminate()

@@ -29,7 +29,7 @@ def test_plan_in_words():
     text = BatchPlan(**BASE).describe(3)
     assert "4 prompts x 6 = 24" in text
     assert "2 x 4 of 3 samples" in text
-    assert "1 inner epochs x 2 updates of 12 samples x 3 trained steps" in text
+    assert "1 inner epoch x 2 updates of 12 x 3 trained steps" in text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import ast
 import pytest
 
 from flowrl.runs import glossary
+from flowrl.runs.readings import READINGS
 
 
 def test_a_star_is_exactly_one_segment():
@@ -46,3 +47,8 @@ def test_every_name_in_the_package_is_in_the_glossary(root):
 def test_the_page_is_current(root):
     """Mutation: change the glossary without `make docs`."""
     assert (root / "docs" / "metrics.md").read_text() == glossary.page()
+
+
+def test_every_metric_says_what_to_make_of_it():
+    """Mutation: rename a metric in the glossary alone."""
+    assert set(READINGS) == set(glossary.GLOSSARY)

@@ -1,8 +1,10 @@
 """The progress bar counts the run's iterations."""
 
+import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from flowrl.callbacks import progress
 from flowrl.callbacks.progress import Progress
 from flowrl.training.prompt_data import PromptData
 from flowrl.types import Prompt
@@ -31,12 +33,8 @@ class Evaluates(Callback):
                 tell(f"evaluating held_in: {count} of 8 images")
 
 
-def test_a_resumed_run_goes_on_where_it_stopped(capsys):
-    """Three of five are left; an evaluation stands in the bar's place while it draws.
-
-    Mutation: count from zero, or to what is left; show the tracker's run id, or a bar that stands
-    still.
-    """
+def fit():
+    """Three of five iterations are left."""
     data = PromptData(
         prompts=[Prompt("a"), Prompt("b")], prompts_per_iteration=1, num_iterations=5, seed=0
     )
@@ -46,6 +44,40 @@ def test_a_resumed_run_goes_on_where_it_stopped(capsys):
         accelerator="cpu", max_epochs=1, callbacks=[Progress(refresh_rate=1), Evaluates()], **quiet
     )
     trainer.fit(Still(), datamodule=data)
+
+
+EVERY_LINE = [
+    "evaluating held_in: 0 of 8 images",
+    "evaluating held_in: 8 of 8 images",
+    "iteration 3 of 5: reward=2",
+    "iteration 4 of 5: reward=3",
+    "iteration 5 of 5: reward=4",
+]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0, EVERY_LINE), (3600, [EVERY_LINE[i] for i in (0, 2, 4)])]
+)
+def test_a_file_gets_lines(seconds, expected, monkeypatch, capsys):
+    """The first iteration and the last always.
+
+    Mutation: draw the bar, with its carriage returns, or print every line however fast they come.
+    """
+    monkeypatch.setattr(progress, "LINE_SECONDS", seconds)
+    fit()
+    out = capsys.readouterr().out
+    assert "\r" not in out
+    assert [line for line in out.splitlines() if line.startswith(("eval", "iter"))] == expected
+
+
+def test_a_resumed_run_goes_on_where_it_stopped(capsys, monkeypatch):
+    """Three of five are left; an evaluation stands in the bar's place while it draws.
+
+    Mutation: count from zero, or to what is left; show the tracker's run id, or a bar that stands
+    still.
+    """
+    monkeypatch.setattr(progress, "is_terminal", lambda: True)
+    fit()
     shown = "".join(capsys.readouterr())
     assert all(f" {n}/5 " in shown for n in (3, 4, 5)) and "5/5" in shown and "reward=4" in shown
     lines = [line.strip() for line in shown.split("\r")]

@@ -3,13 +3,14 @@ import logging
 import re
 import threading
 import time
+from email.utils import formatdate
 from itertools import pairwise
 
 import pytest
 import torch
 from servers import answering, brightness, client, cut, read, remote, reply, scorer
 
-from flowrl.rewards.client import Unanswered, check_url
+from flowrl.rewards.client import Unanswered, _seconds, check_url
 from flowrl.types import Prompt
 
 IMAGES = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 4, 4)
@@ -126,6 +127,33 @@ def test_what_may_pass_is_tried_again():
     assert output.is_valid.all() and len(asked) == 3
     pauses = [b - a for a, b in pairwise(asked)]
     assert 0.05 <= pauses[0] < 0.4 and 0.1 <= pauses[1] < 0.6
+
+
+def test_a_server_that_asks_for_a_pause_gets_it():
+    """As FlowRL's own does where it is full. Mutation: come again after the usual pause."""
+    asked = []
+
+    def behave(handler, body):
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            reply(handler, b"", 503, [("Retry-After", "1")])
+        else:
+            scorer(brightness)(handler, body)
+
+    with answering(behave) as url:
+        output = remote(url, batch_size=5)(IMAGES, PROMPTS)
+    assert output.is_valid.all()
+    assert 1.0 <= asked[1] - asked[0] < 3.0
+
+
+def test_a_pause_is_asked_for_in_seconds_or_by_a_date(monkeypatch):
+    """Mutation: take a date, or nonsense, for an error that ends the run."""
+    moment = 1_700_000_000.0
+    monkeypatch.setattr("flowrl.rewards.client.time.time", lambda: moment)
+    ahead = formatdate(moment + 30, usegmt=True)
+    told = {"120": 120, " 7 ": 7, ahead: 30, formatdate(moment - 30): 0, "soon": 0, "-5": 0}
+    assert {text: _seconds(text) for text in told} == told
+    assert _seconds(None) == 0
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422])

@@ -244,16 +244,18 @@ def test_what_cannot_be_shared_is_refused(run, tmp_path):
 
 
 def test_another_folder_is_not_overwritten(run, tmp_path):
-    """An earlier one of its own is. Mutation: delete what lies there."""
+    """An earlier version of the same is, not a project that has a README.md too. Mutation: delete
+    what lies there.
+    """
     out = tmp_path / "out"
     write(run, out)
-    (out / "old.txt").touch()
-    write(run, out)
-    assert not (out / "old.txt").exists()
-    (out / "README.md").unlink()
-    with pytest.raises(UserError, match="holds something else; give a new folder"):
+    card = write(run, out)
+    (out / "src").mkdir()
+    (out / "src" / "mine.py").touch()
+    with pytest.raises(UserError, match=r"something else, such as src/mine\.py; give a new"):
         write(run, out)
-    assert (out / LORA).is_file()
+    assert (out / "src" / "mine.py").exists() and (out / "README.md").read_text() == card
+    assert not out.with_name("out.partial").exists()
 
 
 def estimate(mean, half):

@@ -49,3 +49,15 @@ def test_a_module_by_hand(structure):
     assert (table["docstrings"], table["docstrings that are fragments"]) == (3, 1)
     assert table["words a docstring"] == pytest.approx((4 + 3 + 5) / 3)
     assert table["comments per 100 lines"] == pytest.approx(100 / 16)
+
+
+def test_tokens_of_functions_by_hand(structure):
+    """Their docstrings left out; a name that stands twice is nobody's. Mutation: count the
+    docstring, or take the first of two.
+    """
+    twice = "def act(self):\n    pass\n" * 2
+    counts = structure.function_tokens({"flowrl/a.py": SOURCE, "flowrl/b.py": twice})
+    # Its head has 6 tokens, its return 2.
+    assert counts.pop(("Policy", "act")) == 8
+    # The head 8, if 5, the comprehension's line 12, the last one 6.
+    assert counts == {("", "choose"): 31}

@@ -141,6 +141,19 @@ def test_the_mode_is_respected(mode, expected, monkeypatch, home, server):
     assert server.seen == []
 
 
+def test_the_mode_of_the_configuration_comes_first(monkeypatch, home, server):
+    """Mutation: ask the environment alone, or keep a run offline that was to be online."""
+    in_environment(monkeypatch, home, server)
+    assert destination("offline") == Destination("offline", "asked for by its mode offline")
+    assert destination("disabled") == Destination("disabled")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert destination("online") == Destination("online")
+    monkeypatch.delenv("WANDB_API_KEY")
+    wandb.teardown()
+    with pytest.raises(ValueError, match=r"logger\.wandb\.mode=online: no key for .*mode=offline"):
+        destination("online")
+
+
 def test_a_refused_key_is_told(monkeypatch, home, server):
     """Mutation: believe a key that is there, and fail when the run begins."""
     in_environment(monkeypatch, home, server)
@@ -177,17 +190,28 @@ def test_a_key_without_a_network_is_told_in_seconds(
     start(logger, tmp_path)
     logger.experiment.finish()
     (segment,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert (
-        capsys.readouterr().out
-        == f"W&B: offline, in {segment}; send it with: wandb sync {segment}\n"
-    )
+    place = segment.relative_to(tmp_path)  # the working directory
+    assert capsys.readouterr().out == f"W&B: offline; send it with: wandb sync {place}\n"
     assert (tmp_path / "wandb_id").read_text() == segment.name.rsplit("-", 1)[1]
 
 
-def make(folder):
+def make(folder, **options):
     return wandb_logger(
-        project="flowrl", name="n", group=None, job_type="train", tags=None, folder=str(folder)
+        project="flowrl",
+        name="n",
+        group=None,
+        job_type="train",
+        tags=None,
+        folder=str(folder),
+        **options,
     )
+
+
+def test_what_the_configuration_says_reaches_wandb(home, tmp_path):
+    """Mutation: drop the entity or the notes, or hand W&B a mode that it was not told."""
+    settings = make(tmp_path, entity="team", notes="why", mode="offline")._wandb_init
+    assert (settings["entity"], settings["notes"], settings["mode"]) == ("team", "why", "offline")
+    assert make(tmp_path, mode="disabled")._wandb_init["mode"] == "disabled"
 
 
 def test_an_online_run_says_where_it_goes(monkeypatch, home, server, tmp_path, capsys):

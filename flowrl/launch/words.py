@@ -1,0 +1,122 @@
+"""The words of a command line before Hydra reads them: slips of who knows other programs are
+answered by the right form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from flowrl.errors import UserError
+from flowrl.runs.installation import CALL, CONF
+
+WITH_VALUE = (
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+    "--package",
+    "-p",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--experimental-rerun",
+)
+"""Hydra's flags that the next word belongs to."""
+
+ALONE = (
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--resolve",
+    "--run",
+    "-r",
+    "--multirun",
+    "-m",
+    "--shell-completion",
+    "-sc",
+)
+"""Hydra's flags that stand alone."""
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise UserError for the first word that is neither a flag of Hydra's nor an override, and for
+    a flag between overrides, which Hydra would not find.
+    """
+    overrides: list[int] = []
+    i = 0
+    while i < len(words):
+        word = words[i]
+        if word.startswith("-"):
+            name, has_value, _ = word.partition("=")
+            if not _is_flag(name):
+                _refuse_flag(words, i)
+            i += 1 + (name in WITH_VALUE and not has_value)
+            continue
+        _check_override(words, i)
+        if overrides and overrides[-1] != i - 1:
+            flag = words[overrides[-1] + 1]
+            raise UserError(
+                f"{flag} stands between overrides; flags come first: {CALL} {flag} "
+                f"{words[overrides[-1]]} {word} ..."
+            )
+        overrides.append(i)
+        i += 1
+
+
+def _is_flag(name: str) -> bool:
+    """Tell whether a word is one of Hydra's flags, or begins a long one as argparse allows it."""
+    flags = (*WITH_VALUE, *ALONE)
+    return name in flags or (len(name) > 3 and any(flag.startswith(name) for flag in flags))
+
+
+def _refuse_flag(words: Sequence[str], i: int) -> None:
+    """Answer `--seed=1`, `--seed 1` and `--seed`."""
+    key, equals, value = words[i].lstrip("-").partition("=")
+    if re.match(r"\d|\.", key):
+        raise UserError(f"{words[i]}: a value needs its key; write KEY={words[i]}")
+    shown = words[i]
+    if not equals:
+        value = "VALUE"
+        if i + 1 < len(words) and "=" not in words[i + 1] and not words[i + 1].startswith("--"):
+            value = words[i + 1]
+            shown = f"{shown} {value}"
+    key = key.replace("-", "_")
+    raise UserError(f"{shown}: overrides have no dashes; write {key}={value}")
+
+
+def _check_override(words: Sequence[str], i: int) -> None:
+    """Answer `sampler = cps`, `sampler= cps`, `sampler =cps`, `sampler cps` and `cps`."""
+    word = words[i]
+    after = [*words[i + 1 : i + 3], "", ""]
+    if word.startswith("="):
+        raise UserError(f"{word}: an override is one word without spaces, KEY=VALUE")
+    if "=" in word:
+        # A value that is left empty may be meant; one that follows without a key is not.
+        if word.endswith("=") and _is_bare(after[0]):
+            _refuse_spaces(f"{word} {after[0]}", word + after[0])
+        return
+    if word.startswith("~"):
+        return
+    if after[0] == "=" and after[1]:
+        _refuse_spaces(f"{word} = {after[1]}", f"{word}={after[1]}")
+    if after[0].startswith("="):
+        _refuse_spaces(f"{word} {after[0]}", word + after[0])
+    if (CONF / word).is_dir() and _is_bare(after[0]):
+        raise UserError(f"{word} {after[0]}: write {word}={after[0]}")
+    groups = sorted(path.parent.name for path in CONF.glob(f"*/{word}.yaml"))
+    example = f"{groups[0]}={word}" if groups else f"{word}=VALUE"
+    raise UserError(f"{word}: an override has the form KEY=VALUE; write {example}")
+
+
+def _is_bare(word: str) -> bool:
+    """Tell whether a word is a value without a key."""
+    return bool(word) and "=" not in word and not word.startswith(("-", "~"))
+
+
+def _refuse_spaces(shown: str, form: str) -> None:
+    raise UserError(f"{shown}: an override has no spaces; write {form}")

@@ -1,0 +1,51 @@
+"""Slips on the command line are answered by the right form, before Hydra reads it."""
+
+import pytest
+
+from flowrl.errors import UserError
+from flowrl.launch.words import check_words
+
+SLIPS = {
+    "--seed=1": "--seed=1: overrides have no dashes; write seed=1",
+    "--sampler cps": "--sampler cps: overrides have no dashes; write sampler=cps",
+    "loss=dppo --num-iterations 5": "--num-iterations 5: overrides have no dashes; "
+    "write num_iterations=5",
+    "--resume": "--resume: overrides have no dashes; write resume=VALUE",
+    "-seed=1": "-seed=1: overrides have no dashes; write seed=1",
+    "sampler = cps": "sampler = cps: an override has no spaces; write sampler=cps",
+    "sampler= cps": "sampler= cps: an override has no spaces; write sampler=cps",
+    "sampler =cps": "sampler =cps: an override has no spaces; write sampler=cps",
+    "sampler cps": "sampler cps: write sampler=cps",
+    "dance_sde": "dance_sde: an override has the form KEY=VALUE; write sampler=dance_sde",
+    "seed": "seed: an override has the form KEY=VALUE; write seed=VALUE",
+    "seed -1": "seed: an override has the form KEY=VALUE; write seed=VALUE",
+    "seed=0,1 -m loss=dppo": "-m stands between overrides; flags come first: python train.py -m "
+    "seed=0,1 loss=dppo ...",
+}
+
+
+@pytest.mark.parametrize("line", SLIPS)
+def test_a_slip_is_answered_by_the_right_form(line):
+    """Mutation: leave it to Hydra's parser, which prints its usage."""
+    with pytest.raises(UserError) as refusal:
+        check_words(line.split())
+    assert str(refusal.value) == SLIPS[line]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "-m seed=0,1 loss=dppo",
+        "seed=0,1 loss=dppo -m",
+        "--cfg job --resolve -p loss sampler=cps",
+        "--config-dir=conf --config-name mine seed=1",
+        "~logger +a=1 ++b=2 name=",
+        "name= seed=1",
+        "--multi seed=0,1",
+        "-cp folder -cn job num_threads=1",
+    ],
+)
+def test_what_hydra_takes_is_let_through(line):
+    """Mutation: take a flag's value for an override, or refuse flags behind the overrides."""
+    check_words(line.split())
