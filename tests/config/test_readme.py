@@ -59,7 +59,8 @@ def test_documented_make_targets_and_scripts_exist():
             subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
         ), target
     for path in set(re.findall(r"`((?:flowrl|conf|scripts|tests|docs)/[\w/.-]+)`", text)):
-        assert (ROOT / path).exists(), path
+        # What `make docs` builds is not there before.
+        assert path.startswith("docs/_build") or (ROOT / path).exists(), path
 
 
 def test_metrics_page_is_current():
