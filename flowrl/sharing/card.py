@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,9 +66,9 @@ def card(facts: Facts) -> str:
         title=facts.repository.partition("/")[2],
         kind="A LoRA" if is_lora else "The whole transformer, fine-tuned,",
         base=base,
-        base_link=_link(base, f"https://huggingface.co/{base}" if is_hub_id(base) else ""),
+        base_link=_base_link(base),
         method_link=_link(method.name, address_of(method)),
-        formula=method.formula,
+        formula=textwrap.fill(method.formula, 80),
         reward=code(reward_of(config)),
         is_lora=is_lora,
         is_embedded=base.startswith(EMBEDDED),
@@ -118,6 +119,13 @@ def cell(text: object) -> str:
 def code(text: object) -> str:
     """Return a text for a span of code, which cannot hold its own mark."""
     return " ".join(str(text).split()).replace("`", "'")
+
+
+def _base_link(base: str) -> str:
+    """Name the base model, as a link where it lies on the hub."""
+    if base.startswith(EMBEDDED):
+        return f"FlowRL's embedded {base.removeprefix(EMBEDDED)}"
+    return _link(base, f"https://huggingface.co/{base}" if is_hub_id(base) else "")
 
 
 def _link(text: str, address: str) -> str:
