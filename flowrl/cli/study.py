@@ -48,6 +48,9 @@ from flowrl.sweep.pool import Pool, find_slots
 ROOT = REPOSITORY or Path.cwd()
 """The folder with experiments/: the checkout, or for an installed package the working directory."""
 PLANS = ROOT / "experiments"
+QUOTING = (ROOT / "docs" / "how-to" / "recipes.md",)
+"""Pages elsewhere that quote studies."""
+
 GRACE = 60.0
 REFRESH = 2.0
 
@@ -162,19 +165,19 @@ def first_seed(study: Study) -> int:
 
 
 def render(where: Place, names: Sequence[str]) -> None:
-    """Fill experiments/README.md and those of the studies; elsewhere write one page a study."""
+    """Fill all pages that show the records of experiments/; of others write one page a study."""
     studies = {name: where.study(name) for name in names}
     records = {name: load(where.results(name)) for name in names}
     filled = {name: pieces(study, records[name]) for name, study in studies.items()}
     for name, study in studies.items():
         render_one(study, records[name], where.results(name).parent)
     if where.records == PLANS:
-        for folder in (PLANS, *map(PLANS.joinpath, names)):
-            path = folder / "README.md"
+        pages = [folder / "README.md" for folder in (PLANS, *map(PLANS.joinpath, names))]
+        for path in [*pages, *QUOTING]:
             path.write_text(fill(path.read_text(), filled))
         print(
-            f"experiments/README.md and those of {', '.join(names)} are filled, figures and "
-            "samples.md with them"
+            f"experiments/README.md, docs/how-to/recipes.md and the pages of {', '.join(names)} "
+            "are filled, figures and samples.md with them"
         )
 
 

@@ -395,15 +395,22 @@ def test_figures_are_of_the_record(name):
             assert image.info["Description"] == fingerprint(study, results)
 
 
-@pytest.mark.parametrize("folder", ["", *ORDER])
-def test_every_document_is_what_the_records_say(folder):
+@pytest.mark.parametrize(
+    "page",
+    [
+        "docs/how-to/recipes.md",
+        "experiments/README.md",
+        *(f"experiments/{name}/README.md" for name in ORDER),
+    ],
+)
+def test_every_document_is_what_the_records_say(page):
     """Rendering again changes nothing, and no block is one that rendering would pass over.
 
     Mutation: edit a number in a README, change results.json without rendering, misspell a block's
     study, or begin a line with a quoted cell.
     """
     texts = {name: pieces(*own) for name, own in committed()[1].items()}
-    text = (ROOT / "experiments" / folder / "README.md").read_text()
+    text = (ROOT / page).read_text()
     assert fill(text, texts) == text
     blocks = BLOCK.findall(text)
     assert len(blocks) == text.count("<!--") / 2 == text.count("-->") / 2
@@ -495,3 +502,16 @@ def test_all_studies_are_not_reproduced_by_accident(monkeypatch):
         ValueError, match=r"name the studies; all of them .methods, .* take 1. hours"
     ):
         script.main()
+
+
+def test_recipes_are_the_commands_that_were_measured():
+    """Each with the overrides of that method's runs. Mutation: quote another method's score."""
+    page = (ROOT / "docs/how-to/recipes.md").read_text()
+    rows = re.findall(r"`python train.py (.*?)`.*? begin methods/main/(\w+)/strict", page)
+    runs = committed()[1]["methods"][1]["runs"]
+    assert len(rows) > 5
+    for overrides, method in rows:
+        measured = [run for run in runs if run["method"] == method and not run["variant"]]
+        assert measured
+        for run in measured:
+            assert set(overrides.split()) <= set(run["overrides"]), method
