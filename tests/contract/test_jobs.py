@@ -119,9 +119,15 @@ def ran(folder):
 
 
 def unlabelled(config):
-    """A configuration without what a sweep fills in for trackers."""
+    """A configuration without what a sweep fills in for trackers, and what they make of it."""
     labels = ("condition", "sweep", "choices")
-    return {key: value for key, value in config.items() if key not in labels}
+    config = {key: value for key, value in config.items() if key not in labels}
+    trackers = config.get("logger") or {}
+    config["logger"] = {
+        name: {key: value for key, value in tracker.items() if key not in ("name", "group")}
+        for name, tracker in trackers.items()
+    }
+    return config
 
 
 def seen(folder):
