@@ -119,7 +119,9 @@ def ran(folder):
 
 
 def unlabelled(config):
-    """A configuration without what a sweep fills in for trackers."""
+    """A configuration without what a sweep fills in for trackers, and what follows from it."""
+    for key in ("name", "group"):
+        config.get("logger", {}).get("wandb", {}).pop(key, None)
     labels = ("condition", "sweep", "choices")
     return {key: value for key, value in config.items() if key not in labels}
 
