@@ -119,7 +119,13 @@ def ran(folder):
 
 
 def unlabelled(config):
+<<<<<<< HEAD
     """A configuration without what a sweep fills in for trackers, and what they make of it."""
+=======
+    """A configuration without what a sweep fills in for trackers, and what follows from it."""
+    for key in ("name", "group"):
+        config.get("logger", {}).get("wandb", {}).pop(key, None)
+>>>>>>> track
     labels = ("condition", "sweep", "choices")
     config = {key: value for key, value in config.items() if key not in labels}
     trackers = config.get("logger") or {}
