@@ -119,21 +119,11 @@ def ran(folder):
 
 
 def unlabelled(config):
-<<<<<<< HEAD
-    """A configuration without what a sweep fills in for trackers, and what they make of it."""
-=======
     """A configuration without what a sweep fills in for trackers, and what follows from it."""
     for key in ("name", "group"):
         config.get("logger", {}).get("wandb", {}).pop(key, None)
->>>>>>> track
     labels = ("condition", "sweep", "choices")
-    config = {key: value for key, value in config.items() if key not in labels}
-    trackers = config.get("logger") or {}
-    config["logger"] = {
-        name: {key: value for key, value in tracker.items() if key not in ("name", "group")}
-        for name, tracker in trackers.items()
-    }
-    return config
+    return {key: value for key, value in config.items() if key not in labels}
 
 
 def seen(folder):
