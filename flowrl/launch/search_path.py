@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from flowrl.errors import UserError
 from flowrl.launch.foreign_targets import parse
 from flowrl.runs.command_line import key_of, override
@@ -74,8 +76,8 @@ def search_flags(hydra: Any) -> list[str]:
     flags = []
     for source in hydra.runtime.config_sources:
         if source.provider == "command-line":
-            path = Path(source.path)
-            here = Path.cwd()
-            shown = path.relative_to(here) if path.is_relative_to(here) else path
-            flags += ["--config-dir", str(shown)]
-    return [*flags, *(item for item in hydra.overrides.hydra if key_of(item) == SEARCH_PATH)]
+            # Whole, since the command may be typed elsewhere.
+            flags += ["--config-dir", str(Path(source.path).resolve())]
+    # As they were typed: some hold interpolations that only a job can resolve.
+    typed: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+    return [*flags, *(item for item in typed["hydra"] if key_of(item) == SEARCH_PATH)]

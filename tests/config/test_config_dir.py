@@ -1,5 +1,6 @@
 """A folder of configuration of one's own: how each program takes it, and what it vouches for."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -79,7 +80,9 @@ def test_evaluation_builds_what_the_folder_names(conf, tmp_path):
 
 
 def test_what_continues_a_run_names_its_folder(conf, monkeypatch):
-    """Mutation: leave the flag out, so that the command is refused."""
+    """Wherever it is typed. Mutation: leave the flag out, so that the command is refused, or name
+    the folder from here.
+    """
     monkeypatch.chdir(conf.parent)
     overrides = ["name=t", "reward=mine", *with_config_dir([], conf)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -89,9 +92,9 @@ def test_what_continues_a_run_names_its_folder(conf, monkeypatch):
     for source in hydra.runtime.config_sources:
         if source.path == str(conf):
             source.provider = "command-line"
-    assert search_flags(hydra) == ["--config-dir", "conf"]
+    assert search_flags(hydra) == ["--config-dir", str(conf)]
     told = resume_command("x", is_sweep=True, flags=search_flags(hydra))
-    assert told.endswith(".py --config-dir conf -m resume=x")
+    assert shlex.split(told)[-4:] == ["--config-dir", str(conf), "-m", "resume=x"]
 
 
 def test_a_folder_here_is_named_and_never_read_by_itself(conf):
