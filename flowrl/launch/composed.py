@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.launch import labels
+from flowrl.launch.lora_keys import take_from_file
 from flowrl.launch.saved import read_saved
 from flowrl.runs.command_line import escape
 from flowrl.runs.files import damaged
@@ -69,6 +70,11 @@ def _freeze_value(cfg: DictConfig | ListConfig, key: Any) -> None:
         value = escape(value)
     with read_write(cfg):
         cfg[key] = value
+
+
+def is_composed(hydra: Any) -> bool:
+    """Tell from Hydra's own configuration whether this process started from a job's file."""
+    return str(hydra.job.config_name) == Path(COMPOSED).stem
 
 
 def job_of(cfg: DictConfig, folder: str | Path, *, is_started_by_hydra: bool = False) -> Job:
@@ -125,6 +131,9 @@ def _as_file(cfg: DictConfig, hydra: Any, folder: Path, left_out: tuple[str, ...
     freeze(task)
     with read_write(task):
         labels.fill(task, hydra, Path(hydra.sweep.dir))
+        # Here, where it is known what was typed; the script may be one without LoRA.
+        if task.get("lora"):
+            take_from_file(task, hydra.overrides.task)
     kept = [key for key in KEPT if key not in left_out]
     copied = OmegaConf.masked_copy(hydra, kept)
     copied._set_parent(None)

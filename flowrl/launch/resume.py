@@ -21,12 +21,13 @@ from flowrl.callbacks.trackers import default_tags
 from flowrl.errors import UserError
 from flowrl.launch import foreign_targets, labels
 from flowrl.launch.changes import overridden
-from flowrl.launch.composed import freeze
+from flowrl.launch.composed import freeze, is_composed
 from flowrl.launch.foreign_targets import check_config
+from flowrl.launch.lora_keys import take_from_file
 from flowrl.launch.moved import move
 from flowrl.launch.saved import read_saved
 from flowrl.launch.search_path import project_folders, search_flags
-from flowrl.launch.start import refuse_other_start, take_from_file
+from flowrl.launch.start import refuse_other_start
 from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs.changes import Change
 from flowrl.runs.command_line import resume_command
@@ -74,7 +75,8 @@ def _new(cfg: DictConfig, folder: str) -> DictConfig:
     # A resumed run must not take the choices and the time of the launch that resumes it.
     freeze(cfg)
     hydra = HydraConfig.get()
-    take_from_file(cfg, hydra.overrides.task)
+    if not is_composed(hydra):  # else its sweep has done so, who knows what was typed
+        take_from_file(cfg, hydra.overrides.task)
     labels.fill(cfg, hydra)
     cfg.tags = cfg.tags or default_tags(hydra.runtime.choices, cfg.loss.get("delta"))
     return cfg

@@ -14,29 +14,8 @@ from omegaconf import DictConfig
 from flowrl.errors import UserError
 from flowrl.models import loading
 from flowrl.runs.command_line import key_of
-from flowrl.sweep.job import has_key
 from flowrl.tuning import formats
 from flowrl.tuning.writer import write
-
-KEYS = ("rank", "alpha", "targets")
-"""The keys of `lora` that a LoRA file says itself."""
-
-
-def take_from_file(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Leave to the file of `lora.start` what the command line does not say, and make its path
-    absolute.
-
-    The model's rank, alpha and layers are those of a fresh adapter; written into the run's
-    configuration, they would say what is not so. Those of the command line stay and must be the
-    file's.
-    """
-    if not cfg.lora.get("start"):
-        return
-    # The absolute path is that of the launch's directory: the run may be resumed from another.
-    for key in KEYS:
-        if not has_key(overrides, f"lora.{key}"):
-            cfg.lora[key] = None
-    cfg.lora.start = str(Path(cfg.lora.start).expanduser().resolve())
 
 
 def check_start(cfg: DictConfig, recipe: Any) -> None:

@@ -17,7 +17,8 @@ from flowrl.callbacks.stop import Stop
 from flowrl.errors import UserError
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import explain
-from flowrl.launch.start import keep_copy, refuse_other_start, take_from_file, with_copy
+from flowrl.launch.lora_keys import take_from_file
+from flowrl.launch.start import keep_copy, refuse_other_start, with_copy
 from flowrl.models import loading
 from flowrl.models.sd3 import SD3
 from flowrl.tuning.formats import LoRAFile, read

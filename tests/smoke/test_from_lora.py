@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from flowrl.cli import arguments
 from flowrl.cli import evaluate as evaluate_program
+from flowrl.tuning import formats
 from flowrl.tuning.formats import read
 
 
@@ -98,3 +99,17 @@ def test_it_is_evaluated_as_it_measured_itself(second_run, finished_run, tmp_pat
         )
         assert found[label]["kl_ref"] == pytest.approx(values["kl_ref"], rel=1e-3, abs=1e-9)
     assert read(second_run).alpha == read(finished_run).alpha
+
+
+def test_a_sweep_refuses_what_the_file_says_otherwise(finished_run, tmp_path):
+    """As a single run does, and takes from it what nobody says. Mutation: take in the job's process
+    what was typed, which it does not know.
+    """
+    lora = finished_run / "lora"
+    words = ("debug=smoke", "num_iterations=1", "viewing.every=0", f"lora.start={lora}")
+    result = train("-m", *words, "lora.rank=8,16", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert result.returncode == 1
+    job, other = tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"
+    assert f"lora.rank=8, but lora.start={lora} has rank 16" in (job / "job.log").read_text()
+    assert json.loads((other / "summary.json").read_text())["status"] == "finished"
+    assert set(read(formats.find(other / "lora")).ranks.values()) == {16}
