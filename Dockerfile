@@ -1,6 +1,6 @@
 # FlowRL in a container, for CPU or CUDA:
 #   docker build -t flowrl --build-arg TORCH_INDEX=URL .   # PyTorch's index of the build to take; default: CUDA's
-#   docker run --rm --gpus all -v "$PWD/outputs:/work/outputs" flowrl train debug=smoke
+#   mkdir -p outputs && docker run --rm --gpus all --user "$(id -u)" -v "$PWD/outputs:/work/outputs" flowrl train debug=smoke
 ARG PYTHON=3.12
 FROM python:${PYTHON}-slim
 

@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from flowrl.api.iterations import Iterate
-from flowrl.api.objects import node_of
+from flowrl.api.objects import node_of, release
 from flowrl.errors import UserError
 from flowrl.evaluation.drawing import draw_prompt
 from flowrl.evaluation.evaluator import Evaluator
 from flowrl.images.contact_sheet import comparison
 from flowrl.launch.build import build
 from flowrl.launch.compose import compose
+from flowrl.launch.lora_keys import take_from_file
 from flowrl.launch.quiet import quieten
 from flowrl.launch.validate import validate
 from flowrl.losses.protocol import Loss
@@ -57,13 +58,21 @@ def load(*overrides: str, reward: Reward | None = None, loss: Loss | None = None
         for key, value in {"reward": reward, "loss": loss}.items():
             if value is not None:
                 cfg[key] = node_of(value)
+    for key in ("resume", "run_dir"):
+        if cfg[key] is not None:
+            raise UserError(f"{key}={cfg[key]}: an experiment in Python has no run folder")
+    take_from_file(cfg, overrides)
     validate(cfg)
     if cfg.batch.num_processes > 1:
         raise UserError(
             f"trainer.devices={cfg.trainer.devices}: an experiment in Python is one process; train "
             "on several with the command"
         )
-    return Experiment(cfg, *build(cfg))
+    try:
+        return Experiment(cfg, *build(cfg))
+    finally:
+        # The experiment has them now; kept here, they would stay for as long as the notebook.
+        release()
 
 
 class Experiment:

@@ -18,3 +18,8 @@ def node_of(value: object) -> dict[str, Any]:
 def held(number: int) -> object:
     """Return the object of a node that `node_of` made in this process."""
     return _held[number]
+
+
+def release() -> None:
+    """Forget all objects; their nodes give nothing from now on."""
+    _held.clear()

@@ -27,6 +27,7 @@ from flowrl.launch.compose import compose
 from flowrl.launch.door import examine
 from flowrl.launch.foreign_targets import parse
 from flowrl.launch.hub_files import describe_files
+from flowrl.launch.lora_keys import take_from_file
 from flowrl.launch.search_path import with_config_dir
 from flowrl.objectives import num_trained
 from flowrl.values.plural import counted
@@ -49,6 +50,7 @@ def check(overrides: Sequence[str]) -> list[str]:
             f"resume={cfg.resume}: a run is checked by its resumption itself, before anything is "
             "written; check what a new run is given"
         )
+    take_from_file(cfg, overrides)
     examine(cfg)
     check_accelerator(cfg)
     prepared = prepare(cfg)
@@ -99,7 +101,8 @@ def run(words: Sequence[str], added: Sequence[str], *, is_sweep: bool) -> None:
 def main() -> None:
     """Read the command line, and check."""
     args = arguments.check().parse_intermixed_args()
-    added = with_config_dir([], args.config_dir)
+    # Those that the folder stands for: what was typed is told job by job.
+    added = with_config_dir(args.overrides, args.config_dir)[len(args.overrides) :]
     run(args.overrides, added, is_sweep=args.multirun)
 
 

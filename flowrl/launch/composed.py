@@ -130,10 +130,10 @@ def _as_file(cfg: DictConfig, hydra: Any, folder: Path, left_out: tuple[str, ...
     task._set_parent(None)
     freeze(task)
     with read_write(task):
-        labels.fill(task, hydra, Path(hydra.sweep.dir))
         # Here, where it is known what was typed; the script may be one without LoRA.
         if task.get("lora"):
             take_from_file(task, hydra.overrides.task)
+        labels.fill(task, hydra, Path(hydra.sweep.dir))
     kept = [key for key in KEPT if key not in left_out]
     copied = OmegaConf.masked_copy(hydra, kept)
     copied._set_parent(None)

@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.launch.foreign_targets import parse
 from flowrl.launch.harmless import is_harmless, leaves, lies_in
-from flowrl.runs.command_line import key_of
+from flowrl.runs.command_line import escape, key_of
+from flowrl.runs.secrets import is_secret
 
 HYDRAS = "multirun.yaml"
 """The file that Hydra writes into the folder of any sweep, before it looks at its overrides."""
@@ -64,9 +65,11 @@ def condition(cfg: DictConfig, overrides: Sequence[str]) -> str:
     for override in overrides:
         key = _key(override)
         is_named = key in NAMED and override.partition("=")[2] in name.split("-")
-        if key != "seed" and not is_named and not is_harmless(key):
+        # It is shown, published and compared by whoever reads the run.
+        is_private = is_secret(key) or "://" in override
+        if key != "seed" and not (is_named or is_private or is_harmless(key)):
             words.append(override.lstrip("+"))
-    return f"{' '.join(words)[:LENGTH]} #{_digest(cfg)}"
+    return escape(f"{' '.join(words)[:LENGTH]} #{_digest(cfg)}")
 
 
 def _digest(cfg: DictConfig) -> str:

@@ -64,9 +64,15 @@ def project_folders(hydra: Any, leaving_out: Path) -> list[Path]:
 
 
 def _outside(folders: Iterable[Path], folder: Path) -> list[Path]:
-    """Return FlowRL's folder and those of these folders that do not lie in another one."""
+    """Return FlowRL's folder and those of these folders that neither lie in `folder` nor hold it,
+    since its own files would vouch for it then.
+    """
+    place = folder.resolve()
     paths = [path.resolve() for path in folders]
-    return [CONF, *(path for path in paths if not path.is_relative_to(folder.resolve()))]
+    apart = [
+        path for path in paths if not path.is_relative_to(place) and not place.is_relative_to(path)
+    ]
+    return [CONF, *apart]
 
 
 def search_flags(hydra: Any) -> list[str]:

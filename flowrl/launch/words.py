@@ -55,11 +55,11 @@ def check_words(words: Sequence[str]) -> None:
             name, has_value, _ = word.partition("=")
             if not _is_flag(name):
                 _refuse_flag(words, i)
-            i += 1 + (name in WITH_VALUE and not has_value)
+            i += 1 + (_takes_value(name) and not has_value)
             continue
         _check_override(words, i)
         if overrides and overrides[-1] != i - 1:
-            flag = words[overrides[-1] + 1]
+            flag = " ".join(words[overrides[-1] + 1 : i])
             raise UserError(
                 f"{flag} stands between overrides; flags come first: {CALL} {flag} "
                 f"{words[overrides[-1]]} {word} ..."
@@ -72,6 +72,12 @@ def _is_flag(name: str) -> bool:
     """Tell whether a word is one of Hydra's flags, or begins a long one as argparse allows it."""
     flags = (*WITH_VALUE, *ALONE)
     return name in flags or (len(name) > 3 and any(flag.startswith(name) for flag in flags))
+
+
+def _takes_value(name: str) -> bool:
+    """Tell whether the next word belongs to a flag, which argparse lets one shorten."""
+    is_short = name in ALONE or len(name) <= 3
+    return name in WITH_VALUE or (not is_short and any(f.startswith(name) for f in WITH_VALUE))
 
 
 def _refuse_flag(words: Sequence[str], i: int) -> None:

@@ -17,6 +17,9 @@ from flowrl.values.wording import meant
 
 REMEDY = "give a data set's ORG/NAME on the hub, or a parquet file or a folder of them"
 
+SAFE = 4
+"""The first version of the library that runs no code of data sets."""
+
 _KINDS: tuple[tuple[str, str], ...] = (
     (
         "is a gated dataset",
@@ -104,6 +107,11 @@ def _load(path: str, config: str | None, split: str, revision: str | None) -> An
             f"prompts path={path}: data=hub needs the package {error.name}; run: pip install "
             f"'{DISTRIBUTION}[hub]'"
         ) from error
+    if int(datasets.__version__.partition(".")[0]) < SAFE:
+        raise UserError(
+            f"prompts path={path}: datasets {datasets.__version__} runs code of data sets; run: "
+            f"pip install '{DISTRIBUTION}[hub]'"
+        )
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails is told below
     source = _source(path, config, revision)
@@ -134,7 +142,8 @@ def _source(path: str, config: str | None, revision: str | None) -> Mapping[str,
         return {"path": "parquet", "data_files": {"train": str(place)}}
     if not any(place.rglob("*.parquet")):
         raise UserError(f"prompts path={path}: no parquet file below this folder; {REMEDY}")
-    return {"path": str(place)}
+    # Named, since the library would take whichever kind of file is the most common there.
+    return {"path": "parquet", "data_dir": str(place)}
 
 
 def _reason(error: Exception, split: str) -> str:

@@ -16,25 +16,33 @@ INSTALLED = {"site-packages", "dist-packages", f"python{sys.version_info[0]}.{sy
 """Folders below which modules belong to no repository, though one may lie around them."""
 
 
+LONGEST = 10.0
+"""Seconds that git may take; a repository for which it takes longer is passed over."""
+
+
 def flowrl_commit() -> str | None:
     """Return the checked-out commit of FlowRL, with `+` where there are changes; None for an
     installed package, which may lie within somebody else's repository.
     """
     if REPOSITORY is None or _top(REPOSITORY) != REPOSITORY.resolve():
         return None
-    return _commit(REPOSITORY)
+    return _commit(REPOSITORY, is_running=True)
 
 
 def project_commits() -> dict[str, str]:
     """Return the commits of the other repositories that this process works with, by their folders'
     names: that of the working directory, and those that its modules come from.
+
+    Changes are told of the latter alone. The working directory may be somebody else's repository,
+    and looking for changes runs what its settings and hooks name.
     """
-    tops = {_top(folder) for folder in {Path.cwd(), *_module_folders()}}
+    running = {_top(folder) for folder in set(_module_folders())}
+    tops = running | {_top(Path.cwd())}
     commits = {}
     for top in sorted(top for top in tops if top is not None):
         if REPOSITORY is not None and top == REPOSITORY.resolve():
             continue
-        if (commit := _commit(top)) is not None:
+        if (commit := _commit(top, is_running=top in running)) is not None:
             commits[top.name] = commit
     return commits
 
@@ -64,22 +72,14 @@ def _top(folder: Path) -> Path | None:
     return Path(top).resolve() if top else None
 
 
-def _commit(top: Path) -> str | None:
-    """Return the checked-out commit of a repository, with `+` where there are changes; None before
-    the first.
-
-    What its own settings have git call is left out, since the repository may be somebody else's:
-    a monitor of files, and filters, with which changes cannot be told. They are not looked for in
-    FlowRL's, whose code is running.
+def _commit(top: Path, *, is_running: bool) -> str | None:
+    """Return the checked-out commit of a repository, and, where its code is running anyway, with
+    `+` if there are changes; None before the first.
     """
     head = _git(top, "rev-parse", "HEAD")
-    if not head:
-        return None
-    if top != REPOSITORY and _git(
-        top, "config", "--local", "--includes", "--get-regexp", "^filter"
-    ):
-        return head
-    quiet = ("-c", "core.fsmonitor=false")
+    if not head or not is_running:
+        return head or None
+    quiet = ("--no-optional-locks", "-c", "core.fsmonitor=false")
     changed = _git(top, *quiet, "status", "--porcelain", "--ignore-submodules=all")
     return f"{head}+" if changed else head
 
@@ -92,8 +92,13 @@ def _git(folder: Path, *arguments: str) -> str:
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=folder, env=variables, capture_output=True, text=True
+            ["git", *arguments],
+            cwd=folder,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=LONGEST,
         )
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

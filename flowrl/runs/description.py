@@ -126,7 +126,8 @@ def reward_of(config: Config) -> str:
     for key, node in terms.items():
         weight = weights.get(key, 1.0) if isinstance(weights, Mapping) else 1.0
         kind = _target({"reward": node}, "reward").rpartition(".")[2]
-        words.append(f"{weight:g} x {kind} ({key})")
+        amount = f"{weight:g}" if isinstance(weight, int | float) else str(weight)
+        words.append(f"{amount} x {kind} ({key})")
     return f"{name}: {' + '.join(words)}"
 
 

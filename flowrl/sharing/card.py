@@ -22,6 +22,7 @@ from flowrl.runs.description import (
     reward_of,
 )
 from flowrl.runs.provenance import short
+from flowrl.runs.secrets import is_secret
 from flowrl.sharing.loading_code import loading_code
 from flowrl.sharing.privacy import clean
 from flowrl.sharing.scores import Scores
@@ -202,6 +203,8 @@ def _versions(summary: Mapping[str, Any]) -> str:
 
 
 def _cleaned(change: Change) -> Change:
+    if is_secret(change.key):
+        return Change(change.key, "a secret", "another", change.iteration)
     return Change(change.key, clean(change.before), clean(change.after), change.iteration)
 
 

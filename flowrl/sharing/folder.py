@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +98,13 @@ def write_folder(shared: Shared, out: Path, repository: str) -> list[Path]:
     Raises UserError for a folder that holds something else, and where a file would tell a place on
     this machine.
     """
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    out = out.expanduser().absolute()
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UserError(f"--out {out}: is no folder; give a new one")
+    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file():
+        raise UserError(f"--out {out}: holds something else; give a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         _fill(shared, partial, repository)
         files = _files(partial)
@@ -134,9 +139,10 @@ def _fill(shared: Shared, folder: Path, repository: str) -> None:
         weights, transformer = _copy_whole(shared, folder / formats.WHOLE_FOLDER)
     else:
         weights, transformer = _write_lora(shared, folder), ""
-    if shared.run.images:
+    pictures = [path for path in shared.run.images if not path.is_symlink()]
+    if pictures:
         (folder / PICTURE).parent.mkdir()
-        shutil.copyfile(shared.run.images[-1], folder / PICTURE)
+        shutil.copyfile(pictures[-1], folder / PICTURE)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     facts = Facts(
@@ -145,7 +151,7 @@ def _fill(shared: Shared, folder: Path, repository: str) -> None:
         summary=shared.run.summary,
         changes=shared.run.changes,
         scores=shared.scores,
-        has_pictures=bool(shared.run.images),
+        has_pictures=bool(pictures),
         weights=weights,
         transformer=transformer,
     )
@@ -169,6 +175,10 @@ def _copy_whole(shared: Shared, target: Path) -> tuple[str, str]:
     source = shared.weights[0].parent
     target.mkdir()
     for path in sorted(source.iterdir()):
+        if not (path.name == "config.json" or path.name.startswith(formats.WHOLE)):
+            continue  # nothing that an export writes
+        if path.is_symlink():
+            raise UserError(f"{path} is a link, and only a run's own files are published")
         if path.suffix != ".json":
             shutil.copyfile(path, target / path.name)
             continue

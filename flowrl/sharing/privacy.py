@@ -11,16 +11,20 @@ from typing import Any
 
 from flowrl.errors import UserError
 from flowrl.runs.description import plain_name
+from flowrl.runs.secrets import is_secret
 
-LEFT_OUT = ("logger", "resume", "run_dir", "trust_folder")
+LEFT_OUT = (
+    *("logger", "resume", "run_dir", "trust_folder"),
+    *("condition", "sweep", "tags"),  # which repeat what was typed
+)
 """Keys at the top of a configuration that say where and for whom a run was made, not how."""
 
 SERVER = "http://SERVER"
 """What stands for an address that is none of the hub's."""
 
-_SECRET = re.compile(r"(token|password|passwd|secret|credentials?|(api|access|private)_?key)$")
 _TOKEN = re.compile(r"\b(hf_|sk-|wandb_v1_|gh[pousr]_)\w[\w-]{15,}")
-_ADDRESS = re.compile(r"\b[a-z][a-z+]*://[^\s'\"]+")
+_BEARER = re.compile(r"(?i)\bbearer\s+\S+")
+_ADDRESS = re.compile(r"(?i)\b[a-z][a-z0-9+.-]*://[^\s'\"]+|\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b")
 _HUB = re.compile(r"https://(huggingface\.co|arxiv\.org)(/|$)")
 _ROOTED = re.compile(r"(~|\.\.?[/\\]|/|\\\\|[A-Za-z]:[/\\])")
 _PATH_WITHIN = re.compile(r"(?<![\w.:/\\*)\]}-])(~?/[^\s'\",;()\[\]]+|[A-Za-z]:[/\\][^\s'\",;]+)")
@@ -38,13 +42,15 @@ def published(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cleaned(value: Any, key: str) -> Any:
     """Clean a value and all below it; `key` is the last one above it."""
+    if is_secret(key):
+        return None
     if isinstance(value, Mapping):
         return {name: _cleaned(below, str(name)) for name, below in value.items()}
     if isinstance(value, list):
         return [_cleaned(below, key) for below in value]
     if not isinstance(value, str):
         return value
-    return None if _SECRET.search(key.lower()) else clean(value)
+    return clean(value)
 
 
 def clean(text: str) -> str:
@@ -53,7 +59,7 @@ def clean(text: str) -> str:
     """
     if _ROOTED.match(text) and "\n" not in text:
         return plain_name(text)
-    text = _TOKEN.sub("TOKEN", text)
+    text = _BEARER.sub("TOKEN", _TOKEN.sub("TOKEN", text))
     text = _ADDRESS.sub(_of_address, text)
     return _PATH_WITHIN.sub(lambda match: plain_name(match[0]), text)
 
@@ -63,7 +69,8 @@ def _of_address(match: re.Match[str]) -> str:
     address = match[0]
     if address.startswith("file:"):
         return plain_name(address)
-    return address if _HUB.match(address) else SERVER
+    # What follows the question mark may be a key.
+    return address.partition("?")[0] if _HUB.match(address) else SERVER
 
 
 def refuse_places(files: Iterable[Path], places: Iterable[Path]) -> None:
@@ -71,12 +78,22 @@ def refuse_places(files: Iterable[Path], places: Iterable[Path]) -> None:
     places, such as the home folder.
     """
     # The root of all paths says nothing of a machine.
-    texts = [str(place).encode() for place in places if len(place.parts) > 1]
+    rooted = [place for place in places if len(place.parts) > 1]
     for file in files:
-        content = file.read_bytes()
-        for text in texts:
-            if text in content:
+        content = _told_by(file)
+        for place in rooted:
+            # A longer name that begins alike, such as me/data-lora of /data, is no such place.
+            name = re.escape(str(place).encode())
+            if re.search(rb"(?<![\w.-])" + name + rb"(?![\w.-])", content):
                 raise UserError(
-                    f"{file} holds {text.decode()}, a place on this machine; nothing is "
+                    f"{file} holds {place}, a place on this machine; nothing is "
                     "published: take it out of the run's files, then push again"
                 )
+
+
+def _told_by(file: Path) -> bytes:
+    """Read what a file says in text: of weights the head alone, whose numbers hold any bytes."""
+    if file.suffix != ".safetensors":
+        return file.read_bytes()
+    with file.open("rb") as opened:
+        return opened.read(int.from_bytes(opened.read(8), "little"))

@@ -74,6 +74,10 @@ def test_evaluation_builds_what_the_folder_names(conf, tmp_path):
         evaluate.configure([subject], [], None)
     known = evaluate.configure([subject], with_config_dir([], conf), None)
     assert known.reward._target_ == "acme.rewards.Mine"
+    # Nor does a folder that holds the run, such as `--config-dir .`.
+    around = [f"{with_config_dir([], conf)[0].partition('=')[0]}=[file://{tmp_path}]"]
+    with pytest.raises(UserError, match=r"acme\.rewards\.Mine"):
+        evaluate.configure([subject], around, None)
     conf.rename(run / "conf")
     with pytest.raises(UserError, match=r"acme\.rewards\.Mine"):
         evaluate.configure([subject], with_config_dir([], run / "conf"), None)

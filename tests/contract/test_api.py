@@ -119,12 +119,14 @@ def test_a_loss_and_a_wrong_word(capfd):
         calibrated_for="kl",
         advantage_clip=5.0,
     )
-    experiment = load(*SMALL, loss=loss)
+    experiment = load(*SMALL, loss=loss, reward=Redness())
     experiment.train(1)
     assert calls
     assert "".join(capfd.readouterr()) == ""
     with pytest.raises(UserError, match="devices=2"):
         load(*SMALL, "trainer=ddp")
+    with pytest.raises(UserError, match="resume=outputs/x: an experiment in Python has no run"):
+        load("resume=outputs/x")
 
 
 def test_an_interrupt_ends_after_the_iteration():

@@ -59,8 +59,10 @@ def test_the_users_commits_are_told_apart_from_flowrls(make, monkeypatch):
         for name, folder in {"acme": acme, "rewards": rewards}.items()
     }
     assert project_commits() == known
-    (acme / "code.py").write_text("a = 2\n")
-    assert project_commits()["acme"] == known["acme"] + "+"
+    for folder in (acme, rewards):
+        (folder / "code.py").write_text("a = 2\n")
+    # Changes are told of what runs.
+    assert project_commits() == {"acme": known["acme"], "rewards": known["rewards"] + "+"}
     assert flowrl_commit() not in known.values()
 
 
@@ -89,9 +91,15 @@ def test_a_repository_that_is_only_stood_in_runs_nothing(setting, make, tmp_path
     key, command = setting
     git(folder, "config", key, command.format(marker))
     (folder / ".gitattributes").write_text("* filter=x\n")
+    hook = folder / ".git" / "hooks" / "post-index-change"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch {marker}\n")
+    hook.chmod(0o755)
     (folder / "code.py").write_text("a = 2\n")
     monkeypatch.chdir(folder)
-    assert project_commits()["downloaded"].rstrip("+") == git(folder, "rev-parse", "HEAD")
+    head = (folder / ".git" / "refs" / "heads").rglob("*")
+    (commit,) = [path.read_text().strip() for path in head if path.is_file()]
+    assert project_commits()["downloaded"] == commit
     assert not marker.exists()
 
 

@@ -94,3 +94,12 @@ def test_no_column_repeats_another(key):
     assert OmegaConf.select(OmegaConf.create(logged), key) is None
     assert logged["loss"] == {"delta": 1e-6, "clip": 1}
     assert logged["algorithm"] == {"_target_": "A", "x": 1}
+
+
+def test_a_condition_shows_no_secret_and_no_address():
+    """And nothing in it is resolved. Mutation: show all that was typed, or cut an interpolation."""
+    cfg = config()
+    words = ["reward.api_key=S3cret", "reward.base_url=http://gpu1:8000", "a=${" + "b" * 90 + "}"]
+    text = condition(cfg, words)
+    assert "S3cret" not in text and "gpu1" not in text
+    assert OmegaConf.create({"condition": text}).condition.startswith(f"{cfg.name} a=${{bbb")

@@ -179,6 +179,11 @@ def test_nothing_of_the_machine_is_published(run, tmp_path):
         ("read '/home/me/x.txt', twice", "read 'x.txt', twice"),
         ("https://me:pw@host.internal/x?k=1", "http://SERVER"),
         ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
+        ("https://huggingface.co/a/b?token=x", "https://huggingface.co/a/b"),
+        ("HTTP://host:1/x", "http://SERVER"),
+        ("s3://bucket/me/private.txt", "http://SERVER"),
+        ("ask 10.0.0.5:8000", "ask http://SERVER"),
+        ("Bearer abc.def", "TOKEN"),
         ("key hf_abcdefghijklmnopqrstu", "key TOKEN"),
         ("data/prompts.txt", "data/prompts.txt"),
         ("stabilityai/sd", "stabilityai/sd"),
@@ -192,14 +197,21 @@ def test_texts_are_cleaned(text, cleaned):
 
 
 def test_secrets_go_by_their_keys():
-    """Numbers and other words stay. Mutation: take any key with `token` in it."""
+    """Whatever they hold; other words stay. Mutation: take any key with `token` in it, or texts
+    alone.
+    """
     config = {
         "a": [{"api_key": "x", "tokens": 16, "token_env": "ACME", "key": "family"}],
         "answer_token": "y",
         "password": 5,
+        "token": {"value": "z"},
+        "condition": "n reward.api_key=x #abc",
     }
     expected = copy.deepcopy(config)
     expected["a"][0]["api_key"] = expected["answer_token"] = None
+    expected["password"] = expected["token"] = None
+    # What was typed stands there again.
+    del expected["condition"]
     assert published(config) == expected
 
 
