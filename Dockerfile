@@ -1,6 +1,6 @@
 # FlowRL in a container, for CPU or CUDA:
 #   docker build -t flowrl --build-arg TORCH_INDEX=URL .   # PyTorch's index of the build to take; default: CUDA's
-#   mkdir -p outputs && docker run --rm --gpus all --user "$(id -u)" -v "$PWD/outputs:/work/outputs" flowrl train debug=smoke
+#   mkdir -p outputs && docker run --rm --gpus all --user "$(id -u)" -v "$PWD/outputs:/runs/outputs" flowrl train debug=smoke
 ARG PYTHON=3.12
 FROM python:${PYTHON}-slim
 
@@ -23,9 +23,9 @@ COPY hydra_plugins /src/hydra_plugins
 COPY conf /src/conf
 RUN pip install --no-cache-dir --constraint /src/constraints.txt "/src[$EXTRAS]"
 
-# A user without rights, whose runs and downloads stay below /work.
-RUN useradd --create-home --home-dir /work flowrl
+# A user without rights, whose runs and downloads stay below /runs.
+RUN useradd --create-home --home-dir /runs flowrl
 USER flowrl
-WORKDIR /work
+WORKDIR /runs
 ENTRYPOINT ["flowrl"]
 CMD ["--help"]
