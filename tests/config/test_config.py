@@ -28,6 +28,7 @@ from flowrl.training.ema import EMA
 from flowrl.training.prompt_data import PromptData
 from flowrl.tuning.lora import LoRA
 from flowrl.types import Prompt
+from flowrl.values.wording import meant
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted(
@@ -170,6 +171,10 @@ def test_what_was_meant_is_said_first(override, told):
     with pytest.raises(HydraException) as error:
         config(override)
     assert explain(error.value).startswith(told)
+    # What it begins comes before what only holds it.
+    assert (
+        meant("sd35", ["sd35_large_turbo", "my_sd35_lora"]) == " (did you mean 'sd35_large_turbo'?)"
+    )
 
 
 @pytest.mark.parametrize(
