@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 
 import pytest
+from runs import ROOT
 
 from flowrl.errors import UserError
 from flowrl.launch import interrupts
@@ -81,13 +82,19 @@ def interrupted(folder, moment, slow):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # This tree, and not the one that is installed.
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.stdout.readline().strip() != moment:
         assert process.poll() is None
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
     return process.returncode, err
 
 
