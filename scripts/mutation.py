@@ -29,7 +29,7 @@ from typing import TypedDict
 from flowrl.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("flowrl", "tests", "conf", "docs", "experiments", "scripts")
+FOLDERS = ("flowrl", "tests", "conf", "docs", "examples", "experiments", "hydra_plugins", "scripts")
 FILES = (
     "train.py",
     "pyproject.toml",
@@ -58,7 +58,8 @@ def run_tests(
     those that failed.
     """
     command = [sys.executable, "-m", "pytest", "-vv", "--tb=short", "-p", "no:cacheprovider"]
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    # Programs that the tests start import the copy too, not the package as it is installed.
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
     process = subprocess.run(
         [*command, *tests], cwd=folder, capture_output=True, text=True, env=alone
     )

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from flowrl.errors import UserError
 from flowrl.parallel.sharding import divide, is_divided, part_of
 from flowrl.values.bounds import Count, Minutes
 
@@ -70,19 +69,14 @@ def synchronised(module: LightningModule, is_last: bool) -> AbstractContextManag
     return strategy.block_backward_sync()
 
 
-def norm_limit(max_grad_norm: float | str | None) -> float:
+def norm_limit(max_grad_norm: float | str) -> float:
     """Return the setting as a number. Infinity is no clipping; YAML spells it `.inf`, Hydra's
     command line `inf`.
 
-    Raises UserError unless it is above 0: at 0 every gradient would be 0, below 0 its sign would
-    flip.
+    That it is above 0 the configuration's types have seen: at 0 every gradient would be 0, below 0
+    its sign would flip.
     """
-    limit = math.inf if max_grad_norm in ("inf", ".inf") else max_grad_norm
-    if not (isinstance(limit, int | float) and limit > 0):
-        raise UserError(
-            f"max_grad_norm={max_grad_norm} must be above 0; for no clipping set it to .inf"
-        )
-    return limit
+    return math.inf if isinstance(max_grad_norm, str) else max_grad_norm
 
 
 def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:

@@ -5,6 +5,7 @@ weights.
 import inspect
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowrl.algorithm import Algorithm
 from flowrl.evaluation.evaluator import Evaluator
-from flowrl.launch.build import build
+from flowrl.launch.build import build, prepare
 from flowrl.launch.checks import check_deadlines, check_trainer
 from flowrl.launch.compose import register_resolvers
 from flowrl.launch.errors import explain
+from flowrl.launch.validate import validate
 from flowrl.objectives import check_method, stochastic_steps
 from flowrl.parallel.strategies import clip, norm_limit
 from flowrl.training.batch_plan import BatchPlan
@@ -473,13 +475,13 @@ def test_a_hanging_scorer_is_given_up_before_other_processes_are():
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "null", "none"])
 def test_a_norm_that_would_break_gradients_is_refused(value):
-    """Lightning's 0 and null for no clipping are not ours; the remedy is told. Mutation: accept 0,
-    -1 or a word.
+    """Lightning's 0 and null for no clipping are not ours; the remedy is told. Mutation: take any
+    number.
     """
     with pytest.raises(
         ValueError, match=r"max_grad_norm=.* must be above 0; for no clipping set it to \.inf"
     ):
-        norm_limit(config(f"max_grad_norm={value}").max_grad_norm)
+        validate(config(f"max_grad_norm={value}"))
 
 
 @pytest.mark.parametrize("value", ["inf", ".inf"])
@@ -499,6 +501,11 @@ def test_gradients_need_not_be_clipped(value):
 
 
 def test_a_run_refuses_a_bad_norm_before_weights_load():
-    """Mutation: read the norm unchecked."""
+    """Mutation: read the configuration unchecked."""
     with pytest.raises(ValueError, match="max_grad_norm=0 must"):
         build(config("max_grad_norm=0", "model.pretrained=/nowhere"))
+
+
+def test_a_run_takes_either_spelling_of_no_clipping():
+    """Mutation: hand on the word."""
+    assert prepare(config("max_grad_norm=.inf")).max_grad_norm == math.inf
