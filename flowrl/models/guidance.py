@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.models.conditioning import concatenate
 from flowrl.types import Conditioning
 
 Forward = Callable[[Float[Tensor, "B C H W"], Conditioning], Float[Tensor, "B C H W"]]
@@ -31,10 +32,7 @@ def classifier_free(
     if negative is None:
         raise UserError(f"guidance_scale={scale} needs model.has_guidance=true")
     # One pass of 2 B rows, negatives first, as the stock pipeline of SD3 does it.
-    both = Conditioning(
-        torch.cat([negative.tokens, conditioning.tokens]),
-        torch.cat([negative.pooled, conditioning.pooled]),
-    )
+    both = concatenate([negative, conditioning])
     velocities = forward(torch.cat([x, x]), both)
     unconditional, conditional = velocities.chunk(2)
     return unconditional + scale * (conditional - unconditional)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -47,6 +47,8 @@ class FlowModel(TextModel, Protocol):
     transformer: nn.Module
     vae: nn.Module
     latent_shape: tuple[int, int, int]
+    conditioning_shapes: Mapping[str, tuple[int, ...]]
+    """The shape of one row of each tensor of the conditioning, for plans of memory."""
 
     def to(self, device: torch.device) -> object:
         """Move every network but the text encoders, which have a place of their own."""

@@ -40,7 +40,7 @@ class Group:
         for row, start in enumerate(starts):
             first.setdefault(start, row)
         place = {start: number for number, start in enumerate(first)}
-        device = prompts.pooled.device
+        device = prompts.device
         self.prompts = prompts
         self._prompt = numbers
         self._firsts = torch.tensor(list(first.values()), device=device)
