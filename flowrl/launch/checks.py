@@ -18,6 +18,7 @@ from flowrl.models.loading import EMBEDDED
 from flowrl.runs.files import read_object
 from flowrl.sweep.job import num_ranks
 from flowrl.tuning.protocol import TuningRecipe
+from flowrl.values.sizes import height_and_width
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR", "NODE_RANK", "GROUP_RANK")
 """Variables by which whoever starts processes on several nodes tells them of each other."""
@@ -198,7 +199,7 @@ def check_resolution(cfg: DictConfig) -> None:
     if not name.startswith(EMBEDDED) or not path.is_file():
         return
     side = read_object(path, "install FlowRL again")["sample_size"]
-    if cfg.model.resolution != side:
+    if height_and_width(cfg.model.resolution) != (side, side):
         raise UserError(
             f"model.resolution={cfg.model.resolution} must be {side}: model.pretrained={name} "
             "draws no other size"
