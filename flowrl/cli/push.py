@@ -31,6 +31,8 @@ def main() -> None:
         hub.check_token()
     run = args.run.expanduser().resolve()
     shared = examine(run, args.evaluation)
+    for note in shared.notes:
+        print(f"note: {note}")
     warn_of_fallen(shared)
     with tempfile.TemporaryDirectory() as temporary:
         default = run / "hub" if args.dry_run else Path(temporary, "folder")

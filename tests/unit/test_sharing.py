@@ -137,6 +137,7 @@ def test_a_model_of_the_hub_is_named_in_the_head(run, tmp_path):
     base = "stabilityai/stable-diffusion-3.5-medium"
     config["model"] |= {"pretrained": base, "max_sequence_length": 256, "resolution": 512}
     path.write_text(yaml.safe_dump(config))
+    edit(run / "provenance.json", inputs={})
     card = write(run, tmp_path / "out")
     head = yaml.safe_load(card.split("---\n")[1])
     assert head["base_model"] == base and head["base_model_relation"] == "adapter"
@@ -144,11 +145,36 @@ def test_a_model_of_the_hub_is_named_in_the_head(run, tmp_path):
     assert f"for [{base}](https://huggingface.co/{base})" in card
     assert f'DiffusionPipeline.from_pretrained(\n    "{base}",\n' in card
     assert "text_encoder_3" not in card and "    max_sequence_length=256," in card
-    config["model"]["pretrained"] = f"{HOME}/models/sd35"
+
+
+@pytest.mark.parametrize("place", [f"{HOME}/models/sd35", "models/sd35"])
+def test_a_folder_is_not_named_as_a_repository(run, tmp_path, place):
+    """Wherever it is pushed from. Mutation: go by the form of its path."""
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["model"]["pretrained"] = place
     path.write_text(yaml.safe_dump(config))
+    record = {"value": place, "digest": "0" * 64, "kind": "folder"}
+    edit(run / "provenance.json", inputs={"model.pretrained": record})
     card = write(run, tmp_path / "out")
     assert "base_model" not in yaml.safe_load(card.split("---\n")[1])
     assert "the folder `sd35`" in card and str(HOME) not in card
+    assert "models/sd35" not in card + (tmp_path / "out" / "config.yaml").read_text()
+    assert examine(run, None).notes == []
+
+
+def test_an_early_run_says_that_its_base_is_a_guess(run, tmp_path):
+    """Mutation: guess in silence, or guess that it is somebody's repository."""
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["model"]["pretrained"] = "models/sd35"
+    path.write_text(yaml.safe_dump(config))
+    edit(run / "provenance.json", inputs=None)
+    assert "the folder `sd35`" in write(run, tmp_path / "out")
+    assert examine(run, None).notes == [
+        "this run does not record whether model.pretrained=models/sd35 was a folder; the card "
+        "takes it for a folder"
+    ]
 
 
 def test_nothing_of_the_machine_is_published(run, tmp_path):
