@@ -68,6 +68,24 @@ def check_words(words: Sequence[str]) -> None:
         i += 1
 
 
+def flags_first(words: Sequence[str]) -> list[str]:
+    """Return checked words with the flags before the overrides.
+
+    Whoever starts this command line again may append overrides, as Lightning does for each further
+    process, which must not stand behind a flag.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    i = 0
+    while i < len(words):
+        name, has_value, _ = words[i].partition("=")
+        is_flag = words[i].startswith("-")
+        length = 1 + (is_flag and _takes_value(name) and not has_value)
+        (flags if is_flag else overrides).extend(words[i : i + length])
+        i += length
+    return [*flags, *overrides]
+
+
 def _is_flag(name: str) -> bool:
     """Tell whether a word is one of Hydra's flags, or begins a long one as argparse allows it."""
     flags = (*WITH_VALUE, *ALONE)

@@ -107,8 +107,11 @@ def _weights(folder: Path) -> list[Path]:
     return [file]
 
 
-def write_folder(shared: Shared, out: Path, repository: str) -> list[Path]:
-    """Write the folder of a run for a repository, whole or not at all, and list its files.
+def write_folder(
+    shared: Shared, out: Path, repository: str, revision: str | None = None
+) -> list[Path]:
+    """Write the folder of a run for a repository, or for its branch `revision`, whole or not at
+    all, and list its files.
 
     Raises UserError for a folder that holds something else, and where a file would tell a place on
     this machine.
@@ -121,7 +124,7 @@ def write_folder(shared: Shared, out: Path, repository: str) -> list[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _fill(shared, partial, repository)
+        _fill(shared, partial, repository, revision)
         files = _files(partial)
         names = {path.relative_to(partial) for path in files}
         # What stands there is replaced, so it must be an earlier version and nothing besides.
@@ -147,7 +150,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if not path.is_dir())
 
 
-def _fill(shared: Shared, folder: Path, repository: str) -> None:
+def _fill(shared: Shared, folder: Path, repository: str, revision: str | None) -> None:
     """Write all files of the folder."""
     config = privacy.published(shared.config)
     if shared.is_whole:
@@ -169,6 +172,7 @@ def _fill(shared: Shared, folder: Path, repository: str) -> None:
         has_pictures=bool(pictures),
         weights=weights,
         transformer=transformer,
+        revision=revision,
     )
     (folder / CARD).write_text(card(facts), encoding="utf-8")
 

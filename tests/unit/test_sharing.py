@@ -70,9 +70,9 @@ def run(tmp_path, policy):
     return folder
 
 
-def write(run, out, evaluation=None, repository="me/lora"):
+def write(run, out, evaluation=None, repository="me/lora", revision=None):
     shared = examine(run, evaluation)
-    write_folder(shared, out, repository)
+    write_folder(shared, out, repository, revision)
     return (out / "README.md").read_text()
 
 
@@ -363,6 +363,18 @@ def test_a_whole_transformer_is_copied_without_its_place(run, tmp_path, policy):
     assert 'SD3Transformer2DModel.from_pretrained("me/lora", subfolder="transformer"' in card
     assert "transformer=transformer" in card and "load_lora_weights" not in card
     assert "lora" not in yaml.safe_load(card.split("---\n")[1])["tags"]
+    card = write(run, tmp_path / "out", revision="v2")
+    place = '"me/lora", revision="v2", subfolder="transformer", torch_dtype=torch.float32'
+    assert f"SD3Transformer2DModel.from_pretrained({place})" in card
+
+
+def test_a_card_loads_the_branch_that_was_pushed(run, tmp_path):
+    """Mutation: load the main branch, where another version may lie."""
+    assert 'load_lora_weights("me/lora")' in write(run, tmp_path / "out")
+    card = write(run, tmp_path / "out", revision="v2")
+    assert 'load_lora_weights("me/lora", revision="v2")' in card
+    # The base model's own is another.
+    assert card.count("revision=") == 1
 
 
 def test_the_command_writes_first_and_uploads_then(run, tmp_path, monkeypatch, capsys):
@@ -391,3 +403,5 @@ def test_the_command_writes_first_and_uploads_then(run, tmp_path, monkeypatch, c
     assert call("--private", "--revision", "v2").endswith("https://hub/me/lora\n")
     names = ["README.md", "before_and_after.png", "config.yaml", LORA]
     assert sent == [(names, "me/lora", {"is_private": True, "revision": "v2"})]
+    call("--dry-run", "--revision", "v2")
+    assert 'revision="v2"' in (run / "hub" / "README.md").read_text()
