@@ -368,6 +368,31 @@ def test_a_whole_transformer_is_copied_without_its_place(run, tmp_path, policy):
     assert f"SD3Transformer2DModel.from_pretrained({place})" in card
 
 
+def test_what_no_export_writes_is_not_published(run, tmp_path):
+    """Nor what a link leads to. Mutation: copy the folders as they are."""
+    (run / "lora" / "notes.txt").write_text("mine")
+    elsewhere = tmp_path / "elsewhere.png"
+    (run / "images" / "000002.png").rename(elsewhere)
+    (run / "images" / "000002.png").symlink_to(elsewhere)
+    write(run, tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert files == {"README.md", "config.yaml", LORA}
+    whole = run / "transformer"
+    whole.mkdir()
+    weights = whole / "diffusion_pytorch_model.safetensors"
+    save_file({"x": torch.ones(2)}, weights)
+    (whole / "config.json").write_text("{}")
+    (whole / "notes.txt").write_text("mine")
+    write(run, tmp_path / "whole")
+    copied = {path.name for path in (tmp_path / "whole" / "transformer").iterdir()}
+    assert copied == {"config.json", weights.name}
+    weights.rename(tmp_path / "weights")
+    weights.symlink_to(tmp_path / "weights")
+    with pytest.raises(UserError, match="is a link, and only a run's own files are published"):
+        write(run, tmp_path / "linked")
+    assert not (tmp_path / "linked").exists()
+
+
 def test_a_card_loads_the_branch_that_was_pushed(run, tmp_path):
     """Mutation: load the main branch, where another version may lie."""
     assert 'load_lora_weights("me/lora")' in write(run, tmp_path / "out")
