@@ -15,9 +15,7 @@ from torch import Tensor
 from flowrl.rollout import Velocity
 from flowrl.types import Conditioning, Prompt, RewardOutput, Trajectory
 
-ConditionedVelocity = Callable[
-    [Float[Tensor, "B C H W"], float, Conditioning], Float[Tensor, "B C H W"]
-]
+ConditionedVelocity = Callable[[Float[Tensor, "B *X"], float, Conditioning], Float[Tensor, "B *X"]]
 """(x, sigma, conditioning) -> velocity."""
 
 
@@ -40,7 +38,7 @@ class Group:
         for row, start in enumerate(starts):
             first.setdefault(start, row)
         place = {start: number for number, start in enumerate(first)}
-        device = prompts.pooled.device
+        device = prompts.device
         self.prompts = prompts
         self._prompt = numbers
         self._firsts = torch.tensor(list(first.values()), device=device)

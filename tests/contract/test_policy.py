@@ -201,13 +201,14 @@ def test_micro_batches_of_a_group_hold_its_prompt_once():
     """
     policy, data, _ = make("batch.max_micro_batch=2")
     parts = first_batch(policy, data)
-    tokens = [part.group.prompts.tokens for part in parts]
+    tokens = [part.group.prompts.tensors["tokens"] for part in parts]
     assert [len(rows) for rows in tokens] == [1] * 4 and len(parts) == 4
     assert (
         tokens[0] is tokens[1] and tokens[2] is tokens[3] and not torch.equal(tokens[0], tokens[2])
     )
     for part in parts:
-        assert torch.equal(part.group.conditioning.tokens, policy.embed(part.prompts).tokens)
+        rows = part.group.conditioning.tensors["tokens"]
+        assert torch.equal(rows, policy.embed(part.prompts).tensors["tokens"])
 
 
 @pytest.mark.parametrize("micro_batch", [2, 4])
