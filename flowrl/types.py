@@ -2,9 +2,10 @@
 
 Shape letters, in jaxtyping annotations everywhere:
     B samples (prompts times group), P prompts, G group, K sampling steps, T trained terms (a
-    rollout's stochastic steps, or a grid's sigmas), C H W latent channels, height, width; L text
-    tokens, E text features, F pooled features; R rewards; N selected rows; S an image's side in
-    pixels. D is the number of latent dimensions, C times H times W.
+    rollout's stochastic steps, or a grid's sigmas), *X the axes of one sample's latents, as many as
+    the base model has (C h w, or F C h w of a video, or N Q of packed tokens); H W an image's
+    height and width in pixels; R rewards; N selected rows. D is the number of latent dimensions,
+    the product of X.
 
 `index` counts a trajectory's stochastic steps, `step_number` the steps of its grid.
 
@@ -17,26 +18,61 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Reduction = Literal["mean", "sum"]
+"""How a value of each latent dimension becomes one of the sample."""
+LogProbForm = Literal["gaussian", "unnormalised"]
+"""What a log-probability is: the log-density, or -(x_next - mean)^2."""
+
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """The text that the velocity field is conditioned on, embedded, one row a sample; `negative`
-    serves classifier-free guidance.
+    """What the velocity field is conditioned on: tensors by name, such as embedded text, masks or
+    image latents, each [B, ...] with one row a sample. Which names there are is the base model's
+    business, as are dtypes and shapes; `negative` serves classifier-free guidance.
+
+    Rows of different shapes stand padded beside each other, with their true shapes under a name of
+    their own: see `flowrl.models.conditioning`. Raises ValueError where there is no tensor, and
+    where two have different numbers of rows.
     """
 
-    tokens: Float[Tensor, "B L E"]
-    pooled: Float[Tensor, "B F"]
+    tensors: Mapping[str, Tensor]
     negative: Conditioning | None = None
 
+    def __post_init__(self) -> None:
+        rows = {name: len(tensor) for name, tensor in self.tensors.items()}
+        if len(set(rows.values())) != 1:
+            raise ValueError(f"conditioning needs tensors of equally many rows, not {rows}")
+
     def __getitem__(self, rows: slice | Int[Tensor, "N"]) -> Conditioning:
+        """Return these rows of every tensor, and of the negative."""
         negative = None if self.negative is None else self.negative[rows]
-        return Conditioning(self.tokens[rows], self.pooled[rows], negative)
+        return Conditioning({name: value[rows] for name, value in self.tensors.items()}, negative)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(next(iter(self.tensors.values())))
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the rows are on."""
+        return next(iter(self.tensors.values())).device
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all rows, without the negative's."""
+        return sum(value.nbytes for value in self.tensors.values())
+
+    def to(self, device: torch.device) -> Conditioning:
+        """Return the same rows on a device."""
+        negative = None if self.negative is None else self.negative.to(device)
+        tensors = {name: value.to(device) for name, value in self.tensors.items()}
+        return Conditioning(tensors, negative)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +98,11 @@ class Trajectory:
 
     steps: tuple[int, ...]
     shares_start: bool
-    x: Float[Tensor, "B T C H W"]
-    x_next: Float[Tensor, "B T C H W"]
-    old_mean: Float[Tensor, "B T C H W"]
+    x: Float[Tensor, "B T *X"]
+    x_next: Float[Tensor, "B T *X"]
+    old_mean: Float[Tensor, "B T *X"]
     old_log_prob: Float[Tensor, "B T"]
-    x0: Float[Tensor, "B C H W"]
+    x0: Float[Tensor, "B *X"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +144,7 @@ class RewardOutput:
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """All that a policy loss may look at, for one step of B samples.
+    """All that a reverse loss may look at, for one step of B samples.
 
     `kl` and `tv` are the exact divergences KL(old || current) and TV(old, current) of the step.
     `kl` follows the configured reduction and alone of the three carries a gradient, `tv` is that of
@@ -125,9 +161,16 @@ class LossInputs:
     velocity_change: Float[Tensor, "B"]
     std: float
     dt: float
-    form: str
-    reduction: str
+    form: LogProbForm
+    reduction: Reduction
     dimensions: int
+
+    @property
+    def log_ratio(self) -> Float[Tensor, "B"]:
+        """The logarithm of the policies' ratio, in the form and reduction of the
+        log-probabilities.
+        """
+        return self.log_prob - self.old_log_prob
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +183,11 @@ class ForwardInputs:
     gradient, whatever its numbers are (see `flowrl.losses.used`).
     """
 
-    x0: Float[Tensor, "B C H W"]
-    x: Float[Tensor, "B C H W"]
+    x0: Float[Tensor, "B *X"]
+    x: Float[Tensor, "B *X"]
     sigma: Float[Tensor, "B"]
-    velocity: Float[Tensor, "B C H W"]
-    old_velocity: Float[Tensor, "B C H W"]
+    velocity: Float[Tensor, "B *X"]
+    old_velocity: Float[Tensor, "B *X"]
     advantage: Float[Tensor, "B"]
     is_used: Bool[Tensor, "B"]
 

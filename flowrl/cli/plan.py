@@ -115,7 +115,7 @@ class Plan:
         # Compiled, or with another attention, nothing could be counted.
         instantiate(cfg.backend, compile=False, attention=None).apply(self.model)
         self.ref_scale = self.method.penalty.guidance_scale if self.method.penalty.beta else None
-        self.num_terms = len(stochastic_steps(self.method, iteration=0, seed=0, prompt=0))
+        self.num_stochastic = len(stochastic_steps(self.method, iteration=0, seed=0, prompt=0))
         self.slices = cfg.backend.slice_decoding
         self.strategy = STRATEGIES.get(OmegaConf.select(cfg, "trainer.strategy._target_"))
         self.parts = self.plan.num_processes if self.strategy == "fsdp" else 1
@@ -132,18 +132,13 @@ class Plan:
 
     def conditioning(self, rows: int) -> Conditioning:
         """Make the embeddings of so many prompts, with the negative prompt's where there is one."""
-        config = self.model.transformer.config
         dtype = self.model.transformer.dtype
-        tokens = torch.empty(
-            rows, self.model.num_text_tokens, config.joint_attention_dim, dtype=dtype, device="meta"
-        )
-        pooled = torch.empty(
-            rows, config.get("pooled_projection_dim") or 0, dtype=dtype, device="meta"
-        )
-        negative = None
-        if self.model.negative_prompt is not None:
-            negative = Conditioning(tokens, pooled)
-        return Conditioning(tokens, pooled, negative)
+        tensors = {
+            name: torch.empty(rows, *shape, dtype=dtype, device="meta")
+            for name, shape in self.model.conditioning_shapes.items()
+        }
+        has_negative = self.model.negative_prompt is not None
+        return Conditioning(tensors, Conditioning(tensors) if has_negative else None)
 
     def weights(self) -> dict[str, int]:
         """Count what is there all along, from the first optimizer step on, by name."""
@@ -271,12 +266,12 @@ class Plan:
         samples = self.plan.num_samples // self.plan.num_processes
         num_prompts = -(-samples // self.plan.group_size)
         # Images until they are scored, at worst all of them.
-        held = samples * ((3 * self.num_terms + 1) * self.noise(1).nbytes + 12 * self.pixels)
+        held = samples * ((3 * self.num_stochastic + 1) * self.noise(1).nbytes + 12 * self.pixels)
         return held + num_prompts * self.prompt(embeddings)
 
     def prompt(self, embeddings: Conditioning) -> int:
-        """Count the bytes of one prompt's tokens and pooled embedding."""
-        return (embeddings.tokens.nbytes + embeddings.pooled.nbytes) // len(embeddings.tokens)
+        """Count the bytes of one prompt's embeddings."""
+        return embeddings.nbytes // len(embeddings)
 
     def prompts(self, rows: int, embeddings: Conditioning) -> int:
         """Count the prompts that are copied for each row while a velocity field is at work, as the

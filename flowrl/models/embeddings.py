@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.models.conditioning import join, repeated, split
 from flowrl.models.protocol import TextModel
 from flowrl.parallel.launcher import rank
 from flowrl.runs.files import grant_usual_mode
@@ -163,7 +164,7 @@ class PromptEmbeddings:
         rows = self._last[1]
         number = {text: i for i, text in enumerate(unique)}
         numbers = [number[text] for text in texts]
-        return rows, torch.tensor(numbers, device=rows.pooled.device)
+        return rows, torch.tensor(numbers, device=rows.device)
 
     def _rows(self, texts: Sequence[str]) -> Conditioning:
         rows = self.store.rows(texts)
@@ -171,23 +172,17 @@ class PromptEmbeddings:
             return rows
         # All rows have the same negative, which is expanded rather than copied.
         one = self.store.rows([self.negative])
-        count = len(texts)
-        negative = Conditioning(
-            one.tokens.expand(count, -1, -1),
-            one.pooled.expand(count, -1),
-        )
-        return Conditioning(rows.tokens, rows.pooled, negative)
+        return Conditioning(rows.tensors, repeated(one, len(texts)))
 
 
 class Memory:
-    """A store that keeps all rows in two tensors."""
+    """A store that keeps all rows at hand."""
 
     is_shared: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.truncated: dict[str, str] = {}
-        self._row: dict[str, int] = {}
-        self._chunks: list[Conditioning] = []
+        self._row: dict[str, dict[str, Tensor]] = {}
 
     def missing(self, texts: Sequence[str]) -> list[str]:
         return [text for text in texts if text not in self._row]
@@ -196,21 +191,14 @@ class Memory:
         """Do nothing: memory that is short says so itself."""
 
     def add(self, texts: Sequence[str], rows: Conditioning) -> None:
-        first = len(self._row)
-        self._row |= {text: first + i for i, text in enumerate(texts)}
-        self._chunks.append(rows)
+        self._row |= zip(texts, split(rows), strict=True)
 
     def rows(self, texts: Sequence[str]) -> Conditioning:
-        # Chunks are joined when rows are asked for: at each `add`, all would be copied each time.
-        if len(self._chunks) > 1:
-            self._chunks = [_concatenate(self._chunks)]
-        numbers = [self._row[text] for text in texts]
-        return self._chunks[0][torch.tensor(numbers)]
+        return join([self._row[text] for text in texts])
 
     def to(self, device: torch.device) -> None:
-        self._chunks = [
-            Conditioning(rows.tokens.to(device), rows.pooled.to(device)) for rows in self._chunks
-        ]
+        for row in self._row.values():
+            row.update({name: value.to(device) for name, value in row.items()})
 
 
 class Folder:
@@ -272,7 +260,9 @@ class Folder:
         """Tell in a line how much goes to the disk, where it is much. Raises UserError where the
         disk has no room for it.
         """
-        need = count * (rows.tokens[0].nbytes + rows.pooled[0].nbytes)
+        # Rows may differ in length: their mean stands for all.
+        size = sum(value.nbytes for row in split(rows) for value in row.values())
+        need = -(-count * size // len(rows))
         free = shutil.disk_usage(self.folder).free
         if need > free:
             raise UserError(
@@ -289,12 +279,9 @@ class Folder:
             )
 
     def add(self, texts: Sequence[str], rows: Conditioning) -> None:
-        for i, text in enumerate(texts):
+        for text, row in zip(texts, split(rows), strict=True):
             # safetensors writes nothing but contiguous tensors.
-            tensors = {
-                "tokens": rows.tokens[i].cpu().contiguous(),
-                "pooled": rows.pooled[i].cpu().contiguous(),
-            }
+            tensors = {name: value.cpu().contiguous() for name, value in row.items()}
             label = {"model": self.key, "prompt": text, "truncated": self.truncated.get(text, "")}
             self._write(self.path(text), tensors, label)
 
@@ -316,21 +303,12 @@ class Folder:
             ) from error
 
     def rows(self, texts: Sequence[str]) -> Conditioning:
-        tokens = []
-        pooled = []
-        for text in texts:
-            text_tokens, text_pooled = self._read(text)
-            tokens.append(text_tokens)
-            pooled.append(text_pooled)
-        return Conditioning(
-            torch.stack(tokens).to(self._device),
-            torch.stack(pooled).to(self._device),
-        )
+        return join([self._read(text) for text in texts]).to(self._device)
 
-    def _read(self, text: str) -> tuple[Tensor, Tensor]:
-        """Read tokens [L, D] and pooled embedding [D] of a text."""
+    def _read(self, text: str) -> dict[str, Tensor]:
+        """Read the row of a text, its tensors by name."""
         with safe_open(self.path(text), framework="pt") as file:
-            return file.get_tensor("tokens"), file.get_tensor("pooled")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def to(self, device: torch.device) -> None:
         self._device = device
@@ -362,9 +340,3 @@ def _warn_of_truncation(truncated: dict[str, str], count: int) -> None:
             textwrap.shorten(first, 120),
             truncated[first],
         )
-
-
-def _concatenate(chunks: Sequence[Conditioning]) -> Conditioning:
-    tokens = torch.cat([rows.tokens for rows in chunks])
-    pooled = torch.cat([rows.pooled for rows in chunks])
-    return Conditioning(tokens, pooled)

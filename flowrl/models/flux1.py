@@ -64,7 +64,11 @@ class Flux1:
         check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.1")
         self.has_guidance = has_guidance
         self.max_sequence_length = max_sequence_length
-        self.num_text_tokens = max_sequence_length
+        config = self.transformer.config
+        self.conditioning_shapes = {
+            "tokens": (max_sequence_length, config.joint_attention_dim),
+            "pooled": (config.pooled_projection_dim,),
+        }
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.side = latent_side(resolution, self.pipeline.vae_scale_factor, PATCH)
         # A token holds the channels of all its patch's latents.
@@ -83,7 +87,7 @@ class Flux1:
                 device=pipeline.text_encoder.device,
                 max_sequence_length=self.max_sequence_length,
             )
-        return Conditioning(tokens, pooled)
+        return Conditioning({"tokens": tokens, "pooled": pooled})
 
     def truncated_part(self, prompt: str) -> str:
         # The first tokenizer is CLIP's, whose length is fixed; the second is T5's.
@@ -98,11 +102,11 @@ class Flux1:
 
     def velocity(
         self,
-        x: Float[Tensor, "B C H W"],
+        x: Float[Tensor, "B C h w"],
         sigma: float,
         conditioning: Conditioning,
         guidance_scale: float,
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B C h w"]:
         if guidance_scale != 1 and not self.has_guidance:
             raise UserError(f"guidance_scale={guidance_scale} needs model.has_guidance=true")
         # The transformer multiplies its timestep by 1000, and so takes sigma itself.
@@ -110,14 +114,14 @@ class Flux1:
             hidden_states=pack(x).to(self.transformer.dtype),
             timestep=per_row(sigma, x),
             guidance=per_row(guidance_scale, x) if self.has_guidance else None,
-            encoder_hidden_states=conditioning.tokens,
-            pooled_projections=conditioning.pooled,
+            encoder_hidden_states=conditioning.tensors["tokens"],
+            pooled_projections=conditioning.tensors["pooled"],
             img_ids=token_positions(self.side, AXES, x.device),
-            txt_ids=x.new_zeros(conditioning.tokens.shape[1], AXES),
+            txt_ids=x.new_zeros(conditioning.tensors["tokens"].shape[1], AXES),
             return_dict=False,
         )[0]
         return unpack(output.float(), self.side)
 
     @torch.no_grad()
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+    def decode(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         return to_images(unscale(x0, self.vae), self.vae)

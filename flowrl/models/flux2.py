@@ -62,7 +62,7 @@ class Flux2Klein:
         self.text = TextEncoders(lambda: source.load(**image_side), TEXT)
         self.negative_prompt = "" if has_guidance else None
         self.max_sequence_length = max_sequence_length
-        self.num_text_tokens = max_sequence_length
+        self.conditioning_shapes = _conditioning_shapes(self.transformer, max_sequence_length)
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = _latent_shape(self.pipeline, resolution)
 
@@ -88,17 +88,17 @@ class Flux2Klein:
 
     def velocity(
         self,
-        x: Float[Tensor, "B C H W"],
+        x: Float[Tensor, "B C h w"],
         sigma: float,
         conditioning: Conditioning,
         guidance_scale: float,
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B C h w"]:
         def forward(x: Tensor, conditioning: Conditioning) -> Tensor:
             return _velocity(self.transformer, x, sigma, conditioning, None)
 
         return classifier_free(forward, x, conditioning, guidance_scale)
 
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+    def decode(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         return _decode(x0, self.vae)
 
 
@@ -130,7 +130,7 @@ class Flux2Dev:
         self.text = TextEncoders(lambda: source.load(**image_side), TEXT)
         check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.2")
         self.max_sequence_length = max_sequence_length
-        self.num_text_tokens = max_sequence_length
+        self.conditioning_shapes = _conditioning_shapes(self.transformer, max_sequence_length)
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = _latent_shape(self.pipeline, resolution)
 
@@ -159,20 +159,24 @@ class Flux2Dev:
 
     def velocity(
         self,
-        x: Float[Tensor, "B C H W"],
+        x: Float[Tensor, "B C h w"],
         sigma: float,
         conditioning: Conditioning,
         guidance_scale: float,
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B C h w"]:
         return _velocity(self.transformer, x, sigma, conditioning, guidance_scale)
 
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+    def decode(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         return _decode(x0, self.vae)
 
 
 def _message(role: str, text: str) -> dict[str, Any]:
     """Return one message of a chat, in the form that Mistral's processor takes."""
     return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def _conditioning_shapes(transformer: Any, num_tokens: int) -> dict[str, tuple[int, ...]]:
+    return {"tokens": (num_tokens, transformer.config.joint_attention_dim), "pooled": (0,)}
 
 
 def _latent_shape(pipeline: Any, resolution: int) -> tuple[int, int, int]:
@@ -190,9 +194,9 @@ def _encode(pipeline: Any, prompts: Sequence[str], max_sequence_length: int) -> 
         tokens, _ = pipeline.encode_prompt(
             list(prompts), device=device, max_sequence_length=max_sequence_length
         )
-    # FLUX.2 takes no pooled embedding: one of no features keeps the conditioning's form.
+    # FLUX.2 takes no pooled embedding: one of no features, as stored rows have it.
     pooled = tokens.new_zeros(len(tokens), 0)
-    return Conditioning(tokens, pooled)
+    return Conditioning({"tokens": tokens, "pooled": pooled})
 
 
 def _velocity(
@@ -200,7 +204,7 @@ def _velocity(
 ) -> Tensor:
     """Run one pass; `guidance` is the scale that a distilled model takes as an input."""
     side = x.shape[-1]
-    num_text = conditioning.tokens.shape[1]
+    num_text = conditioning.tensors["tokens"].shape[1]
     text_positions = torch.zeros(num_text, AXES, device=x.device)
     text_positions[:, -1] = torch.arange(num_text, device=x.device)
     guidance_rows = None if guidance is None else per_row(guidance, x)
@@ -209,7 +213,7 @@ def _velocity(
         hidden_states=pack(x).to(transformer.dtype),
         timestep=per_row(sigma, x),
         guidance=guidance_rows,
-        encoder_hidden_states=conditioning.tokens,
+        encoder_hidden_states=conditioning.tensors["tokens"],
         img_ids=token_positions(side, AXES, x.device),
         txt_ids=text_positions,
         return_dict=False,
@@ -222,7 +226,7 @@ def _decode(x0: Tensor, vae: Any) -> Tensor:
     return to_images(denormalise(x0, vae), vae)
 
 
-def denormalise(x: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B C H W"]:
+def denormalise(x: Float[Tensor, "B C h w"], vae: Any) -> Float[Tensor, "B C h w"]:
     """Return the autoencoder's own latents: each of the 128 patch channels times its running std,
     plus its mean.
     """

@@ -11,15 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.models.conditioning import concatenate
 from flowrl.types import Conditioning
 
-Forward = Callable[[Float[Tensor, "B C H W"], Conditioning], Float[Tensor, "B C H W"]]
+Forward = Callable[[Float[Tensor, "B *X"], Conditioning], Float[Tensor, "B *X"]]
 """(x, conditioning) -> velocity, one pass of the transformer."""
 
 
 def classifier_free(
-    forward: Forward, x: Float[Tensor, "B C H W"], conditioning: Conditioning, scale: float
-) -> Float[Tensor, "B C H W"]:
+    forward: Forward, x: Float[Tensor, "B *X"], conditioning: Conditioning, scale: float
+) -> Float[Tensor, "B *X"]:
     """Compute v_negative + scale (v - v_negative), in one pass of twice the rows; scale 1 is one
     plain pass.
 
@@ -31,10 +32,7 @@ def classifier_free(
     if negative is None:
         raise UserError(f"guidance_scale={scale} needs model.has_guidance=true")
     # One pass of 2 B rows, negatives first, as the stock pipeline of SD3 does it.
-    both = Conditioning(
-        torch.cat([negative.tokens, conditioning.tokens]),
-        torch.cat([negative.pooled, conditioning.pooled]),
-    )
+    both = concatenate([negative, conditioning])
     velocities = forward(torch.cat([x, x]), both)
     unconditional, conditional = velocities.chunk(2)
     return unconditional + scale * (conditional - unconditional)

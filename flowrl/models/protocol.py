@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -46,7 +46,9 @@ class FlowModel(TextModel, Protocol):
     """The stock pipeline of diffusers, which writes the files of a LoRA on its transformer."""
     transformer: nn.Module
     vae: nn.Module
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, ...]
+    conditioning_shapes: Mapping[str, tuple[int, ...]]
+    """The shape of one row of each tensor of the conditioning, for plans of memory."""
 
     def to(self, device: torch.device) -> object:
         """Move every network but the text encoders, which have a place of their own."""
@@ -54,16 +56,16 @@ class FlowModel(TextModel, Protocol):
 
     def velocity(
         self,
-        x: Float[Tensor, "B C H W"],
+        x: Float[Tensor, "B *X"],
         sigma: float,
         conditioning: Conditioning,
         guidance_scale: float,
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B *X"]:
         """Return noise - data, float32. A guidance_scale of 1 is one pass without guidance; a
         distilled model takes any scale as an input of its one pass.
         """
         ...
 
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+    def decode(self, x0: Float[Tensor, "B *X"]) -> Float[Tensor, "B 3 H W"]:
         """Return images in [0, 1], float32."""
         ...

@@ -64,7 +64,11 @@ class SD3:
         if channels_last:
             self.vae.to(memory_format=torch.channels_last)
         self.max_sequence_length = max_sequence_length
-        self.num_text_tokens = CLIP_TOKENS + max_sequence_length
+        config = self.transformer.config
+        self.conditioning_shapes = {
+            "tokens": (CLIP_TOKENS + max_sequence_length, config.joint_attention_dim),
+            "pooled": (config.pooled_projection_dim,),
+        }
         self.negative_prompt = "" if has_guidance else None
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = self._latent_shape(resolution)
@@ -101,7 +105,7 @@ class SD3:
                 do_classifier_free_guidance=False,
                 max_sequence_length=self.max_sequence_length,
             )
-        return Conditioning(tokens, pooled)
+        return Conditioning({"tokens": tokens, "pooled": pooled})
 
     def truncated_part(self, prompt: str) -> str:
         clip_limit = self.text.pipeline().tokenizer_max_length
@@ -115,17 +119,17 @@ class SD3:
 
     def velocity(
         self,
-        x: Float[Tensor, "B C H W"],
+        x: Float[Tensor, "B C h w"],
         sigma: float,
         conditioning: Conditioning,
         guidance_scale: float,
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B C h w"]:
         def forward(x: Tensor, conditioning: Conditioning) -> Tensor:
             # SD3 takes diffusers' timestep, 0 to 1000, as it is.
             output = self.transformer(
                 x.to(self.transformer.dtype),
-                conditioning.tokens,
-                conditioning.pooled,
+                conditioning.tensors["tokens"],
+                conditioning.tensors["pooled"],
                 per_row(sigma * 1000, x),
                 return_dict=False,
             )
@@ -134,5 +138,5 @@ class SD3:
         return classifier_free(forward, x, conditioning, guidance_scale)
 
     @torch.no_grad()
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+    def decode(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         return to_images(unscale(x0, self.vae), self.vae)

@@ -10,7 +10,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from flowrl.models.protocol import FlowModel
-from flowrl.objectives.micro_batch import Group
+from flowrl.objectives.micro_batch import ConditionedRows
 from flowrl.rollout import replay
 from flowrl.samplers.protocol import Sampler
 from flowrl.schedule import Interval
@@ -31,8 +31,8 @@ class ReferenceModule(LightningModule):
 
     @torch.no_grad()
     def velocity(
-        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning
-    ) -> Float[Tensor, "B C H W"]:
+        self, x: Float[Tensor, "B *X"], sigma: float, conditioning: Conditioning
+    ) -> Float[Tensor, "B *X"]:
         """Evaluate the reference's velocity at states x of one sigma."""
         with self.tuning.at_reference():
             return self.model.velocity(x, sigma, conditioning, self.guidance_scale)
@@ -41,12 +41,12 @@ class ReferenceModule(LightningModule):
         self,
         trajectory: Trajectory,
         index: int,
-        group: Group,
+        conditioned: ConditionedRows,
         intervals: Sequence[Interval],
         sampler: Sampler,
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B *X"]:
         """Evaluate the reference's mean of the trajectory's `index`-th stochastic step.
 
         The state is the rollout's own, at the reference's own guidance scale.
         """
-        return replay(group.field(self.velocity), trajectory, index, intervals, sampler).mean
+        return replay(conditioned.field(self.velocity), trajectory, index, intervals, sampler).mean

@@ -12,10 +12,11 @@ import torch
 from runs import awake, draw, fit, make
 from tiny import FAMILIES
 
+from flowrl.models.conditioning import split
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.protocol import FlowModel
 from flowrl.noise import gaussian_noise
-from flowrl.objectives.micro_batch import Group
+from flowrl.objectives.micro_batch import ConditionedRows
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import intervals
@@ -81,8 +82,8 @@ def sample(policy, guidance, sampler):
     """Latents of a rollout of PROMPTS through the run's own grid, and their images."""
     x = noise_of(policy, len(PROMPTS))
     embed = PromptEmbeddings(policy.model, [Prompt(text) for text in PROMPTS], folder=None, chunk=4)
-    group = Group(*embed.shared([Prompt(text) for text in PROMPTS]), PROMPTS)
-    field = group.field(
+    conditioned = ConditionedRows(*embed.shared([Prompt(text) for text in PROMPTS]), PROMPTS)
+    field = conditioned.field(
         lambda x, sigma, conditioning: policy.model.velocity(x, sigma, conditioning, guidance)
     )
     for interval in intervals(policy.algorithm.schedule, STEPS):
@@ -105,10 +106,12 @@ def stock_sample(name, pipe, noise, guidance):
 
 
 @families
-def test_text_has_as_many_tokens_as_the_adapter_says(name, policy_of):
+def test_conditioning_has_the_shapes_that_the_adapter_says(name, policy_of):
     """Plans without weights count by this. Mutation: forget CLIP's tokens beside T5's."""
     policy, data = policy_of(name, "float32")
-    assert policy.embed(data.prompts[:1]).tokens.shape[1] == policy.model.num_text_tokens
+    row = split(policy.embed(data.prompts[:1]))[0]
+    shapes = {name: tuple(value.shape) for name, value in row.items()}
+    assert shapes == policy.model.conditioning_shapes
 
 
 @families

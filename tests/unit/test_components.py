@@ -109,7 +109,7 @@ def test_a_text_encoder_may_bring_more(folder, caplog):
     """Released ones carry heads and decoders. Mutation: refuse them, or say nothing."""
     change(folder / T5, lambda weights: weights.update({"lm_head.weight": torch.zeros(3)}))
     _, conditioning = encode(folder)
-    assert torch.equal(conditioning.tokens, encode(EMBEDDED)[1].tokens)
+    assert torch.equal(conditioning.tensors["tokens"], encode(EMBEDDED)[1].tensors["tokens"])
     assert (
         "text_encoder_3: weights without a place" in caplog.text
         and "'lm_head.weight'" in caplog.text
@@ -173,7 +173,7 @@ def test_half_precision_files_are_taken(folder, caplog):
     for path in folder.rglob("*.safetensors"):
         path.rename(path.with_name(f"{path.stem}.fp16.safetensors"))
     model, conditioning = encode(folder)
-    assert torch.equal(conditioning.tokens, encode(EMBEDDED)[1].tokens)
+    assert torch.equal(conditioning.tensors["tokens"], encode(EMBEDDED)[1].tensors["tokens"])
     assert model.transformer.dtype == torch.float32
     assert (
         "transformer: only weights of the variant fp16 are there, so they are taken" in caplog.text
@@ -245,7 +245,9 @@ def test_without_t5_tokens_none_is_needed(folder):
     edit_index(folder, text_encoder_3=[None, None], tokenizer_3=[None, None])
     shutil.rmtree(folder / "text_encoder_3")
     shutil.rmtree(folder / "tokenizer_3")
-    assert torch.equal(encode(folder, 0)[1].tokens, encode(EMBEDDED, 0)[1].tokens)
+    assert torch.equal(
+        encode(folder, 0)[1].tensors["tokens"], encode(EMBEDDED, 0)[1].tensors["tokens"]
+    )
 
 
 BROKEN = {

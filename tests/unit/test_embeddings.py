@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flowrl.models.conditioning import join
 from flowrl.models.embeddings import Folder, PromptEmbeddings
 from flowrl.parallel import launcher
 from flowrl.types import Conditioning, Prompt
@@ -28,7 +29,7 @@ class Encoder:
         self.seen += texts
         self.sizes.append(len(texts))
         rows = torch.tensor([[float(len(text)), float(ord((text + " ")[0]))] for text in texts])
-        return Conditioning(rows[:, None].repeat(1, 3, 1), rows)
+        return Conditioning({"tokens": rows[:, None].repeat(1, 3, 1), "pooled": rows})
 
     def truncated_part(self, text):
         return repr(text[8:]) if len(text) > 8 else ""
@@ -53,13 +54,46 @@ def test_memory_and_folder_give_the_same_rows(negative, tmp_path):
     """
     for folder in (None, tmp_path):
         rows = embed(Encoder(negative), TEXTS, folder)(ASKED)
-        assert rows.pooled.tolist() == [[4, ord("b")], [5, ord("a")], [4, ord("b")]]
-        assert torch.equal(rows.tokens, rows.pooled[:, None].repeat(1, 3, 1))
+        assert rows.tensors["pooled"].tolist() == [[4, ord("b")], [5, ord("a")], [4, ord("b")]]
+        assert torch.equal(rows.tensors["tokens"], rows.tensors["pooled"][:, None].repeat(1, 3, 1))
         assert (rows.negative is None) == (negative is None)
         if negative is not None:
-            assert rows.negative.pooled.tolist() == [
+            assert rows.negative.tensors["pooled"].tolist() == [
                 [0, 32]
-            ] * 3 and rows.negative.tokens.shape == (3, 3, 2)
+            ] * 3 and rows.negative.tensors["tokens"].shape == (3, 3, 2)
+
+
+class Speller(Encoder):
+    """Embeds a text by its letters, as many as there are, with no pooled embedding."""
+
+    def encode_prompts(self, texts):
+        self.seen += texts
+        return join(
+            [{"letters": torch.tensor([*text.encode()], dtype=torch.int64)} for text in texts]
+        )
+
+
+def test_rows_of_different_lengths_are_padded_for_those_that_are_asked_for(tmp_path, monkeypatch):
+    """In memory and in a folder alike, bitwise; a prompt alone has its own length, whatever the
+    others are. The mean of the first two, 13 / 2 letters of 8 bytes, stands for four: 208.
+
+    Mutation: pad to the longest of all, count the first row alone, or store the padding.
+    """
+    for folder in (None, tmp_path):
+        embeddings = embed(Speller(""), TEXTS[:3], folder)
+        rows = embeddings([Prompt("bird"), Prompt("a cat")])
+        assert rows.tensors["letters"].tolist() == [[*b"bird", 0], [*b"a cat"]]
+        assert rows.tensors["letters.shape"].tolist() == [[4], [5]]
+        assert rows.negative.tensors["letters"].shape == (2, 0)
+        alone = embeddings([Prompt("bird")] * 2)
+        assert alone.tensors.keys() == {"letters"} and len(alone) == 2
+    assert load_file(embeddings.store.path("bird")).keys() == {"letters"}
+    sizes = Speller().encode_prompts(["a cat", "two dogs"])
+    monkeypatch.setattr(shutil, "disk_usage", full(207))
+    with pytest.raises(ValueError, match="embeddings of 4 prompts need"):
+        embeddings.store.expect(sizes, 4)
+    monkeypatch.setattr(shutil, "disk_usage", full(208))
+    embeddings.store.expect(sizes, 4)
 
 
 @pytest.mark.parametrize("negative", [None, ""])
@@ -72,16 +106,22 @@ def test_a_prompt_is_held_once_however_often_it_is_asked_for(negative, tmp_path)
     for folder in (None, tmp_path):
         embeddings = embed(Encoder(negative), TEXTS, folder)
         rows, numbers = embeddings.shared(ASKED)
-        assert rows.pooled.tolist() == [[4, ord("b")], [5, ord("a")]] and numbers.tolist() == [
+        assert rows.tensors["pooled"].tolist() == [
+            [4, ord("b")],
+            [5, ord("a")],
+        ] and numbers.tolist() == [
             0,
             1,
             0,
         ]
         again, later = embeddings.shared([ASKED[0], *ASKED])
-        assert again.tokens is rows.tokens and later.tolist() == [0, 0, 1, 0]
+        assert again.tensors["tokens"] is rows.tensors["tokens"] and later.tolist() == [0, 0, 1, 0]
         other, _ = embeddings.shared([Prompt("cats")])
-        assert other.pooled.tolist() == [[4, ord("c")]]
-        assert embeddings.shared(ASKED[1:])[0].pooled.tolist() == [[5, ord("a")], [4, ord("b")]]
+        assert other.tensors["pooled"].tolist() == [[4, ord("c")]]
+        assert embeddings.shared(ASKED[1:])[0].tensors["pooled"].tolist() == [
+            [5, ord("a")],
+            [4, ord("b")],
+        ]
 
 
 def test_a_folder_is_filled_once(tmp_path):
@@ -115,7 +155,7 @@ def test_damaged_files_are_computed_anew(tmp_path, caplog):
     swapped.write_bytes(embeddings.store.path("a cat").read_bytes())
     again = Encoder()
     rows = embed(again, TEXTS, tmp_path, chunk=1)([Prompt("bird"), Prompt("cats")])
-    assert set(again.seen) == {"bird", "cats"} and rows.pooled[:, 0].tolist() == [4, 4]
+    assert set(again.seen) == {"bird", "cats"} and rows.tensors["pooled"][:, 0].tolist() == [4, 4]
     assert "damaged" in caplog.text and str(cut) in caplog.text
     assert load_file(cut)["pooled"].tolist() == [4, ord("b")]
 
@@ -177,9 +217,8 @@ def test_what_goes_to_the_disk_is_told_where_it_is_much(
     Mutation: fill a disk in silence, tell of every small run, or swap what is needed and what is
     free.
     """
-    rows = Conditioning(
-        torch.zeros(1, dtype=torch.bfloat16).expand(8, 512, 12288), torch.zeros(8, 0)
-    )
+    tokens = torch.zeros(1, dtype=torch.bfloat16).expand(8, 512, 12288)
+    rows = Conditioning({"tokens": tokens, "pooled": torch.zeros(8, 0)})
     monkeypatch.setattr(shutil, "disk_usage", full(free))
     folder = Folder(tmp_path, "model")
     if free < 2**39:

@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.special import ndtr
 
 from flowrl.diagnostics import Diagnostics
-from flowrl.gaussian import GaussianStep, Likelihood
+from flowrl.gaussian import GaussianStep, Likelihood, broadcast
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.protocol import Sampler
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import Interval
-from flowrl.types import LossInputs
+from flowrl.types import LogProbForm, LossInputs
 
 GROSS = 4.0
 """A contradicted decision is gross where the divergence is that many times below or above the
@@ -47,7 +47,7 @@ class Estimator:
 
     label: str
     sampler: Sampler
-    form: str
+    form: LogProbForm
     is_centred: bool
 
     def scale(self, interval: Interval) -> float:
@@ -241,13 +241,13 @@ def _drawn(
     them.
     """
     count = len(moves)
-    likelihood = Likelihood(reduction="mean", form=estimator.form)  # type: ignore[arg-type]
+    likelihood = Likelihood(reduction="mean", form=estimator.form)
     nowhere = torch.zeros(count, dimensions, 1, 1, dtype=torch.float64)
     old = GaussianStep(nowhere, estimator.sampler.std(interval))
     standard_noise = torch.randn(old.mean.shape, generator=generator, dtype=torch.float64)
     x_next = old.sample(standard_noise)
     # Noise is the same in all directions, so one direction of the difference stands for all.
-    shift = moves.view(-1, 1, 1, 1) * estimator.sampler.gain(interval)
+    shift = broadcast(moves, nowhere) * estimator.sampler.gain(interval)
     new = GaussianStep(old.mean + shift, old.std)
     # The shares that are read of the diagnostics depend on neither total variation nor velocity.
     none = torch.zeros(count, dtype=torch.float64)
