@@ -161,7 +161,11 @@ def check(names: Iterable[str], private: Iterable[str] = ()) -> None:
 
 def page() -> str:
     """Write the glossary as a Markdown page."""
-    rows = [f"| `{name}` | {GLOSSARY[name]} | {READINGS.get(name, '')} |" for name in GLOSSARY]
+    rows = []
+    for name, meaning in GLOSSARY.items():
+        # A bar in a cell, as that of a divergence, would end it.
+        cells = [text.replace("|", r"\|") for text in (meaning, READINGS.get(name, ""))]
+        rows.append(f"| `{name}` | {cells[0]} | {cells[1]} |")
     head = (
         "# Logged metrics\n\nGenerated from `flowrl/runs/glossary.py` and "
         "`flowrl/runs/readings.py` by `make docs`.\n"
