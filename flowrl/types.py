@@ -2,8 +2,8 @@
 
 Shape letters, in jaxtyping annotations everywhere:
     B samples (prompts times group), P prompts, G group, K sampling steps, T trained terms (a
-    rollout's stochastic steps, or a grid's sigmas), *X the axes of one sample's latents, as many as
-    the base model has (C h w, or F C h w of a video, or N Q of packed tokens); H W an image's
+    rollout's stochastic steps, or a grid's sigmas), `*X` the axes of one sample's latents, as many
+    as the base model has (C h w, or F C h w of a video, or N Q of packed tokens); H W an image's
     height and width in pixels; R rewards; N selected rows. D is the number of latent dimensions,
     the product of X.
 

@@ -60,8 +60,9 @@ def test_a_folder_that_is_not_there_is_refused(conf):
 @pytest.mark.parametrize("name", COMPOSING)
 def test_every_program_that_composes_takes_a_folder(name):
     """Mutation: leave one out."""
-    words = ["x", "--config-dir", "conf", "seed=1"]
-    words += ["--format", "peft"] if name == "export" else []
+    # All but these take overrides alone.
+    own = {"export": ["x", "--format", "peft"], "evaluate": ["x"]}.get(name, [])
+    words = [*own, "--config-dir", "conf", "seed=1"]
     assert PARSERS[name]().parse_intermixed_args(words).config_dir == Path("conf")
 
 
