@@ -4,7 +4,6 @@ written.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,11 +64,8 @@ class LoRA:
             return
         assert self.rank is not None and self.targets is not None
         layers = formats.linear_layers(transformer)
-        widths = [
-            min(layer.in_features, layer.out_features)
-            for name, layer in layers.items()
-            if self._is_meant(name)
-        ]
+        meant = self._layers_meant(layers)
+        widths = [min(layers[name].in_features, layers[name].out_features) for name in meant]
         if not widths:
             # The last layer is a better example than the first ones, which embed time and text.
             example = next(reversed(layers), "none")
@@ -83,13 +79,11 @@ class LoRA:
                 "layer that lora.targets names: a higher rank adds nothing"
             )
 
-    def _is_meant(self, name: str) -> bool:
-        """Tell whether the targets name a layer, as peft reads them."""
-        assert self.targets is not None
-        if isinstance(self.targets, str):
-            return re.fullmatch(self.targets, name) is not None
-        # An ending is one of whole segments: `to_q` is not `add_to_q`.
-        return any(f".{name}".endswith(f".{ending}") for ending in self.targets)
+    def _layers_meant(self, names: Iterable[str]) -> set[str]:
+        """Return those of the layers' names that the targets mean."""
+        # peft itself is asked, with a configuration that has nothing else to say.
+        config = LoraConfig(target_modules=self._target_modules())
+        return {name for name in names if check_target_module_exists(config, name)}
 
     def attach(self, transformer: nn.Module, seed: int) -> Adapter:
         """Add the adapter in float32, whatever the base's dtype: that of `start`, or a fresh one,
@@ -101,7 +95,7 @@ class LoRA:
         if self.start is not None:
             lora_file = self.read_start()
             self.check_targets(lora_file, transformer)
-            adapter = attach(lora_file, transformer, Path(self.start))
+            adapter = attach_file(lora_file, transformer, Path(self.start))
             # Without that, the reference is the base: the adapter is switched off.
             if self.reference == "start":
                 refer_to(adapter, weights_of(lora_file))
@@ -142,10 +136,7 @@ class LoRA:
         """
         if self.targets is None:
             return
-        # peft itself is asked, with a configuration that has nothing else to say.
-        config = LoraConfig(target_modules=self._target_modules())
-        names = formats.linear_layers(transformer)
-        wanted = {name for name in names if check_target_module_exists(config, name)}
+        wanted = self._layers_meant(formats.linear_layers(transformer))
         layers = lora_file.a.keys()
         if wanted != layers:
             raise UserError(
@@ -204,7 +195,7 @@ class Adapter:
         )
 
 
-def attach(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> Adapter:
+def attach_file(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> Adapter:
     """Add the LoRA of the file `path` as the transformer's adapter, in float32.
 
     Raises UserError where it does not fit.
