@@ -22,6 +22,7 @@ from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context
 from flowrl.rollout import replay
+from flowrl.samplers.protocol import HasPublishedStd
 from flowrl.types import LossInputs, LossOutput, Trajectory
 
 MIN_STEP_STD = 0.01
@@ -62,6 +63,7 @@ class ReverseObjective:
             )
         for number in candidates:
             _check_step(algorithm, number)
+        _check_penalty(algorithm)
         loss = cast(ReverseLoss, algorithm.loss)
         drawn = ReverseObjective.steps_of(algorithm, iteration=0, seed=0, prompt=0)
         # A choice of one's own may promise other candidates than it draws.
@@ -70,8 +72,7 @@ class ReverseObjective:
         # Made-up samples: the names of the loss's metrics are looked at, not its numbers.
         zero = torch.zeros(2)
         inputs = LossInputs(
-            log_prob=zero,
-            old_log_prob=zero,
+            log_ratio=zero,
             advantage=zero,
             kl=zero,
             tv=zero,
@@ -147,7 +148,12 @@ class ReverseObjective:
         reference = self.context.reference
         ref_mean = reference.mean(trajectory, index, batch.conditioned, intervals, sampler)
         interval = intervals[trajectory.steps[index]]
-        return penalty(step, ref_mean, interval, sampler.gain(interval)).mean()
+        # Of the forms only `flow_grpo` looks at it, which is refused where a sampler has none.
+        published_std = step.std
+        if isinstance(sampler, HasPublishedStd):
+            published_std = sampler.published_std(interval)
+        gain = sampler.gain(interval)
+        return penalty(step, ref_mean, gain=gain, published_std=published_std).mean()
 
     def diagnose(self, inputs: LossInputs, step_number: int) -> dict[str, Float[Tensor, ""]]:
         """Compute a step's diagnostics, at the loss's own threshold on the KL if it has one.
@@ -189,8 +195,7 @@ def loss_inputs(
         tv_distance = tv(step, old_mean)
         moved = velocity_change(step, old_mean, algorithm.sampler.gain(interval))
     return LossInputs(
-        log_prob=likelihood.log_prob(step, trajectory.x_next[:, index]),
-        old_log_prob=trajectory.old_log_prob[:, index],
+        log_ratio=likelihood.log_ratio(step, old_mean, trajectory.x_next[:, index]),
         advantage=advantage,
         kl=kl,
         tv=tv_distance,
@@ -201,6 +206,19 @@ def loss_inputs(
         reduction=likelihood.reduction,
         dimensions=old_mean[0].numel(),
     )
+
+
+def _check_penalty(algorithm: Algorithm) -> None:
+    """Raise UserError where the published penalty is asked of a sampler that has none."""
+    penalty = algorithm.penalty
+    is_published = penalty.beta > 0 and penalty.form == "flow_grpo"
+    if is_published and not isinstance(algorithm.sampler, HasPublishedStd):
+        kind = type(algorithm.sampler).__name__
+        raise UserError(
+            f"penalty.form=flow_grpo needs a sampler that says by published_std what its published "
+            f"penalty divides by, which {kind} does not: choose penalty=kl, or give {kind} that "
+            "method"
+        )
 
 
 def _check_step(algorithm: Algorithm, number: int) -> None:

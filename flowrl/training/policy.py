@@ -164,7 +164,6 @@ class Policy(LightningModule):
             sampler=method.sampler,
             stochastic=stochastic,
             noise=lambda k: noise(samples=members, step=k),
-            likelihood=method.likelihood,
             shares_start=method.shared_initial_noise,
         )
         return MicroBatch(
