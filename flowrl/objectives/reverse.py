@@ -43,6 +43,7 @@ class ReverseObjective:
         self.context = context
         self.algorithm = context.algorithm
         self.loss = cast(ReverseLoss, context.algorithm.loss)
+        self.allowed: Mapping[int, float] = {}
 
     @staticmethod
     def check_method(algorithm: Algorithm) -> None:
@@ -114,6 +115,16 @@ class ReverseObjective:
             self.context.gate_tolerance,
         )
 
+    @property
+    def kl_threshold(self) -> float | None:
+        return self.loss.kl_threshold
+
+    def replayed_steps(self) -> tuple[int, ...]:
+        return tuple(sorted(self.algorithm.steps.candidates(self.algorithm.num_steps)))
+
+    def allow(self, kl_floor: Mapping[int, float]) -> None:
+        self.allowed = dict(kl_floor)
+
     def replay(self, batch: MicroBatch, index: int) -> GaussianStep:
         """Evaluate the Gaussian of a micro-batch's `index`-th stochastic step as it is now."""
         field = batch.conditioned.field(self.context.velocity)
@@ -126,6 +137,7 @@ class ReverseObjective:
         step = self.replay(batch, index)
         trajectory = batch.trajectory
         inputs = loss_inputs(self.algorithm, step, trajectory, index, batch.advantage_at(index))
+        inputs = replace(inputs, kl_floor=self.allowed.get(trajectory.steps[index], 0.0))
         output = self.loss(inputs)
         return with_penalty(
             output.loss,
@@ -163,7 +175,7 @@ class ReverseObjective:
         diagnostics = self.algorithm.diagnostics
         threshold = self.loss.kl_threshold
         if threshold is not None:
-            diagnostics = replace(diagnostics, delta=threshold)
+            diagnostics = replace(diagnostics, delta=threshold + inputs.kl_floor)
         return diagnostics(inputs, step_number)
 
     def follow(self, num_optimizer_steps: int) -> None:
