@@ -16,7 +16,7 @@ from flowrl.types import LossOutput
 # %% A loss is a dataclass: its fields are options, its call is a function of one step's samples.
 @dataclass(frozen=True, kw_only=True)
 class KLPenalty(ReverseLoss):
-    """The loss mean(-A r + beta KL), with the ratio r = exp(log_prob - old_log_prob)."""
+    """The loss mean(-A r + beta KL), with the ratio r = exp(log_ratio)."""
 
     name: ClassVar[str] = "kl_penalty"
     # A metric beyond the glossary is declared, and then logged with the others.
@@ -25,7 +25,7 @@ class KLPenalty(ReverseLoss):
     beta: float
 
     def __call__(self, inputs):
-        ratio = (inputs.log_prob - inputs.old_log_prob).exp()
+        ratio = inputs.log_ratio.exp()
         price = self.beta * inputs.kl
         loss = -inputs.advantage * ratio + price
         return LossOutput(loss.mean(), {"example/price": price.mean()})

@@ -45,14 +45,15 @@ class Diagnostics:
     @torch.no_grad()
     def __call__(self, inputs: LossInputs, step_number: int) -> dict[str, Float[Tensor, ""]]:
         log_ratio = inputs.log_ratio
-        ratio = log_ratio.exp()
+        # r - 1; near r = 1 `expm1` keeps the digits that a difference loses.
+        change = log_ratio.expm1()
         advantage = inputs.advantage
         moves_away = moves_up(advantage, log_ratio=log_ratio) | moves_down(
             advantage, log_ratio=log_ratio
         )
-        is_clipped = moves_away & ((ratio - 1).abs() > self.clip)
+        is_clipped = moves_away & (change.abs() > self.clip)
         is_far = moves_away & (inputs.kl >= self.delta)
-        # r - 1 of the full Gaussian; near r = 1 `expm1` keeps the digits that a difference loses.
+        # r - 1 of the full Gaussian.
         excess = full_log_ratio(inputs).clamp(max=LARGEST_LOG_RATIO).expm1()
         metrics = {
             "trust/clip_false_alarms": (is_clipped & ~is_far).float().mean(),
@@ -63,7 +64,7 @@ class Diagnostics:
             "trust/tv_old_max": inputs.tv.max(),
             f"trust/kl_old/{step_number}": inputs.kl.mean(),
             f"trust/tv_old/{step_number}": inputs.tv.mean(),
-            f"trust/ratio_std{SQUARED}": (ratio - 1).square().mean(),
+            f"trust/ratio_std{SQUARED}": change.square().mean(),
             "bound/surrogate": (advantage * excess).mean(),
         }
         if inputs.form == "gaussian":
@@ -75,8 +76,6 @@ class Diagnostics:
 def full_log_ratio(inputs: LossInputs) -> Float[Tensor, "B"]:
     """Return log N(x_next; mean, std^2 I) - log N(x_next; old_mean, std^2 I), summed over
     dimensions, in whichever form and reduction the log-probabilities were taken.
-
-    A mean is multiplied by D, and with it its float32 rounding of about 1e-7.
     """
     log_ratio = inputs.log_ratio
     if inputs.reduction == "mean":

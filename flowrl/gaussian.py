@@ -1,4 +1,5 @@
-"""One sampling step is a Gaussian: drawing, log-probability and divergences exist once, here.
+"""One sampling step is a Gaussian: drawing, log-probabilities, their ratio and divergences exist
+once, here.
 
 This is the only place where the configured reduction over latent dimensions is applied. All
 arithmetic is in the dtype of `mean`, float32 in training.
@@ -61,6 +62,33 @@ class Likelihood:
         # log N of one dimension: -(x - mean)^2 / (2 std^2) - log std - log(2 pi) / 2.
         constant = math.log(step.std) + 0.5 * math.log(2 * math.pi)
         return self._reduce(-squared / (2 * step.std**2) - constant)
+
+    def log_ratio(
+        self,
+        step: GaussianStep,
+        old_mean: Float[Tensor, "B *X"],
+        x_next: Float[Tensor, "B *X"],
+    ) -> Float[Tensor, "B"]:
+        """Return `log_prob` of `step` minus that of the step of mean `old_mean` and equal std, in
+        nats, or in squares of latents with `unnormalised`: with d = mean - old_mean the reduced
+
+            ((x_next - old_mean) + (x_next - mean)) d / (2 std^2),
+
+        and without its divisor with `unnormalised`.
+
+        This is (a^2 - b^2) as (a + b) (a - b), so that its rounding is relative to d, and it is
+        exactly 0 where both means are equal. A difference of two reduced log-densities, as
+        published code takes it, keeps the rounding of numbers near 1, which is as large as the
+        ratio itself. The gradient reaches `step.mean` alone. Raises UserError for the density of a
+        step without noise.
+        """
+        x_next = x_next.detach()
+        moved = step.mean - old_mean
+        product = ((x_next - old_mean) + (x_next - step.mean)) * moved
+        if self.form == "unnormalised":
+            return self._reduce(product)
+        _require_noise(step)
+        return self._reduce(product) / (2 * step.std**2)
 
     def kl(self, step: GaussianStep, other_mean: Float[Tensor, "B *X"]) -> Float[Tensor, "B"]:
         """Return the KL between two steps of equal std, |mean - other_mean|^2 / (2 std^2), reduced;

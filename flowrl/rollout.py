@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.gaussian import GaussianStep, Likelihood
+from flowrl.gaussian import GaussianStep
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import History, Sampler, Solver
 from flowrl.schedule import Interval
@@ -33,7 +33,6 @@ def rollout(
     sampler: Sampler,
     stochastic: Sequence[int],
     noise: Callable[[int], Float[Tensor, "B *X"]],
-    likelihood: Likelihood,
     shares_start: bool,
 ) -> Trajectory:
     """Sample from noise `x` to data; `stochastic` steps use `sampler` and `noise(k)`, the others
@@ -45,7 +44,7 @@ def rollout(
     """
     solver = sampler if isinstance(sampler, Solver) else ODE()
     history: History | None = None
-    trained_steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    trained_steps: list[tuple[Tensor, Tensor, Tensor]] = []
     for k, interval in enumerate(intervals):
         is_shared = shares_start and not trained_steps
         v = velocity(x, interval.sigma, is_shared)
@@ -54,7 +53,7 @@ def rollout(
             continue
         step = sampler.step(x, v, interval)
         x_next = step.sample(noise(k).to(x))
-        trained_steps.append((x, x_next, step.mean, likelihood.log_prob(step, x_next)))
+        trained_steps.append((x, x_next, step.mean))
         x = x_next
         # A multi-step solver may not look back over fresh noise.
         history = None
@@ -66,10 +65,9 @@ def rollout(
             x=none,
             x_next=none,
             old_mean=none,
-            old_log_prob=x.new_zeros(len(x), 0),
             x0=x,
         )
-    states, nexts, means, log_probs = (
+    states, nexts, means = (
         torch.stack(values, dim=1) for values in zip(*trained_steps, strict=True)
     )
     return Trajectory(
@@ -78,7 +76,6 @@ def rollout(
         x=states,
         x_next=nexts,
         old_mean=means,
-        old_log_prob=log_probs,
         x0=x,
     )
 

@@ -101,7 +101,6 @@ class Trajectory:
     x: Float[Tensor, "B T *X"]
     x_next: Float[Tensor, "B T *X"]
     old_mean: Float[Tensor, "B T *X"]
-    old_log_prob: Float[Tensor, "B T"]
     x0: Float[Tensor, "B *X"]
 
 
@@ -146,15 +145,16 @@ class RewardOutput:
 class LossInputs:
     """All that a reverse loss may look at, for one step of B samples.
 
-    `kl` and `tv` are the exact divergences KL(old || current) and TV(old, current) of the step.
-    `kl` follows the configured reduction and alone of the three carries a gradient, `tv` is that of
-    the full Gaussian, `velocity_change` is mean (v - old_v)^2. `std` and `dt` are those of the
-    step; `form` and `reduction` say how the log-probabilities were taken (see
-    `flowrl.gaussian.Likelihood`), over D = `dimensions`.
+    `log_ratio` is the logarithm of the policies' ratio, log_prob - old_log_prob of the state that
+    was drawn. `kl` and `tv` are the exact divergences KL(old || current) and TV(old, current) of
+    the step. `log_ratio` and `kl` follow the configured reduction and carry a gradient, `tv` is
+    that of the full Gaussian, `velocity_change` is mean (v - old_v)^2, both without one. `std` and
+    `dt` are those of the step; `form` and `reduction` say how log-probabilities were taken (see
+    `flowrl.gaussian.Likelihood`), over D = `dimensions`. `kl_floor` is the share of the KL that a
+    mask does not count, since rounding alone gives it at this step; 0 unless `trust.above_floor`.
     """
 
-    log_prob: Float[Tensor, "B"]
-    old_log_prob: Float[Tensor, "B"]
+    log_ratio: Float[Tensor, "B"]
     advantage: Float[Tensor, "B"]
     kl: Float[Tensor, "B"]
     tv: Float[Tensor, "B"]
@@ -164,13 +164,7 @@ class LossInputs:
     form: LogProbForm
     reduction: Reduction
     dimensions: int
-
-    @property
-    def log_ratio(self) -> Float[Tensor, "B"]:
-        """The logarithm of the policies' ratio, in the form and reduction of the
-        log-probabilities.
-        """
-        return self.log_prob - self.old_log_prob
+    kl_floor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

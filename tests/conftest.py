@@ -49,9 +49,7 @@ def normal():
 
 @pytest.fixture
 def loss_inputs():
-    """LossInputs from plain lists; the rollout's log-probability is 0, so that `log_prob` is the
-    log-ratio.
-    """
+    """LossInputs from plain lists."""
     from flowrl.types import LossInputs
 
     def build(
@@ -64,12 +62,12 @@ def loss_inputs():
         reduction="mean",
         dimensions=1,
     ):
-        log_prob = torch.as_tensor(log_ratio, dtype=torch.float64).requires_grad_()
-        none = torch.zeros(len(log_prob), dtype=torch.float64)
+        ratios = torch.as_tensor(log_ratio, dtype=torch.float64).requires_grad_()
+        none = torch.zeros(len(ratios), dtype=torch.float64)
         given = (advantage, kl, tv, velocity)
         as_double = [none if v is None else torch.tensor(v, dtype=torch.float64) for v in given]
         how = {"form": form, "reduction": reduction, "dimensions": dimensions}
-        return LossInputs(log_prob, none, *as_double, std=0.5, dt=-0.1, **how)
+        return LossInputs(ratios, *as_double, std=0.5, dt=-0.1, **how)
 
     return build
 

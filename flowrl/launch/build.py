@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from flowrl.algorithm import Algorithm
 from flowrl.evaluation.evaluator import Evaluator
-from flowrl.launch.checks import check_rules
+from flowrl.launch.checks import check_floor, check_rules
 from flowrl.launch.interrupts import heed_swallowed
 from flowrl.launch.scores import check_prompts
 from flowrl.launch.services import check_services
@@ -62,6 +62,7 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     recipe: TuningRecipe = instantiate(cfg.tuning)
     ema = instantiate(cfg.ema)
     check_rules(cfg)
+    check_floor(cfg, algorithm.loss)
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
     if examine is not None:
@@ -114,6 +115,7 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
         ema=prepared.ema,
         max_grad_norm=prepared.max_grad_norm,
         gate_tolerance=cfg.gate_tolerance,
+        is_above_floor=bool(cfg.trust.get("above_floor", False)),
         seed=cfg.seed,
     )
     # After the tuning is attached, whose layers the backend prepares with the others.

@@ -14,6 +14,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from flowrl.errors import UserError
+from flowrl.losses.protocol import Loss
 from flowrl.models.loading import EMBEDDED
 from flowrl.runs.files import read_object
 from flowrl.sweep.job import num_ranks
@@ -186,6 +187,25 @@ def check_average(cfg: DictConfig) -> None:
             f"ema.every={cfg.ema.every} is more than the run's {steps} optimizer steps "
             f"(num_iterations={cfg.num_iterations}), so that the average, which is evaluated and "
             "exported, would stay at the start; lower ema.every"
+        )
+
+
+def check_floor(cfg: DictConfig, loss: Loss) -> None:
+    """Check that a threshold above the rounding floor has a mask that looks at it. Raises UserError
+    naming both keys.
+    """
+    # Runs of earlier versions have no such key.
+    if not cfg.trust.get("above_floor"):
+        return
+    if getattr(loss, "kl_threshold", None) is None:
+        raise UserError(
+            f"trust.above_floor=true is for a mask on the KL, which loss={loss.name} as configured "
+            "has not: choose loss=dppo loss.divergence=kl, or set trust.above_floor=false"
+        )
+    if cfg.loss.get("delta") == "auto":
+        raise UserError(
+            "trust.above_floor=true with loss.delta=auto: the budget is one of the whole KL, floor "
+            "included; give loss.delta a number, or set trust.above_floor=false"
         )
 
 

@@ -82,6 +82,7 @@ class Trust:
     cps_clip: ClipLow
     guard_clip: ClipLow
     awm_clip: ClipLow
+    above_floor: bool
 
 
 @dataclass

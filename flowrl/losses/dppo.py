@@ -112,7 +112,7 @@ class DPPO(ReverseLoss):
         log_ratio = inputs.log_ratio
         with torch.no_grad():
             # The mask M of the paper: far from the old policy already, and moving away from it.
-            is_far = self._distance(inputs) >= self.threshold
+            is_far = self._distance(inputs) >= self._limit(inputs)
             positive = is_far & moves_up(advantage, log_ratio=log_ratio)
             negative = is_far & moves_down(advantage, log_ratio=log_ratio)
             is_dropped = positive | negative
@@ -126,6 +126,12 @@ class DPPO(ReverseLoss):
     def _distance(self, inputs: LossInputs) -> Float[Tensor, "B"]:
         distances = {"kl": inputs.kl, "tv": inputs.tv, "velocity": inputs.velocity_change}
         return distances[self.divergence]
+
+    def _limit(self, inputs: LossInputs) -> float:
+        """Return the threshold of a step, above the KL that its rounding alone gives."""
+        if self.divergence != "kl":
+            return self.threshold
+        return self.threshold + inputs.kl_floor
 
     @property
     def kl_threshold(self) -> float | None:

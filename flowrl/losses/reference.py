@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.gaussian import MEAN_KL, GaussianStep, mean_square, velocity_change
-from flowrl.schedule import Interval
 from flowrl.values.bounds import Guidance, NonNegative
 from flowrl.values.check import check_fields
 
@@ -20,8 +19,9 @@ class ReferencePenalty:
     dimensions.
 
     `kl`: the exact |mean - ref_mean|^2 / (2 std^2). `mean_squared`: |mean - ref_mean|^2
-    (Flow-Factory, and the Flow-DPPO recipes). `velocity`: mean (v - ref_v)^2. `flow_grpo`: KL times
-    -dt, as published by Flow-GRPO. beta 0 switches the penalty and its forward pass off. The
+    (Flow-Factory, and the Flow-DPPO recipes). `velocity`: mean (v - ref_v)^2. `flow_grpo`: |mean -
+    ref_mean|^2 / (2 published_std^2), as flow_grpo's code has it, which is KL times -dt on steps of
+    an SDE and the KL on those of CPS. beta 0 switches the penalty and its forward pass off. The
     reference runs at its own `guidance_scale`.
     """
 
@@ -36,18 +36,21 @@ class ReferencePenalty:
         self,
         step: GaussianStep,
         ref_mean: Float[Tensor, "B *X"],
-        interval: Interval,
+        *,
         gain: float,
+        published_std: float,
     ) -> Float[Tensor, "B"]:
         """Compute the distance of each sample, not yet times beta; `gain` is the sampler's d mean /
-        d velocity.
+        d velocity, `published_std` what its published penalty divides by, squared.
         """
         if self.form == "mean_squared":
             return mean_square(step.mean - ref_mean)
         if self.form == "velocity":
             return velocity_change(step, ref_mean, gain)
         distance = MEAN_KL.kl(step, ref_mean)
-        return distance * -interval.dt if self.form == "flow_grpo" else distance
+        if self.form == "kl":
+            return distance
+        return distance * (step.std / published_std) ** 2
 
     @staticmethod
     def of_velocities(

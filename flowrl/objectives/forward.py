@@ -97,6 +97,18 @@ class ForwardObjective:
     def check_gate(self, batch: MicroBatch) -> None:
         """Do nothing: nothing of the rollout but its samples is used again."""
 
+    @property
+    def kl_threshold(self) -> float | None:
+        """None, since there are no steps that could have a KL."""
+        return None
+
+    def replayed_steps(self) -> tuple[int, ...]:
+        """Return none: samples are noised again, and no step is replayed."""
+        return ()
+
+    def allow(self, kl_floor: Mapping[int, float]) -> None:
+        """Do nothing: nothing is masked by a KL."""
+
     def term(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> LossOutput:
         """Compute loss plus penalty of the samples that train on the grid's `index`-th sigma.
 

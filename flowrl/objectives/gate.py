@@ -11,7 +11,7 @@ from flowrl.types import Trajectory
 
 
 class GateFailed(RuntimeError):
-    """Replaying a fresh rollout with unchanged weights did not reproduce its log-probabilities."""
+    """Replaying a fresh rollout with unchanged weights did not reproduce its steps."""
 
 
 def check_replay(
@@ -29,9 +29,10 @@ def check_replay(
     with torch.enable_grad():
         for index, number in enumerate(trajectory.steps):
             step = replay(index)
-            log_prob = likelihood.log_prob(step, trajectory.x_next[:, index]).detach()
-            drift = (log_prob - trajectory.old_log_prob[:, index]).abs().max().item()
-            divergence = likelihood.kl(step, trajectory.old_mean[:, index]).max().item()
+            old_mean = trajectory.old_mean[:, index]
+            log_ratio = likelihood.log_ratio(step, old_mean, trajectory.x_next[:, index])
+            drift = log_ratio.abs().max().item()
+            divergence = likelihood.kl(step, old_mean).max().item()
             # Written with `not`, so that NaN does not pass.
             if not (drift <= tolerance and divergence <= tolerance):
                 raise GateFailed(

@@ -94,6 +94,19 @@ class Objective(Protocol):
         """Raise GateFailed where updates would not reproduce a rollout under its own weights."""
         ...
 
+    @property
+    def kl_threshold(self) -> float | None:
+        """The threshold of the loss's mask on the KL that is in force; None without one."""
+        ...
+
+    def replayed_steps(self) -> tuple[int, ...]:
+        """Return the numbers of all steps that updates may replay, in rising order."""
+        ...
+
+    def allow(self, kl_floor: Mapping[int, float]) -> None:
+        """Let masks count a step's KL from here on from its floor, by the step's number."""
+        ...
+
     def term(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> LossOutput:
         """Compute loss and metrics of a micro-batch's `index`-th term, a mean over its samples."""
         ...

@@ -22,6 +22,7 @@ from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context
 from flowrl.rollout import replay
+from flowrl.samplers.protocol import HasPublishedStd
 from flowrl.types import LossInputs, LossOutput, Trajectory
 
 MIN_STEP_STD = 0.01
@@ -42,6 +43,7 @@ class ReverseObjective:
         self.context = context
         self.algorithm = context.algorithm
         self.loss = cast(ReverseLoss, context.algorithm.loss)
+        self.allowed: Mapping[int, float] = {}
 
     @staticmethod
     def check_method(algorithm: Algorithm) -> None:
@@ -62,6 +64,7 @@ class ReverseObjective:
             )
         for number in candidates:
             _check_step(algorithm, number)
+        _check_penalty(algorithm)
         loss = cast(ReverseLoss, algorithm.loss)
         drawn = ReverseObjective.steps_of(algorithm, iteration=0, seed=0, prompt=0)
         # A choice of one's own may promise other candidates than it draws.
@@ -70,8 +73,7 @@ class ReverseObjective:
         # Made-up samples: the names of the loss's metrics are looked at, not its numbers.
         zero = torch.zeros(2)
         inputs = LossInputs(
-            log_prob=zero,
-            old_log_prob=zero,
+            log_ratio=zero,
             advantage=zero,
             kl=zero,
             tv=zero,
@@ -113,6 +115,16 @@ class ReverseObjective:
             self.context.gate_tolerance,
         )
 
+    @property
+    def kl_threshold(self) -> float | None:
+        return self.loss.kl_threshold
+
+    def replayed_steps(self) -> tuple[int, ...]:
+        return tuple(sorted(self.algorithm.steps.candidates(self.algorithm.num_steps)))
+
+    def allow(self, kl_floor: Mapping[int, float]) -> None:
+        self.allowed = dict(kl_floor)
+
     def replay(self, batch: MicroBatch, index: int) -> GaussianStep:
         """Evaluate the Gaussian of a micro-batch's `index`-th stochastic step as it is now."""
         field = batch.conditioned.field(self.context.velocity)
@@ -125,6 +137,7 @@ class ReverseObjective:
         step = self.replay(batch, index)
         trajectory = batch.trajectory
         inputs = loss_inputs(self.algorithm, step, trajectory, index, batch.advantage_at(index))
+        inputs = replace(inputs, kl_floor=self.allowed.get(trajectory.steps[index], 0.0))
         output = self.loss(inputs)
         return with_penalty(
             output.loss,
@@ -147,7 +160,12 @@ class ReverseObjective:
         reference = self.context.reference
         ref_mean = reference.mean(trajectory, index, batch.conditioned, intervals, sampler)
         interval = intervals[trajectory.steps[index]]
-        return penalty(step, ref_mean, interval, sampler.gain(interval)).mean()
+        # Of the forms only `flow_grpo` looks at it, which is refused where a sampler has none.
+        published_std = step.std
+        if isinstance(sampler, HasPublishedStd):
+            published_std = sampler.published_std(interval)
+        gain = sampler.gain(interval)
+        return penalty(step, ref_mean, gain=gain, published_std=published_std).mean()
 
     def diagnose(self, inputs: LossInputs, step_number: int) -> dict[str, Float[Tensor, ""]]:
         """Compute a step's diagnostics, at the loss's own threshold on the KL if it has one.
@@ -157,7 +175,7 @@ class ReverseObjective:
         diagnostics = self.algorithm.diagnostics
         threshold = self.loss.kl_threshold
         if threshold is not None:
-            diagnostics = replace(diagnostics, delta=threshold)
+            diagnostics = replace(diagnostics, delta=threshold + inputs.kl_floor)
         return diagnostics(inputs, step_number)
 
     def follow(self, num_optimizer_steps: int) -> None:
@@ -189,8 +207,7 @@ def loss_inputs(
         tv_distance = tv(step, old_mean)
         moved = velocity_change(step, old_mean, algorithm.sampler.gain(interval))
     return LossInputs(
-        log_prob=likelihood.log_prob(step, trajectory.x_next[:, index]),
-        old_log_prob=trajectory.old_log_prob[:, index],
+        log_ratio=likelihood.log_ratio(step, old_mean, trajectory.x_next[:, index]),
         advantage=advantage,
         kl=kl,
         tv=tv_distance,
@@ -201,6 +218,19 @@ def loss_inputs(
         reduction=likelihood.reduction,
         dimensions=old_mean[0].numel(),
     )
+
+
+def _check_penalty(algorithm: Algorithm) -> None:
+    """Raise UserError where the published penalty is asked of a sampler that has none."""
+    penalty = algorithm.penalty
+    is_published = penalty.beta > 0 and penalty.form == "flow_grpo"
+    if is_published and not isinstance(algorithm.sampler, HasPublishedStd):
+        kind = type(algorithm.sampler).__name__
+        raise UserError(
+            f"penalty.form=flow_grpo needs a sampler that says by published_std what its published "
+            f"penalty divides by, which {kind} does not: choose penalty=kl, or give {kind} that "
+            "method"
+        )
 
 
 def _check_step(algorithm: Algorithm, number: int) -> None:

@@ -51,6 +51,11 @@ GLOSSARY: dict[str, str] = {
         "Threshold of the divergence mask that is in force; it starts at `loss.delta` (Flow-DPPO "
         "only)."
     ),
+    "trust/kl_floor/*": (
+        "KL of one step, by its number, between the rollout and a replay under weights moved by "
+        "1e-6, mean over a micro-batch: what rounding alone gives. Measured once, before a run's "
+        "first update, and logged with its first iteration."
+    ),
     "trust/kl_old/*": "The same KL at one step of the grid, by its number.",
     "trust/tv_old/*": "The same total variation at one step of the grid, by its number.",
     "trust/velocity_old": "Mean (v - old_v)^2 at noised samples (forward-process losses only).",

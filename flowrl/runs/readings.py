@@ -54,6 +54,11 @@ READINGS = {
         "Constant, unless `loss.final_delta` or `loss.delta=auto` moves it. At a hundredth of the "
         "budget or a hundred times it, the mask cannot hold the budget."
     ),
+    "trust/kl_floor/*": (
+        "Far below the threshold: the mask sees the policy move. Near it or above, as in bfloat16 "
+        "at published thresholds: rounding decides what is dropped; `trust.above_floor=true`, or "
+        "float32."
+    ),
     "trust/kl_old/*": "Shows which steps move. One step far above the others uses up the mask.",
     "trust/tv_old/*": "As the KL of that step, as a probability.",
     "trust/velocity_old": (

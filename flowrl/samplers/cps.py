@@ -37,6 +37,10 @@ class CPS:
     def std(self, interval: Interval) -> float:
         return interval.sigma_next * math.sin(self.noise_level * math.pi / 2)
 
+    def published_std(self, interval: Interval) -> float:
+        # sigma_t of the paper, which flow_grpo's penalty takes as it is: the true KL.
+        return self.std(interval)
+
     def gain(self, interval: Interval) -> float:
         # In the mean, x0_hat has the velocity by -sigma, and eps_hat by 1 - sigma.
         old_noise = self._old_noise(interval)

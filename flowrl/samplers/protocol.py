@@ -60,3 +60,16 @@ class Sampler(Protocol):
         The step draws nothing; `GaussianStep` samples, and evaluates log-probabilities.
         """
         ...
+
+
+@runtime_checkable
+class HasPublishedStd(Protocol):
+    """A sampler whose published code divides its penalty by the square of a number of its own,
+    which `penalty=flow_grpo` needs.
+    """
+
+    def published_std(self, interval: Interval) -> float:
+        """Return what flow_grpo's code calls `std_dev_t`: the diffusion coefficient of an SDE,
+        without sqrt(-dt), and the whole step's standard deviation of CPS.
+        """
+        ...

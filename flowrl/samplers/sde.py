@@ -44,6 +44,11 @@ class FlowSDE:
     def std(self, interval: Interval) -> float:
         return reverse_sde_std(interval, self.diffusion(interval))
 
+    def published_std(self, interval: Interval) -> float:
+        # flow_grpo multiplies by sqrt(-dt) in the log-probability, and in
+        # the penalty does not.
+        return self.diffusion(interval)
+
     def gain(self, interval: Interval) -> float:
         return reverse_sde_gain(interval, self.diffusion(interval))
 
@@ -64,6 +69,10 @@ class DanceSDE:
 
     def std(self, interval: Interval) -> float:
         return reverse_sde_std(interval, self.noise_level)
+
+    def published_std(self, interval: Interval) -> float:
+        # As Flow-SDE's. No released script that was looked at has a penalty on these steps.
+        return self.noise_level
 
     def gain(self, interval: Interval) -> float:
         return reverse_sde_gain(interval, self.noise_level)

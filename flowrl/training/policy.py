@@ -26,6 +26,7 @@ from flowrl.parallel.strategies import shard
 from flowrl.rollout import rollout
 from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.ema import EMA
+from flowrl.training.floor import take_floor
 from flowrl.training.learning import Learning
 from flowrl.training.metric_means import Clock, Record
 from flowrl.training.optimization import set_learning_rate, step_weights
@@ -37,7 +38,7 @@ from flowrl.training.sampling import sample_update
 from flowrl.training.scoring import assign_advantages
 from flowrl.tuning.protocol import Tuning
 from flowrl.tuning.weights import load
-from flowrl.types import Conditioning
+from flowrl.types import Conditioning, Trajectory
 
 
 class Policy(LightningModule):
@@ -69,6 +70,7 @@ class Policy(LightningModule):
         ema: EMA,
         max_grad_norm: float,
         gate_tolerance: float,
+        is_above_floor: bool,
         seed: int,
     ) -> None:
         super().__init__()
@@ -85,6 +87,8 @@ class Policy(LightningModule):
         self.num_iterations = 0
         self.num_optimizer_steps = 0
         self.has_passed_gate = False
+        self.is_above_floor = is_above_floor
+        self.kl_floor: dict[int, float] | None = None
         self.learning = Learning()
         self.last_metrics: dict[str, float] = {}
         context = Context(
@@ -130,6 +134,7 @@ class Policy(LightningModule):
             self.has_passed_gate = True
         set_learning_rate(self, batch.progress, record)
         self.algorithm.loss.begin(batch.progress)
+        take_floor(self, batch, record)
         for _ in range(self.plan.inner_epochs):
             for update in updates:
                 step_weights(self, update, record)
@@ -142,8 +147,10 @@ class Policy(LightningModule):
         self.report(values | clock.report(self.plan.num_samples))
 
     @torch.no_grad()
-    def sample(self, batch: PromptBatch, rows: range, stochastic: tuple[int, ...]) -> MicroBatch:
-        """Roll out the samples numbered `rows`, decode them and start scoring them.
+    def draw(
+        self, batch: PromptBatch, rows: range, stochastic: tuple[int, ...]
+    ) -> tuple[ConditionedRows, Trajectory]:
+        """Roll out the samples numbered `rows`, with what they are conditioned on.
 
         `stochastic` are the stochastic steps that all of them have, see `sample_update`.
         """
@@ -157,16 +164,21 @@ class Policy(LightningModule):
         if method.shared_initial_noise:
             starts = [(prompt, 0) for prompt, _ in members]
         conditioned = ConditionedRows(*self.embed.shared(prompts), starts)
-        trajectory = rollout(
+        return conditioned, rollout(
             conditioned.field(self.velocity),
             noise(samples=starts, step=INITIAL).to(self.device),
             method.intervals,
             sampler=method.sampler,
             stochastic=stochastic,
             noise=lambda k: noise(samples=members, step=k),
-            likelihood=method.likelihood,
             shares_start=method.shared_initial_noise,
         )
+
+    @torch.no_grad()
+    def sample(self, batch: PromptBatch, rows: range, stochastic: tuple[int, ...]) -> MicroBatch:
+        """Draw the samples numbered `rows`, decode them and start scoring them."""
+        conditioned, trajectory = self.draw(batch, rows, stochastic)
+        prompts = [batch.prompts[self.plan.member(row)[0]] for row in rows]
         return MicroBatch(
             rows=rows,
             iteration=batch.iteration,
@@ -222,7 +234,9 @@ class Policy(LightningModule):
             "num_optimizer_steps": self.num_optimizer_steps,
             "learning": self.learning.state(),
         }
-        return counters | {"loss": self.algorithm.loss.state()}
+        # JSON's keys are texts.
+        floor = self.kl_floor and {str(number): kl for number, kl in self.kl_floor.items()}
+        return counters | {"loss": self.algorithm.loss.state(), "kl_floor": floor}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave; earlier versions kept a loss's state beside the counters."""
@@ -230,3 +244,5 @@ class Policy(LightningModule):
         self.num_optimizer_steps = state["num_optimizer_steps"]
         self.learning.load_state(state.get("learning"))
         self.algorithm.loss.load_state(state.get("loss", state))
+        floor = state.get("kl_floor")
+        self.kl_floor = floor and {int(number): kl for number, kl in floor.items()}

@@ -119,8 +119,7 @@ def inputs_of(algorithm, samples, is_used=None):
     interval = algorithm.intervals[1]
     old_step = algorithm.sampler.step(samples.x, samples.old_velocity, interval)
     x_next = old_step.sample(samples.noise)
-    old_log_prob = algorithm.likelihood.log_prob(old_step, x_next)
-    states = (value[:, None] for value in (samples.x, x_next, old_step.mean, old_log_prob))
+    states = (value[:, None] for value in (samples.x, x_next, old_step.mean))
     step = algorithm.sampler.step(samples.x, samples.velocity, interval)
     return loss_inputs(
         algorithm, step, Trajectory((1,), False, *states, x_next), 0, samples.advantage
@@ -214,7 +213,7 @@ def plain_direction(algorithm, samples):
     """
     inputs = inputs_of(algorithm, samples)
     if algorithm.loss.kind == "reverse":
-        objective = inputs.log_prob.sum()
+        objective = inputs.log_ratio.sum()
     else:
         target = (inputs.x - inputs.x0) / inputs.sigma.view(-1, 1, 1, 1)
         objective = -(samples.velocity - target).square().sum()
@@ -378,11 +377,10 @@ def spoiled_reverse(algorithm, samples, lost, broken):
     """Inputs where the step of a sample without an advantage is broken, and the leaves."""
     inputs = inputs_of(algorithm, samples)
     changes = {}
-    for name in ("log_prob", "old_log_prob", "kl", "tv", "velocity_change"):
+    for name in ("log_ratio", "kl", "tv", "velocity_change"):
         changes[name] = getattr(inputs, name).detach().clone()
-    for name in ("log_prob", "kl", "tv", "velocity_change"):
         changes[name][lost] = broken
-    leaves = [changes[name].requires_grad_() for name in ("log_prob", "kl")]
+    leaves = [changes[name].requires_grad_() for name in ("log_ratio", "kl")]
     return dataclasses.replace(inputs, **changes), leaves
 
 

@@ -60,7 +60,6 @@ def draw_rollout(sampler, x, noises, stochastic=()):
         sampler=sampler,
         stochastic=stochastic,
         noise=noises.__getitem__,
-        likelihood=LIKELIHOOD,
         shares_start=False,
     )
 
@@ -167,7 +166,7 @@ def test_a_rollout_without_stochastic_steps_keeps_its_samples_alone(sampler):
 
 
 def test_a_replay_is_the_rollout_bitwise(sampler):
-    """From the stored states alone: mean, log-probability and the state after the step, and no
+    """From the stored states alone: mean and the state after the step, log-ratio 0 and no
     divergence.
 
     Mutation: replay from x_next, at the wrong sigma, or with a mean written in another order.
@@ -181,9 +180,9 @@ def test_a_replay_is_the_rollout_bitwise(sampler):
         x_next = trajectory.x_next[:, index]
         assert torch.equal(step.mean, trajectory.old_mean[:, index])
         assert torch.equal(step.sample(drawn[k]), x_next)
-        log_prob = LIKELIHOOD.log_prob(step, x_next)
-        assert torch.equal(log_prob, trajectory.old_log_prob[:, index])
-        assert not LIKELIHOOD.kl(step, trajectory.old_mean[:, index]).any()
+        old_mean = trajectory.old_mean[:, index]
+        assert not LIKELIHOOD.log_ratio(step, old_mean, x_next).any()
+        assert not LIKELIHOOD.kl(step, old_mean).any()
         assert step.std == sampler.std(GRID[k]) > 0
 
 
@@ -213,20 +212,25 @@ def test_numbers_do_not_depend_on_the_rank(sampler, shape, reduction):
             sampler=sampler,
             stochastic=stochastic,
             noise=noise,
-            likelihood=likelihood,
             shares_start=False,
         )
         count = len(stochastic)
         assert trajectory.x.shape == trajectory.old_mean.shape == (5, count, *axes)
-        assert trajectory.x0.shape == (5, *axes) and trajectory.old_log_prob.shape == (5, count)
-        numbers = [trajectory.x0, trajectory.x_next, trajectory.old_log_prob]
+        assert trajectory.x0.shape == (5, *axes)
+        numbers = [trajectory.x0, trajectory.x_next]
         for index in range(count):
             step = replay(field, trajectory, index, GRID, sampler)
             assert torch.equal(step.mean, trajectory.old_mean[:, index])
             other = trajectory.x[:, index]
-            divergences = [likelihood.kl(step, other), tv(step, other)]
-            assert all(value.shape == (5,) and value.all() for value in divergences)
-            numbers += [step.mean, *divergences]
+            x_next = trajectory.x_next[:, index]
+            reduced = [
+                likelihood.log_prob(step, x_next),
+                likelihood.log_ratio(step, other, x_next),
+                likelihood.kl(step, other),
+                tv(step, other),
+            ]
+            assert all(value.shape == (5,) and value.all() for value in reduced)
+            numbers += [step.mean, *reduced]
         found.append(numbers)
     for plain, shaped in zip(*found, strict=True):
         assert torch.equal(plain.flatten(), shaped.flatten())
@@ -242,5 +246,5 @@ def test_a_sample_does_not_depend_on_its_batch(sampler):
     drawn = partial(draw_rollout, sampler, stochastic=stochastic)
     for rows in (slice(0, 1), slice(1, 5), torch.tensor([4, 3, 2, 1, 0])):
         some = drawn(x[rows], noises(rows))
-        for name in ("x", "x_next", "old_mean", "old_log_prob", "x0"):
+        for name in ("x", "x_next", "old_mean", "x0"):
             assert torch.equal(getattr(some, name), getattr(whole, name)[rows]), name

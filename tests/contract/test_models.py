@@ -156,7 +156,7 @@ def test_pictures_that_are_no_squares_are_the_stock_pipelines(name, size, policy
 
 
 def replays(policy, part):
-    """Per trained step: how far a replay's log-probability and mean are from the rollout's, and the
+    """Per trained step: the log-ratio of a replay, how far its mean is from the rollout's, and the
     mean's KL.
     """
     likelihood = policy.algorithm.likelihood
@@ -164,8 +164,8 @@ def replays(policy, part):
         step = policy.objective.replay(part, index)
         assert step.mean.requires_grad
         old_mean = part.trajectory.old_mean[:, index]
-        log_prob = likelihood.log_prob(step, part.trajectory.x_next[:, index])
-        drift = (log_prob - part.trajectory.old_log_prob[:, index]).abs().max()
+        log_ratio = likelihood.log_ratio(step, old_mean, part.trajectory.x_next[:, index])
+        drift = log_ratio.abs().max()
         yield drift, (step.mean - old_mean).abs().max(), likelihood.kl(step, old_mean).max()
 
 

@@ -31,7 +31,7 @@ class Weighted(ReverseLoss):
     weight: float = 0.0
 
     def __call__(self, inputs):
-        ratio = (inputs.log_prob - inputs.old_log_prob).exp()
+        ratio = inputs.log_ratio.exp()
         loss = -(self.weight * inputs.advantage * ratio).mean()
         return LossOutput(loss, {"acme/weight": torch.tensor(self.weight)})
 

@@ -3,6 +3,7 @@ is the base.
 """
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,10 +42,11 @@ def test_replay_of_a_fresh_rollout_is_bitwise(sampler, guidance, is_checkpointed
     for part in first_batch(awake(policy), data):
         for index in range(len(part.trajectory.steps)):
             step = policy.objective.replay(part, index)
-            log_prob = policy.algorithm.likelihood.log_prob(step, part.trajectory.x_next[:, index])
+            old_mean = part.trajectory.old_mean[:, index]
             assert step.mean.requires_grad
-            assert torch.equal(log_prob, part.trajectory.old_log_prob[:, index])
-            assert torch.equal(step.mean, part.trajectory.old_mean[:, index])
+            assert torch.equal(step.mean, old_mean)
+            x_next = part.trajectory.x_next[:, index]
+            assert not policy.algorithm.likelihood.log_ratio(step, old_mean, x_next).any()
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4])
@@ -88,11 +90,15 @@ def test_the_first_gradient_is_the_policy_gradient(
 
 
 def test_gate_stops_a_run_whose_replay_drifts():
-    """Mutation: compare the drift with `<` the wrong way round, or never call the gate."""
+    """Old means of 1e-5 more have a KL near 1e-10, which the tolerance allows, and log-ratios of
+    some 1e-6, which it does not; a state drawn elsewhere changes nothing where the means are equal.
+
+    Mutation: compare the drift with `<` the wrong way round, or never call the gate.
+    """
     policy, data, _ = make()
     part = first_batch(policy, data)[0]
     policy.objective.check_gate(part)
-    part.trajectory.old_log_prob.add_(1e-5)
+    part.trajectory.old_mean.add_(1e-5)
     with pytest.raises(RuntimeError, match="gate_tolerance"):
         policy.objective.check_gate(part)
 
@@ -283,6 +289,37 @@ def test_penalty_adds_its_gradient():
             penalty = squared.mean()
     assert penalty > 1e-4
     torch.testing.assert_close(totals[1] - totals[0], 2 * penalty, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", ["cps", "flow_sde"])
+def test_the_published_penalty_is_that_of_the_sampler(sampler):
+    """On CPS steps the KL, on those of an SDE the KL times -dt.
+
+    Mutation: take the whole step's std on every sampler, or -dt.
+    """
+    distances = {}
+    for form in ("kl", "flow_grpo"):
+        policy, data, _ = make(f"penalty={form}", f"sampler={sampler}")
+        part = first_batch(awake(policy), data)[0]
+        distances[form] = policy.objective.term(part, 1, 0).metrics["loss/penalty"].item()
+    interval = policy.algorithm.intervals[part.trajectory.steps[1]]
+    factor = {"cps": 1.0, "flow_sde": -interval.dt}[sampler]
+    assert distances["kl"] > 1e-4 and abs(interval.dt) < 0.5
+    assert distances["flow_grpo"] == pytest.approx(factor * distances["kl"], rel=1e-4)
+
+
+def test_the_published_penalty_needs_what_it_divides_by():
+    """Mutation: take any number for a sampler of one's own, which nobody has published."""
+
+    class Plain:
+        def __init__(self, sampler):
+            self.std, self.gain, self.step = sampler.std, sampler.gain, sampler.step
+
+    policy, _, _ = make("penalty=flow_grpo", "likelihood.form=gaussian")
+    own = replace(policy.algorithm, sampler=Plain(policy.algorithm.sampler))
+    with pytest.raises(ValueError, match=r"penalty\.form=flow_grpo .*published_std.*Plain"):
+        policy.objective.check_method(own)
+    policy.objective.check_method(replace(own, penalty=replace(own.penalty, form="kl")))
 
 
 def test_an_evaluation_with_too_many_missing_rewards_stops():

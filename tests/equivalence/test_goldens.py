@@ -87,6 +87,16 @@ class Steps:
             [likelihood.log_prob(step, self.x_next[i : i + 1]) for i, step in enumerate(steps)]
         )
 
+    def log_ratio(self, form="gaussian"):
+        likelihood = Likelihood(reduction="mean", form=form)
+        pairs = enumerate(zip(self.steps, self.old, strict=True))
+        return torch.cat(
+            [
+                likelihood.log_ratio(step, old.mean, self.x_next[i : i + 1])
+                for i, (step, old) in pairs
+            ]
+        )
+
     def kl(self, others, reduction="mean"):
         likelihood = Likelihood(reduction=reduction, form="gaussian")
         return torch.cat(
@@ -102,13 +112,19 @@ class Steps:
         )
 
     def loss(self, function, form="gaussian"):
-        log_prob, old = self.log_prob(self.steps, form), self.log_prob(self.old, form)
         kl, distance = self.kl(self.old).detach(), self.tv().detach()
         none = torch.zeros_like(kl)
         how = {"form": form, "reduction": "mean", "dimensions": 1}
         return function(
             LossInputs(
-                log_prob, old, GOLDENS["advantage"].double(), kl, distance, none, 1.0, -0.1, **how
+                self.log_ratio(form),
+                GOLDENS["advantage"].double(),
+                kl,
+                distance,
+                none,
+                1.0,
+                -0.1,
+                **how,
             )
         )
 
@@ -173,9 +189,9 @@ def test_guard_losses(eps):
     division by -dt.
     """
     s, bound = Steps("flow_sde"), float(eps)
-    log_prob, old, kl = s.log_prob(s.steps), s.log_prob(s.old), s.kl(s.old)
+    log_ratio, kl = s.log_ratio(), s.kl(s.old)
     none, advantage = torch.zeros_like(kl), GOLDENS["advantage"].double()
-    columns = [values.split(1) for values in (log_prob, old, advantage, kl, none, none)]
+    columns = [values.split(1) for values in (log_ratio, advantage, kl, none, none)]
     function = Guard(clip_low=bound, clip_high=bound, advantage_clip=5.0)
     how = {"form": "gaussian", "reduction": "mean", "dimensions": 1}
     losses = [
@@ -187,7 +203,7 @@ def test_guard_losses(eps):
     close(loss.view(1), f"flow_sde.guard_{eps}.loss")
     close(s.velocity.grad, f"flow_sde.guard_{eps}.grad_velocity", **GRADIENT)
     std = torch.tensor([step.std for step in s.steps], dtype=torch.float64)
-    close(((log_prob - old + kl) * std).exp(), "flow_sde.guard.ratio")
+    close(((log_ratio + kl) * std).exp(), "flow_sde.guard.ratio")
 
 
 @pytest.mark.parametrize("beta", BETAS)

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowrl.gaussian import Likelihood
 from flowrl.rollout import replay, rollout
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.ode import ODE
@@ -13,7 +12,6 @@ from flowrl.samplers.sde import DanceSDE, FlowSDE
 from flowrl.schedule import LinearShift, intervals
 
 NOISY = (FlowSDE, DanceSDE, CPS)
-LOG_PROB = Likelihood(reduction="mean", form="gaussian")
 SAMPLERS = (FlowSDE(noise_level=0.7), DanceSDE(noise_level=0.3), CPS(noise_level=0.8))
 by_sampler = pytest.mark.parametrize(
     "sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__
@@ -99,7 +97,7 @@ def test_steps_outside_the_choice_are_euler(sampler):
     def noise(k):
         return torch.full_like(x, float(k))
 
-    options = {"sampler": sampler, "noise": noise, "likelihood": LOG_PROB, "shares_start": False}
+    options = {"sampler": sampler, "noise": noise, "shares_start": False}
     got = rollout(wavy, x, grid, stochastic=(1,), **options)
     expected = x
     for k, step in enumerate(grid):
@@ -126,7 +124,6 @@ def test_rows_are_shared_until_the_first_noise(shares_start):
     options = {
         "sampler": CPS(noise_level=0.7),
         "noise": lambda k: torch.ones_like(x),
-        "likelihood": LOG_PROB,
     }
     trajectory = rollout(velocity, x, grid, stochastic=(1, 3), shares_start=shares_start, **options)
     assert told == [shares_start, shares_start, False, False, False]
@@ -219,8 +216,7 @@ def test_sampled_rollout_has_the_computed_marginal(sampler):
         "noise": noise.__getitem__,
         "shares_start": False,
     }
-    last = Likelihood(reduction="mean", form="unnormalised")
-    x0 = rollout(exact_velocity, x, grid, likelihood=last, **options).x0
+    x0 = rollout(exact_velocity, x, grid, **options).x0
     mean, var = marginal(sampler, 10)
     assert x0.mean().item() == pytest.approx(mean, abs=5 * math.sqrt(var / count))
     assert x0.var().item() == pytest.approx(var, rel=5 * math.sqrt(2 / count))

@@ -39,7 +39,7 @@ def test_four_mask_cases_by_hand(loss_inputs):
     output.loss.backward()
     expected = [0, -0.8, 0, 1.2, -1.2, -0.8, 0.8, 1.2]
     assert output.loss.item() == pytest.approx(sum(expected) / 8, rel=1e-12)
-    assert (8 * inputs.log_prob.grad).tolist() == pytest.approx(expected, rel=1e-12)
+    assert (8 * inputs.log_ratio.grad).tolist() == pytest.approx(expected, rel=1e-12)
     assert {name: value.item() for name, value in output.metrics.items()} == {
         "trust/masked_fraction": 0.25,
         "trust/masked_positive": 0.125,
@@ -68,7 +68,7 @@ def test_divergence_chooses_what_is_measured(loss_inputs, name, place):
     """Mutation: always look at kl."""
     inputs = loss_inputs([UP] * 3, [1] * 3, kl=[0.2, 0, 0], tv=[0, 0.2, 0], velocity=[0, 0, 0.2])
     kl_loss(inputs, divergence=name).loss.backward()
-    assert [i for i, value in enumerate(inputs.log_prob.grad.tolist()) if value == 0] == [place]
+    assert [i for i, value in enumerate(inputs.log_ratio.grad.tolist()) if value == 0] == [place]
 
 
 def test_an_overflowing_dropped_ratio_does_no_harm(loss_inputs):
@@ -79,7 +79,7 @@ def test_an_overflowing_dropped_ratio_does_no_harm(loss_inputs):
     output = kl_loss(inputs)
     output.loss.backward()
     assert output.loss.item() == -0.5
-    assert inputs.log_prob.grad.tolist() == [0, -0.5]
+    assert inputs.log_ratio.grad.tolist() == [0, -0.5]
 
 
 def test_gradient_at_the_rollout_weights(loss_inputs):
@@ -88,7 +88,7 @@ def test_gradient_at_the_rollout_weights(loss_inputs):
     """
     inputs = loss_inputs([0.0] * 4, [2, -1, 7, -9])
     kl_loss(inputs, delta=1e-6).loss.backward()
-    assert inputs.log_prob.grad.tolist() == [-0.5, 0.25, -1.25, 1.25]
+    assert inputs.log_ratio.grad.tolist() == [-0.5, 0.25, -1.25, 1.25]
 
 
 def test_without_a_bound_it_is_grpo_without_a_clip(loss_inputs, normal):
@@ -98,7 +98,7 @@ def test_without_a_bound_it_is_grpo_without_a_clip(loss_inputs, normal):
     unbounded = GRPO(**bounds, advantage_clip=5.0, calibrated_for="gaussian")
     inputs = loss_inputs(log_ratio, advantage, kl=[1e9] * 6)
     losses = [loss(inputs).loss for loss in (partial(kl_loss, delta=math.inf), unbounded)]
-    grads = [torch.autograd.grad(loss, inputs.log_prob)[0] for loss in losses]
+    grads = [torch.autograd.grad(loss, inputs.log_ratio)[0] for loss in losses]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=0)
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=0)
 

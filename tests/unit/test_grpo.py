@@ -54,7 +54,7 @@ def test_gradient_at_the_rollout_weights(loss_inputs):
     """
     inputs = loss_inputs([0.0] * 4, [2, -1, 7, -9])
     grpo(inputs, clip_low=1e-4, clip_high=1e-4, advantage_clip=5.0).loss.backward()
-    assert inputs.log_prob.grad.tolist() == [-0.5, 0.25, -1.25, 1.25]
+    assert inputs.log_ratio.grad.tolist() == [-0.5, 0.25, -1.25, 1.25]
 
 
 def test_clipped_terms_have_no_gradient_and_are_counted(loss_inputs):
@@ -62,7 +62,7 @@ def test_clipped_terms_have_no_gradient_and_are_counted(loss_inputs):
     inputs = loss_inputs(LOGS, [1, 1, -1, -1])
     output = grpo(inputs, clip_low=0.1, clip_high=0.1, advantage_clip=5.0)
     output.loss.backward()
-    assert inputs.log_prob.grad.tolist() == pytest.approx([0, -0.2, 0, 0.3], rel=1e-12)
+    assert inputs.log_ratio.grad.tolist() == pytest.approx([0, -0.2, 0, 0.3], rel=1e-12)
     assert {name: value.item() for name, value in output.metrics.items()} == {
         "trust/masked_fraction": 0.5,
         "trust/masked_positive": 0.25,
@@ -79,7 +79,7 @@ def test_an_overflowing_clipped_ratio_does_no_harm(loss_inputs):
     output.loss.backward()
     assert output.loss.item() == pytest.approx(-1.05, rel=1e-12)
     torch.testing.assert_close(
-        inputs.log_prob.grad, torch.tensor([0, -0.5], dtype=torch.float64), rtol=0, atol=0
+        inputs.log_ratio.grad, torch.tensor([0, -0.5], dtype=torch.float64), rtol=0, atol=0
     )
 
 

@@ -36,11 +36,10 @@ def test_ratio_is_the_exponential_of_the_noise_part(normal):
     likelihood = Likelihood(reduction="mean", form="gaussian")
     step, old_step = GaussianStep(old + d, std), GaussianStep(old, std)
     x_next = old_step.sample(eps)
-    log_prob, old_log_prob = (likelihood.log_prob(s, x_next) for s in (step, old_step))
     none = torch.zeros(3, dtype=torch.float64)
-    kl = likelihood.kl(step, old)
+    kl, log_ratio = likelihood.kl(step, old), likelihood.log_ratio(step, old, x_next)
     how = {"form": "gaussian", "reduction": "mean", "dimensions": 32}
-    inputs = LossInputs(log_prob, old_log_prob, none, kl, none, none, std, -0.1, **how)
+    inputs = LossInputs(log_ratio, none, kl, none, none, std, -0.1, **how)
     for i, noise in enumerate((eps * d).mean((1, 2, 3)).tolist()):
         advantage = torch.zeros(3, dtype=torch.float64)
         advantage[i] = 1.0

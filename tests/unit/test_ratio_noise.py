@@ -158,8 +158,7 @@ def test_the_centred_clip_is_that_of_training():
         torch.zeros(count, dtype=torch.float64),
     )
     inputs = LossInputs(
-        likelihood.log_prob(new, x_next),
-        likelihood.log_prob(old, x_next),
+        likelihood.log_ratio(new, old.mean, x_next),
         torch.randint(2, (count,), generator=generator).double() * 2 - 1,
         likelihood.kl(new, old.mean),
         none,

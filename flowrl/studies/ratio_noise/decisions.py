@@ -254,8 +254,7 @@ def _drawn(
     zero_or_one = torch.randint(2, (count,), generator=generator).double()
     advantage = zero_or_one * 2 - 1
     return LossInputs(
-        log_prob=likelihood.log_prob(new, x_next),
-        old_log_prob=likelihood.log_prob(old, x_next),
+        log_ratio=likelihood.log_ratio(new, old.mean, x_next),
         advantage=advantage,
         kl=likelihood.kl(new, old.mean),
         tv=none,
