@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,6 +16,7 @@ from flowrl.losses.protocol import Loss
 from flowrl.losses.reference import ReferencePenalty
 from flowrl.samplers.protocol import Sampler
 from flowrl.samplers.steps import StochasticSteps
+from flowrl.samplers.trained import AllStochastic, TrainedSteps
 from flowrl.schedule import Interval, Schedule, intervals
 from flowrl.values.bounds import Guidance, StepCount
 
@@ -46,6 +47,7 @@ Advantage = Callable[
 class Algorithm:
     """The parts of a method: sampler, grid, steps, likelihood, loss, penalty and advantage.
 
+    `steps` says which steps are stochastic, and `trained` which of these each sample trains on.
     `flowrl.objectives.check_method` says whether they suit each other.
     """
 
@@ -60,6 +62,8 @@ class Algorithm:
     penalty: ReferencePenalty
     advantage: Advantage
     diagnostics: Diagnostics
+    # Runs of earlier versions lack it, and train on every stochastic step.
+    trained: TrainedSteps = field(default_factory=AllStochastic)
 
     @property
     def intervals(self) -> tuple[Interval, ...]:

@@ -141,6 +141,7 @@ class Settings:
     schedule: Node
     sampler: Node
     steps: Node
+    trained: Node
     loss: Node
     penalty: Node
     advantage: Node

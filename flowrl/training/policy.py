@@ -137,7 +137,7 @@ class Policy(LightningModule):
         clock.lap("perf/update_seconds")
         self.num_iterations = batch.iteration + 1
         values = record.means()
-        values |= bound(values, len(updates[0][0].trajectory.steps))
+        values |= bound(values, len(self.objective.stochastic_steps(batch.iteration, prompt=0)))
         self.algorithm.loss.observe(values, self.plan.inner_epochs * len(updates))
         self.report(values | clock.report(self.plan.num_samples))
 
@@ -163,6 +163,7 @@ class Policy(LightningModule):
             method.intervals,
             sampler=method.sampler,
             stochastic=stochastic,
+            trained=method.trained.candidates(stochastic),
             noise=lambda k: noise(samples=members, step=k),
             likelihood=method.likelihood,
             shares_start=method.shared_initial_noise,
