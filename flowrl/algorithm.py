@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,7 +16,7 @@ from flowrl.losses.protocol import Loss
 from flowrl.losses.reference import ReferencePenalty
 from flowrl.samplers.protocol import Sampler
 from flowrl.samplers.steps import StochasticSteps
-from flowrl.samplers.trained import AllStochastic, TrainedSteps
+from flowrl.samplers.trained import TrainedSteps
 from flowrl.schedule import Interval, Schedule, intervals
 from flowrl.values.bounds import Guidance, StepCount
 
@@ -55,6 +55,7 @@ class Algorithm:
     schedule: Schedule
     num_steps: StepCount
     steps: StochasticSteps
+    trained: TrainedSteps
     guidance_scale: Guidance
     shared_initial_noise: bool
     likelihood: Likelihood
@@ -62,8 +63,6 @@ class Algorithm:
     penalty: ReferencePenalty
     advantage: Advantage
     diagnostics: Diagnostics
-    # Runs of earlier versions lack it, and train on every stochastic step.
-    trained: TrainedSteps = field(default_factory=AllStochastic)
 
     @property
     def intervals(self) -> tuple[Interval, ...]:

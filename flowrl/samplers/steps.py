@@ -60,10 +60,9 @@ class Window:
     low: StepNumber
     high: StepCount
     advance_every: Count | None
-    # Runs of earlier versions lack these, and go on as they began.
-    stride: StepCount | None = None
-    rolls_back: bool = True
-    shrinks: bool = False
+    stride: StepCount | None
+    rolls_back: bool
+    shrinks: bool
 
     def __post_init__(self) -> None:
         check_fields(self, "steps")

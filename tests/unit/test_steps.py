@@ -4,8 +4,14 @@ from collections import Counter
 
 import pytest
 
-from flowrl.samplers.steps import AllButLast, Subset, Window
+from flowrl.samplers.steps import AllButLast, Subset
+from flowrl.samplers.steps import Window as AnyWindow
 from flowrl.samplers.trained import AllStochastic, RandomShare
+
+
+def window(**options):
+    """A window with the options of conf/steps/window.yaml where a test gives no other."""
+    return AnyWindow(**{"stride": None, "rolls_back": True, "shrinks": False} | options)
 
 
 def draws(steps, count, seed=0):
@@ -19,14 +25,14 @@ def test_all_but_last():
 
 def test_random_window_covers_every_start():
     """Mutation: randrange in place of randint, which never draws the last start."""
-    seen = Counter(draws(Window(size=3, low=1, high=7, advance_every=None), 2000))
+    seen = Counter(draws(window(size=3, low=1, high=7, advance_every=None), 2000))
     assert set(seen) == {(start, start + 1, start + 2) for start in (1, 2, 3, 4)}
     assert all(abs(count - 500) < 5 * 20 for count in seen.values())  # 5 standard deviations
 
 
 def test_progressive_window_by_hand():
     """Two iterations a place, moving by the window's size, wrapping. Mutation: move by 1."""
-    assert draws(Window(size=2, low=1, high=6, advance_every=2), 6) == [
+    assert draws(window(size=2, low=1, high=6, advance_every=2), 6) == [
         (1, 2),
         (1, 2),
         (3, 4),
@@ -43,7 +49,7 @@ def test_the_window_of_mix_grpo_by_hand():
     Mutation: move by the window's size, stop where it fits no longer, take the last two steps, or
     never roll back.
     """
-    mix_grpo = Window(size=4, low=0, high=8, advance_every=25, stride=1, shrinks=True)
+    mix_grpo = window(size=4, low=0, high=8, advance_every=25, stride=1, shrinks=True)
     places = [
         (0, 1, 2, 3),
         (1, 2, 3, 4),
@@ -65,7 +71,7 @@ def test_the_released_script_of_mix_grpo():
 
     Mutation: another stride or interval.
     """
-    mix_grpo = Window(size=4, low=0, high=23, advance_every=25, stride=1, shrinks=True)
+    mix_grpo = window(size=4, low=0, high=23, advance_every=25, stride=1, shrinks=True)
     seen = {iteration: mix_grpo.draw(25, iteration, 0, 0) for iteration in (0, 24, 25, 299, 574)}
     assert seen == {
         0: (0, 1, 2, 3),
@@ -79,15 +85,15 @@ def test_the_released_script_of_mix_grpo():
 
 def test_a_window_may_stay_where_it_fits_last():
     """MixGRPO's paper. Mutation: roll back whatever is asked."""
-    window = Window(size=2, low=0, high=4, advance_every=1, stride=1, rolls_back=False)
-    assert draws(window, 5) == [(0, 1), (1, 2), (2, 3), (2, 3), (2, 3)]
+    staying = window(size=2, low=0, high=4, advance_every=1, stride=1, rolls_back=False)
+    assert draws(staying, 5) == [(0, 1), (1, 2), (2, 3), (2, 3), (2, 3)]
 
 
 @pytest.mark.parametrize("change", [{"stride": 1}, {"shrinks": True}, {"rolls_back": False}])
 def test_a_drawn_window_does_not_slide(change):
     """Mutation: take what then means nothing."""
     with pytest.raises(ValueError, match="advance_every=null draws its place"):
-        Window(size=2, low=0, high=4, advance_every=None, **change)
+        window(size=2, low=0, high=4, advance_every=None, **change)
 
 
 def test_a_random_share_is_each_samples_own():
@@ -136,7 +142,7 @@ def test_subset_draws_without_replacement_and_evenly():
 
 
 @pytest.mark.parametrize(
-    "steps", [Subset(count=3, low=0, high=8), Window(size=2, low=0, high=9, advance_every=None)]
+    "steps", [Subset(count=3, low=0, high=8), window(size=2, low=0, high=9, advance_every=None)]
 )
 def test_draw_is_a_function_of_seed_and_iteration(steps):
     """Mutation: draw from the global generator, or ignore the seed or the iteration."""
@@ -149,7 +155,7 @@ def test_draw_is_a_function_of_seed_and_iteration(steps):
 
 
 @pytest.mark.parametrize(
-    "steps", [Subset(count=2, low=1, high=4), Window(size=2, low=1, high=4, advance_every=None)]
+    "steps", [Subset(count=2, low=1, high=4), window(size=2, low=1, high=4, advance_every=None)]
 )
 def test_candidates_are_what_is_drawn(steps):
     """Mutation: candidates up to num_steps."""
@@ -163,12 +169,12 @@ def test_candidates_are_what_is_drawn(steps):
 @pytest.mark.parametrize(
     ("build", "name"),
     [
-        (lambda: Window(size=0, low=0, high=4, advance_every=None), "steps.size=0"),
-        (lambda: Window(size=3, low=2, high=4, advance_every=None), "steps.size=3"),
-        (lambda: Window(size=1, low=0, high=4, advance_every=0), "steps.advance_every=0"),
-        (lambda: Window(size=1, low=0, high=4, advance_every=-2), "steps.advance_every=-2"),
+        (lambda: window(size=0, low=0, high=4, advance_every=None), "steps.size=0"),
+        (lambda: window(size=3, low=2, high=4, advance_every=None), "steps.size=3"),
+        (lambda: window(size=1, low=0, high=4, advance_every=0), "steps.advance_every=0"),
+        (lambda: window(size=1, low=0, high=4, advance_every=-2), "steps.advance_every=-2"),
         (lambda: Subset(count=5, low=0, high=4), "steps.count=5"),
-        (lambda: Window(size=1, low=0, high=4, advance_every=1, stride=0), "steps.stride=0"),
+        (lambda: window(size=1, low=0, high=4, advance_every=1, stride=0), "steps.stride=0"),
         (lambda: RandomShare(share=1.5), "trained.share=1.5"),
         (lambda: Subset(count=1, low=-1, high=4), "steps.low=-1"),
     ],
