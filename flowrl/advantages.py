@@ -224,7 +224,8 @@ def _centre(
     )
     # The mean of equal floats can differ from them in the last bit; equality of extremes cannot.
     size = torch.maximum(low.abs(), high.abs())
-    varies = (low < high) & (high - low > rounding * size)
+    # Written with `~`, so that infinite rewards vary, and are refused for their advantages.
+    varies = ~(high - low <= rounding * size)
     return torch.where(varies[index], centred, 0.0), torch.where(varies, std, 0.0)
 
 

@@ -117,7 +117,8 @@ def test_a_random_share_is_each_samples_own():
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "share", "count"), [(16, 0.6, 9), (25, 0.6, 14), (6, 0.6, 3), (6, 0.1, 1)]
+    ("num_steps", "share", "count"),
+    [(16, 0.6, 9), (7, 0.6, 3), (25, 0.6, 14), (6, 0.6, 3), (6, 0.1, 1)],
 )
 def test_the_share_of_dance_grpo_is_rounded_down(num_steps, share, count):
     """int((K - 1) 0.6) as in its script, and never none. Mutation: round, or count all K steps."""
