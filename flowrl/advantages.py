@@ -7,6 +7,9 @@ The former is dropped: its lone sample is in no statistic of the batch. A reward
 to a sample's prompt is NaN there: it adds nothing and is in none of its own statistics. Whether it
 applies is the same throughout a group, so nobody gains by it. A sample to which no reward applies
 is left out, as a missing one is.
+
+All of it is computed in float64, on the CPU, and returned in the rewards' dtype, float32 in
+training: in float32 the order of samples would show at 5e-5 where rewards of 5 spread by .01.
 """
 
 from __future__ import annotations
@@ -23,6 +26,13 @@ code).
 """
 MIN_REWARD_STD = 1e-6
 """The least standard deviation that GDPO divides by (Flow-Factory)."""
+ROUNDING = 8 * torch.finfo(torch.float32).eps
+"""The share of a group's largest reward, in size, up to which GDPO takes differences for rounding.
+
+The last bits of a scorer's float32 result vary with the batch. A group that differs by a few of
+them is constant: Flow-Factory's floor alone makes advantages of .1 of one bit of rewards near 5,
+and of 1 where all groups are such, since the sum is normalised over the batch.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +94,13 @@ def group(
     """Compute (r - mean_g) / (std_g + 1e-4), with mean and std of each group; r is the weighted sum
     of the rewards.
     """
-    total = weighted_sum(rewards, weights)
+    total = weighted_sum(rewards.double(), weights.double())
     # Lone samples may stay in here, since no statistic reaches beyond their group.
     has_value = is_valid & ~total.isnan()
     members = _group(groups, has_value)
     centred, std = _centre(total, groups, has_value)
     values = centred / (std[members.index] + STD_OFFSET)
-    return _finish(values, std=std, members=members, has_value=has_value)
+    return _finish(values.to(rewards), std=std, members=members, has_value=has_value)
 
 
 def global_std(
@@ -105,10 +115,11 @@ def global_std(
     Prompts that fewer rewards judge have other sums, which widens that std: with routed rewards
     prefer `zscore`.
     """
-    total = weighted_sum(rewards, weights)
+    total = weighted_sum(rewards.double(), weights.double())
     has_value = _in_company(groups, is_valid & ~total.isnan())
     centred, std = _centre(total, groups, has_value)
     values = centred / (_std(total, has_value) + STD_OFFSET)
+    values = values.to(rewards)
     return _finish(values, std=std, members=_group(groups, has_value), has_value=has_value)
 
 
@@ -126,15 +137,16 @@ def zscore(
     are.
     """
     has_value = _in_company(groups, is_valid & ~rewards.isnan().all(1))
-    total = torch.zeros_like(rewards[:, 0])
+    total = torch.zeros_like(rewards[:, 0], dtype=torch.float64)
     stds = []
-    for column, weight in zip(rewards.unbind(1), weights, strict=True):
+    for column, weight in zip(rewards.double().unbind(1), weights.double(), strict=True):
         has_term = has_value & ~column.isnan()
         centred, std = _centre(column, groups, has_term)
         total = total + weight * centred / (_std(column, has_term) + STD_OFFSET)
         stds.append(std)
     widest = torch.stack(stds).amax(0)
-    return _finish(total, std=widest, members=_group(groups, has_value), has_value=has_value)
+    values = total.to(rewards)
+    return _finish(values, std=widest, members=_group(groups, has_value), has_value=has_value)
 
 
 def gdpo(
@@ -147,22 +159,23 @@ def gdpo(
     batch (Flow-Factory's `gdpo`).
 
     So a reward's scale does not matter, only its weight. A group is constant where all of its
-    rewards are. A reward that does not apply adds nothing, so a prompt that fewer rewards judge
-    moves less.
+    rewards are, or differ by no more than `ROUNDING`, where Flow-Factory goes on. A reward that
+    does not apply adds nothing, so a prompt that fewer rewards judge moves less.
     """
     has_value = _in_company(groups, is_valid & ~rewards.isnan().all(1))
     members = _group(groups, has_value)
     scores = []
     stds = []
-    for column in rewards.unbind(1):
-        centred, std = _centre(column, groups, has_value & ~column.isnan())
+    for column in rewards.double().unbind(1):
+        has_term = has_value & ~column.isnan()
+        centred, std = _centre(column, groups, has_term, rounding=ROUNDING)
         scores.append(centred / std[members.index].clamp(min=MIN_REWARD_STD))
         stds.append(std)
-    total = torch.stack(scores, 1) @ weights
+    total = torch.stack(scores, 1) @ weights.double()
     if has_value.any():
         total = (total - total[has_value].mean()) / _std(total, has_value).clamp(min=MIN_REWARD_STD)
     widest = torch.stack(stds).amax(0)
-    return _finish(total, std=widest, members=members, has_value=has_value)
+    return _finish(total.to(rewards), std=widest, members=members, has_value=has_value)
 
 
 def _std(rewards: Tensor, has_value: Tensor) -> Tensor:
@@ -186,12 +199,16 @@ def _in_company(groups: Tensor, has_value: Tensor) -> Tensor:
 
 
 def _centre(
-    rewards: Float[Tensor, "B"], groups: Int[Tensor, "B"], has_value: Bool[Tensor, "B"]
+    rewards: Float[Tensor, "B"],
+    groups: Int[Tensor, "B"],
+    has_value: Bool[Tensor, "B"],
+    *,
+    rounding: float = 0.0,
 ) -> tuple[Float[Tensor, "B"], Float[Tensor, "P"]]:
     """Return rewards minus the mean of their group, and each group's population std.
 
-    Both are exactly 0 where all valid rewards of a group are equal, and for samples that are not
-    valid.
+    Both are exactly 0 where all valid rewards of a group are equal, or differ by at most `rounding`
+    times the largest in size, and for samples that are not valid.
     """
     members = _group(groups, has_value)
     index = members.index
@@ -206,7 +223,9 @@ def _centre(
         0, index[has_value], rewards[has_value], "amax"
     )
     # The mean of equal floats can differ from them in the last bit; equality of extremes cannot.
-    varies = low < high
+    size = torch.maximum(low.abs(), high.abs())
+    # Written with `~`, so that infinite rewards vary, and are refused for their advantages.
+    varies = ~(high - low <= rounding * size)
     return torch.where(varies[index], centred, 0.0), torch.where(varies, std, 0.0)
 
 

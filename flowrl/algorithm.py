@@ -16,6 +16,7 @@ from flowrl.losses.protocol import Loss
 from flowrl.losses.reference import ReferencePenalty
 from flowrl.samplers.protocol import Sampler
 from flowrl.samplers.steps import StochasticSteps
+from flowrl.samplers.trained import TrainedSteps
 from flowrl.schedule import Interval, Schedule, intervals
 from flowrl.values.bounds import Guidance, StepCount
 
@@ -46,6 +47,7 @@ Advantage = Callable[
 class Algorithm:
     """The parts of a method: sampler, grid, steps, likelihood, loss, penalty and advantage.
 
+    `steps` says which steps are stochastic, and `trained` which of these each sample trains on.
     `flowrl.objectives.check_method` says whether they suit each other.
     """
 
@@ -53,6 +55,7 @@ class Algorithm:
     schedule: Schedule
     num_steps: StepCount
     steps: StochasticSteps
+    trained: TrainedSteps
     guidance_scale: Guidance
     shared_initial_noise: bool
     likelihood: Likelihood

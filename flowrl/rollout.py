@@ -32,28 +32,32 @@ def rollout(
     *,
     sampler: Sampler,
     stochastic: Sequence[int],
+    trained: Sequence[int] | None = None,
     noise: Callable[[int], Float[Tensor, "B *X"]],
     shares_start: bool,
 ) -> Trajectory:
     """Sample from noise `x` to data; `stochastic` steps use `sampler` and `noise(k)`, the others
     the Euler ODE, or `sampler` itself where it is deterministic.
 
-    Only the states of stochastic steps are kept. With no stochastic step the trajectory holds `x0`
-    alone. With `shares_start` the rows of a group begin equal, and stay so until the first noise is
-    drawn.
+    Only the states of `trained` steps are kept, which are stochastic ones; None keeps all of these.
+    With no such step the trajectory holds `x0` alone. With `shares_start` the rows of a group begin
+    equal, and stay so until the first noise is drawn.
     """
+    kept_steps = tuple(sorted(stochastic if trained is None else trained))
     solver = sampler if isinstance(sampler, Solver) else ODE()
     history: History | None = None
     trained_steps: list[tuple[Tensor, Tensor, Tensor]] = []
+    first_noise = min(stochastic, default=len(intervals))
     for k, interval in enumerate(intervals):
-        is_shared = shares_start and not trained_steps
+        is_shared = shares_start and k <= first_noise
         v = velocity(x, interval.sigma, is_shared)
         if k not in stochastic:
             x, history = solver.advance(x, v, interval, history)
             continue
         step = sampler.step(x, v, interval)
         x_next = step.sample(noise(k).to(x))
-        trained_steps.append((x, x_next, step.mean))
+        if k in kept_steps:
+            trained_steps.append((x, x_next, step.mean))
         x = x_next
         # A multi-step solver may not look back over fresh noise.
         history = None
@@ -71,8 +75,8 @@ def rollout(
         torch.stack(values, dim=1) for values in zip(*trained_steps, strict=True)
     )
     return Trajectory(
-        steps=tuple(sorted(stochastic)),
-        shares_start=shares_start,
+        steps=kept_steps,
+        shares_start=shares_start and kept_steps[0] == first_noise,
         x=states,
         x_next=nexts,
         old_mean=means,
@@ -87,8 +91,7 @@ def replay(
     intervals: Sequence[Interval],
     sampler: Sampler,
 ) -> GaussianStep:
-    """Return the Gaussian of the trajectory's `index`-th stochastic step under the weights behind
-    `velocity`.
+    """Return the Gaussian of the trajectory's `index`-th step under the weights behind `velocity`.
 
     With the rollout's own weights and batch shape, its mean equals `trajectory.old_mean[:, index]`
     bitwise.

@@ -2,12 +2,12 @@
 
 Shape letters, in jaxtyping annotations everywhere:
     B samples (prompts times group), P prompts, G group, K sampling steps, T trained terms (a
-    rollout's stochastic steps, or a grid's sigmas), `*X` the axes of one sample's latents, as many
+    trajectory's steps, or a grid's sigmas), `*X` the axes of one sample's latents, as many
     as the base model has (C h w, or F C h w of a video, or N Q of packed tokens); H W an image's
     height and width in pixels; R rewards; N selected rows. D is the number of latent dimensions,
     the product of X.
 
-`index` counts a trajectory's stochastic steps, `step_number` the steps of its grid.
+`index` counts a trajectory's steps, which are trained, `step_number` those of its grid.
 
 Time runs from noise to data: sigma 1 is noise, 0 is data, and a step goes from `sigma` to
 `sigma_next` < `sigma`. `old_` marks the behaviour policy that produced the rollout, `ref_` the
@@ -17,7 +17,7 @@ frozen reference, no prefix the current policy.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -88,12 +88,12 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A rollout of B samples: final latents, and the states of its T stochastic steps (trained
-    steps only).
+    """A rollout of B samples: final latents, and the states of its T trained steps, which are
+    stochastic ones that any of its samples may train on.
 
     `old_mean` is kept in float32: in bfloat16 its rounding alone gives divergences of 3e-6 to 1e-5.
-    `shares_start` says that samples of one group began from the same noise, so that they are equal
-    up to and in the state of the first stochastic step.
+    `shares_start` says that samples of one group are equal in the state of the first trained step:
+    they began from the same noise, and no step before it was stochastic.
     """
 
     steps: tuple[int, ...]
@@ -165,6 +165,17 @@ class LossInputs:
     reduction: Reduction
     dimensions: int
     kl_floor: float = 0.0
+
+    def of_rows(self, rows: Int[Tensor, "N"]) -> LossInputs:
+        """Return the inputs of some of the samples, in the order of `rows`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        # index_select, not indexing: its backward adds in a fixed order on the CPU.
+        chosen: dict[str, Any] = {
+            name: value.index_select(0, rows)
+            for name, value in values.items()
+            if torch.is_tensor(value)
+        }
+        return replace(self, **chosen)
 
 
 @dataclass(frozen=True, slots=True)

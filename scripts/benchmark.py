@@ -60,7 +60,8 @@ class BareParts:
         self.rollout_steps = [
             (sigma, shares and k <= stochastic[0]) for k, sigma in enumerate(sigmas)
         ]
-        self.trained_steps = [(sigmas[k], shares and i == 0) for i, k in enumerate(stochastic)]
+        trained = method.trained.candidates(stochastic)
+        self.trained_steps = [(sigmas[k], shares and k == stochastic[0]) for k in trained]
         self.num_micro_batches = plan.num_samples // plan.micro_batch
         self.prompts = [batch.prompts[row // plan.group_size] for row in range(plan.num_samples)]
         starts = [row // plan.group_size if shares else row for row in range(plan.micro_batch)]

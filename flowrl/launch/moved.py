@@ -4,6 +4,7 @@ as they were when it began.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 MOVED = {
@@ -28,8 +29,19 @@ CLASSES = {
 """Functions that were to be called later, with `_partial_`, and the classes that they became."""
 
 
+ADDED: dict[str, dict[str, Any]] = {
+    "flowrl.algorithm.Algorithm": {
+        "trained": {"_target_": "flowrl.samplers.trained.AllStochastic"},
+    },
+    "flowrl.samplers.steps.Window": {"stride": None, "rolls_back": True, "shrinks": False},
+}
+"""Keys that targets have been given since, with the values by which older runs go on as before."""
+
+
 def move(node: Any) -> Any:
-    """Copy a plain configuration, each target that stood elsewhere by its name of today."""
+    """Copy a plain configuration, each target that stood elsewhere by its name of today, and with
+    the keys that it has been given since.
+    """
     if isinstance(node, list):
         return [move(item) for item in node]
     if not isinstance(node, dict):
@@ -40,6 +52,7 @@ def move(node: Any) -> Any:
         moved["_target_"] = current_name(target)
         if target in CLASSES:
             moved.pop("_partial_", None)
+        moved = copy.deepcopy(ADDED.get(moved["_target_"], {})) | moved
     return moved
 
 

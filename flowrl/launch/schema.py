@@ -142,6 +142,7 @@ class Settings:
     schedule: Node
     sampler: Node
     steps: Node
+    trained: Node
     loss: Node
     penalty: Node
     advantage: Node

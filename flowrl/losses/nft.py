@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.gaussian import broadcast, latent_axes, mean_square
+from flowrl.gaussian import broadcast, mean_square
 from flowrl.losses.protocol import ForwardLoss
+from flowrl.losses.sums import paired_mean
 from flowrl.losses.used import keep_used
 from flowrl.types import ForwardInputs, LossOutput
 from flowrl.values.bounds import Positive
@@ -63,7 +64,6 @@ def weighted_error(inputs: ForwardInputs, *, velocity: Float[Tensor, "B *X"]) ->
     # x - sigma v estimates x0, since x = (1 - sigma) x0 + sigma eps and v estimates eps - x0.
     error = inputs.x - broadcast(inputs.sigma, inputs.x) * velocity - inputs.x0
     error = torch.where(broadcast(inputs.is_used, error), error, 0.0)
-    # In float64, as the authors' code sums it.
-    absolute = error.detach().double().abs()
-    weight = absolute.mean(latent_axes(error)).clamp(min=MIN_WEIGHT).to(error)
+    # The authors' code sums it in float64, which some devices lack.
+    weight = paired_mean(error.detach().abs()).clamp(min=MIN_WEIGHT)
     return mean_square(error) / weight

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import ClassVar, Literal
 from flowrl.types import ForwardInputs, LogProbForm, LossInputs, LossOutput, Reduction
 from flowrl.values.bounds import Natural, NonNegative, Share
 from flowrl.values.check import check_fields
+from flowrl.values.portion import portion
 
 Kind = Literal["reverse", "forward"]
 
@@ -105,5 +105,4 @@ class ForwardLoss(Loss, ABC):
         """Count the sigmas of a grid of `num_steps` that a sample trains on: the `fraction` of them
         rounded down, at least one.
         """
-        # 100 * 0.29 is 28.999... in floats, and means 29.
-        return max(1, math.floor(num_steps * self.fraction + 1e-9))
+        return portion(num_steps, self.fraction)

@@ -50,7 +50,7 @@ INDEX = "model_index.json"
 @dataclass(frozen=True, slots=True)
 class Source:
     """The origin of a pipeline: its class in diffusers, a local folder or hub id, a revision, and
-    one dtype.
+    one dtype, but for the autoencoder where `decode_dtype` gives it another.
 
     A token for gated repositories is taken as the hub library takes it: from `hf auth login` or
     `HF_TOKEN`.
@@ -60,6 +60,7 @@ class Source:
     pretrained: str
     revision: str | None
     dtype: Dtype
+    decode_dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
@@ -72,7 +73,10 @@ class Source:
         """
         dtype = DTYPES[self.dtype]
         if self.pretrained.startswith(META):
-            return pipeline_on_meta(self.kind, self.pretrained.removeprefix(META), dtype)
+            name = self.pretrained.removeprefix(META)
+            pipeline: Any = pipeline_on_meta(self.kind, name, dtype)
+            pipeline.vae.to(DTYPES[self._dtype_of("vae")])
+            return pipeline
         source = resolve(self.pretrained)
         index = self.index()
         actual = index.get("_class_name")
@@ -91,7 +95,8 @@ class Source:
             # Components are loaded one by one, as the pipeline would load them itself, so that an
             # error names the component and weights that are missing are seen.
             loaded = {
-                name: load_component(folder, name, entry, dtype) for name, entry in entries.items()
+                name: load_component(folder, name, entry, DTYPES[self._dtype_of(name)])
+                for name, entry in entries.items()
             }
             pipeline = self.kind.from_pretrained(folder, **components, **loaded)
         except UserError as error:
@@ -103,6 +108,10 @@ class Source:
             ) from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def _dtype_of(self, component: str) -> Dtype:
+        """Return the dtype that a component is loaded in."""
+        return self.decode_dtype or self.dtype if component == "vae" else self.dtype
 
     def index(self) -> dict[str, Any]:
         """Read the pipeline's index. Raises UserError where it is not there, not readable or not to

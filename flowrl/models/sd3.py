@@ -34,8 +34,9 @@ class SD3:
     `max_sequence_length` is the number of T5 tokens; 0 leaves the T5 encoder out. `resolution` is
     the image's size in pixels. With `has_guidance` False negative prompts are not encoded and
     guidance is refused. `channels_last` is the memory layout of the autoencoder, which matters to
-    its speed. Raises UserError for a resolution beyond the model's positions, and for T5 tokens of
-    a pipeline without T5.
+    its speed, and `decode_dtype` its dtype, that of the other networks if None: flow_grpo decodes
+    in float32 beside a transformer in 16 bits. Raises UserError for a resolution beyond the model's
+    positions, and for T5 tokens of a pipeline without T5.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class SD3:
         max_sequence_length: TextLength,
         has_guidance: bool,
         channels_last: bool,
+        decode_dtype: Dtype | None = None,
     ) -> None:
-        source = Source(StableDiffusion3Pipeline, pretrained, revision, dtype)
+        source = Source(StableDiffusion3Pipeline, pretrained, revision, dtype, decode_dtype)
         if max_sequence_length and not source.has("text_encoder_3"):
             raise UserError(
                 f"model.max_sequence_length={max_sequence_length} asks for T5 tokens, but "

@@ -29,12 +29,13 @@ def check_method(algorithm: Algorithm) -> None:
 
 
 def num_trained(algorithm: Algorithm, *, seed: int) -> int:
-    """Count the steps or sigmas that each sample trains on in an iteration."""
+    """Count the steps or sigmas that each sample trains on in the first iteration."""
     loss = algorithm.loss
     if isinstance(loss, ForwardLoss):
         return loss.num_sigmas(algorithm.num_steps)
-    # Any iteration and prompt: all have as many.
-    return len(stochastic_steps(algorithm, iteration=0, seed=seed, prompt=0))
+    # Any prompt and sample: all of an iteration have as many.
+    stochastic = stochastic_steps(algorithm, iteration=0, seed=seed, prompt=0)
+    return len(algorithm.trained.draw(stochastic, 0, seed, 0, 0))
 
 
 def stochastic_steps(

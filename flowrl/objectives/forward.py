@@ -94,6 +94,9 @@ class ForwardObjective:
     def num_terms(self, batch: MicroBatch) -> int:
         return self.algorithm.num_steps
 
+    def num_rows(self, batch: MicroBatch, index: int) -> int:
+        return len(batch.rows)
+
     def check_gate(self, batch: MicroBatch) -> None:
         """Do nothing: nothing of the rollout but its samples is used again."""
 

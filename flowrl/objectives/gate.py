@@ -22,7 +22,7 @@ def check_replay(
 ) -> None:
     """Raise GateFailed where a step's log-ratio or divergence is not 0 within `tolerance`.
 
-    `replay` gives the Gaussian of the trajectory's i-th stochastic step, evaluated as an update
+    `replay` gives the Gaussian of the trajectory's i-th step, evaluated as an update
     would.
     """
     # As in an update, where autograd may pick other kernels.

@@ -36,7 +36,7 @@ class Reference(Protocol):
         intervals: Sequence[Interval],
         sampler: Sampler,
     ) -> Float[Tensor, "B *X"]:
-        """Evaluate the reference's mean of the trajectory's `index`-th stochastic step."""
+        """Evaluate the reference's mean of the trajectory's `index`-th step."""
         ...
 
 
@@ -83,11 +83,17 @@ class Objective(Protocol):
         ...
 
     def num_trained(self) -> int:
-        """Count the steps or sigmas that each sample trains on in an iteration."""
+        """Count the steps or sigmas that each sample trains on in the first iteration."""
         ...
 
     def num_terms(self, batch: MicroBatch) -> int:
-        """Count the backward passes that a micro-batch needs."""
+        """Count the steps or sigmas that any sample of a micro-batch may train on."""
+        ...
+
+    def num_rows(self, batch: MicroBatch, index: int) -> int:
+        """Count the samples behind the metrics of a micro-batch's `index`-th term; a term of none
+        needs no pass.
+        """
         ...
 
     def check_gate(self, batch: MicroBatch) -> None:
@@ -108,7 +114,11 @@ class Objective(Protocol):
         ...
 
     def term(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> LossOutput:
-        """Compute loss and metrics of a micro-batch's `index`-th term, a mean over its samples."""
+        """Compute loss and metrics of a micro-batch's `index`-th term.
+
+        The mean of the losses over `num_terms` terms is the mean over the trained pairs of a sample
+        and a step or sigma.
+        """
         ...
 
     def follow(self, num_optimizer_steps: int) -> None:

@@ -1,4 +1,4 @@
-"""The reverse-process objective: stochastic steps are replayed under the current weights."""
+"""The reverse-process objective: trained steps are replayed under the current weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ Such are the last step, and the second-to-last on diffusers' default grid.
 class ReverseObjective:
     """Policy gradients over stochastic steps.
 
-    The rollouts are the current policy's, and every term is one step of them.
+    The rollouts are the current policy's, and every term is one step of them, for the samples that
+    train on it: all of a micro-batch pass through the network, in the rollout's batch shape.
     """
 
     def __init__(self, context: Context) -> None:
@@ -63,6 +64,8 @@ class ReverseObjective:
                 "loss needs one"
             )
         for number in candidates:
+            _check_number(algorithm, number)
+        for number in algorithm.trained.candidates(candidates):
             _check_step(algorithm, number)
         _check_penalty(algorithm)
         loss = cast(ReverseLoss, algorithm.loss)
@@ -70,6 +73,7 @@ class ReverseObjective:
         # A choice of one's own may promise other candidates than it draws.
         if not set(drawn) <= set(candidates):
             raise UserError(f"steps: {drawn} were drawn, which are not among {candidates}")
+        _check_trained(algorithm, drawn)
         # Made-up samples: the names of the loss's metrics are looked at, not its numbers.
         zero = torch.zeros(2)
         inputs = LossInputs(
@@ -101,11 +105,38 @@ class ReverseObjective:
         return self.steps_of(self.algorithm, iteration=iteration, seed=seed, prompt=prompt)
 
     def num_trained(self) -> int:
-        # Any iteration and prompt: all have as many.
-        return len(self.stochastic_steps(0, 0))
+        # Any prompt and sample: all of an iteration have as many.
+        stochastic = self.stochastic_steps(0, 0)
+        return len(self.algorithm.trained.draw(stochastic, 0, self.context.seed, 0, 0))
 
     def num_terms(self, batch: MicroBatch) -> int:
         return len(batch.trajectory.steps)
+
+    def num_rows(self, batch: MicroBatch, index: int) -> int:
+        return len(self._rows(batch, index)[0])
+
+    def _rows(self, batch: MicroBatch, index: int) -> tuple[list[int], int]:
+        """Return which rows of a micro-batch train on its trajectory's `index`-th step, and on how
+        many steps each row trains.
+
+        Raises UserError where samples train on different numbers of steps.
+        """
+        algorithm = self.algorithm
+        members = [divmod(row, self.context.group_size) for row in batch.rows]
+        # The same for all of them: micro-batches are split where prompts differ in their steps.
+        stochastic = self.stochastic_steps(batch.iteration, members[0][0])
+        draws = [
+            algorithm.trained.draw(stochastic, batch.iteration, self.context.seed, prompt, sample)
+            for prompt, sample in members
+        ]
+        counts = {len(drawn) for drawn in draws}
+        if len(counts) > 1 or 0 in counts:
+            raise UserError(
+                f"trained: samples train on {sorted(counts)} steps; each must train on as many as "
+                "any other, and on one at least"
+            )
+        number = batch.trajectory.steps[index]
+        return [row for row, drawn in enumerate(draws) if number in drawn], counts.pop()
 
     def check_gate(self, batch: MicroBatch) -> None:
         check_replay(
@@ -120,36 +151,55 @@ class ReverseObjective:
         return self.loss.kl_threshold
 
     def replayed_steps(self) -> tuple[int, ...]:
-        return tuple(sorted(self.algorithm.steps.candidates(self.algorithm.num_steps)))
+        stochastic = self.algorithm.steps.candidates(self.algorithm.num_steps)
+        return tuple(sorted(self.algorithm.trained.candidates(stochastic)))
 
     def allow(self, kl_floor: Mapping[int, float]) -> None:
         self.allowed = dict(kl_floor)
 
     def replay(self, batch: MicroBatch, index: int) -> GaussianStep:
-        """Evaluate the Gaussian of a micro-batch's `index`-th stochastic step as it is now."""
+        """Evaluate the Gaussian of a micro-batch's `index`-th trained step as it is now."""
         field = batch.conditioned.field(self.context.velocity)
         return replay(
             field, batch.trajectory, index, self.algorithm.intervals, self.algorithm.sampler
         )
 
     def term(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> LossOutput:
-        """Compute policy loss plus reference penalty at one stochastic step."""
+        """Compute policy loss plus reference penalty at one trained step.
+
+        Both are means over the samples that train on it, times their share of all and the terms for
+        each step that a sample trains on, so that the mean over terms is one over trained pairs.
+        """
         step = self.replay(batch, index)
         trajectory = batch.trajectory
         inputs = loss_inputs(self.algorithm, step, trajectory, index, batch.advantage_at(index))
         inputs = replace(inputs, kl_floor=self.allowed.get(trajectory.steps[index], 0.0))
+        distance = self._distance(batch, step, index)
+        rows, num_trained = self._rows(batch, index)
+        if not rows:
+            # A backward pass without a gradient, for processes that wait for it.
+            is_trained = torch.zeros_like(inputs.log_ratio, dtype=torch.bool)
+            return LossOutput(torch.where(is_trained, inputs.log_ratio, 0.0).sum(), {})
+        if len(rows) < len(batch.rows):
+            places = torch.tensor(rows, device=inputs.advantage.device)
+            inputs = inputs.of_rows(places)
+            distance = None if distance is None else distance.index_select(0, places)
         output = self.loss(inputs)
-        return with_penalty(
+        total = with_penalty(
             output.loss,
             output.metrics | self.diagnose(inputs, trajectory.steps[index]),
             beta=self.algorithm.penalty.beta,
-            distance=self._distance(batch, step, index),
+            distance=None if distance is None else distance.mean(),
         )
+        share = len(rows) / len(batch.rows)
+        return replace(total, loss=total.loss * (share * self.num_terms(batch) / num_trained))
 
     def _distance(
         self, batch: MicroBatch, step: GaussianStep, index: int
-    ) -> Float[Tensor, ""] | None:
-        """Compute the mean distance from the reference that is penalised; None without penalty."""
+    ) -> Float[Tensor, "B"] | None:
+        """Compute the samples' distances from the reference, which are penalised; None without
+        penalty.
+        """
         penalty = self.algorithm.penalty
         if not penalty.beta:
             return None
@@ -165,7 +215,7 @@ class ReverseObjective:
         if isinstance(sampler, HasPublishedStd):
             published_std = sampler.published_std(interval)
         gain = sampler.gain(interval)
-        return penalty(step, ref_mean, gain=gain, published_std=published_std).mean()
+        return penalty(step, ref_mean, gain=gain, published_std=published_std)
 
     def diagnose(self, inputs: LossInputs, step_number: int) -> dict[str, Float[Tensor, ""]]:
         """Compute a step's diagnostics, at the loss's own threshold on the KL if it has one.
@@ -198,7 +248,7 @@ def loss_inputs(
     index: int,
     advantage: Float[Tensor, "B"],
 ) -> LossInputs:
-    """Compare a step with the rollout's, the trajectory's `index`-th stochastic step."""
+    """Compare a step with the rollout's, the trajectory's `index`-th step."""
     interval = algorithm.intervals[trajectory.steps[index]]
     old_mean = trajectory.old_mean[:, index]
     likelihood = algorithm.likelihood
@@ -233,15 +283,32 @@ def _check_penalty(algorithm: Algorithm) -> None:
         )
 
 
-def _check_step(algorithm: Algorithm, number: int) -> None:
-    """Raise UserError where a step that may be trained on has no noise, or hardly any."""
+def _check_number(algorithm: Algorithm, number: int) -> None:
+    """Raise UserError where a step that may be stochastic is none of the grid's."""
     num_steps = algorithm.num_steps
-    sampler = sampler_option(algorithm.sampler)
     if number >= num_steps:
         raise UserError(
             f"steps may pick step {number}, but the last of rollout.num_steps={num_steps} is step "
             f"{num_steps - 1}; lower steps.high"
         )
+
+
+def _check_trained(algorithm: Algorithm, stochastic: tuple[int, ...]) -> None:
+    """Raise UserError where what is drawn to be trained on is nothing, or not what may be."""
+    candidates = algorithm.trained.candidates(stochastic)
+    drawn = algorithm.trained.draw(stochastic, 0, 0, 0, 0)
+    if not drawn or not set(drawn) <= set(candidates) <= set(stochastic):
+        raise UserError(
+            f"trained: {drawn} were drawn of {candidates}, where {stochastic} are stochastic; a "
+            "sample must train on one or more steps of those that may be trained, and these must "
+            "be stochastic"
+        )
+
+
+def _check_step(algorithm: Algorithm, number: int) -> None:
+    """Raise UserError where a step that may be trained on has no noise, or hardly any."""
+    num_steps = algorithm.num_steps
+    sampler = sampler_option(algorithm.sampler)
     std = algorithm.sampler.std(algorithm.intervals[number])
     if std == 0 and number < num_steps - 1:
         raise UserError(

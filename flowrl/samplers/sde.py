@@ -60,7 +60,7 @@ class FlowSDE:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DanceSDE:
-    """g = noise_level, the same at every sigma (0.3 in DanceGRPO, 0.7 in MixGRPO)."""
+    """g = noise_level, the same at every sigma (0.3 in DanceGRPO)."""
 
     noise_level: NoiseLevel
 

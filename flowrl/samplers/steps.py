@@ -1,8 +1,9 @@
-"""The choice of a rollout's stochastic steps, which are trained; the others are ODE steps.
+"""The choice of a rollout's stochastic steps; the others are ODE steps. Which of the stochastic
+ones are trained on is `flowrl.samplers.trained`.
 
 A choice has `candidates(num_steps)`, the steps it may ever pick, and `draw(num_steps, iteration,
 seed, prompt)`, the picks for the samples of an iteration's `prompt`-th prompt in sampling order.
-They must be a function of these alone, and as many for every prompt.
+They must be a function of these alone, and as many for every prompt of an iteration.
 """
 
 from __future__ import annotations
@@ -44,22 +45,39 @@ class AllButLast:
 class Window:
     """A window of `size` consecutive steps inside [low, high) (Flow-GRPO-Fast, MixGRPO).
 
-    The start is drawn anew each iteration, or moves by `size` every `advance_every` iterations and
-    wraps around (MixGRPO's progressive window) where that is set.
+    Its place is drawn anew each iteration (Flow-GRPO-Fast). Where `advance_every` is set, it slides
+    by `stride` steps every so many iterations instead, from `low` on; null is by its size. After
+    the last place it begins anew (`rolls_back`), or stays there. The last place is that where the
+    window still fits, or with `shrinks` goes on while a step is left in it.
+
+    Paper: MixGRPO (Li et al. 2025, arXiv 2507.21802), `advance_every` 25, `stride` 1 and `size` 4.
+    The paper's window stays at the last place where it fits. The released script shrinks it and
+    rolls back, over the steps but the last two; it also has one more place, without a step, at
+    which it draws images for 25 iterations and trains on nothing, which is left out here.
     """
 
     size: StepCount
     low: StepNumber
     high: StepCount
     advance_every: Count | None
+    stride: StepCount | None
+    rolls_back: bool
+    shrinks: bool
 
     def __post_init__(self) -> None:
         check_fields(self, "steps")
         _check_room("size", self.size, self.low, self.high)
+        slides = self.stride is not None or self.shrinks or not self.rolls_back
+        if slides and self.advance_every is None:
+            raise UserError(
+                f"steps.stride={self.stride}, steps.rolls_back={self.rolls_back} and "
+                f"steps.shrinks={self.shrinks} are for a window that slides, but "
+                "steps.advance_every=null draws its place: set steps.advance_every, or leave these "
+                "three at null, true and false"
+            )
 
     def candidates(self, num_steps: int) -> tuple[int, ...]:
-        last_start = max(self._starts())
-        return tuple(range(self.low, last_start + self.size))
+        return tuple(sorted({k for start in self._starts() for k in self._at(start)}))
 
     def draw(self, num_steps: int, iteration: int, seed: int, prompt: int) -> tuple[int, ...]:
         starts = self._starts()
@@ -67,14 +85,20 @@ class Window:
             # Seeded by a text, whose digest is the same in every process and Python release.
             start = random.Random(f"steps {seed} {iteration}").choice(starts)
         else:
-            # The window stays for `advance_every` iterations, and begins anew after the last start.
-            start = starts[iteration // self.advance_every % len(starts)]
-        return tuple(range(start, start + self.size))
+            place = iteration // self.advance_every
+            last = len(starts) - 1
+            start = starts[place % len(starts) if self.rolls_back else min(place, last)]
+        return self._at(start)
+
+    def _at(self, start: int) -> tuple[int, ...]:
+        """Return the steps of the window at one of its places."""
+        return tuple(range(start, min(start + self.size, self.high)))
 
     def _starts(self) -> range:
-        """Return the first steps of all windows that fit into [low, high)."""
-        distance = 1 if self.advance_every is None else self.size
-        return range(self.low, self.high - self.size + 1, distance)
+        """Return the first steps of the window at all its places in [low, high)."""
+        distance = 1 if self.advance_every is None else self.stride or self.size
+        smallest = 1 if self.shrinks else self.size
+        return range(self.low, self.high - smallest + 1, distance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,4 +119,20 @@ class BatchPlan:
                 f"x {counted(num_trained_steps, 'trained step')}",
             ),
         ]
+        if remedy := self._remedy():
+            rows.append(("slow", remedy))
         return "\n".join(f"  {name:<25} {value}" for name, value in rows)
+
+    def _remedy(self) -> str:
+        """Say what to do where no other divisor than 1 stays within `max_micro_batch`; nothing
+        where one does, or none is wanted.
+        """
+        share = self.samples_per_update // self.num_processes
+        if self.micro_batch > 1 or min(share, self.max_micro_batch) < 2:
+            return ""
+        smallest = next(size for size in range(2, share + 1) if share % size == 0)
+        return (
+            f"micro-batches of 1: {share} samples of an update have no divisor from 2 to "
+            f"batch.max_micro_batch={self.max_micro_batch}; raise that to {smallest}, or choose "
+            "batch.prompts_per_iteration and batch.group_size so that they have one"
+        )

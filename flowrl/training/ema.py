@@ -14,8 +14,12 @@ from flowrl.values.check import checked
 class EMA:
     """The average takes in the weights every `every` optimizer steps.
 
-    It becomes d average + (1 - d) weights, with d = min(decay, n / (n + 9)), where n counts the
-    averaging steps, so that early averages follow the weights instead of the untrained start.
+    It becomes d average + (1 - d) weights, with d = min(decay, (1 + s) / (10 + s)), so that early
+    averages follow the weights instead of the untrained start. s is the number of the optimizer
+    step, from 0 on, whatever `every` is: d is 0.1 after the first step, and 0.9 from the 81st on.
+
+    As in flow_grpo's code, but that this counts from its script's counter after the step, one more,
+    and repeats an average at each accumulated batch up to the next step.
     """
 
     @checked("ema")
@@ -33,8 +37,8 @@ class EMA:
         """Take in the weights after optimizer step number `num_optimizer_steps`, counted from 1."""
         if num_optimizer_steps % self.every:
             return
-        count = num_optimizer_steps // self.every
-        decay = min(self.decay, count / (count + 9))
+        # (1 + s) / (10 + s), with the s of the docstring one less than the number counted from 1.
+        decay = min(self.decay, num_optimizer_steps / (num_optimizer_steps + 9))
         for name, average in self.weights.items():
             # In place: checkpoints and evaluations hold these very tensors.
             average.lerp_(parameters[name].detach(), 1 - decay)

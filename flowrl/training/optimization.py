@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from torch.optim import Optimizer
 
 from flowrl.objectives.micro_batch import MicroBatch
+from flowrl.parallel.sharding import is_divided
 from flowrl.parallel.strategies import clip, synchronised
 from flowrl.training.metric_means import NotFinite, Record
 
@@ -56,7 +57,7 @@ def accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: R
     """Run the backward pass of every term; gradients of several processes meet at the last."""
     objective = policy.objective
     num_samples = sum(len(batch.rows) for batch in update)
-    terms = [(batch, index) for batch in update for index in range(objective.num_terms(batch))]
+    terms = _terms(policy, update)
     for number, (batch, index) in enumerate(terms, start=1):
         # A term is a mean over its micro-batch, which counts by its share of the samples.
         divisor = num_samples * objective.num_terms(batch) / len(batch.rows)
@@ -64,9 +65,19 @@ def accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: R
             output = objective.term(batch, index, policy.num_optimizer_steps)
             # Mean squares of one update and step are pooled over micro-batches before their root.
             term = (policy.num_optimizer_steps, index)
+            num_rows = objective.num_rows(batch, index)
             for name, value in output.metrics.items():
-                record.add(name, value, len(batch.rows), term=term)
+                record.add(name, value, num_rows, term=term)
             policy.manual_backward(output.loss / divisor)
+
+
+def _terms(policy: Policy, update: Sequence[MicroBatch]) -> list[tuple[MicroBatch, int]]:
+    """List the terms of an update that need a pass, as micro-batches and numbers."""
+    objective = policy.objective
+    # Processes gather divided weights in every pass, so all of them make as many.
+    needs_all = is_divided(policy.transformer)
+    terms = [(batch, index) for batch in update for index in range(objective.num_terms(batch))]
+    return [term for term in terms if needs_all or objective.num_rows(*term)]
 
 
 def _optimizer(policy: Policy) -> Optimizer:

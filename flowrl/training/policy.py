@@ -142,7 +142,7 @@ class Policy(LightningModule):
         clock.lap("perf/update_seconds")
         self.num_iterations = batch.iteration + 1
         values = record.means()
-        values |= bound(values, len(updates[0][0].trajectory.steps))
+        values |= bound(values, len(self.objective.stochastic_steps(batch.iteration, prompt=0)))
         self.algorithm.loss.observe(values, self.plan.inner_epochs * len(updates))
         self.report(values | clock.report(self.plan.num_samples))
 
@@ -170,6 +170,7 @@ class Policy(LightningModule):
             method.intervals,
             sampler=method.sampler,
             stochastic=stochastic,
+            trained=method.trained.candidates(stochastic),
             noise=lambda k: noise(samples=members, step=k),
             shares_start=method.shared_initial_noise,
         )
@@ -235,7 +236,9 @@ class Policy(LightningModule):
             "learning": self.learning.state(),
         }
         # JSON's keys are texts.
-        floor = self.kl_floor and {str(number): kl for number, kl in self.kl_floor.items()}
+        floor = None
+        if self.kl_floor is not None:
+            floor = {str(number): kl for number, kl in self.kl_floor.items()}
         return counters | {"loss": self.algorithm.loss.state(), "kl_floor": floor}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -132,6 +132,30 @@ def test_rows_are_shared_until_the_first_noise(shares_start):
     assert told[5:] == [shares_start, False]
 
 
+@by_sampler
+def test_steps_may_draw_noise_without_being_kept(sampler):
+    """Noise in steps 0, 1 and 3, of which 1 and 3 are trained: the samples are those of a rollout
+    that keeps all, and what is kept are its later two steps, whose rows are no longer equal.
+
+    Mutation: draw no noise at untrained steps, or keep them, too, or replay as if rows were equal.
+    """
+    grid, x = intervals(LinearShift(shift=3.0), 5), torch.ones(2, 1, 2, 2)
+
+    def noise(k):
+        return torch.full_like(x, float(k) + 1)
+
+    options = {"sampler": sampler, "noise": noise, "likelihood": LOG_PROB, "shares_start": True}
+    whole = rollout(wavy, x, grid, stochastic=(0, 1, 3), **options)
+    part = rollout(wavy, x, grid, stochastic=(0, 1, 3), trained=(1, 3), **options)
+    assert torch.equal(part.x0, whole.x0)
+    assert whole.steps == (0, 1, 3) and part.steps == (1, 3)
+    assert whole.shares_start and not part.shares_start
+    for name in ("x", "x_next", "old_mean", "old_log_prob"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[:, 1:])
+    nothing = rollout(wavy, x, grid, stochastic=(0, 1), trained=(), **options)
+    assert nothing.steps == () and nothing.x.shape == (2, 0, 1, 2, 2)
+
+
 M, S = 0.7, 0.5
 
 

@@ -244,3 +244,46 @@ def test_a_dropped_sample_sets_no_spread(function, weights):
     torch.testing.assert_close(got.values[:4], alone, rtol=1e-12, atol=0)
     assert got.values[4:].tolist() == [0, 0] and not got.is_used[4:].any()
     assert got.dropped_share == pytest.approx(1 / 3, rel=1e-6)
+
+
+@ALL
+def test_the_order_of_samples_does_not_matter_to_rewards_of_little_spread(function):
+    """Rewards of 5 with a spread of .01: to 1e-12 inside, and float32 gives the rounded value of
+    that. In float32 they would differ at 5e-5.
+
+    Mutation: compute in the rewards' own dtype.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rewards = (5 + 0.01 * torch.randn(96, 1, generator=generator)).float()
+    groups, valid = torch.arange(96) // 24, torch.ones(96, dtype=torch.bool)
+    exact = function(rewards.double(), torch.ones(1, dtype=torch.float64), groups, valid).values
+    for seed in range(5):
+        order = torch.randperm(96, generator=torch.Generator().manual_seed(seed))
+        arguments = (groups[order], valid[order])
+        double = function(rewards[order].double(), torch.ones(1).double(), *arguments).values
+        torch.testing.assert_close(double, exact[order], rtol=1e-12, atol=1e-12)
+        single = function(rewards[order], torch.ones(1), *arguments).values
+        assert single.dtype == torch.float32
+        torch.testing.assert_close(single.double(), exact[order], rtol=6e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [5.0, -300.0, 1e-3])
+def test_gdpo_takes_a_last_bit_for_rounding(value):
+    """Groups of equal rewards but for one that is a float32 away, beside groups that vary: they get
+    exactly 0 and are counted, and so they do where all groups are such. Differences of 1e-5 of the
+    reward count.
+
+    Mutation: ask for unequal rewards alone.
+    """
+    rewards = torch.full((8,), value)
+    rewards[1] = torch.nextafter(rewards[1], torch.tensor(torch.inf))
+    rewards[4:] += torch.tensor([0.0, 1.0, 2.0, 3.0])
+    assert rewards[0] != rewards[1]
+    groups, valid = torch.arange(8) // 4, torch.ones(8, dtype=torch.bool)
+    got = gdpo(rewards[:, None], torch.ones(1), groups, valid)
+    assert got.values[:4].tolist() == [0, 0, 0, 0] and got.values[4:].abs().min() > 0.1
+    assert got.constant_share == 0.5
+    alone = gdpo(rewards[:4, None], torch.ones(1), groups[:4], valid[:4])
+    assert alone.values.tolist() == [0, 0, 0, 0] and alone.constant_share == 1
+    rewards[1] = value * (1 + 1e-5)
+    assert gdpo(rewards[:4, None], torch.ones(1), groups[:4], valid[:4]).values.abs().max() > 1

@@ -32,6 +32,20 @@ def test_plan_in_words():
     assert "1 inner epoch x 2 updates of 12 x 3 trained steps" in text
 
 
+def test_micro_batches_of_one_are_told_with_the_remedy():
+    """143 samples an update are 11 x 13. Mutation: say nothing, or say it where 1 was asked for."""
+    counts = {"prompts_per_iteration": 13, "group_size": 11, "updates_per_iteration": 1}
+    base = BASE | counts | {"num_processes": 1}
+    lines = BatchPlan(**base | {"max_micro_batch": 8}).describe(3).splitlines()
+    assert " ".join(lines[-1].split()) == (
+        "slow micro-batches of 1: 143 samples of an update have no divisor from 2 to "
+        "batch.max_micro_batch=8; raise that to 11, or choose batch.prompts_per_iteration and "
+        "batch.group_size so that they have one"
+    )
+    for asked in (1, 11):
+        assert "slow" not in BatchPlan(**base | {"max_micro_batch": asked}).describe(3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

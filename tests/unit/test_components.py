@@ -390,3 +390,28 @@ def test_a_repository_with_one_variant(folder, monkeypatch, files, asked):
     source = Source(Repository, "org/name", None, "float32")
     assert source.load(**dict.fromkeys(["text_encoder_3", "tokenizer_3"])).vae is not None
     assert calls == asked
+
+
+def test_the_autoencoder_may_decode_in_float32():
+    """Beside a transformer in bfloat16, with its weights as they are on disk: the images are those
+    of a model in float32.
+
+    Mutation: load it in the dtype of the others, or round it on the way.
+    """
+    options = {
+        "pretrained": str(EMBEDDED),
+        "revision": None,
+        "resolution": 32,
+        "max_sequence_length": 0,
+        "has_guidance": False,
+        "channels_last": False,
+    }
+    whole = SD3(dtype="float32", **options)
+    mixed = SD3(dtype="bfloat16", decode_dtype="float32", **options)
+    plain = SD3(dtype="bfloat16", **options)
+    assert mixed.transformer.dtype == plain.vae.dtype == torch.bfloat16
+    assert mixed.vae.dtype == torch.float32
+    x0 = torch.randn(2, *whole.latent_shape, generator=torch.Generator().manual_seed(0))
+    images = whole.decode(x0)
+    assert torch.equal(mixed.decode(x0), images)
+    assert not torch.equal(plain.decode(x0), images)

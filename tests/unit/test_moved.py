@@ -93,3 +93,20 @@ def test_targets_are_renamed_at_every_depth_and_nothing_else(tmp_path):
     saved = read_saved(path, "")
     assert saved._get_node("ema")._get_node("_target_")._value() == "flowrl.training.ema.EMA"
     assert saved._get_node("ema")._get_node("every")._value() == "${num}"
+
+
+def test_older_targets_are_given_the_keys_that_they_lack():
+    """A window that jumps by its size and begins anew, and every stochastic step trained, as they
+    did; a run's own values stay.
+
+    Mutation: leave them out, or replace what is there.
+    """
+    window = {"_target_": "flowrl.samplers.steps.Window", "size": 2, "advance_every": 5}
+    added = {"stride": None, "rolls_back": True, "shrinks": False}
+    assert move(window) == window | added
+    assert move(window | {"stride": 1, "shrinks": True})["stride"] == 1
+    algorithm = move({"_target_": "flowrl.algorithm.Algorithm", "num_steps": 6})
+    assert algorithm["trained"] == {"_target_": "flowrl.samplers.trained.AllStochastic"}
+    algorithm["trained"]["_target_"] = "mine"
+    again = move({"_target_": "flowrl.algorithm.Algorithm"})
+    assert again["trained"]["_target_"] != "mine"

@@ -1,9 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowrl.losses.nft import NFT
+from flowrl.losses.sums import paired_mean
 from flowrl.types import ForwardInputs
 
 DEFAULTS = {
@@ -97,3 +100,49 @@ def test_wrong_values_are_named(change):
     ((name, value),) = change.items()
     with pytest.raises(ValueError, match=f"loss.{name}={value} must"):
         NFT(**{"beta": 1.0} | DEFAULTS | change)
+
+
+@pytest.mark.parametrize("count", [2, 3, 255, 4096, 65_536])
+def test_a_paired_mean_is_that_of_float64(count):
+    """Of float32 numbers whose sizes differ a million times: to the last bit where the count is a
+    power of two, which divides without rounding, and else to one. A plain float32 sum, one number
+    after the other, is off by hundreds of units in the last place.
+
+    Mutation: leave the rounding errors out of the sum, or an odd number out.
+    """
+    generator = torch.Generator().manual_seed(count)
+    sizes = 10 ** (6 * torch.rand(4, count, generator=generator) - 3)
+    values = torch.randn(4, count, generator=generator).abs() * sizes
+    wanted = values.double().mean(1)
+    got = paired_mean(values.view(4, count, 1))
+    assert got.dtype == torch.float32
+    eps = torch.finfo(torch.float32).eps
+    assert ((got.double() - wanted) / wanted).abs().max() <= eps
+    if count & (count - 1) == 0:
+        assert torch.equal(got, wanted.float())
+    if count == 65_536:
+        plain = np.cumsum(values.numpy(), axis=1, dtype=np.float32)[:, -1] / count
+        assert np.abs(plain / wanted.numpy() - 1).max() > 10 * eps
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device without float64: no operation may give a tensor of it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        assert not (torch.is_tensor(result) and result.dtype == torch.float64), func
+        return result
+
+
+def test_it_needs_no_float64():
+    """Neither forwards nor backwards. Mutation: sum in float64."""
+    single = one(0.6, 0.2, 2.5)
+    values = {
+        name: getattr(single, name).float()
+        for name in ("x0", "x", "sigma", "velocity", "old_velocity", "advantage")
+    }
+    velocity = values["velocity"].requires_grad_()
+    with NoFloat64():
+        loss = NFT(beta=0.5, **DEFAULTS)(ForwardInputs(**values, is_used=single.is_used)).loss
+        loss.backward()
+    assert loss.item() == pytest.approx(3.5, rel=1e-6) and velocity.grad.isfinite().all()
