@@ -22,6 +22,7 @@ from flowrl.objectives import check_method
 from flowrl.parallel.strategies import norm_limit
 from flowrl.rewards.protocol import asks_for_whole_groups
 from flowrl.training.batch_plan import BatchPlan
+from flowrl.training.floor import Floor
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptData
 from flowrl.training.reference import ReferenceModule
@@ -115,7 +116,7 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
         ema=prepared.ema,
         max_grad_norm=prepared.max_grad_norm,
         gate_tolerance=cfg.gate_tolerance,
-        is_above_floor=bool(cfg.trust.get("above_floor", False)),
+        floor=Floor(is_added=bool(cfg.trust.get("above_floor", False))),
         seed=cfg.seed,
     )
     # After the tuning is attached, whose layers the backend prepares with the others.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from flowrl.parallel.collectives import gather
 from flowrl.rollout import replay
 from flowrl.training.metric_means import Record
 from flowrl.training.prompt_data import PromptBatch
+from flowrl.training.sampling import draw
 from flowrl.tuning.weights import swapped
 
 if TYPE_CHECKING:
@@ -33,19 +35,41 @@ WARNED_SHARE = 1 / 3
 log = logging.getLogger(__name__)
 
 
-def take_floor(policy: Policy, batch: PromptBatch, record: Record) -> None:
-    """Measure the floor before a run's first update, record it, and warn where it is as large as
-    the mask's threshold.
-
-    A resumed run has the floor that its checkpoint brought, and measures nothing.
+class Floor:
+    """The floor of a run, by the step's number, once it is measured; with `is_added` the mask's
+    threshold at a step is raised by it.
     """
-    if policy.kl_floor is None:
-        policy.kl_floor = measure_floor(policy, batch)
-        for number, floor in policy.kl_floor.items():
-            record.add(f"trust/kl_floor/{number}", floor)
-        _warn(policy, policy.kl_floor)
-    if policy.is_above_floor:
-        policy.objective.allow(policy.kl_floor)
+
+    def __init__(self, *, is_added: bool) -> None:
+        self.is_added = is_added
+        self.values: dict[int, float] | None = None
+
+    def take(self, policy: Policy, batch: PromptBatch, record: Record) -> None:
+        """Measure the floor before a run's first update, record it, and warn where it is as large
+        as the mask's threshold.
+
+        A resumed run has the floor that its checkpoint brought, and measures nothing.
+        """
+        if self.values is None:
+            self.values = measure_floor(policy, batch)
+            for number, floor in self.values.items():
+                record.add(f"trust/kl_floor/{number}", floor)
+            if not self.is_added:
+                _warn(policy, self.values)
+        if self.is_added:
+            policy.objective.allow(self.values)
+
+    def state(self) -> dict[str, float] | None:
+        """Return what a checkpoint needs: the floor by its steps as JSON's texts; None before it is
+        measured.
+        """
+        if self.values is None:
+            return None
+        return {str(number): kl for number, kl in self.values.items()}
+
+    def load_state(self, state: Mapping[str, float] | None) -> None:
+        """Take back what `state` gave."""
+        self.values = None if state is None else {int(step): kl for step, kl in state.items()}
 
 
 def measure_floor(policy: Policy, batch: PromptBatch, move: float = MOVE) -> dict[int, float]:
@@ -60,7 +84,7 @@ def measure_floor(policy: Policy, batch: PromptBatch, move: float = MOVE) -> dic
     if not steps:
         return {}
     rows = policy.plan.updates(policy.global_rank)[0][0]
-    conditioned, trajectory = policy.draw(batch, rows, steps)
+    conditioned, trajectory = draw(policy, batch, rows, steps)
     field = conditioned.field(policy.velocity)
     method = policy.algorithm
     parameters = policy.tuning.parameters()
@@ -82,7 +106,7 @@ def measure_floor(policy: Policy, batch: PromptBatch, move: float = MOVE) -> dic
 def _warn(policy: Policy, floor: dict[int, float]) -> None:
     """Say in one line, in the first process, that rounding decides what the mask drops."""
     threshold = policy.objective.kl_threshold
-    if not floor or threshold is None or policy.is_above_floor or policy.global_rank > 0:
+    if not floor or threshold is None or policy.global_rank > 0:
         return
     number = max(floor, key=floor.__getitem__)
     if floor[number] > WARNED_SHARE * threshold:

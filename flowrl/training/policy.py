@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -17,16 +16,14 @@ from flowrl.algorithm import Algorithm
 from flowrl.diagnostics import bound
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.protocol import FlowModel
-from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.objectives import OBJECTIVES
-from flowrl.objectives.micro_batch import ConditionedRows, MicroBatch
+from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.protocol import Context, Objective
 from flowrl.parallel.sharding import divide_copies
 from flowrl.parallel.strategies import shard
-from flowrl.rollout import rollout
 from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.ema import EMA
-from flowrl.training.floor import take_floor
+from flowrl.training.floor import Floor
 from flowrl.training.learning import Learning
 from flowrl.training.metric_means import Clock, Record
 from flowrl.training.optimization import set_learning_rate, step_weights
@@ -34,11 +31,11 @@ from flowrl.training.prompt_data import PromptBatch
 from flowrl.training.reference import ReferenceModule
 from flowrl.training.reporting import report_iteration
 from flowrl.training.reward import RewardModule
-from flowrl.training.sampling import sample_update
+from flowrl.training.sampling import draw, sample_update
 from flowrl.training.scoring import assign_advantages
 from flowrl.tuning.protocol import Tuning
 from flowrl.tuning.weights import load
-from flowrl.types import Conditioning, Trajectory
+from flowrl.types import Conditioning
 
 
 class Policy(LightningModule):
@@ -70,7 +67,7 @@ class Policy(LightningModule):
         ema: EMA,
         max_grad_norm: float,
         gate_tolerance: float,
-        is_above_floor: bool,
+        floor: Floor,
         seed: int,
     ) -> None:
         super().__init__()
@@ -87,8 +84,7 @@ class Policy(LightningModule):
         self.num_iterations = 0
         self.num_optimizer_steps = 0
         self.has_passed_gate = False
-        self.is_above_floor = is_above_floor
-        self.kl_floor: dict[int, float] | None = None
+        self.floor = floor
         self.learning = Learning()
         self.last_metrics: dict[str, float] = {}
         context = Context(
@@ -134,7 +130,7 @@ class Policy(LightningModule):
             self.has_passed_gate = True
         set_learning_rate(self, batch.progress, record)
         self.algorithm.loss.begin(batch.progress)
-        take_floor(self, batch, record)
+        self.floor.take(self, batch, record)
         for _ in range(self.plan.inner_epochs):
             for update in updates:
                 step_weights(self, update, record)
@@ -147,38 +143,9 @@ class Policy(LightningModule):
         self.report(values | clock.report(self.plan.num_samples))
 
     @torch.no_grad()
-    def draw(
-        self, batch: PromptBatch, rows: range, stochastic: tuple[int, ...]
-    ) -> tuple[ConditionedRows, Trajectory]:
-        """Roll out the samples numbered `rows`, with what they are conditioned on.
-
-        `stochastic` are the stochastic steps that all of them have, see `sample_update`.
-        """
-        method = self.algorithm
-        members = [self.plan.member(row) for row in rows]
-        prompts = [batch.prompts[prompt] for prompt, _ in members]
-        shape = self.model.latent_shape
-        noise = partial(gaussian_noise, shape, seed=self.seed, iteration=batch.iteration)
-        # Samples of one prompt may begin from the same noise, that of its first one.
-        starts = members
-        if method.shared_initial_noise:
-            starts = [(prompt, 0) for prompt, _ in members]
-        conditioned = ConditionedRows(*self.embed.shared(prompts), starts)
-        return conditioned, rollout(
-            conditioned.field(self.velocity),
-            noise(samples=starts, step=INITIAL).to(self.device),
-            method.intervals,
-            sampler=method.sampler,
-            stochastic=stochastic,
-            trained=method.trained.candidates(stochastic),
-            noise=lambda k: noise(samples=members, step=k),
-            shares_start=method.shared_initial_noise,
-        )
-
-    @torch.no_grad()
     def sample(self, batch: PromptBatch, rows: range, stochastic: tuple[int, ...]) -> MicroBatch:
         """Draw the samples numbered `rows`, decode them and start scoring them."""
-        conditioned, trajectory = self.draw(batch, rows, stochastic)
+        conditioned, trajectory = draw(self, batch, rows, stochastic)
         prompts = [batch.prompts[self.plan.member(row)[0]] for row in rows]
         return MicroBatch(
             rows=rows,
@@ -235,11 +202,7 @@ class Policy(LightningModule):
             "num_optimizer_steps": self.num_optimizer_steps,
             "learning": self.learning.state(),
         }
-        # JSON's keys are texts.
-        floor = None
-        if self.kl_floor is not None:
-            floor = {str(number): kl for number, kl in self.kl_floor.items()}
-        return counters | {"loss": self.algorithm.loss.state(), "kl_floor": floor}
+        return counters | {"loss": self.algorithm.loss.state(), "kl_floor": self.floor.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave; earlier versions kept a loss's state beside the counters."""
@@ -247,5 +210,4 @@ class Policy(LightningModule):
         self.num_optimizer_steps = state["num_optimizer_steps"]
         self.learning.load_state(state.get("learning"))
         self.algorithm.loss.load_state(state.get("loss", state))
-        floor = state.get("kl_floor")
-        self.kl_floor = floor and {int(number): kl for number, kl in floor.items()}
+        self.floor.load_state(state.get("kl_floor"))

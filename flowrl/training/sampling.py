@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+
 from flowrl.errors import UserError
-from flowrl.objectives.micro_batch import MicroBatch
+from flowrl.noise import INITIAL, gaussian_noise
+from flowrl.objectives.micro_batch import ConditionedRows, MicroBatch
 from flowrl.parallel.sharding import is_divided
+from flowrl.rollout import rollout
 from flowrl.training.prompt_data import PromptBatch
+from flowrl.types import Trajectory
 
 if TYPE_CHECKING:
     from flowrl.training.policy import Policy
@@ -31,6 +37,36 @@ def sample_update(
     if is_divided(policy.transformer):
         _require_equal_piece_counts(policy, batch.iteration, number)
     return [policy.sample(batch, rows, stochastic) for rows, stochastic in pieces]
+
+
+@torch.no_grad()
+def draw(
+    policy: Policy, batch: PromptBatch, rows: range, stochastic: tuple[int, ...]
+) -> tuple[ConditionedRows, Trajectory]:
+    """Roll out the samples numbered `rows`, all with these stochastic steps; return the trajectory
+    and what it is conditioned on.
+    """
+    method = policy.algorithm
+    members = [policy.plan.member(row) for row in rows]
+    prompts = [batch.prompts[prompt] for prompt, _ in members]
+    shape = policy.model.latent_shape
+    noise = partial(gaussian_noise, shape, seed=policy.seed, iteration=batch.iteration)
+    # Samples of one prompt may begin from the same noise, that of its first one.
+    starts = members
+    if method.shared_initial_noise:
+        starts = [(prompt, 0) for prompt, _ in members]
+    conditioned = ConditionedRows(*policy.embed.shared(prompts), starts)
+    trajectory = rollout(
+        conditioned.field(policy.velocity),
+        noise(samples=starts, step=INITIAL).to(policy.device),
+        method.intervals,
+        sampler=method.sampler,
+        stochastic=stochastic,
+        trained=method.trained.candidates(stochastic),
+        noise=lambda k: noise(samples=members, step=k),
+        shares_start=method.shared_initial_noise,
+    )
+    return conditioned, trajectory
 
 
 def split_by_steps(policy: Policy, iteration: int, micro_batches: Sequence[range]) -> list[Piece]:

@@ -94,14 +94,14 @@ def test_a_run_measures_once_logs_and_warns(caplog):
     assert len(texts) == 1
     assert "trust.above_floor=true" in texts[0] and "1e-12" in texts[0]
     logged = {name for name in policy.last_metrics if name.startswith("trust/kl_floor/")}
-    assert logged == {f"trust/kl_floor/{number}" for number in policy.kl_floor}
+    assert logged == {f"trust/kl_floor/{number}" for number in policy.floor.values}
     assert not policy.objective.allowed
     resumed, texts = taken("loss.delta=1", caplog=caplog)
     assert texts == []
     resumed.load_state(policy.state())
-    assert resumed.kl_floor == policy.kl_floor
+    assert resumed.floor.values == policy.floor.values
     resumed.load_state({**policy.state(), "kl_floor": None})
-    assert resumed.kl_floor is None
+    assert resumed.floor.values is None
 
 
 def test_the_remedy_reaches_the_mask_and_silences_the_warning(caplog):
@@ -110,7 +110,7 @@ def test_the_remedy_reaches_the_mask_and_silences_the_warning(caplog):
     """
     policy, texts = taken("loss.delta=1e-12", "trust.above_floor=true", caplog=caplog)
     assert texts == []
-    assert policy.objective.allowed == policy.kl_floor
+    assert policy.objective.allowed == policy.floor.values
     # One update an iteration: its KL is 0, which is below any threshold above 0.
     assert policy.last_metrics["trust/masked_fraction"] == 0
 

@@ -10,6 +10,7 @@ from runs import awake, fit, make, term_loss
 
 from flowrl.advantages import group
 from flowrl.errors import UserError
+from flowrl.gaussian import GaussianStep
 from flowrl.losses.protocol import ForwardLoss, ReverseLoss
 from flowrl.objectives import check_method
 from flowrl.samplers.steps import AllButLast
@@ -280,8 +281,11 @@ def test_untrained_pairs_give_no_gradient(size, penalty, monkeypatch):
         for part, place in members:
             index = part.trajectory.steps.index(number)
             step = policy.objective.replay(part, index)
-            log_prob = policy.algorithm.likelihood.log_prob(step, part.trajectory.x_next[:, index])
-            ratio = (log_prob - part.trajectory.old_log_prob[:, index])[place].exp()
+            likelihood = policy.algorithm.likelihood
+            old_step = GaussianStep(part.trajectory.old_mean[:, index], step.std)
+            drawn = part.trajectory.x_next[:, index]
+            log_ratio = likelihood.log_prob(step, drawn) - likelihood.log_prob(old_step, drawn)
+            ratio = log_ratio[place].exp()
             term = -part.advantage[place] * ratio
             if penalty:
                 term = term + 100 * policy.objective._distance(part, step, index)[place]

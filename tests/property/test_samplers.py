@@ -144,13 +144,13 @@ def test_steps_may_draw_noise_without_being_kept(sampler):
     def noise(k):
         return torch.full_like(x, float(k) + 1)
 
-    options = {"sampler": sampler, "noise": noise, "likelihood": LOG_PROB, "shares_start": True}
+    options = {"sampler": sampler, "noise": noise, "shares_start": True}
     whole = rollout(wavy, x, grid, stochastic=(0, 1, 3), **options)
     part = rollout(wavy, x, grid, stochastic=(0, 1, 3), trained=(1, 3), **options)
     assert torch.equal(part.x0, whole.x0)
     assert whole.steps == (0, 1, 3) and part.steps == (1, 3)
     assert whole.shares_start and not part.shares_start
-    for name in ("x", "x_next", "old_mean", "old_log_prob"):
+    for name in ("x", "x_next", "old_mean"):
         assert torch.equal(getattr(part, name), getattr(whole, name)[:, 1:])
     nothing = rollout(wavy, x, grid, stochastic=(0, 1), trained=(), **options)
     assert nothing.steps == () and nothing.x.shape == (2, 0, 1, 2, 2)
