@@ -45,7 +45,7 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.installed
 setup: $(VENV)/.dev ## Install into .venv, with development tools; CPU=1 TORCH_INDEX=URL without CUDA, CONSTRAINTS=constraints.txt as CI has it
 
 train: $(VENV)/.installed ## Run the main job on the embedded model: make train sampler=flow_sde loss=grpo; a sweep: ARGS=-m seed=0,1
-	$(BIN)/python train.py $(ARGS) $(OVERRIDES)
+	$(BIN)/python train.py$(if $(ARGS), $(ARGS))$(if $(OVERRIDES), $(OVERRIDES))
 
 test: setup ## Run the tests (about ten minutes on two cores)
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -69,7 +69,8 @@ def refuse(word: str) -> None:
     from flowrl.values.wording import meant  # which imports pydantic
 
     names = ", ".join(PROGRAMS)
-    raise UserError(f"{word}: no such subcommand{meant(word, PROGRAMS)}; choose one of {names}")
+    near = meant(word, [*PROGRAMS, "--help", "--version"])
+    raise UserError(f"{word}: no such subcommand{near}; choose one of {names}")
 
 
 if __name__ == "__main__":

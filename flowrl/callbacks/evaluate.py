@@ -73,7 +73,9 @@ class Evaluate(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Policy)
         for name in self.evaluator.sets:
-            pl_module.print(f"evaluation prompts, {name}: {self.evaluator.describe(name)}")
+            # A line for what is drawn, and one for what repeats.
+            told = self.evaluator.describe(name).replace("; ", "\n  ")
+            pl_module.print(f"evaluation prompts, {name}: {told}")
         if pl_module.num_iterations:
             self.restore()
         else:

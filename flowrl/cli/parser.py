@@ -5,24 +5,22 @@ subcommand of `flowrl`.
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from flowrl.cli import PROGRAMS
 from flowrl.errors import UserError
-from flowrl.launch.words import check_override, refuse_flag
+from flowrl.launch.words import check_override, refuse_flag, refuse_misspelt
 from flowrl.runs.installation import PACKAGE
-
-NEAR = 0.8
-"""The likeness, of 1, from which a word is taken for a misspelt flag, not for an override."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose help shows examples before anything else."""
+    """A parser whose help shows examples before anything else, and whose refusals are UserError, of
+    one line.
+    """
 
     examples = ""
 
@@ -36,6 +34,25 @@ class Parser(argparse.ArgumentParser):
         Raises UserError, in the right form, for an override with dashes, and where all words that
         are no flags' are overrides, for one that is none.
         """
+        self._check_flags(args)
+        parsed, others = super().parse_known_intermixed_args(args, namespace)
+        overrides = getattr(parsed, "overrides", [])
+        for i, word in enumerate(overrides):
+            if not word.startswith("-"):
+                check_override(overrides, i)
+        return parsed, others
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read words none of which are overrides. Raises UserError for a flag that there is not."""
+        self._check_flags(args)
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError with what is wrong, and where the right form stands."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+    def _check_flags(self, args: Sequence[str] | None) -> None:
+        """Raise UserError for the first word that looks like a flag and is none."""
         words = sys.argv[1:] if args is None else list(args)
         for i, word in enumerate(words):
             # A number may be a flag's value; what follows two dashes alone is no flag.
@@ -43,12 +60,6 @@ class Parser(argparse.ArgumentParser):
                 break
             if re.match(r"--?[A-Za-z]", word) and not self._has_flag(word):
                 self._refuse(words, i)
-        parsed, others = super().parse_known_intermixed_args(args, namespace)
-        overrides = getattr(parsed, "overrides", [])
-        for i, word in enumerate(overrides):
-            if not word.startswith("-"):
-                check_override(overrides, i)
-        return parsed, others
 
     def _has_flag(self, word: str) -> bool:
         """Tell whether a word is one of the flags, or begins a long one as argparse allows it."""
@@ -59,9 +70,9 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse(self, words: Sequence[str], i: int) -> None:
         """Raise UserError for a word that looks like a flag and is none."""
-        name = words[i].partition("=")[0]
-        if close := difflib.get_close_matches(name, self._option_string_actions, 1, NEAR):
-            raise UserError(f"{words[i]}: no such flag; did you mean {close[0]}?")
+        refuse_misspelt(words[i], self._option_string_actions)
+        if not {"overrides", "words"} & {action.dest for action in self._actions}:
+            self.error(f"{words[i]}: no such flag")
         refuse_flag(words, i)
 
 

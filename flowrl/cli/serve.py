@@ -12,15 +12,13 @@ from __future__ import annotations
 from flowrl.launch.program import run_program
 
 import sys
-
-import torch
-from hydra.utils import instantiate
+from importlib.util import find_spec
 
 from flowrl.cli import arguments
 from flowrl.errors import UserError
-from flowrl.launch.compose import compose
-from flowrl.launch.search_path import with_config_dir
-from flowrl.launch.services import check_services
+
+NEEDED = ("uvicorn", "starlette", "prometheus_client")
+"""What the extra `serve` installs."""
 
 SETTINGS = (
     "host",
@@ -40,13 +38,19 @@ SETTINGS = (
 def main() -> None:
     """Read the command line, build the reward, and serve it until a signal."""
     args = arguments.serve().parse_intermixed_args()
+    for package in NEEDED:
+        if find_spec(package) is None:
+            raise UserError(f"{package} is not installed: pip install 'flowrl-lightning[serve]'")
+    # Only now, since PyTorch takes seconds to import.
+    import torch
+    from hydra.utils import instantiate
+
+    from flowrl.launch.compose import compose
+    from flowrl.launch.search_path import with_config_dir
+    from flowrl.launch.services import check_services
+    from flowrl.serving.server import serve
+
     overrides = with_config_dir(args.overrides, args.config_dir)
-    try:
-        from flowrl.serving.server import serve
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is not installed: pip install 'flowrl-lightning[serve]'"
-        ) from error
     cfg = compose(overrides, config="serve")
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)

@@ -131,9 +131,10 @@ def _label(path: Path) -> str:
         if path.name not in NAMES.values():
             return path.stem
         path = path.parent
-    # Folders that every run has say nothing: outputs/sweep/3/lora is sweep-3.
+    # Folders that every run has say nothing, nor does a job's number: outputs/sweep/3 and
+    # outputs/sweep/3/lora are sweep-3.
     names = [name for name in path.parts if name not in (*EXPORTS, "outputs", "/")]
-    length = 2 if path.name in EXPORTS else 1
+    length = 2 if path.name in EXPORTS or path.name.isdigit() else 1
     return "-".join(names[-length:])
 
 

@@ -65,6 +65,8 @@ def _folder_name(name: str | float) -> str:
 
 def _run_folder(resume: str | None, run_dir: str | None, new: str) -> str:
     resume = resume and str(resume)  # the command line makes a number of some names
+    if resume and not Path(resume).is_dir():
+        raise UserError(f"resume={resume}: no such folder; give the folder of an earlier run")
     if resume and not (Path(resume) / CONFIG).is_file():
         raise UserError(f"resume={resume}: no {CONFIG} there; give the folder of an earlier run")
     if resume:

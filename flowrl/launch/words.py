@@ -4,9 +4,10 @@ answered by the right form.
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flowrl.errors import UserError
@@ -44,6 +45,9 @@ ALONE = (
 )
 """Hydra's flags that stand alone."""
 
+NEAR = 0.8
+"""The likeness, of 1, from which a word is taken for a misspelt flag, not for an override."""
+
 
 def check_words(words: Sequence[str]) -> None:
     """Raise UserError for the first word that is neither a flag of Hydra's nor an override, and for
@@ -56,6 +60,7 @@ def check_words(words: Sequence[str]) -> None:
         if word.startswith("-"):
             name, has_value, _ = word.partition("=")
             if not _is_flag(name):
+                refuse_misspelt(words[i], (*WITH_VALUE, *ALONE))
                 refuse_flag(words, i)
             i += 1 + (_takes_value(name) and not has_value)
             continue
@@ -114,8 +119,16 @@ def _takes_value(name: str) -> bool:
     return name in WITH_VALUE or (not is_short and any(f.startswith(name) for f in WITH_VALUE))
 
 
+def refuse_misspelt(word: str, flags: Iterable[str]) -> None:
+    """Raise UserError for a word that is nearly one of the flags."""
+    if close := difflib.get_close_matches(word.partition("=")[0], list(flags), 1, NEAR):
+        raise UserError(f"{word}: no such flag; did you mean {close[0]}?")
+
+
 def refuse_flag(words: Sequence[str], i: int) -> None:
-    """Raise UserError for `--seed=1`, `--seed 1` and `--seed`, where no flag has that name."""
+    """Raise UserError for `--seed=1`, `--seed 1`, `--seed` and, as an option, `--smoke`, where no
+    flag has that name.
+    """
     key, equals, value = words[i].lstrip("-").partition("=")
     if re.match(r"\d|\.", key):
         raise UserError(f"{words[i]}: a value needs its key; write KEY={words[i]}")
@@ -125,8 +138,10 @@ def refuse_flag(words: Sequence[str], i: int) -> None:
         if i + 1 < len(words) and "=" not in words[i + 1] and not words[i + 1].startswith("--"):
             value = words[i + 1]
             shown = f"{shown} {value}"
-    key = key.replace("-", "_")
-    raise UserError(f"{shown}: overrides have no dashes; write {key}={value}")
+    form = f"{key.replace('-', '_')}={value}"
+    if shown == words[i] and not equals and not _is_key(key.replace("-", "_")):
+        form = _example(key)
+    raise UserError(f"{shown}: overrides have no dashes; write {form}")
 
 
 def check_override(words: Sequence[str], i: int) -> None:
@@ -152,13 +167,31 @@ def _refuse_bare(word: str, after: Sequence[str]) -> None:
         _refuse_spaces(f"{word} = {after[1]}", f"{word}={after[1]}")
     if after[0].startswith("="):
         _refuse_spaces(f"{word} {after[0]}", word + after[0])
-    folders = [CONF, *typed_folders(sys.argv)]
-    if any((folder / word).is_dir() for folder in folders) and _is_bare(after[0]):
+    if _is_key(word) and _is_bare(after[0]):
         raise UserError(f"{word} {after[0]}: write {word}={after[0]}")
-    files = [path for folder in folders for path in folder.glob(f"*/{word}.yaml")]
+    raise UserError(f"{word}: an override has the form KEY=VALUE; write {_example(word)}")
+
+
+def _folders() -> list[Path]:
+    return [CONF, *typed_folders(sys.argv)]
+
+
+def _is_key(word: str) -> bool:
+    """Tell whether a word begins with a group or with a key of a whole configuration."""
+    first = word.partition(".")[0]
+    texts = [path.read_text(encoding="utf-8") for path in CONF.glob("*.yaml")]
+    return any((folder / first).is_dir() for folder in _folders()) or any(
+        line.startswith(f"{first}:") for text in texts for line in text.splitlines()
+    )
+
+
+def _example(word: str) -> str:
+    """Return the override that a word alone may stand for: the choice of this option, or a value
+    of this key.
+    """
+    files = [path for folder in _folders() for path in folder.glob(f"*/{word}.yaml")]
     groups = sorted(path.parent.name for path in files)
-    example = f"{groups[0]}={word}" if groups else f"{word}=VALUE"
-    raise UserError(f"{word}: an override has the form KEY=VALUE; write {example}")
+    return f"{groups[0]}={word}" if groups else f"{word.replace('-', '_')}=VALUE"
 
 
 def _is_bare(word: str) -> bool:

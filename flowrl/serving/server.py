@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 
 import torch
 import uvicorn
@@ -50,7 +51,8 @@ def serve(
     - Requests under way when it ends are finished, within `shutdown_seconds`.
     - `token_env` names the environment variable with the bearer token that /score asks for.
 
-    Raises UserError for limits that contradict each other, and for a variable that is not set.
+    Raises UserError for limits that contradict each other, a variable that is not set, and a
+    port that is taken.
     """
     at_most("max_images", limits.max_images, "max_waiting", max_waiting)
     at_most("max_image_bytes", limits.max_image_bytes, "max_batch_bytes", max_batch_bytes)
@@ -100,10 +102,30 @@ def serve(
         timeout_graceful_shutdown=max(int(shutdown_seconds), 1),
     )
     # Bound before it is announced, so that port 0 is known, and whoever reads the line can connect.
-    socket = config.bind_socket()
-    bound_port = socket.getsockname()[1]
+    listening = bind(host, port)
+    bound_port = listening.getsockname()[1]
     print(f"serving {name} on http://{host}:{bound_port}/score (device {place})", flush=True)
-    uvicorn.Server(config).run(sockets=[socket])
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket at `host`:`port`, to listen on. Raises UserError where none can be had: it is
+    taken, is no address of this machine, or needs rights.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    # A port is not taken by connections that an earlier server has left.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"port={port} on host={host}: {reason}; choose another port, where port=0 takes a free "
+            "one, and for the host an address of this machine"
+        ) from error
+    return listening
 
 
 def _read_token(token_env: str | None) -> str | None:

@@ -57,6 +57,8 @@ def examine(folder: Path, evaluation: Path | None) -> Shared:
     """Read a run and see that it may be shared. Raises UserError, with the remedy, for one that is
     none, has not finished, learned nothing, or has damaged weights.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder of a finished run")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no {CONFIG} there; give the folder of a finished run")
     run = read(folder, folder.name)

@@ -24,7 +24,7 @@ def loading_code(
     is_embedded = base.startswith(EMBEDDED)
     kind = "StableDiffusion3Pipeline" if is_embedded else "DiffusionPipeline"
     source = f'resolve("{base}")' if is_embedded else f'"{base}"'
-    dtype = f"torch_dtype=torch.{_model(config).get('dtype', 'bfloat16')}"
+    dtype = f"dtype=torch.{_model(config).get('dtype', 'bfloat16')}"
     arguments = [source, dtype, *_arguments(config)]
     weights = [f'"{repository}"', *_revision(revision)]
     lines = ["import torch"]

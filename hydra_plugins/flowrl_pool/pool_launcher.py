@@ -103,8 +103,8 @@ class PoolLauncher(Launcher):
         num_processes = sum(job.num_processes for job in missing)
         slots = find_slots(self.slots, count_gpus(), num_processes or 1)
         print(
-            f"sweep {folder}: {len(missing)} of {counted(len(jobs), 'job')} to run on "
-            f"{counted(len(slots.names), 'slot')} ({_described(slots)})"
+            f"sweep {folder}: {len(missing)} of {counted(len(jobs), 'job')} to run\n"
+            f"  on {counted(len(slots.names), 'slot')} ({_described(slots)})"
         )
         pool = Pool(
             slots,
@@ -201,7 +201,7 @@ class PoolLauncher(Launcher):
             returns.append(done)
         if not unfinished:
             report = tool_command("report", "report.py", str(folder))
-            print(f"all {len(jobs)} jobs finished: {folder}. Compare them with: {report}")
+            print(f"all {len(jobs)} jobs finished: {folder}\nCompare them with: {report}")
         return returns
 
 

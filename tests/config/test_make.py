@@ -34,6 +34,8 @@ def test_words_behind_train_are_overrides(installed):
     assert sorted(others) == ["'loss.delta=1e-6,1e-5'", "'sampler=cps'"]
     (line,) = make("train", installed, "name=a b", "PYTHON=python3.12", "ARGS=seed=1 loss=grpo")
     assert line.endswith("train.py seed=1 loss=grpo 'name=a b'")
+    (line,) = make("train", installed)
+    assert line.endswith("train.py")
 
 
 @pytest.mark.parametrize(

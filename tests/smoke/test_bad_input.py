@@ -38,7 +38,10 @@ CASES = {
         ["model.pretrained=/no/such/folder"],
         ["model.pretrained=/no/such/folder", "no such folder"],
     ),
-    "missing resume": (["resume=no/such/run"], ["resume=no/such/run", "earlier run"]),
+    "missing resume": (
+        ["resume=no/such/run"],
+        ["resume=no/such/run", "no such folder", "earlier run"],
+    ),
     "output below a file": (["run_dir={file}/run"], ["run_dir"]),
     "missing prompts": (["data=text", "data.prompts.path=no.txt"], ["no.txt", "no such file"]),
     "average that never moves": (["ema.every=5"], ["ema.every=5", "the run's 4 optimizer steps"]),

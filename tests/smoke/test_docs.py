@@ -118,6 +118,7 @@ def test_the_tutorials_own_reward_and_loss_train(tmp_path, root):
     words = ("reward=redness", "loss=kl_penalty", "debug=smoke", "trainer.accelerator=cpu")
     for command in (
         ["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_kl_penalty.py"],
+        ["-m", "flowrl", "doctor", "--config-dir", "conf", "reward=redness"],
         ["-m", "flowrl", "train", "--config-dir", "conf", *words],
     ):
         done = subprocess.run(

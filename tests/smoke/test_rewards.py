@@ -122,6 +122,24 @@ def test_the_doctor_finds_a_sick_reward(doctor, capsys):
     assert "ordering      FAIL" in table and "latency       FAIL" in table
 
 
+def test_the_doctor_tells_one_fault_once(doctor, capsys, caplog):
+    """And times nothing that failed. Mutation: let every call print the same traceback, or call
+    the time until a fault latency.
+    """
+
+    class Broken:
+        def __call__(self, images, prompts):
+            raise TypeError("no such index")
+
+    with doctor.same_failures_once():
+        checks = {check.name: check.passed for check in doctor.examine(Broken(), ["size"], 60.0)}
+    assert checks["scored"] is False and checks["latency"] is None
+    assert [record.exc_info is None for record in caplog.records] == [False]
+    # Of six images: three calls of all, one of them as tensors, and one of each by itself.
+    told = capsys.readouterr().out
+    assert "8 more calls failed in the same way: TypeError: no such index" in told
+
+
 def test_the_doctor_notices_a_scorer_that_does_not_repeat(doctor):
     """Mutation: compare the first call with itself."""
 

@@ -66,12 +66,28 @@ def test_the_command_alone_lists_and_loads_nothing_heavy(tmp_path):
     assert flowrl("--help", cwd=tmp_path).stdout == f"{overview()}\n"
 
 
+def test_a_server_without_its_packages_says_so_at_once(tmp_path):
+    """Mutation: import PyTorch first, which takes seconds."""
+    code = (
+        "import runpy, sys; sys.argv = ['flowrl', 'serve', 'reward=shapes']\n"
+        "sys.modules['uvicorn'] = None\n"
+        "try: runpy.run_module('flowrl', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    line = [sys.executable, "-c", code]
+    env = {"PYTHONPATH": str(PACKAGE.parent), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
+    told = "error: uvicorn is not installed: pip install 'flowrl-lightning[serve]'\n"
+    assert (done.stdout, done.stderr) == ("1 False\n", told)
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
         ("evalute", "did you mean 'evaluate'?.*choose one of train, evaluate"),
         ("seed=1", "as in: flowrl train seed=1"),
         ("-m", "as in: flowrl train -m"),
+        ("--hlep", "did you mean '--help'?"),
     ],
 )
 def test_what_is_no_subcommand_is_answered(word, message):
@@ -160,17 +176,26 @@ def test_a_sweep_names_no_directory_to_look_for_code(tmp_path, monkeypatch):
         ("doctor --reward ocr", "--reward ocr: overrides have no dashes; write reward=ocr"),
         ("serve -reward=ocr", "-reward=ocr: overrides have no dashes; write reward=ocr"),
         ("generate --promt x", "--promt: no such flag; did you mean --prompt?"),
+        ("runs --jsn", "--jsn: no such flag; did you mean --json?"),
+        ("report outputs --hlep", "--hlep: no such flag; did you mean --help?"),
+        ("study plan --seed=1", "--seed=1: no such flag; see flowrl study --help"),
+        ("serve port 8000", "port 8000: write port=8000"),
         ("doctor reward ocr", "reward ocr: write reward=ocr"),
         ("plan sampler = cps", "sampler = cps: an override has no spaces; write sampler=cps"),
+        (
+            "push outputs/latest",
+            "the following arguments are required: ORG/NAME; see flowrl push --help",
+        ),
         (
             "export lora.safetensors --format peft cps",
             "cps: an override has the form KEY=VALUE; write loss=cps",
         ),
     ],
 )
-def test_a_slip_in_any_program_is_answered_as_trains_are(line, answer):
+def test_a_slip_in_any_program_is_answered_as_trains_are(line, answer, monkeypatch):
     """Mutation: leave it to argparse, which prints its usage."""
     name, *words = line.split()
+    monkeypatch.setattr(sys, "argv", ["flowrl"])
     with pytest.raises(UserError) as refusal:
         PARSERS[name]().parse_intermixed_args(words)
     assert str(refusal.value) == answer

@@ -173,6 +173,16 @@ def test_a_runs_newest_whole_checkpoint_is_taken(tmp_path, caplog):
     assert Subject.read(str(tmp_path)).weights() == [find(tmp_path)]
 
 
+def test_a_sweeps_job_is_named_by_sweep_and_number(tmp_path):
+    """Mutation: call it 0, as every sweep's first."""
+    job = tmp_path / "outputs" / "04-52-30-sweep" / "0"
+    (job / "lora").mkdir(parents=True)
+    assert Subject.read(str(job)).label == "04-52-30-sweep-0"
+    assert Subject.read(str(job / "lora")).label == "04-52-30-sweep-0"
+    (job.parent / "04-52-30-run").mkdir()
+    assert Subject.read(str(job.parent / "04-52-30-run")).label == "04-52-30-run"
+
+
 def test_a_run_is_its_export_or_else_its_newest_checkpoint(tmp_path):
     """Mutation: the checkpoint over the export, or what it began from."""
     weights = given()

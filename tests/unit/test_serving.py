@@ -20,7 +20,7 @@ from flowrl.serving.app import Limits, Pages, build_app
 from flowrl.serving.batcher import Batcher
 from flowrl.serving.connections import Connection
 from flowrl.serving.counters import Counters
-from flowrl.serving.server import serve
+from flowrl.serving.server import bind, serve
 from flowrl.serving.uploads import GRACE, Busy, Uploads
 from flowrl.types import Prompt
 
@@ -682,3 +682,16 @@ def test_a_scorer_of_whole_groups_is_not_served():
             shutdown_seconds=1.0,
             token_env=None,
         )
+
+
+def test_a_port_that_is_taken_is_named_with_the_remedy():
+    """Mutation: let uvicorn log the error and exit, or share the port."""
+    with bind("127.0.0.1", 0) as first:
+        first.listen()
+        port = first.getsockname()[1]
+        with pytest.raises(
+            UserError, match=rf"^port={port} on host=127\.0\.0\.1: .*in use; .*port=0"
+        ):
+            bind("127.0.0.1", port)
+    with pytest.raises(UserError, match=r"^port=70000 on host=::1: .*0-65535"):
+        bind("::1", 70000)

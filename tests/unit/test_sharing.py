@@ -255,6 +255,8 @@ def test_what_cannot_be_shared_is_refused(run, tmp_path):
     """Mutation: publish a run that was stopped, or a LoRA that does nothing."""
     with pytest.raises(UserError, match=r"no config.yaml there; give the folder of a finished run"):
         examine(tmp_path, None)
+    with pytest.raises(UserError, match=r"nowhere: no such folder; give the folder of a finished"):
+        examine(tmp_path / "nowhere", None)
     summary = run / "summary.json"
     edit(summary, status="stopped")
     with pytest.raises(UserError, match=r"status is 'stopped'.*continue it with: .*resume="):
@@ -364,7 +366,7 @@ def test_a_whole_transformer_is_copied_without_its_place(run, tmp_path, policy):
     assert "transformer=transformer" in card and "load_lora_weights" not in card
     assert "lora" not in yaml.safe_load(card.split("---\n")[1])["tags"]
     card = write(run, tmp_path / "out", revision="v2")
-    place = '"me/lora", revision="v2", subfolder="transformer", torch_dtype=torch.float32'
+    place = '"me/lora", revision="v2", subfolder="transformer", dtype=torch.float32'
     assert f"SD3Transformer2DModel.from_pretrained({place})" in card
 
 

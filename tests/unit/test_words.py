@@ -14,6 +14,12 @@ SLIPS = {
     "--sampler cps": "--sampler cps: overrides have no dashes; write sampler=cps",
     "loss=dppo --num-iterations 5": "--num-iterations 5: overrides have no dashes; "
     "write num_iterations=5",
+    "--smoke": "--smoke: overrides have no dashes; write debug=smoke",
+    "--debug seed=1": "--debug: overrides have no dashes; write debug=VALUE",
+    "--hlep": "--hlep: no such flag; did you mean --help?",
+    "--multi-run seed=0,1": "--multi-run: no such flag; did you mean --multirun?",
+    "seed 1": "seed 1: write seed=1",
+    "loss.delta 1e-5": "loss.delta 1e-5: write loss.delta=1e-5",
     "--resume": "--resume: overrides have no dashes; write resume=VALUE",
     "-seed=1": "-seed=1: overrides have no dashes; write seed=1",
     "sampler = cps": "sampler = cps: an override has no spaces; write sampler=cps",
