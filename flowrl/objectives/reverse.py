@@ -22,6 +22,7 @@ from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context
 from flowrl.rollout import replay
+from flowrl.schedule import PipelineGrid
 from flowrl.types import LossInputs, LossOutput, Trajectory
 
 MIN_STD = 0.01
@@ -213,6 +214,9 @@ def _check_step(algorithm: Algorithm, number: int) -> None:
             f"steps may pick step {number}, but the last of rollout.num_steps={num_steps} is step "
             f"{num_steps - 1}; lower steps.high"
         )
+    schedule = algorithm.schedule
+    if isinstance(schedule, PipelineGrid) and schedule.is_open:
+        return  # this is asked again once the model's grid is known
     std = algorithm.sampler.std(algorithm.intervals[number])
     if std == 0 and number < num_steps - 1:
         raise UserError(

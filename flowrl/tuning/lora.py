@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flowrl.errors import UserError
 from flowrl.tuning import formats
 from flowrl.tuning.formats import LoRAFile
+from flowrl.tuning.targets import AUTO, targets_of
 from flowrl.tuning.weights import in_place_of_trained, load, refer_to
 from flowrl.tuning.writer import lora_config, plain_settings
 from flowrl.values.bounds import Alpha, Expression, Rank, Text
@@ -65,10 +66,11 @@ class LoRA:
             return
         assert self.rank is not None and self.targets is not None
         layers = formats.linear_layers(transformer)
+        targets = self._targets_on(transformer)
         widths = [
             min(layer.in_features, layer.out_features)
             for name, layer in layers.items()
-            if self._is_meant(name)
+            if _is_meant(name, targets)
         ]
         if not widths:
             # The last layer is a better example than the first ones, which embed time and text.
@@ -82,14 +84,6 @@ class LoRA:
                 f"lora.rank={self.rank} must be at most {max(widths)}, the width of the widest "
                 "layer that lora.targets names: a higher rank adds nothing"
             )
-
-    def _is_meant(self, name: str) -> bool:
-        """Tell whether the targets name a layer, as peft reads them."""
-        assert self.targets is not None
-        if isinstance(self.targets, str):
-            return re.fullmatch(self.targets, name) is not None
-        # An ending is one of whole segments: `to_q` is not `add_to_q`.
-        return any(f".{name}".endswith(f".{ending}") for ending in self.targets)
 
     def attach(self, transformer: nn.Module, seed: int) -> Adapter:
         """Add the adapter in float32, whatever the base's dtype: that of `start`, or a fresh one,
@@ -110,7 +104,7 @@ class LoRA:
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft takes any number
-            target_modules=self._target_modules(),
+            target_modules=self._targets_on(transformer),
             init_lora_weights="gaussian" if self.init == "gaussian" else True,
         )
         # peft draws A from the CPU's global generator, which is left as it was.
@@ -143,7 +137,7 @@ class LoRA:
         if self.targets is None:
             return
         # peft itself is asked, with a configuration that has nothing else to say.
-        config = LoraConfig(target_modules=self._target_modules())
+        config = LoraConfig(target_modules=self._targets_on(transformer))
         names = formats.linear_layers(transformer)
         wanted = {name for name in names if check_target_module_exists(config, name)}
         layers = lora_file.a.keys()
@@ -153,10 +147,20 @@ class LoRA:
                 f"among the {len(layers)} of lora.start={self.start}; lora.targets=null takes its"
             )
 
-    def _target_modules(self) -> str | list[str]:
-        """Return the targets as peft takes them."""
+    def _targets_on(self, transformer: nn.Module) -> str | list[str]:
+        """Return the targets as peft takes them: those of the transformer's class for `auto`."""
         assert self.targets is not None
+        if self.targets == AUTO:
+            return targets_of(transformer)
         return self.targets if isinstance(self.targets, str) else list(self.targets)
+
+
+def _is_meant(name: str, targets: str | Sequence[str]) -> bool:
+    """Tell whether targets name a layer, as peft reads them."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    # An ending is one of whole segments: `to_q` is not `add_to_q`.
+    return any(f".{name}".endswith(f".{ending}") for ending in targets)
 
 
 class Adapter:

@@ -1,0 +1,272 @@
+"""The check that stands between an unknown pipeline and training: FlowRL's velocities, rollout and
+images are those of the stock pipeline, a sample does not depend on its batch, and weights that are
+not trained get no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from flowrl.errors import UserError
+from flowrl.models.derived.adapter import Derived
+from flowrl.models.derived.stock import Sampling
+from flowrl.training.policy import Policy
+from flowrl.types import Conditioning, Prompt
+
+BOUNDS = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
+"""What may differ, as a share of the largest number, by the dtype of the networks. In float32 that
+is the order of sums. In bfloat16, which has 8 bits, stock pipelines round timesteps and states too,
+which FlowRL does not: networks of random weights differ by up to 0.06. A wrong sign, time or scale
+differs by 1 or so.
+"""
+
+ROWS_BOUNDS = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.005}
+"""What a sample may differ by beside others, where both sides round alike."""
+
+
+class ParityError(UserError):
+    """A pipeline does otherwise under FlowRL than by itself; the message says what differs."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was measured at one guidance scale, each a share of the largest number of its kind, but
+    for `image`, which lies in [0, 1].
+
+    `velocity` is the largest difference at the stock sampling's own states, `rollout` that of the
+    last states, `rows` that of a sample alone and beside others; `replay` is 0 where the same state
+    gives the same bits again. `has_gradient` says how many of the trained weights the velocity
+    depends on.
+    """
+
+    guidance_scale: float
+    num_steps: int
+    velocity: float
+    rollout: float
+    image: float
+    rows: float
+    replay: float
+    has_gradient: int
+    num_trained: int
+
+    def describe(self) -> str:
+        """Say in a line what was measured."""
+        return (
+            f"guidance {self.guidance_scale:g}, {self.num_steps} steps: differences of velocity "
+            f"{self.velocity:.1e}, rollout {self.rollout:.1e}, image {self.image:.1e}, rows "
+            f"{self.rows:.1e}, replay {self.replay:g}; {self.has_gradient} of {self.num_trained} "
+            "trained weights have a gradient"
+        )
+
+
+def check_policy(
+    policy: Policy, *, evaluation_scale: float, prompts: Sequence[Prompt]
+) -> list[Parity]:
+    """Check a policy's derived model, at every guidance scale that its run uses.
+
+    `prompts` are some of the run's, of which the first two different ones are taken; of a single
+    one both rows are.
+    """
+    model = policy.model
+    assert isinstance(model, Derived)
+    method = policy.algorithm
+    different = list({prompt.text: prompt for prompt in prompts}.values())
+    rows = policy.embed([different[0], different[min(1, len(different) - 1)]])
+    penalty = method.penalty
+    scales = [method.guidance_scale, evaluation_scale]
+    if penalty.beta:
+        scales.append(penalty.guidance_scale)
+    return check(
+        model,
+        rows,
+        policy.tuning.parameters(),
+        scales=scales,
+        num_steps=method.num_steps,
+        seed=policy.seed,
+    )
+
+
+def check(
+    model: Derived,
+    conditioning: Conditioning,
+    trained: Mapping[str, nn.Parameter],
+    *,
+    scales: Sequence[float],
+    num_steps: int,
+    seed: int,
+) -> list[Parity]:
+    """Compare FlowRL with the stock pipeline at each guidance scale, on the rows of `conditioning`,
+    of which there must be two.
+
+    Raises ParityError, in one line, for the first thing that differs.
+    """
+    return [
+        _check_scale(model, conditioning, trained, scale, num_steps, seed)
+        for scale in dict.fromkeys(scales)
+    ]
+
+
+def record_of(parities: Sequence[Parity], model: Derived) -> dict[str, object]:
+    """Return what was measured as plain data, with what it was measured on."""
+    return {
+        "pipeline": model.kind.__name__,
+        "model": model.embedding_key,
+        "dtype": model.dtype,
+        "bound": BOUNDS[model.dtype],
+        "checks": [asdict(parity) for parity in parities],
+    }
+
+
+def _check_scale(
+    model: Derived,
+    conditioning: Conditioning,
+    trained: Mapping[str, nn.Parameter],
+    scale: float,
+    num_steps: int,
+    seed: int,
+) -> Parity:
+    bound = BOUNDS[model.dtype]
+    first = conditioning[:1]
+    stock = model.sample_stock(first, scale, num_steps, seed)
+    sigmas = model.grid(num_steps)
+    velocity = _velocity_error(model, first, scale, stock, sigmas)
+    _require(model, "velocity at the stock pipeline's own states", velocity, bound, scale)
+    x0 = _rollout(model, first, scale, stock, sigmas)
+    last = stock.steps[-1].after.float()
+    rollout = _share(x0, last)
+    _require(model, "last state of a noise-free rollout", rollout, bound, scale)
+    image = float((model.decode(last) - stock.images).abs().max())
+    _require(model, "decoded image of the same state", image, bound, scale)
+    x = stock.steps[len(stock.steps) // 2].before.float()
+    sigma = sigmas[len(stock.steps) // 2]
+    rows = _rows_error(model, conditioning, scale, x, sigma)
+    rows_bound = ROWS_BOUNDS[model.dtype]
+    _require(model, "velocity of a sample beside others", rows, rows_bound, scale, "one alone")
+    replay = _replay_error(model, first, scale, x, sigma)
+    _require(model, "velocity of the same state again", replay, 0.0, scale, "the first time")
+    has_gradient = _count_gradients(model, first, scale, x, sigma, trained)
+    return Parity(
+        guidance_scale=scale,
+        num_steps=num_steps,
+        velocity=velocity,
+        rollout=rollout,
+        image=image,
+        rows=rows,
+        replay=replay,
+        has_gradient=has_gradient,
+        num_trained=len(trained),
+    )
+
+
+def _require(
+    model: Derived,
+    what: str,
+    error: float,
+    bound: float,
+    scale: float,
+    other: str = "the stock pipeline's",
+) -> None:
+    """Raise ParityError where something differs by more than the bound, or is no number."""
+    if not error <= bound:
+        raise ParityError(
+            f"model.pretrained={model.pretrained}: a {model.kind.__name__} is not trained, since "
+            f"the {what} differs from {other} by {error:.2g}, above {bound:g} for {model.dtype}, "
+            f"at guidance_scale={scale:g}"
+        )
+
+
+def _share(value: Tensor, other: Tensor) -> float:
+    """Return the largest difference as a share of the other's largest number."""
+    difference = (value - other.float()).abs().max()
+    return float(difference / other.float().abs().max())
+
+
+@torch.no_grad()
+def _velocity_error(
+    model: Derived, row: Conditioning, scale: float, stock: Sampling, sigmas: Sequence[float]
+) -> float:
+    errors = []
+    for step, sigma in zip(stock.steps, sigmas, strict=False):
+        velocity = model.velocity(step.before.float(), sigma, row, scale)
+        errors.append(_share(velocity, -step.output if model.is_mirrored else step.output))
+    return max(errors)
+
+
+@torch.no_grad()
+def _rollout(
+    model: Derived, row: Conditioning, scale: float, stock: Sampling, sigmas: Sequence[float]
+) -> Tensor:
+    """Return the last state of Euler steps from the stock sampling's noise."""
+    x = stock.steps[0].before.float()
+    for sigma, sigma_next in pairwise(sigmas):
+        x = x + (sigma_next - sigma) * model.velocity(x, sigma, row, scale)
+    return x
+
+
+@torch.no_grad()
+def _rows_error(
+    model: Derived, conditioning: Conditioning, scale: float, x: Tensor, sigma: float
+) -> float:
+    """Compare rows of two prompts, in one batch, with each alone."""
+    numbers = torch.tensor([0, 1, 0], device=conditioning.device)
+    states = torch.cat([x, 0.5 * x, -x])
+    together = model.velocity(states, sigma, conditioning[numbers], scale)
+    alone = [
+        model.velocity(states[i : i + 1], sigma, conditioning[numbers[i : i + 1]], scale)
+        for i in range(len(numbers))
+    ]
+    return _share(together, torch.cat(alone))
+
+
+@torch.no_grad()
+def _replay_error(
+    model: Derived, row: Conditioning, scale: float, x: Tensor, sigma: float
+) -> float:
+    """Evaluate a state, another one, and the first again: a guidance with memory differs."""
+    before = model.velocity(x, sigma, row, scale)
+    model.velocity(-x, sigma, row, scale)
+    after = model.velocity(x, sigma, row, scale)
+    return _share(after, before)
+
+
+def _count_gradients(
+    model: Derived,
+    row: Conditioning,
+    scale: float,
+    x: Tensor,
+    sigma: float,
+    trained: Mapping[str, nn.Parameter],
+) -> int:
+    """Return how many trained weights the velocity has a gradient in. Raises ParityError where that
+    is none, and where another weight would get one.
+    """
+    network = model.transformer
+    others = [
+        name
+        for name, weight in network.named_parameters()
+        if weight.requires_grad and not any(weight is known for known in trained.values())
+    ]
+    if others:
+        raise ParityError(f"{others[0]} would be trained, though the tuning does not name it")
+    with torch.enable_grad():
+        velocity = model.velocity(x, sigma, row, scale)
+        if not velocity.requires_grad:
+            raise ParityError(
+                f"model.pretrained={model.pretrained}: the velocity does not depend on the trained "
+                f"weights; {model.kind.__name__} switches gradients off on the way"
+            )
+        gradients = torch.autograd.grad(
+            velocity.square().mean(), list(trained.values()), allow_unused=True
+        )
+    count = sum(gradient is not None and bool(gradient.any()) for gradient in gradients)
+    if count == 0:
+        raise ParityError(
+            f"model.pretrained={model.pretrained}: no trained weight changes the velocity; name "
+            "other lora.targets"
+        )
+    return count
