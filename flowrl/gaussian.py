@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from flowrl.errors import UserError
@@ -27,10 +27,10 @@ class GaussianStep:
     for an ODE step.
     """
 
-    mean: Float[Tensor, "B C H W"]
+    mean: Float[Tensor, "B *X"]
     std: float
 
-    def sample(self, noise: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def sample(self, noise: Float[Tensor, "B *X"]) -> Float[Tensor, "B *X"]:
         """Return mean + std noise."""
         return self.mean + self.std * noise
 
@@ -51,7 +51,7 @@ class Likelihood:
     def __post_init__(self) -> None:
         check_fields(self, "likelihood")
 
-    def log_prob(self, step: GaussianStep, x_next: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+    def log_prob(self, step: GaussianStep, x_next: Float[Tensor, "B *X"]) -> Float[Tensor, "B"]:
         """Return the log-density of `x_next`, or -(x_next - mean)^2 with `unnormalised`, reduced.
 
         `x_next` was drawn, so the gradient through it is left out here. Raises UserError for the
@@ -65,7 +65,7 @@ class Likelihood:
         constant = math.log(step.std) + 0.5 * math.log(2 * math.pi)
         return self._reduce(-squared / (2 * step.std**2) - constant)
 
-    def kl(self, step: GaussianStep, other_mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+    def kl(self, step: GaussianStep, other_mean: Float[Tensor, "B *X"]) -> Float[Tensor, "B"]:
         """Return the KL between two steps of equal std, |mean - other_mean|^2 / (2 std^2), reduced;
         symmetric and exact.
 
@@ -76,20 +76,34 @@ class Likelihood:
         _require_noise(step)
         return self._reduce((step.mean - other_mean).square()) / (2 * step.std**2)
 
-    def _reduce(self, values: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
-        return values.mean((1, 2, 3)) if self.reduction == "mean" else values.sum((1, 2, 3))
+    def _reduce(self, values: Float[Tensor, "B *X"]) -> Float[Tensor, "B"]:
+        axes = latent_axes(values)
+        return values.mean(axes) if self.reduction == "mean" else values.sum(axes)
+
+
+def latent_axes(values: Float[Tensor, "B *X"]) -> tuple[int, ...]:
+    """Return every axis but the batch's, of which latents have one or more."""
+    assert values.ndim > 1
+    return tuple(range(1, values.ndim))
+
+
+def broadcast(
+    numbers: Shaped[Tensor, "B"], latents: Shaped[Tensor, "B *X"]
+) -> Shaped[Tensor, "B ..."]:
+    """Return one number a sample in the shape that is combined with latents of any rank."""
+    return numbers.view(-1, *[1] * (latents.ndim - 1))
 
 
 MEAN_KL = Likelihood(reduction="mean", form="gaussian")
 """The likelihood whose `kl` is the mean over dimensions, whatever a run configures."""
 
 
-def mean_square(values: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+def mean_square(values: Float[Tensor, "B *X"]) -> Float[Tensor, "B"]:
     """Return the mean of the squares over latent dimensions."""
-    return values.square().mean((1, 2, 3))
+    return values.square().mean(latent_axes(values))
 
 
-def tv(step: GaussianStep, other_mean: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+def tv(step: GaussianStep, other_mean: Float[Tensor, "B *X"]) -> Float[Tensor, "B"]:
     """Return the total variation between two steps of equal std, 2 Phi(|mean - other_mean| / (2
     std)) - 1, exact.
 
@@ -98,7 +112,8 @@ def tv(step: GaussianStep, other_mean: Float[Tensor, "B C H W"]) -> Float[Tensor
     """
     _require_noise(step)
     # 2 Phi(z) - 1 = erf(z / sqrt 2), with z = distance / (2 std).
-    distance = (step.mean - other_mean).square().sum((1, 2, 3)).sqrt()
+    squared = (step.mean - other_mean).square()
+    distance = squared.sum(latent_axes(squared)).sqrt()
     return torch.erf(distance / (2 * math.sqrt(2) * step.std))
 
 

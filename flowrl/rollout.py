@@ -18,7 +18,7 @@ from flowrl.samplers.protocol import History, Sampler, Solver
 from flowrl.schedule import Interval
 from flowrl.types import Trajectory
 
-Velocity = Callable[[Float[Tensor, "B C H W"], float, bool], Float[Tensor, "B C H W"]]
+Velocity = Callable[[Float[Tensor, "B *X"], float, bool], Float[Tensor, "B *X"]]
 """(x, sigma, is_shared) -> velocity in float32; `is_shared` promises that rows of one group are
 equal, so that a field may evaluate one of them for all.
 """
@@ -27,12 +27,12 @@ equal, so that a field may evaluate one of them for all.
 @torch.no_grad()
 def rollout(
     velocity: Velocity,
-    x: Float[Tensor, "B C H W"],
+    x: Float[Tensor, "B *X"],
     intervals: Sequence[Interval],
     *,
     sampler: Sampler,
     stochastic: Sequence[int],
-    noise: Callable[[int], Float[Tensor, "B C H W"]],
+    noise: Callable[[int], Float[Tensor, "B *X"]],
     likelihood: Likelihood,
     shares_start: bool,
 ) -> Trajectory:

@@ -2,9 +2,10 @@
 
 Shape letters, in jaxtyping annotations everywhere:
     B samples (prompts times group), P prompts, G group, K sampling steps, T trained terms (a
-    rollout's stochastic steps, or a grid's sigmas), C H W latent channels, height, width; R
-    rewards; N selected rows; S an image's side in pixels. D is the number of latent dimensions, C
-    times H times W.
+    rollout's stochastic steps, or a grid's sigmas), *X the axes of one sample's latents, as many as
+    the base model has (C h w, or F C h w of a video, or N Q of packed tokens); H W an image's
+    height and width in pixels; R rewards; N selected rows. D is the number of latent dimensions,
+    the product of X.
 
 `index` counts a trajectory's stochastic steps, `step_number` the steps of its grid.
 
@@ -92,11 +93,11 @@ class Trajectory:
 
     steps: tuple[int, ...]
     shares_start: bool
-    x: Float[Tensor, "B T C H W"]
-    x_next: Float[Tensor, "B T C H W"]
-    old_mean: Float[Tensor, "B T C H W"]
+    x: Float[Tensor, "B T *X"]
+    x_next: Float[Tensor, "B T *X"]
+    old_mean: Float[Tensor, "B T *X"]
     old_log_prob: Float[Tensor, "B T"]
-    x0: Float[Tensor, "B C H W"]
+    x0: Float[Tensor, "B *X"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +171,11 @@ class ForwardInputs:
     gradient, whatever its numbers are (see `flowrl.losses.used`).
     """
 
-    x0: Float[Tensor, "B C H W"]
-    x: Float[Tensor, "B C H W"]
+    x0: Float[Tensor, "B *X"]
+    x: Float[Tensor, "B *X"]
     sigma: Float[Tensor, "B"]
-    velocity: Float[Tensor, "B C H W"]
-    old_velocity: Float[Tensor, "B C H W"]
+    velocity: Float[Tensor, "B *X"]
+    old_velocity: Float[Tensor, "B *X"]
     advantage: Float[Tensor, "B"]
     is_used: Bool[Tensor, "B"]
 

@@ -25,7 +25,7 @@ def draw_prompt(
     number: int,
     count: int,
     seed: int,
-) -> Float[Tensor, "count 3 S S"]:
+) -> Float[Tensor, "count 3 H W"]:
     """Draw `count` images of a prompt, which is the `number`-th of those that are drawn, under the
     model's weights as they are; their noise depends on seed, number and place alone.
     """

@@ -45,7 +45,7 @@ class EvaluationResult:
     """
 
     metrics: Mapping[str, float]
-    images: Mapping[str, Mapping[int, Float[Tensor, "3 S S"]]]
+    images: Mapping[str, Mapping[int, Float[Tensor, "3 H W"]]]
     scores: Mapping[str, RewardOutput]
 
 
@@ -171,7 +171,7 @@ class Evaluator:
         return self._noise(policy, range(first, first + num_samples))
 
     def _noise(self, policy: Policy, rows: Sequence[int]) -> Tensor:
-        """Return the initial noise of these rows of a set, [rows, C, H, W]."""
+        """Return the initial noise of these rows of a set, [rows, *X]."""
         # A sample is known by the number of its prompt, and its number within the prompt's images.
         samples = [divmod(row, self.images_per_prompt) for row in rows]
         noise = gaussian_noise(
@@ -190,7 +190,7 @@ class Evaluator:
     @torch.no_grad()
     def draw_and_score(
         self, policy: Policy, prompts: Sequence[Prompt], first: int
-    ) -> tuple[Float[Tensor, "B 3 S S"], Share]:
+    ) -> tuple[Float[Tensor, "B 3 H W"], Share]:
         """Draw and score a set's samples from row `first` on, whose prompts are given and whole,
         under the weights as they are; return the images, on the CPU, and what they say, by their
         rows among these.
@@ -292,7 +292,7 @@ class Evaluator:
         first: int,
         starts: Sequence[int],
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Draw the batches that begin at `starts`; yield their rows and images (B 3 S S).
+        """Draw the batches that begin at `starts`; yield their rows and images (B 3 H W).
 
         `prompts` are those of the rows from `first` on, from which `starts` count.
         """
@@ -303,8 +303,8 @@ class Evaluator:
 
     @torch.no_grad()
     def draw(
-        self, model: FlowModel, conditioning: Conditioning, noise: Float[Tensor, "B C H W"]
-    ) -> Float[Tensor, "B 3 S S"]:
+        self, model: FlowModel, conditioning: Conditioning, noise: Float[Tensor, "B *X"]
+    ) -> Float[Tensor, "B 3 H W"]:
         """Draw images from initial noise, under the model's weights as they are."""
         follow(self.schedule, model)
         x = noise

@@ -28,7 +28,7 @@ class Share:
     spread: Float[Tensor, "B"]
 
 
-def spread(images: Sequence[Float[Tensor, "3 S S"]], images_per_prompt: int) -> Float[Tensor, "B"]:
+def spread(images: Sequence[Float[Tensor, "3 H W"]], images_per_prompt: int) -> Float[Tensor, "B"]:
     """Return for each image the mean square distance, per pixel, of its prompt's images; NaN where
     a prompt has a single one.
 

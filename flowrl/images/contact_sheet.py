@@ -34,7 +34,7 @@ def to_pil(image: Float[Tensor, "3 H W"]) -> Image.Image:
 
 def comparison(
     captions: Sequence[str],
-    columns: Sequence[tuple[str, Float[Tensor, "N 3 S S"], Sequence[float]]],
+    columns: Sequence[tuple[str, Float[Tensor, "N 3 H W"], Sequence[float]]],
     *,
     per_row: int,
 ) -> Image.Image:

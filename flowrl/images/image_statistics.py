@@ -31,7 +31,7 @@ MEANINGS = {
 }
 
 
-def panel(images: Float[Tensor, "B 3 S S"]) -> dict[str, Float[Tensor, "B"]]:
+def panel(images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B"]]:
     """Compute the four numbers of each image in [0, 1], named as in `MEANINGS`; NaN where a pixel
     is no number.
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.gaussian import mean_square
+from flowrl.gaussian import broadcast, mean_square
 from flowrl.losses.clip import clipped_surrogate
 from flowrl.losses.protocol import ForwardLoss
 from flowrl.losses.used import keep_used
@@ -53,13 +53,13 @@ class AWM(ForwardLoss):
         return LossOutput(losses.mean(), metrics)
 
     def log_prob(
-        self, inputs: ForwardInputs, velocity: Float[Tensor, "B C H W"]
+        self, inputs: ForwardInputs, velocity: Float[Tensor, "B *X"]
     ) -> Float[Tensor, "B"]:
         """Compute minus the weighted flow-matching error of a velocity at the noised samples."""
         sigma = inputs.sigma
         # x = (1 - sigma) x0 + sigma eps, so that (x - x0) / sigma = eps - x0, the velocity that
         # flow matching regresses on.
-        target = (inputs.x - inputs.x0) / sigma.view(-1, 1, 1, 1)
+        target = (inputs.x - inputs.x0) / broadcast(sigma, inputs.x)
         error = mean_square(velocity - target)
         if self.weighting == "uniform":
             return -error

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.gaussian import mean_square
+from flowrl.gaussian import broadcast, latent_axes, mean_square
 from flowrl.losses.protocol import ForwardLoss
 from flowrl.losses.used import keep_used
 from flowrl.types import ForwardInputs, LossOutput
@@ -54,17 +54,16 @@ class NFT(ForwardLoss):
         return LossOutput(errors.mean() * scale, {})
 
 
-def weighted_error(
-    inputs: ForwardInputs, *, velocity: Float[Tensor, "B C H W"]
-) -> Float[Tensor, "B"]:
+def weighted_error(inputs: ForwardInputs, *, velocity: Float[Tensor, "B *X"]) -> Float[Tensor, "B"]:
     """Compute the mean squared error of the clean sample that a velocity implies, over its weight.
 
     The weight is the detached mean absolute error, so that samples count alike whatever their
     scale.
     """
     # x - sigma v estimates x0, since x = (1 - sigma) x0 + sigma eps and v estimates eps - x0.
-    error = inputs.x - inputs.sigma.view(-1, 1, 1, 1) * velocity - inputs.x0
-    error = torch.where(inputs.is_used.view(-1, 1, 1, 1), error, 0.0)
+    error = inputs.x - broadcast(inputs.sigma, inputs.x) * velocity - inputs.x0
+    error = torch.where(broadcast(inputs.is_used, error), error, 0.0)
     # In float64, as the authors' code sums it.
-    weight = error.detach().double().abs().mean((1, 2, 3)).clamp(min=MIN_WEIGHT).to(error)
+    absolute = error.detach().double().abs()
+    weight = absolute.mean(latent_axes(error)).clamp(min=MIN_WEIGHT).to(error)
     return mean_square(error) / weight

@@ -40,7 +40,7 @@ class ReferencePenalty:
     def __call__(
         self,
         step: GaussianStep,
-        ref_mean: Float[Tensor, "B C H W"],
+        ref_mean: Float[Tensor, "B *X"],
         interval: Interval,
         gain: float,
     ) -> Float[Tensor, "B"]:

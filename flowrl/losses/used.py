@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.gaussian import mean_square
+from flowrl.gaussian import broadcast, mean_square
 from flowrl.types import ForwardInputs
 
 
@@ -18,7 +18,7 @@ def keep_used(inputs: ForwardInputs) -> ForwardInputs:
     Such a sample has no error and no advantage, and its velocity gets no gradient. Behind a mask of
     the losses alone an infinite one would give 0 times infinity backwards, which is NaN.
     """
-    is_used = inputs.is_used.view(-1, 1, 1, 1)
+    is_used = broadcast(inputs.is_used, inputs.x)
     return replace(
         inputs,
         x0=torch.where(is_used, inputs.x0, 0.0),
@@ -36,4 +36,4 @@ def velocity_distance(inputs: ForwardInputs) -> Float[Tensor, ""]:
     """
     moved = (inputs.velocity - inputs.old_velocity).detach()
     is_counted = inputs.is_used | mean_square(moved).isfinite()
-    return torch.where(is_counted.view(-1, 1, 1, 1), moved, 0.0).square().mean()
+    return torch.where(broadcast(is_counted, moved), moved, 0.0).square().mean()

@@ -102,11 +102,11 @@ class Flux1:
 
     def velocity(
         self,
-        x: Float[Tensor, "B C H W"],
+        x: Float[Tensor, "B C h w"],
         sigma: float,
         conditioning: Conditioning,
         guidance_scale: float,
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B C h w"]:
         if guidance_scale != 1 and not self.has_guidance:
             raise UserError(f"guidance_scale={guidance_scale} needs model.has_guidance=true")
         # The transformer multiplies its timestep by 1000, and so takes sigma itself.
@@ -123,5 +123,5 @@ class Flux1:
         return unpack(output.float(), self.side)
 
     @torch.no_grad()
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+    def decode(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         return to_images(unscale(x0, self.vae), self.vae)

@@ -88,17 +88,17 @@ class Flux2Klein:
 
     def velocity(
         self,
-        x: Float[Tensor, "B C H W"],
+        x: Float[Tensor, "B C h w"],
         sigma: float,
         conditioning: Conditioning,
         guidance_scale: float,
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B C h w"]:
         def forward(x: Tensor, conditioning: Conditioning) -> Tensor:
             return _velocity(self.transformer, x, sigma, conditioning, None)
 
         return classifier_free(forward, x, conditioning, guidance_scale)
 
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+    def decode(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         return _decode(x0, self.vae)
 
 
@@ -159,14 +159,14 @@ class Flux2Dev:
 
     def velocity(
         self,
-        x: Float[Tensor, "B C H W"],
+        x: Float[Tensor, "B C h w"],
         sigma: float,
         conditioning: Conditioning,
         guidance_scale: float,
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B C h w"]:
         return _velocity(self.transformer, x, sigma, conditioning, guidance_scale)
 
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+    def decode(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         return _decode(x0, self.vae)
 
 
@@ -226,7 +226,7 @@ def _decode(x0: Tensor, vae: Any) -> Tensor:
     return to_images(denormalise(x0, vae), vae)
 
 
-def denormalise(x: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B C H W"]:
+def denormalise(x: Float[Tensor, "B C h w"], vae: Any) -> Float[Tensor, "B C h w"]:
     """Return the autoencoder's own latents: each of the 128 patch channels times its running std,
     plus its mean.
     """

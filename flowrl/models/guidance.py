@@ -14,13 +14,13 @@ from flowrl.errors import UserError
 from flowrl.models.conditioning import concatenate
 from flowrl.types import Conditioning
 
-Forward = Callable[[Float[Tensor, "B C H W"], Conditioning], Float[Tensor, "B C H W"]]
+Forward = Callable[[Float[Tensor, "B *X"], Conditioning], Float[Tensor, "B *X"]]
 """(x, conditioning) -> velocity, one pass of the transformer."""
 
 
 def classifier_free(
-    forward: Forward, x: Float[Tensor, "B C H W"], conditioning: Conditioning, scale: float
-) -> Float[Tensor, "B C H W"]:
+    forward: Forward, x: Float[Tensor, "B *X"], conditioning: Conditioning, scale: float
+) -> Float[Tensor, "B *X"]:
     """Compute v_negative + scale (v - v_negative), in one pass of twice the rows; scale 1 is one
     plain pass.
 

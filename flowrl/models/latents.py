@@ -30,7 +30,7 @@ def latent_side(resolution: int, factor: int, patch: int) -> int:
     return resolution // factor
 
 
-def pack(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N Q"]:
+def pack(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B N Q"]:
     """Return tokens of 2x2 patches, row by row, channels first within a token, as FLUX.1 and FLUX.2
     take them.
     """
@@ -38,7 +38,7 @@ def pack(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N Q"]:
     return patches.flatten(2).transpose(1, 2)
 
 
-def unpack(tokens: Float[Tensor, "B N Q"], side: int) -> Float[Tensor, "B C H W"]:
+def unpack(tokens: Float[Tensor, "B N Q"], side: int) -> Float[Tensor, "B C h w"]:
     """Undo `pack` for square latents of `side`."""
     rows = side // 2
     patches = tokens.transpose(1, 2).unflatten(2, (rows, rows))  # [B, 4 C, H / 2, W / 2]
@@ -57,19 +57,19 @@ def token_positions(side: int, num_axes: int, device: torch.device) -> Float[Ten
     return positions.flatten(0, 1)
 
 
-def per_row(value: float, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+def per_row(value: float, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B"]:
     """Return one number for every row of x, in float32 whatever the network's dtype."""
     return torch.full((len(x),), value, dtype=torch.float32, device=x.device)
 
 
-def unscale(x: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B C H W"]:
+def unscale(x: Float[Tensor, "B C h w"], vae: Any) -> Float[Tensor, "B C h w"]:
     """Undo the scaling and shift of SD3's and FLUX.1's latents, which are (z - shift) scale of the
     autoencoder's z.
     """
     return x / vae.config.scaling_factor + vae.config.shift_factor
 
 
-def to_images(latents: Float[Tensor, "B C H W"], vae: Any) -> Float[Tensor, "B 3 S S"]:
+def to_images(latents: Float[Tensor, "B C h w"], vae: Any) -> Float[Tensor, "B 3 H W"]:
     """Return the autoencoder's images in [0, 1], float32."""
     decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
     # The autoencoder's images are in [-1, 1], about; it may overshoot.

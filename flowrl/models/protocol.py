@@ -46,7 +46,7 @@ class FlowModel(TextModel, Protocol):
     """The stock pipeline of diffusers, which writes the files of a LoRA on its transformer."""
     transformer: nn.Module
     vae: nn.Module
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, ...]
     conditioning_shapes: Mapping[str, tuple[int, ...]]
     """The shape of one row of each tensor of the conditioning, for plans of memory."""
 
@@ -56,16 +56,16 @@ class FlowModel(TextModel, Protocol):
 
     def velocity(
         self,
-        x: Float[Tensor, "B C H W"],
+        x: Float[Tensor, "B *X"],
         sigma: float,
         conditioning: Conditioning,
         guidance_scale: float,
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B *X"]:
         """Return noise - data, float32. A guidance_scale of 1 is one pass without guidance; a
         distilled model takes any scale as an input of its one pass.
         """
         ...
 
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+    def decode(self, x0: Float[Tensor, "B *X"]) -> Float[Tensor, "B 3 H W"]:
         """Return images in [0, 1], float32."""
         ...

@@ -119,11 +119,11 @@ class SD3:
 
     def velocity(
         self,
-        x: Float[Tensor, "B C H W"],
+        x: Float[Tensor, "B C h w"],
         sigma: float,
         conditioning: Conditioning,
         guidance_scale: float,
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B C h w"]:
         def forward(x: Tensor, conditioning: Conditioning) -> Tensor:
             # SD3 takes diffusers' timestep, 0 to 1000, as it is.
             output = self.transformer(
@@ -138,5 +138,5 @@ class SD3:
         return classifier_free(forward, x, conditioning, guidance_scale)
 
     @torch.no_grad()
-    def decode(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 S S"]:
+    def decode(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         return to_images(unscale(x0, self.vae), self.vae)

@@ -145,7 +145,7 @@ class ForwardObjective:
 
     def noise(
         self, batch: MicroBatch, index: int, num_optimizer_steps: int
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B *X"]:
         """Draw the noise that takes samples to the `index`-th sigma, whatever the batch."""
         # Counted by optimizer step, so that every inner epoch has noise of its own.
         step = FORWARD + num_optimizer_steps * self.algorithm.num_steps + index

@@ -15,9 +15,7 @@ from torch import Tensor
 from flowrl.rollout import Velocity
 from flowrl.types import Conditioning, Prompt, RewardOutput, Trajectory
 
-ConditionedVelocity = Callable[
-    [Float[Tensor, "B C H W"], float, Conditioning], Float[Tensor, "B C H W"]
-]
+ConditionedVelocity = Callable[[Float[Tensor, "B *X"], float, Conditioning], Float[Tensor, "B *X"]]
 """(x, sigma, conditioning) -> velocity."""
 
 

@@ -23,8 +23,8 @@ class Reference(Protocol):
     """The frozen policy that a penalty measures the distance from."""
 
     def velocity(
-        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning
-    ) -> Float[Tensor, "B C H W"]:
+        self, x: Float[Tensor, "B *X"], sigma: float, conditioning: Conditioning
+    ) -> Float[Tensor, "B *X"]:
         """Evaluate the reference's velocity."""
         ...
 
@@ -35,7 +35,7 @@ class Reference(Protocol):
         group: Group,
         intervals: Sequence[Interval],
         sampler: Sampler,
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B *X"]:
         """Evaluate the reference's mean of the trajectory's `index`-th stochastic step."""
         ...
 
@@ -44,7 +44,7 @@ class Reference(Protocol):
 class Context:
     """The policy's side of an objective: the method and the networks.
 
-    `velocity` is the current policy's. `latent_shape` is [C, H, W] of one sample. Random choices
+    `velocity` is the current policy's. `latent_shape` is X of one sample. Random choices
     are a function of `seed`, iteration, prompt and place in the group of `group_size`.
     `gate_tolerance` bounds the drift that the gate allows.
     """

@@ -54,7 +54,7 @@ class BRISQUE:
         score = self.score(to_tensor(images))
         return finite_valid(-score / 100, {"score": score}, ())
 
-    def score(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B"]:
+    def score(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
         """Compute LIVE's score, lower is better; NaN for an image without texture."""
         low = self.model["low"]
         high = self.model["high"]
@@ -67,7 +67,7 @@ class BRISQUE:
         return score.float()
 
 
-def features(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 36"]:
+def features(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 36"]:
     """Compute the features of both scales, float64; NaN where an image has no texture.
 
     The first 18 columns are those of the full size, the others those of the half size.

@@ -32,7 +32,7 @@ def to_pictures(images: Images) -> list[Image.Image]:
     return [Image.fromarray(pixels) for pixels in arrays]
 
 
-def to_tensor(images: Images) -> Float[Tensor, "B 3 S S"]:
+def to_tensor(images: Images) -> Float[Tensor, "B 3 H W"]:
     """Return float images in [0, 1] on the CPU, all of one size; tensors are rounded to 8 bits as
     pictures are.
     """

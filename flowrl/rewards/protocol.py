@@ -12,7 +12,7 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.types import Prompt, RewardOutput
 
-Images = Float[Tensor, "B 3 S S"] | Sequence[Image.Image]
+Images = Float[Tensor, "B 3 H W"] | Sequence[Image.Image]
 """Images in [0, 1], or 8-bit pictures; both give the same scores, see `flowrl.rewards.images`."""
 
 

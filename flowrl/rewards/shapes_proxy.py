@@ -107,6 +107,6 @@ def tokenize(texts: Sequence[str], length: int) -> Int[Tensor, "B L"]:
     return torch.tensor(rows)
 
 
-def normalised(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+def normalised(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
     """Scale images from [0, 1] to [-1, 1]."""
     return images * 2 - 1

@@ -43,7 +43,7 @@ class CPS:
         return old_noise * (1 - interval.sigma) - (1 - interval.sigma_next) * interval.sigma
 
     def step(
-        self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
+        self, x: Float[Tensor, "B *X"], velocity: Float[Tensor, "B *X"], interval: Interval
     ) -> GaussianStep:
         # Collected coefficients of (1 - sigma_next) x0_hat + old_noise eps_hat: two passes over
         # memory instead of six. They are Python floats, so that their sums are of double precision.

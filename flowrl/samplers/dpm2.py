@@ -34,11 +34,11 @@ class DPM2(ODE):
 
     def advance(
         self,
-        x: Float[Tensor, "B C H W"],
-        velocity: Float[Tensor, "B C H W"],
+        x: Float[Tensor, "B *X"],
+        velocity: Float[Tensor, "B *X"],
         interval: Interval,
         history: History | None,
-    ) -> tuple[Float[Tensor, "B C H W"], History | None]:
+    ) -> tuple[Float[Tensor, "B *X"], History | None]:
         sigma = interval.sigma
         sigma_next = interval.sigma_next
         # With x = (1 - sigma) data + sigma noise and v = noise - data, this is the data.

@@ -27,15 +27,15 @@ class ODE:
         return interval.dt
 
     def step(
-        self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
+        self, x: Float[Tensor, "B *X"], velocity: Float[Tensor, "B *X"], interval: Interval
     ) -> GaussianStep:
         return GaussianStep(x + velocity * interval.dt, 0.0)
 
     def advance(
         self,
-        x: Float[Tensor, "B C H W"],
-        velocity: Float[Tensor, "B C H W"],
+        x: Float[Tensor, "B *X"],
+        velocity: Float[Tensor, "B *X"],
         interval: Interval,
         history: History | None,
-    ) -> tuple[Float[Tensor, "B C H W"], History | None]:
+    ) -> tuple[Float[Tensor, "B *X"], History | None]:
         return self.step(x, velocity, interval).mean, None

@@ -19,7 +19,7 @@ class History:
     """
 
     sigma: float
-    x0_hat: Float[Tensor, "B C H W"]
+    x0_hat: Float[Tensor, "B *X"]
 
 
 @runtime_checkable
@@ -28,11 +28,11 @@ class Solver(Protocol):
 
     def advance(
         self,
-        x: Float[Tensor, "B C H W"],
-        velocity: Float[Tensor, "B C H W"],
+        x: Float[Tensor, "B *X"],
+        velocity: Float[Tensor, "B *X"],
         interval: Interval,
         history: History | None,
-    ) -> tuple[Float[Tensor, "B C H W"], History | None]:
+    ) -> tuple[Float[Tensor, "B *X"], History | None]:
         """Return the next state, and what to remember.
 
         `history` is what the call of the step before has returned, None at the first.
@@ -53,7 +53,7 @@ class Sampler(Protocol):
         ...
 
     def step(
-        self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
+        self, x: Float[Tensor, "B *X"], velocity: Float[Tensor, "B *X"], interval: Interval
     ) -> GaussianStep:
         """Return the distribution of `x_next`: the mean, of x's shape, and one std for all entries.
 

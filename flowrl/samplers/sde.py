@@ -48,7 +48,7 @@ class FlowSDE:
         return reverse_sde_gain(interval, self.diffusion(interval))
 
     def step(
-        self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
+        self, x: Float[Tensor, "B *X"], velocity: Float[Tensor, "B *X"], interval: Interval
     ) -> GaussianStep:
         return reverse_sde_step(x, velocity, interval, self.diffusion(interval))
 
@@ -69,14 +69,14 @@ class DanceSDE:
         return reverse_sde_gain(interval, self.noise_level)
 
     def step(
-        self, x: Float[Tensor, "B C H W"], velocity: Float[Tensor, "B C H W"], interval: Interval
+        self, x: Float[Tensor, "B *X"], velocity: Float[Tensor, "B *X"], interval: Interval
     ) -> GaussianStep:
         return reverse_sde_step(x, velocity, interval, self.noise_level)
 
 
 def reverse_sde_step(
-    x: Float[Tensor, "B C H W"],
-    velocity: Float[Tensor, "B C H W"],
+    x: Float[Tensor, "B *X"],
+    velocity: Float[Tensor, "B *X"],
     interval: Interval,
     diffusion: float,
 ) -> GaussianStep:

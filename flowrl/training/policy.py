@@ -185,8 +185,8 @@ class Policy(LightningModule):
         )
 
     def velocity(
-        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning
-    ) -> Float[Tensor, "B C H W"]:
+        self, x: Float[Tensor, "B *X"], sigma: float, conditioning: Conditioning
+    ) -> Float[Tensor, "B *X"]:
         """Evaluate the current policy's velocity, at the rollout's guidance scale."""
         return self.model.velocity(x, sigma, conditioning, self.algorithm.guidance_scale)
 

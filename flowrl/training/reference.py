@@ -31,8 +31,8 @@ class ReferenceModule(LightningModule):
 
     @torch.no_grad()
     def velocity(
-        self, x: Float[Tensor, "B C H W"], sigma: float, conditioning: Conditioning
-    ) -> Float[Tensor, "B C H W"]:
+        self, x: Float[Tensor, "B *X"], sigma: float, conditioning: Conditioning
+    ) -> Float[Tensor, "B *X"]:
         """Evaluate the reference's velocity at states x of one sigma."""
         with self.tuning.at_reference():
             return self.model.velocity(x, sigma, conditioning, self.guidance_scale)
@@ -44,7 +44,7 @@ class ReferenceModule(LightningModule):
         group: Group,
         intervals: Sequence[Interval],
         sampler: Sampler,
-    ) -> Float[Tensor, "B C H W"]:
+    ) -> Float[Tensor, "B *X"]:
         """Evaluate the reference's mean of the trajectory's `index`-th stochastic step.
 
         The state is the rollout's own, at the reference's own guidance scale.

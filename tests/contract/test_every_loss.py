@@ -143,6 +143,32 @@ FAR, NEAR = 0.3, 1e-5
 distances = pytest.mark.parametrize("distance", [0.0, NEAR, FAR])
 
 
+@pytest.mark.parametrize("shape", [(18,), (6, 3), (2, 9), (2, 1, 3, 3), (3, 2, 1, 3, 1)])
+@distances
+def test_numbers_do_not_depend_on_the_rank(algorithm, distance, shape):
+    """Latents of one to five axes instead of three: the same loss, metrics and gradient, bitwise;
+    with a sample that is missing, too. Mutation: reduce over three axes, or give a number to each
+    row of another axis than the batch's.
+    """
+    plain = draw(distance)
+    shaped = Samples(
+        **{
+            name: value.detach().reshape(4, *shape) if value.ndim > 1 else value
+            for name, value in vars(plain).items()
+        }
+    )[:]
+    is_used = torch.tensor([True, False, True, True])
+    for used in (None, is_used):
+        found = []
+        for samples in (plain, shaped):
+            output = algorithm.loss(inputs_of(algorithm, samples, used))
+            (gradient,) = torch.autograd.grad(output.loss, samples.velocity)
+            assert gradient.shape == samples.x.shape and output.loss.shape == ()
+            found.append((output.loss, gradient.flatten(), numbers(output)))
+        (loss, gradient, metrics), (expected, wanted, others) = found
+        assert torch.equal(loss, expected) and torch.equal(gradient, wanted) and metrics == others
+
+
 def test_it_says_what_it_is(algorithm):
     """Mutation: a kind that no objective evaluates, or a name that is no option of `loss=`."""
     loss = algorithm.loss

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from runs import CONF, composed
 
 from flowrl.algorithm import sampler_option
-from flowrl.gaussian import Likelihood
+from flowrl.gaussian import Likelihood, tv
 from flowrl.rollout import replay, rollout
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler, Solver
@@ -185,6 +185,51 @@ def test_a_replay_is_the_rollout_bitwise(sampler):
         assert torch.equal(log_prob, trajectory.old_log_prob[:, index])
         assert not LIKELIHOOD.kl(step, trajectory.old_mean[:, index]).any()
         assert step.std == sampler.std(GRID[k]) > 0
+
+
+@pytest.mark.parametrize("shape", [(32,), (8, 4), (2, 1, 4, 4), (2, 4, 1, 4, 1)])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_numbers_do_not_depend_on_the_rank(sampler, shape, reduction):
+    """Latents of one to five axes instead of three: rollout, log-probabilities, divergences and
+    replay are the same, bitwise, in the shape of the latents.
+
+    Mutation: reduce over three axes whatever the rank.
+    """
+    likelihood = Likelihood(reduction=reduction, form="gaussian")
+    stochastic = stochastic_of(sampler)
+    found = []
+    for axes in ((2, 4, 4), shape):
+
+        def field(x, sigma, is_shared=False):
+            return wavy(x.reshape(-1, 2, 4, 4), sigma).reshape(x.shape)
+
+        def noise(k, axes=axes):
+            return noises()[k].reshape(5, *axes)
+
+        trajectory = rollout(
+            field,
+            draw(5, torch.float32)[0].reshape(5, *axes),
+            GRID,
+            sampler=sampler,
+            stochastic=stochastic,
+            noise=noise,
+            likelihood=likelihood,
+            shares_start=False,
+        )
+        count = len(stochastic)
+        assert trajectory.x.shape == trajectory.old_mean.shape == (5, count, *axes)
+        assert trajectory.x0.shape == (5, *axes) and trajectory.old_log_prob.shape == (5, count)
+        numbers = [trajectory.x0, trajectory.x_next, trajectory.old_log_prob]
+        for index in range(count):
+            step = replay(field, trajectory, index, GRID, sampler)
+            assert torch.equal(step.mean, trajectory.old_mean[:, index])
+            other = trajectory.x[:, index]
+            divergences = [likelihood.kl(step, other), tv(step, other)]
+            assert all(value.shape == (5,) and value.all() for value in divergences)
+            numbers += [step.mean, *divergences]
+        found.append(numbers)
+    for plain, shaped in zip(*found, strict=True):
+        assert torch.equal(plain.flatten(), shaped.flatten())
 
 
 def test_a_sample_does_not_depend_on_its_batch(sampler):

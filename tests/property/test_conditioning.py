@@ -92,6 +92,8 @@ def test_a_batch_by_hand():
     assert joined.tensors["ids"].tolist() == [[5, 6], [7, 0]]
     assert joined.tensors["ids.shape"].tolist() == [[2], [1]]
     assert joined.tensors["ids.shape"].dtype == torch.int64
+    shorter = concatenate([joined[1:], joined[1:]])
+    assert shorter.tensors.keys() == {"ids"} and shorter.tensors["ids"].tolist() == [[7], [7]]
     assert join(rows[:1]).tensors.keys() == {"ids"}
     negative = Conditioning({"ids": torch.tensor([[1]])}, None)
     both = concatenate([repeated(negative, 2), joined])

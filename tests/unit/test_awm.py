@@ -41,6 +41,24 @@ def loss(inputs, **options):
     return AWM(**OPTIONS | options)(inputs)
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (1, 1, 2), (1, 2, 1, 1)])
+def test_two_dimensions_by_hand_whatever_their_axes(shape):
+    """Targets of 1: errors (.3, .1) now, (.4, .2) before, mean squares .05 and .1; two samples, the
+    second at sigma 1/4, alike. Mutation: a sigma of another sample, or another mean.
+    """
+    ones = torch.ones(2, *shape, dtype=torch.float64)
+    sigma = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    velocity, old_velocity = (
+        torch.tensor(values, dtype=torch.float64).view(1, *shape) * ones
+        for values in ([0.7, 0.9], [0.6, 0.8])
+    )
+    x = (ones.flatten(1) * sigma[:, None]).view_as(ones)
+    used = torch.tensor([True, True])
+    inputs = ForwardInputs(0 * ones, x, sigma, velocity, old_velocity, 0 * sigma + 1, used)
+    output = loss(inputs, clip_high=1.0)
+    assert output.loss.item() == pytest.approx(-math.exp(0.1 - 0.05), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("weighting", "log_ratio"),
     [

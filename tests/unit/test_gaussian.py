@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from flowrl.gaussian import GaussianStep, Likelihood, tv
+from flowrl.gaussian import GaussianStep, Likelihood, broadcast, mean_square, tv
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum"])
 
@@ -63,6 +65,43 @@ def test_tv_depends_on_the_euclidean_distance():
     far, axis = (tv(step, torch.tensor(d).view(1, 1, 1, 2)) for d in ([3.0, 4.0], [5.0, 0.0]))
     assert far.item() == pytest.approx(axis.item(), rel=1e-6)
     assert far.item() == pytest.approx(0.46803, abs=1e-5)  # 2 Phi(5/8) - 1
+
+
+RANKS = pytest.mark.parametrize("shape", [(6,), (2, 3), (1, 2, 3), (3, 1, 2, 1)])
+"""Latents of six dimensions: flat, 3-D with the batch, 4-D and 5-D."""
+
+
+@RANKS
+def test_six_dimensions_by_hand_whatever_their_axes(shape):
+    """Differences 1 to 6 at std 1/2: squares sum to 91, over 2 std^2 to 182; log std + log(2 pi) /
+    2 is .22579 in each. The second sample does not differ at all.
+
+    Mutation: reduce over three axes whatever the rank.
+    """
+    offset = torch.stack([torch.arange(1.0, 7.0), torch.zeros(6)]).double().view(2, *shape)
+    step = GaussianStep(torch.zeros_like(offset), 0.5)
+    constant = math.log(0.5) + math.log(2 * math.pi) / 2
+    assert constant == pytest.approx(0.22579, abs=1e-5)
+    for reduction, share in (("mean", 1 / 6), ("sum", 1)):
+        gaussian = Likelihood(reduction=reduction, form="gaussian")
+        plain = Likelihood(reduction=reduction, form="unnormalised")
+        expected = [-182 * share - 6 * share * constant, -6 * share * constant]
+        assert gaussian.log_prob(step, offset).tolist() == pytest.approx(expected, rel=1e-12)
+        assert plain.log_prob(step, offset).tolist() == pytest.approx([-91 * share, 0], rel=1e-12)
+        assert gaussian.kl(step, offset).tolist() == pytest.approx([182 * share, 0], rel=1e-12)
+    assert mean_square(offset).tolist() == pytest.approx([91 / 6, 0], rel=1e-12)
+    far = math.erf(0.1 * math.sqrt(91) / (2 * math.sqrt(2) * 0.5))  # a tenth of the way
+    assert tv(step, offset / 10).tolist() == pytest.approx([far, 0], rel=1e-12)
+    assert torch.equal(step.sample(offset), offset / 2)
+
+
+@RANKS
+def test_one_number_a_sample_meets_latents_of_any_rank(shape):
+    """Mutation: a number for each row of the last axis but three."""
+    latents = torch.ones(2, *shape)
+    product = broadcast(torch.tensor([2.0, 3.0]), latents) * latents
+    assert product.shape == latents.shape
+    assert product.flatten(1).tolist() == [[2.0] * 6, [3.0] * 6]
 
 
 def test_log_prob_gradient_reaches_the_mean_only(normal):

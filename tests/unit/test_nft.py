@@ -28,6 +28,21 @@ def one(velocity, old_velocity, advantage, is_used=True):
     return ForwardInputs(x0, x, half, v, old, weight, torch.tensor([is_used]))
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (1, 1, 2), (1, 2, 1, 1)])
+def test_two_dimensions_by_hand_whatever_their_axes(shape):
+    """Beta 1, x0 0, x 1/2, sigma 1/2, v+ = v = (.6, .2): errors .2 and .4, mean square .1 over
+    their mean .3; v- = 2 old - v with old = v is the same, so that r does not matter.
+
+    Mutation: sum or average over three axes whatever the rank.
+    """
+    velocity = torch.tensor([0.6, 0.2], dtype=torch.float64).view(1, *shape)
+    row = torch.tensor([0.5], dtype=torch.float64)
+    x = torch.full_like(velocity, 0.5)
+    inputs = ForwardInputs(x - x, x, row, velocity, velocity, row, torch.tensor([True]))
+    loss = NFT(beta=1.0, **DEFAULTS)(inputs).loss
+    assert loss.item() == pytest.approx(5 * 0.1 / 0.3, rel=1e-12)
+
+
 def test_by_hand():
     """v = 0.6, old 0.2, beta 1/2: v+ = 0.4 (error 0.3), v- = 0 (error 0.5); A = 2.5 gives r = 3/4;
     e^2 / |e| = |e|.

@@ -19,6 +19,13 @@ def test_rows_do_not_depend_on_the_batch():
     assert torch.equal(draw(samples[::-1]), whole.flip(0))
 
 
+@pytest.mark.parametrize("shape", [(32,), (8, 4), (2, 2, 2, 4)])
+def test_the_same_numbers_whatever_the_axes(shape):
+    """Mutation: draw the last axes apart."""
+    samples = [(0, 1), (3, 2)]
+    assert torch.equal(draw(samples, shape=shape).flatten(1), draw(samples).flatten(1))
+
+
 def test_global_generators_are_left_alone():
     """Mutation: fall back on torch.randn."""
     before = torch.get_rng_state()

@@ -15,11 +15,11 @@ OPTIONS = {
 }
 
 
-def two(velocity, old_velocity, advantage):
+def two(velocity, old_velocity, advantage, shape=(1, 1, 2)):
     """Two pixels with x0 = 0 and x = 1/2 at sigma 1/2; a velocity v errs by (1 - v) / 2."""
 
     def numbers(values):
-        return torch.tensor(values, dtype=torch.float64).view(1, 1, 1, 2)
+        return torch.tensor(values, dtype=torch.float64).view(1, *shape)
 
     return ForwardInputs(
         x0=numbers([0.0, 0.0]),
@@ -32,12 +32,13 @@ def two(velocity, old_velocity, advantage):
     )
 
 
-def test_by_hand():
+@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 1), (1, 2, 1, 1)])
+def test_by_hand(shape):
     """Errors (.2, .4) now: elbo = -.1 / .3 = -1/3; (.1, .3) before: -.05 / .2 = -1/4; rho = -1/12.
 
     Mutation: divide by the squared error, leave rho out of a factor, or swap its sign.
     """
-    inputs = two([0.6, 0.2], [0.8, 0.4], 2.0)
+    inputs = two([0.6, 0.2], [0.8, 0.4], 2.0, shape)
     rho = -1 / 12
     expected = math.exp(rho) * (2.0 - rho) / 3
     assert PEPG(**OPTIONS)(inputs).loss.item() == pytest.approx(expected, rel=1e-12)

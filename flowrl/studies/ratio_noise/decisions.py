@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.special import ndtr
 
 from flowrl.diagnostics import Diagnostics
-from flowrl.gaussian import GaussianStep, Likelihood
+from flowrl.gaussian import GaussianStep, Likelihood, broadcast
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.protocol import Sampler
 from flowrl.samplers.sde import FlowSDE
@@ -247,7 +247,7 @@ def _drawn(
     standard_noise = torch.randn(old.mean.shape, generator=generator, dtype=torch.float64)
     x_next = old.sample(standard_noise)
     # Noise is the same in all directions, so one direction of the difference stands for all.
-    shift = moves.view(-1, 1, 1, 1) * estimator.sampler.gain(interval)
+    shift = broadcast(moves, nowhere) * estimator.sampler.gain(interval)
     new = GaussianStep(old.mean + shift, old.std)
     # The shares that are read of the diagnostics depend on neither total variation nor velocity.
     none = torch.zeros(count, dtype=torch.float64)
