@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,18 @@ class Sampling:
     images: Tensor
 
 
+class _Placed:
+    """Stands before a pipeline's class, and tells its device: stock pipelines look for it at every
+    call, module by module, which takes as long as a small network.
+    """
+
+    place: torch.device
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return self.place
+
+
 class Stock:
     """A pipeline without its text side, called with what was recorded in place of its texts.
 
@@ -65,12 +78,18 @@ class Stock:
         self.times = Times(*probe.grid, scale=settings.get("num_train_timesteps", 1000))
         self.stand_in = exchanged(StandIn, settings)
         pipeline.scheduler = self.stand_in
+        kind = type(pipeline)
+        # Calls by the thousand would repeat a pipeline's warnings as often.
+        logging.getLogger(kind.__module__).setLevel(logging.ERROR)
+        pipeline.__class__ = type(kind.__name__, (_Placed, kind), {})
+        pipeline.place = torch.device("cpu")
         self._call = bare_call(pipeline)
         self._constants = {name: value[None] for name, value in probe.constants.items()}
         self._texts = {name: value[None] for name, value in probe.texts.items()}
 
     def to(self, device: torch.device) -> None:
         """Keep what belongs to the call on this device from now on."""
+        self.pipeline.place = device
         self._constants = {name: value.to(device) for name, value in self._constants.items()}
         self._texts = {name: value.to(device) for name, value in self._texts.items()}
 
@@ -121,7 +140,7 @@ class Stock:
         """Return the sigmas of the pipeline's own grid, from 1 to 0; their very timesteps are taken
         from now on.
         """
-        device = self.pipeline._execution_device
+        device = self.pipeline.place
         x = torch.zeros(1, *self.probe.state_shape, device=device)
         arguments = self.arguments.of(PROBE, 1, UNGUIDED, num_steps)
         with replaced(self.pipeline, self.methods(x, self.probe_texts(1))):
@@ -162,7 +181,7 @@ class Stock:
         return players({name: values for name, values in outputs.items() if values})
 
     def _run(self, x: Tensor, texts: list[Any], arguments: Mapping[str, Any]) -> Any:
-        with replaced(self.pipeline, self.methods(x, texts)), quiet():
+        with replaced(self.pipeline, self.methods(x, texts)):
             return self._call(self.pipeline, **arguments)
 
 
