@@ -1,7 +1,7 @@
 """Check that a pipeline of diffusers does the same under FlowRL as by itself.
 
     python scripts/check_model.py model=derived model.pretrained=ORG/NAME
-    python scripts/check_model.py model=derived model.pretrained=FOLDER 'model.call={height: 512, width: 512}'
+    python scripts/check_model.py model=derived model.pretrained=FOLDER 'model.call={height: 512}'
 
 One sample is drawn by the stock pipeline, and its velocities, last state and image are compared
 with FlowRL's, at every guidance scale that a run would use. A sample may not depend on its batch,

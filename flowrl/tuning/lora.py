@@ -5,7 +5,7 @@ written.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from flowrl.tuning import formats
 from flowrl.tuning.formats import LoRAFile
 from flowrl.tuning.targets import AUTO, targets_of
 from flowrl.tuning.weights import in_place_of_trained, load, refer_to
-from flowrl.tuning.writer import lora_config, plain_settings
+from flowrl.tuning.writer import lora_config, plain_settings, write
 from flowrl.values.bounds import Alpha, Expression, Rank, Text
 from flowrl.values.check import check_fields
 
@@ -62,6 +62,11 @@ class LoRA:
         """Raise UserError, naming the key, where no linear layer is meant or all are narrower than
         the rank, which would only cost. A LoRA that is started from is compared as a whole.
         """
+        if not hasattr(transformer, "add_adapter"):
+            raise UserError(
+                f"tuning=lora: diffusers adds no LoRA to a {type(transformer).__name__}; set "
+                "tuning=full"
+            )
         if self.start is not None:
             return
         assert self.rank is not None and self.targets is not None
@@ -198,14 +203,34 @@ class Adapter:
             _peft(self.transformer).enable_adapters()
 
     def save(self, pipeline: Any, folder: Path) -> None:
-        """Write the adapter so that the stock pipeline's `load_lora_weights` takes it."""
+        """Write the adapter so that the stock pipeline's `load_lora_weights` takes it; where it has
+        none, so that its transformer's `load_lora_adapter` does.
+        """
         layers = get_peft_model_state_dict(self.transformer, adapter_name=ADAPTER)
+        if not hasattr(pipeline, "save_lora_weights"):
+            write(self._file_of(layers), folder, "diffusers")
+            return
         config = _peft(self.transformer).peft_config[ADAPTER]
         pipeline.save_lora_weights(
             folder,
             transformer_lora_layers=layers,
             transformer_lora_adapter_metadata=plain_settings(config),
         )
+
+    def _file_of(self, layers: Mapping[str, Tensor]) -> LoRAFile:
+        """Return the content of a LoRA file with peft's tensors of this adapter."""
+        a = {}
+        b = {}
+        for key, value in layers.items():
+            layer, _, matrix = key.removesuffix(".weight").rpartition(".")
+            (a if matrix == "lora_A" else b)[layer] = value.detach().cpu()
+        config = _peft(self.transformer).peft_config[ADAPTER]
+        # Layers that differ from the common alpha have a pattern of their whole name.
+        alpha = {
+            name: float(config.alpha_pattern.get(f"^{re.escape(name)}", config.lora_alpha))
+            for name in a
+        }
+        return LoRAFile(a, b, alpha)
 
 
 def attach(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> Adapter:

@@ -25,6 +25,7 @@ from flowrl.models.text import TextEncoders, device
 from flowrl.models.weights import DTYPES
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Text
+from flowrl.values.wording import meant
 
 FORMAT = 1
 """The version of what is recorded of a prompt; rows of another one are not read."""
@@ -68,6 +69,7 @@ class Derived:
         source = Source(self._class_of(index), pretrained, revision, dtype)
         with refusing(pretrained, source.kind):
             self.arguments = call_arguments.read(source.kind, call or {}, guidance, has_guidance)
+        check_without(without, source.kind)
         text_side = _text_side(index)
         self.pipeline: Any = source.load(**dict.fromkeys(text_side))
         with refusing(pretrained, source.kind):
@@ -188,7 +190,7 @@ class Derived:
         return torch.cat(parts).index_select(0, place)
 
     @torch.no_grad()
-    def decode(self, x0: Float[Tensor, "B *X"]) -> Float[Tensor, "B 3 H W"]:
+    def decode(self, x0: Float[Tensor, "B *X"]) -> Float[Tensor, "B *F 3 H W"]:
         with refusing(self.pretrained, self.kind):
             return self.stock.decode(x0)
 
@@ -205,6 +207,17 @@ class Derived:
         """Return the sigmas of the pipeline's own grid, `num_steps + 1` values from 1 to 0."""
         with refusing(self.pretrained, self.kind):
             return self.stock.grid(num_steps)
+
+
+def check_without(names: Sequence[str], kind: type[Any]) -> None:
+    """Raise UserError, naming the key, for a component that the pipeline does not have."""
+    known = kind._get_signature_keys(kind)[0]
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"model.without={list(names)}: a {kind.__name__} has no component "
+                f"{name}{meant(name, known)}, but {', '.join(sorted(known))}"
+            )
 
 
 def _text_side(index: Mapping[str, Any]) -> list[str]:
