@@ -33,8 +33,8 @@ FLUX2 = SMALL | {
     "axes_dims_rope": (4, 4, 4, 4),
     "timestep_guidance_channels": 16,
 }
-SIDE, TOKENS = 8, 16
-"""Of 32x32 images: latents, and tokens of 2x2 patches."""
+SIDE, PIXELS = 8, 8
+"""Latents a side of 32x32 images, and pixels a side of a token of 2x2 patches of latents."""
 
 
 def patches(x: torch.Tensor) -> torch.Tensor:
@@ -78,15 +78,19 @@ class Family:
             save(self.build(self.transformer, VAE), folder, torch.float32)
         return folder
 
-    def overrides(self, folder: Path) -> list[str]:
-        """A run on the small pipeline, in float32, that keeps the model's own recipe otherwise."""
+    def overrides(self, folder: Path, size: tuple[int, int] = (32, 32)) -> list[str]:
+        """A run on the small pipeline, in float32, that keeps the model's own recipe otherwise;
+        images are of this height and width.
+        """
+        height, width = size
+        resolution = height if height == width else list(size)
         return [
             f"model={self.option}",
             f"model.pretrained={folder}",
             "model.dtype=float32",
-            "model.resolution=32",
+            f"model.resolution={resolution}",
             f"model.max_sequence_length={self.length}",
-            f"grid.tokens={TOKENS}",
+            f"grid.tokens={(height // PIXELS) * (width // PIXELS)}",
             "lora.rank=4",
             "rollout.num_steps=4",
             "rollout.trained={count: 2, low: 0, high: 3}",

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from flowrl.launch.program import run_program
 
+import math
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,7 @@ from flowrl.objectives import check_method, stochastic_steps
 from flowrl.training.batch_plan import BatchPlan
 from flowrl.tuning.protocol import TuningRecipe
 from flowrl.types import Conditioning
+from flowrl.values.sizes import height_and_width, in_words
 
 GIB = 2**30
 SPARE = 0.08
@@ -253,10 +255,10 @@ class Plan:
         latents = self.noise(1 if self.slices else rows)
         return peak_of(lambda: self.model.decode(latents)) + 4 * 3 * rows * self.pixels
 
-    @property
+    @cached_property
     def pixels(self) -> int:
         """Return the number of an image's pixels."""
-        return (self.model.latent_shape[-1] * self.model.pipeline.vae_scale_factor) ** 2
+        return math.prod(self.model.decode(self.noise(1)).shape[-2:])
 
     def iteration(self, embeddings: Conditioning) -> int:
         """Count what a process holds of all its samples: states, next states and means of trained
@@ -309,7 +311,8 @@ def report(cfg: DictConfig, gpu: float) -> None:
     """Print the tables, and the largest micro-batch that fits."""
     plan = Plan(cfg)
     room = gpu * (1 - SPARE) * GIB
-    print(f"{cfg.model.pretrained}, {cfg.model.dtype}, {cfg.model.resolution} pixels; GiB per GPU")
+    size = in_words(*height_and_width(cfg.model.resolution))
+    print(f"{cfg.model.pretrained}, {cfg.model.dtype}, {size} pixels; GiB per GPU")
     for name, value in plan.weights().items():
         if value:
             print(f"  {name:<24}{value / GIB:>9.2f}")

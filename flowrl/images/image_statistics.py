@@ -42,7 +42,7 @@ def panel(images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B"]]:
     # A broken image is measured as black, since the histogram cannot count a NaN.
     images = images.where(is_whole[:, None, None, None], 0.0)
     weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
-    grey = (images * weights).sum(1)  # [B, S, S]
+    grey = (images * weights).sum(1)  # [B, H, W]
     looks = {
         "edge_density": _edge_density(grey),
         "colour_entropy": _colour_entropy(images),
@@ -88,7 +88,7 @@ def _colour_entropy(images: Tensor) -> Tensor:
 def _high_frequency(grey: Tensor) -> Tensor:
     """Compute the share of energy at high frequencies, 0 for an image of one brightness."""
     centred = grey - grey.mean((1, 2), keepdim=True)
-    energy = torch.fft.fft2(centred).abs().square()  # [B, S, S], one number a frequency
+    energy = torch.fft.fft2(centred).abs().square()  # [B, H, W], one number a frequency
     num_rows, num_columns = grey.shape[1:]
     down = torch.fft.fftfreq(num_rows, device=grey.device)
     across = torch.fft.fftfreq(num_columns, device=grey.device)

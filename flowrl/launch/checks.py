@@ -18,6 +18,7 @@ from flowrl.models.loading import EMBEDDED
 from flowrl.runs.files import read_object
 from flowrl.sweep.job import num_ranks
 from flowrl.tuning.protocol import TuningRecipe
+from flowrl.values.sizes import height_and_width
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR", "NODE_RANK", "GROUP_RANK")
 """Variables by which whoever starts processes on several nodes tells them of each other."""
@@ -200,7 +201,7 @@ def check_resolution(cfg: DictConfig) -> None:
     if "resolution" not in cfg.model:
         return  # the size of model=derived is in model.call, where its pipeline looks at it
     side = read_object(path, "install FlowRL again")["sample_size"]
-    if cfg.model.resolution != side:
+    if height_and_width(cfg.model.resolution) != (side, side):
         raise UserError(
             f"model.resolution={cfg.model.resolution} must be {side}: model.pretrained={name} "
             "draws no other size"

@@ -4,6 +4,7 @@ way to compose it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from flowrl.runs.folder import make_new
 from flowrl.runs.installation import CONF
 from flowrl.values.bounds import FolderName
 from flowrl.values.check import check_value
+from flowrl.values.sizes import height_and_width
 
 
 def compose(
@@ -42,16 +44,18 @@ def register_resolvers() -> None:
     """Register the resolvers that YAML files use.
 
     `${run_folder:RESUME,RUN_DIR,NEW}` is the run to resume, the folder asked for, or a new one,
-    which is made; `${image_tokens:RESOLUTION,PIXELS}` the length of a square image's sequence of
-    tokens of PIXELS a side; `${folder_name:NAME}` a name that may be part of a folder's;
+    which is made; `${image_tokens:RESOLUTION,PIXELS}` the length of an image's sequence of tokens
+    of PIXELS a side; `${folder_name:NAME}` a name that may be part of a folder's;
     `${called:}` the call of this program, as a shell takes it.
     """
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
-    OmegaConf.register_new_resolver(
-        "image_tokens", lambda side, pixels: (side // pixels) ** 2, replace=True
-    )
+    OmegaConf.register_new_resolver("image_tokens", _image_tokens, replace=True)
     OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
     OmegaConf.register_new_resolver("called", called, replace=True)
+
+
+def _image_tokens(resolution: int | Sequence[int], pixels: int) -> int:
+    return math.prod(side // pixels for side in height_and_width(resolution))
 
 
 def _folder_name(name: str | float) -> str:

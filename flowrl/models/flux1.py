@@ -15,7 +15,7 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.models.guidance import check_embedded
 from flowrl.models.latents import (
-    latent_side,
+    latent_size,
     pack,
     per_row,
     to_images,
@@ -40,7 +40,7 @@ class Flux1:
     which does not.
 
     `max_sequence_length` is the number of T5 tokens; CLIP gives the pooled embedding alone.
-    `resolution` is the image side in pixels.
+    `resolution` is the image's size in pixels.
     """
 
     negative_prompt = None
@@ -70,10 +70,10 @@ class Flux1:
             "pooled": (config.pooled_projection_dim,),
         }
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
-        self.side = latent_side(resolution, self.pipeline.vae_scale_factor, PATCH)
+        self.size = latent_size(resolution, self.pipeline.vae_scale_factor, PATCH)
         # A token holds the channels of all its patch's latents.
         num_channels = self.transformer.config.in_channels // PATCH**2
-        self.latent_shape = (num_channels, self.side, self.side)
+        self.latent_shape = (num_channels, *self.size)
 
     def to(self, device: torch.device) -> None:
         self.pipeline.to(device)
@@ -116,11 +116,11 @@ class Flux1:
             guidance=per_row(guidance_scale, x) if self.has_guidance else None,
             encoder_hidden_states=conditioning.tensors["tokens"],
             pooled_projections=conditioning.tensors["pooled"],
-            img_ids=token_positions(self.side, AXES, x.device),
+            img_ids=token_positions(self.size, AXES, x.device),
             txt_ids=x.new_zeros(conditioning.tensors["tokens"].shape[1], AXES),
             return_dict=False,
         )[0]
-        return unpack(output.float(), self.side)
+        return unpack(output.float(), self.size)
 
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from flowrl.errors import UserError
 from flowrl.models.guidance import check_embedded, classifier_free
-from flowrl.models.latents import latent_side, pack, per_row, to_images, token_positions, unpack
+from flowrl.models.latents import latent_size, pack, per_row, to_images, token_positions, unpack
 from flowrl.models.loading import Source, image_components
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
@@ -36,7 +36,7 @@ class Flux2Klein:
     no guidance.
 
     `max_sequence_length` is the number of text tokens, chat template included. `resolution` is the
-    image side in pixels.
+    image's size in pixels.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Flux2Dev:
     prompt.
 
     `max_sequence_length` is the number of text tokens, system message included. `resolution` is the
-    image side in pixels.
+    image's size in pixels.
     """
 
     negative_prompt = None
@@ -179,11 +179,11 @@ def _conditioning_shapes(transformer: Any, num_tokens: int) -> dict[str, tuple[i
     return {"tokens": (num_tokens, transformer.config.joint_attention_dim), "pooled": (0,)}
 
 
-def _latent_shape(pipeline: Any, resolution: int) -> tuple[int, int, int]:
-    side = latent_side(resolution, pipeline.vae_scale_factor, PATCH)
+def _latent_shape(pipeline: Any, resolution: Resolution) -> tuple[int, int, int]:
+    height, width = latent_size(resolution, pipeline.vae_scale_factor, PATCH)
     # A token holds the channels of all its patch's latents.
     num_channels = pipeline.transformer.config.in_channels // PATCH**2
-    return num_channels, side, side
+    return num_channels, height, width
 
 
 @torch.no_grad()
@@ -203,7 +203,7 @@ def _velocity(
     transformer: Any, x: Tensor, sigma: float, conditioning: Conditioning, guidance: float | None
 ) -> Tensor:
     """Run one pass; `guidance` is the scale that a distilled model takes as an input."""
-    side = x.shape[-1]
+    size = x.shape[-2:]
     num_text = conditioning.tensors["tokens"].shape[1]
     text_positions = torch.zeros(num_text, AXES, device=x.device)
     text_positions[:, -1] = torch.arange(num_text, device=x.device)
@@ -214,11 +214,11 @@ def _velocity(
         timestep=per_row(sigma, x),
         guidance=guidance_rows,
         encoder_hidden_states=conditioning.tensors["tokens"],
-        img_ids=token_positions(side, AXES, x.device),
+        img_ids=token_positions(size, AXES, x.device),
         txt_ids=text_positions,
         return_dict=False,
     )[0]
-    return unpack(output.float(), side)
+    return unpack(output.float(), size)
 
 
 @torch.no_grad()
@@ -233,6 +233,6 @@ def denormalise(x: Float[Tensor, "B C h w"], vae: Any) -> Float[Tensor, "B C h w
     # The statistics belong to channels of packed patches, in float32 whatever the network's dtype.
     std = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()
     mean = vae.bn.running_mean.float()
-    patches = functional.pixel_unshuffle(x, PATCH)  # [B, 4 C, H / 2, W / 2]
+    patches = functional.pixel_unshuffle(x, PATCH)  # [B, 4 C, h / 2, w / 2]
     patches = patches * std[:, None, None] + mean[:, None, None]
     return functional.pixel_shuffle(patches, PATCH)

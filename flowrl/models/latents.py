@@ -1,9 +1,10 @@
-"""Latents are turned from what the rest of FlowRL sees, (B, C, H, W), into what transformers and
+"""Latents are turned from what the rest of FlowRL sees, (B, C, h, w), into what transformers and
 autoencoders take, and back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,48 +13,56 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowrl.errors import UserError
+from flowrl.values.bounds import Resolution
+from flowrl.values.sizes import height_and_width
+from flowrl.values.wording import show
 
 
-def latent_side(resolution: int, factor: int, patch: int) -> int:
-    """Return height and width of the latents of a square image, `factor` pixels each, which patches
-    of `patch` must tile.
+def latent_size(resolution: Resolution, factor: int, patch: int) -> tuple[int, int]:
+    """Return height and width of the latents of an image, `factor` pixels each, which patches of
+    `patch` must tile.
 
-    Raises UserError naming the nearest resolutions that work.
+    Raises UserError naming the nearest sides that work.
     """
     unit = factor * patch
-    if resolution < unit or resolution % unit:
-        below = max(resolution // unit, 1) * unit
-        raise UserError(
-            f"model.resolution={resolution} must be a multiple of {unit} for this model, such as "
-            f"{below} or {below + unit}"
-        )
-    return resolution // factor
+    sizes = height_and_width(resolution)
+    for side in sizes:
+        if side < unit or side % unit:
+            below = max(side // unit, 1) * unit
+            of_two = "" if isinstance(resolution, int) else f": {side}"
+            raise UserError(
+                f"model.resolution={show(resolution)}{of_two} must be a multiple of {unit} for "
+                f"this model, such as {below} or {below + unit}"
+            )
+    height, width = sizes
+    return height // factor, width // factor
 
 
 def pack(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B N Q"]:
     """Return tokens of 2x2 patches, row by row, channels first within a token, as FLUX.1 and FLUX.2
     take them.
     """
-    patches = functional.pixel_unshuffle(x, 2)  # [B, 4 C, H / 2, W / 2]
+    patches = functional.pixel_unshuffle(x, 2)  # [B, 4 C, h / 2, w / 2]
     return patches.flatten(2).transpose(1, 2)
 
 
-def unpack(tokens: Float[Tensor, "B N Q"], side: int) -> Float[Tensor, "B C h w"]:
-    """Undo `pack` for square latents of `side`."""
-    rows = side // 2
-    patches = tokens.transpose(1, 2).unflatten(2, (rows, rows))  # [B, 4 C, H / 2, W / 2]
+def unpack(tokens: Float[Tensor, "B N Q"], size: Sequence[int]) -> Float[Tensor, "B C h w"]:
+    """Undo `pack` for latents of this height and width."""
+    height, width = size
+    patches = tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2))  # [B, 4 C, h/2, w/2]
     return functional.pixel_shuffle(patches, 2)
 
 
-def token_positions(side: int, num_axes: int, device: torch.device) -> Float[Tensor, "N A"]:
-    """Return row and column of every packed token, as axes 1 and 2 of `num_axes`, with 0 on the
-    others.
+def token_positions(
+    size: Sequence[int], num_axes: int, device: torch.device
+) -> Float[Tensor, "N A"]:
+    """Return row and column of every packed token of latents of this height and width, as axes 1
+    and 2 of `num_axes`, with 0 on the others.
     """
-    num_rows = side // 2
-    positions = torch.zeros(num_rows, num_rows, num_axes, device=device)
-    steps = torch.arange(num_rows, device=device)
-    positions[..., 1] = steps[:, None]
-    positions[..., 2] = steps
+    height, width = size
+    positions = torch.zeros(height // 2, width // 2, num_axes, device=device)
+    positions[..., 1] = torch.arange(height // 2, device=device)[:, None]
+    positions[..., 2] = torch.arange(width // 2, device=device)
     return positions.flatten(0, 1)
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.guidance import classifier_free
-from flowrl.models.latents import latent_side, per_row, to_images, unscale
+from flowrl.models.latents import latent_size, per_row, to_images, unscale
 from flowrl.models.loading import Source, image_components
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
+from flowrl.values.wording import show
 
 T5 = ("text_encoder_3", "tokenizer_3")
 CLIP_TOKENS = 77
@@ -31,7 +32,7 @@ class SD3:
     """A pipeline in diffusers layout, from a local folder or a hub id.
 
     `max_sequence_length` is the number of T5 tokens; 0 leaves the T5 encoder out. `resolution` is
-    the image side in pixels. With `has_guidance` False negative prompts are not encoded and
+    the image's size in pixels. With `has_guidance` False negative prompts are not encoded and
     guidance is refused. `channels_last` is the memory layout of the autoencoder, which matters to
     its speed. Raises UserError for a resolution beyond the model's positions, and for T5 tokens of
     a pipeline without T5.
@@ -73,21 +74,21 @@ class SD3:
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = self._latent_shape(resolution)
 
-    def _latent_shape(self, resolution: int) -> tuple[int, int, int]:
+    def _latent_shape(self, resolution: Resolution) -> tuple[int, int, int]:
         """Return the latents' shape. Raises UserError for a resolution that the model cannot
         make.
         """
         config = self.transformer.config
         factor = self.pipeline.vae_scale_factor
-        side = latent_side(resolution, factor, config.patch_size)
+        height, width = latent_size(resolution, factor, config.patch_size)
         # SD3 crops its positions from a table of fixed size, the number of patches along a side.
         max_side = config.pos_embed_max_size * config.patch_size
-        if side > max_side:
+        if max(height, width) > max_side:
             raise UserError(
-                f"model.resolution={resolution} is more than the {max_side * factor} pixels that "
-                "this model's positions reach"
+                f"model.resolution={show(resolution)} is more than the {max_side * factor} pixels "
+                "a side that this model's positions reach"
             )
-        return config.in_channels, side, side
+        return config.in_channels, height, width
 
     def to(self, device: torch.device) -> None:
         self.pipeline.to(device)

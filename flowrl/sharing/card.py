@@ -26,6 +26,7 @@ from flowrl.runs.secrets import is_secret
 from flowrl.sharing.loading_code import loading_code
 from flowrl.sharing.privacy import clean
 from flowrl.sharing.scores import Scores
+from flowrl.values.sizes import in_words, known_size
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -62,6 +63,7 @@ def card(facts: Facts) -> str:
     base = base_model_of(config)
     method = method_of(config)
     is_lora = not facts.transformer
+    size = known_size(config)
     text = environment.get_template("card.md").render(
         head=yaml.safe_dump(head(facts), sort_keys=False, allow_unicode=True).strip(),
         title=facts.repository.partition("/")[2],
@@ -82,7 +84,7 @@ def card(facts: Facts) -> str:
         rollouts=_rollouts(config),
         facts=_training(facts),
         changes=[_cleaned(change) for change in facts.changes],
-        resolution=_at(config, "model", "resolution"),
+        resolution=in_words(*size) if size else "an unknown number of",
         version=__version__,
         commit=_commit(summary),
         versions=_versions(summary),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowrl.runs.description import EMBEDDED, base_model_of
+from flowrl.values.sizes import known_size
 
 PROMPT = "a photo of a red bicycle"
 PROMPT_OF_SHAPES = "a red circle above a blue square"
@@ -65,11 +66,12 @@ def _drawing(config: Mapping[str, Any]) -> list[str]:
     """Return the arguments that images of the evaluation were drawn with."""
     evaluation = config.get("evaluation") or {}
     model = _model(config)
+    height, width = known_size(config) or (None, None)
     values = {
         "num_inference_steps": evaluation.get("num_steps"),
         "guidance_scale": evaluation.get("guidance_scale"),
-        "height": model.get("resolution"),
-        "width": model.get("resolution"),
+        "height": height,
+        "width": width,
         "max_sequence_length": model.get("max_sequence_length"),
     }
     return [f"{key}={value}" for key, value in values.items() if value is not None]

@@ -17,6 +17,7 @@ from typing import Any
 from flowrl import __version__
 from flowrl.runs.description import base_model_of, method_of, plain_name, reward_of
 from flowrl.runs.files import grant_usual_mode, replacing
+from flowrl.values.sizes import known_size
 
 PREFIX = "flowrl."
 BASE = f"{PREFIX}base_model"
@@ -55,9 +56,9 @@ def notes_of(config: Mapping[str, Any]) -> dict[str, str]:
     notes[BASE] = base_model_of(config)
     notes[METHOD] = method_of(config).name
     notes[REWARD] = reward_of(config)
-    model = config.get("model")
-    if isinstance(model, Mapping) and isinstance(model.get("resolution"), int):
-        notes[RESOLUTION] = f"{model['resolution']}x{model['resolution']}"
+    if size := known_size(config):
+        height, width = size
+        notes[RESOLUTION] = f"{width}x{height}"  # in ModelSpec's order
     if name := config.get("name"):
         notes[NAME] = str(name)
     return notes

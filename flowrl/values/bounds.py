@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -78,8 +79,14 @@ Tokens = Annotated[int, Ge(1), Le(262144)]
 Rank = Annotated[int, Ge(1), Le(16384)]
 """No layer of the base models is wider; the launch also compares with the layers themselves."""
 
-Resolution = Annotated[int, Ge(8), Le(8192)]
+Pixels = Annotated[int, Ge(8), Le(8192)]
 """Pixels of an image's side; autoencoders halve it three times or more."""
+
+Resolution = Annotated[
+    Pixels | Annotated[Sequence[Pixels], MinLen(2), MaxLen(2)],
+    Told("a whole number of at least 8 and at most 8192, or a pair of them, [height, width]"),
+]
+"""Size of an image in pixels: its side where it is square, or height and width."""
 
 TextLength = Annotated[int, Ge(0), Le(4096)]
 Chunk = Annotated[int, Ge(1), Le(4096)]

@@ -163,7 +163,7 @@ ROOMS = {
     "sweep": ("errors", "runs", "values"),
     "sharing": (
         *("errors", "flowrl.DISTRIBUTION", "flowrl.__version__", "report", "runs", "tuning"),
-        *("huggingface_hub", "jinja2", "yaml"),
+        *("values", "huggingface_hub", "jinja2", "yaml"),
     ),
     # The programs, above all rooms.
     "cli": (

@@ -120,6 +120,16 @@ REFUSED = {
     "model.resolution=64": (
         "model.resolution=64 must be 32: model.pretrained=embedded:pipeline draws no other size"
     ),
+    "model.resolution=[32,64]": (
+        "model.resolution=[32, 64] must be 32: model.pretrained=embedded:pipeline draws no other"
+    ),
+    "model.resolution=[32]": (
+        "model.resolution=[32] must be a whole number of at least 8 and at most 8192, or a pair of "
+        "them, [height, width]"
+    ),
+    "model.resolution=[32,7]": "model.resolution[1]=7 must be a whole number of at least 8",
+    "model.resolution=4": "model.resolution=4 must be a whole number of at least 8",
+    "model.resolution=wide": "model.resolution=wide must be a whole number of at least 8",
     "data.prompts.count=1e9": (
         "data.prompts.count=1000000000.0 must be a whole number of at least 1"
     ),

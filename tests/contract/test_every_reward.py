@@ -166,6 +166,20 @@ def test_its_output_is_well_formed(reward, module, pictures):
     assert scored.has_value.all() and scored.values.unique().numel() > 1
 
 
+def test_pictures_need_not_be_squares(reward, module, pictures):
+    """Wide ones and tall ones, as tensors (B 3 H W), all of which have a score. Mutation: one side
+    for both.
+    """
+    side = pictures[0].width
+    if side != SIDE:
+        pytest.skip("its pictures have one size")
+    for size in ((side, side // 2), (side // 2, side)):
+        scaled = [np.asarray(picture.resize(size)) for picture in pictures]
+        images = torch.from_numpy(np.stack(scaled)).permute(0, 3, 1, 2) / 255
+        output = module.score(images, PROMPTS)
+        assert output.has_value.all(), output.info
+
+
 def test_scores_are_inside_their_range(reward, pictures):
     """As the doctor expects it of the class. Mutation: another scale or an offset."""
     for member in doctor.members("reward", reward).values():

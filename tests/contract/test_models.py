@@ -18,6 +18,7 @@ from flowrl.models.protocol import FlowModel
 from flowrl.noise import gaussian_noise
 from flowrl.objectives.micro_batch import Group
 from flowrl.samplers.cps import CPS
+from flowrl.samplers.ode import ODE
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import intervals
 from flowrl.types import Prompt, RewardOutput
@@ -43,11 +44,11 @@ def policy_of(tiny_pipelines):
     """Policy and data of a family's small pipeline, made once for each dtype."""
     made = {}
 
-    def build(name, dtype):
-        if (name, dtype) not in made:
-            settings = FAMILIES[name].overrides(tiny_pipelines[name])
-            made[name, dtype] = make(*settings, f"model.dtype={dtype}")[:2]
-        return made[name, dtype]
+    def build(name, dtype, size=(32, 32)):
+        if (name, dtype, size) not in made:
+            settings = FAMILIES[name].overrides(tiny_pipelines[name], size)
+            made[name, dtype, size] = make(*settings, f"model.dtype={dtype}")[:2]
+        return made[name, dtype, size]
 
     return build
 
@@ -91,12 +92,12 @@ def sample(policy, guidance, sampler):
     return x, policy.model.decode(x)
 
 
-def stock_sample(name, pipe, noise, guidance):
-    """The stock pipeline's latents and its images."""
+def stock_sample(name, pipe, noise, guidance, size=(32, 32)):
+    """The stock pipeline's latents and its images, of this height and width."""
     family = FAMILIES[name]
     call = {
-        "height": 32,
-        "width": 32,
+        "height": size[0],
+        "width": size[1],
         "num_inference_steps": STEPS,
         "max_sequence_length": family.length,
     }
@@ -134,6 +135,24 @@ def test_noise_free_rollout_is_the_stock_pipelines(name, policy_of, stock_of):
             found.append(float((ours - images).abs().max()))
     print(f"{name}: latents (relative) and images within {max(found):.1e} of stock diffusers'")
     assert all(distance <= 1e-4 for distance in found)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (48, 32)])
+@distinct
+def test_pictures_that_are_no_squares_are_the_stock_pipelines(name, size, policy_of, stock_of):
+    """Wide and tall: latents and images agree to a relative 1e-4, on the grid that belongs to the
+    number of tokens. Mutation: positions, unpacking or the grid by one side.
+    """
+    height, width = size
+    policy, _ = policy_of(name, "float32", size)
+    guidance = FAMILIES[name].guidance
+    latents, images = stock_sample(name, stock_of(name), noise_of(policy, 3), guidance, size)
+    x0, ours = sample(policy, guidance, ODE())
+    assert x0.shape[2:] == (height // 4, width // 4)
+    assert ours.shape == images.shape == (3, 3, height, width)
+    x0 = FAMILIES[name].latents(x0, policy.model.vae)
+    assert float((x0 - latents).abs().max() / latents.abs().max()) <= 1e-4
+    assert float((ours - images).abs().max()) <= 1e-4
 
 
 def replays(policy, part):

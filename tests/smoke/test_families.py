@@ -7,13 +7,15 @@ import json
 
 import pytest
 from huggingface_hub import errors
+from PIL import Image
 from runs import make, train
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import FAMILIES
 
 from flowrl.models import loading
 from flowrl.models.embeddings import PromptEmbeddings
-from flowrl.models.latents import latent_side
+from flowrl.models.latents import latent_size
 from flowrl.types import Prompt
 
 
@@ -53,6 +55,30 @@ def test_two_iterations_of_each_family(name, tiny_pipelines, tmp_path):
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 22 + family.has_negative
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "flux1" else pytest.param(name, marks=pytest.mark.slow)
+        for name in FAMILIES
+        if not FAMILIES[name].repeats
+    ],
+)
+def test_two_iterations_of_pictures_that_are_no_squares(name, tiny_pipelines, tmp_path):
+    """32 x 48 pixels, from the command line to the files: grids, numbers of pictures and the size
+    that the LoRA's file names. Mutation: take one side for both anywhere.
+    """
+    own = FAMILIES[name].overrides(tiny_pipelines[name], (32, 48))
+    result = train(*own, "debug=smoke", f"run_dir={tmp_path}/run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "run"
+    assert len((run / "metrics.csv").read_text().splitlines()) == 3
+    assert "finished" in (run / "summary.json").read_text()
+    with safe_open(run / "lora" / "pytorch_lora_weights.safetensors", framework="pt") as file:
+        assert file.metadata()["flowrl.resolution"] == "48x32"
+    with Image.open(run / "images" / "000002.png") as sheet:
+        assert min(sheet.size) > 128
+
+
 def test_a_pipeline_of_another_family_is_named(tiny_pipelines):
     """Mutation: let diffusers look for components that are not there."""
     text = error_of("model=flux1_dev", f"model.pretrained={tiny_pipelines['sd3']}")
@@ -70,10 +96,15 @@ def test_resolution_must_fit_the_patches():
     """8 pixels a latent, 2 latents a patch: multiples of 16. Mutation: check the autoencoder's
     factor alone.
     """
-    assert latent_side(512, 8, 2) == 64
+    assert latent_size(512, 8, 2) == (64, 64) and latent_size([512, 768], 8, 2) == (64, 96)
+    with pytest.raises(
+        ValueError,
+        match=r"model.resolution=\[512, 760\]: 760 must be a multiple of 16 .* 752 or 768",
+    ):
+        latent_size([512, 760], 8, 2)
     for wrong in (500, 520, 8, 0):
         with pytest.raises(ValueError, match=rf"model.resolution={wrong} must be a multiple of 16"):
-            latent_side(wrong, 8, 2)
+            latent_size(wrong, 8, 2)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +141,10 @@ def test_resolution_must_fit_the_patches():
             ("backend.attention=flash", "missing package"),
         ),
         (("model=sd35_medium", "model.resolution=256"), ("model.resolution=256", "128 pixels")),
+        (
+            ("model=sd35_medium", "model.resolution=[64,256]"),
+            ("model.resolution=[64, 256]", "128 pixels a side"),
+        ),
         (
             ("model=sd35_medium", "model.resolution=36"),
             ("model.resolution=36", "multiple of 8", "32 or 40"),

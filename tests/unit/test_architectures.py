@@ -212,11 +212,13 @@ def test_recipes_of_four_rewards(name):
 
 
 def test_grid_tokens_follow_the_resolution():
-    """Mutation: a fixed number of tokens in the YAML."""
+    """Mutation: a fixed number of tokens in the YAML, or the square of one side."""
     register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["name=test", "model=flux1_dev", "model.resolution=1024"])
-    assert cfg.schedule.tokens == 4096
+    for resolution, tokens in (("1024", 4096), ("[512,768]", 32 * 48)):
+        size = f"model.resolution={resolution}"
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", overrides=["name=test", "model=flux1_dev", size])
+        assert cfg.schedule.tokens == tokens
 
 
 def test_an_unlisted_architecture_is_named():

@@ -4,7 +4,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flowrl.images.contact_sheet import CELL, _thumbnail, enlarged
+from flowrl.images.contact_sheet import (
+    CAPTION_LINES,
+    CELL,
+    LINE,
+    MARGIN,
+    _thumbnail,
+    comparison,
+    enlarged,
+)
 
 
 def test_a_small_picture_is_enlarged_by_a_whole_factor():
@@ -15,6 +23,22 @@ def test_a_small_picture_is_enlarged_by_a_whole_factor():
     assert large.size == (64, 96)
     assert np.array_equal(np.asarray(large)[::2, 1::2], np.asarray(small))
     assert enlarged(Image.new("RGB", (512, 512))).size == (512, 512)
+
+
+def test_a_picture_that_is_no_square_keeps_its_shape():
+    """32 x 96 and 96 x 32 pixels fill one side of their cell, at their own place on a sheet.
+
+    Mutation: stretch pictures to squares, or swap their sides.
+    """
+    wide = torch.ones(3, 32, 96)
+    large = torch.ones(3, 256, 512)
+    for image, size in ((wide, (96, 32)), (wide.mT, (32, 96)), (large, (128, 64))):
+        assert _thumbnail(image).size == size
+    sheet = comparison(["x"], [("", torch.zeros(1, 3, 32, 96), [1.0])], per_row=1)
+    top = MARGIN + CAPTION_LINES * LINE + 2
+    cell = np.asarray(sheet)[top : top + CELL]
+    dark = np.argwhere(cell.sum(2) == 0)
+    assert np.ptp(dark, axis=0).tolist() == [31, 95]
 
 
 def test_a_large_picture_is_reduced_by_all_its_pixels():

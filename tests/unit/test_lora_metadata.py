@@ -51,6 +51,18 @@ def without_version(notes):
     return {key: value for key, value in notes.items() if key != "flowrl.version"}
 
 
+@pytest.mark.parametrize(
+    ("resolution", "note"),
+    [([384, 512], "512x384"), ([512, 512], "512x512"), ("wide", None), ([1, 2, 3], None)],
+)
+def test_notes_have_width_before_height(resolution, note):
+    """As ModelSpec has them; a model of one's own may mean something else by the word. Mutation:
+    swap them, or fail for what is no size.
+    """
+    model = CONFIG["model"] | {"resolution": resolution}
+    assert notes_of(CONFIG | {"model": model}).get("flowrl.resolution") == note
+
+
 def test_notes_say_the_run_and_no_path(tmp_path):
     """Mutation: publish where a base model lies on this machine."""
     assert without_version(notes_of(CONFIG)) == NOTES

@@ -31,6 +31,19 @@ def test_edges_are_where_brightness_jumps():
     assert panel(steep)["edge_density"].item() > 0.2
 
 
+def test_a_picture_that_is_no_square():
+    """The left half of 16 x 32 pixels is white: one bit, half bright, an edge two columns wide.
+    Turned, it is the same. Mutation: one side for both.
+    """
+    wide = (torch.arange(32) < 16).float().expand(1, 3, 16, 32)
+    for image in (wide, wide.mT):
+        numbers = {name: value.item() for name, value in panel(image).items()}
+        high = numbers.pop("high_frequency")
+        assert high == pytest.approx(panel(wide)["high_frequency"].item(), rel=1e-4)
+        expected = {"edge_density": 2 / 32, "colour_entropy": 1, "brightness": 0.5}
+        assert numbers == pytest.approx(expected, rel=1e-6)
+
+
 def test_entropy_of_colours_in_bits():
     """Two colours in equal parts are one bit, four are two. Mutation: natural logarithm, or one
     histogram for all.
