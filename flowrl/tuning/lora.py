@@ -219,8 +219,8 @@ class Adapter:
 
     def _file_of(self, layers: Mapping[str, Tensor]) -> LoRAFile:
         """Return the content of a LoRA file with peft's tensors of this adapter."""
-        a = {}
-        b = {}
+        a: dict[str, Tensor] = {}
+        b: dict[str, Tensor] = {}
         for key, value in layers.items():
             layer, _, matrix = key.removesuffix(".weight").rpartition(".")
             (a if matrix == "lora_A" else b)[layer] = value.detach().cpu()

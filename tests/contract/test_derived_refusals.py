@@ -163,7 +163,7 @@ def test_a_pipeline_that_cannot_be_derived_from_is_refused(case, monkeypatch):
 
 CHECKED = {
     "two steps an iteration": (StepsTwice, UserError, "steps 8 times where it was asked for 4"),
-    "guidance with memory": (Remembers, ParityError, "differs from the stock pipeline's"),
+    "guidance with memory": (Remembers, ParityError, "which its guidance remembers"),
     "rows that mix": (MixesRows, ParityError, "a sample beside others differs from one alone"),
     "no gradient": (Detached, ParityError, "does not depend on the trained weights"),
 }

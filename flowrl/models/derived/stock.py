@@ -134,7 +134,9 @@ class Stock:
         images = output[0]
         if not isinstance(images, Tensor):
             raise Refused(f"its call gives a {type(images).__name__}, not images as one tensor")
-        return images.float()
+        # A clip of a single frame is a picture.
+        is_picture = images.ndim == 5 and images.shape[1] == 1
+        return images.squeeze(1).float() if is_picture else images.float()
 
     def grid(self, num_steps: int) -> tuple[float, ...]:
         """Return the sigmas of the pipeline's own grid, from 1 to 0; their very timesteps are taken
