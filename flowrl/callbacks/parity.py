@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from flowrl.evaluation.evaluator import Evaluator
 from flowrl.models.derived.adapter import Derived
 from flowrl.runs.files import PARITY, read_object, write_whole
-from flowrl.training.parity import check_policy, record_of
+from flowrl.training.parity import check_policy, record_of, scales_of
 from flowrl.training.policy import Policy
 
 
@@ -31,7 +32,10 @@ class ParityCheck(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Policy)
         model = pl_module.model
-        if not isinstance(model, Derived) or self._is_known(model):
+        if not isinstance(model, Derived):
+            return
+        scales = scales_of(pl_module.algorithm, self.evaluator.guidance_scale)
+        if self._is_known(model, scales):
             return
         pl_module.print(f"checking {model.kind.__name__} against itself")
         parities = check_policy(
@@ -44,10 +48,12 @@ class ParityCheck(Callback):
         if trainer.is_global_zero:
             write_whole(self.path, json.dumps(record_of(parities, model), indent=2) + "\n")
 
-    def _is_known(self, model: Derived) -> bool:
-        """Tell whether this run has checked the same model before."""
+    def _is_known(self, model: Derived, scales: Sequence[float]) -> bool:
+        """Tell whether this run has checked the same model before, at these guidance scales."""
         if not self.path.is_file():
             return False
         record: dict[str, Any] = read_object(self.path, "delete it to check the model again")
-        is_same_model = record.get("model") == model.embedding_key
-        return is_same_model and record.get("dtype") == model.dtype
+        if record.get("model") != model.identity or record.get("dtype") != model.dtype:
+            return False
+        known = {check.get("guidance_scale") for check in record.get("checks", [])}
+        return known.issuperset(scales)

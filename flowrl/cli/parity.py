@@ -32,7 +32,7 @@ from flowrl.launch.search_path import with_config_dir
 from flowrl.launch.validate import validate
 from flowrl.models.derived.adapter import Derived
 from flowrl.models.text import device
-from flowrl.training.parity import check
+from flowrl.training.parity import check, scales_of
 from flowrl.tuning.protocol import TuningRecipe
 from flowrl.types import Conditioning
 
@@ -63,9 +63,7 @@ def examine(cfg: DictConfig) -> list[str]:
     rows = model.encode_prompts(PROMPTS).to(place)
     model.drop_text_encoders()
     model.to(place)
-    scales = [algorithm.guidance_scale, cfg.evaluation.guidance_scale]
-    if algorithm.penalty.beta:
-        scales.append(algorithm.penalty.guidance_scale)
+    scales = scales_of(algorithm, cfg.evaluation.guidance_scale)
     parities = check(
         model, rows, trained, scales=scales, num_steps=algorithm.num_steps, seed=cfg.seed
     )

@@ -12,9 +12,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from flowrl.algorithm import Algorithm
 from flowrl.errors import UserError
 from flowrl.models.derived.adapter import Derived
 from flowrl.models.derived.stock import Sampling
+from flowrl.parallel.sharding import is_divided
 from flowrl.training.policy import Policy
 from flowrl.types import Conditioning, Prompt
 
@@ -41,7 +43,7 @@ class Parity:
     `velocity` is the largest difference at the stock sampling's own states, `rollout` that of the
     last states, `rows` that of a sample alone and beside others; `replay` is 0 where the same state
     gives the same bits again. `has_gradient` says how many of the trained weights the velocity
-    depends on.
+    depends on, None where they are divided over processes.
     """
 
     guidance_scale: float
@@ -51,17 +53,29 @@ class Parity:
     image: float
     rows: float
     replay: float
-    has_gradient: int
+    has_gradient: int | None
     num_trained: int
 
     def describe(self) -> str:
         """Say in a line what was measured."""
+        gradients = ""
+        if self.has_gradient is not None:
+            gradients = (
+                f"; {self.has_gradient} of {self.num_trained} trained weights have a gradient"
+            )
         return (
             f"guidance {self.guidance_scale:g}, {self.num_steps} steps: differences of velocity "
             f"{self.velocity:.1e}, rollout {self.rollout:.1e}, image {self.image:.1e}, rows "
-            f"{self.rows:.1e}, replay {self.replay:g}; {self.has_gradient} of {self.num_trained} "
-            "trained weights have a gradient"
+            f"{self.rows:.1e}, replay {self.replay:g}{gradients}"
         )
+
+
+def scales_of(method: Algorithm, evaluation_scale: float) -> list[float]:
+    """Return the different guidance scales that a run draws, evaluates and penalises with."""
+    scales = [method.guidance_scale, evaluation_scale]
+    if method.penalty.beta:
+        scales.append(method.penalty.guidance_scale)
+    return list(dict.fromkeys(scales))
 
 
 def check_policy(
@@ -74,7 +88,6 @@ def check_policy(
     """
     model = policy.model
     assert isinstance(model, Derived)
-    method = policy.algorithm
     with torch.no_grad():
         shape = model.decode(torch.zeros(1, *model.latent_shape, device=policy.device)).shape
     if len(shape) != 4:
@@ -84,16 +97,12 @@ def check_policy(
         )
     different = list({prompt.text: prompt for prompt in prompts}.values())
     rows = policy.embed([different[0], different[min(1, len(different) - 1)]])
-    penalty = method.penalty
-    scales = [method.guidance_scale, evaluation_scale]
-    if penalty.beta:
-        scales.append(penalty.guidance_scale)
     return check(
         model,
         rows,
         policy.tuning.parameters(),
-        scales=scales,
-        num_steps=method.num_steps,
+        scales=scales_of(policy.algorithm, evaluation_scale),
+        num_steps=policy.algorithm.num_steps,
         seed=policy.seed,
     )
 
@@ -112,17 +121,14 @@ def check(
 
     Raises ParityError, in one line, for the first thing that differs.
     """
-    return [
-        _check_scale(model, conditioning, trained, scale, num_steps, seed)
-        for scale in dict.fromkeys(scales)
-    ]
+    return [_check_scale(model, conditioning, trained, scale, num_steps, seed) for scale in scales]
 
 
 def record_of(parities: Sequence[Parity], model: Derived) -> dict[str, object]:
     """Return what was measured as plain data, with what it was measured on."""
     return {
         "pipeline": model.kind.__name__,
-        "model": model.embedding_key,
+        "model": model.identity,
         "dtype": model.dtype,
         "bound": BOUNDS[model.dtype],
         "checks": [asdict(parity) for parity in parities],
@@ -163,7 +169,10 @@ def _check_scale(
     rows = _rows_error(model, conditioning, scale, x, sigma)
     rows_bound = ROWS_BOUNDS[model.dtype]
     _require(model, "velocity of a sample beside others", rows, rows_bound, scale, "one alone")
-    has_gradient = _count_gradients(model, first, scale, x, sigma, trained)
+    has_gradient = None
+    # Weights that are divided over processes are gathered pass by pass, and not by this one.
+    if not is_divided(model.transformer):
+        has_gradient = _count_gradients(model, first, scale, x, sigma, trained)
     return Parity(
         guidance_scale=scale,
         num_steps=num_steps,

@@ -64,7 +64,10 @@ class Derived:
         self.pretrained = pretrained
         self.dtype = dtype
         if pretrained.startswith(META):
-            raise UserError(f"model.pretrained={pretrained}: model=derived needs weights")
+            raise UserError(
+                f"model.pretrained={pretrained.removeprefix(META)}: model=derived is planned with "
+                "its weights alone, by a short run"
+            )
         index = read_index(resolve(pretrained), pretrained, revision)
         source = Source(self._class_of(index), pretrained, revision, dtype)
         with refusing(pretrained, source.kind):
@@ -86,14 +89,14 @@ class Derived:
         }
         left_out = dict.fromkeys(without)
         self.text = TextEncoders(lambda: source.load(**kept, **left_out), text_side)
-        self.embedding_key = " ".join(
-            [
-                source.identity(text_side),
-                f"derived {FORMAT}",
-                json.dumps(dict(self.arguments.fixed), sort_keys=True, default=str),
-                f"{has_guidance} {sorted(without)}",
-            ]
-        )
+        settings = [
+            f"derived {FORMAT}",
+            json.dumps(dict(self.arguments.fixed), sort_keys=True, default=str),
+            f"{has_guidance} {sorted(without)}",
+        ]
+        self.embedding_key = " ".join([source.identity(text_side), *settings])
+        everything = [name for name, entry in index.items() if isinstance(entry, list)]
+        self.identity = " ".join([source.identity(everything), *settings])
         with refusing(pretrained, source.kind):
             self._probe: Probe = probe(
                 self.text.pipeline(), self.settings, self.arguments, device()
@@ -102,6 +105,7 @@ class Derived:
                 self.pipeline, self.settings, self.arguments, self._probe, DTYPES[dtype]
             )
         self.kind = source.kind
+        self._grouped: tuple[Tensor, dict[bytes, list[int]]] | None = None
         self.latent_shape = self._probe.state_shape
         row = self._row(self._probe.texts, self._probe.text_layout)
         self.conditioning_shapes = {name: tuple(value.shape) for name, value in row.items()}
@@ -173,7 +177,7 @@ class Derived:
         if guidance_scale != 1 and not self.arguments.has_guidance:
             raise UserError(f"guidance_scale={guidance_scale} needs model.has_guidance=true")
         tensors = conditioning.tensors
-        numbers_of = groups(tensors[LAYOUT])
+        numbers_of = self._groups(tensors[LAYOUT])
         with refusing(self.pretrained, self.kind):
             if len(numbers_of) == 1:
                 layout = read(next(iter(numbers_of)))
@@ -188,6 +192,14 @@ class Derived:
                 order += numbers
         place = torch.tensor(order, device=x.device).argsort()
         return torch.cat(parts).index_select(0, place)
+
+    def _groups(self, layouts: Tensor) -> dict[bytes, list[int]]:
+        """Return the rows of each layout; of the tensor before it is known, as for a rollout's
+        steps, without waiting for the device.
+        """
+        if self._grouped is None or self._grouped[0] is not layouts:
+            self._grouped = (layouts, groups(layouts))
+        return self._grouped[1]
 
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "B *X"]) -> Float[Tensor, "B *F 3 H W"]:

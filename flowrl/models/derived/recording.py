@@ -161,7 +161,7 @@ def probe(
 ) -> Probe:
     """Find out what a pipeline's methods return, with its text encoders.
 
-    Raises Refused, for a pipeline that this cannot be found out of.
+    Raises Refused for a pipeline that this cannot be found out of.
     """
     for name in (TEXTS, STATE):
         if not hasattr(pipeline, name):
@@ -205,7 +205,7 @@ def probe(
 
 
 def _state_of(tape: Tape, axes: Axes) -> Tensor:
-    """Return the state that the pipeline prepared. Raises Refused, for one
+    """Return the state that the pipeline prepared. Raises Refused for one
     that is no rectified flow's or has no rows.
     """
     outputs = tape.outputs[STATE]

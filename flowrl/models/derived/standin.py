@@ -107,7 +107,7 @@ def flow_settings(scheduler: Any) -> dict[str, Any]:
     """Return the settings of the Euler scheduler that goes the stock scheduler's grid.
 
     Another solver of rectified flows is exchanged, with its shift, since FlowRL has solvers of its
-    own. Raises Refused, for a scheduler of another kind of model.
+    own. Raises Refused for a scheduler of another kind of model.
     """
     if scheduler is None:
         raise Refused("it has no scheduler")

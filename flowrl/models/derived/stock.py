@@ -58,7 +58,7 @@ class _Placed:
 class Stock:
     """A pipeline without its text side, called with what was recorded in place of its texts.
 
-    From now on the stand-in is the pipeline's scheduler. Raises Refused,
+    From now on the stand-in is the pipeline's scheduler. Raises Refused
     where its grid is no rectified flow's.
     """
 

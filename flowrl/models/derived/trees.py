@@ -36,7 +36,7 @@ WORDS = {list: "list", tuple: "tuple", dict: "dict"}
 def find_axes(one: Any, two: Any, path: str) -> Axes:
     """Compare what one row and two equal rows gave, and return what tells their batch axes.
 
-    Raises Refused, where that is not one axis that grows from 1 to 2.
+    Raises Refused where that is not one axis that grows from 1 to 2.
     """
     if isinstance(one, Tensor):
         return {path: _axis(one, two, path)}
@@ -74,7 +74,7 @@ def flatten(
     """Take what one row gave apart: its tensors go into `tensors` by path, without their batch
     axis; return the layout. Below an entry, which is one row's alone, nothing is shared.
 
-    Raises Refused, for a value that is none of a few plain kinds, and for
+    Raises Refused for a value that is none of a few plain kinds, and for
     one at a path where there was none before.
     """
     match value:
