@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flowrl.algorithm import Algorithm
 from flowrl.errors import UserError
 from flowrl.models.derived.adapter import Derived
+from flowrl.models.derived.leaving import failing, refusing
 from flowrl.models.derived.stock import Sampling
 from flowrl.parallel.sharding import is_divided
 from flowrl.training.policy import Policy
@@ -119,9 +120,14 @@ def check(
     """Compare FlowRL with the stock pipeline at each guidance scale, on the rows of `conditioning`,
     of which there must be two.
 
-    Raises ParityError, in one line, for the first thing that differs.
+    Raises ParityError, in one line, for the first thing that differs, and UserError where the
+    pipeline's own code fails.
     """
-    return [_check_scale(model, conditioning, trained, scale, num_steps, seed) for scale in scales]
+    # What its own code raises here, as for a size that its network does not take, is an answer.
+    with refusing(model.pretrained, model.kind), failing("its call"):
+        return [
+            _check_scale(model, conditioning, trained, scale, num_steps, seed) for scale in scales
+        ]
 
 
 def record_of(parities: Sequence[Parity], model: Derived) -> dict[str, object]:

@@ -246,3 +246,15 @@ def test_sigmas_above_one_are_no_rectified_flows():
     """EDM's begin at 80. Mutation: look at the last one alone."""
     with pytest.raises(UserError, match=r"its sigmas go from 80 to 0.5"):
         Times([80.0, 0.5], torch.tensor([1000.0, 6.25]), 1000)
+
+
+class Fails(ToyPipeline):
+    def predict(self, *args):
+        raise RuntimeError("The size of tensor a (3) must match\nthe size of tensor b (2)")
+
+
+def test_what_a_pipelines_own_code_raises_is_told_in_a_line(monkeypatch):
+    """Mutation: let the traceback through."""
+    model = derive(monkeypatch, Fails)
+    with pytest.raises(UserError, match=r"its call fails \(RuntimeError: The size .* match\)$"):
+        check(model, model.encode_prompts(PROMPTS), {}, scales=[1.0], num_steps=2, seed=0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from flowrl.errors import UserError
 from flowrl.models.components import first_line
 
@@ -31,10 +33,12 @@ def refusing(pretrained: str, kind: type) -> Iterator[None]:
 
 @contextmanager
 def failing(what: str) -> Iterator[None]:
-    """Refuse a pipeline whose own code fails, of which anything may be raised."""
+    """Refuse a pipeline whose own code fails, of which anything may be raised; a device that is
+    short of memory says so itself.
+    """
     try:
         yield
-    except (UserError, Ended):
+    except (UserError, Ended, torch.OutOfMemoryError):
         raise
     except Exception as error:
         kind = type(error).__name__

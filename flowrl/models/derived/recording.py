@@ -111,8 +111,8 @@ def record(
     """Call a pipeline up to its network, or until so many texts are encoded, and return what its
     methods gave.
 
-    Text encoders are on `device`, the network may be elsewhere. Raises UserError, with the reason
-    alone, where the call never reaches its network.
+    Text encoders are on `device`, the network may be elsewhere. Raises Refused where the call never
+    reaches its network.
     """
     tape = Tape(exchanged(Euler, settings))
 
@@ -170,12 +170,7 @@ def probe(
     one, two = (
         record(pipeline, settings, arguments.of(PROBE, rows, scale), device) for rows in (1, 2)
     )
-    axes: Axes = {}
-    for name in one.outputs.keys() | two.outputs.keys():
-        if len(one.outputs[name]) != len(two.outputs[name]):
-            raise Refused(f"it calls {name} once a row")
-        for number, pair in enumerate(zip(one.outputs[name], two.outputs[name], strict=True)):
-            axes |= find_axes(*pair, f"{name}.{number}")
+    axes = _axes_of(one, two)
     state = _state_of(one, axes)
     num_texts = len(one.outputs[TEXTS])
     if num_texts == 0:
@@ -184,14 +179,7 @@ def probe(
     if arguments.has_guidance:
         bare = record(pipeline, settings, arguments.of(PROBE, 1, UNGUIDED), device, num_texts)
         _check_unguided(flatten_texts(bare, axes)[0], texts)
-    constants: dict[str, Tensor] = {}
-    layouts: dict[str, list[Layout]] = {}
-    for name in METHODS[1:]:
-        outputs = map(without_state, one.outputs[name]) if name == STATE else one.outputs[name]
-        layouts[name] = [
-            flatten(output, f"{name}.{number}", axes, constants)
-            for number, output in enumerate(outputs)
-        ]
+    constants, layouts = _constants_of(one, axes)
     return Probe(
         axes=axes,
         num_texts=num_texts,
@@ -204,9 +192,35 @@ def probe(
     )
 
 
+def _axes_of(one: Tape, two: Tape) -> Axes:
+    """Return the batch axes of all that one row and two equal rows of a prompt gave."""
+    axes: Axes = {}
+    for name in one.outputs.keys() | two.outputs.keys():
+        if len(one.outputs[name]) != len(two.outputs[name]):
+            raise Refused(f"it calls {name} once a row")
+        for number, pair in enumerate(zip(one.outputs[name], two.outputs[name], strict=True)):
+            axes |= find_axes(*pair, f"{name}.{number}")
+    return axes
+
+
+def _constants_of(tape: Tape, axes: Axes) -> tuple[dict[str, Tensor], dict[str, list[Layout]]]:
+    """Return the tensors that belong to the call, and the layouts of what its methods gave."""
+    constants: dict[str, Tensor] = {}
+    layouts: dict[str, list[Layout]] = {}
+    for name in METHODS[1:]:
+        outputs = tape.outputs[name]
+        if name == STATE:
+            outputs = [without_state(output) for output in outputs]
+        layouts[name] = [
+            flatten(output, f"{name}.{number}", axes, constants)
+            for number, output in enumerate(outputs)
+        ]
+    return constants, layouts
+
+
 def _state_of(tape: Tape, axes: Axes) -> Tensor:
-    """Return the state that the pipeline prepared. Raises Refused for one
-    that is no rectified flow's or has no rows.
+    """Return the state that the pipeline prepared. Raises Refused for one that is no rectified
+    flow's or has no rows.
     """
     outputs = tape.outputs[STATE]
     if len(outputs) != 1:
@@ -245,8 +259,8 @@ def flatten_texts(tape: Tape, axes: Axes) -> tuple[dict[str, Tensor], Layout]:
 
 
 def _check_unguided(bare: Mapping[str, Tensor], texts: Mapping[str, Tensor]) -> None:
-    """Raise Refused unless texts are encoded alike with and without
-    guidance, so that one recording serves both.
+    """Raise Refused unless texts are encoded alike with and without guidance, so that one recording
+    serves both.
     """
     for name, value in bare.items():
         other = texts.get(name)
@@ -265,10 +279,10 @@ def players(outputs: Mapping[str, Sequence[Any]]) -> dict[str, Method]:
         entries = iter(outputs[name])
 
         def playing(*_: Any, **__: Any) -> Any:
-            entry = next(entries, None)
-            if entry is None:
-                raise Refused(f"it calls {name} more often than where it was recorded")
-            return entry
+            # Another method may have returned None, so that nothing but the end ends it.
+            for entry in entries:
+                return entry
+            raise Refused(f"it calls {name} more often than where it was recorded")
 
         return playing
 

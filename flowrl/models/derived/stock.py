@@ -58,8 +58,8 @@ class _Placed:
 class Stock:
     """A pipeline without its text side, called with what was recorded in place of its texts.
 
-    From now on the stand-in is the pipeline's scheduler. Raises Refused
-    where its grid is no rectified flow's.
+    From now on the stand-in is the pipeline's scheduler. Raises Refused where its grid is no
+    rectified flow's.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Stock:
         """Return noise minus data at x, float32: what the pipeline hands its scheduler at the first
         step of a call that begins with x.
 
-        Raises UserError where it hands it nothing, or something of another shape.
+        Raises Refused where it hands it nothing, or something of another shape.
         """
         own_sigma, timestep = self.times.at(sigma)
         self.stand_in.ask([own_sigma], timestep)
