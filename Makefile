@@ -12,9 +12,14 @@ CONSTRAINTS ?=
 # Words with = that are none of this file's variables are overrides: make train sampler=cps
 VARIABLES := PYTHON VENV BIN PYTEST ARGS STUDY CPU TORCH_INDEX CONSTRAINTS
 space := $(subst ,, )
-# make escapes a space within a word, which would otherwise be taken for two words here.
-WORDS = $(filter-out $(VARIABLES:=%),$(subst \$(space),<space>,$(MAKEOVERRIDES)))
-OVERRIDES = $(subst <space>,$(space),$(foreach word,$(WORDS),'$(word)'))
+# make writes them with \ before \ and a space, and $ twice; a space must not divide a word here.
+WORDS := $(subst $$$$,$$,$(subst \$(space),<space>,$(subst \\,<backslash>,$(MAKEOVERRIDES))))
+WORDS := $(filter-out $(VARIABLES:=%),$(WORDS))
+# As one word each for the shell.
+QUOTED := $(foreach word,$(subst ','\'',$(WORDS)),'$(word)')
+OVERRIDES := $(subst <backslash>,\,$(subst <space>,$(space),$(QUOTED)))
+# Their values are for Hydra: as variables of the environment, make would expand a $ in them.
+unexport $(foreach word,$(WORDS),$(firstword $(subst =,$(space),$(word))))
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help

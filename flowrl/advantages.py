@@ -21,7 +21,7 @@ STD_OFFSET = 1e-4
 """Added to a standard deviation before dividing (Flow-GRPO, arXiv 2505.05470, and its reference
 code).
 """
-MIN_STD = 1e-6
+MIN_REWARD_STD = 1e-6
 """The least standard deviation that GDPO divides by (Flow-Factory)."""
 
 
@@ -90,7 +90,7 @@ def group(
     members = _group(groups, has_value)
     centred, std = _centre(total, groups, has_value)
     values = centred / (std[members.index] + STD_OFFSET)
-    return _finish(values, std=std, groups=members, is_valid=has_value)
+    return _finish(values, std=std, members=members, has_value=has_value)
 
 
 def global_std(
@@ -109,7 +109,7 @@ def global_std(
     has_value = _in_company(groups, is_valid & ~total.isnan())
     centred, std = _centre(total, groups, has_value)
     values = centred / (_std(total, has_value) + STD_OFFSET)
-    return _finish(values, std=std, groups=_group(groups, has_value), is_valid=has_value)
+    return _finish(values, std=std, members=_group(groups, has_value), has_value=has_value)
 
 
 def zscore(
@@ -134,7 +134,7 @@ def zscore(
         total = total + weight * centred / (_std(column, has_term) + STD_OFFSET)
         stds.append(std)
     widest = torch.stack(stds).amax(0)
-    return _finish(total, std=widest, groups=_group(groups, has_value), is_valid=has_value)
+    return _finish(total, std=widest, members=_group(groups, has_value), has_value=has_value)
 
 
 def gdpo(
@@ -156,54 +156,54 @@ def gdpo(
     stds = []
     for column in rewards.unbind(1):
         centred, std = _centre(column, groups, has_value & ~column.isnan())
-        scores.append(centred / std[members.index].clamp(min=MIN_STD))
+        scores.append(centred / std[members.index].clamp(min=MIN_REWARD_STD))
         stds.append(std)
     total = torch.stack(scores, 1) @ weights
     if has_value.any():
-        total = (total - total[has_value].mean()) / _std(total, has_value).clamp(min=MIN_STD)
+        total = (total - total[has_value].mean()) / _std(total, has_value).clamp(min=MIN_REWARD_STD)
     widest = torch.stack(stds).amax(0)
-    return _finish(total, std=widest, groups=members, is_valid=has_value)
+    return _finish(total, std=widest, members=members, has_value=has_value)
 
 
-def _std(rewards: Tensor, is_valid: Tensor) -> Tensor:
+def _std(rewards: Tensor, has_value: Tensor) -> Tensor:
     """Return the standard deviation over all valid samples, 0 where there is none."""
-    return rewards[is_valid].std(correction=0) if is_valid.any() else rewards.new_zeros(())
+    return rewards[has_value].std(correction=0) if has_value.any() else rewards.new_zeros(())
 
 
-def _group(groups: Tensor, is_valid: Tensor) -> Groups:
+def _group(groups: Tensor, has_value: Tensor) -> Groups:
     """Number the groups from 0 on, whatever their ids, and count the valid samples of each."""
     _, index = groups.unique(return_inverse=True)
-    counts = is_valid.new_zeros(int(index.max()) + 1, dtype=torch.float32)
-    return Groups(index, counts.index_add_(0, index, is_valid.float()))
+    counts = has_value.new_zeros(int(index.max()) + 1, dtype=torch.float32)
+    return Groups(index, counts.index_add_(0, index, has_value.float()))
 
 
-def _in_company(groups: Tensor, is_valid: Tensor) -> Tensor:
+def _in_company(groups: Tensor, has_value: Tensor) -> Tensor:
     """Tell which samples are valid in a group where another one is; a lone one must not set the
     spread of the batch.
     """
-    members = _group(groups, is_valid)
-    return is_valid & (members.counts > 1)[members.index]
+    members = _group(groups, has_value)
+    return has_value & (members.counts > 1)[members.index]
 
 
 def _centre(
-    rewards: Float[Tensor, "B"], groups: Int[Tensor, "B"], is_valid: Bool[Tensor, "B"]
+    rewards: Float[Tensor, "B"], groups: Int[Tensor, "B"], has_value: Bool[Tensor, "B"]
 ) -> tuple[Float[Tensor, "B"], Float[Tensor, "P"]]:
     """Return rewards minus the mean of their group, and each group's population std.
 
     Both are exactly 0 where all valid rewards of a group are equal, and for samples that are not
     valid.
     """
-    members = _group(groups, is_valid)
+    members = _group(groups, has_value)
     index = members.index
-    rewards = torch.where(is_valid, rewards, 0.0)
+    rewards = torch.where(has_value, rewards, 0.0)
     mean = members.mean(rewards)
-    centred = torch.where(is_valid, rewards - mean[index], 0.0)
+    centred = torch.where(has_value, rewards - mean[index], 0.0)
     std = members.mean(centred.square()).sqrt()
     low = torch.full_like(mean, torch.inf).scatter_reduce(
-        0, index[is_valid], rewards[is_valid], "amin"
+        0, index[has_value], rewards[has_value], "amin"
     )
     high = torch.full_like(mean, -torch.inf).scatter_reduce(
-        0, index[is_valid], rewards[is_valid], "amax"
+        0, index[has_value], rewards[has_value], "amax"
     )
     # The mean of equal floats can differ from them in the last bit; equality of extremes cannot.
     varies = low < high
@@ -214,17 +214,17 @@ def _finish(
     values: Float[Tensor, "B"],
     *,
     std: Float[Tensor, "P"],
-    groups: Groups,
-    is_valid: Bool[Tensor, "B"],
+    members: Groups,
+    has_value: Bool[Tensor, "B"],
 ) -> Advantages:
     """Set to 0 what teaches nothing, and count the groups in which all samples are such.
 
     `std` is each group's, and with several rewards the largest of theirs.
     """
-    is_dropped = groups.counts < 2
+    is_dropped = members.counts < 2
     is_constant = (std == 0) & ~is_dropped
-    teaches = is_valid & ~(is_dropped | is_constant)[groups.index]
-    is_used = is_valid & ~is_dropped[groups.index]
+    teaches = has_value & ~(is_dropped | is_constant)[members.index]
+    is_used = has_value & ~is_dropped[members.index]
     return Advantages(
         values=torch.where(teaches, values, 0.0),
         is_used=is_used,

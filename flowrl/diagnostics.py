@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl.losses.ratio import moves_down, moves_up
 from flowrl.types import LossInputs
 from flowrl.values.bounds import ClipHigh, Threshold
+from flowrl.values.check import check_fields
 
 SQUARED = "_squared"
 """Ends the name of a mean square, whose root is taken over all samples of a step and update,
@@ -37,12 +39,17 @@ class Diagnostics:
     clip: ClipHigh
     delta: Threshold
 
+    def __post_init__(self) -> None:
+        check_fields(self, "algorithm.diagnostics")
+
     @torch.no_grad()
     def __call__(self, inputs: LossInputs, step_number: int) -> dict[str, Float[Tensor, ""]]:
-        log_ratio = inputs.log_prob - inputs.old_log_prob
+        log_ratio = inputs.log_ratio
         ratio = log_ratio.exp()
         advantage = inputs.advantage
-        moves_away = ((advantage > 0) & (ratio > 1)) | ((advantage < 0) & (ratio < 1))
+        moves_away = moves_up(advantage, log_ratio=log_ratio) | moves_down(
+            advantage, log_ratio=log_ratio
+        )
         is_clipped = moves_away & ((ratio - 1).abs() > self.clip)
         is_far = moves_away & (inputs.kl >= self.delta)
         # r - 1 of the full Gaussian; near r = 1 `expm1` keeps the digits that a difference loses.
@@ -60,10 +67,8 @@ class Diagnostics:
             "bound/surrogate": (advantage * excess).mean(),
         }
         if inputs.form == "gaussian":
-            # The log-ratio is noise minus the KL, so adding the KL leaves the noise; the signal is
-            # the KL itself, with the other sign.
+            # The log-ratio is noise minus the KL, so adding the KL leaves the noise.
             metrics[f"trust/log_ratio_noise{SQUARED}"] = (log_ratio + inputs.kl).square().mean()
-            metrics["trust/log_ratio_signal"] = inputs.kl.mean()
         return metrics
 
 
@@ -73,7 +78,7 @@ def full_log_ratio(inputs: LossInputs) -> Float[Tensor, "B"]:
 
     A mean is multiplied by D, and with it its float32 rounding of about 1e-7.
     """
-    log_ratio = inputs.log_prob - inputs.old_log_prob
+    log_ratio = inputs.log_ratio
     if inputs.reduction == "mean":
         log_ratio = log_ratio * inputs.dimensions
     # The unnormalised form lacks the Gaussian's 1 / (2 std^2).

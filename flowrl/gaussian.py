@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.types import LogProbForm, Reduction
 from flowrl.values.check import check_fields
-
-Reduction = Literal["mean", "sum"]
-LogProbForm = Literal["gaussian", "unnormalised"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +98,16 @@ MEAN_KL = Likelihood(reduction="mean", form="gaussian")
 def mean_square(values: Float[Tensor, "B *X"]) -> Float[Tensor, "B"]:
     """Return the mean of the squares over latent dimensions."""
     return values.square().mean(latent_axes(values))
+
+
+def velocity_change(
+    step: GaussianStep, other_mean: Float[Tensor, "B *X"], gain: float
+) -> Float[Tensor, "B"]:
+    """Return mean (v - other_v)^2 of the velocities that gave two means at one state; `gain` is the
+    sampler's d mean / d velocity.
+    """
+    # Both means belong to one state, so they differ by their velocities times the gain.
+    return mean_square((step.mean - other_mean) / gain)
 
 
 def tv(step: GaussianStep, other_mean: Float[Tensor, "B *X"]) -> Float[Tensor, "B"]:

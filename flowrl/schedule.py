@@ -19,9 +19,10 @@ from flowrl.values.check import check_fields
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """One step of a grid. `second_sigma` is the grid's second value, which stands in for sigma
-    where 1
-    - sigma is 0; flow_grpo calls it sigma_max.
+    """One step of a grid.
+
+    `second_sigma` is the grid's second value, which stands in for sigma where 1 - sigma would be
+    0; flow_grpo calls it sigma_max.
     """
 
     sigma: float

@@ -2,8 +2,8 @@
 
 Shape letters, in jaxtyping annotations everywhere:
     B samples (prompts times group), P prompts, G group, K sampling steps, T trained terms (a
-    rollout's stochastic steps, or a grid's sigmas), *X the axes of one sample's latents, as many as
-    the base model has (C h w, or F C h w of a video, or N Q of packed tokens); H W an image's
+    rollout's stochastic steps, or a grid's sigmas), `*X` the axes of one sample's latents, as many
+    as the base model has (C h w, or F C h w of a video, or N Q of packed tokens); H W an image's
     height and width in pixels; R rewards; N selected rows. D is the number of latent dimensions,
     the product of X.
 
@@ -18,11 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+Reduction = Literal["mean", "sum"]
+"""How a value of each latent dimension becomes one of the sample."""
+LogProbForm = Literal["gaussian", "unnormalised"]
+"""What a log-probability is: the log-density, or -(x_next - mean)^2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +144,7 @@ class RewardOutput:
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """All that a policy loss may look at, for one step of B samples.
+    """All that a reverse loss may look at, for one step of B samples.
 
     `kl` and `tv` are the exact divergences KL(old || current) and TV(old, current) of the step.
     `kl` follows the configured reduction and alone of the three carries a gradient, `tv` is that of
@@ -156,9 +161,16 @@ class LossInputs:
     velocity_change: Float[Tensor, "B"]
     std: float
     dt: float
-    form: str
-    reduction: str
+    form: LogProbForm
+    reduction: Reduction
     dimensions: int
+
+    @property
+    def log_ratio(self) -> Float[Tensor, "B"]:
+        """The logarithm of the policies' ratio, in the form and reduction of the
+        log-probabilities.
+        """
+        return self.log_prob - self.old_log_prob
 
 
 @dataclass(frozen=True, slots=True)

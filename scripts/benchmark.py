@@ -37,7 +37,7 @@ from flowrl.callbacks.record import peak_memory_gib
 from flowrl.launch.build import build
 from flowrl.launch.compose import compose
 from flowrl.launch.quiet import quieten
-from flowrl.objectives.micro_batch import Group
+from flowrl.objectives.micro_batch import ConditionedRows
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptBatch
 from flowrl.training.sampling import sample_update
@@ -64,7 +64,9 @@ class BareParts:
         self.num_micro_batches = plan.num_samples // plan.micro_batch
         self.prompts = [batch.prompts[row // plan.group_size] for row in range(plan.num_samples)]
         starts = [row // plan.group_size if shares else row for row in range(plan.micro_batch)]
-        self.group = group = Group(*policy.embed.shared(self.prompts[: plan.micro_batch]), starts)
+        self.group = group = ConditionedRows(
+            *policy.embed.shared(self.prompts[: plan.micro_batch]), starts
+        )
         self.is_checkpointed = bool(policy.transformer.is_gradient_checkpointing)
         self.field = group.field(policy.velocity)
         self.ref_field = group.field(policy.reference.velocity)

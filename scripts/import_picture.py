@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "flowrl"
 HALL = "mathematics"
 METHOD = "algorithm, rollout"
-ABOVE_HALL = ("algorithm", "rollout")
+ABOVE_HALL = ("diagnostics", "algorithm", "rollout")
 """Modules of the hall that are made of samplers and losses, and so have a box of their own."""
 
 BASE = ("errors", "types", "values")

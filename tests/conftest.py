@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
 from jaxtyping import install_import_hook
+
+# What the tests start says nothing of a busy machine, between the lines that they look at.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parents[1]
 # The shapes world has no tensors, and millions of calls.

@@ -12,13 +12,13 @@ from servers import answering, reply
 @dataclass
 class Hub:
     """What was uploaded: `files` by repository, branch and path; `private` repositories; the
-    requests in order. `refuse` maps the beginning of a path to a status.
+    requests in order; the token of each. `refuse` maps the beginning of a path to a status.
     """
 
     files: dict = field(default_factory=dict)
     private: dict = field(default_factory=dict)
     asked: list = field(default_factory=list)
-    tokens: set = field(default_factory=set)
+    tokens: dict = field(default_factory=dict)
     objects: dict = field(default_factory=dict)
     messages: list = field(default_factory=list)
     cards: list = field(default_factory=list)
@@ -30,8 +30,9 @@ class Hub:
         return answering(self.post, get=self.get, put=self.put)
 
     def refused(self, handler):
-        self.asked.append(f"{handler.command} {handler.path.partition('?')[0]}")
-        self.tokens.add(handler.headers.get("Authorization"))
+        request = f"{handler.command} {handler.path.partition('?')[0]}"
+        self.asked.append(request)
+        self.tokens[request] = handler.headers.get("Authorization")
         for start, status in self.refuse.items():
             if handler.path.startswith(start):
                 reply(handler, {"error": "not for you"}, status)

@@ -29,6 +29,7 @@ from flowrl.losses.protocol import Loss
 from flowrl.models.text import device
 from flowrl.prompts.lines import checked_text
 from flowrl.rewards.protocol import Reward
+from flowrl.runs.base_model import named_here
 from flowrl.training.export import export_average
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptData
@@ -224,7 +225,7 @@ class Experiment:
             if path.name not in written and not path.name.startswith(WHOLE):
                 raise UserError(f"save: {target} holds {path.name}, too; give another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        return export_average(self.policy, folder, notes_of(self._described()))
+        return export_average(self.policy, folder, notes_of(named_here(self._described())))
 
     def _described(self) -> dict[str, Any]:
         """Return the configuration, with objects made in Python by their classes."""

@@ -19,6 +19,7 @@ from flowrl.errors import UserError
 from flowrl.models.weights import first_not_finite
 from flowrl.parallel.sharding import gathered
 from flowrl.runs import checkpoint
+from flowrl.runs.base_model import named_in_run
 from flowrl.runs.files import CHECKPOINTS, CONFIG, read_yaml
 from flowrl.runs.folder import point_latest_at
 from flowrl.training.export import export_average
@@ -180,7 +181,7 @@ class Checkpoint(Callback):
 
         Raises NotFinite where a weight is no number.
         """
-        notes = notes_of(self._config())
+        notes = notes_of(named_in_run(self._config(), self.folder))
         export_average(policy, self.folder, notes, is_writer=trainer.is_global_zero)
 
     def _config(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowrl.callbacks.progress import Progress
+from flowrl.callbacks.progress import Progress, in_lines
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import is_at_end
 from flowrl.callbacks.trackers import alert
@@ -166,8 +166,9 @@ class Evaluate(Callback):
             # The other sets, families and panels are dictionaries, too long for a line.
             if isinstance(value, float):
                 numbers.append(f"{key} {value:.3g}")
-        text = ", ".join(numbers)
-        policy.print(f"evaluation {when} (iteration {policy.num_iterations}): {text}; {path}")
+        place = path.relative_to(self.folder)
+        about = f"evaluation {when} (iteration {policy.num_iterations}), {place}:"
+        policy.print(f"{about}\n{in_lines(numbers)}")
 
     def keep_first(self, images: Tensor, values: Tensor, watched: Mapping[str, Tensor]) -> None:
         """Write the images and scores from before training, whole or not at all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,11 @@ from flowrl.training.prompt_data import PromptBatch, PromptData
 
 LINE_SECONDS = 30.0
 """The time between two lines, where there is no terminal to draw a bar on."""
+
+COLUMNS = 80
+"""The columns of a terminal that nobody has widened."""
+
+INDENT = "  "
 
 
 def is_terminal() -> bool:
@@ -130,3 +135,15 @@ class Progress(TQDMProgressBar):
 def _short(value: object) -> str:
     """Return a number by its first digits; anything else as it is."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def in_lines(items: Sequence[str]) -> str:
+    """Return a list in lines of at most COLUMNS characters, in which no item is divided."""
+    lines = [""]
+    for i, item in enumerate(items):
+        word = item if i == len(items) - 1 else f"{item},"
+        if lines[-1] and len(f"{INDENT}{lines[-1]} {word}") > COLUMNS:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".lstrip()
+    return "\n".join(f"{INDENT}{line}" for line in lines)

@@ -177,7 +177,7 @@ def start(logger: WandbLogger, folder: str | Path) -> None:
         if place.is_relative_to(Path.cwd()):
             place = place.relative_to(Path.cwd())
         sync = shlex.join(["wandb", "sync", str(place)])
-        print(f"W&B: offline; send it with: {sync}")
+        print(f"W&B: offline; send it with:\n  {sync}")
     else:
         print(f"W&B: {run.url}")
 

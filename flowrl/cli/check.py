@@ -6,7 +6,8 @@
 
 It takes what `flowrl train` takes, and tells what would be trained. No weights are loaded, and
 nothing is written. Exit status 1, and one line, for what training would refuse before it loads any.
-With -m all jobs of a sweep are checked.
+With -m all jobs of a sweep are checked; of a search, such as hydra/sweeper=search, the ends of its
+ranges.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from flowrl.launch.program import run_program
 from collections.abc import Sequence
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flowrl.cli import arguments
@@ -25,10 +25,10 @@ from flowrl.launch.build import prepare
 from flowrl.launch.checks import check_accelerator
 from flowrl.launch.compose import compose
 from flowrl.launch.door import examine
-from flowrl.launch.foreign_targets import parse
 from flowrl.launch.hub_files import describe_files
 from flowrl.launch.lora_keys import take_from_file
 from flowrl.launch.search_path import with_config_dir
+from flowrl.launch.sweep_jobs import Jobs, jobs_of
 from flowrl.objectives import num_trained
 from flowrl.values.plural import counted
 
@@ -77,24 +77,20 @@ def _files(cfg: DictConfig) -> list[str]:
     return [f"  {text}" for text in dict.fromkeys(describe_files(cfg))]
 
 
-def jobs_of(words: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each job of a sweep over values, as Hydra divides them."""
-    (jobs,) = BasicSweeper.split_arguments(parse(words), None)
-    return [list(job) for job in jobs]
-
-
 def run(words: Sequence[str], added: Sequence[str], *, is_sweep: bool) -> None:
     """Check a run, or each job of a sweep; tell of the first what it is. `added` are overrides of
     all.
     """
-    jobs = jobs_of(words) if is_sweep else [list(words)]
-    for number, job in enumerate(jobs):
+    jobs = jobs_of(words, added) if is_sweep else Jobs([list(words)])
+    if jobs.sweeper:
+        print(f"{jobs.sweeper} draws its jobs; what is checked is the ends of its ranges")
+    for number, job in enumerate(jobs.overrides):
         if is_sweep:
             print(f"job {number}: {' '.join(job)}", flush=True)
         lines = check([*job, *added])
         if number == 0:
             print("\n".join(lines), flush=True)
-    amount = f", all {counted(len(jobs), 'job')}" if is_sweep else ""
+    amount = f", all {counted(len(jobs.overrides), 'job')}" if is_sweep else ""
     print(f"ok{amount}: nothing that training would refuse before it loads weights")
 
 

@@ -236,9 +236,9 @@ def run(overrides: Sequence[str], kinds: Sequence[str] | None, max_seconds: floa
 
 def main() -> int:
     """Read the command line and examine; 1 where a check fails."""
-    args = arguments.doctor().parse_intermixed_args()
 
     def examine_all() -> None:
+        args = arguments.doctor().parse_intermixed_args()
         overrides = with_config_dir(args.overrides, args.config_dir)
         run(overrides, args.pairs, args.max_seconds)
 

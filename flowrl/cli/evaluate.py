@@ -15,7 +15,8 @@ family under `family`, GenEval's `tag` or GenEval2's `atom_count`; `evaluation.m
 takes as many, spread over the file. All subjects draw the same prompts from the same noise, each on
 the sigma grid that its run was trained with. The drift (`kl_ref`) of a run that began from a LoRA
 is measured from its own reference, that of all others from the base. An evaluation that was stopped
-goes on with the same command.
+goes on with the same command; a page is overwritten only by one that tells of the same subjects and
+others.
 
 Below --out: SUBJECT/SET/images/*.png and samples.jsonl, results.json, and page.html, one file
 without links.
@@ -29,7 +30,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ from flowrl.launch.start import with_copy
 from flowrl.parallel import background
 from flowrl.prompts.files import prompt_set
 from flowrl.runs.command_line import key_of
-from flowrl.runs.files import CONFIG, SOURCE
+from flowrl.runs.files import CONFIG, SOURCE, read_object
 from flowrl.runs.installation import CONF
 from flowrl.sweep.job import has_key
 from flowrl.training.policy import Policy
@@ -71,6 +71,7 @@ COMMON = ("reward", "evaluation", "data")
 """The groups of the first run that all subjects are drawn with, unless the overrides choose others.
 """
 
+RESULTS = "results.json"
 FULL = "flowrl.tuning.full.Full"
 ADAPTER = {"_target_": "flowrl.tuning.lora.LoRA", "init": "gaussian", "reference": "base"}
 IDLE = ADAPTER | {"rank": 1, "alpha": 1, "targets": "proj_out", "start": None}
@@ -257,6 +258,7 @@ def run(args: argparse.Namespace) -> None:
         reference = (f"{args.reference} ({told})", features)
         print(f"--reference {args.reference}: {told}")
     out = Path(args.out)
+    refuse_to_overwrite(out, [subject.label for subject in subjects], list(evaluators[0].sets))
     assessments = {}
     for subject, cfg, evaluator in zip(subjects, configs, evaluators, strict=True):
         assessments[subject.label] = Assessment(
@@ -266,13 +268,37 @@ def run(args: argparse.Namespace) -> None:
         if not assessments[subject.label].is_complete:
             assessments[subject.label].run(load(subject, cfg))
     results = summarise(assessments, network, reference)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (out / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
     galleries = {name: gallery(assessments, name, args.shown) for name in results}
     (out / "page.html").write_text(
         render(" and ".join(assessments), subtitle(evaluators), results, galleries)
     )
     print_rewards(results)
     print(f"{out}/page.html")
+
+
+def refuse_to_overwrite(out: Path, labels: Sequence[str], sets: Sequence[str]) -> None:
+    """Raise UserError where a page in `out` tells of subjects or sets of prompts that the next one
+    would not.
+
+    What was drawn would stay, since each subject has its folder, but no page would show it.
+    """
+    path = out / RESULTS
+    if not path.is_file():
+        return
+    earlier = read_object(path, "remove it, or give another --out")
+    if lost := [name for name in earlier if name not in sets]:
+        raise UserError(
+            f"{out} holds an evaluation on other prompts ({', '.join(lost)}), whose page would be "
+            "overwritten; give another --out"
+        )
+    told = {label for subjects in earlier.values() for label in subjects}
+    if lost := sorted(told - {*labels}):
+        raise UserError(
+            f"{out} holds an evaluation of {', '.join(lost)} too, whose page would be overwritten; "
+            "name all subjects in one command, which draws none of them again, or give another "
+            "--out"
+        )
 
 
 def print_rewards(results: dict[str, Any]) -> None:
@@ -345,8 +371,9 @@ def is_key(name: str) -> bool:
 
 def main() -> int:
     """Run the evaluation, and end the process with its status."""
-    args = arguments.evaluate().parse_intermixed_args()
-    status = run_program(partial(run, args))
+    args = argparse.Namespace()
+    parser = arguments.evaluate()
+    status = run_program(lambda: run(parser.parse_intermixed_args(namespace=args)))
     if status == INTERRUPTED:
         print(f"\nstopped; the same command goes on from what is in {args.out}")
     background.leave(status)

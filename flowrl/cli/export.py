@@ -27,6 +27,7 @@ from flowrl.launch.compose import compose
 from flowrl.launch.search_path import with_config_dir
 from flowrl.models.architectures import on_meta
 from flowrl.models.loading import resolve
+from flowrl.runs.base_model import named_here
 from flowrl.runs.description import base_model_of
 from flowrl.tuning import formats
 from flowrl.tuning.metadata import BASE, day_of
@@ -53,7 +54,7 @@ def main() -> None:
     if overrides:
         model = compose(["name=export", *overrides]).model
         formats.check(lora_file, on_meta(resolve(model.pretrained), torch.float32), file)
-        base = {BASE: base_model_of({"model": model})}
+        base = {BASE: base_model_of(named_here({"model": model}))}
         # What the file itself says comes first.
         lora_file = replace(lora_file, notes={**base, **lora_file.notes})
     folder = args.out or beside(args.source, file) / f"lora_{args.format}"

@@ -87,7 +87,7 @@ def attach(
 ) -> dict[str, Tuning]:
     """Attach the LoRA or take the whole transformer that was asked for, if any, under its name."""
     if lora_file is not None:
-        return {"lora": lora.attach(lora_file, transformer, args.lora)}
+        return {"lora": lora.attach_file(lora_file, transformer, args.lora)}
     if args.transformer is not None:
         return {"transformer": full.attach_whole(transformer, args.transformer)}
     return {}

@@ -5,12 +5,20 @@ subcommand of `flowrl`.
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flowrl.cli import PROGRAMS
+from flowrl.errors import UserError
+from flowrl.launch.words import check_override, refuse_flag
 from flowrl.runs.installation import PACKAGE
+
+NEAR = 0.8
+"""The likeness, of 1, from which a word is taken for a misspelt flag, not for an override."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,6 +29,40 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """Write the examples, and then what argparse writes."""
         return f"Examples:\n{self.examples}\n\n{super().format_help()}"
+
+    def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read words of which some are overrides of a configuration.
+
+        Raises UserError, in the right form, for an override with dashes, and where all words that
+        are no flags' are overrides, for one that is none.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        for i, word in enumerate(words):
+            # A number may be a flag's value; what follows two dashes alone is no flag.
+            if word == "--":
+                break
+            if re.match(r"--?[A-Za-z]", word) and not self._has_flag(word):
+                self._refuse(words, i)
+        parsed, others = super().parse_known_intermixed_args(args, namespace)
+        overrides = getattr(parsed, "overrides", [])
+        for i, word in enumerate(overrides):
+            if not word.startswith("-"):
+                check_override(overrides, i)
+        return parsed, others
+
+    def _has_flag(self, word: str) -> bool:
+        """Tell whether a word is one of the flags, or begins a long one as argparse allows it."""
+        name = word.partition("=")[0]
+        if not word.startswith("--"):
+            return name[:2] in self._option_string_actions
+        return any(flag.startswith(name) for flag in self._option_string_actions)
+
+    def _refuse(self, words: Sequence[str], i: int) -> None:
+        """Raise UserError for a word that looks like a flag and is none."""
+        name = words[i].partition("=")[0]
+        if close := difflib.get_close_matches(name, self._option_string_actions, 1, NEAR):
+            raise UserError(f"{words[i]}: no such flag; did you mean {close[0]}?")
+        refuse_flag(words, i)
 
 
 def make_parser(name: str, text: str) -> Parser:

@@ -117,7 +117,7 @@ class Plan:
         # Compiled, or with another attention, nothing could be counted.
         instantiate(cfg.backend, compile=False, attention=None).apply(self.model)
         self.ref_scale = self.method.penalty.guidance_scale if self.method.penalty.beta else None
-        self.num_terms = len(stochastic_steps(self.method, iteration=0, seed=0, prompt=0))
+        self.num_stochastic = len(stochastic_steps(self.method, iteration=0, seed=0, prompt=0))
         self.slices = cfg.backend.slice_decoding
         self.strategy = STRATEGIES.get(OmegaConf.select(cfg, "trainer.strategy._target_"))
         self.parts = self.plan.num_processes if self.strategy == "fsdp" else 1
@@ -268,7 +268,7 @@ class Plan:
         samples = self.plan.num_samples // self.plan.num_processes
         num_prompts = -(-samples // self.plan.group_size)
         # Images until they are scored, at worst all of them.
-        held = samples * ((3 * self.num_terms + 1) * self.noise(1).nbytes + 12 * self.pixels)
+        held = samples * ((3 * self.num_stochastic + 1) * self.noise(1).nbytes + 12 * self.pixels)
         return held + num_prompts * self.prompt(embeddings)
 
     def prompt(self, embeddings: Conditioning) -> int:

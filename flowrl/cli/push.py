@@ -31,11 +31,13 @@ def main() -> None:
         hub.check_token()
     run = args.run.expanduser().resolve()
     shared = examine(run, args.evaluation)
+    for note in shared.notes:
+        print(f"note: {note}")
     warn_of_fallen(shared)
     with tempfile.TemporaryDirectory() as temporary:
         default = run / "hub" if args.dry_run else Path(temporary, "folder")
         out = args.out or default
-        for path in write_folder(shared, out, args.repository):
+        for path in write_folder(shared, out, args.repository, args.revision):
             print(path if args.dry_run or args.out else path.relative_to(out))
         if args.dry_run:
             print(f"nothing was uploaded; look at {out}/README.md")

@@ -141,6 +141,8 @@ class Provenance:
             digest = provenance.path_digest(key, value, revision)
             if digest:
                 self._check(key, value, digest, f"{key}={value}")
+                # Elsewhere a folder's path may look like a hub id.
+                self.inputs[key]["kind"] = provenance.path_kind(value)
 
     def check_prompts(self, train: Sequence[Prompt], sets: Mapping[str, Sequence[Prompt]]) -> None:
         """Compare the prompts to train on and those of each evaluation set. Raises UserError for

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
 from flowrl.launch.interrupts import noted_interrupts
+from flowrl.launch.words import typed_folders
 from flowrl.runs.files import LOADER
 from flowrl.runs.installation import CALL, CONF
 from flowrl.values.wording import meant
@@ -171,7 +172,7 @@ def _refused_override(text: str) -> str | None:
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
         # Hydra says so too of a group that is given a value, such as loss=null.
-        if (CONF / key).is_dir():
+        if any((folder / key).is_dir() for folder in _folders()):
             return _no_option(sys.argv)
         return f"{key}: unknown configuration key{_suggest(key)}; see conf/ or `{CALL} --cfg job`"
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
@@ -194,11 +195,22 @@ def _no_option(words: Iterable[str]) -> str:
     """
     for word in words:
         group, _, value = word.lstrip("+").partition("=")
-        folder = CONF / group.partition("@")[0]
-        names = sorted(path.stem for path in folder.glob("*.yaml"))
-        if folder.is_dir() and value not in names:
+        places = [folder / group.partition("@")[0] for folder in _folders()]
+        names = sorted({path.stem for place in places for path in place.glob("*.yaml")})
+        if names and value not in names:
             return f"{word}: {group} is a group, of which one option is chosen: {', '.join(names)}"
     return f"{NO_OPTION}, such as loss=dppo"
+
+
+def _folders() -> list[Path]:
+    """List FlowRL's folder of configuration, and those that the command line adds."""
+    return [CONF, *typed_folders(sys.argv)]
+
+
+def _option_files() -> list[Path]:
+    """List the files of the options of all groups, but of groups within groups."""
+    # Not all that lies deeper: a folder of the user's may be any.
+    return [path for folder in _folders() for path in sorted(folder.glob("*/*.yaml"))]
 
 
 def _suggest(key: str) -> str:
@@ -216,6 +228,7 @@ def _suggest_similar(key: str) -> str:
     first, _, below = key.partition(".")
     tops = {str(name) for name in OmegaConf.load(CONF / "config.yaml")} - {"defaults"}
     tops |= {path.name for path in CONF.iterdir() if path.is_dir()}
+    tops |= {path.parent.name for path in _option_files()}
     if first in tops:
         nearest = _nearest_anywhere(below)
         nearest = nearest and f"{key.rpartition('.')[0]}.{nearest}"
@@ -230,10 +243,14 @@ def _places_of(word: str) -> list[str]:
     """List the dotted keys that end in a word, the shortest first."""
     main = yaml.load((CONF / "config.yaml").read_text(), LOADER)
     places = [key for key in _keys(main) if key.endswith(f".{word}")]
-    for path in sorted(CONF.glob("*/*.yaml")):
-        text = path.read_text()
+    for path in _option_files():
+        text = path.read_text(errors="replace")
         prefix = "" if "@package _global_" in text else f"{path.parent.name}."
-        keys = [f"{prefix}{key}" for key in _keys(yaml.load(text, LOADER))]
+        try:
+            content = yaml.load(text, LOADER)
+        except yaml.YAMLError:
+            continue  # one of the user's, which says so itself where it is chosen
+        keys = [f"{prefix}{key}" for key in _keys(content)]
         places += [key for key in keys if key.endswith(f".{word}")]
     return sorted(places, key=lambda key: key.count("."))
 
@@ -250,8 +267,9 @@ def _nearest_anywhere(key: str) -> str:
     """Return the key of any YAML file that is nearest to a key's last word; empty where none is."""
     names: set[str] = set()
     # As text, since composing every file to learn its keys would take seconds.
-    for path in CONF.rglob("*.yaml"):
-        names |= set(re.findall(r"^\s*([a-z_]+):", path.read_text(), re.MULTILINE))
+    for path in {*CONF.rglob("*.yaml"), *_option_files()}:
+        text = path.read_text(errors="replace")
+        names |= set(re.findall(r"^\s*([a-z_]+):", text, re.MULTILINE))
     last_word = key.split(".")[-1]
     close = difflib.get_close_matches(last_word, sorted(names), n=1)
     return close[0] if close else ""

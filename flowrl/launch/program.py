@@ -41,9 +41,10 @@ def run_program(
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if takes_overrides:
         from flowrl.launch.load import give_way_when_busy
-        from flowrl.launch.words import check_words
+        from flowrl.launch.words import check_words, flags_first
 
         if status := one_line_errors(lambda: check_words(sys.argv[1:]), log):
             return status
+        sys.argv[1:] = flags_first(sys.argv[1:])
         give_way_when_busy()
     return one_line_errors(main, log)

@@ -159,11 +159,11 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
             weights = folder / policy.tuning.folder_name
             _close(loggers, status, weights if status == "finished" else None)
     if status == "finished":
-        print(f"finished: {folder}/summary.json, images/, {policy.tuning.folder_name}/")
+        print(f"finished: {folder}\n  summary.json, images/, {policy.tuning.folder_name}/")
     elif not is_later_rank():
         # Lightning would answer a later rank's exception by killing the first, which may still be
         # writing.
-        print(f"\nstopped; {saver.newest()}. Continue with: {_continue(folder)}")
+        print(f"\nstopped; {saver.newest()}\nContinue with: {_continue(folder)}")
         raise KeyboardInterrupt
 
 

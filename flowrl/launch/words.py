@@ -5,7 +5,9 @@ answered by the right form.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from flowrl.errors import UserError
 from flowrl.runs.installation import CALL, CONF
@@ -54,10 +56,10 @@ def check_words(words: Sequence[str]) -> None:
         if word.startswith("-"):
             name, has_value, _ = word.partition("=")
             if not _is_flag(name):
-                _refuse_flag(words, i)
+                refuse_flag(words, i)
             i += 1 + (_takes_value(name) and not has_value)
             continue
-        _check_override(words, i)
+        check_override(words, i)
         if overrides and overrides[-1] != i - 1:
             flag = " ".join(words[overrides[-1] + 1 : i])
             raise UserError(
@@ -66,6 +68,38 @@ def check_words(words: Sequence[str]) -> None:
             )
         overrides.append(i)
         i += 1
+
+
+def flags_first(words: Sequence[str]) -> list[str]:
+    """Return checked words with the flags before the overrides.
+
+    Whoever starts this command line again may append overrides, as Lightning does for each further
+    process, which must not stand behind a flag.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    i = 0
+    while i < len(words):
+        name, has_value, _ = words[i].partition("=")
+        is_flag = words[i].startswith("-")
+        length = 1 + (is_flag and _takes_value(name) and not has_value)
+        (flags if is_flag else overrides).extend(words[i : i + length])
+        i += length
+    return [*flags, *overrides]
+
+
+def typed_folders(words: Sequence[str]) -> list[Path]:
+    """List the folders of configuration that words add to FlowRL's, by `--config-dir` or
+    `hydra.searchpath`; those that are there.
+    """
+    folders: list[str] = []
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == "-cd" or (len(name) > len("--config-") and "--config-dir".startswith(name)):
+            folders += [value] if equals else words[i + 1 : i + 2]
+        elif name.lstrip("+") == "hydra.searchpath":
+            folders += re.findall(r"file://([^,'\"\]]+)", value)
+    return [path for path in map(Path, folders) if path.is_dir()]
 
 
 def _is_flag(name: str) -> bool:
@@ -80,8 +114,8 @@ def _takes_value(name: str) -> bool:
     return name in WITH_VALUE or (not is_short and any(f.startswith(name) for f in WITH_VALUE))
 
 
-def _refuse_flag(words: Sequence[str], i: int) -> None:
-    """Answer `--seed=1`, `--seed 1` and `--seed`."""
+def refuse_flag(words: Sequence[str], i: int) -> None:
+    """Raise UserError for `--seed=1`, `--seed 1` and `--seed`, where no flag has that name."""
     key, equals, value = words[i].lstrip("-").partition("=")
     if re.match(r"\d|\.", key):
         raise UserError(f"{words[i]}: a value needs its key; write KEY={words[i]}")
@@ -95,8 +129,10 @@ def _refuse_flag(words: Sequence[str], i: int) -> None:
     raise UserError(f"{shown}: overrides have no dashes; write {key}={value}")
 
 
-def _check_override(words: Sequence[str], i: int) -> None:
-    """Answer `sampler = cps`, `sampler= cps`, `sampler =cps`, `sampler cps` and `cps`."""
+def check_override(words: Sequence[str], i: int) -> None:
+    """Raise UserError for `sampler = cps`, `sampler= cps`, `sampler =cps`, `sampler cps` and
+    `cps`, in the right form.
+    """
     word = words[i]
     after = [*words[i + 1 : i + 3], "", ""]
     if word.startswith("="):
@@ -116,9 +152,11 @@ def _refuse_bare(word: str, after: Sequence[str]) -> None:
         _refuse_spaces(f"{word} = {after[1]}", f"{word}={after[1]}")
     if after[0].startswith("="):
         _refuse_spaces(f"{word} {after[0]}", word + after[0])
-    if (CONF / word).is_dir() and _is_bare(after[0]):
+    folders = [CONF, *typed_folders(sys.argv)]
+    if any((folder / word).is_dir() for folder in folders) and _is_bare(after[0]):
         raise UserError(f"{word} {after[0]}: write {word}={after[0]}")
-    groups = sorted(path.parent.name for path in CONF.glob(f"*/{word}.yaml"))
+    files = [path for folder in folders for path in folder.glob(f"*/{word}.yaml")]
+    groups = sorted(path.parent.name for path in files)
     example = f"{groups[0]}={word}" if groups else f"{word}=VALUE"
     raise UserError(f"{word}: an override has the form KEY=VALUE; write {example}")
 

@@ -1,1 +1,3 @@
-"""Policy losses: pure functions from `LossInputs` to `LossOutput`, and the reference penalty."""
+"""Losses, reverse ones of `LossInputs` and forward ones of `ForwardInputs`, and the reference
+penalty.
+"""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.losses.ratio import safe_ratio
+from flowrl.losses.ratio import masked_shares, safe_ratio
 
 
 def clipped_surrogate(
@@ -32,9 +32,4 @@ def clipped_surrogate(
     # itself, with its gradient, everywhere else.
     free_ratio = safe_ratio(log_ratio, is_ignored=is_clipped | (advantage == 0))
     clipped_ratio = torch.where(is_clipped, bound, free_ratio)
-    metrics = {
-        "trust/masked_fraction": is_clipped.float().mean(),
-        "trust/masked_positive": high.float().mean(),
-        "trust/masked_negative": low.float().mean(),
-    }
-    return -advantage * clipped_ratio, metrics
+    return -advantage * clipped_ratio, masked_shares(positive=high, negative=low)

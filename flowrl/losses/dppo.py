@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.losses.likelihood import require_gaussian
 from flowrl.losses.protocol import ReverseLoss
-from flowrl.losses.ratio import safe_ratio
-from flowrl.types import LossInputs, LossOutput
+from flowrl.losses.ratio import masked_shares, moves_down, moves_up, safe_ratio
+from flowrl.types import LogProbForm, LossInputs, LossOutput, Reduction
 from flowrl.values.bounds import Limit, Positive, Threshold
 from flowrl.values.check import check_fields
 
@@ -83,10 +83,10 @@ class DPPO(ReverseLoss):
                 "loss.divergence=kl and no loss.final_delta"
             )
 
-    def check(self, *, form: str, reduction: str, sampler: str) -> None:
+    def check(self, *, form: LogProbForm, reduction: Reduction, sampler: str) -> None:
         self._check_likelihood(form, reduction)
 
-    def _check_likelihood(self, form: str, reduction: str) -> None:
+    def _check_likelihood(self, form: LogProbForm, reduction: Reduction) -> None:
         require_gaussian(form, loss=self.name)
         is_sum = self.divergence == "kl" and reduction == "sum"
         needed = "sum_kl" if is_sum else self.divergence
@@ -109,32 +109,23 @@ class DPPO(ReverseLoss):
         # Once more, for whoever calls the loss without a method that was checked.
         self._check_likelihood(inputs.form, inputs.reduction)
         advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
-        log_ratio = inputs.log_prob - inputs.old_log_prob
+        log_ratio = inputs.log_ratio
         with torch.no_grad():
-            ratio = log_ratio.exp()
             # The mask M of the paper: far from the old policy already, and moving away from it.
             is_far = self._distance(inputs) >= self.threshold
-            positive = is_far & (advantage > 0) & (ratio > 1)
-            negative = is_far & (advantage < 0) & (ratio < 1)
+            positive = is_far & moves_up(advantage, log_ratio=log_ratio)
+            negative = is_far & moves_down(advantage, log_ratio=log_ratio)
             is_dropped = positive | negative
         # The ratio itself carries the gradient: unlike PPO's it is never replaced by a bound.
         surrogate = advantage * safe_ratio(log_ratio, is_ignored=is_dropped | (advantage == 0))
         loss = torch.where(is_dropped, 0.0, -surrogate).mean()
-        return LossOutput(loss, self._metrics(positive, negative, loss))
+        metrics = masked_shares(positive=positive, negative=negative)
+        metrics["trust/delta"] = loss.new_tensor(self.threshold)
+        return LossOutput(loss, metrics)
 
     def _distance(self, inputs: LossInputs) -> Float[Tensor, "B"]:
         distances = {"kl": inputs.kl, "tv": inputs.tv, "velocity": inputs.velocity_change}
         return distances[self.divergence]
-
-    def _metrics(
-        self, positive: Bool[Tensor, "B"], negative: Bool[Tensor, "B"], loss: Float[Tensor, ""]
-    ) -> dict[str, Float[Tensor, ""]]:
-        return {
-            "trust/masked_fraction": (positive | negative).float().mean(),
-            "trust/masked_positive": positive.float().mean(),
-            "trust/masked_negative": negative.float().mean(),
-            "trust/delta": loss.new_tensor(self.threshold),
-        }
 
     @property
     def kl_threshold(self) -> float | None:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from flowrl.losses.clip import clipped_surrogate
 from flowrl.losses.likelihood import require_calibration
 from flowrl.losses.protocol import ReverseLoss
-from flowrl.types import LossInputs, LossOutput
+from flowrl.types import LogProbForm, LossInputs, LossOutput, Reduction
 from flowrl.values.bounds import ClipHigh, ClipLow, Limit
 from flowrl.values.check import check_fields
 
@@ -34,7 +34,7 @@ class GRPO(ReverseLoss):
     def __post_init__(self) -> None:
         check_fields(self, "loss")
 
-    def check(self, *, form: str, reduction: str, sampler: str) -> None:
+    def check(self, *, form: LogProbForm, reduction: Reduction, sampler: str) -> None:
         require_calibration(self.calibrated_for, form=form, reduction=reduction)
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
@@ -43,7 +43,7 @@ class GRPO(ReverseLoss):
         advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         losses, metrics = clipped_surrogate(
             advantage,
-            log_ratio=inputs.log_prob - inputs.old_log_prob,
+            log_ratio=inputs.log_ratio,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
         )

@@ -9,7 +9,7 @@ from flowrl.errors import UserError
 from flowrl.losses.clip import clipped_surrogate
 from flowrl.losses.likelihood import require_gaussian
 from flowrl.losses.protocol import ReverseLoss
-from flowrl.types import LossInputs, LossOutput
+from flowrl.types import LogProbForm, LossInputs, LossOutput, Reduction
 from flowrl.values.bounds import ClipHigh, ClipLow, Limit
 from flowrl.values.check import check_fields
 
@@ -33,7 +33,7 @@ class Guard(ReverseLoss):
     def __post_init__(self) -> None:
         check_fields(self, "loss")
 
-    def check(self, *, form: str, reduction: str, sampler: str) -> None:
+    def check(self, *, form: LogProbForm, reduction: Reduction, sampler: str) -> None:
         self._check_likelihood(form, reduction)
         if sampler != "flow_sde":
             raise UserError(
@@ -41,7 +41,7 @@ class Guard(ReverseLoss):
                 "division by -dt belong to that step"
             )
 
-    def _check_likelihood(self, form: str, reduction: str) -> None:
+    def _check_likelihood(self, form: LogProbForm, reduction: Reduction) -> None:
         require_gaussian(form, loss=self.name)
         if reduction != "mean":
             raise UserError(
@@ -55,7 +55,7 @@ class Guard(ReverseLoss):
         advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         # The log-ratio is mean(eps d) / std - KL, with d = mean - old_mean: what is left is
         # mean(eps d), which is centred at 0 and spreads alike at all steps.
-        log_ratio = (inputs.log_prob - inputs.old_log_prob + inputs.kl) * inputs.std
+        log_ratio = (inputs.log_ratio + inputs.kl) * inputs.std
         losses, metrics = clipped_surrogate(
             advantage, log_ratio=log_ratio, clip_low=self.clip_low, clip_high=self.clip_high
         )

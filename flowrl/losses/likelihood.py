@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from flowrl.errors import UserError
+from flowrl.types import LogProbForm, Reduction
 
 
-def require_calibration(calibrated_for: str, *, form: str, reduction: str) -> None:
+def require_calibration(calibrated_for: str, *, form: LogProbForm, reduction: Reduction) -> None:
     """Raise UserError where a clip range meets log-probabilities it was not calibrated to.
 
     `calibrated_for` is the likelihood's form, for means as everything published, or `sum_` and it.
@@ -20,7 +21,7 @@ def require_calibration(calibrated_for: str, *, form: str, reduction: str) -> No
         )
 
 
-def require_gaussian(form: str, *, loss: str) -> None:
+def require_gaussian(form: LogProbForm, *, loss: str) -> None:
     """Raise UserError where a loss that needs the Gaussian log-density gets another form."""
     if form != "gaussian":
         raise UserError(f"loss={loss} needs likelihood.form=gaussian, not {form}")

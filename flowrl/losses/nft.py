@@ -41,8 +41,8 @@ class NFT(ForwardLoss):
     def __call__(self, inputs: ForwardInputs) -> LossOutput:
         used = keep_used(inputs)
         optimality = (used.advantage / (2 * self.advantage_clip) + 0.5).clamp(0, 1)
-        # Unmasked here, so that both estimates hand their gradients on one by one: `weighted_error`
-        # leaves out samples that are not used.
+        # Unmasked here, so that both estimates hand their gradients on one by one and sums round as
+        # in the authors' code: `weighted_error` leaves out samples that are not used.
         velocity = inputs.velocity
         old_velocity = inputs.old_velocity
         positive = self.beta * velocity + (1 - self.beta) * old_velocity

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from flowrl.types import ForwardInputs, LossInputs, LossOutput
+from flowrl.types import ForwardInputs, LogProbForm, LossInputs, LossOutput, Reduction
 from flowrl.values.bounds import Natural, NonNegative, Share
 from flowrl.values.check import check_fields
 
@@ -37,7 +37,7 @@ class Loss:
     returns any other name before its first rollout.
     """
 
-    def check(self, *, form: str, reduction: str, sampler: str) -> None:
+    def check(self, *, form: LogProbForm, reduction: Reduction, sampler: str) -> None:
         """Raise UserError unless the likelihood and the sampler, by name, suit this loss."""
 
     def check_updates(self, num_updates: int) -> None:

@@ -8,10 +8,10 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.errors import UserError
-from flowrl.gaussian import MEAN_KL, GaussianStep, mean_square
+from flowrl.gaussian import MEAN_KL, GaussianStep, mean_square, velocity_change
 from flowrl.schedule import Interval
 from flowrl.values.bounds import Guidance, NonNegative
+from flowrl.values.check import check_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +30,7 @@ class ReferencePenalty:
     guidance_scale: Guidance
 
     def __post_init__(self) -> None:
-        if self.form not in ("kl", "mean_squared", "velocity", "flow_grpo"):
-            raise UserError(
-                f"penalty.form={self.form!r} must be kl, mean_squared, velocity or flow_grpo"
-            )
-        if self.beta < 0:
-            raise UserError(f"penalty.beta={self.beta} must not be negative")
+        check_fields(self, "penalty")
 
     def __call__(
         self,
@@ -50,7 +45,13 @@ class ReferencePenalty:
         if self.form == "mean_squared":
             return mean_square(step.mean - ref_mean)
         if self.form == "velocity":
-            # Both means belong to one state, so they differ by their velocities times the gain.
-            return mean_square((step.mean - ref_mean) / gain)
+            return velocity_change(step, ref_mean, gain)
         distance = MEAN_KL.kl(step, ref_mean)
         return distance * -interval.dt if self.form == "flow_grpo" else distance
+
+    @staticmethod
+    def of_velocities(
+        velocity: Float[Tensor, "B *X"], ref_velocity: Float[Tensor, "B *X"]
+    ) -> Float[Tensor, "B"]:
+        """Compute the distance `velocity` of each sample where both velocities are at hand."""
+        return mean_square(velocity - ref_velocity)

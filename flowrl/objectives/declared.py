@@ -10,8 +10,13 @@ from flowrl.losses.protocol import Loss
 from flowrl.runs.glossary import is_known
 from flowrl.types import LossOutput
 
-ADDED_BY_OBJECTIVES = ("loss/policy", "loss/penalty", "trust/velocity_old")
-"""Metrics that an objective adds to those of a loss."""
+OWNED_BY_LOSSES = (
+    "trust/masked_fraction",
+    "trust/masked_positive",
+    "trust/masked_negative",
+    "trust/delta",
+)
+"""The glossary's metrics that losses return; all its others are logged by FlowRL itself."""
 
 
 def require_declared(loss: Loss, output: LossOutput) -> None:
@@ -21,7 +26,7 @@ def require_declared(loss: Loss, output: LossOutput) -> None:
     end a run after hours.
     """
     names = [name.removesuffix(SQUARED) for name in output.metrics]
-    _refuse_names_of_objectives(loss, names)
+    _refuse_names_of_others(loss, names)
     _refuse_definitions_anew(loss)
     unknown = sorted(name for name in names if not is_known(name, loss.metrics))
     if unknown:
@@ -31,12 +36,12 @@ def require_declared(loss: Loss, output: LossOutput) -> None:
         )
 
 
-def _refuse_names_of_objectives(loss: Loss, names: Sequence[str]) -> None:
-    """Raise UserError for a metric that the objective would overwrite."""
-    taken = [name for name in names if name in ADDED_BY_OBJECTIVES]
+def _refuse_names_of_others(loss: Loss, names: Sequence[str]) -> None:
+    """Raise UserError for a metric under whose name FlowRL logs something else."""
+    taken = [name for name in names if name not in OWNED_BY_LOSSES and is_known(name)]
     if taken:
         raise UserError(
-            f"loss={loss.name} returns the metric {taken[0]!r}, which its objective logs; leave it "
+            f"loss={loss.name} returns the metric {taken[0]!r}, which FlowRL logs itself; leave it "
             "out, or log it under a name of your own"
         )
 

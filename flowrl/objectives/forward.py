@@ -12,7 +12,6 @@ from torch import Tensor
 
 from flowrl.algorithm import Algorithm, sampler_option
 from flowrl.errors import UserError
-from flowrl.gaussian import mean_square
 from flowrl.losses.protocol import ForwardLoss
 from flowrl.losses.used import velocity_distance
 from flowrl.noise import CHOICE, FORWARD, gaussian_noise
@@ -110,7 +109,7 @@ class ForwardObjective:
         share = self.num_trained() / self.algorithm.num_steps
         sigma = self.algorithm.intervals[index].sigma
         x = torch.lerp(x0, self.noise(batch, index, num_optimizer_steps), sigma)
-        field = batch.group.field(self.context.velocity)
+        field = batch.conditioned.field(self.context.velocity)
         # The old policy comes first: its weights are swapped in place, which would break the graph
         # of a velocity that was computed before.
         with torch.no_grad(), self.at_behaviour():
@@ -129,8 +128,8 @@ class ForwardObjective:
         beta = self.algorithm.penalty.beta
         distance = None
         if beta:
-            reference = batch.group.field(self.context.reference.velocity)
-            gap = mean_square(velocity - reference(x, sigma, False))
+            reference = batch.conditioned.field(self.context.reference.velocity)
+            gap = self.algorithm.penalty.of_velocities(velocity, reference(x, sigma, False))
             distance = torch.where(is_trained, gap, 0.0).mean() / share
         metrics = output.metrics | {"trust/velocity_old": velocity_distance(inputs)}
         return with_penalty(output.loss / share, metrics, beta=beta, distance=distance)

@@ -19,18 +19,18 @@ ConditionedVelocity = Callable[[Float[Tensor, "B *X"], float, Conditioning], Flo
 """(x, sigma, conditioning) -> velocity."""
 
 
-class Group:
+class ConditionedRows:
     """Rows with their conditioning and a `start` each; rows of equal start are equal while nothing
     random happened.
 
-    `prompts` holds one row a prompt, and `numbers` says which of them each row takes: T5's tokens
+    `embedded` holds one row a prompt, and `numbers` says which of them each row takes: T5's tokens
     are megabytes, so a group's are kept once, and copied for its members while a field needs them.
     Samples of one prompt that share their initial noise need one evaluation of the network, not one
     each, up to and including the first stochastic step, in rollout and updates alike.
     """
 
     def __init__(
-        self, prompts: Conditioning, numbers: Int[Tensor, "B"], starts: Sequence[Hashable]
+        self, embedded: Conditioning, numbers: Int[Tensor, "B"], starts: Sequence[Hashable]
     ) -> None:
         # Of each start the row that comes first stands for all, and each row knows which of these
         # stands for it.
@@ -38,8 +38,8 @@ class Group:
         for row, start in enumerate(starts):
             first.setdefault(start, row)
         place = {start: number for number, start in enumerate(first)}
-        device = prompts.device
-        self.prompts = prompts
+        device = embedded.device
+        self.embedded = embedded
         self._prompt = numbers
         self._firsts = torch.tensor(list(first.values()), device=device)
         self._number = torch.tensor([place[start] for start in starts], device=device)
@@ -48,7 +48,7 @@ class Group:
     @property
     def conditioning(self) -> Conditioning:
         """One row a sample, made anew at every call."""
-        return self.prompts[self._prompt]
+        return self.embedded[self._prompt]
 
     def field(self, velocity: ConditionedVelocity) -> Velocity:
         """`velocity` bound to this conditioning."""
@@ -77,7 +77,7 @@ class MicroBatch:
     rows: range
     iteration: int
     prompts: list[Prompt]
-    group: Group
+    conditioned: ConditionedRows
     trajectory: Trajectory
     score: Future[RewardOutput]
     advantage: Float[Tensor, "B *T"]

@@ -18,8 +18,8 @@ def with_penalty(
     distance: Float[Tensor, ""] | None,
 ) -> LossOutput:
     """Return loss + beta distance, with both of them among the metrics; None is no penalty."""
-    terms = {"loss/policy": loss}
+    own = {"loss/policy": loss}
     if distance is not None:
-        terms["loss/penalty"] = distance
+        own["loss/penalty"] = distance
         loss = loss + beta * distance
-    return LossOutput(loss, terms | dict(metrics))
+    return LossOutput(loss, own | dict(metrics))

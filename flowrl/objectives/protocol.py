@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.algorithm import Algorithm
-from flowrl.objectives.micro_batch import ConditionedVelocity, Group, MicroBatch
+from flowrl.objectives.micro_batch import ConditionedRows, ConditionedVelocity, MicroBatch
 from flowrl.samplers.protocol import Sampler
 from flowrl.schedule import Interval
 from flowrl.tuning.protocol import Tuning
@@ -32,7 +32,7 @@ class Reference(Protocol):
         self,
         trajectory: Trajectory,
         index: int,
-        group: Group,
+        conditioned: ConditionedRows,
         intervals: Sequence[Interval],
         sampler: Sampler,
     ) -> Float[Tensor, "B *X"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowrl.algorithm import Algorithm, sampler_option
 from flowrl.errors import UserError
-from flowrl.gaussian import GaussianStep, mean_square, tv
+from flowrl.gaussian import GaussianStep, tv, velocity_change
 from flowrl.losses.protocol import ReverseLoss
 from flowrl.objectives.declared import require_declared
 from flowrl.objectives.gate import check_replay
@@ -25,7 +25,7 @@ from flowrl.rollout import replay
 from flowrl.schedule import PipelineGrid
 from flowrl.types import LossInputs, LossOutput, Trajectory
 
-MIN_STD = 0.01
+MIN_STEP_STD = 0.01
 """Steps with a smaller std are refused: their log-probabilities overwhelm all others.
 
 Such are the last step, and the second-to-last on diffusers' default grid.
@@ -116,7 +116,7 @@ class ReverseObjective:
 
     def replay(self, batch: MicroBatch, index: int) -> GaussianStep:
         """Evaluate the Gaussian of a micro-batch's `index`-th stochastic step as it is now."""
-        field = batch.group.field(self.context.velocity)
+        field = batch.conditioned.field(self.context.velocity)
         return replay(
             field, batch.trajectory, index, self.algorithm.intervals, self.algorithm.sampler
         )
@@ -146,7 +146,7 @@ class ReverseObjective:
         sampler = self.algorithm.sampler
         # Evaluated at the rollout's own state, so that both means differ by the policies alone.
         reference = self.context.reference
-        ref_mean = reference.mean(trajectory, index, batch.group, intervals, sampler)
+        ref_mean = reference.mean(trajectory, index, batch.conditioned, intervals, sampler)
         interval = intervals[trajectory.steps[index]]
         return penalty(step, ref_mean, interval, sampler.gain(interval)).mean()
 
@@ -188,15 +188,14 @@ def loss_inputs(
     kl = likelihood.kl(step, old_mean)  # with its gradient, which GRPO-Guard's ratio needs
     with torch.no_grad():
         tv_distance = tv(step, old_mean)
-        # Both means belong to one state, so they differ by their velocities times the gain.
-        velocity_change = mean_square((step.mean - old_mean) / algorithm.sampler.gain(interval))
+        moved = velocity_change(step, old_mean, algorithm.sampler.gain(interval))
     return LossInputs(
         log_prob=likelihood.log_prob(step, trajectory.x_next[:, index]),
         old_log_prob=trajectory.old_log_prob[:, index],
         advantage=advantage,
         kl=kl,
         tv=tv_distance,
-        velocity_change=velocity_change,
+        velocity_change=moved,
         std=step.std,
         dt=interval.dt,
         form=likelihood.form,
@@ -224,9 +223,9 @@ def _check_step(algorithm: Algorithm, number: int) -> None:
             "stochastic step: choose sampler=cps or sampler=flow_sde with sampler.noise_level "
             "above 0, or loss=nft"
         )
-    if std < MIN_STD:
+    if std < MIN_STEP_STD:
         raise UserError(
             f"steps may pick step {number} of rollout.num_steps={num_steps}, where "
-            f"sampler={sampler} has std {std:.2g} < {MIN_STD}: a zero-variance step is never "
+            f"sampler={sampler} has std {std:.2g} < {MIN_STEP_STD}: a zero-variance step is never "
             "trained on; lower steps.high or use steps=all_but_last"
         )

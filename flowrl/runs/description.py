@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 Config = Mapping[str, Any]
@@ -94,6 +93,9 @@ def address_of(method: Method) -> str:
 def base_model_of(config: Config) -> str:
     """Return the hub id of the base model, `embedded:NAME` for what ships with FlowRL, and of a
     local folder its name alone, since where it lies is nobody else's business.
+
+    It goes by the text's form. A folder whose path has that of a hub id is told apart by
+    `flowrl.runs.base_model` before.
     """
     model = config.get("model")
     pretrained = model.get("pretrained") if isinstance(model, Mapping) else None
@@ -102,9 +104,8 @@ def base_model_of(config: Config) -> str:
 
 
 def is_hub_id(text: str) -> bool:
-    """Tell whether a text is ORG/NAME, as the hub names repositories, and no folder here."""
-    is_alike = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) is not None
-    return is_alike and not Path(text).is_dir()
+    """Tell whether a text has the form ORG/NAME, by which the hub names repositories."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) is not None
 
 
 def plain_name(path: str) -> str:

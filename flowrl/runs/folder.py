@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +17,12 @@ from flowrl.errors import UserError
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 0.5
+"""Seconds for which a lock may be another's before it is taken for a run's: who only asks whether a
+folder is claimed has it for an instant.
+"""
+PAUSE = 0.02
+"""Seconds between two attempts."""
 
 _claimed: set[str] = set()
 """Folders that this process has locked."""
@@ -56,7 +63,7 @@ def claim(folder: str) -> None:
     try:
         # It is never closed: the system unlocks it when the process ends, however it does.
         descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
     except BlockingIOError as error:
         raise UserError(
             f"run_dir={folder} is being written to by another process; wait for it, stop it, or "
@@ -65,6 +72,20 @@ def claim(folder: str) -> None:
     except OSError as error:
         log.warning("%s cannot be locked (%s); keep other runs out of it", folder, error.strerror)
     _claimed.add(folder)
+
+
+def _lock(descriptor: int) -> None:
+    """Lock an open folder. Raises BlockingIOError where another process keeps its lock."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE)
+        else:
+            return
 
 
 def is_claimed(folder: Path) -> bool:
@@ -76,7 +97,8 @@ def is_claimed(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        # A shared lock, which two who ask at once do not keep from each other.
+        # A shared lock, which two who ask at once do not keep from each other. There is no way to
+        # ask without one, so `claim` is patient.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -47,7 +47,10 @@ GLOSSARY: dict[str, str] = {
     "trust/tv_old": (
         "Exact total variation between old and current step Gaussians (full dimension), mean."
     ),
-    "trust/delta": "Threshold of the divergence mask (Flow-DPPO only).",
+    "trust/delta": (
+        "Threshold of the divergence mask that is in force; it starts at `loss.delta` (Flow-DPPO "
+        "only)."
+    ),
     "trust/kl_old/*": "The same KL at one step of the grid, by its number.",
     "trust/tv_old/*": "The same total variation at one step of the grid, by its number.",
     "trust/velocity_old": "Mean (v - old_v)^2 at noised samples (forward-process losses only).",
@@ -57,24 +60,23 @@ GLOSSARY: dict[str, str] = {
         "mean over those."
     ),
     "trust/masked_fraction": (
-        "Share of (sample, step) terms that the clip or the mask removes from the gradient."
+        "Share of the pairs of sample and step that the clip or the mask removes from the "
+        "gradient; with forward losses of those of sample and sigma, trained on or not."
     ),
     "trust/masked_positive": "The share masked on the side of positive advantages.",
     "trust/masked_negative": "The share masked on the side of negative advantages.",
     "trust/clip_false_alarms": (
-        "Share of terms that ratio clipping at `trust.clip` would drop and the exact divergence, "
-        "at `trust.delta`, would keep."
+        "Share of the pairs of sample and step that ratio clipping at `algorithm.diagnostics.clip` "
+        "would drop and the exact divergence would keep, at the loss's own threshold on the KL, or "
+        "without one at `algorithm.diagnostics.delta`, under the configured reduction."
     ),
     "trust/clip_misses": (
-        "Share of terms that the exact divergence would drop and ratio clipping would keep."
+        "Share of the pairs that the exact divergence would drop and ratio clipping would keep."
     ),
     "trust/log_ratio_noise": (
         "Root mean square of the log-ratio's noise part, eps (mean - old_mean) / std, reduced as "
         "the log-probability is, over all samples of a step and update, mean over those (Gaussian "
         "form only)."
-    ),
-    "trust/log_ratio_signal": (
-        "Mean of the log-ratio's other part, which is the KL (Gaussian form only)."
     ),
     "bound/surrogate": (
         "Mean of A (r - 1), summed over the stochastic steps: the gain that the surrogate claims. "
@@ -86,7 +88,9 @@ GLOSSARY: dict[str, str] = {
         "steps, with xi the largest absolute advantage and TV of the full Gaussian."
     ),
     "update/learning_rate": "The learning rate of the iteration's updates.",
-    "update/grad_norm": "Global norm of the LoRA gradient before clipping, mean over updates.",
+    "update/grad_norm": (
+        "Global norm of the trained weights' gradient before clipping, mean over updates."
+    ),
     "update/grad_rms_over_eps": (
         "Root mean square gradient over Adam's epsilon: below 1, epsilon damps every step."
     ),
@@ -105,9 +109,10 @@ GLOSSARY: dict[str, str] = {
         "Mean of the headline part (`evaluation.headline`) within one task family of that set."
     ),
     "eval/*/kl_ref": (
-        "Mean over samples and steps of the exact per-step KL(current || reference), mean-reduced, "
-        "of the evaluation's Gaussian steps at the states that the ODE visits; missing where "
-        "`evaluation.kl_samples` is 0 or `evaluation.sampler` has no stochastic step."
+        "Mean over samples and steps of the exact per-step KL(average || reference) of the EMA "
+        "weights, mean-reduced, of the evaluation's Gaussian steps at the states that the ODE "
+        "visits; missing where `evaluation.kl_samples` is 0 or `evaluation.sampler` has no "
+        "stochastic step."
     ),
     "eval/*/diversity": (
         "Root mean square pixel distance between images of the same prompt, where it has several: "
@@ -156,7 +161,11 @@ def check(names: Iterable[str], private: Iterable[str] = ()) -> None:
 
 def page() -> str:
     """Write the glossary as a Markdown page."""
-    rows = [f"| `{name}` | {GLOSSARY[name]} | {READINGS.get(name, '')} |" for name in GLOSSARY]
+    rows = []
+    for name, meaning in GLOSSARY.items():
+        # A bar in a cell, as that of a divergence, would end it.
+        cells = [text.replace("|", r"\|") for text in (meaning, READINGS.get(name, ""))]
+        rows.append(f"| `{name}` | {cells[0]} | {cells[1]} |")
     head = (
         "# Logged metrics\n\nGenerated from `flowrl/runs/glossary.py` and "
         "`flowrl/runs/readings.py` by `make docs`.\n"

@@ -43,6 +43,9 @@ DIGESTS = 2
 compared with.
 """
 
+FILE, FOLDER, HUB = "file", "folder", "hub"
+"""Kinds of what a key names by path."""
+
 HUB_ID = re.compile(r"([\w.-]+)/([\w.-]+)(/.+)?")
 """ORG/NAME, or ORG/NAME/FILE."""
 
@@ -130,6 +133,14 @@ def path_digest(key: str, value: Any, revision: str | None = None) -> str | None
         # No name of a file, or unreadable: its reader says so.
         return None
     return hub_commit(value, revision) if is_path else None
+
+
+def path_kind(value: str) -> str:
+    """Return the kind of what a value with a digest names."""
+    path = Path(value).expanduser()
+    if path.is_dir():
+        return FOLDER
+    return FILE if path.is_file() else HUB
 
 
 def _file_digest(path: Path) -> str:

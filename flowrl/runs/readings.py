@@ -83,10 +83,8 @@ READINGS = {
         "or loss=dppo."
     ),
     "trust/log_ratio_noise": (
-        "Compare with `trust/log_ratio_signal`: where it is several times as large, a clip decides "
-        "by chance."
+        "Compare with `trust/kl_old`: where it is several times as large, a clip decides by chance."
     ),
-    "trust/log_ratio_signal": "Is `trust/kl_old` over the same terms; a rise: larger updates.",
     "bound/surrogate": "Above 0 where the updates favour better samples. Noisy by nature.",
     "bound/penalty": (
         "Usually far above the surrogate: the bound holds and says nothing. Compare runs by it, do "

@@ -42,7 +42,7 @@ class FlowSDE:
         return self.noise_level * math.sqrt(interval.sigma / (1 - below_one))
 
     def std(self, interval: Interval) -> float:
-        return self.diffusion(interval) * math.sqrt(-interval.dt)
+        return reverse_sde_std(interval, self.diffusion(interval))
 
     def gain(self, interval: Interval) -> float:
         return reverse_sde_gain(interval, self.diffusion(interval))
@@ -63,7 +63,7 @@ class DanceSDE:
         check_fields(self, "sampler")
 
     def std(self, interval: Interval) -> float:
-        return self.noise_level * math.sqrt(-interval.dt)
+        return reverse_sde_std(interval, self.noise_level)
 
     def gain(self, interval: Interval) -> float:
         return reverse_sde_gain(interval, self.noise_level)
@@ -85,12 +85,23 @@ def reverse_sde_step(
 
     `diffusion` is g, per square root of time; the step's standard deviation is g sqrt(-dt).
     """
-    # The reverse SDE's drift is v - g^2 / 2 times the score, which is -(x + (1 - sigma) v) / sigma.
-    drift = diffusion**2 / (2 * interval.sigma)
-    mean = x * (1 + drift * interval.dt) + velocity * reverse_sde_gain(interval, diffusion)
-    return GaussianStep(mean, diffusion * math.sqrt(-interval.dt))
+    # The reverse SDE's drift is v - g^2 / 2 times the score, which is -(x + (1 - sigma) v) / sigma:
+    # v plus g^2 / (2 sigma) times (x + (1 - sigma) v).
+    pull = _pull(interval, diffusion)
+    mean = x * (1 + pull * interval.dt) + velocity * reverse_sde_gain(interval, diffusion)
+    return GaussianStep(mean, reverse_sde_std(interval, diffusion))
 
 
 def reverse_sde_gain(interval: Interval, diffusion: float) -> float:
     """Return d mean / d velocity of `reverse_sde_step`: (1 + g^2 (1 - sigma) / (2 sigma)) dt."""
-    return (1 + diffusion**2 / (2 * interval.sigma) * (1 - interval.sigma)) * interval.dt
+    return (1 + _pull(interval, diffusion) * (1 - interval.sigma)) * interval.dt
+
+
+def reverse_sde_std(interval: Interval, diffusion: float) -> float:
+    """Return the standard deviation of `reverse_sde_step`: g sqrt(-dt)."""
+    return diffusion * math.sqrt(-interval.dt)
+
+
+def _pull(interval: Interval, diffusion: float) -> float:
+    """Return g^2 / (2 sigma), the share of the score's correction in the drift."""
+    return diffusion**2 / (2 * interval.sigma)

@@ -35,6 +35,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 class Facts:
     """All that a card is written from. `config` is the published configuration, `weights` says
     what is in the folder in words, and `transformer` is the class of a whole one, empty for a LoRA.
+    `revision` is the branch that it is uploaded to, None for the main one.
     """
 
     repository: str
@@ -45,6 +46,7 @@ class Facts:
     has_pictures: bool
     weights: str
     transformer: str = ""
+    revision: str | None = None
 
 
 def card(facts: Facts) -> str:
@@ -79,7 +81,7 @@ def card(facts: Facts) -> str:
         distribution=DISTRIBUTION,
         has_pictures=facts.has_pictures,
         iterations=summary.get("iterations"),
-        code=loading_code(config, facts.repository, facts.transformer),
+        code=loading_code(config, facts.repository, facts.transformer, facts.revision),
         scores=facts.scores,
         rollouts=_rollouts(config),
         facts=_training(facts),

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import yaml
 
 from flowrl.errors import UserError
 from flowrl.report.runs import Run, read
+from flowrl.runs.base_model import KEY, is_recorded_folder, named_in_run
 from flowrl.runs.command_line import resume_command
+from flowrl.runs.description import base_model_of, is_hub_id
 from flowrl.runs.files import CONFIG, grant_usual_mode, read_json, read_yaml
 from flowrl.sharing import privacy, scores
 from flowrl.sharing.card import Facts, card
@@ -34,8 +36,8 @@ REMEDY = "restore it, or push another run"
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """A run that may be shared: what it says of itself, the files of its weights, and the scores of
-    the card.
+    """A run that may be shared: what it says of itself, the files of its weights, the scores of the
+    card, and what its sharer should know.
     """
 
     run: Run
@@ -43,6 +45,7 @@ class Shared:
     folder: Path
     weights: list[Path]
     scores: list[Scores]
+    notes: Sequence[str] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -63,12 +66,24 @@ def examine(folder: Path, evaluation: Path | None) -> Shared:
             f"continue it with: {resume_command(folder)}"
         )
     weights = _weights(folder)
-    config = read_yaml(folder / CONFIG, REMEDY)
+    written = read_yaml(folder / CONFIG, REMEDY)
+    config = named_in_run(written, folder)
     if evaluation is None:
         found = scores.from_summary(run.summary, config)
     else:
         found = scores.from_evaluation(evaluation, weights, folder)
-    return Shared(run, config, folder, weights, found)
+    return Shared(run, config, folder, weights, found, _notes(written, config, folder))
+
+
+def _notes(written: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> list[str]:
+    """Say where the base model of a run is a guess: how it is written, and is read in `config`."""
+    text = str((written.get("model") or {}).get("pretrained"))
+    if not is_hub_id(text) or is_recorded_folder(written, folder) is not None:
+        return []
+    kind = "the hub's" if is_hub_id(base_model_of(config)) else "a folder"
+    return [
+        f"this run does not record whether {KEY}={text} was a folder; the card takes it for {kind}"
+    ]
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -92,8 +107,11 @@ def _weights(folder: Path) -> list[Path]:
     return [file]
 
 
-def write_folder(shared: Shared, out: Path, repository: str) -> list[Path]:
-    """Write the folder of a run for a repository, whole or not at all, and list its files.
+def write_folder(
+    shared: Shared, out: Path, repository: str, revision: str | None = None
+) -> list[Path]:
+    """Write the folder of a run for a repository, or for its branch `revision`, whole or not at
+    all, and list its files.
 
     Raises UserError for a folder that holds something else, and where a file would tell a place on
     this machine.
@@ -106,7 +124,7 @@ def write_folder(shared: Shared, out: Path, repository: str) -> list[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _fill(shared, partial, repository)
+        _fill(shared, partial, repository, revision)
         files = _files(partial)
         names = {path.relative_to(partial) for path in files}
         # What stands there is replaced, so it must be an earlier version and nothing besides.
@@ -132,7 +150,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if not path.is_dir())
 
 
-def _fill(shared: Shared, folder: Path, repository: str) -> None:
+def _fill(shared: Shared, folder: Path, repository: str, revision: str | None) -> None:
     """Write all files of the folder."""
     config = privacy.published(shared.config)
     if shared.is_whole:
@@ -154,6 +172,7 @@ def _fill(shared: Shared, folder: Path, repository: str) -> None:
         has_pictures=bool(pictures),
         weights=weights,
         transformer=transformer,
+        revision=revision,
     )
     (folder / CARD).write_text(card(facts), encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,12 @@ PROMPT = "a photo of a red bicycle"
 PROMPT_OF_SHAPES = "a red circle above a blue square"
 
 
-def loading_code(config: Mapping[str, Any], repository: str, transformer: str) -> str:
+def loading_code(
+    config: Mapping[str, Any], repository: str, transformer: str, revision: str | None = None
+) -> str:
     """Return a program that draws an image with the weights of a repository, on the base model of
-    the configuration; `transformer` is the class of a whole one, empty for a LoRA.
+    the configuration; `transformer` is the class of a whole one, empty for a LoRA. Without a
+    `revision` the weights are those of the main branch.
     """
     base = base_model_of(config)
     is_embedded = base.startswith(EMBEDDED)
@@ -22,13 +26,14 @@ def loading_code(config: Mapping[str, Any], repository: str, transformer: str) -
     source = f'resolve("{base}")' if is_embedded else f'"{base}"'
     dtype = f"torch_dtype=torch.{_model(config).get('dtype', 'bfloat16')}"
     arguments = [source, dtype, *_arguments(config)]
+    weights = [f'"{repository}"', *_revision(revision)]
     lines = ["import torch"]
     lines.append(f"from diffusers import {', '.join(filter(None, (kind, transformer)))}")
     if is_embedded:
         lines.append("from flowrl.models.loading import resolve")
     lines.append("")
     if transformer:
-        place = f'"{repository}", subfolder="transformer", {dtype}'
+        place = ", ".join([*weights, 'subfolder="transformer"', dtype])
         lines.append(f"transformer = {transformer}.from_pretrained({place})")
         arguments.append("transformer=transformer")
     lines.append(f"pipe = {kind}.from_pretrained(")
@@ -37,7 +42,7 @@ def loading_code(config: Mapping[str, Any], repository: str, transformer: str) -
     if not is_embedded:
         lines.append('pipe.to("cuda")')
     if not transformer:
-        lines.append(f'pipe.load_lora_weights("{repository}")')
+        lines.append(f"pipe.load_lora_weights({', '.join(weights)})")
     prompt = PROMPT_OF_SHAPES if is_embedded else PROMPT
     lines.append("image = pipe(")
     lines += [f"    {argument}," for argument in (f'"{prompt}"', *_drawing(config))]
@@ -54,12 +59,15 @@ def _arguments(config: Mapping[str, Any]) -> list[str]:
     and no component that was left out.
     """
     model = _model(config)
-    arguments = []
-    if revision := model.get("revision"):
-        arguments.append(f'revision="{revision}"')
+    arguments = _revision(model.get("revision"))
     if model.get("max_sequence_length") == 0:
         arguments += ["text_encoder_3=None", "tokenizer_3=None"]
     return arguments + [f"{name}=None" for name in model.get("without") or ()]
+
+
+def _revision(revision: str | None) -> list[str]:
+    """Return the argument that names a revision; none for the main branch."""
+    return [f"revision={json.dumps(revision)}"] if revision else []
 
 
 def _drawing(config: Mapping[str, Any]) -> list[str]:

@@ -36,7 +36,6 @@ TRAINING = (
     "trust/clip_false_alarms",
     "trust/clip_misses",
     "trust/log_ratio_noise",
-    "trust/log_ratio_signal",
 )
 STEP_KL = "trust/kl_old/"
 """The course of these metrics is kept of training, and of the KL of each step, whose metrics begin

@@ -19,7 +19,7 @@ from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.protocol import FlowModel
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.objectives import OBJECTIVES
-from flowrl.objectives.micro_batch import Group, MicroBatch
+from flowrl.objectives.micro_batch import ConditionedRows, MicroBatch
 from flowrl.objectives.protocol import Context, Objective
 from flowrl.parallel.sharding import divide_copies
 from flowrl.parallel.strategies import shard
@@ -137,8 +137,8 @@ class Policy(LightningModule):
         clock.lap("perf/update_seconds")
         self.num_iterations = batch.iteration + 1
         values = record.means()
-        self.algorithm.loss.observe(values, self.plan.inner_epochs * len(updates))
         values |= bound(values, len(updates[0][0].trajectory.steps))
+        self.algorithm.loss.observe(values, self.plan.inner_epochs * len(updates))
         self.report(values | clock.report(self.plan.num_samples))
 
     @torch.no_grad()
@@ -156,9 +156,9 @@ class Policy(LightningModule):
         starts = members
         if method.shared_initial_noise:
             starts = [(prompt, 0) for prompt, _ in members]
-        group = Group(*self.embed.shared(prompts), starts)
+        conditioned = ConditionedRows(*self.embed.shared(prompts), starts)
         trajectory = rollout(
-            group.field(self.velocity),
+            conditioned.field(self.velocity),
             noise(samples=starts, step=INITIAL).to(self.device),
             method.intervals,
             sampler=method.sampler,
@@ -171,7 +171,7 @@ class Policy(LightningModule):
             rows=rows,
             iteration=batch.iteration,
             prompts=prompts,
-            group=group,
+            conditioned=conditioned,
             trajectory=trajectory,
             score=self.reward.submit(
                 self.model.decode(trajectory.x0),

@@ -10,7 +10,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from flowrl.models.protocol import FlowModel
-from flowrl.objectives.micro_batch import Group
+from flowrl.objectives.micro_batch import ConditionedRows
 from flowrl.rollout import replay
 from flowrl.samplers.protocol import Sampler
 from flowrl.schedule import Interval
@@ -41,7 +41,7 @@ class ReferenceModule(LightningModule):
         self,
         trajectory: Trajectory,
         index: int,
-        group: Group,
+        conditioned: ConditionedRows,
         intervals: Sequence[Interval],
         sampler: Sampler,
     ) -> Float[Tensor, "B *X"]:
@@ -49,4 +49,4 @@ class ReferenceModule(LightningModule):
 
         The state is the rollout's own, at the reference's own guidance scale.
         """
-        return replay(group.field(self.velocity), trajectory, index, intervals, sampler).mean
+        return replay(conditioned.field(self.velocity), trajectory, index, intervals, sampler).mean

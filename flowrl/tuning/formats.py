@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flowrl.errors import UserError
 from flowrl.runs import checkpoint
+from flowrl.runs.base_model import named_in_run
 from flowrl.runs.command_line import tool_command
 from flowrl.runs.files import CHECKPOINTS, CONFIG, read_yaml
 from flowrl.tuning import layer_names
@@ -155,7 +156,8 @@ def read(path: Path) -> LoRAFile:
     is_checkpoint = contents.adapters != {""}
     alpha = _alphas(contents.a, contents.alpha, config, file, is_checkpoint)
     if is_checkpoint and not notes:
-        notes = notes_of(_run_config(_run_of(file)))
+        run = _run_of(file)
+        notes = notes_of(named_in_run(_run_config(run), run))
     return LoRAFile(contents.a, contents.b, alpha, len(tensors) - len(trained), notes)
 
 

@@ -71,12 +71,8 @@ class LoRA:
             return
         assert self.rank is not None and self.targets is not None
         layers = formats.linear_layers(transformer)
-        targets = self._targets_on(transformer)
-        widths = [
-            min(layer.in_features, layer.out_features)
-            for name, layer in layers.items()
-            if _is_meant(name, targets)
-        ]
+        meant = self._layers_meant(transformer)
+        widths = [min(layers[name].in_features, layers[name].out_features) for name in meant]
         if not widths:
             # The last layer is a better example than the first ones, which embed time and text.
             example = next(reversed(layers), "none")
@@ -90,6 +86,13 @@ class LoRA:
                 "layer that lora.targets names: a higher rank adds nothing"
             )
 
+    def _layers_meant(self, transformer: nn.Module) -> set[str]:
+        """Return the names of the transformer's layers that the targets mean."""
+        # peft itself is asked, with a configuration that has nothing else to say.
+        config = LoraConfig(target_modules=self._targets_on(transformer))
+        names = formats.linear_layers(transformer)
+        return {name for name in names if check_target_module_exists(config, name)}
+
     def attach(self, transformer: nn.Module, seed: int) -> Adapter:
         """Add the adapter in float32, whatever the base's dtype: that of `start`, or a fresh one,
         seeded.
@@ -100,7 +103,7 @@ class LoRA:
         if self.start is not None:
             lora_file = self.read_start()
             self.check_targets(lora_file, transformer)
-            adapter = attach(lora_file, transformer, Path(self.start))
+            adapter = attach_file(lora_file, transformer, Path(self.start))
             # Without that, the reference is the base: the adapter is switched off.
             if self.reference == "start":
                 refer_to(adapter, weights_of(lora_file))
@@ -141,10 +144,7 @@ class LoRA:
         """
         if self.targets is None:
             return
-        # peft itself is asked, with a configuration that has nothing else to say.
-        config = LoraConfig(target_modules=self._targets_on(transformer))
-        names = formats.linear_layers(transformer)
-        wanted = {name for name in names if check_target_module_exists(config, name)}
+        wanted = self._layers_meant(transformer)
         layers = lora_file.a.keys()
         if wanted != layers:
             raise UserError(
@@ -158,14 +158,6 @@ class LoRA:
         if self.targets == AUTO:
             return targets_of(transformer)
         return self.targets if isinstance(self.targets, str) else list(self.targets)
-
-
-def _is_meant(name: str, targets: str | Sequence[str]) -> bool:
-    """Tell whether targets name a layer, as peft reads them."""
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    # An ending is one of whole segments: `to_q` is not `add_to_q`.
-    return any(f".{name}".endswith(f".{ending}") for ending in targets)
 
 
 class Adapter:
@@ -233,7 +225,7 @@ class Adapter:
         return LoRAFile(a, b, alpha)
 
 
-def attach(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> Adapter:
+def attach_file(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> Adapter:
     """Add the LoRA of the file `path` as the transformer's adapter, in float32.
 
     Raises UserError where it does not fit.

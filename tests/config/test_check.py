@@ -5,12 +5,14 @@ import re
 import pytest
 from hydra.errors import InstantiationException
 
-from flowrl.cli.check import check, jobs_of, run
+from flowrl.cli.check import check, run
 from flowrl.errors import UserError
 from flowrl.launch import hub_files
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import explain
 from flowrl.launch.hub_files import describe_files
+from flowrl.launch.search_path import with_config_dir
+from flowrl.launch.sweep_jobs import jobs_of
 from flowrl.objectives import num_trained
 
 SMALL = ("debug=smoke", "trainer.accelerator=cpu")
@@ -52,12 +54,61 @@ def test_it_refuses_what_training_refuses(overrides, message):
 
 def test_the_jobs_of_a_sweep_are_checked_each(capsys):
     """Mutation: check the first alone."""
-    assert jobs_of(["a=1,2", "b=[3,4]"]) == [["a=1", "b=[3,4]"], ["a=2", "b=[3,4]"]]
+    jobs = jobs_of(["seed=1,2", "tags=[a,b]"])
+    assert jobs.overrides == [["seed=1", "tags=[a,b]"], ["seed=2", "tags=[a,b]"]]
+    assert jobs.sweeper == ""
     run([*SMALL, "loss=grpo,dppo"], [], is_sweep=True)
     told = capsys.readouterr().out
     assert told.count("job ") == 2 and "ok, all 2 jobs" in told
     with pytest.raises(UserError, match=r"lora\.rank=0"):
         run([*SMALL, "lora.rank=4,0"], [], is_sweep=True)
+
+
+def test_a_sweepers_own_parameters_are_swept(tmp_path):
+    """What is typed comes before them. Mutation: look at the command line alone."""
+    path = tmp_path / "debug" / "swept.yaml"
+    path.parent.mkdir()
+    path.write_text(
+        "# @package _global_\nhydra: {sweeper: {params: {seed: '1,2', num_iterations: '3,4'}}}\n"
+    )
+    words = ["debug=swept", "num_iterations=5"]
+    jobs = jobs_of(words, with_config_dir([], tmp_path))
+    assert jobs.overrides == [
+        ["seed=1", "num_iterations=5", "debug=swept"],
+        ["seed=2", "num_iterations=5", "debug=swept"],
+    ]
+
+
+def test_a_search_is_checked_at_the_ends_of_its_ranges(capsys):
+    """Its jobs are drawn later. Mutation: check the configuration without its ranges."""
+    words = ["hydra/sweeper=search", "loss=grpo,dppo", "sampler.noise_level=interval(0.2,0.9)"]
+    jobs = jobs_of(words)
+    assert jobs.sweeper == "OptunaSweeper"
+    first = {
+        "loss.delta": "1e-06",
+        "optimizer.lr": "0.0003",
+        "sampler.noise_level": "0.2",
+        "hydra/sweeper": "search",
+        "loss": "grpo",
+    }
+    others = [
+        {"loss.delta": "0.0001"},
+        {"optimizer.lr": "0.003"},
+        {"sampler.noise_level": "0.9"},
+        {"loss": "dppo"},
+    ]
+    checked = [dict(word.split("=") for word in job) for job in jobs.overrides]
+    assert checked == [first, *(first | other for other in others)]
+    with pytest.raises(UserError, match=r"optimizer\.lr=-1\.0 must be"):
+        run([*SMALL, words[0], "optimizer.lr=interval(1e-4,-1)"], [], is_sweep=True)
+    assert "OptunaSweeper draws its jobs" in capsys.readouterr().out
+
+
+def test_a_search_whose_ranges_are_elsewhere_is_refused():
+    """Mutation: say that all is well."""
+    words = ["hydra/sweeper=search", "hydra.sweeper.params=null"]
+    with pytest.raises(UserError, match=r"OptunaSweeper has no ranges .*; check one job"):
+        jobs_of(words)
 
 
 def test_it_counts_the_steps_that_a_run_trains():

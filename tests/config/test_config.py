@@ -507,6 +507,9 @@ def test_a_run_refuses_a_bad_norm_before_weights_load():
         build(config("max_grad_norm=0", "model.pretrained=/nowhere"))
 
 
-def test_a_run_takes_either_spelling_of_no_clipping():
-    """Mutation: hand on the word."""
-    assert prepare(config("max_grad_norm=.inf")).max_grad_norm == math.inf
+@pytest.mark.parametrize("value", ["inf", ".inf"])
+def test_a_run_takes_either_spelling_of_no_clipping(value):
+    """Mutation: refuse one, or hand on the word."""
+    cfg = config(f"max_grad_norm={value}")
+    validate(cfg)
+    assert prepare(cfg).max_grad_norm == math.inf

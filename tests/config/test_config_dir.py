@@ -17,7 +17,9 @@ from flowrl.cli.arguments import PARSERS, head_of
 from flowrl.errors import UserError
 from flowrl.evaluation.subjects import Subject
 from flowrl.launch.compose import compose
+from flowrl.launch.errors import explain
 from flowrl.launch.search_path import search_flags, searched_folders, with_config_dir
+from flowrl.launch.words import check_words
 from flowrl.runs.command_line import resume_command
 from flowrl.tuning.layer_names import Format
 
@@ -58,8 +60,9 @@ def test_a_folder_that_is_not_there_is_refused(conf):
 @pytest.mark.parametrize("name", COMPOSING)
 def test_every_program_that_composes_takes_a_folder(name):
     """Mutation: leave one out."""
-    words = ["x", "--config-dir", "conf", "seed=1"]
-    words += ["--format", "peft"] if name == "export" else []
+    # All but these take overrides alone.
+    own = {"export": ["x", "--format", "peft"], "evaluate": ["x"]}.get(name, [])
+    words = [*own, "--config-dir", "conf", "seed=1"]
     assert PARSERS[name]().parse_intermixed_args(words).config_dir == Path("conf")
 
 
@@ -112,6 +115,41 @@ def test_a_folder_here_is_named_and_never_read_by_itself(conf):
     line += ["--config-dir", "conf"]
     done = subprocess.run(line, cwd=conf.parent, capture_output=True, text=True)
     assert "_target_: acme.rewards.Mine" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("reward=mien", "(did you mean 'mine'?)"),
+        ("reward.beauty_wieght=2", "(did you mean 'reward.beauty_weight'?)"),
+        ("beauty_weight=2", "(did you mean 'reward.beauty_weight'?)"),
+        ("critik.size=2", "(did you mean 'critic.size'?)"),
+        ("logger=null", "logger=null: logger is a group"),
+        ("critic=null", "critic=null: critic is a group, of which one option is chosen: small"),
+    ],
+)
+def test_what_was_meant_may_be_ones_own(conf, monkeypatch, word, answer):
+    """By either way to name the folder, beside what is well. Mutation: look in FlowRL's alone."""
+    (conf / "reward" / "mine.yaml").write_text("_target_: acme.Mine\nbeauty_weight: 1\n")
+    (conf / "reward" / "broken.yaml").write_text("a: [1\n")
+    (conf / "critic").mkdir()
+    (conf / "critic" / "small.yaml").write_text("size: 1\n")
+    chosen = ["+critic=small", "reward=mine", word] if word != "reward=mien" else [word]
+    plain = conf.parents[1] / "plain"
+    conf.rename(plain)
+    for words in (["--config-dir", str(plain)], [f"hydra.searchpath=[file://{plain}]"]):
+        monkeypatch.setattr(sys, "argv", ["train.py", *words, *chosen])
+        with pytest.raises(Exception) as refusal:  # Hydra raises several
+            compose(with_config_dir(["name=t", *chosen], plain))
+        assert answer in explain(refusal.value)
+
+
+def test_a_word_alone_may_be_an_option_of_ones_own(conf, monkeypatch):
+    """Mutation: look for it in FlowRL's alone."""
+    words = ["seed=1", "mine", "--config-dir", str(conf)]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    with pytest.raises(UserError, match="write reward=mine"):
+        check_words(words)
 
 
 @pytest.mark.parametrize("name", PARSERS)

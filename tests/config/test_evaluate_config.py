@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from runs import CONF, make
 
+from flowrl.cli import doctor
 from flowrl.cli import evaluate as evaluate_program
 from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import Evaluator
@@ -54,6 +55,29 @@ def test_an_interrupt_says_how_to_go_on(script, monkeypatch, capsys):
     assert script.main() == 130
     expected = "\nstopped; the same command goes on from what is in pages\n"
     assert capsys.readouterr().out == expected
+
+
+def test_a_page_is_not_overwritten_by_one_that_tells_less(script, tmp_path):
+    """The default folder is that of every evaluation. Mutation: write the newest over it."""
+    script.refuse_to_overwrite(tmp_path / "none", ["base"], ["held_in"])
+    results = {"held_in": {"base": {}, "a": {}}, "held_out": {"base": {}, "a": {}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    sets = ["held_in", "held_out"]
+    script.refuse_to_overwrite(tmp_path, ["base", "a"], sets)
+    script.refuse_to_overwrite(tmp_path, ["a", "b", "base"], [*sets, "mine"])
+    with pytest.raises(UserError, match=r"an evaluation of a too, .*; name all .* another --out"):
+        script.refuse_to_overwrite(tmp_path, ["base", "b"], sets)
+    with pytest.raises(UserError, match=r"on other prompts \(held_out\), .*; give another --out"):
+        script.refuse_to_overwrite(tmp_path, ["base", "a"], ["held_in", "mine"])
+
+
+@pytest.mark.parametrize("program", [evaluate_program, doctor])
+def test_a_slip_is_one_line(program, monkeypatch, capsys):
+    """Mutation: read the words where nothing catches what is wrong with them."""
+    monkeypatch.setattr(sys, "argv", ["program.py", "--seed=1"])
+    assert program.main() == 1
+    expected = "error: --seed=1: overrides have no dashes; write seed=1\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_each_run_on_its_own_grid(script, saved):

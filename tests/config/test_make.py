@@ -1,7 +1,9 @@
 """The Makefile: what it installs for which target, and how it passes words on."""
 
+import ast
 import re
 import subprocess
+import sys
 
 import pytest
 from runs import ROOT
@@ -32,6 +34,35 @@ def test_words_behind_train_are_overrides(installed):
     assert sorted(others) == ["'loss.delta=1e-6,1e-5'", "'sampler=cps'"]
     (line,) = make("train", installed, "name=a b", "PYTHON=python3.12", "ARGS=seed=1 loss=grpo")
     assert line.endswith("train.py seed=1 loss=grpo 'name=a b'")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.prompts.path=${oc.env:HOME}/a b.txt",
+        "seed=${seed}",
+        "name=$${x} $",
+        "name=it's",
+        "name=['a b', \"c\"]",
+        r"data.prompts.path=C:\a\ b\\c",
+        "name=a\\",
+        "name=`pwd` $(pwd) # *",
+        "name=${",
+    ],
+)
+def test_a_value_reaches_the_program_as_it_was_typed(tmp_path, word):
+    """Whatever make and the shell would read in it. Mutation: leave make's own marks in, or quote
+    it by a single quote alone.
+    """
+    (tmp_path / ".installed").touch()
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f"#!{sys.executable}\nimport sys; print(sys.argv)\n")
+    python.chmod(0o755)
+    command = ["make", "--silent", "--no-print-directory", "train", f"VENV={tmp_path}", word]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout)[1:] == ["train.py", word]
 
 
 def test_training_installs_no_development_tools(tmp_path):

@@ -70,6 +70,17 @@ def test_metrics_page_is_current():
     assert (ROOT / "docs" / "metrics.md").read_text() == page()
 
 
+@pytest.mark.parametrize("page", [*TEXTS, *sorted(ROOT.glob("experiments/**/*.md"))], ids=str)
+def test_rows_of_a_table_have_as_many_cells_as_its_head(page):
+    """A bar in a cell ends it, and what stands behind it is not shown. Mutation: KL(old || current)
+    unescaped in the page of metrics.
+    """
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(widths) == 1, table[:200]
+
+
 def test_no_placeholder_is_left():
     """Mutation: leave an unfilled @@RESULT@@ in a document."""
     assert "@@" not in DOCUMENTS

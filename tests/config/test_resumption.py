@@ -21,6 +21,7 @@ from flowrl.launch.harmless import HARMLESS, is_harmless
 from flowrl.launch.resume import _lacking, read_config, read_source, write_config
 from flowrl.launch.start import refuse_other_start
 from flowrl.runs import disk, provenance
+from flowrl.runs.base_model import named_in_run
 from flowrl.runs.changes import Change, read_changes
 from flowrl.runs.files import PROVENANCE, SOURCE, write_whole
 from flowrl.types import Prompt
@@ -362,6 +363,29 @@ def test_a_word_or_an_output_is_no_input(tmp_path, monkeypatch):
         "data.prompts",
         "evaluation.sets.held_in",
     }
+
+
+def test_a_run_records_what_its_paths_are(tmp_path, monkeypatch):
+    """So that a folder is known for one elsewhere. Mutation: keep the digest alone."""
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "weights").touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(provenance, "hub_commit", lambda *_: "abc")
+    node = {
+        "model": {"pretrained": "models/mine"},
+        "reward": {"weights": "weights", "processor": "org/name"},
+    }
+    monkeypatch.chdir(tmp_path)
+    examined(tmp_path, "a", path="p.txt", **node).write()
+    monkeypatch.chdir("elsewhere")
+    inputs = json.loads((tmp_path / PROVENANCE).read_text())["inputs"]
+    kinds = {key: entry["kind"] for key, entry in inputs.items() if "kind" in entry}
+    assert kinds == {
+        "model.pretrained": "folder",
+        "reward.weights": "file",
+        "reward.processor": "hub",
+    }
+    assert named_in_run(node, tmp_path)["model"] == {"pretrained": "mine"}
 
 
 def test_a_hub_repository_is_known_by_its_commit(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from runs import CONF, composed
 from flowrl.algorithm import Algorithm
 from flowrl.errors import UserError
 from flowrl.losses.protocol import ForwardLoss, Loss, ReverseLoss
-from flowrl.losses.used import velocity_distance
+from flowrl.losses.used import keep_used, velocity_distance
 from flowrl.objectives import OBJECTIVES, check_method
 from flowrl.objectives.declared import require_declared
 from flowrl.objectives.reverse import loss_inputs
@@ -329,6 +329,20 @@ def test_a_missing_sample_gives_no_gradient_and_spoils_nothing(algorithm, distan
     torch.testing.assert_close(output.loss, 0.75 * others.loss, rtol=1e-12, atol=1e-14)
     mean = {name: value.isfinite() for name, value in output.metrics.items()}
     assert all(mean.values()), mean
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_what_is_not_used_is_zero_before_a_loss_computes(broken):
+    """Every tensor of it, and nothing else, so that a loss of one's own needs no mask. Mutation:
+    leave one of them as it is.
+    """
+    algorithm = method("nft")
+    spoiled, _ = spoiled_forward(algorithm, draw(0.1), 1, broken)
+    used = keep_used(spoiled)
+    others = torch.tensor([0, 2, 3])
+    for name in ("x0", "x", "velocity", "old_velocity", "advantage"):
+        assert not getattr(used, name)[1].any(), name
+        assert torch.equal(getattr(used, name)[others], getattr(spoiled, name)[others])
 
 
 @pytest.mark.parametrize("broken", BROKEN)

@@ -16,7 +16,7 @@ from flowrl.models.conditioning import split
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.protocol import FlowModel
 from flowrl.noise import gaussian_noise
-from flowrl.objectives.micro_batch import Group
+from flowrl.objectives.micro_batch import ConditionedRows
 from flowrl.samplers.cps import CPS
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.sde import FlowSDE
@@ -83,8 +83,8 @@ def sample(policy, guidance, sampler):
     """Latents of a rollout of PROMPTS through the run's own grid, and their images."""
     x = noise_of(policy, len(PROMPTS))
     embed = PromptEmbeddings(policy.model, [Prompt(text) for text in PROMPTS], folder=None, chunk=4)
-    group = Group(*embed.shared([Prompt(text) for text in PROMPTS]), PROMPTS)
-    field = group.field(
+    conditioned = ConditionedRows(*embed.shared([Prompt(text) for text in PROMPTS]), PROMPTS)
+    field = conditioned.field(
         lambda x, sigma, conditioning: policy.model.velocity(x, sigma, conditioning, guidance)
     )
     for interval in intervals(policy.algorithm.schedule, STEPS):

@@ -89,6 +89,23 @@ def test_a_metric_without_a_meaning_is_refused_before_the_first_rollout(
         check_method(policy.algorithm)
 
 
+@pytest.mark.parametrize("name", ["loss/policy", "trust/kl_old", "trust/kl_old/3", "reward/mean"])
+def test_a_loss_logs_nothing_under_a_name_of_flowrls_own(name):
+    """It would be lost, or pooled with what the name means. Mutation: look at the objective's two
+    names alone.
+    """
+
+    class Greedy(Weighted):
+        def __call__(self, inputs):
+            output = super().__call__(inputs)
+            return LossOutput(output.loss, output.metrics | {name: torch.tensor(9.0)})
+
+    policy, _, _ = make(*SMALL)
+    put(policy, loss=Greedy())
+    with pytest.raises(UserError, match=f"returns the metric '{name}', which FlowRL logs itself"):
+        check_method(policy.algorithm)
+
+
 def test_an_advantage_may_differ_between_steps():
     """One number a sample and step: each term takes its own column.
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from runs import awake, first_batch, fit, make, term_loss
 
-from flowrl.objectives.micro_batch import Group
+from flowrl.objectives.micro_batch import ConditionedRows
 from flowrl.training.reward import TooManyMissingRewards
 from flowrl.types import RewardOutput
 
@@ -124,7 +124,7 @@ def test_reference_is_the_base_model():
     policy, data, _ = make()
     part = first_batch(policy, data)[0]
     x = part.trajectory.x0
-    conditioning = part.group.conditioning
+    conditioning = part.conditioned.conditioning
     base = policy.velocity(x, 0.5, conditioning).detach()
     with torch.no_grad():
         for parameter in policy.tuning.parameters().values():
@@ -201,13 +201,13 @@ def test_micro_batches_of_a_group_hold_its_prompt_once():
     """
     policy, data, _ = make("batch.max_micro_batch=2")
     parts = first_batch(policy, data)
-    tokens = [part.group.prompts.tensors["tokens"] for part in parts]
+    tokens = [part.conditioned.embedded.tensors["tokens"] for part in parts]
     assert [len(rows) for rows in tokens] == [1] * 4 and len(parts) == 4
     assert (
         tokens[0] is tokens[1] and tokens[2] is tokens[3] and not torch.equal(tokens[0], tokens[2])
     )
     for part in parts:
-        rows = part.group.conditioning.tensors["tokens"]
+        rows = part.conditioned.conditioning.tensors["tokens"]
         assert torch.equal(rows, policy.embed(part.prompts).tensors["tokens"])
 
 
@@ -220,7 +220,7 @@ def test_equal_rows_are_evaluated_once_with_the_same_result(micro_batch):
     """
     policy, data, _ = make(f"batch.max_micro_batch={micro_batch}")
     part = first_batch(policy, data)[-1]
-    shared = part.group.field(policy.velocity)
+    shared = part.conditioned.field(policy.velocity)
     seen = []
 
     def counting(x, sigma, conditioning):
@@ -230,7 +230,7 @@ def test_equal_rows_are_evaluated_once_with_the_same_result(micro_batch):
     x = part.trajectory.x[:, 0]
     assert all(torch.equal(row, x[0]) for row in x)
     assert not torch.equal(part.trajectory.x[0, 1], part.trajectory.x[1, 1])
-    once, each = part.group.field(counting)(x, 0.8, True), shared(x, 0.8, False)
+    once, each = part.conditioned.field(counting)(x, 0.8, True), shared(x, 0.8, False)
     assert seen == [1]
     torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-5)
     weights = torch.randn(once.shape, generator=torch.Generator().manual_seed(0))
@@ -248,13 +248,15 @@ def test_equal_rows_are_evaluated_once_with_the_same_result(micro_batch):
 def test_rows_of_two_prompts_keep_their_own_velocity():
     """Mutation: give all rows that of the first prompt."""
     policy, data, _ = make()
-    group = Group(
+    conditioned = ConditionedRows(
         policy.embed(data.iterations[0].prompts[:2]), torch.tensor([0, 0, 1, 1]), [0, 0, 1, 1]
     )
     x = torch.randn(
         2, *policy.model.latent_shape, generator=torch.Generator().manual_seed(0)
     ).repeat_interleave(2, 0)
-    once, each = (group.field(policy.velocity)(x, 0.8, is_shared) for is_shared in (True, False))
+    once, each = (
+        conditioned.field(policy.velocity)(x, 0.8, is_shared) for is_shared in (True, False)
+    )
     torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-5)
     assert (each[0] - each[2]).abs().max() > 0.1
 
@@ -275,7 +277,7 @@ def test_penalty_adds_its_gradient():
             method, index = policy.algorithm, 1
             step = policy.objective.replay(part, index)
             ref = policy.reference.mean(
-                part.trajectory, index, part.group, method.intervals, method.sampler
+                part.trajectory, index, part.conditioned, method.intervals, method.sampler
             )
             squared = (step.mean - ref).square().mean((1, 2, 3)) / (2 * step.std**2)
             penalty = squared.mean()

@@ -1,5 +1,7 @@
 """A base model whose latents have other axes than channels, height and width trains like others."""
 
+from functools import cache
+
 import pytest
 import torch
 from runs import fit, make
@@ -40,23 +42,24 @@ class Frames(Reshaped):
     axes = (2, 2, 8, 8)
 
 
-def trained(sampler, loss, model=()):
-    """A policy after two iterations, and its weights."""
+@cache
+def trained(sampler, loss, *model):
+    """A policy after two iterations, its weights, and the numbers of its evaluation."""
     penalty = ("penalty=velocity", "penalty.beta=1e-2")
-    policy, data, _ = make(f"sampler={sampler}", f"loss={loss}", *SMALL, *penalty, *model)
+    policy, data, evaluator = make(f"sampler={sampler}", f"loss={loss}", *SMALL, *penalty, *model)
     fit(policy, data)
     weights = {name: value.detach() for name, value in policy.tuning.parameters().items()}
-    return policy, weights
+    return policy, weights, evaluator.evaluate(policy).metrics
 
 
 @pytest.mark.parametrize("kind", ["Flat", "Frames"])
 @pytest.mark.parametrize(("sampler", "loss"), METHODS)
 def test_two_iterations_are_the_same_whatever_the_axes(sampler, loss, kind):
-    """Rollout, gate, replay, penalty, losses, optimizer and average: every metric and weight,
-    bitwise. Mutation: any reduction or broadcast over three axes.
+    """Rollout, gate, replay, penalty, losses, optimizer, average and evaluation: every metric and
+    weight, bitwise. Mutation: any reduction or broadcast over three axes.
     """
-    plain, weights = trained(sampler, loss)
-    shaped, others = trained(sampler, loss, [f"model._target_={__name__}.{kind}"])
+    plain, weights, numbers = trained(sampler, loss)
+    shaped, others, found = trained(sampler, loss, f"model._target_={__name__}.{kind}")
     assert shaped.model.latent_shape == globals()[kind].axes != plain.model.latent_shape
     ours, theirs = (
         {name: value for name, value in policy.last_metrics.items() if name[:5] != "perf/"}
@@ -66,3 +69,5 @@ def test_two_iterations_are_the_same_whatever_the_axes(sampler, loss, kind):
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     for name, average in plain.ema.weights.items():
         assert torch.equal(average, shaped.ema.weights[name])
+    assert any(name.endswith("/kl_ref") for name in numbers)
+    assert found == pytest.approx(numbers, rel=0, abs=0, nan_ok=True)

@@ -11,9 +11,11 @@ from hydra.errors import InstantiationException
 from lightning import Trainer
 from runs import awake, draw, fit, make
 
+from flowrl.api import load
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
+from flowrl.cli.check import check
 from flowrl.errors import UserError
 from flowrl.launch.compose import compose
 from flowrl.launch.errors import explain
@@ -67,7 +69,7 @@ def velocities(policy, other, data):
     samples.
     """
     part = draw(policy, data.iterations[0], range(4))
-    x, conditioning = part.trajectory.x0, part.group.conditioning
+    x, conditioning = part.trajectory.x0, part.conditioned.conditioning
     return policy.velocity(x, 0.5, conditioning).detach(), other.velocity(
         x, 0.5, conditioning
     ).detach()
@@ -215,6 +217,20 @@ def test_what_the_command_line_leaves_open_is_the_files(start, monkeypatch):
     before = plain.copy()
     take_from_file(plain, [])
     assert plain == before
+
+
+def test_a_check_and_a_notebook_take_it_as_a_launch_does(start):
+    """With the file's ranks and layers, which are not the model's. Mutation: compare it with those
+    of a fresh adapter.
+    """
+    words = ("debug=smoke", f"lora.start={start}", *SMALL)
+    assert any("lora.start=" in line and "on this machine" in line for line in check(words))
+    with pytest.raises(UserError, match=r"lora\.rank=8, but lora\.start=.* has rank 2 and 4"):
+        check([*words, "lora.rank=8"])
+    experiment = load(*words)
+    assert experiment.cfg.lora.rank is None
+    parameters = experiment.policy.tuning.parameters()
+    assert {tensor.shape[0] for name, tensor in parameters.items() if "lora_A" in name} == {2, 4}
 
 
 def test_a_run_keeps_what_it_began_from(start, tmp_path):

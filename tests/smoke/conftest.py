@@ -8,6 +8,9 @@ from runs import SHORT, train
 
 from flowrl.launch.errors import one_line_errors
 
+PRINTED = "printed.txt"
+"""What the run printed, beside its `outputs`."""
+
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
@@ -15,6 +18,7 @@ def finished_run(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("finished")
     result = train(*SHORT, cwd=place)
     assert result.returncode == 0, result.stderr
+    (place / PRINTED).write_text(result.stdout)
     return (place / "outputs" / "latest").resolve()
 
 

@@ -162,8 +162,11 @@ def test_a_subset_and_its_repeated_lines_are_told(evaluate, tmp_path, capsys):
 
 def test_mistakes_are_named(evaluate, evaluated, finished_run, tmp_path):
     """Mutation: mix samples of two evaluations, or take a wrong folder for a base model."""
+    subjects = ("base", f"run={finished_run}", f"exported={finished_run}/lora")
     with pytest.raises(ValueError, match="other settings"):
-        evaluate("base", f"run={finished_run}", "--out", evaluated, "evaluation.seed=1")
+        evaluate(*subjects, "--out", evaluated, "evaluation.seed=1")
+    with pytest.raises(ValueError, match="an evaluation of exported, run too, whose page"):
+        evaluate("base", "--out", evaluated)
     with pytest.raises(ValueError, match=r"--reference .* 0 pictures there"):
         evaluate("base", "--out", tmp_path / "none", "--reference", tmp_path)
     assert not (tmp_path / "none").exists()

@@ -226,12 +226,12 @@ def test_a_plan_holds_each_prompt_once(tiny_pipelines):
     assert held[1] - held[0] == 4 * ((80 + 77) * 32 + 32)
 
 
-def test_a_plan_counts_the_pixels_of_a_picture_that_is_no_square(tiny_pipelines, capsys):
+def test_a_plan_counts_the_pixels_of_a_picture_that_is_no_square(call, tiny_pipelines):
     """Mutation: the square of one side."""
     own = FAMILIES["sd3"].overrides(tiny_pipelines["sd3"], (32, 48))
     assert planned(*own).pixels == 32 * 48
-    assert call(plan_memory, *own)[0] == 0
-    assert "32 x 48 (height x width) pixels" in capsys.readouterr().out
+    status, out, err = call(plan_memory, *own)
+    assert status == 0 and "32 x 48 (height x width) pixels" in out, err
 
 
 def planned(*overrides):

@@ -48,6 +48,15 @@ def test_metrics_csv_has_a_row_per_iteration_and_only_known_names(finished_run):
     assert float(rows[-1]["eval/held_in/kl_ref"]) > float(rows[0]["eval/held_in/kl_ref"]) == 0
 
 
+def test_what_is_printed_fits_80_columns(finished_run):
+    """All but a path of the user's. Mutation: print an evaluation in one line."""
+    (printed,) = finished_run.parents[2].glob("printed.txt")
+    lines = printed.read_text().splitlines()
+    assert f"finished: {finished_run}" in lines and "  summary.json, images/, lora/" in lines
+    assert "evaluation after (iteration 4), images/000004.png:" in lines
+    assert [line for line in lines if len(line.replace(str(finished_run), "")) > 80] == []
+
+
 def test_only_lora_is_saved(finished_run):
     """Mutation: save the whole state dict."""
     weights = load_file(finished_run / "checkpoints" / "000004" / "lora.safetensors")

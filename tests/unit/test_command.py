@@ -8,6 +8,7 @@ import pytest
 
 from flowrl.__main__ import overview, refuse
 from flowrl.cli import PROGRAMS
+from flowrl.cli.arguments import PARSERS
 from flowrl.cli.parser import as_subcommands, make_parser
 from flowrl.errors import UserError
 from flowrl.launch.foreign_jobs import check_sweep
@@ -149,3 +150,44 @@ def test_a_sweep_names_no_directory_to_look_for_code(tmp_path, monkeypatch):
         check_sweep(folder, Sweep(COMMAND, other, (("seed=1",),)), COMMAND)
     script = tmp_path / "train.py"
     check_sweep(folder, Sweep(script, other, (("seed=1",),)), script)
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("evaluate base --seed=1", "--seed=1: overrides have no dashes; write seed=1"),
+        ("evaluate base --seed 1", "--seed 1: overrides have no dashes; write seed=1"),
+        ("doctor --reward ocr", "--reward ocr: overrides have no dashes; write reward=ocr"),
+        ("serve -reward=ocr", "-reward=ocr: overrides have no dashes; write reward=ocr"),
+        ("generate --promt x", "--promt: no such flag; did you mean --prompt?"),
+        ("doctor reward ocr", "reward ocr: write reward=ocr"),
+        ("plan sampler = cps", "sampler = cps: an override has no spaces; write sampler=cps"),
+        (
+            "export lora.safetensors --format peft cps",
+            "cps: an override has the form KEY=VALUE; write loss=cps",
+        ),
+    ],
+)
+def test_a_slip_in_any_program_is_answered_as_trains_are(line, answer):
+    """Mutation: leave it to argparse, which prints its usage."""
+    name, *words = line.split()
+    with pytest.raises(UserError) as refusal:
+        PARSERS[name]().parse_intermixed_args(words)
+    assert str(refusal.value) == answer
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evaluate base outputs/latest seed=1 --shown 4 --out=x",
+        "doctor reward=ocr --max 2 --pairs text size",
+        "check -m loss=grpo,dppo ~logger --config-dir conf name=",
+        "export lora.safetensors --format peft model=sd35_medium",
+        "generate model=sd35_medium --prompt a --prompt b",
+        "plan --gpu -1 loss=dppo",
+    ],
+)
+def test_what_a_program_takes_is_let_through(line):
+    """Mutation: take a shortened flag, or a flag's value, for a slip."""
+    name, *words = line.split()
+    PARSERS[name]().parse_intermixed_args(words)

@@ -193,6 +193,23 @@ def test_a_missing_package_is_told_with_the_extra(folder, monkeypatch):
         read(folder)
 
 
+@pytest.mark.parametrize(
+    ("version", "is_safe"), [("3.6.0", False), ("4.0.0", True), ("10.1", True)]
+)
+def test_a_library_that_runs_code_of_data_sets_is_refused(folder, monkeypatch, version, is_safe):
+    """Before it reads one. Mutation: take whatever is installed."""
+    monkeypatch.setattr(datasets, "__version__", version)
+    if is_safe:
+        assert len(read(folder)) == 2
+        return
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    expected = (
+        r"datasets 3\.6\.0 runs code of data sets; run: pip install .*flowrl-lightning\[hub\]"
+    )
+    with pytest.raises(UserError, match=expected):
+        read(folder)
+
+
 def test_a_parquet_file_is_sent_here_by_the_other_readers(folder):
     """Mutation: tell users to write it anew."""
     with pytest.raises(UserError, match=r"a table \(parquet\); take data=hub for it, or save"):

@@ -35,11 +35,12 @@ def reward(tmp_path_factory):
 
 
 def test_the_authors_numbers(reward):
-    """Mutation: four heads for two, epsilon 1e-5 for 1e-6, a causal mask, or the mean not
-    subtracted.
+    """Random weights make rounding large: with and without oneDNN the scores differ by 1.6e-4 of
+    their size on one processor, and by 5e-5 between two. Mutation: four heads for two, epsilon
+    1e-3 for 1e-6, a causal mask, or the mean not subtracted.
     """
     values = reward.score(pictures(), [Prompt(text) for text in TEXTS]).values
-    assert values.tolist() == pytest.approx(GOLDEN, rel=1e-5)
+    assert values.tolist() == pytest.approx(GOLDEN, rel=5e-4)
 
 
 def test_tensors_and_batches_give_the_same(reward):

@@ -18,7 +18,7 @@ from flowrl.errors import UserError
 from flowrl.evaluation.subjects import Subject
 from flowrl.runs import checkpoint
 from flowrl.tuning.formats import LoRAFile, check, find, read
-from flowrl.tuning.lora import attach
+from flowrl.tuning.lora import attach_file
 from flowrl.tuning.writer import lora_config, write
 
 FORMATS = ("diffusers", "peft", "comfy")
@@ -75,7 +75,7 @@ def test_a_file_is_read_back_and_does_what_it_says(form, tmp_path):
         assert all(torch.equal(again.b[name], weights.b[name]) for name in LAYERS)
     transformer = network()
     base = run(transformer)
-    adapter = attach(again, transformer, file)
+    adapter = attach_file(again, transformer, file)
     torch.testing.assert_close(run(transformer), by_hand(weights), rtol=1e-4, atol=1e-5)
     with adapter.at_reference():
         assert torch.equal(run(transformer), base)
@@ -201,7 +201,7 @@ def test_scales_that_pefts_configuration_tells(changes, alphas, tmp_path):
     assert tuple(weights.alpha[name] for name in LAYERS) == alphas
     wrapped = PeftModel.from_pretrained(network(), tmp_path)
     transformer = network()
-    attach(weights, transformer, tmp_path)
+    attach_file(weights, transformer, tmp_path)
     assert torch.equal(run(wrapped.base_model.model), run(transformer))
 
 
@@ -285,7 +285,7 @@ def test_a_layer_outside_the_blocks_is_that_layer_alone(form, tmp_path):
     )
     file = write(weights, tmp_path, form)
     transformer = network()
-    attach(read(file), transformer, file)
+    attach_file(read(file), transformer, file)
     torch.testing.assert_close(run(transformer), by_hand(weights), rtol=1e-4, atol=1e-5)
     if form == "peft":
         wrapped = PeftModel.from_pretrained(network(), tmp_path).base_model.model

@@ -2,6 +2,7 @@
 know, without paths or a time, and read back whoever wrote it.
 """
 
+import json
 import os
 import re
 
@@ -18,6 +19,8 @@ from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
 from flowrl.cli import export
 from flowrl.launch.compose import compose
+from flowrl.runs import base_model
+from flowrl.runs.base_model import named_here, named_in_run
 from flowrl.runs.description import METHODS, address_of, base_model_of, method_of, reward_of
 from flowrl.tuning.formats import read
 from flowrl.tuning.layer_names import NAMES
@@ -67,7 +70,7 @@ def test_notes_say_the_run_and_no_path(tmp_path):
     """Mutation: publish where a base model lies on this machine."""
     assert without_version(notes_of(CONFIG)) == NOTES
     for folder in ("/home/me/models/sd35", "~/models/sd35/", r"C:\models\sd35", str(tmp_path)):
-        notes = notes_of(CONFIG | {"model": {"pretrained": folder}})
+        notes = notes_of(named_here(CONFIG | {"model": {"pretrained": folder}}))
         assert notes["flowrl.base_model"] in ("sd35", tmp_path.name)
     assert notes_of(CONFIG | {"model": {"pretrained": "embedded:pipeline"}})[
         "flowrl.base_model"
@@ -77,9 +80,46 @@ def test_notes_say_the_run_and_no_path(tmp_path):
 def test_a_folder_here_is_no_hub_id(tmp_path, monkeypatch):
     """Mutation: take any ORG/NAME for the hub's."""
     monkeypatch.chdir(tmp_path)
-    assert base_model_of({"model": {"pretrained": "models/sd35"}}) == "models/sd35"
+    config = {"model": {"pretrained": "models/sd35"}, "seed": 1}
+    assert base_model_of(named_here(config)) == "models/sd35"
     (tmp_path / "models" / "sd35").mkdir(parents=True)
-    assert base_model_of({"model": {"pretrained": "models/sd35"}}) == "sd35"
+    assert base_model_of(named_here(config)) == "sd35"
+    assert named_here(config) == {"model": {"pretrained": "sd35"}, "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("record", "base"),
+    [
+        # As a launch writes it, and as one did before kinds were recorded.
+        ({"value": "models/sd35", "digest": "0" * 64, "kind": "folder"}, "sd35"),
+        ({"value": "models/sd35", "digest": "0" * 40, "kind": "hub"}, "models/sd35"),
+        ({"value": "models/sd35", "digest": "0" * 64}, "sd35"),
+        ({"value": "models/sd35", "digest": "0" * 40}, "models/sd35"),
+        # The hub's cache did not know it yet; or the base was changed since.
+        (None, "models/sd35"),
+        ({"value": "models/sd3", "digest": "0" * 64, "kind": "folder"}, "models/sd35"),
+    ],
+)
+def test_a_base_is_what_its_run_found(tmp_path, monkeypatch, record, base):
+    """Whatever lies here now. Mutation: look at this folder."""
+    config = {"model": {"pretrained": "models/sd35"}}
+    inputs = {} if record is None else {"model.pretrained": record}
+    (tmp_path / "provenance.json").write_text(json.dumps({"inputs": inputs}))
+    assert base_model_of(named_in_run(config, tmp_path)) == base
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "sd35").mkdir(parents=True)
+    assert base_model_of(named_in_run(config, tmp_path)) == base
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[1", '{"inputs": 1}'])
+def test_a_base_without_a_record_is_no_repository(tmp_path, monkeypatch, content):
+    """Unless the hub's cache knows it. Mutation: claim somebody's repository."""
+    config = {"model": {"pretrained": "models/sd35", "revision": None}}
+    if content is not None:
+        (tmp_path / "provenance.json").write_text(content)
+    assert base_model_of(named_in_run(config, tmp_path)) == "sd35"
+    monkeypatch.setattr(base_model, "hub_commit", lambda text, revision: "0" * 40)
+    assert base_model_of(named_in_run(config, tmp_path)) == "models/sd35"
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -188,6 +228,7 @@ def test_a_checkpoints_notes_are_its_runs(tmp_path):
     """Mutation: export a checkpoint without a word of its run."""
     checkpoint_of(tmp_path, given())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (tmp_path / "provenance.json").write_text('{"inputs": {}}')
     assert without_version(read(tmp_path).notes) == NOTES
 
 

@@ -5,7 +5,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from flowrl.callbacks import progress
-from flowrl.callbacks.progress import Progress
+from flowrl.callbacks.progress import Progress, in_lines
 from flowrl.training.prompt_data import PromptData
 from flowrl.types import Prompt
 
@@ -86,3 +86,12 @@ def test_a_resumed_run_goes_on_where_it_stopped(capsys, monkeypatch):
     assert not any("evaluating" in line for line in lines[first + 2 :])
     assert "/?" not in "".join(lines[2:]) and "2/5" in lines[2]  # once Lightning has made the bar
     assert " 1/" not in shown and "/3 " not in shown and "v_num" not in shown
+
+
+def test_a_list_is_divided_between_its_items_alone():
+    """Mutation: break at any space, or leave a line that is a column too long."""
+    assert in_lines(["reward 0.5", "kl 1"]) == "  reward 0.5, kl 1"
+    # Two of indent, 25 and a comma, a space and 51: exactly 80.
+    assert in_lines(["a" * 25, "b" * 51]) == f"  {'a' * 25}, {'b' * 51}"
+    assert in_lines(["a" * 25, "b c " + "d" * 48]) == f"  {'a' * 25},\n  b c {'d' * 48}"
+    assert in_lines(["a" * 90, "b"]) == f"  {'a' * 90},\n  b"

@@ -5,6 +5,7 @@ import fcntl
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from threading import Timer
 
 import pytest
 
@@ -33,6 +34,20 @@ def test_a_folder_is_claimed_once_and_only_its_owner_removes_it(tmp_path):
     (folder / "config.yaml").unlink()
     discard_if_empty(str(folder))
     assert not folder.exists()
+
+
+def test_who_only_asks_does_not_keep_a_run_from_its_folder(tmp_path):
+    """A list of runs has the lock for an instant. Mutation: refuse at the first attempt."""
+    asking = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    answered = Timer(0.1, os.close, [asking])
+    answered.start()
+    claim(str(tmp_path))
+    answered.join()
+    other = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    os.close(other)
 
 
 def test_latest_is_a_link_or_a_warning(tmp_path, monkeypatch, caplog):

@@ -70,9 +70,9 @@ def run(tmp_path, policy):
     return folder
 
 
-def write(run, out, evaluation=None, repository="me/lora"):
+def write(run, out, evaluation=None, repository="me/lora", revision=None):
     shared = examine(run, evaluation)
-    write_folder(shared, out, repository)
+    write_folder(shared, out, repository, revision)
     return (out / "README.md").read_text()
 
 
@@ -137,6 +137,7 @@ def test_a_model_of_the_hub_is_named_in_the_head(run, tmp_path):
     base = "stabilityai/stable-diffusion-3.5-medium"
     config["model"] |= {"pretrained": base, "max_sequence_length": 256, "resolution": 512}
     path.write_text(yaml.safe_dump(config))
+    edit(run / "provenance.json", inputs={})
     card = write(run, tmp_path / "out")
     head = yaml.safe_load(card.split("---\n")[1])
     assert head["base_model"] == base and head["base_model_relation"] == "adapter"
@@ -144,11 +145,36 @@ def test_a_model_of_the_hub_is_named_in_the_head(run, tmp_path):
     assert f"for [{base}](https://huggingface.co/{base})" in card
     assert f'DiffusionPipeline.from_pretrained(\n    "{base}",\n' in card
     assert "text_encoder_3" not in card and "    max_sequence_length=256," in card
-    config["model"]["pretrained"] = f"{HOME}/models/sd35"
+
+
+@pytest.mark.parametrize("place", [f"{HOME}/models/sd35", "models/sd35"])
+def test_a_folder_is_not_named_as_a_repository(run, tmp_path, place):
+    """Wherever it is pushed from. Mutation: go by the form of its path."""
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["model"]["pretrained"] = place
     path.write_text(yaml.safe_dump(config))
+    record = {"value": place, "digest": "0" * 64, "kind": "folder"}
+    edit(run / "provenance.json", inputs={"model.pretrained": record})
     card = write(run, tmp_path / "out")
     assert "base_model" not in yaml.safe_load(card.split("---\n")[1])
     assert "the folder `sd35`" in card and str(HOME) not in card
+    assert "models/sd35" not in card + (tmp_path / "out" / "config.yaml").read_text()
+    assert examine(run, None).notes == []
+
+
+def test_an_early_run_says_that_its_base_is_a_guess(run, tmp_path):
+    """Mutation: guess in silence, or guess that it is somebody's repository."""
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["model"]["pretrained"] = "models/sd35"
+    path.write_text(yaml.safe_dump(config))
+    edit(run / "provenance.json", inputs=None)
+    assert "the folder `sd35`" in write(run, tmp_path / "out")
+    assert examine(run, None).notes == [
+        "this run does not record whether model.pretrained=models/sd35 was a folder; the card "
+        "takes it for a folder"
+    ]
 
 
 def test_nothing_of_the_machine_is_published(run, tmp_path):
@@ -337,6 +363,43 @@ def test_a_whole_transformer_is_copied_without_its_place(run, tmp_path, policy):
     assert 'SD3Transformer2DModel.from_pretrained("me/lora", subfolder="transformer"' in card
     assert "transformer=transformer" in card and "load_lora_weights" not in card
     assert "lora" not in yaml.safe_load(card.split("---\n")[1])["tags"]
+    card = write(run, tmp_path / "out", revision="v2")
+    place = '"me/lora", revision="v2", subfolder="transformer", torch_dtype=torch.float32'
+    assert f"SD3Transformer2DModel.from_pretrained({place})" in card
+
+
+def test_what_no_export_writes_is_not_published(run, tmp_path):
+    """Nor what a link leads to. Mutation: copy the folders as they are."""
+    (run / "lora" / "notes.txt").write_text("mine")
+    elsewhere = tmp_path / "elsewhere.png"
+    (run / "images" / "000002.png").rename(elsewhere)
+    (run / "images" / "000002.png").symlink_to(elsewhere)
+    write(run, tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert files == {"README.md", "config.yaml", LORA}
+    whole = run / "transformer"
+    whole.mkdir()
+    weights = whole / "diffusion_pytorch_model.safetensors"
+    save_file({"x": torch.ones(2)}, weights)
+    (whole / "config.json").write_text("{}")
+    (whole / "notes.txt").write_text("mine")
+    write(run, tmp_path / "whole")
+    copied = {path.name for path in (tmp_path / "whole" / "transformer").iterdir()}
+    assert copied == {"config.json", weights.name}
+    weights.rename(tmp_path / "weights")
+    weights.symlink_to(tmp_path / "weights")
+    with pytest.raises(UserError, match="is a link, and only a run's own files are published"):
+        write(run, tmp_path / "linked")
+    assert not (tmp_path / "linked").exists()
+
+
+def test_a_card_loads_the_branch_that_was_pushed(run, tmp_path):
+    """Mutation: load the main branch, where another version may lie."""
+    assert 'load_lora_weights("me/lora")' in write(run, tmp_path / "out")
+    card = write(run, tmp_path / "out", revision="v2")
+    assert 'load_lora_weights("me/lora", revision="v2")' in card
+    # The base model's own is another.
+    assert card.count("revision=") == 1
 
 
 def test_the_command_writes_first_and_uploads_then(run, tmp_path, monkeypatch, capsys):
@@ -365,3 +428,5 @@ def test_the_command_writes_first_and_uploads_then(run, tmp_path, monkeypatch, c
     assert call("--private", "--revision", "v2").endswith("https://hub/me/lora\n")
     names = ["README.md", "before_and_after.png", "config.yaml", LORA]
     assert sent == [(names, "me/lora", {"is_private": True, "revision": "v2"})]
+    call("--dry-run", "--revision", "v2")
+    assert 'revision="v2"' in (run / "hub" / "README.md").read_text()

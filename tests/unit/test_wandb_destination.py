@@ -191,7 +191,7 @@ def test_a_key_without_a_network_is_told_in_seconds(
     logger.experiment.finish()
     (segment,) = (tmp_path / "wandb").glob("offline-run-*")
     place = segment.relative_to(tmp_path)  # the working directory
-    assert capsys.readouterr().out == f"W&B: offline; send it with: wandb sync {place}\n"
+    assert capsys.readouterr().out == f"W&B: offline; send it with:\n  wandb sync {place}\n"
     assert (tmp_path / "wandb_id").read_text() == segment.name.rsplit("-", 1)[1]
 
 

@@ -28,7 +28,7 @@ from flowrl.samplers.cps import CPS
 from flowrl.samplers.protocol import Sampler
 from flowrl.samplers.sde import FlowSDE
 from flowrl.schedule import Interval
-from flowrl.types import LossInputs
+from flowrl.types import LogProbForm, LossInputs
 
 GROSS = 4.0
 """A contradicted decision is gross where the divergence is that many times below or above the
@@ -47,7 +47,7 @@ class Estimator:
 
     label: str
     sampler: Sampler
-    form: str
+    form: LogProbForm
     is_centred: bool
 
     def scale(self, interval: Interval) -> float:
@@ -241,7 +241,7 @@ def _drawn(
     them.
     """
     count = len(moves)
-    likelihood = Likelihood(reduction="mean", form=estimator.form)  # type: ignore[arg-type]
+    likelihood = Likelihood(reduction="mean", form=estimator.form)
     nowhere = torch.zeros(count, dimensions, 1, 1, dtype=torch.float64)
     old = GaussianStep(nowhere, estimator.sampler.std(interval))
     standard_noise = torch.randn(old.mean.shape, generator=generator, dtype=torch.float64)
