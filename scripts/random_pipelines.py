@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from families import FAMILIES
-from families.family import save
+from families.family import Family, save
 from families.released import ADAPTERS
 
 from flowrl.errors import UserError
@@ -47,8 +47,17 @@ def write_small(name: str, folder: Path) -> None:
     family = FAMILIES[name]
     pipeline = family.make()
     save(pipeline, folder, torch.float32)
+    print(
+        f"{folder}: {type(pipeline).__name__} with random weights, called with {described(family)}"
+    )
+
+
+def described(family: Family) -> str:
+    """Return what a family's stock call takes, and what keeps it from being trained."""
     call = json.dumps(dict(family.call))
-    print(f"{folder}: {type(pipeline).__name__} with random weights, called with {call}")
+    if family.picture:
+        call += " and a picture"
+    return f"{call}; not to be trained: {family.obstacle}" if family.obstacle else call
 
 
 def main() -> None:

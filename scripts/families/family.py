@@ -66,8 +66,9 @@ class Family:
         return dict(self.call) | beside
 
     def draw(self, seed: int) -> Image.Image:
-        """Draw a picture of random colours, as large as this family's prompts come with."""
-        height, width = self.picture or (0, 0)
+        """Draw a picture of random colours, of the size of those that come with a prompt."""
+        assert self.picture is not None, "this family takes no picture"
+        height, width = self.picture
         colours = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
         return Image.fromarray(colours)
 

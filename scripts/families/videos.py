@@ -9,6 +9,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    Kandinsky5T2VPipeline,
+    Kandinsky5Transformer3DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     UniPCMultistepScheduler,
@@ -103,6 +105,33 @@ def hunyuan_video() -> HunyuanVideoPipeline:
     )
 
 
+def kandinsky5() -> Kandinsky5T2VPipeline:
+    """Make a pipeline of Kandinsky 5's kind, whose state has its channels last."""
+    tokenizer = words.qwen_processor()
+    letters = words.clip_tokenizer()
+    transformer: Any = Kandinsky5Transformer3DModel(
+        in_visual_dim=CHANNELS,
+        out_visual_dim=CHANNELS,
+        in_text_dim=WIDTH,
+        in_text_dim2=POOLED,
+        time_dim=16,
+        model_dim=WIDTH,
+        ff_dim=2 * WIDTH,
+        num_text_blocks=1,
+        num_visual_blocks=2,
+        axes_dims=AXES,
+    )
+    return Kandinsky5T2VPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        vae=coders.hunyuan_video(),
+        text_encoder=encoders.qwen2_5_vl(tokenizer.tokenizer, WIDTH),
+        tokenizer=tokenizer,
+        text_encoder_2=encoders.clip(CLIPTextModel, letters, POOLED, 16),
+        tokenizer_2=letters,
+    )
+
+
 def ltx_parts() -> dict[str, Any]:
     """Make what all pipelines of LTX-Video's kind have."""
     tokenizer = words.t5_tokenizer()
@@ -139,5 +168,6 @@ VIDEOS = {
     "wan22_ti2v": Family(wan22_ti2v, CLIP | SHORT | {"guidance_scale": 5.0}),
     "wan22_i2v": Family(wan22_i2v, CLIP | SHORT | {"guidance_scale": 3.5}, picture=(40, 48)),
     "hunyuan_video": Family(hunyuan_video, CLIP | {"guidance_scale": 6.0}),
+    "kandinsky5": Family(kandinsky5, CLIP | {"guidance_scale": 5.0}),
     "ltx_video": Family(ltx_video, CLIP | WIDE | SHORT | {"guidance_scale": 3.0}),
 }

@@ -19,6 +19,9 @@ from transformers import (
     LlamaTokenizer,
     PreTrainedTokenizerFast,
     Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     T5Tokenizer,
 )
 
@@ -38,6 +41,8 @@ SIGHT_MARKS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+SIGHT_PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 84 * 84}
+"""Least and most pixels that a text encoder looks at: nine tokens at most."""
 LLAMA_MARKS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>")
 TEXT = """
 a actions add additional alignment alter an and angles any are aspects assistant atmosphere
@@ -141,6 +146,16 @@ def glm_tokenizer() -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=qwen.pad_token, padding_side="left"
+    )
+
+
+def qwen_processor() -> Qwen2VLProcessor:
+    """Make what reads texts and pictures for Qwen's models, around `qwen_tokenizer`."""
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=SIGHT_PIXELS),
+        tokenizer=qwen_tokenizer(),
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=CHAT,
     )
 
 
