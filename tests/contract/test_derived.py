@@ -15,8 +15,9 @@ from flowrl.models.conditioning import repeated
 from flowrl.models.derived.adapter import Derived
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.sd3 import SD3
-from flowrl.training.parity import ROWS_BOUNDS, check
+from flowrl.training.parity import check
 from flowrl.tuning import formats
+from flowrl.tuning.layer_names import NAMES
 from flowrl.tuning.lora import LoRA
 from flowrl.types import Conditioning, Prompt
 
@@ -24,10 +25,14 @@ PROMPTS = ["a red circle", "two blue squares and a green triangle"]
 SCALES = ("guidance_scale", "true_cfg_scale")
 FEW = ("sd3", "z_image", "wan21")
 """A latent of each rank; texts of a length each; and two calls of the network a velocity."""
+UNTRAINED = ("prx", "wan22", "kandinsky5")
+"""Refused, each in a test of its own: no LoRA, two networks, sums over rows."""
+GUIDED_AT_ONE = ("krea2", "hunyuan_image")
+"""Guided though the scale is 1: by scale + 1, and by a guider of its own."""
 PICTURELESS = [
     name
     for name, family in FAMILIES.items()
-    if family.picture is None and family.obstacle is None and name not in ("prx", "wan22")
+    if family.picture is None and family.obstacle is None and name not in UNTRAINED
 ]
 some = pytest.mark.parametrize(
     "name",
@@ -63,8 +68,8 @@ def folder_of(tmp_path_factory):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @some
 def test_a_family_does_as_its_stock_pipeline(name, dtype, folder_of):
-    """Bitwise in float32: velocities, last state and picture, guided and not; rows alone and beside
-    others; and what is exported is what its loader takes.
+    """Bitwise in float32: velocities, last state and picture, guided and not; in bfloat16 the
+    velocities without guidance, at the stock pipeline's own states. Rows alone and beside others.
 
     Mutations: sigma for the timestep, a pair of another step, the probe's text for a row's, no
     copy of the state, guidance in the networks' own dtype.
@@ -79,7 +84,8 @@ def test_a_family_does_as_its_stock_pipeline(name, dtype, folder_of):
         print(f"{name}, {dtype}: {measured.describe()}")
         if dtype == "float32":
             assert (measured.velocity, measured.rollout, measured.image) == (0, 0, 0)
-        assert measured.rows <= ROWS_BOUNDS[dtype]
+        elif measured.guidance_scale == 1 and name not in GUIDED_AT_ONE:
+            assert measured.velocity == 0
         # Every B has a gradient but that of a layer whose output the pipeline drops; A has none
         # while B is zero.
         num_idle = len(FAMILIES[name].idle)
@@ -103,11 +109,12 @@ def test_an_export_gives_the_stock_pipeline_the_same_weights(name, folder_of, tm
     assert len(formats.read(tmp_path).a) == len(tuning.parameters()) // 2
     other = derived(folder_of(name), FAMILIES[name])
     with torch.no_grad():
+        other.grid(4)  # whose timesteps are taken from now on
         base = other.velocity(x, sigma, rows, 1.0)
         if hasattr(other.pipeline, "load_lora_weights"):
             other.pipeline.load_lora_weights(tmp_path)
         else:
-            other.transformer.load_lora_adapter(tmp_path)
+            other.transformer.load_lora_adapter(tmp_path, weight_name=NAMES["diffusers"])
         loaded = other.velocity(x, sigma, rows, 1.0)
     assert (loaded - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert (base - expected).abs().max() > 1e-3 * expected.abs().max()
@@ -209,6 +216,7 @@ def test_a_transformer_without_adapters_asks_for_full_tuning(folder_of):
 REASONS = {
     "ltx2": "it copies its scheduler, so it steps two states at once",
     "edm": "it has no transformer",
+    "kandinsky5": "no axis is the rows', as of a running sum over rows",
     "hunyuan_image_memory": "a guidance that remembers earlier steps",
 }
 

@@ -4,9 +4,11 @@ grid as a schedule.
 
 import pytest
 import torch
+from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
 
 from flowrl.errors import UserError
+from flowrl.models.derived.networks import take_times_in_float32
 from flowrl.models.derived.times import Times
 from flowrl.schedule import PipelineGrid, intervals
 from flowrl.tuning.targets import targets_of
@@ -86,3 +88,12 @@ def test_automatic_targets_are_the_attentions():
     assert targets_of(nn.Sequential(Block())) == [f"0.{name}" for name in layers]
     with pytest.raises(UserError, match=r"lora.targets=auto finds no attention in a Linear"):
         targets_of(nn.Linear(2, 2))
+
+
+def test_sines_in_float32_enter_layers_of_another_dtype():
+    """As those of the layers' own. Mutation: leave the layers as they are."""
+    embedding = TimestepEmbedding(8, 4).bfloat16()
+    sines = torch.linspace(-1, 1, 8)[None]
+    expected = embedding(sines.bfloat16())
+    take_times_in_float32(nn.Sequential(embedding))
+    assert torch.equal(embedding(sines), expected)

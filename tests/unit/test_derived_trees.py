@@ -70,6 +70,7 @@ def test_rows_that_disagree_in_what_they_share_are_apart():
         (torch.zeros(1, 4), torch.zeros(2, 8), "no axis is the rows'"),
         (torch.zeros(2, 4), torch.zeros(4, 4), "no axis is the rows'"),
         (torch.zeros(4), None, "no axis is the rows'"),
+        (torch.zeros(2), torch.zeros(3), "no axis is the rows', as of a running sum over rows"),
         ((1, 2), (1, 2, 3), "2 values for a row and 3 for two"),
     ],
 )

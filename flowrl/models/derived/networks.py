@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from flowrl.models.derived.leaving import Refused
@@ -25,6 +26,21 @@ def check_networks(pipeline: Any) -> None:
         )
     if not isinstance(getattr(pipeline, "vae", None), nn.Module):
         raise Refused("it has no vae")
+
+
+def take_times_in_float32(network: nn.Module) -> None:
+    """Let a network of any dtype embed times that are handed over in float32.
+
+    Some cast a time's sines to the time's own dtype; here they get that of the layers they enter.
+    """
+    for module in network.modules():
+        if isinstance(module, TimestepEmbedding):
+            module.register_forward_pre_hook(_lower_sines)
+
+
+def _lower_sines(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(module.parameters()).dtype
+    return tuple(_cast(value, dtype) for value in args)
 
 
 @contextmanager

@@ -13,7 +13,11 @@ from torch import Tensor
 
 from flowrl.models.derived.arguments import UNGUIDED, Arguments
 from flowrl.models.derived.leaving import Refused
-from flowrl.models.derived.networks import decoding_in_float32, giving_float32
+from flowrl.models.derived.networks import (
+    decoding_in_float32,
+    giving_float32,
+    take_times_in_float32,
+)
 from flowrl.models.derived.recording import (
     METHODS,
     PROBE,
@@ -78,6 +82,7 @@ class Stock:
         self.times = Times(*probe.grid, scale=settings.get("num_train_timesteps", 1000))
         self.stand_in = exchanged(StandIn, settings)
         pipeline.scheduler = self.stand_in
+        take_times_in_float32(pipeline.transformer)
         kind = type(pipeline)
         # Calls by the thousand would repeat a pipeline's warnings as often.
         logging.getLogger(kind.__module__).setLevel(logging.ERROR)

@@ -60,7 +60,11 @@ def _axis(one: Tensor, two: Any, path: str) -> int | None:
             return None
         if len(differing) == 1 and [shape[differing[0]] for shape in shapes] == [1, 2]:
             return differing[0]
-    raise Refused(f"{path} is {shapes[0]} for a row and {shapes[1]} for two: no axis is the rows'")
+    is_sum = len(shapes[0]) == len(shapes[1]) == 1 and shapes[1][0] == shapes[0][0] + 1
+    raise Refused(
+        f"{path} is {shapes[0]} for a row and {shapes[1]} for two: no axis is the rows'"
+        + (", as of a running sum over rows" if is_sum else "")
+    )
 
 
 def _items(value: Any) -> Iterator[tuple[Any, Any]]:
