@@ -22,4 +22,4 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main, takes_overrides=True))
+    sys.exit(run_program(main, takes_overrides=True, computes=True))

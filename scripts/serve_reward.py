@@ -7,4 +7,4 @@ import sys
 from flowrl.cli.serve import main
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    sys.exit(run_program(main, computes=True))

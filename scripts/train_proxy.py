@@ -146,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    sys.exit(run_program(main, computes=True))

@@ -242,7 +242,7 @@ def main() -> int:
         overrides = with_config_dir(args.overrides, args.config_dir)
         run(overrides, args.pairs, args.max_seconds)
 
-    return run_program(examine_all)
+    return run_program(examine_all, computes=True)
 
 
 if __name__ == "__main__":

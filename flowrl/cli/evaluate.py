@@ -373,7 +373,7 @@ def main() -> int:
     """Run the evaluation, and end the process with its status."""
     args = argparse.Namespace()
     parser = arguments.evaluate()
-    status = run_program(lambda: run(parser.parse_intermixed_args(namespace=args)))
+    status = run_program(lambda: run(parser.parse_intermixed_args(namespace=args)), computes=True)
     if status == INTERRUPTED:
         print(f"\nstopped; the same command goes on from what is in {args.out}")
     background.leave(status)

@@ -167,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_program(main))
+    raise SystemExit(run_program(main, computes=True))

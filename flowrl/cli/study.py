@@ -236,4 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    sys.exit(run_program(main, computes=True))

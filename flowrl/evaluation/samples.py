@@ -127,6 +127,7 @@ class Assessment:
             prompts = self.rows(name)
             self._draw_missing(policy, name, prompts)
             if not self.drift(name):
+                print(f"{self.folder.name}/{name}: measuring the KL to the reference", flush=True)
                 kl = self.evaluator.kl_to_reference(policy, prompts)
                 write_whole(self.folder / name / DRIFT, json.dumps({"kl_ref": kl}))
 

@@ -9,7 +9,6 @@ third of the speed.
 from __future__ import annotations
 
 import os
-import sys
 
 BUSY = 1.25
 """The load, for each core, from which on a machine is busy."""
@@ -18,21 +17,21 @@ SAID = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables by which a user has decided already."""
 
 
-def give_way_when_busy() -> None:
-    """Let OpenMP's threads sleep while they wait, on a machine that is busy, and say so.
+def give_way_when_busy() -> str:
+    """Let OpenMP's threads sleep while they wait, on a machine that is busy, and return the line
+    that says so; empty where they spin.
 
     It must be called before PyTorch is imported, since OpenMP reads its variables then.
     """
     is_decided = any(name in os.environ for name in SAID)
     is_alone = os.environ.get("OMP_NUM_THREADS") == "1"
     if is_decided or is_alone or not hasattr(os, "getloadavg"):
-        return
+        return ""
     cores = os.cpu_count() or 1
     load = os.getloadavg()[0]
     if load < BUSY * cores:
-        return
+        return ""
     os.environ.update({"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"})
-    print(
-        f"busy machine (load {load:.1f}, {cores} cores): threads give way, OMP_WAIT_POLICY=PASSIVE",
-        file=sys.stderr,
+    return (
+        f"busy machine (load {load:.1f}, {cores} cores): threads give way, OMP_WAIT_POLICY=PASSIVE"
     )

@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from flowrl.errors import UserError
-from flowrl.launch import load
 from flowrl.launch.words import check_words, flags_first
 
 SLIPS = {
@@ -82,7 +81,6 @@ def test_flags_come_first_for_who_appends_overrides(line, ordered):
 def test_a_program_that_starts_itself_again_has_its_flags_first(monkeypatch):
     """As Lightning does with what stands in `sys.argv`. Mutation: leave that as it was typed."""
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=1", "--config-dir", "conf"])
-    monkeypatch.setattr(load, "give_way_when_busy", lambda: None)
     seen = []
     assert run_program(lambda: seen.extend(sys.argv[1:]), takes_overrides=True) == 0
     assert seen == ["--config-dir", "conf", "seed=1"]
