@@ -7,8 +7,8 @@ dataclass with `sigmas(num_steps)`; `Interval` is one step of a grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
@@ -112,6 +112,39 @@ class DynamicShift:
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
         return _shifted(math.exp(self.mu(num_steps)), _even(num_steps))
+
+
+@dataclass(slots=True, kw_only=True)
+class PipelineGrid:
+    """The grid of the base model's own pipeline, whatever its rule: it is known once the model is
+    loaded and `follow` was told of it.
+    """
+
+    _grid: Callable[[int], tuple[float, ...]] | None = field(
+        default=None, init=False, compare=False
+    )
+    _known: dict[int, tuple[float, ...]] = field(default_factory=dict, init=False, compare=False)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the model is not known yet, and with it the grid."""
+        return self._grid is None
+
+    def follow(self, grid: Callable[[int], tuple[float, ...]]) -> None:
+        """Take the grids of a model, which gives the sigmas of a number of steps."""
+        self._grid = grid
+        self._known = {}
+
+    def sigmas(self, num_steps: int) -> tuple[float, ...]:
+        """Return the pipeline's sigmas. Raises UserError before there is a model that has any."""
+        if self._grid is None:
+            raise UserError(
+                "schedule=pipeline is the grid of model=derived; choose schedule=linear_shift or "
+                "another one for a model with an adapter of its own"
+            )
+        if num_steps not in self._known:
+            self._known[num_steps] = self._grid(num_steps)
+        return self._known[num_steps]
 
 
 def _even(num_steps: int) -> list[float]:

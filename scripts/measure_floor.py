@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from random_pipelines import save, sd3
+from families.released import sd3
+from random_pipelines import save
 
 from flowrl.launch.build import build
 from flowrl.launch.compose import compose

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline, FluxPipeline, StableDiffusion3Pipeline
-from random_pipelines import flux1, flux2_dev, flux2_klein, save, sd3
+from families.family import save
+from families.released import flux1, flux2_dev, flux2_klein, sd3
 from torch.nn import functional
 
 from flowrl.models.flux2 import denormalise

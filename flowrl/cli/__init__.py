@@ -14,6 +14,7 @@ PROGRAMS = {
         "examine a reward: does it order, repeat, how fast is it",
     ),
     "plan": ("plan_memory.py", "estimate GPU memory and the largest micro-batch that fits"),
+    "parity": ("check_model.py", "compare a derived model with its stock pipeline"),
     "check": ("", "check what training is given: values, prompts, servers, files"),
     "new": ("", "write a project of your own, with a reward and a loss"),
     "push": ("push_run.py", "share a finished run on the hub, with a model card"),

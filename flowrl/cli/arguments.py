@@ -188,6 +188,14 @@ def check() -> Parser:
     return parser
 
 
+def parity() -> Parser:
+    """Describe the command line of `flowrl parity`."""
+    parser = make_parser("parity", head_of("parity"))
+    parser.add_argument("overrides", nargs="*", help="configuration overrides, as for train.py")
+    add_config_dir(parser)
+    return parser
+
+
 def new() -> Parser:
     """Describe the command line of `flowrl new`."""
     parser = make_parser("new", head_of("new"))

@@ -318,10 +318,11 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 def subtitle(evaluators: Sequence[Evaluator]) -> str:
     """Say in one sentence how all images were drawn."""
     first = evaluators[0]
-    has_one_grid = all(evaluator.intervals == first.intervals for evaluator in evaluators)
+    grids = [(evaluator.schedule, evaluator.num_steps) for evaluator in evaluators]
+    has_one_grid = all(grid == grids[0] for grid in grids)
     grid = "" if has_one_grid else ", each on its own sigma grid"
     return (
-        f"{first.images_per_prompt} images a prompt, {len(first.intervals)} steps of "
+        f"{first.images_per_prompt} images a prompt, {first.num_steps} steps of "
         f"{type(first.solver).__name__}, guidance {first.guidance_scale:g}, the same noise for "
         f"all{grid}."
     )

@@ -17,6 +17,7 @@ from flowrl.evaluation.set_metrics import set_metrics
 from flowrl.evaluation.shares import Share, merge, spread
 from flowrl.gaussian import MEAN_KL
 from flowrl.images.image_statistics import panel
+from flowrl.models.grids import follow
 from flowrl.models.protocol import FlowModel
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.parallel.collectives import gather
@@ -24,7 +25,7 @@ from flowrl.parallel.sharding import is_divided
 from flowrl.prompts.subsets import WAYS, chosen, same_texts
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler, Solver
-from flowrl.schedule import Schedule, intervals
+from flowrl.schedule import Interval, Schedule, intervals
 from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.tuning.weights import swapped
@@ -92,7 +93,8 @@ class Evaluator:
         for name, prompts in sets.items():
             places = chosen(len(prompts), max_prompts, subset)
             self.sets[name] = [prompts[place] for place in places]
-        self.intervals = intervals(schedule, num_steps)
+        self.schedule = schedule
+        self.num_steps = num_steps
         self.guidance_scale = guidance_scale
         self.images_per_prompt = images_per_prompt
         self.batch_size = batch_size
@@ -101,6 +103,11 @@ class Evaluator:
         self.kl_samples = kl_samples
         self.seed = seed
         self.solver = solver
+
+    @property
+    def intervals(self) -> tuple[Interval, ...]:
+        """The steps of the evaluation's sigma grid."""
+        return intervals(self.schedule, self.num_steps)
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -299,6 +306,7 @@ class Evaluator:
         self, model: FlowModel, conditioning: Conditioning, noise: Float[Tensor, "B *X"]
     ) -> Float[Tensor, "B 3 H W"]:
         """Draw images from initial noise, under the model's weights as they are."""
+        follow(self.schedule, model)
         x = noise
         history = None
         for interval in self.intervals:
@@ -317,6 +325,7 @@ class Evaluator:
         """
         rows = self.places_of(len(prompts), self.kl_samples)
         prompts = [prompts[row] for row in rows]
+        follow(self.schedule, policy.model)
         is_stochastic = any(self.sampler.std(interval) > 0 for interval in self.intervals)
         if not prompts or not is_stochastic:
             return None

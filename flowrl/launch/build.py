@@ -18,9 +18,11 @@ from flowrl.launch.scores import check_prompts
 from flowrl.launch.services import check_services
 from flowrl.launch.start import check_start
 from flowrl.launch.validate import validate
+from flowrl.models.grids import follow
 from flowrl.objectives import check_method
 from flowrl.parallel.strategies import norm_limit
 from flowrl.rewards.protocol import asks_for_whole_groups
+from flowrl.schedule import PipelineGrid
 from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.floor import Floor
 from flowrl.training.policy import Policy
@@ -99,6 +101,9 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
     if asks_for_whole_groups(reward.reward):
         prepared.plan.require_whole_groups()
     model = instantiate(cfg.model)
+    if isinstance(algorithm.schedule, PipelineGrid):
+        follow(algorithm.schedule, model)
+        check_method(algorithm)  # again, now that its sigmas are known
     prepared.recipe.check_layers(model.transformer)
     tuning = prepared.recipe.attach(model.transformer, cfg.seed)
     reference = ReferenceModule(

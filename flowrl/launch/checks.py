@@ -218,6 +218,8 @@ def check_resolution(cfg: DictConfig) -> None:
     path = folder / "vae" / "config.json"
     if not name.startswith(EMBEDDED) or not path.is_file():
         return
+    if "resolution" not in cfg.model:
+        return  # the size of model=derived is in model.call, where its pipeline looks at it
     side = read_object(path, "install FlowRL again")["sample_size"]
     if height_and_width(cfg.model.resolution) != (side, side):
         raise UserError(

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from flowrl.callbacks import trackers
 from flowrl.callbacks.checkpoint import NO_CHECKPOINT, Checkpoint
 from flowrl.callbacks.evaluate import Evaluate
+from flowrl.callbacks.parity import ParityCheck
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
 from flowrl.launch import foreign_targets
@@ -132,9 +133,11 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
     print(f"run directory: {folder}\nbatch plan:\n{plan}")
     if data.start_iteration:
         print(f"  resuming after iteration  {data.start_iteration}")
-    # The order matters: the signal's handler stands before what works long, an evaluation's scores
+    # The order matters: the signal's handler stands before what works long, a model is checked
+    # before it is evaluated, an evaluation's scores
     # go into the row that the record writes, and a checkpoint keeps both.
-    callbacks = [stop, *_instantiated(cfg.callbacks), viewer, record, saver]
+    parity = ParityCheck(evaluator=evaluator, folder=str(folder))
+    callbacks = [stop, *_instantiated(cfg.callbacks), parity, viewer, record, saver]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     _prepare(loggers, cfg)
     status = "failed"

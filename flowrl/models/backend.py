@@ -4,6 +4,7 @@ beyond rounding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,20 +39,20 @@ class Backend:
 
     def apply(self, model: FlowModel) -> None:
         """Set the options; the adapter must be attached. Raises UserError for an attention that is
-        not available.
+        not available, and for an option that a network of the model does not have.
         """
         transformer: Any = model.transformer
         vae: Any = model.vae
         if self.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
+            _switch_on("gradient_checkpointing", transformer.enable_gradient_checkpointing)
         if self.attention is not None:
             self._set_attention(transformer, self.attention)
         if self.compile:
             _compile_blocks(transformer)
         if self.slice_decoding:
-            vae.enable_slicing()
+            _switch_on("slice_decoding", vae.enable_slicing)
         if self.tile_decoding:
-            vae.enable_tiling()
+            _switch_on("tile_decoding", vae.enable_tiling)
 
     def _set_attention(self, transformer: Any, attention: str) -> None:
         """Set the attention of all blocks. Raises UserError for one that cannot train, that the
@@ -63,7 +64,7 @@ class Backend:
                 f"backend.attention={attention} has no backward pass in diffusers, so nothing "
                 f"before an attention would be trained; choose {other}, or null"
             )
-        processors = transformer.attn_processors.values()
+        processors = getattr(transformer, "attn_processors", {}).values()
         if not any(hasattr(processor, "_attention_backend") for processor in processors):
             raise UserError(
                 f"backend.attention={attention}: {type(transformer).__name__} always uses "
@@ -74,6 +75,15 @@ class Backend:
         except (ValueError, RuntimeError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"backend.attention={attention} cannot be used: {reason}") from error
+
+
+def _switch_on(option: str, switch: Callable[[], None]) -> None:
+    """Switch an option of a network on. Raises UserError, naming the key, where it has none."""
+    try:
+        switch()
+    except (NotImplementedError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"backend.{option}=true: {reason.rstrip('.')}; set it to false") from error
 
 
 def _compile_blocks(transformer: nn.Module) -> None:

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
@@ -92,6 +93,10 @@ def _class_of(folder: Path, name: str, entry: Sequence[str]) -> type[Any]:
         module = import_module(library)
         kind = getattr(module, class_name, None)
         version = f"{library} {module.__version__}"
+    elif hasattr(diffusers.pipelines, library):
+        # A pipeline's own parts are named by the module of diffusers that they stand in.
+        kind = getattr(getattr(diffusers.pipelines, library), class_name, None)
+        version = f"diffusers {diffusers.__version__}"
     if not isinstance(kind, type):
         raise UserError(
             f"{name}: model_index.json asks for {library}.{class_name}, which {version} does not "

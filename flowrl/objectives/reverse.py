@@ -23,6 +23,7 @@ from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context
 from flowrl.rollout import replay
 from flowrl.samplers.protocol import HasPublishedStd
+from flowrl.schedule import PipelineGrid
 from flowrl.types import LossInputs, LossOutput, Trajectory
 
 MIN_STEP_STD = 0.01
@@ -309,6 +310,9 @@ def _check_step(algorithm: Algorithm, number: int) -> None:
     """Raise UserError where a step that may be trained on has no noise, or hardly any."""
     num_steps = algorithm.num_steps
     sampler = sampler_option(algorithm.sampler)
+    schedule = algorithm.schedule
+    if isinstance(schedule, PipelineGrid) and schedule.is_open:
+        return  # this is asked again once the model's grid is known
     std = algorithm.sampler.std(algorithm.intervals[number])
     if std == 0 and number < num_steps - 1:
         raise UserError(

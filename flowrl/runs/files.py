@@ -32,6 +32,9 @@ PROVENANCE = "provenance.json"
 names.
 """
 
+PARITY = "parity.json"
+"""What the check of a derived model measured, before training began."""
+
 LOG = "train.log"
 """Warnings and errors, with the tracebacks of unexpected ones; only where there are any."""
 

@@ -55,14 +55,14 @@ def _model(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _arguments(config: Mapping[str, Any]) -> list[str]:
-    """Return what the base model is loaded with: its revision, and no T5 where there is no text for
-    it.
+    """Return what the base model is loaded with: its revision, no T5 where there is no text for it,
+    and no component that was left out.
     """
     model = _model(config)
     arguments = _revision(model.get("revision"))
     if model.get("max_sequence_length") == 0:
         arguments += ["text_encoder_3=None", "tokenizer_3=None"]
-    return arguments
+    return arguments + [f"{name}=None" for name in model.get("without") or ()]
 
 
 def _revision(revision: str | None) -> list[str]:
@@ -77,9 +77,10 @@ def _drawing(config: Mapping[str, Any]) -> list[str]:
     height, width = known_size(config) or (None, None)
     values = {
         "num_inference_steps": evaluation.get("num_steps"),
-        "guidance_scale": evaluation.get("guidance_scale"),
+        model.get("guidance") or "guidance_scale": evaluation.get("guidance_scale"),
         "height": height,
         "width": width,
         "max_sequence_length": model.get("max_sequence_length"),
+        **(model.get("call") or {}),
     }
-    return [f"{key}={value}" for key, value in values.items() if value is not None]
+    return [f"{key}={value!r}" for key, value in values.items() if value is not None]

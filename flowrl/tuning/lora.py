@@ -4,7 +4,8 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from flowrl.errors import UserError
 from flowrl.tuning import formats
 from flowrl.tuning.formats import LoRAFile
+from flowrl.tuning.targets import AUTO, targets_of
 from flowrl.tuning.weights import in_place_of_trained, load, refer_to
-from flowrl.tuning.writer import lora_config, plain_settings
+from flowrl.tuning.writer import lora_config, plain_settings, write
 from flowrl.values.bounds import Alpha, Expression, Rank, Text
 from flowrl.values.check import check_fields
 
@@ -60,11 +62,16 @@ class LoRA:
         """Raise UserError, naming the key, where no linear layer is meant or all are narrower than
         the rank, which would only cost. A LoRA that is started from is compared as a whole.
         """
+        if not hasattr(transformer, "add_adapter"):
+            raise UserError(
+                f"tuning=lora: diffusers adds no LoRA to a {type(transformer).__name__}; set "
+                "tuning=full"
+            )
         if self.start is not None:
             return
         assert self.rank is not None and self.targets is not None
         layers = formats.linear_layers(transformer)
-        meant = self._layers_meant(layers)
+        meant = self._layers_meant(transformer)
         widths = [min(layers[name].in_features, layers[name].out_features) for name in meant]
         if not widths:
             # The last layer is a better example than the first ones, which embed time and text.
@@ -79,10 +86,11 @@ class LoRA:
                 "layer that lora.targets names: a higher rank adds nothing"
             )
 
-    def _layers_meant(self, names: Iterable[str]) -> set[str]:
-        """Return those of the layers' names that the targets mean."""
+    def _layers_meant(self, transformer: nn.Module) -> set[str]:
+        """Return the names of the transformer's layers that the targets mean."""
         # peft itself is asked, with a configuration that has nothing else to say.
-        config = LoraConfig(target_modules=self._target_modules())
+        config = LoraConfig(target_modules=self._targets_on(transformer))
+        names = formats.linear_layers(transformer)
         return {name for name in names if check_target_module_exists(config, name)}
 
     def attach(self, transformer: nn.Module, seed: int) -> Adapter:
@@ -104,7 +112,7 @@ class LoRA:
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft takes any number
-            target_modules=self._target_modules(),
+            target_modules=self._targets_on(transformer),
             init_lora_weights="gaussian" if self.init == "gaussian" else True,
         )
         # peft draws A from the CPU's global generator, which is left as it was.
@@ -136,7 +144,7 @@ class LoRA:
         """
         if self.targets is None:
             return
-        wanted = self._layers_meant(formats.linear_layers(transformer))
+        wanted = self._layers_meant(transformer)
         layers = lora_file.a.keys()
         if wanted != layers:
             raise UserError(
@@ -144,9 +152,11 @@ class LoRA:
                 f"among the {len(layers)} of lora.start={self.start}; lora.targets=null takes its"
             )
 
-    def _target_modules(self) -> str | list[str]:
-        """Return the targets as peft takes them."""
+    def _targets_on(self, transformer: nn.Module) -> str | list[str]:
+        """Return the targets as peft takes them: those of the transformer's class for `auto`."""
         assert self.targets is not None
+        if self.targets == AUTO:
+            return targets_of(transformer)
         return self.targets if isinstance(self.targets, str) else list(self.targets)
 
 
@@ -185,14 +195,34 @@ class Adapter:
             _peft(self.transformer).enable_adapters()
 
     def save(self, pipeline: Any, folder: Path) -> None:
-        """Write the adapter so that the stock pipeline's `load_lora_weights` takes it."""
+        """Write the adapter so that the stock pipeline's `load_lora_weights` takes it; where it has
+        none, so that its transformer's `load_lora_adapter` does.
+        """
         layers = get_peft_model_state_dict(self.transformer, adapter_name=ADAPTER)
+        if not hasattr(pipeline, "save_lora_weights"):
+            write(self._file_of(layers), folder, "diffusers")
+            return
         config = _peft(self.transformer).peft_config[ADAPTER]
         pipeline.save_lora_weights(
             folder,
             transformer_lora_layers=layers,
             transformer_lora_adapter_metadata=plain_settings(config),
         )
+
+    def _file_of(self, layers: Mapping[str, Tensor]) -> LoRAFile:
+        """Return the content of a LoRA file with peft's tensors of this adapter."""
+        a: dict[str, Tensor] = {}
+        b: dict[str, Tensor] = {}
+        for key, value in layers.items():
+            layer, _, matrix = key.removesuffix(".weight").rpartition(".")
+            (a if matrix == "lora_A" else b)[layer] = value.detach().cpu()
+        config = _peft(self.transformer).peft_config[ADAPTER]
+        # Layers that differ from the common alpha have a pattern of their whole name.
+        alpha = {
+            name: float(config.alpha_pattern.get(f"^{re.escape(name)}", config.lora_alpha))
+            for name in a
+        }
+        return LoRAFile(a, b, alpha)
 
 
 def attach_file(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> Adapter:

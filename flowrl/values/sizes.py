@@ -15,11 +15,14 @@ def height_and_width(resolution: int | Sequence[int]) -> tuple[int, int]:
 
 
 def known_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return height and width of the pictures of a saved configuration; None where it has no
-    `model.resolution`, or one of another kind, as a private model may.
+    """Return height and width of the pictures of a saved configuration; None where it has neither
+    `model.resolution` nor both in `model.call`, or one of another kind, as a private model may.
     """
     model = config.get("model")
-    resolution = model.get("resolution") if isinstance(model, Mapping) else None
+    if not isinstance(model, Mapping):
+        return None
+    call = model.get("call") or {}
+    resolution = model.get("resolution", [call.get("height"), call.get("width")])
     sides = [resolution] if isinstance(resolution, int) else resolution
     if not isinstance(sides, Sequence) or not all(isinstance(side, int) for side in sides):
         return None

@@ -45,7 +45,10 @@ ROOMS = {
         *("annotated_types", "datasets", "numpy"),
     ),
     "runs": ("flowrl.__version__", "errors", "parallel", "types", "yaml", *LEARNING),
-    "models": ("errors", "parallel.launcher", "runs.files", "types", "values", "httpx", *LEARNING),
+    "models": (
+        *("errors", "parallel.launcher", "runs.files", "schedule", "types", "values"),
+        *("httpx", *LEARNING),
+    ),
     "tuning": (
         *("errors", "flowrl.__version__", "models.weights", "parallel", "runs", "values"),
         *LEARNING,
@@ -143,6 +146,7 @@ ROOMS = {
             "errors",
             "evaluation",
             "images",
+            "models.derived",
             "models.weights",
             "parallel",
             "prompts",

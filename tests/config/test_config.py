@@ -39,6 +39,7 @@ OPTIONS = sorted(
 FILE = "data.prompts.path=prompts.txt"
 TABLE = "data.prompts.path=prompts.parquet"
 FILLED = {
+    ("model", "derived"): ("model.pretrained=org/name",),
     ("data", "text"): (FILE,),
     ("data", "jsonl"): (FILE,),
     ("data", "geneval"): (FILE,),

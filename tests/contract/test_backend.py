@@ -9,6 +9,9 @@ from runs import awake, draw, fit, make
 from tiny import FAMILIES
 from torch import _dynamo, nn
 
+from flowrl.errors import UserError
+from flowrl.models import backend
+
 # Dynamo looks at the gradient of tensors that are no leaves, and hides the warning from all but
 # this suite.
 traced = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -216,3 +219,13 @@ def test_tiled_decoding_is_in_pieces(name, make_policy):
 
     assert shapes("backend.tile_decoding=false") == [16]
     assert len(pieces := shapes("backend.tile_decoding=true")) > 1 and max(pieces) == 8
+
+
+def test_an_option_that_a_network_does_not_have_is_named():
+    """Mutation: let diffusers' error through, which names no key."""
+
+    def switch():
+        raise NotImplementedError("Slicing doesn't seem to be implemented for Whole.")
+
+    with pytest.raises(UserError, match=r"backend.slice_decoding=true: Slicing .*set it to false"):
+        backend._switch_on("slice_decoding", switch)

@@ -1,0 +1,242 @@
+"""The `FlowModel` that is derived from a pipeline of diffusers, whatever its family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.errors import UserError
+from flowrl.models.conditioning import join
+from flowrl.models.derived import arguments as call_arguments
+from flowrl.models.derived.leaving import Refused, refusing
+from flowrl.models.derived.networks import check_networks
+from flowrl.models.derived.recording import Probe, flatten_texts, probe, record
+from flowrl.models.derived.standin import flow_settings
+from flowrl.models.derived.stock import Sampling, Stock
+from flowrl.models.derived.trees import LAYOUT, Layout, groups, read, to_tensor
+from flowrl.models.loading import META, Source, read_index, resolve
+from flowrl.models.text import TextEncoders, device
+from flowrl.models.weights import DTYPES
+from flowrl.types import Conditioning
+from flowrl.values.bounds import Dtype, Text
+from flowrl.values.wording import meant
+
+FORMAT = 1
+"""The version of what is recorded of a prompt; rows of another one are not read."""
+
+
+class Derived:
+    """Any rectified-flow pipeline of diffusers, from a local folder or a hub id.
+
+    `without` names components that are left out, such as a text encoder that the pipeline can do
+    without. `call` holds arguments of the pipeline's own call, such as height, width and
+    num_frames.
+
+    The guidance scale is handed to the argument `guidance` as it is, and means what it means there;
+    null takes `guidance_scale`, or `true_cfg_scale` where the former has no number as its default.
+    With `has_guidance` False it must stay 1, and negative prompts are not encoded; else the
+    negative prompt is `call.negative_prompt`, empty by default. `channels_last` is the memory
+    layout of an autoencoder of images, which matters to its speed.
+
+    Raises UserError, in one line, for a pipeline that cannot be derived from, with the reason.
+    """
+
+    negative_prompt = None  # it is a part of what is recorded of each prompt
+
+    def __init__(
+        self,
+        *,
+        pretrained: Text,
+        revision: Text | None,
+        dtype: Dtype,
+        without: Sequence[Text],
+        call: Mapping[str, Any] | None,
+        guidance: Text | None,
+        has_guidance: bool,
+        channels_last: bool,
+    ) -> None:
+        self.pretrained = pretrained
+        self.dtype = dtype
+        if pretrained.startswith(META):
+            raise UserError(
+                f"model.pretrained={pretrained.removeprefix(META)}: model=derived is planned with "
+                "its weights alone, by a short run"
+            )
+        index = read_index(resolve(pretrained), pretrained, revision)
+        source = Source(self._class_of(index), pretrained, revision, dtype)
+        with refusing(pretrained, source.kind):
+            self.arguments = call_arguments.read(source.kind, call or {}, guidance, has_guidance)
+        check_without(without, source.kind)
+        text_side = _text_side(index)
+        self.pipeline: Any = source.load(**dict.fromkeys(text_side))
+        with refusing(pretrained, source.kind):
+            check_networks(self.pipeline)
+            self.settings = flow_settings(self.pipeline.scheduler)
+        self.transformer = self.pipeline.transformer.requires_grad_(False).eval()
+        self.vae = self.pipeline.vae.requires_grad_(False).eval()
+        if channels_last:
+            self.vae.to(memory_format=torch.channels_last)
+        kept = {
+            name: part
+            for name, part in self.pipeline.components.items()
+            if name not in (*text_side, *without)
+        }
+        left_out = dict.fromkeys(without)
+        self.text = TextEncoders(lambda: source.load(**kept, **left_out), text_side)
+        settings = [
+            f"derived {FORMAT}",
+            json.dumps(dict(self.arguments.fixed), sort_keys=True, default=str),
+            f"{has_guidance} {sorted(without)}",
+        ]
+        self.embedding_key = " ".join([source.identity(text_side), *settings])
+        everything = [name for name, entry in index.items() if isinstance(entry, list)]
+        self.identity = " ".join([source.identity(everything), *settings])
+        with refusing(pretrained, source.kind):
+            self._probe: Probe = probe(
+                self.text.pipeline(), self.settings, self.arguments, device()
+            )
+            self.stock = Stock(
+                self.pipeline, self.settings, self.arguments, self._probe, DTYPES[dtype]
+            )
+        self.kind = source.kind
+        self._grouped: tuple[Tensor, dict[bytes, list[int]]] | None = None
+        self.latent_shape = self._probe.state_shape
+        row = self._row(self._probe.texts, self._probe.text_layout)
+        self.conditioning_shapes = {name: tuple(value.shape) for name, value in row.items()}
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether the pipeline's own time runs from 0, noise, to 1, data."""
+        return self.stock.times.is_mirrored
+
+    def _class_of(self, index: Mapping[str, Any]) -> type[Any]:
+        """Return the pipeline's class. Raises UserError where diffusers has none of its name."""
+        name = index.get("_class_name")
+        kind = getattr(diffusers, str(name), None)
+        if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
+            raise UserError(
+                f"model.pretrained={self.pretrained} holds a {name}, which diffusers "
+                f"{diffusers.__version__} does not have; update it, or give another pipeline"
+            )
+        return kind
+
+    def to(self, device: torch.device) -> None:
+        self.pipeline.to(device)
+        self.stock.to(device)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Record each prompt by itself, whatever the batch: padded to the longest of others, it
+        would be embedded otherwise beside them.
+        """
+        return join([self._record(prompt) for prompt in prompts])
+
+    def _record(self, prompt: str) -> dict[str, Tensor]:
+        """Return the row of one prompt."""
+        found = self._probe
+        scale = self.arguments.recorded_scale
+        with refusing(self.pretrained, self.kind):
+            tape = record(
+                self.text.pipeline(),
+                self.settings,
+                self.arguments.of(prompt, 1, scale),
+                device(),
+                found.num_texts,
+            )
+            tensors, layout = flatten_texts(tape, found.axes)
+            if tensors.keys() != found.texts.keys():
+                raise Refused(f"it returns other tensors for the prompt {prompt!r} than for others")
+        return self._row(tensors, layout)
+
+    def _row(self, tensors: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+        """Return a row: its tensors and its layout, on one device."""
+        values = {name: value.contiguous() for name, value in tensors.items()}
+        place = next(iter(values.values())).device
+        return {**values, LAYOUT: to_tensor(layout).to(place)}
+
+    def truncated_part(self, prompt: str) -> str:
+        """Return nothing: a pipeline does not say which tokenizer cuts a text, and where."""
+        return ""
+
+    def drop_text_encoders(self) -> None:
+        self.text.drop()
+
+    def velocity(
+        self,
+        x: Float[Tensor, "B *X"],
+        sigma: float,
+        conditioning: Conditioning,
+        guidance_scale: float,
+    ) -> Float[Tensor, "B *X"]:
+        if guidance_scale != 1 and not self.arguments.has_guidance:
+            raise UserError(f"guidance_scale={guidance_scale} needs model.has_guidance=true")
+        tensors = conditioning.tensors
+        numbers_of = self._groups(tensors[LAYOUT])
+        with refusing(self.pretrained, self.kind):
+            if len(numbers_of) == 1:
+                layout = read(next(iter(numbers_of)))
+                return self.stock.velocity(x, sigma, tensors, layout, guidance_scale)
+            # Rows whose shapes differ would need masks that not every network has.
+            parts = []
+            order: list[int] = []
+            for text, numbers in numbers_of.items():
+                rows = torch.tensor(numbers, device=x.device)
+                some = conditioning[rows].tensors
+                parts.append(self.stock.velocity(x[rows], sigma, some, read(text), guidance_scale))
+                order += numbers
+        place = torch.tensor(order, device=x.device).argsort()
+        return torch.cat(parts).index_select(0, place)
+
+    def _groups(self, layouts: Tensor) -> dict[bytes, list[int]]:
+        """Return the rows of each layout; of the tensor before it is known, as for a rollout's
+        steps, without waiting for the device.
+        """
+        if self._grouped is None or self._grouped[0] is not layouts:
+            self._grouped = (layouts, groups(layouts))
+        return self._grouped[1]
+
+    @torch.no_grad()
+    def decode(self, x0: Float[Tensor, "B *X"]) -> Float[Tensor, "B *F 3 H W"]:
+        with refusing(self.pretrained, self.kind):
+            return self.stock.decode(x0)
+
+    def sample_stock(
+        self, conditioning: Conditioning, guidance_scale: float, num_steps: int, seed: int
+    ) -> Sampling:
+        """Sample one row by the pipeline's own loop, for comparison."""
+        tensors = conditioning.tensors
+        (layout,) = groups(tensors[LAYOUT])
+        with refusing(self.pretrained, self.kind):
+            return self.stock.sample(tensors, read(layout), guidance_scale, num_steps, seed)
+
+    def grid(self, num_steps: int) -> tuple[float, ...]:
+        """Return the sigmas of the pipeline's own grid, `num_steps + 1` values from 1 to 0."""
+        with refusing(self.pretrained, self.kind):
+            return self.stock.grid(num_steps)
+
+
+def check_without(names: Sequence[str], kind: type[Any]) -> None:
+    """Raise UserError, naming the key, for a component that the pipeline does not have."""
+    known = kind._get_signature_keys(kind)[0]
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"model.without={list(names)}: a {kind.__name__} has no component "
+                f"{name}{meant(name, known)}, but {', '.join(sorted(known))}"
+            )
+
+
+def _text_side(index: Mapping[str, Any]) -> list[str]:
+    """Return the components that embed prompts: all that are transformers' own."""
+    names = []
+    for name, entry in index.items():
+        match entry:
+            case ["transformers", str()]:
+                names.append(name)
+    return names

@@ -1,0 +1,197 @@
+"""A stock pipeline's own call as a velocity field, a grid and a decoder of rows of states."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from flowrl.models.derived.arguments import UNGUIDED, Arguments
+from flowrl.models.derived.leaving import Refused
+from flowrl.models.derived.networks import (
+    decoding_in_float32,
+    giving_float32,
+    take_times_in_float32,
+)
+from flowrl.models.derived.recording import (
+    METHODS,
+    PROBE,
+    STATE,
+    TEXTS,
+    Probe,
+    bare_call,
+    players,
+    record,
+    replaced,
+    scheduled,
+    with_state,
+)
+from flowrl.models.derived.standin import StandIn, Step, Stepped, Witness, exchanged
+from flowrl.models.derived.times import Times
+from flowrl.models.derived.trees import Layout, unflatten
+from flowrl.models.text import quiet
+
+Rows = Mapping[str, Shaped[Tensor, "B ..."]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One sample drawn by a pipeline's own loop: its steps, and its image or video, float32."""
+
+    steps: list[Step]
+    images: Tensor
+
+
+class _Placed:
+    """Stands before a pipeline's class, and tells its device: stock pipelines look for it at every
+    call, module by module, which takes as long as a small network.
+    """
+
+    place: torch.device
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return self.place
+
+
+class Stock:
+    """A pipeline without its text side, called with what was recorded in place of its texts.
+
+    From now on the stand-in is the pipeline's scheduler. Raises Refused where its grid is no
+    rectified flow's.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        settings: Mapping[str, Any],
+        arguments: Arguments,
+        probe: Probe,
+        dtype: torch.dtype,
+    ) -> None:
+        self.pipeline = pipeline
+        self.dtype = dtype
+        self.settings = settings
+        self.arguments = arguments
+        self.probe = probe
+        self.times = Times(*probe.grid, scale=settings.get("num_train_timesteps", 1000))
+        self.stand_in = exchanged(StandIn, settings)
+        pipeline.scheduler = self.stand_in
+        take_times_in_float32(pipeline.transformer)
+        kind = type(pipeline)
+        # Calls by the thousand would repeat a pipeline's warnings as often.
+        logging.getLogger(kind.__module__).setLevel(logging.ERROR)
+        pipeline.__class__ = type(kind.__name__, (_Placed, kind), {})
+        pipeline.place = torch.device("cpu")
+        self._call = bare_call(pipeline)
+        self._constants = {name: value[None] for name, value in probe.constants.items()}
+        self._texts = {name: value[None] for name, value in probe.texts.items()}
+
+    def to(self, device: torch.device) -> None:
+        """Keep what belongs to the call on this device from now on."""
+        self.pipeline.place = device
+        self._constants = {name: value.to(device) for name, value in self._constants.items()}
+        self._texts = {name: value.to(device) for name, value in self._texts.items()}
+
+    def velocity(
+        self,
+        x: Float[Tensor, "B ..."],
+        sigma: float,
+        texts: Rows,
+        layout: Layout,
+        scale: float,
+    ) -> Float[Tensor, "B ..."]:
+        """Return noise minus data at x, float32: what the pipeline hands its scheduler at the first
+        step of a call that begins with x.
+
+        Raises Refused where it hands it nothing, or something of another shape.
+        """
+        own_sigma, timestep = self.times.at(sigma)
+        self.stand_in.ask([own_sigma], timestep)
+        arguments = self.arguments.of(PROBE, len(x), scale)
+        try:
+            with giving_float32(self.pipeline.transformer, self.dtype):
+                # A copy, since some pipelines write into their state.
+                self._run(x.clone(), unflatten(layout, texts), arguments)
+        except Stepped as end:
+            output = end.output
+            sample_shape = end.sample.shape
+        else:
+            raise Refused("its call ends without a step of its scheduler")
+        if output.shape != x.shape or sample_shape != x.shape:
+            raise Refused(
+                f"its state is {tuple(x.shape)}, but its scheduler steps {tuple(sample_shape)} by "
+                f"{tuple(output.shape)}: it is cut or changed before the step"
+            )
+        return -output.float() if self.times.is_mirrored else output.float()
+
+    def decode(self, x0: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """Return images or videos in [0, 1], float32: the call's result with no step at all."""
+        self.stand_in.ask([], torch.empty(0))
+        arguments = self.arguments.of(PROBE, len(x0), UNGUIDED)
+        with decoding_in_float32(self.pipeline.vae):
+            output = self._run(x0.clone(), self.probe_texts(len(x0)), arguments)
+        images = output[0]
+        if not isinstance(images, Tensor):
+            raise Refused(f"its call gives a {type(images).__name__}, not images as one tensor")
+        # A clip of a single frame is a picture.
+        is_picture = images.ndim == 5 and images.shape[1] == 1
+        return images.squeeze(1).float() if is_picture else images.float()
+
+    def grid(self, num_steps: int) -> tuple[float, ...]:
+        """Return the sigmas of the pipeline's own grid, from 1 to 0; their very timesteps are taken
+        from now on.
+        """
+        device = self.pipeline.place
+        x = torch.zeros(1, *self.probe.state_shape, device=device)
+        arguments = self.arguments.of(PROBE, 1, UNGUIDED, num_steps)
+        with replaced(self.pipeline, self.methods(x, self.probe_texts(1))):
+            tape = record(self.pipeline, self.settings, arguments, device)
+        return self.times.keep(*tape.grid)
+
+    @torch.no_grad()
+    def sample(
+        self, texts: Rows, layout: Layout, scale: float, num_steps: int, seed: int
+    ) -> Sampling:
+        """Sample one row by the pipeline's own loop, on its own grid, with nothing replaced but its
+        texts and its solver.
+        """
+        witness = exchanged(Witness, self.settings)
+        steps = witness.watch()
+        arguments = self.arguments.of(PROBE, 1, scale, num_steps)
+        if "generator" in self.arguments.names:
+            arguments["generator"] = torch.Generator().manual_seed(seed)
+        methods = players({TEXTS: unflatten(layout, texts)})
+        with scheduled(self.pipeline, witness), replaced(self.pipeline, methods), quiet():
+            output = self.pipeline(**arguments)
+        if len(steps) != num_steps:
+            raise Refused(f"it steps {len(steps)} times where it was asked for {num_steps} steps")
+        return Sampling(steps, output[0].float())
+
+    def probe_texts(self, rows: int) -> list[Any]:
+        """Return what texts are encoded to, for so many rows of the prompt of the probe."""
+        outputs: list[Any] = unflatten(self.probe.text_layout, _expanded(self._texts, rows))
+        return outputs
+
+    def methods(self, x: Tensor, texts: list[Any]) -> dict[str, Any]:
+        """Return the pipeline's methods that give what was recorded, with the state x."""
+        outputs = {TEXTS: texts}
+        constants = _expanded(self._constants, len(x))
+        for name in METHODS[1:]:
+            values = [unflatten(layout, constants) for layout in self.probe.layouts[name]]
+            outputs[name] = [with_state(value, x) for value in values] if name == STATE else values
+        return players({name: values for name, values in outputs.items() if values})
+
+    def _run(self, x: Tensor, texts: list[Any], arguments: Mapping[str, Any]) -> Any:
+        with replaced(self.pipeline, self.methods(x, texts)):
+            return self._call(self.pipeline, **arguments)
+
+
+def _expanded(rows: Rows, count: int) -> dict[str, Tensor]:
+    """Return one row so many times, without copies."""
+    return {name: value.expand(count, *value.shape[1:]) for name, value in rows.items()}

@@ -1,0 +1,320 @@
+"""The check that stands between an unknown pipeline and training: FlowRL's velocities, rollout and
+images are those of the stock pipeline, a sample does not depend on its batch, and weights that are
+not trained get no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from flowrl.algorithm import Algorithm
+from flowrl.errors import UserError
+from flowrl.models.derived.adapter import Derived
+from flowrl.models.derived.leaving import failing, refusing
+from flowrl.models.derived.stock import Sampling
+from flowrl.parallel.sharding import is_divided
+from flowrl.training.policy import Policy
+from flowrl.types import Conditioning, Prompt
+
+VELOCITY_BOUNDS = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.004}
+"""What a velocity at a state of the stock sampling's may differ by, as a share of the largest
+number, by the dtype of the networks.
+
+The state has the stock one's dtype, to which pipelines round the timestep too. Without guidance
+the numbers are the same bits; guidance is combined in float32, which stock pipelines do in the
+networks' dtype: networks of random weights differ by up to 7e-3 in bfloat16. A wrong sign, time or
+scale differs by 1 or so.
+"""
+
+ROLLOUT_BOUNDS = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
+"""What the last state may differ by, whose steps FlowRL takes in float32 throughout, and stock
+pipelines in the dtype of their embeddings: in bfloat16, of 8 bits, by up to 6e-2. So may an image.
+"""
+
+ROWS_BOUNDS = {"float32": 1e-4, "bfloat16": 0.08, "float16": 0.016}
+"""What a sample may differ by beside others, where sums are of another order and guidance widens
+what they differ by: in bfloat16 by up to 4e-2.
+"""
+
+
+class ParityError(UserError):
+    """A pipeline does otherwise under FlowRL than by itself; the message says what differs."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was measured at one guidance scale, each a share of the largest number of its kind, but
+    for `image`, which lies in [0, 1].
+
+    `velocity` is the largest difference at the stock sampling's own states, `rollout` that of the
+    last states, `rows` that of a sample alone and beside others; `replay` is 0 where the same state
+    gives the same bits again. `has_gradient` says how many of the trained weights the velocity
+    depends on, None where they are divided over processes.
+    """
+
+    guidance_scale: float
+    num_steps: int
+    velocity: float
+    rollout: float
+    image: float
+    rows: float
+    replay: float
+    has_gradient: int | None
+    num_trained: int
+
+    def describe(self) -> str:
+        """Say in a line what was measured."""
+        gradients = ""
+        if self.has_gradient is not None:
+            gradients = (
+                f"; {self.has_gradient} of {self.num_trained} trained weights have a gradient"
+            )
+        return (
+            f"guidance {self.guidance_scale:g}, {self.num_steps} steps: differences of velocity "
+            f"{self.velocity:.1e}, rollout {self.rollout:.1e}, image {self.image:.1e}, rows "
+            f"{self.rows:.1e}, replay {self.replay:g}{gradients}"
+        )
+
+
+def scales_of(method: Algorithm, evaluation_scale: float) -> list[float]:
+    """Return the different guidance scales that a run draws, evaluates and penalises with."""
+    scales = [method.guidance_scale, evaluation_scale]
+    if method.penalty.beta:
+        scales.append(method.penalty.guidance_scale)
+    return list(dict.fromkeys(scales))
+
+
+def check_policy(
+    policy: Policy, *, evaluation_scale: float, prompts: Sequence[Prompt]
+) -> list[Parity]:
+    """Check a policy's derived model, at every guidance scale that its run uses.
+
+    `prompts` are some of the run's, of which the first two different ones are taken; of a single
+    one both rows are. Raises ParityError, and UserError for a model that draws clips.
+    """
+    model = policy.model
+    assert isinstance(model, Derived)
+    with torch.no_grad():
+        shape = model.decode(torch.zeros(1, *model.latent_shape, device=policy.device)).shape
+    if len(shape) != 4:
+        raise UserError(
+            f"model.pretrained={model.pretrained} draws clips of {shape[1]} frames, which rewards "
+            "and evaluations do not take yet; set model.call.num_frames=1"
+        )
+    different = list({prompt.text: prompt for prompt in prompts}.values())
+    rows = policy.embed([different[0], different[min(1, len(different) - 1)]])
+    return check(
+        model,
+        rows,
+        policy.tuning.parameters(),
+        scales=scales_of(policy.algorithm, evaluation_scale),
+        num_steps=policy.algorithm.num_steps,
+        seed=policy.seed,
+    )
+
+
+def check(
+    model: Derived,
+    conditioning: Conditioning,
+    trained: Mapping[str, nn.Parameter],
+    *,
+    scales: Sequence[float],
+    num_steps: int,
+    seed: int,
+) -> list[Parity]:
+    """Compare FlowRL with the stock pipeline at each guidance scale, on the rows of `conditioning`,
+    of which there must be two.
+
+    Raises ParityError, in one line, for the first thing that differs, and UserError where the
+    pipeline's own code fails.
+    """
+    # What its own code raises here, as for a size that its network does not take, is an answer.
+    with refusing(model.pretrained, model.kind), failing("its call"):
+        return [
+            _check_scale(model, conditioning, trained, scale, num_steps, seed) for scale in scales
+        ]
+
+
+def record_of(parities: Sequence[Parity], model: Derived) -> dict[str, object]:
+    """Return what was measured as plain data, with what it was measured on."""
+    return {
+        "pipeline": model.kind.__name__,
+        "model": model.identity,
+        "dtype": model.dtype,
+        "bounds": {
+            "velocity": VELOCITY_BOUNDS[model.dtype],
+            "rollout": ROLLOUT_BOUNDS[model.dtype],
+            "image": ROLLOUT_BOUNDS[model.dtype],
+            "rows": ROWS_BOUNDS[model.dtype],
+        },
+        "checks": [asdict(parity) for parity in parities],
+    }
+
+
+def _check_scale(
+    model: Derived,
+    conditioning: Conditioning,
+    trained: Mapping[str, nn.Parameter],
+    scale: float,
+    num_steps: int,
+    seed: int,
+) -> Parity:
+    bound = ROLLOUT_BOUNDS[model.dtype]
+    first = conditioning[:1]
+    stock = model.sample_stock(first, scale, num_steps, seed)
+    sigmas = model.grid(num_steps)
+    x = stock.steps[len(stock.steps) // 2].before.float()
+    sigma = sigmas[len(stock.steps) // 2]
+    replay = _replay_error(model, first, scale, x, sigma)
+    # First, since the stock pipeline differs from a guidance with memory at every state but one.
+    again = "velocity of the same state after another one, which its guidance remembers,"
+    _require(model, again, replay, 0.0, scale, "the first time")
+    velocities = _velocity_errors(model, first, scale, stock, sigmas)
+    velocity_bound = VELOCITY_BOUNDS[model.dtype]
+    what = "velocity at the stock pipeline's own states"
+    if velocities[0] <= velocity_bound:
+        what += " after the first, as with a guidance that remembers earlier steps,"
+    velocity = max(velocities)
+    _require(model, what, velocity, velocity_bound, scale)
+    x0 = _rollout(model, first, scale, stock, sigmas)
+    last = stock.steps[-1].after.float()
+    rollout = _share(x0, last)
+    _require(model, "last state of a noise-free rollout", rollout, bound, scale)
+    images = model.decode(last)
+    image = float((images - stock.images.view_as(images)).abs().max())
+    _require(model, "decoded image of the same state", image, bound, scale)
+    rows = _rows_error(model, conditioning, scale, x, sigma)
+    rows_bound = ROWS_BOUNDS[model.dtype]
+    _require(model, "velocity of a sample beside others", rows, rows_bound, scale, "one alone")
+    has_gradient = None
+    # Weights that are divided over processes are gathered pass by pass, and not by this one.
+    if not is_divided(model.transformer):
+        has_gradient = _count_gradients(model, first, scale, x, sigma, trained)
+    return Parity(
+        guidance_scale=scale,
+        num_steps=num_steps,
+        velocity=velocity,
+        rollout=rollout,
+        image=image,
+        rows=rows,
+        replay=replay,
+        has_gradient=has_gradient,
+        num_trained=len(trained),
+    )
+
+
+def _require(
+    model: Derived,
+    what: str,
+    error: float,
+    bound: float,
+    scale: float,
+    other: str = "the stock pipeline's",
+) -> None:
+    """Raise ParityError where something differs by more than the bound, or is no number."""
+    if not error <= bound:
+        raise ParityError(
+            f"model.pretrained={model.pretrained}: a {model.kind.__name__} is not trained, since "
+            f"the {what} differs from {other} by {error:.2g}, above {bound:g} for {model.dtype}, "
+            f"at guidance_scale={scale:g}"
+        )
+
+
+def _share(value: Tensor, other: Tensor) -> float:
+    """Return the largest difference as a share of the other's largest number."""
+    difference = (value - other.float()).abs().max()
+    return float(difference / other.float().abs().max())
+
+
+@torch.no_grad()
+def _velocity_errors(
+    model: Derived, row: Conditioning, scale: float, stock: Sampling, sigmas: Sequence[float]
+) -> list[float]:
+    """Compare the velocity with the stock prediction at each of its states, in their own dtype, to
+    which pipelines round the timestep.
+    """
+    errors = []
+    for step, sigma in zip(stock.steps, sigmas, strict=False):
+        velocity = model.velocity(step.before, sigma, row, scale)
+        errors.append(_share(velocity, -step.output if model.is_mirrored else step.output))
+    return errors
+
+
+@torch.no_grad()
+def _rollout(
+    model: Derived, row: Conditioning, scale: float, stock: Sampling, sigmas: Sequence[float]
+) -> Tensor:
+    """Return the last state of Euler steps from the stock sampling's noise."""
+    x = stock.steps[0].before.float()
+    for sigma, sigma_next in pairwise(sigmas):
+        x = x + (sigma_next - sigma) * model.velocity(x, sigma, row, scale)
+    return x
+
+
+@torch.no_grad()
+def _rows_error(
+    model: Derived, conditioning: Conditioning, scale: float, x: Tensor, sigma: float
+) -> float:
+    """Compare rows of two prompts, in one batch, with each alone."""
+    numbers = torch.tensor([0, 1, 0], device=conditioning.device)
+    states = torch.cat([x, 0.5 * x, -x])
+    together = model.velocity(states, sigma, conditioning[numbers], scale)
+    alone = [
+        model.velocity(states[i : i + 1], sigma, conditioning[numbers[i : i + 1]], scale)
+        for i in range(len(numbers))
+    ]
+    return _share(together, torch.cat(alone))
+
+
+@torch.no_grad()
+def _replay_error(
+    model: Derived, row: Conditioning, scale: float, x: Tensor, sigma: float
+) -> float:
+    """Evaluate a state, another one, and the first again: a guidance with memory differs."""
+    before = model.velocity(x, sigma, row, scale)
+    model.velocity(-x, sigma, row, scale)
+    after = model.velocity(x, sigma, row, scale)
+    return _share(after, before)
+
+
+def _count_gradients(
+    model: Derived,
+    row: Conditioning,
+    scale: float,
+    x: Tensor,
+    sigma: float,
+    trained: Mapping[str, nn.Parameter],
+) -> int:
+    """Return how many trained weights the velocity has a gradient in. Raises ParityError where that
+    is none, and where another weight would get one.
+    """
+    network = model.transformer
+    others = [
+        name
+        for name, weight in network.named_parameters()
+        if weight.requires_grad and not any(weight is known for known in trained.values())
+    ]
+    if others:
+        raise ParityError(f"{others[0]} would be trained, though the tuning does not name it")
+    with torch.enable_grad():
+        velocity = model.velocity(x, sigma, row, scale)
+        if not velocity.requires_grad:
+            raise ParityError(
+                f"model.pretrained={model.pretrained}: the velocity does not depend on the trained "
+                f"weights; {model.kind.__name__} switches gradients off on the way"
+            )
+        gradients = torch.autograd.grad(
+            velocity.square().mean(), list(trained.values()), allow_unused=True
+        )
+    count = sum(gradient is not None and bool(gradient.any()) for gradient in gradients)
+    if count == 0:
+        raise ParityError(
+            f"model.pretrained={model.pretrained}: no trained weight changes the velocity; name "
+            "other lora.targets"
+        )
+    return count
