@@ -93,12 +93,13 @@ def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing wa
     from flowrl.parallel.sharding import gathered
     from flowrl.parallel.strategies import parts, replicas
     from flowrl.training import policy as module
+    from flowrl.training import sampling
 
     is_divided = "trainer=fsdp" in overrides
     policy, data, evaluator = make(*SMALL, f"trainer.devices={count}", *overrides)
     own = Seen(rank)
     draw, collect, assign, report = (
-        module.gaussian_noise,
+        sampling.gaussian_noise,
         policy.reward.collect,
         module.assign_advantages,
         policy.report,
@@ -107,7 +108,7 @@ def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing wa
 
     def drawn(shape, *, seed, iteration, samples, step):
         noise = draw(shape, seed=seed, iteration=iteration, samples=samples, step=step)
-        if step == module.INITIAL:
+        if step == sampling.INITIAL:
             for sample, values in zip(samples, noise, strict=True):
                 own.noise[iteration, sample] = hashlib.sha256(values.numpy().tobytes()).hexdigest()
         return noise
@@ -157,7 +158,7 @@ def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing wa
             own.evaluation = dict(result.metrics)
             own.drawn = {name: list(images) for name, images in result.images.items()}
 
-    module.gaussian_noise, policy.reward.collect = drawn, collected
+    sampling.gaussian_noise, policy.reward.collect = drawn, collected
     module.assign_advantages, policy.report = assigned, reported
     strategies = {
         "alone": "auto",

@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from flowrl.values.bounds import Share
+from flowrl.values.bounds import Portion
 from flowrl.values.check import check_fields
 from flowrl.values.portion import portion
 
@@ -56,7 +56,7 @@ class RandomShare:
     int((K - 1) 0.6). An iteration's draw holds for all its inner epochs.
     """
 
-    share: Share
+    share: Portion
 
     def __post_init__(self) -> None:
         check_fields(self, "trained")

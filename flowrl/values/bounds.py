@@ -100,6 +100,8 @@ Positive = Annotated[float, Gt(0), Le(10**6)]
 NonNegative = Annotated[float, Ge(0), Le(10**6)]
 Finite = Annotated[float, Predicate(math.isfinite)]
 Share = Annotated[float, Ge(0), Le(1)]
+Portion = Annotated[float, Gt(0), Le(1)]
+"""A share that is never nothing."""
 BelowOne = Annotated[float, Ge(0), Lt(1)]
 """A decay or a momentum, which at 1 would never move."""
 

@@ -82,6 +82,10 @@ RULES = {
         "wrong",
         r"resume|condition|sweep|lora\.start|backend\.attention|embeddings\.folder|model\.revision|.*\.token_env|logger\.\w+\.\w+|run_dir",
     ),
+    "what a pipeline's call takes is asked of the pipeline": (
+        r"wrong|\{a: 1\}",
+        r"model\.(call|guidance)",
+    ),
     "a reward may prefer what its score falls with": ("-1", r"reward(\.\w+)*\.scale"),
     "a reward's weight may be any number": ("-1|0|huge", r"reward\.weights\.\w+"),
 }

@@ -23,7 +23,9 @@ PARAMETERS = {
     "flux2_dev": 32_223_281_152,
 }
 SAME = {"flux2_klein_base_4b": "flux2_klein_4b", "flux2_klein_base_9b": "flux2_klein_9b"}
-OPTIONS = sorted(path.stem for path in CONF.glob("model/*.yaml") if path.stem != "shapes")
+OWN = ("derived", "shapes")
+"""Options of no published model."""
+OPTIONS = sorted(path.stem for path in CONF.glob("model/*.yaml") if path.stem not in OWN)
 ATTENTION = (
     "to_q",
     "to_k",
