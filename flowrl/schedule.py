@@ -127,7 +127,7 @@ class PipelineGrid:
 
     @property
     def is_open(self) -> bool:
-        """Whether the model is not known yet, and with it the grid."""
+        """True while the model is not known, and with it the grid."""
         return self._grid is None
 
     def follow(self, grid: Callable[[int], tuple[float, ...]]) -> None:

@@ -48,7 +48,7 @@ class ParityError(UserError):
 
 @dataclass(frozen=True)
 class Parity:
-    """What was measured at one guidance scale, each a share of the largest number of its kind, but
+    """The measurements at one guidance scale, each a share of the largest number of its kind, but
     for `image`, which lies in [0, 1].
 
     `velocity` is the largest difference at the stock sampling's own states, `rollout` that of the

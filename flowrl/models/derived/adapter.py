@@ -112,7 +112,7 @@ class Derived:
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether the pipeline's own time runs from 0, noise, to 1, data."""
+        """True where the pipeline's own time runs from 0, noise, to 1, data."""
         return self.stock.times.is_mirrored
 
     def _class_of(self, index: Mapping[str, Any]) -> type[Any]:

@@ -34,7 +34,7 @@ Method = Callable[..., Any]
 
 
 class Tape:
-    """What a pipeline's methods returned in one call, in order, and the grid that it set."""
+    """A record of what a pipeline's methods returned in one call, in order, and of its grid."""
 
     def __init__(self, scheduler: Euler) -> None:
         self.outputs: dict[str, list[Any]] = defaultdict(list)
@@ -50,7 +50,7 @@ class Tape:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a pipeline's methods return, found out by one row and two equal rows of a prompt.
+    """A description of what a pipeline's methods return, by one row and two equal rows of a prompt.
 
     `axes` are the batch axes by path, `num_texts` is how often texts are encoded in a call.
     `texts` are the tensors of the prompt's row, `constants` those that belong to the call, the
