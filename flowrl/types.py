@@ -33,8 +33,8 @@ LogProbForm = Literal["gaussian", "unnormalised"]
 @dataclass(frozen=True, slots=True)
 class Conditioning:
     """The inputs that the velocity field is conditioned on: tensors by name, such as embedded text,
-    masks or image latents, each [B, ...] with one row a sample. Which names there are is the base model's
-    business, as are dtypes and shapes; `negative` serves classifier-free guidance.
+    masks or image latents, each [B, ...] with one row a sample. Which names there are is the base
+    model's business, as are dtypes and shapes; `negative` serves classifier-free guidance.
 
     Rows of different shapes stand padded beside each other, with their true shapes under a name of
     their own: see `flowrl.models.conditioning`. Raises ValueError where there is no tensor, and
