@@ -30,6 +30,10 @@ class Reward(Protocol):
     A scorer that compares the images of a prompt with each other says so by `whole_groups = True`.
     It is asked for one prompt at a time, with all of that prompt's images that are finite:
     `batch.group_size` of them in training, `evaluation.images_per_prompt` in evaluation.
+
+    A scorer that has its work done elsewhere, such as behind a server, says so by
+    `is_remote = True`. It is asked beside the rollout on every device; one that computes here is
+    not where the rollout needs the same processor.
     """
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput: ...
@@ -38,6 +42,11 @@ class Reward(Protocol):
 def asks_for_whole_groups(reward: Reward) -> bool:
     """Tell whether a scorer compares the images of a prompt with each other."""
     return bool(getattr(reward, "whole_groups", False))
+
+
+def is_remote(reward: Reward) -> bool:
+    """Tell whether a scorer has its work done elsewhere, and only waits for it here."""
+    return bool(getattr(reward, "is_remote", False))
 
 
 def check_output(output: RewardOutput, count: int) -> RewardOutput:

@@ -28,7 +28,7 @@ from flowrl.rewards.outputs import (
     missing,
     reorder,
 )
-from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups
+from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups, is_remote
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Duration, Share
 from flowrl.values.check import checked
@@ -66,8 +66,9 @@ class RewardModule(LightningModule):
     Missing are those that the scorer raises for, or gives no number. Images that are not finite are
     missing without being shown to the scorer.
 
-    `submit` scores in the background while the next images are drawn; calls never overlap each
-    other, so that a scorer need not be thread-safe. A scorer that asks for whole groups is given
+    `submit` scores in the background while the next images are drawn, but on a CPU, which draws no
+    faster for it, a scorer that computes here is waited for. Calls never overlap each other, so
+    that a scorer need not be thread-safe. A scorer that asks for whole groups is given
     one at a time. `check` raises TooManyMissingRewards where more than `max_missing` (a share) of
     the samples that a reward judges failed.
 
@@ -100,7 +101,7 @@ class RewardModule(LightningModule):
         first: int = 0,
         group_size: int = 1,
     ) -> Future[RewardOutput]:
-        """Score in a background thread, after everything submitted before; `collect` waits for it.
+        """Score in a thread of its own, after everything submitted before; `collect` waits for it.
 
         Samples are numbered group by group, these from `first` on. Where the scorer asks for whole
         groups, they are held back until the group of the last of them is whole.
@@ -129,6 +130,9 @@ class RewardModule(LightningModule):
 
         future = background.start(work_in_turn, "reward")
         self.newest = future
+        if self.device.type == "cpu" and not is_remote(self.reward):
+            # Threads of the scorer and of the rollout would push each other off the same cores.
+            wait([future])
         return future
 
     def _answer(self, held: Sequence[HeldBack], group_size: int) -> None:

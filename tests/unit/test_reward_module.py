@@ -147,6 +147,8 @@ class Recording:
     calls when.
     """
 
+    is_remote = True
+
     def __init__(self):
         self.calls, self.now, self.most = [], 0, 0
         self.may = threading.Event()
@@ -184,6 +186,21 @@ def test_scores_come_in_the_order_asked_for_and_a_failed_call_costs_its_own_samp
     assert all(
         thread is not threading.main_thread() and thread.daemon for thread, _ in reward.calls
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "is_away", "is_waited_for"),
+    [("cpu", False, True), ("cpu", True, False), ("meta", False, False)],
+)
+def test_a_scorer_that_computes_on_the_rollouts_cpu_is_waited_for(device, is_away, is_waited_for):
+    """Beside the rollout it would only take its cores. Mutation: wait nowhere, or for a server."""
+    reward = Recording()
+    reward.is_remote = is_away
+    module = RewardModule(reward=reward, max_missing=1.0).to(torch.device(device))
+    threading.Timer(0.2, reward.may.set).start()
+    score = module.submit(IMAGES, PROMPTS)
+    assert score.done() == reward.may.is_set() == is_waited_for
+    assert module.collect([score]).is_valid.all()
 
 
 class Mean:
