@@ -89,7 +89,10 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
     # Leniently, since the run may be a resumed one of another version; a new run was looked at
     # more strictly before PyTorch was loaded.
     validate(cfg, allows_other_keys=True)
-    torch.set_num_threads(cfg.num_threads or DEFAULT_THREADS)
+    num_threads = cfg.num_threads or DEFAULT_THREADS
+    if num_threads != torch.get_num_threads():
+        # The call slows attention on some processors, even with the number that holds already.
+        torch.set_num_threads(num_threads)
     prepared = prepare(cfg, examine)
     algorithm = prepared.algorithm
     # From here on weights are read, those of a scorer before those of the model.

@@ -28,19 +28,20 @@ def start(work: Callable[[], Result], name: str) -> Future[Result]:
     cancelled.
     """
     future: Future[Result] = Future()
-
-    def run() -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            result = work()
-        except BaseException as error:  # raised where the result is asked for
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    Thread(target=run, name=name, daemon=True).start()
+    Thread(target=run, args=(work, future), name=name, daemon=True).start()
     return future
+
+
+def run(work: Callable[[], Result], future: Future[Result]) -> None:
+    """Run `work` here, unless `future` is cancelled; its result, or what it raised, goes there."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = work()
+    except BaseException as error:  # raised where the result is asked for
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def give_up(future: Future[Any]) -> None:

@@ -28,6 +28,8 @@ class CLIP(nn.Module):
     is their product. Raises UserError where either cannot be loaded.
     """
 
+    only_computes = True
+
     @checked("reward")
     def __init__(
         self,

@@ -61,8 +61,6 @@ class GenEval2:
     UserError for a judge that gives no probabilities.
     """
 
-    is_remote = True
-
     @checked("reward")
     def __init__(self, *, mean: Literal["geometric", "arithmetic"], judge: Judge) -> None:
         if judge.top_logprobs < 1:

@@ -23,8 +23,6 @@ class HPSv3:
     are all that is sent here.
     """
 
-    is_remote = True
-
     @checked("reward")
     def __init__(self, *, scale: Positive, judge: Judge) -> None:
         self.scale = scale

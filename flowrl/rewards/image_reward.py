@@ -69,6 +69,8 @@ class ImageReward(nn.Module):
     as published.
     """
 
+    only_computes = True
+
     @checked("reward")
     def __init__(
         self,

@@ -12,7 +12,7 @@ from flowrl.advantages import weighted_sum
 from flowrl.errors import UserError
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.outputs import REASON
-from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups, is_remote
+from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups, only_computes
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Finite
 
@@ -44,7 +44,7 @@ class Mixture(nn.Module):
             raise UserError("reward.weights: at least one must differ from 0")
         self.weights = tuple(float(weights[name]) for name in self.trained)
         self.whole_groups = any(map(asks_for_whole_groups, rewards.values()))
-        self.is_remote = any(map(is_remote, rewards.values()))
+        self.only_computes = all(map(only_computes, rewards.values()))
         # Registered, so that scorers with weights are moved and frozen with the mixture.
         self.networks = nn.ModuleList(
             reward for reward in rewards.values() if isinstance(reward, nn.Module)

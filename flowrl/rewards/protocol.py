@@ -31,9 +31,9 @@ class Reward(Protocol):
     It is asked for one prompt at a time, with all of that prompt's images that are finite:
     `batch.group_size` of them in training, `evaluation.images_per_prompt` in evaluation.
 
-    A scorer that has its work done elsewhere, such as behind a server, says so by
-    `is_remote = True`. It is asked beside the rollout on every device; one that computes here is
-    not where the rollout needs the same processor.
+    A scorer that only computes, waiting for nothing and nobody, may say so by
+    `only_computes = True`. On a CPU it is then called in the rollout's own thread, since two that
+    compute there would push each other off the same cores; no time limit holds for it.
     """
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput: ...
@@ -44,9 +44,9 @@ def asks_for_whole_groups(reward: Reward) -> bool:
     return bool(getattr(reward, "whole_groups", False))
 
 
-def is_remote(reward: Reward) -> bool:
-    """Tell whether a scorer has its work done elsewhere, and only waits for it here."""
-    return bool(getattr(reward, "is_remote", False))
+def only_computes(reward: Reward) -> bool:
+    """Tell whether a scorer computes and waits for nothing, so that it cannot hang."""
+    return bool(getattr(reward, "only_computes", False))
 
 
 def check_output(output: RewardOutput, count: int) -> RewardOutput:

@@ -31,8 +31,6 @@ class Remote:
     value: to treat its rewards apart (`gdpo`), mix remote rewards here instead.
     """
 
-    is_remote = True
-
     @checked("reward")
     def __init__(self, *, url: Text, batch_size: Count, client: Client) -> None:
         self.url = check_url(url, "/score")

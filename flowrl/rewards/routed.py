@@ -10,7 +10,7 @@ from annotated_types import MinLen
 from torch import Tensor, nn
 
 from flowrl.rewards.attempt import attempt
-from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups, is_remote
+from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups, only_computes
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Text, Told
 from flowrl.values.check import checked
@@ -38,7 +38,7 @@ class Routed(nn.Module):
         super().__init__()
         self.reward = reward
         self.whole_groups = asks_for_whole_groups(reward)
-        self.is_remote = is_remote(reward)
+        self.only_computes = only_computes(reward)
         self.key = key
         self.values = frozenset(map(_text, values))
         self.name = f"reward for {key} in {sorted(self.values)}"

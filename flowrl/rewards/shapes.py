@@ -44,6 +44,7 @@ class ShapesReward:
         self.score = score
 
     part_names = ("soft", "strict", "off_palette", "clean_objects")
+    only_computes = True
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
         captions, reasons = _read_captions(prompts)

@@ -47,6 +47,8 @@ class ShapesProxy(nn.Module):
     Part: cosine.
     """
 
+    only_computes = True
+
     @checked("reward")
     def __init__(self, *, pretrained: Text, divisor: Positive) -> None:
         super().__init__()

@@ -32,8 +32,6 @@ class UnifiedReward:
     makes its sample missing (there: 0).
     """
 
-    is_remote = True
-
     def __init__(self, *, judge: Judge) -> None:
         self.judge = judge
 

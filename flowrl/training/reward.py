@@ -28,7 +28,7 @@ from flowrl.rewards.outputs import (
     missing,
     reorder,
 )
-from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups, is_remote
+from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups, only_computes
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Duration, Share
 from flowrl.values.check import checked
@@ -66,15 +66,16 @@ class RewardModule(LightningModule):
     Missing are those that the scorer raises for, or gives no number. Images that are not finite are
     missing without being shown to the scorer.
 
-    `submit` scores in the background while the next images are drawn, but on a CPU, which draws no
-    faster for it, a scorer that computes here is waited for. Calls never overlap each other, so
-    that a scorer need not be thread-safe. A scorer that asks for whole groups is given
-    one at a time. `check` raises TooManyMissingRewards where more than `max_missing` (a share) of
-    the samples that a reward judges failed.
+    `submit` scores in the background while the next images are drawn; calls never overlap each
+    other, so that a scorer need not be thread-safe. On a CPU, which draws no faster for it, a
+    scorer that only computes is called in the caller's thread instead. A scorer that asks for whole
+    groups is given one at a time. `check` raises TooManyMissingRewards where more than
+    `max_missing` (a share) of the samples that a reward judges failed.
 
     A call that takes more than `scorer_timeout` seconds (None: no limit) is given up: its samples
     are missing, and so are those of later calls, at once, for as long as it goes on. No thread can
-    be killed, so it is left behind and ends with the process, whose end it cannot hold up.
+    be killed, so it is left behind and ends with the process, whose end it cannot hold up. Calls in
+    the caller's thread have no limit.
     """
 
     @checked("")
@@ -101,7 +102,8 @@ class RewardModule(LightningModule):
         first: int = 0,
         group_size: int = 1,
     ) -> Future[RewardOutput]:
-        """Score in a thread of its own, after everything submitted before; `collect` waits for it.
+        """Score after everything submitted before, where possible while the caller goes on;
+        `collect` waits for it.
 
         Samples are numbered group by group, these from `first` on. Where the scorer asks for whole
         groups, they are held back until the group of the last of them is whole.
@@ -120,7 +122,7 @@ class RewardModule(LightningModule):
         return scores
 
     def _in_background(self, work: Callable[[], Result]) -> Future[Result]:
-        """Do `work` in a thread, after all work that began before."""
+        """Do `work` after all work that began before: in a thread, where that gains anything."""
         earlier = self.newest
 
         def work_in_turn() -> Result:
@@ -128,12 +130,19 @@ class RewardModule(LightningModule):
                 wait([earlier])
             return work()
 
-        future = background.start(work_in_turn, "reward")
+        if self._takes_turns():
+            future: Future[Result] = Future()
+            background.run(work_in_turn, future)
+        else:
+            future = background.start(work_in_turn, "reward")
         self.newest = future
-        if self.device.type == "cpu" and not is_remote(self.reward):
-            # Threads of the scorer and of the rollout would push each other off the same cores.
-            wait([future])
         return future
+
+    def _takes_turns(self) -> bool:
+        """Tell whether scorer and rollout compute on the same cores, and so had better do it one
+        after the other, in one thread.
+        """
+        return self.device.type == "cpu" and only_computes(self.reward)
 
     def _answer(self, held: Sequence[HeldBack], group_size: int) -> None:
         """Score whole groups, and give each submission the scores of its samples."""
@@ -215,6 +224,10 @@ class RewardModule(LightningModule):
             return attempt(self.reward, images, prompts)
 
         self.began = time.monotonic()
+        if self._takes_turns():
+            self.running = Future()
+            background.run(work, self.running)
+            return self.running.result()
         self.running = background.start(work, "scorer")
         wait([self.running], self.scorer_timeout)
         if self.running.done():

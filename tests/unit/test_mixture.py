@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flowrl.rewards.mixture import Mixture
+from flowrl.rewards.protocol import only_computes
 from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt, RewardOutput
 
@@ -114,6 +115,22 @@ def test_where_nothing_applies_there_is_no_value():
     output = RewardModule(reward=mixture, max_missing=0.0).score(IMAGES, PROMPTS)
     assert output.values[0].isnan() and output.values[1] == 12
     assert output.is_valid.all() and output.has_value.tolist() == [False, True]
+
+
+def test_a_mixture_only_computes_where_all_its_rewards_do():
+    """One that waits for a server would hold up the rollout. Mutation: where any does."""
+
+    class Scorer:
+        def __init__(self, only_computes):
+            self.only_computes = only_computes
+
+        def __call__(self, images, prompts):
+            raise NotImplementedError
+
+    for answers in ((True, True), (True, False), (False, False)):
+        rewards = dict(zip("xy", map(Scorer, answers), strict=True))
+        mixture = Mixture(rewards=rewards, weights={"x": 1.0, "y": 0.0})
+        assert only_computes(mixture) == all(answers)
 
 
 def test_scorers_with_weights_are_frozen_and_moved_with_the_mixture():

@@ -147,8 +147,6 @@ class Recording:
     calls when.
     """
 
-    is_remote = True
-
     def __init__(self):
         self.calls, self.now, self.most = [], 0, 0
         self.may = threading.Event()
@@ -189,18 +187,24 @@ def test_scores_come_in_the_order_asked_for_and_a_failed_call_costs_its_own_samp
 
 
 @pytest.mark.parametrize(
-    ("device", "is_away", "is_waited_for"),
-    [("cpu", False, True), ("cpu", True, False), ("meta", False, False)],
+    ("device", "only_computes", "is_called_here"),
+    [("cpu", True, True), ("cpu", False, False), ("meta", True, False)],
 )
-def test_a_scorer_that_computes_on_the_rollouts_cpu_is_waited_for(device, is_away, is_waited_for):
-    """Beside the rollout it would only take its cores. Mutation: wait nowhere, or for a server."""
+def test_a_scorer_that_only_computes_takes_turns_with_a_rollout_on_the_cpu(
+    device, only_computes, is_called_here
+):
+    """Beside it the two would take each other's cores. Mutations: never, on every device, or for a
+    scorer that may wait.
+    """
     reward = Recording()
-    reward.is_remote = is_away
+    reward.only_computes = only_computes
     module = RewardModule(reward=reward, max_missing=1.0).to(torch.device(device))
     threading.Timer(0.2, reward.may.set).start()
     score = module.submit(IMAGES, PROMPTS)
-    assert score.done() == reward.may.is_set() == is_waited_for
+    assert score.done() == reward.may.is_set() == is_called_here
     assert module.collect([score]).is_valid.all()
+    ((thread, _),) = reward.calls
+    assert (thread is threading.main_thread()) == is_called_here
 
 
 class Mean:
