@@ -194,9 +194,10 @@ def test_the_check_refuses(case, monkeypatch):
 
 
 class Momentum:
-    """A guidance that remembers the state before."""
+    """A guidance that remembers the state before, at first `last`."""
 
-    last = torch.zeros(1, 2)
+    def __init__(self, last):
+        self.last = last
 
     def velocity(self, x, sigma, conditioning, scale):
         velocity = x + 0.5 * self.last
@@ -205,15 +206,15 @@ class Momentum:
 
 
 def test_memory_is_found_by_replay(monkeypatch):
-    """x0 + 0 the first time, x0 - x0 / 2 after another state -x0: a difference of half of it.
+    """1.5 x after x itself, 0.5 x after another state -x: a difference of two thirds.
 
     Mutation: evaluate no other state between.
     """
     x = torch.tensor([[1.0, 2.0]])
     model = derive(monkeypatch)
-    monkeypatch.setattr(model, "velocity", Momentum().velocity)
+    monkeypatch.setattr(model, "velocity", Momentum(last=x).velocity)
     error = parity._replay_error(model, Conditioning({"row": x}), 3.0, x, 0.5)
-    assert error == 0.5
+    assert error == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(

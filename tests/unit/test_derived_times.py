@@ -36,13 +36,13 @@ def test_rounded_timesteps_are_no_function():
 
 
 def test_a_pipeline_that_counts_from_noise_0_to_data_1_is_turned_round():
-    """Mochi's: its sigma 0.25 is FlowRL's 0.75. Mutation: keep its order."""
+    """Mochi's: its sigma 0.25 is FlowRL's 0.75. Mutations: keep its order, or its sigma."""
     times = Times([0.0, 0.25], torch.tensor([0.0, 250.0]), 1000)
     assert times.is_mirrored
     assert times.keep([0.0, 0.25], torch.tensor([0.0, 250.0])) == (1.0, 0.75, 0.0)
     assert times.at(0.75)[0] == 0.25
-    sigma, timestep = times.at(0.5)
-    assert (sigma, timestep.tolist()) == (0.5, [500.0])
+    sigma, timestep = times.at(0.875)
+    assert (sigma, timestep.tolist()) == (0.125, [125.0])
 
 
 def test_a_schedule_that_is_the_models_own():
