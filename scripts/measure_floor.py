@@ -7,7 +7,7 @@ means anything.
     python scripts/measure_floor.py --moves 1e-6 1e-5 1e-4   # by how much every weight is moved
     python scripts/measure_floor.py --dtypes bfloat16 model=sd35_medium reward=jpeg_compressibility
 
-A rollout is replayed with 1e-6 added to every trained weight, as at a run's start
+A rollout is replayed with 1e-5 added to every trained weight, as at a run's start
 (`trust/kl_floor/<step>`); the mean KL of each step that may be trained on is printed beside the
 mask's threshold. float32 shows what the move itself does. Random weights stand for depth alone:
 what a released model's floor is, only its weights tell.

@@ -53,7 +53,7 @@ GLOSSARY: dict[str, str] = {
     ),
     "trust/kl_floor/*": (
         "KL of one step, by its number, between the rollout and a replay under weights moved by "
-        "1e-6, mean over a micro-batch: what rounding alone gives. Measured once, before a run's "
+        "1e-5, mean over a micro-batch: what rounding alone gives. Measured once, before a run's "
         "first update, and logged with its first iteration."
     ),
     "trust/kl_old/*": "The same KL at one step of the grid, by its number.",

@@ -25,8 +25,8 @@ from flowrl.tuning.weights import swapped
 if TYPE_CHECKING:
     from flowrl.training.policy import Policy
 
-MOVE = 1e-6
-"""The number that is added to every trained weight: far below an optimizer step, and above the
+MOVE = 1e-5
+"""The number that is added to every trained weight: below an optimizer step, far above the
 rounding of float32 weights that are smaller than 8.
 """
 WARNED_SHARE = 1 / 3
