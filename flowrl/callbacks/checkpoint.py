@@ -23,6 +23,7 @@ from flowrl.runs.base_model import named_in_run
 from flowrl.runs.files import CHECKPOINTS, CONFIG, read_yaml
 from flowrl.runs.folder import point_latest_at
 from flowrl.training.export import export_average
+from flowrl.training.memory import OutOfMemory
 from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.training.reward import TooManyMissingRewards
@@ -155,13 +156,12 @@ class Checkpoint(Callback):
     ) -> None:
         assert isinstance(pl_module, Policy)
         # Rewards are checked before the first update of an iteration, so the state is that of the
-        # last one's end. Before the optimizer has its state back, there is nothing to save that the
-        # checkpoint does not hold.
-        if (
-            isinstance(exception, TooManyMissingRewards)
-            and pl_module.num_iterations
-            and self.is_whole
-        ):
+        # last one's end, as it is where memory ran out before an update. Before the optimizer has
+        # its state back, there is nothing to save that the checkpoint does not hold.
+        is_between_updates = isinstance(exception, TooManyMissingRewards) or (
+            isinstance(exception, OutOfMemory) and exception.is_between_updates
+        )
+        if is_between_updates and pl_module.num_iterations and self.is_whole:
             # An evaluation stopped it, before the row was written.
             if len(self.record.rows) < pl_module.num_iterations:
                 self.record.on_train_batch_end(trainer, pl_module, None, None, 0)

@@ -28,6 +28,7 @@ from flowrl.parallel.sharding import is_divided
 from flowrl.prompts.subsets import same_texts
 from flowrl.runs.files import grant_usual_mode, replacing
 from flowrl.statistics import fallen
+from flowrl.training.memory import SMALLER_EVALUATION, memory_for
 from flowrl.training.policy import Policy
 from flowrl.training.reporting import report_evaluation
 from flowrl.types import RewardOutput
@@ -182,11 +183,15 @@ class Evaluate(Callback):
             grant_usual_mode(partial)
 
     def evaluate(self, trainer: Trainer, policy: Policy) -> EvaluationResult:
-        """Evaluate, and show in place of the progress bar how far that is."""
+        """Evaluate, and show in place of the progress bar how far that is.
+
+        Raises OutOfMemory where the device is too small for a batch.
+        """
         bar = trainer.progress_bar_callback
         if not isinstance(bar, Progress):
-            return self.evaluator.evaluate(policy)
-        with bar.in_words() as tell:
+            with memory_for("evaluation", SMALLER_EVALUATION):
+                return self.evaluator.evaluate(policy)
+        with bar.in_words() as tell, memory_for("evaluation", SMALLER_EVALUATION):
             return self.evaluator.evaluate(policy, lambda text: tell(f"evaluating {text}"))
 
     def shown(

@@ -27,6 +27,7 @@ HARMLESS = {
     "max_missing": "when it stops",
     "gate_tolerance": "when it stops",
     "scorer_timeout": "when it stops waiting",
+    "rehearsal": "what is tried before it starts",
     "trust_folder": "what may be built at all",
     "evaluation.batch_size": "how much memory it takes: every image has noise of its own",
 }

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
@@ -23,7 +23,9 @@ from flowrl.callbacks.checkpoint import NO_CHECKPOINT, Checkpoint
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.parity import ParityCheck
 from flowrl.callbacks.record import RunRecord
+from flowrl.callbacks.rehearsal import Rehearse
 from flowrl.callbacks.stop import Stop
+from flowrl.evaluation.evaluator import Evaluator
 from flowrl.launch import foreign_targets
 from flowrl.launch.build import build
 from flowrl.launch.changes import Provenance, refuse_without_iterations
@@ -44,6 +46,7 @@ from flowrl.runs.files import CONFIG, LOG
 from flowrl.runs.folder import discard_if_empty
 from flowrl.sweep.ranks import run_to_end
 from flowrl.training.learning import NothingLearned
+from flowrl.training.memory import OutOfMemory
 from flowrl.training.metric_means import NotFinite
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptData
@@ -133,17 +136,17 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
     print(f"run directory: {folder}\nbatch plan:\n{plan}")
     if data.start_iteration:
         print(f"  resuming after iteration  {data.start_iteration}")
-    # The order matters: the signal's handler stands before what works long, a model is checked
-    # before it is evaluated, an evaluation's scores
-    # go into the row that the record writes, and a checkpoint keeps both.
-    parity = ParityCheck(evaluator=evaluator, folder=str(folder))
-    callbacks = [stop, *_instantiated(cfg.callbacks), parity, viewer, record, saver]
+    # The order matters: the signal's handler stands before what works long, a model is checked and
+    # the run rehearsed before it is evaluated, an evaluation's scores go into the row that the
+    # record writes, and a checkpoint keeps both.
+    first = [stop, *_instantiated(cfg.callbacks), *_examiners(cfg, evaluator, folder)]
+    callbacks = [*first, viewer, record, saver]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     _prepare(loggers, cfg)
     status = "failed"
     try:
         status = _fit(trainer, policy, data, saver)
-    except (TooManyMissingRewards, NotFinite, NothingLearned) as error:
+    except (OutOfMemory, TooManyMissingRewards, NotFinite, NothingLearned) as error:
         if isinstance(error, NothingLearned):
             status = "nothing learned"
         # The callback is told of no error that comes after training.
@@ -165,6 +168,17 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
         # writing.
         print(f"\nstopped; {saver.newest()}\nContinue with: {_continue(folder)}")
         raise KeyboardInterrupt
+
+
+def _examiners(cfg: DictConfig, evaluator: Evaluator, folder: Path) -> list[Callback]:
+    """Return what looks at a run before its first evaluation: the check of a derived model, and the
+    rehearsal where it is asked for.
+    """
+    examiners: list[Callback] = [ParityCheck(evaluator=evaluator, folder=str(folder))]
+    # Runs from before there was the key have none.
+    if cfg.get("rehearsal"):
+        examiners.append(Rehearse(evaluator=evaluator, every=cfg.viewing.every))
+    return examiners
 
 
 def _instantiated(nodes: DictConfig | None) -> list[Any]:
@@ -193,10 +207,13 @@ def _fit(trainer: Trainer, policy: Policy, data: PromptData, saver: Checkpoint) 
 
 
 def _failure(error: Exception, policy: Policy, saver: Checkpoint, folder: Path) -> str:
-    """Say why a run failed by its rewards or its numbers, and what to do, since it would go the
-    same way again.
+    """Say why a run failed by its rewards, its numbers or its memory, and what to do, since it
+    would go the same way again.
     """
     newest = saver.newest()
+    if isinstance(error, OutOfMemory):
+        again = f"; continue with: {_continue(folder)}" if policy.num_iterations else ""
+        return f"{error}; {newest}{again}"
     if isinstance(error, NothingLearned):
         return f"{error}; {folder}/metrics.csv shows all iterations"
     if isinstance(error, TooManyMissingRewards):

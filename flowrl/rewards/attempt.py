@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from itertools import chain
 
+import torch
+
 from flowrl.rewards.outputs import concatenate, fill, missing
 from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups, check_output
 from flowrl.types import Prompt, RewardOutput
@@ -27,11 +29,14 @@ def attempt(
     A call that raises is repeated on its halves, and on theirs, until the samples at fault stand
     alone, or until `HOPELESS` pieces have raised and nothing has been scored. A group that a scorer
     asks for whole is not halved. An output of the wrong form is no sample's fault, and makes all
-    samples missing at once. The log calls the reward
-    `name`.
+    samples missing at once. The log calls the reward `name`.
+
+    Raises torch.OutOfMemoryError as it is: a device that is too small fails in every call.
     """
     try:
         output = reward(images, prompts)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # any failure of a scorer, whoever wrote it, is a missing reward
         log.exception("%s failed on %d images", name, len(prompts))
         if asks_for_whole_groups(reward):
@@ -77,6 +82,8 @@ def _score_rows(
     piece = slice(rows.start, rows.stop)
     try:
         return check_output(reward(images[piece], prompts[piece]), len(rows))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         return _told(error)
 

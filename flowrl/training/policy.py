@@ -25,6 +25,7 @@ from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.ema import EMA
 from flowrl.training.floor import Floor
 from flowrl.training.learning import Learning
+from flowrl.training.memory import memory_of_iteration
 from flowrl.training.metric_means import Clock, Record
 from flowrl.training.optimization import set_learning_rate, step_weights
 from flowrl.training.prompt_data import PromptBatch
@@ -114,8 +115,13 @@ class Policy(LightningModule):
         return optimizer
 
     def training_step(self, batch: PromptBatch, batch_index: int) -> None:
-        """Run one iteration: rollouts, rewards, advantages and updates."""
+        """Run one iteration. Raises OutOfMemory, with the phase, where the device is too small."""
         clock = Clock()
+        with memory_of_iteration(clock, self.plan):
+            self.iterate(batch, clock)
+
+    def iterate(self, batch: PromptBatch, clock: Clock) -> None:
+        """Make rollouts, rewards, advantages and updates, and end a lap of the clock with each."""
         record = Record()
         with self.objective.at_behaviour():
             updates = [

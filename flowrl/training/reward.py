@@ -29,6 +29,7 @@ from flowrl.rewards.outputs import (
     reorder,
 )
 from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups, only_computes
+from flowrl.training.memory import SMALLER_SCORER, memory_for
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Duration, Share
 from flowrl.values.check import checked
@@ -163,14 +164,16 @@ class RewardModule(LightningModule):
     def collect(self, scores: Sequence[Future[RewardOutput]]) -> RewardOutput:
         """Wait for what was submitted, and return it in the given order.
 
-        Raises UserError where samples are still held back, whose scores would never come.
+        Raises UserError where samples are still held back, whose scores would never come, and
+        OutOfMemory where a scorer runs out of it.
         """
         if self.held_back:
             raise UserError(
                 f"reward: {type(self.reward).__name__} asks for whole groups, but the last one is "
                 "not whole"
             )
-        return concatenate([score.result() for score in scores])
+        with memory_for("scorer", SMALLER_SCORER):
+            return concatenate([score.result() for score in scores])
 
     def waits_for(self) -> str | None:
         """Say which scorer is being asked, and since when; return None where none is."""

@@ -148,6 +148,7 @@ ROOMS = {
             "images",
             "models.derived",
             "models.weights",
+            "objectives.micro_batch",  # the rehearsal makes one
             "parallel",
             "prompts",
             "runs",
