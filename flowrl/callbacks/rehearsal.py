@@ -18,6 +18,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from flowrl.evaluation.evaluator import Evaluator
+from flowrl.models.backend import variants
+from flowrl.objectives.gate import GateFailed, explain
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.parallel.strategies import synchronised
 from flowrl.training.memory import SMALLER_EVALUATION, memory_for, smaller_micro_batch
@@ -117,8 +119,7 @@ def rehearse(policy: Policy, batch: PromptBatch, evaluator: Evaluator) -> Rehear
         micro_batch = _roll_out(policy, batch, rows)
     policy.algorithm.loss.begin(batch.progress)
     with _timed(phases, "gate", f"{len(rows)} samples"), memory_for("gate", remedy):
-        policy.objective.check_gate(micro_batch)
-        policy.has_passed_gate = True
+        _pass_gate(policy, batch, micro_batch)
     num_terms = policy.objective.num_terms(micro_batch)
     with _timed(phases, "update", f"1 of {num_terms} terms"), memory_for("update", remedy):
         _evaluate_term(policy, micro_batch)
@@ -168,6 +169,22 @@ def _roll_out(policy: Policy, batch: PromptBatch, rows: range) -> MicroBatch:
         advantage=signs,
         is_used=torch.ones(len(rows), dtype=torch.bool, device=policy.device),
     )
+
+
+def _pass_gate(policy: Policy, batch: PromptBatch, micro_batch: MicroBatch) -> None:
+    """Pass the gate; where it does not hold, say what the options of the backend have to do with
+    it.
+    """
+    try:
+        policy.objective.check_gate(micro_batch)
+    except GateFailed as error:
+        rows = micro_batch.rows
+        raise explain(
+            error,
+            variants(policy.transformer),
+            lambda: policy.objective.check_gate(_roll_out(policy, batch, rows)),
+        ) from error
+    policy.has_passed_gate = True
 
 
 def _evaluate_term(policy: Policy, batch: MicroBatch) -> None:

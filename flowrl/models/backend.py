@@ -4,10 +4,12 @@ beyond rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from flowrl.errors import UserError
@@ -19,6 +21,21 @@ FLASH_3 = "_flash_3"
 derivative.
 """
 
+KERNELS: Mapping[str, Callable[[bool], None]] = {
+    "_native_flash": torch.backends.cuda.enable_flash_sdp,
+    "_native_efficient": torch.backends.cuda.enable_mem_efficient_sdp,
+    "_native_cudnn": torch.backends.cuda.enable_cudnn_sdp,
+    "_native_math": torch.backends.cuda.enable_math_sdp,
+}
+"""Switches of PyTorch's kernels of attention, on CPUs and GPUs, by diffusers' names."""
+IS_ALLOWED: Mapping[str, Callable[[], bool]] = {
+    "_native_flash": torch.backends.cuda.flash_sdp_enabled,
+    "_native_efficient": torch.backends.cuda.mem_efficient_sdp_enabled,
+    "_native_cudnn": torch.backends.cuda.cudnn_sdp_enabled,
+    "_native_math": torch.backends.cuda.math_sdp_enabled,
+}
+"""How the switches stand."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
@@ -26,7 +43,8 @@ class Backend:
 
     `gradient_checkpointing` recomputes the transformer's blocks in backward passes; without
     gradients, in rollouts, it is off by itself. `attention` is one of diffusers' attention
-    backends, null PyTorch's own choice. `compile` compiles each of the transformer's blocks in
+    backends, null PyTorch's own choice; a network that always uses PyTorch's takes those that are
+    kernels of PyTorch's, and then all attention of the process is computed by it. `compile` compiles each of the transformer's blocks in
     place, so that no weight changes its name. `slice_decoding` decodes images one at a time,
     `tile_decoding` in pieces, whose seams are blended.
     """
@@ -43,6 +61,8 @@ class Backend:
         """
         transformer: Any = model.transformer
         vae: Any = model.vae
+        # Another model of this process may have asked for one kernel.
+        _allow_kernels(KERNELS)
         if self.gradient_checkpointing:
             _switch_on("gradient_checkpointing", transformer.enable_gradient_checkpointing)
         if self.attention is not None:
@@ -66,15 +86,55 @@ class Backend:
             )
         processors = getattr(transformer, "attn_processors", {}).values()
         if not any(hasattr(processor, "_attention_backend") for processor in processors):
-            raise UserError(
-                f"backend.attention={attention}: {type(transformer).__name__} always uses "
-                "PyTorch's attention; set it to null"
-            )
+            if attention not in KERNELS:
+                raise UserError(
+                    f"backend.attention={attention}: {type(transformer).__name__} always uses "
+                    f"PyTorch's attention; set it to null, or to one of {', '.join(KERNELS)}"
+                )
+            _allow_kernels([attention])
+            return
         try:
             transformer.set_attention_backend(attention)
         except (ValueError, RuntimeError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"backend.attention={attention} cannot be used: {reason}") from error
+
+
+def variants(transformer: Any) -> Iterator[tuple[str, AbstractContextManager[None]]]:
+    """Yield what else a network could be run with, by its override and a context in which it holds:
+    no gradient checkpointing where there is some, and each of PyTorch's kernels of attention.
+
+    Compilation cannot be undone, and is left out.
+    """
+    if getattr(transformer, "is_gradient_checkpointing", False):
+        yield "backend.gradient_checkpointing=false", _without_checkpointing(transformer)
+    for name in KERNELS:
+        yield f"backend.attention={name}", _with_kernel(name)
+
+
+@contextmanager
+def _without_checkpointing(transformer: Any) -> Iterator[None]:
+    transformer.disable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        transformer.enable_gradient_checkpointing()
+
+
+@contextmanager
+def _with_kernel(name: str) -> Iterator[None]:
+    allowed = [other for other, is_allowed in IS_ALLOWED.items() if is_allowed()]
+    _allow_kernels([name])
+    try:
+        yield
+    finally:
+        _allow_kernels(allowed)
+
+
+def _allow_kernels(names: Collection[str]) -> None:
+    """Let PyTorch compute attention by these of its kernels, in the whole process."""
+    for name, allow in KERNELS.items():
+        allow(name in names)
 
 
 def _switch_on(option: str, switch: Callable[[], None]) -> None:

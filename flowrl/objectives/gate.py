@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -11,7 +12,14 @@ from flowrl.types import Trajectory
 
 
 class GateFailed(RuntimeError):
-    """Replaying a fresh rollout with unchanged weights did not reproduce its steps."""
+    """Replaying a fresh rollout with unchanged weights did not reproduce its steps.
+
+    `drift` is the larger of the largest log-ratio and the largest divergence of the step at fault.
+    """
+
+    def __init__(self, text: str, drift: float) -> None:
+        super().__init__(text)
+        self.drift = drift
 
 
 def check_replay(
@@ -39,5 +47,36 @@ def check_replay(
                     f"step {number}: replaying the rollout moved its log-probability by "
                     f"{drift:.2e} and its mean by a divergence of {divergence:.2e}, above "
                     f"gate_tolerance={tolerance:g}: rollout and update disagree in precision, "
-                    "batch shape or mode"
+                    "batch shape or mode",
+                    max(drift, divergence),
                 )
+
+
+def explain(
+    error: GateFailed,
+    variants: Iterable[tuple[str, AbstractContextManager[None]]],
+    attempt: Callable[[], None],
+) -> GateFailed:
+    """Return the error with the drift that each of some settings leaves.
+
+    `variants` are settings by their overrides, each with a context in which it holds; `attempt`
+    rolls out anew and passes the gate, or raises GateFailed. Settings that this machine or network
+    does not have are left out.
+    """
+    drifts = []
+    for setting, change in variants:
+        try:
+            with change:
+                attempt()
+        except GateFailed as other:
+            drifts.append(f"{setting} {other.drift:.1e}")
+        except RuntimeError:  # no such kernel here
+            continue
+        else:
+            drifts.append(f"{setting} none")
+    told = f"drift with {', '.join(drifts)}; " if drifts else ""
+    return GateFailed(
+        f"{error}; {told}choose what leaves none, set backend.compile=false where blocks are "
+        "compiled, or raise gate_tolerance, to a tenth of the threshold at most",
+        error.drift,
+    )

@@ -146,8 +146,10 @@ ROOMS = {
             "errors",
             "evaluation",
             "images",
+            "models.backend",
             "models.derived",
             "models.weights",
+            "objectives.gate",
             "objectives.micro_batch",  # the rehearsal makes one
             "parallel",
             "prompts",

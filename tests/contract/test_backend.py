@@ -163,6 +163,33 @@ def test_an_attention_backend_is_used(name, make_policy, attention_kept):
     agree(found, wanted, 1e-4)
 
 
+def test_a_network_that_always_uses_pytorchs_attention_takes_its_kernels(make_policy):
+    """The plain one: equal to rounding, and the next model has PyTorch's own choice again.
+
+    Mutations: accept the option and set nothing, or leave the other kernels switched off.
+    """
+    default, data = make_policy("sd3")
+    wanted = gradients(default, draw(default, data.iterations[0], range(4)))[0]
+    policy, _ = make_policy("sd3", "backend.attention=_native_math")
+    kernels = torch.backends.cuda
+    assert kernels.math_sdp_enabled() and not kernels.flash_sdp_enabled()
+    found, drift = gradients(policy, draw(policy, data.iterations[0], range(4)))
+    assert drift == 0
+    agree(found, wanted, 1e-4)
+    make_policy("sd3")
+    assert kernels.math_sdp_enabled() and kernels.flash_sdp_enabled()
+
+
+def test_variants_name_overrides_that_hold_within_them(make_policy):
+    """Mutation: yield gradient checkpointing where there is none, or restore nothing."""
+    policy, _ = make_policy("sd3", CHECKPOINTED)
+    found = dict(backend.variants(policy.transformer))
+    assert next(iter(found)) == "backend.gradient_checkpointing=false" and len(found) == 5
+    with found["backend.gradient_checkpointing=false"]:
+        assert len(list(backend.variants(policy.transformer))) == 4
+    assert policy.transformer.is_gradient_checkpointing
+
+
 def test_blocks_are_recomputed_in_updates_alone(make_policy):
     """Mutation: checkpoint in rollouts too, or never."""
 

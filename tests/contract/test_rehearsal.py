@@ -153,13 +153,30 @@ def test_a_batch_of_the_evaluation_that_does_not_fit_says_so(monkeypatch):
         rows_of(policy, data, Rehearse(evaluator=evaluator, every=0))
 
 
-def test_a_gate_that_does_not_hold_is_told_before_the_first_evaluation():
-    """Mutation: leave the gate to the first iteration."""
-    policy, data, evaluator = make(*SMALL, "gate_tolerance=0")
-    policy.objective.check_gate = lambda batch: (_ for _ in ()).throw(GateFailed("step 0: moved"))
+def test_a_gate_that_does_not_hold_is_told_with_what_would_mend_it():
+    """Before the first evaluation. A rollout by PyTorch's plain attention passes here, another one
+    is off by a thousandth, and kernels that a CPU has not are left out.
+
+    Mutations: leave the gate to the first iteration, or try no other setting.
+    """
+    policy, data, evaluator = make(*SMALL)
     policy.training_step = lambda *_: None
-    with pytest.raises(GateFailed, match="step 0: moved"):
+    kernels = torch.backends.cuda
+
+    def check(batch):
+        if kernels.flash_sdp_enabled():
+            raise GateFailed("step 0: moved", 1e-3)
+
+    policy.objective.check_gate = check
+    with pytest.raises(GateFailed) as error:
         rows_of(policy, data, Rehearse(evaluator=evaluator, every=0))
+    assert str(error.value) == (
+        "step 0: moved; drift with backend.attention=_native_flash 1.0e-03, "
+        "backend.attention=_native_math none; choose what leaves none, set backend.compile=false where blocks are compiled, or raise "
+        "gate_tolerance, to a tenth of the threshold at most"
+    )
+    assert error.value.drift == 1e-3
+    assert kernels.flash_sdp_enabled() and kernels.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize(("phase", "is_saved"), [("decode", True), ("step_weights", False)])

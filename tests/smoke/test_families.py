@@ -125,7 +125,7 @@ def test_resolution_must_fit_the_patches():
         ),
         (
             ("model=sd35_medium", "backend.attention=native"),
-            ("backend.attention=native", "SD3Transformer2DModel"),
+            ("backend.attention=native", "SD3Transformer2DModel", "_native_math"),
         ),
         (("model=flux1_dev", "backend.attention=warp"), ("backend.attention=warp",)),
         (

@@ -26,7 +26,7 @@ class Alerts(WandbLogger):
         return SimpleNamespace(alert=lambda **alert: self.sent.append(alert))
 
 
-@pytest.mark.parametrize("error", [GateFailed("drift"), TooManyMissingRewards("half of them")])
+@pytest.mark.parametrize("error", [GateFailed("drift", 1.0), TooManyMissingRewards("half of them")])
 def test_errors_that_end_a_run_are_alerts(error, tmp_path):
     """A user's interrupt is none. Mutation: alert on every exception, or on none."""
     alerts, record = Alerts(), RunRecord(folder=str(tmp_path))
