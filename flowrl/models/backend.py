@@ -44,9 +44,10 @@ class Backend:
     `gradient_checkpointing` recomputes the transformer's blocks in backward passes; without
     gradients, in rollouts, it is off by itself. `attention` is one of diffusers' attention
     backends, null PyTorch's own choice; a network that always uses PyTorch's takes those that are
-    kernels of PyTorch's, and then all attention of the process is computed by it. `compile` compiles each of the transformer's blocks in
-    place, so that no weight changes its name. `slice_decoding` decodes images one at a time,
-    `tile_decoding` in pieces, whose seams are blended.
+    kernels of PyTorch's, and then all attention of the process is computed by it. `compile`
+    compiles each of the transformer's blocks in place, so that no weight changes its name.
+    `slice_decoding` decodes images one at a time, `tile_decoding` in pieces, whose seams are
+    blended.
     """
 
     gradient_checkpointing: bool

@@ -172,8 +172,8 @@ def test_a_gate_that_does_not_hold_is_told_with_what_would_mend_it():
         rows_of(policy, data, Rehearse(evaluator=evaluator, every=0))
     assert str(error.value) == (
         "step 0: moved; drift with backend.attention=_native_flash 1.0e-03, "
-        "backend.attention=_native_math none; choose what leaves none, set backend.compile=false where blocks are compiled, or raise "
-        "gate_tolerance, to a tenth of the threshold at most"
+        "backend.attention=_native_math none; choose what leaves none, set backend.compile=false "
+        "where blocks are compiled, or raise gate_tolerance, to a tenth of the threshold at most"
     )
     assert error.value.drift == 1e-3
     assert kernels.flash_sdp_enabled() and kernels.cudnn_sdp_enabled()
