@@ -93,6 +93,8 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
     if num_threads != torch.get_num_threads():
         # The call slows attention on some processors, even with the number that holds already.
         torch.set_num_threads(num_threads)
+    # Runs from before there was the key computed with PyTorch's default.
+    torch.set_float32_matmul_precision(cfg.get("matmul_precision", "highest"))
     prepared = prepare(cfg, examine)
     algorithm = prepared.algorithm
     # From here on weights are read, those of a scorer before those of the model.

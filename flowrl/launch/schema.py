@@ -111,6 +111,7 @@ class Settings:
     seed: Seed
     num_iterations: Count
     num_threads: Annotated[int, Ge(1), Le(1024)] | None
+    matmul_precision: Literal["highest", "high", "medium"]
     resume: Text | None
     run_dir: Text | None
     name: FolderName | int

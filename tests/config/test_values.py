@@ -94,6 +94,7 @@ REFUSED = {
         "num_iterations=1000.0 must be a whole number of at least 1; write num_iterations=1000"
     ),
     "num_iterations=true": "num_iterations=true must be a whole number of at least 1",
+    "matmul_precision=tf32": "matmul_precision=tf32 must be highest, high or medium",
     "num_threads=-1": "num_threads=-1 must be null or a whole number of at least 1",
     "trainer.max_epochs=3": (
         "trainer.max_epochs=3 must be 1: an epoch is a run, and its length num_iterations"

@@ -256,3 +256,18 @@ def test_an_option_that_a_network_does_not_have_is_named():
 
     with pytest.raises(UserError, match=r"backend.slice_decoding=true: Slicing .*set it to false"):
         backend._switch_on("slice_decoding", switch)
+
+
+def test_precision_and_threads_are_those_of_the_run(make_policy, monkeypatch):
+    """The next run of a process has its own. PyTorch is told the threads only where they differ:
+    the call itself slows attention on some processors.
+
+    Mutations: leave PyTorch's precision as it is, or tell the threads in any case.
+    """
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    before = torch.get_num_threads()
+    make_policy("sd3", "matmul_precision=high", f"num_threads={before}")
+    assert torch.get_float32_matmul_precision() == "high" and told == []
+    make_policy("sd3", f"num_threads={before + 1}")
+    assert torch.get_float32_matmul_precision() == "highest" and told == [before + 1]
