@@ -71,8 +71,9 @@ def rollout(
             old_mean=none,
             x0=x,
         )
+    # Steps come first in memory, so that one of them is moved to the device in one piece.
     states, nexts, means = (
-        torch.stack(values, dim=1) for values in zip(*trained_steps, strict=True)
+        torch.stack(values).transpose(0, 1) for values in zip(*trained_steps, strict=True)
     )
     return Trajectory(
         steps=kept_steps,
@@ -97,6 +98,6 @@ def replay(
     bitwise.
     """
     interval = intervals[trajectory.steps[index]]
-    x = trajectory.x[:, index].contiguous()
+    x = trajectory.at("x", index).contiguous()
     is_shared = trajectory.shares_start and index == 0
     return sampler.step(x, velocity(x, interval.sigma, is_shared), interval)

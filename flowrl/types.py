@@ -93,7 +93,9 @@ class Trajectory:
 
     `old_mean` is kept in float32: in bfloat16 its rounding alone gives divergences of 3e-6 to 1e-5.
     `shares_start` says that samples of one group are equal in the state of the first trained step:
-    they began from the same noise, and no step before it was stochastic.
+    they began from the same noise, and no step before it was stochastic. An iteration's
+    trajectories are the largest thing that a run of many steps keeps, so that of each one all but
+    `x0` may be on the host.
     """
 
     steps: tuple[int, ...]
@@ -102,6 +104,25 @@ class Trajectory:
     x_next: Float[Tensor, "B T *X"]
     old_mean: Float[Tensor, "B T *X"]
     x0: Float[Tensor, "B *X"]
+
+    def on_host(self) -> Trajectory:
+        """Return it with its states on the host, in pinned memory; on a CPU it is itself.
+
+        The copies run beside the host's work, in the order of the device's: `at` may be called at
+        once, and nothing else may read them before the device is waited for.
+        """
+        if self.x0.device.type == "cpu":
+            return self
+        states = {
+            name: getattr(self, name).to("cpu", non_blocking=True)
+            for name in ("x", "x_next", "old_mean")
+        }
+        return replace(self, **states)
+
+    def at(self, name: Literal["x", "x_next", "old_mean"], index: int) -> Float[Tensor, "B *X"]:
+        """Return the states of that name at the `index`-th trained step, on the device of `x0`."""
+        states: Tensor = getattr(self, name)
+        return states[:, index].to(self.x0.device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)

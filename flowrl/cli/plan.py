@@ -45,6 +45,7 @@ from flowrl.models.meta_memory import peak_of
 from flowrl.models.weights import DTYPES
 from flowrl.objectives import check_method, stochastic_steps
 from flowrl.training.batch_plan import BatchPlan
+from flowrl.training.reward import MOST_WAITING
 from flowrl.tuning.protocol import TuningRecipe
 from flowrl.types import Conditioning
 from flowrl.values.sizes import height_and_width, in_words
@@ -215,12 +216,14 @@ class Plan:
             peak_of(lambda: self.look(x, embeddings, scale, self.aside_for_old)) + self.gathered[0]
         )
         prompts = self.prompts(rows, embeddings)
+        # A micro-batch's states, until it is drawn and they go to the host, and then one step's.
+        kept = 3 * self.num_kept * x.nbytes
         return Costs(
             sum(self.weights().values()),
-            self.iteration(embeddings),
-            rollout + prompts,
-            self.decode(rows) + self.aside_for_old,
-            max(peak_of(update) + self.gathered[1], rollout) + prompts,
+            self.iteration(rows, embeddings),
+            rollout + prompts + kept,
+            self.decode(rows) + self.aside_for_old + kept,
+            max(peak_of(update) + self.gathered[1] + 3 * x.nbytes, rollout) + prompts,
             self.optimizer[1],
             self.evaluation,
         )
@@ -229,8 +232,8 @@ class Plan:
     def evaluation(self) -> int:
         """Count what an evaluation takes while gradients and optimizer state are there: a copy of
         the trained weights, whose place the average's take (so does an export); a set's initial
-        noise; a batch; its images until they are scored, at worst all of them. Of sets whose number
-        of prompts has no bound, a batch is counted.
+        noise; a batch; images until they are scored. Of sets whose number of prompts has no bound,
+        a batch is counted.
         """
         settings = self.cfg.evaluation
         rows = self.cfg.evaluation.batch_size
@@ -242,9 +245,8 @@ class Plan:
             + self.gathered[0]
         )
         count = (settings.max_prompts or 0) * settings.images_per_prompt
-        held = (
-            12 * self.pixels * (-(-count // self.plan.num_processes)) + count * self.noise(1).nbytes
-        )
+        share = -(-count // self.plan.num_processes)
+        held = self.images(rows, share) + count * self.noise(1).nbytes
         return self.share + held + max(network + self.prompts(rows, embeddings), self.decode(rows))
 
     def noise(self, rows: int) -> Tensor:
@@ -261,16 +263,31 @@ class Plan:
         """Return the number of an image's pixels."""
         return math.prod(self.model.decode(self.noise(1)).shape[-2:])
 
-    def iteration(self, embeddings: Conditioning) -> int:
-        """Count what a process holds of all its samples: states, next states and means of trained
-        steps, images, and its prompts once, for micro-batches that divide a group or hold whole
+    def images(self, rows: int, count: int) -> int:
+        """Count the images of `count` that wait for their scores, at worst, in batches of so many
+        rows.
+        """
+        return 12 * self.pixels * min(count, (MOST_WAITING + 1) * rows)
+
+    @property
+    def samples(self) -> int:
+        """Return the number of samples of an iteration that a process draws."""
+        return self.plan.num_samples // self.plan.num_processes
+
+    def iteration(self, rows: int, embeddings: Conditioning) -> int:
+        """Count what a process holds of all its samples: their last states, images that wait for
+        their scores, and its prompts once, for micro-batches that divide a group or hold whole
         ones.
         """
-        samples = self.plan.num_samples // self.plan.num_processes
-        num_prompts = -(-samples // self.plan.group_size)
-        # Images until they are scored, at worst all of them.
-        held = samples * ((3 * self.num_kept + 1) * self.noise(1).nbytes + 12 * self.pixels)
+        num_prompts = -(-self.samples // self.plan.group_size)
+        held = self.samples * self.noise(1).nbytes + self.images(rows, self.samples)
         return held + num_prompts * self.prompt(embeddings)
+
+    def host(self) -> int:
+        """Count what a process keeps of an iteration in the host's memory: states, next states and
+        means of trained steps.
+        """
+        return self.samples * 3 * self.num_kept * self.noise(1).nbytes
 
     def prompt(self, embeddings: Conditioning) -> int:
         """Count the bytes of one prompt's embeddings."""
@@ -323,6 +340,7 @@ def report(cfg: DictConfig, gpu: float) -> None:
         if encoders > room:
             note = "more than fits: embed elsewhere"
         print(f"  {'text encoders, before':<24}{encoders / GIB:>9.2f}  ({note})")
+    print(f"  {'host memory, states':<24}{plan.host() / GIB:>9.2f}")
     print("  passes are being counted", flush=True)
     names = ("all along", "iteration", "rollout", "decode", "update", "step", "evaluation", "peak")
     print(f"{'micro-batch':>12}" + "".join(f"{name:>{len(name) + 3}}" for name in names))

@@ -37,8 +37,8 @@ def check_replay(
     with torch.enable_grad():
         for index, number in enumerate(trajectory.steps):
             step = replay(index)
-            old_mean = trajectory.old_mean[:, index]
-            log_ratio = likelihood.log_ratio(step, old_mean, trajectory.x_next[:, index])
+            old_mean = trajectory.at("old_mean", index)
+            log_ratio = likelihood.log_ratio(step, old_mean, trajectory.at("x_next", index))
             drift = log_ratio.abs().max().item()
             divergence = likelihood.kl(step, old_mean).max().item()
             # Written with `not`, so that NaN does not pass.

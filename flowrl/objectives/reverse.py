@@ -251,14 +251,14 @@ def loss_inputs(
 ) -> LossInputs:
     """Compare a step with the rollout's, the trajectory's `index`-th step."""
     interval = algorithm.intervals[trajectory.steps[index]]
-    old_mean = trajectory.old_mean[:, index]
+    old_mean = trajectory.at("old_mean", index)
     likelihood = algorithm.likelihood
     kl = likelihood.kl(step, old_mean)  # with its gradient, which GRPO-Guard's ratio needs
     with torch.no_grad():
         tv_distance = tv(step, old_mean)
         moved = velocity_change(step, old_mean, algorithm.sampler.gain(interval))
     return LossInputs(
-        log_ratio=likelihood.log_ratio(step, old_mean, trajectory.x_next[:, index]),
+        log_ratio=likelihood.log_ratio(step, old_mean, trajectory.at("x_next", index)),
         advantage=advantage,
         kl=kl,
         tv=tv_distance,

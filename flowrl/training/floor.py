@@ -94,7 +94,7 @@ def measure_floor(policy: Policy, batch: PromptBatch, move: float = MOVE) -> dic
     with torch.enable_grad(), swapped(parameters, moved):
         for index, number in enumerate(trajectory.steps):
             step = replay(field, trajectory, index, method.intervals, method.sampler)
-            kl = method.likelihood.kl(step, trajectory.old_mean[:, index])
+            kl = method.likelihood.kl(step, trajectory.at("old_mean", index))
             own[number] = kl.detach().mean().item()
     pooled: dict[int, list[float]] = defaultdict(list)
     for of_one_process in gather(own):

@@ -158,7 +158,7 @@ class Policy(LightningModule):
             iteration=batch.iteration,
             prompts=prompts,
             conditioned=conditioned,
-            trajectory=trajectory,
+            trajectory=trajectory.on_host(),
             score=self.reward.submit(
                 self.model.decode(trajectory.x0),
                 prompts,

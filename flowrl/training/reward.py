@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
@@ -38,6 +39,11 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+MOST_WAITING = 2
+"""Calls of a scorer that may wait or run before another one: enough to keep it busy, and few
+enough that images do not pile up on the device where it is slower than the rollout.
+"""
+
 PATIENCE = 5
 """A run stops after so many iterations in a row without a prompt that the reward judges; one may
 come by chance.
@@ -67,11 +73,11 @@ class RewardModule(LightningModule):
     Missing are those that the scorer raises for, or gives no number. Images that are not finite are
     missing without being shown to the scorer.
 
-    `submit` scores in the background while the next images are drawn; calls never overlap each
-    other, so that a scorer need not be thread-safe. On a CPU, which draws no faster for it, a
-    scorer that only computes is called in the caller's thread instead. A scorer that asks for whole
-    groups is given one at a time. `check` raises TooManyMissingRewards where more than
-    `max_missing` (a share) of the samples that a reward judges failed.
+    `submit` scores in the background while the next images are drawn; few calls wait, and calls
+    never overlap each other, so that a scorer need not be thread-safe. On a CPU, which draws no
+    faster for it, a scorer that only computes is called in the caller's thread instead. A scorer
+    that asks for whole groups is given one at a time. `check` raises TooManyMissingRewards where
+    more than `max_missing` (a share) of the samples that a reward judges failed.
 
     A call that takes more than `scorer_timeout` seconds (None: no limit) is given up: its samples
     are missing, and so are those of later calls, at once, for as long as it goes on. No thread can
@@ -89,6 +95,7 @@ class RewardModule(LightningModule):
         self.scorer_timeout = scorer_timeout
         self.num_idle = 0
         self.newest: Future[Any] | None = None
+        self.waiting: deque[Future[Any]] = deque()
         self.held_back: list[HeldBack] = []
         self.running: Future[RewardOutput] | None = None
         self.began = 0.0
@@ -135,7 +142,10 @@ class RewardModule(LightningModule):
             future: Future[Result] = Future()
             background.run(work_in_turn, future)
         else:
+            while len(self.waiting) >= MOST_WAITING:
+                wait([self.waiting.popleft()])
             future = background.start(work_in_turn, "reward")
+            self.waiting.append(future)
         self.newest = future
         return future
 

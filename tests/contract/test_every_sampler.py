@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import pickle
+from dataclasses import replace
 from functools import cache, partial
 
 import pytest
@@ -19,6 +20,7 @@ from flowrl.rollout import replay, rollout
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.schedule import LinearShift, intervals
+from flowrl.types import Trajectory
 
 OPTIONS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
 NUM_STEPS = 8
@@ -248,3 +250,17 @@ def test_a_sample_does_not_depend_on_its_batch(sampler):
         some = drawn(x[rows], noises(rows))
         for name in ("x", "x_next", "old_mean", "x0"):
             assert torch.equal(getattr(some, name), getattr(whole, name)[rows]), name
+
+
+def test_states_on_the_host_come_back_to_the_device_of_the_last_one():
+    """The meta device stands for a GPU. On the CPU a trajectory is its own copy on the host.
+
+    Mutation: hand out what is on the host.
+    """
+    states = torch.arange(12.0).reshape(2, 3, 2)
+    here = Trajectory((0, 1, 2), False, states, states + 1, states + 2, states[:, 0])
+    assert here.on_host() is here
+    assert here.at("x_next", 2).tolist() == [[5.0, 6.0], [11.0, 12.0]]
+    there = replace(here, x0=states[:, 0].to("meta"))
+    assert there.at("old_mean", 1).device.type == "meta"
+    assert there.at("old_mean", 1).shape == (2, 2)

@@ -222,8 +222,23 @@ def test_a_plan_holds_each_prompt_once(tiny_pipelines):
             f"batch.group_size={8 // num_prompts}",
         )
         plan = planned(*own, *batch, "batch.updates_per_iteration=1")
-        held.append(plan.iteration(plan.conditioning(1)))
+        held.append(plan.iteration(1, plan.conditioning(1)))
     assert held[1] - held[0] == 4 * ((80 + 77) * 32 + 32)
+
+
+def test_a_plan_keeps_an_iterations_states_on_the_host(tiny_pipelines):
+    """Eight samples: state, next state and mean of each of three trained steps there, 4 x 4 x 8 x 8
+    bytes each; on the GPU the last states, one prompt, and three images of 12 x 32 x 32 bytes.
+
+    Mutation: count the states of all samples on the GPU, or all images.
+    """
+    own = FAMILIES["sd3"].overrides(tiny_pipelines["sd3"])
+    batch = ("batch.prompts_per_iteration=1", "batch.group_size=8", "rollout.num_steps=4")
+    plan = planned(*own, *batch, "batch.updates_per_iteration=1", "steps=all_but_last", "loss=grpo")
+    assert plan.num_kept == 3
+    assert plan.host() == 8 * 3 * 3 * 4 * 4 * 8 * 8
+    prompt = 4 * ((80 + 77) * 32 + 32)
+    assert plan.iteration(1, plan.conditioning(1)) == 8 * 1024 + 3 * 12 * 32 * 32 + prompt
 
 
 def test_a_plan_counts_the_pixels_of_a_picture_that_is_no_square(call, tiny_pipelines):
@@ -286,8 +301,9 @@ def test_a_plan_of_divided_weights_makes_blocks_whole(tiny_pipelines):
 
 def test_a_plan_counts_an_evaluation_as_it_is_run(tiny_pipelines):
     """The weights that `swapped` sets aside and a batch of 3 with guidance; 5 prompts of 2 images:
-    10 times 12 x 32 x 32 bytes of an image and 4 x 4 x 8 x 8 of its noise. Mutation: the rollout's
-    guidance, or no copy of the weights.
+    10 times 4 x 4 x 8 x 8 bytes of noise, and of the images, 12 x 32 x 32 bytes each, those of the
+    batch that is scored and of two that wait. Mutation: the rollout's guidance, or no copy of the
+    weights.
     """
     overrides = (
         *FAMILIES["sd3"].overrides(tiny_pipelines["sd3"]),
@@ -313,5 +329,5 @@ def test_a_plan_counts_an_evaluation_as_it_is_run(tiny_pipelines):
     )
     assert plan.evaluation == max(velocity + prompts, decoding + images)
     held = planned(*overrides, *counts, "evaluation.max_prompts=5").evaluation - plan.evaluation
-    assert held == 10 * (12 * 32 * 32 + 4 * 4 * 8 * 8)
+    assert held == 9 * 12 * 32 * 32 + 10 * 4 * 4 * 8 * 8
     assert plan.remedies(plan.costs(1)).startswith("trainer=fsdp")

@@ -164,15 +164,21 @@ class Recording:
 
 
 def test_scores_come_in_the_order_asked_for_and_a_failed_call_costs_its_own_samples():
-    """In the background, one call at a time. Mutation: score in the caller, in parallel, or in the
-    order of arrival.
+    """In the background, one call at a time, of which two wait at most. Mutation: score in the
+    caller, in parallel, or in the order of arrival; or let any number wait.
     """
     reward = Recording()
     module = RewardModule(reward=reward, max_missing=1.0)
-    submitted = [
-        module.submit(torch.full((2, 3, 2, 2), float(i)), [Prompt(f"{i}")] * 2) for i in (1, 9, 3)
-    ]
-    reward.may.set()  # only now is anything scored
+
+    def submit(number):
+        return module.submit(torch.full((2, 3, 2, 2), float(number)), [Prompt(f"{number}")] * 2)
+
+    submitted = [submit(1), submit(9)]
+    assert not reward.may.is_set()  # nothing has been scored
+    # Where two wait, a third is kept until the first is scored.
+    threading.Timer(0.2, reward.may.set).start()
+    submitted.append(submit(3))
+    assert reward.may.is_set() and submitted[0].done()
     got = module.collect([submitted[2], submitted[0], submitted[1]])
     assert (
         got.values.tolist() == [3, 3, 1, 1, 0, 0]
