@@ -124,6 +124,7 @@ class Settings:
     ]
     max_missing: Share
     scorer_timeout: Duration | None
+    frames: Node
     trust_folder: bool
     gate_tolerance: Share
     rollout: Rollout
