@@ -5,8 +5,9 @@ as one moving picture.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from PIL import Image
 
@@ -27,7 +28,7 @@ def evenly(total: int, count: int | None) -> list[int]:
 
 
 def save_moving(
-    frames: Sequence[Image.Image], target: Path | IO[bytes], kind: str, **options: Any
+    frames: Sequence[Image.Image], target: Path | BytesIO, kind: str, **options: Any
 ) -> None:
     """Write pictures of one size as a moving one, which is shown again and again.
 

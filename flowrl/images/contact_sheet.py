@@ -19,6 +19,8 @@ CELL = 128
 """Side of a drawn image, in pixels."""
 STRIP = 4
 """Frames of a clip that stand beside each other, evenly spread."""
+GAP = 2
+"""Pixels between the frames of a strip."""
 MOVING = 16
 """Frames of a clip that are shown after each other, evenly spread."""
 LINE = 15
@@ -62,9 +64,9 @@ def strip(clip: Float[Tensor, "F 3 H W"]) -> Image.Image:
 
 def _beside(frames: Sequence[Image.Image]) -> Image.Image:
     width, height = frames[0].size
-    row = Image.new("RGB", (len(frames) * width, height), PAPER)
+    row = Image.new("RGB", (len(frames) * (width + GAP) - GAP, height), PAPER)
     for place, frame in enumerate(frames):
-        row.paste(frame, (place * width, 0))
+        row.paste(frame, (place * (width + GAP), 0))
     return row
 
 
@@ -92,7 +94,8 @@ def comparison(captions: Sequence[str], columns: Sequence[Column], *, per_row: i
     across = min(columns[0][1].shape[1], STRIP) if columns[0][1].ndim == 5 else 1
     per_row = max(per_row // across, 1)
     # The size of one sample: its caption, its images beside each other, and their scores.
-    width = len(columns) * (across * CELL + MARGIN) + 2 * MARGIN
+    cell = across * (CELL + GAP) - GAP
+    width = len(columns) * (cell + MARGIN) + 2 * MARGIN
     height = CELL + 4 * LINE + 2 * MARGIN
     num_rows = math.ceil(len(captions) / per_row)
     sheet = Image.new("RGB", (per_row * width, num_rows * height), PAPER)
@@ -107,7 +110,7 @@ def comparison(captions: Sequence[str], columns: Sequence[Column], *, per_row: i
         # Images stand at one height, whether their caption fills its lines or not.
         top += CAPTION_LINES * LINE
         for j, (title, images, scores) in enumerate(columns):
-            x = left + j * (across * CELL + MARGIN)
+            x = left + j * (cell + MARGIN)
             sheet.paste(_thumbnail(images[i]), (x, top + 2))
             score = scores[i]
             text = f"{title} {_score_text(score)}"

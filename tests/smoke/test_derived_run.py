@@ -125,9 +125,16 @@ def test_a_video_model_trains_on_clips(family, tmp_path):
 
     Mutation: score or draw clips as pictures, or measure motion of none.
     """
-    run = clips(family, 9, tmp_path, "viewing.num_shown=3")
+    run = clips(
+        family,
+        9,
+        tmp_path,
+        "viewing.num_shown=3",
+        "reward=jpeg_incompressibility",
+        "frames.reduce=min",
+    )
     assert len(rows(run)) == 2
-    panels = json.loads((run / "summary.json").read_text())["after"]["panel"]
+    panels = json.loads((run / "summary.json").read_text())["eval"]["after"]["panel"]
     assert panels["motion"] > 0.01 and panels["motion_variation"] > 0
     before = load_file(run / "images" / "before.safetensors")
     assert before["images"].shape == (3, 9, 3, 32, 64)

@@ -61,18 +61,18 @@ def test_a_clip_is_a_strip_of_its_frames():
     """
     levels = torch.arange(9) * 20 / 255
     clip = levels[:, None, None, None].expand(9, 3, 32, 32)
-    assert [strip(clip).getpixel((32 * i + 5, 5))[0] for i in range(4)] == [0, 60, 100, 160]
+    assert [strip(clip).getpixel((34 * i + 5, 5))[0] for i in range(4)] == [0, 60, 100, 160]
     columns = [
         ("before", torch.stack([clip] * 2), [0.1, 0.2]),
         ("now", torch.stack([clip] * 2), [0.0, 1.0]),
     ]
     sheet = comparison(["x", "y"], columns, per_row=2)
     cell_height = CELL + 4 * LINE + 2 * MARGIN
-    assert sheet.size == (2 * (4 * CELL + MARGIN) + 2 * MARGIN, 2 * cell_height)
+    assert sheet.size == (2 * (4 * CELL + 6 + MARGIN) + 2 * MARGIN, 2 * cell_height)
     for row, column in product(range(2), range(2)):
         top = row * cell_height + MARGIN + CAPTION_LINES * LINE + 2
-        left = MARGIN + column * (4 * CELL + MARGIN)
-        seen = [sheet.getpixel((left + i * CELL + 64, top + 64))[0] for i in range(4)]
+        left = MARGIN + column * (4 * CELL + 6 + MARGIN)
+        seen = [sheet.getpixel((left + i * (CELL + 2) + 64, top + 64))[0] for i in range(4)]
         assert seen == [0, 60, 100, 160]
 
 
