@@ -29,10 +29,13 @@ def test_motion_is_what_a_pixel_changes_by():
 
 
 def test_only_what_moves_counts():
-    """One of four pixels, one of three channels changes by 0.6. Mutation: the largest change."""
+    """Two numbers of twelve change, one up by 0.6 and one down. Mutation: the largest change, or
+    that of the brightness.
+    """
     clip = torch.zeros(1, 2, 3, 2, 2)
     clip[0, 1, 0, 1, 1] = 0.6
-    assert motion(clip)["motion"].item() == pytest.approx(0.05)
+    clip[0, 0, 1, 0, 0] = 0.6
+    assert motion(clip)["motion"].item() == pytest.approx(0.1)
 
 
 def test_a_clips_panel_is_the_mean_of_its_frames():
