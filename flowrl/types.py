@@ -4,8 +4,8 @@ Shape letters, in jaxtyping annotations everywhere:
     B samples (prompts times group), P prompts, G group, K sampling steps, T trained terms (a
     trajectory's steps, or a grid's sigmas), `*X` the axes of one sample's latents, as many
     as the base model has (C h w, or F C h w of a video, or N Q of packed tokens); H W an image's
-    height and width in pixels; R rewards; N selected rows. D is the number of latent dimensions,
-    the product of X.
+    height and width in pixels; F a clip's frames, `*F` where an image has no such axis; R rewards;
+    N selected rows. D is the number of latent dimensions, the product of X.
 
 `index` counts a trajectory's steps, which are trained, `step_number` those of its grid.
 

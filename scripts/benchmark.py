@@ -38,6 +38,8 @@ from flowrl.launch.build import build
 from flowrl.launch.compose import compose
 from flowrl.launch.quiet import quieten
 from flowrl.objectives.micro_batch import ConditionedRows
+from flowrl.rewards.attempt import attempt
+from flowrl.rewards.clips import Clips
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptBatch
 from flowrl.training.sampling import sample_update
@@ -76,7 +78,7 @@ class BareParts:
         [micro_batch] = sample_update(policy, batch, 0, [range(plan.micro_batch)])
         micro_batch.score.result()  # or it would go on beside what is timed next
         images = policy.model.decode(micro_batch.trajectory.x0)
-        self.images = images.repeat(self.num_micro_batches, 1, 1, 1)
+        self.images = torch.cat([images] * self.num_micro_batches)
 
     @torch.no_grad()
     def rollout(self) -> None:
@@ -91,8 +93,12 @@ class BareParts:
             self.policy.model.decode(self.x)
 
     def reward(self) -> None:
-        """Score all images of an iteration."""
-        self.policy.reward.reward(self.images, self.prompts)
+        """Score all images of an iteration, or of clips the frames that are shown."""
+        module = self.policy.reward
+        if module.frames is not None and self.images.ndim == 5:
+            attempt(module.reward, Clips(self.images, module.frames), self.prompts)
+        else:
+            module.reward(self.images, self.prompts)
 
     def update(self) -> None:
         """Evaluate trained steps forwards and backwards."""

@@ -111,7 +111,7 @@ class Experiment:
         count: int = 1,
         seed: int | None = None,
         is_reference: bool = False,
-    ) -> Float[Tensor, "B 3 H W"]:
+    ) -> Float[Tensor, "B *F 3 H W"]:
         """Draw `count` images of each prompt, prompt by prompt, with values in [0, 1] on the CPU.
 
         The noise depends on the seed, by default `evaluation.seed`, and an image's place alone, so
@@ -140,7 +140,7 @@ class Experiment:
                 images.append(drawn.cpu())
         return torch.cat(images)
 
-    def score(self, images: Float[Tensor, "B 3 H W"], prompts: Prompts) -> RewardOutput:
+    def score(self, images: Float[Tensor, "B *F 3 H W"], prompts: Prompts) -> RewardOutput:
         """Score images of prompts as training does: `values` and, by their names, `parts`.
 
         There are as many images as prompts, or a multiple, as `draw` gives them: then each prompt

@@ -19,7 +19,7 @@ from torch import Tensor
 from flowrl.callbacks.progress import Progress, in_lines
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import is_at_end
-from flowrl.callbacks.trackers import alert
+from flowrl.callbacks.trackers import alert, log_clips
 from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import EvaluationResult, Evaluator
 from flowrl.images import contact_sheet
@@ -36,13 +36,17 @@ from flowrl.values.bounds import Count, Natural, Text
 
 log = logging.getLogger(__name__)
 
+PER_ROW = 4
+"""Samples that stand beside each other in a run's pictures."""
+
 
 class Evaluate(Callback):
     """The callback that evaluates at the start, every `every` iterations, and at the end; it keeps
     the first images to compare.
 
     Writes `images/<iteration>.png` with the samples before and now, from the same noise, for
-    `num_shown` prompts of the first set, taken as its prompts are. Warns when the reward has risen
+    `num_shown` prompts of the first set, taken as its prompts are; of clips, strips of their
+    frames, and beside it a `.gif` in which they move. Warns when the reward has risen
     on that set since the start while one of `gold`, parts of the reward that are not trained on,
     has fallen.
     """
@@ -154,7 +158,7 @@ class Evaluate(Callback):
         report_evaluation(policy, metrics)
         headline = self.headline(result)
         self.record.add(when, metrics, headline)
-        places = self.evaluator.places_of(len(prompts), self.num_shown)
+        places = self.places(main)
         images, values = self.shown(scores, result.images[main], places)
         # Only now, since `shown` gathers the images of all processes.
         if not trainer.is_global_zero:
@@ -183,16 +187,27 @@ class Evaluate(Callback):
             grant_usual_mode(partial)
 
     def evaluate(self, trainer: Trainer, policy: Policy) -> EvaluationResult:
-        """Evaluate, and show in place of the progress bar how far that is.
+        """Evaluate, and show in place of the progress bar how far that is; the images that will be
+        shown are kept.
 
         Raises OutOfMemory where the device is too small for a batch.
         """
+        main = next(iter(self.evaluator.sets))
+        kept = {main: self.rows_shown(self.places(main))}
         bar = trainer.progress_bar_callback
         if not isinstance(bar, Progress):
             with memory_for("evaluation", SMALLER_EVALUATION):
-                return self.evaluator.evaluate(policy)
+                return self.evaluator.evaluate(policy, kept=kept)
         with bar.in_words() as tell, memory_for("evaluation", SMALLER_EVALUATION):
-            return self.evaluator.evaluate(policy, lambda text: tell(f"evaluating {text}"))
+            return self.evaluator.evaluate(policy, lambda text: tell(f"evaluating {text}"), kept)
+
+    def places(self, name: str) -> list[int]:
+        """Return the places of the prompts of a set whose images are shown."""
+        return self.evaluator.places_of(len(self.evaluator.sets[name]), self.num_shown)
+
+    def rows_shown(self, places: Sequence[int]) -> list[int]:
+        """Return the rows of the first image of each prompt."""
+        return [place * self.evaluator.images_per_prompt for place in places]
 
     def shown(
         self, scores: RewardOutput, images: Mapping[int, Tensor], places: Sequence[int]
@@ -203,9 +218,8 @@ class Evaluate(Callback):
         `scores` are those of the whole set, `images` those that this process drew, by their row.
         All processes call it.
         """
-        rows = [place * self.evaluator.images_per_prompt for place in places]
-        # Copies, since a view would keep its whole batch for the rest of the run.
-        images_here = {row: images[row].clone() for row in rows if row in images}
+        rows = self.rows_shown(places)
+        images_here = {row: images[row] for row in rows if row in images}
         gathered: dict[int, Tensor] = {}
         for share in gather(images_here):
             gathered |= share
@@ -232,10 +246,15 @@ class Evaluate(Callback):
         # Before training the images are themselves the first ones.
         if num_iterations:
             columns.append((f"iteration {num_iterations}", images, values.tolist()))
-        sheet = contact_sheet.comparison(captions, columns, per_row=4)
+        sheet = contact_sheet.comparison(captions, columns, per_row=PER_ROW)
         path = self.folder / "images" / f"{num_iterations:06d}.png"
         contact_sheet.save(sheet, path)
         log_image(trainer, sheet, path, num_iterations)
+        if images.ndim == 5:
+            sheets = contact_sheet.moving(captions, columns, per_row=PER_ROW)
+            moving_path = path.with_suffix(".gif")
+            contact_sheet.save_sheets(sheets, moving_path)
+            log_clips(trainer.loggers, moving_path)
         return path
 
     def watch(self, output: RewardOutput) -> dict[str, Tensor]:

@@ -216,3 +216,12 @@ def alert(
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.alert(title=title, text=text, level=level)
+
+
+def log_clips(loggers: Sequence[Logger], path: Path) -> None:
+    """Send moving pictures to W&B, as the GIF that they are, which it does not have to encode;
+    other trackers have the strips.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_video("clips", [str(path)])

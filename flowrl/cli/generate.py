@@ -6,8 +6,8 @@ same noise.
     python scripts/generate.py model=shapes --prompt "a star" --transformer fully_tuned/transformer
 
 Steps, guidance, grid and seed are the evaluation's (`evaluation.num_steps=28` changes them). Every
-image is written as a PNG that carries its prompt, model, LoRA, seed and number; grid.png shows all,
-base beside trained.
+image is written as a PNG that carries its prompt, model, LoRA, seed and number, and moves where it
+is a clip; grid.png shows all, base beside trained.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from flowrl.cli import arguments
 from flowrl.errors import UserError
 from flowrl.evaluation.drawing import draw_prompt
-from flowrl.images.contact_sheet import INK, PAPER, enlarged, to_pil
+from flowrl.images.contact_sheet import INK, PAPER, enlarged, save_sample, strip, to_pil
 from flowrl.launch.checks import check_guidance
 from flowrl.launch.compose import compose
 from flowrl.launch.search_path import with_config_dir
@@ -93,12 +94,12 @@ def attach(
     return {}
 
 
-def save(image: Image.Image, path: Path, facts: Mapping[str, object]) -> None:
-    """Write an image as a PNG that carries facts about it."""
+def save(image: Tensor, path: Path, facts: Mapping[str, object]) -> None:
+    """Write an image or a clip as a PNG that carries facts about it."""
     notes = PngInfo()
     for key, value in facts.items():
         notes.add_text(key, str(value))
-    image.save(path, pnginfo=notes)
+    save_sample(image, path, pnginfo=notes)
 
 
 def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt]) -> None:
@@ -129,14 +130,14 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
                     count=args.count,
                     seed=evaluator.seed,
                 )
-                drawn[i, name] = [to_pil(image) for image in images]
+                drawn[i, name] = images.cpu()
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for i, prompt in enumerate(prompts):
         titled = []
         for j, name in product(range(args.count), variants):
             image = drawn[i, name][j]
-            titled.append((f"{name} {j}", image))
+            titled.append((f"{name} {j}", strip(image) if image.ndim == 4 else to_pil(image)))
             facts = {
                 "prompt": prompt.text,
                 "model": cfg.model.pretrained,

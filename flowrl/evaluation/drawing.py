@@ -25,9 +25,9 @@ def draw_prompt(
     number: int,
     count: int,
     seed: int,
-) -> Float[Tensor, "count 3 H W"]:
-    """Draw `count` images of a prompt, which is the `number`-th of those that are drawn, under the
-    model's weights as they are; their noise depends on seed, number and place alone.
+) -> Float[Tensor, "count *F 3 H W"]:
+    """Draw `count` images or clips of a prompt, which is the `number`-th of those that are drawn,
+    under the model's weights as they are; their noise depends on seed, number and place alone.
     """
     samples = [(number, i) for i in range(count)]
     noise = gaussian_noise(

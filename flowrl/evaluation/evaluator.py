@@ -5,7 +5,7 @@ leaves the training state untouched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.evaluation.set_metrics import set_metrics
-from flowrl.evaluation.shares import Share, merge, spread
+from flowrl.evaluation.shares import Share, Spreads, merge
 from flowrl.gaussian import MEAN_KL
-from flowrl.images.image_statistics import panel
+from flowrl.images.motion import looks_of
 from flowrl.models.grids import follow
 from flowrl.models.protocol import FlowModel
 from flowrl.noise import INITIAL, gaussian_noise
@@ -41,11 +41,11 @@ _NOISE_ITERATION = 2**32 - 1
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
     """Metrics as in the glossary and scores, the same in every process, and of each set the images
-    by row number that this process drew, on the CPU: all of them where it is alone.
+    by row number that this process drew and kept, on the CPU.
     """
 
     metrics: Mapping[str, float]
-    images: Mapping[str, Mapping[int, Float[Tensor, "3 H W"]]]
+    images: Mapping[str, Mapping[int, Float[Tensor, "*F 3 H W"]]]
     scores: Mapping[str, RewardOutput]
 
 
@@ -138,10 +138,14 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(
-        self, policy: Policy, tell: Callable[[str], None] = _be_silent
+        self,
+        policy: Policy,
+        tell: Callable[[str], None] = _be_silent,
+        kept: Mapping[str, Collection[int]] | None = None,
     ) -> EvaluationResult:
         """Generate and score every set under the EMA weights; the trained weights come back
-        bitwise. `tell` is given a text whenever more images are drawn.
+        bitwise. `tell` is given a text whenever more images are drawn. `kept` has by set the rows
+        whose images are returned, None for all: clips of a whole set may not fit into memory.
 
         Raises TooManyMissingRewards as training does, and NotFinite where a weight is no number.
         """
@@ -152,7 +156,8 @@ class Evaluator:
         with swapped(policy.tuning.parameters(), policy.ema.weights):
             for name, prompts in self.sets.items():
                 repeated = [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
-                images[name], share = self._share_of_set(policy, repeated, name, tell)
+                wanted = None if kept is None else kept.get(name, ())
+                images[name], share = self._share_of_set(policy, repeated, name, tell, wanted)
                 scores[name] = share.scores
                 assert share.scores.terms is not None
                 # Before any metric: a mean over what few samples have a reward would mislead.
@@ -190,7 +195,7 @@ class Evaluator:
     @torch.no_grad()
     def draw_and_score(
         self, policy: Policy, prompts: Sequence[Prompt], first: int
-    ) -> tuple[Float[Tensor, "B 3 H W"], Share]:
+    ) -> tuple[Float[Tensor, "B *F 3 H W"], Share]:
         """Draw and score a set's samples from row `first` on, whose prompts are given and whole,
         under the weights as they are; return the images, on the CPU, and what they say, by their
         rows among these.
@@ -206,9 +211,10 @@ class Evaluator:
         prompts: Sequence[Prompt],
         name: str,
         tell: Callable[[str], None],
+        kept: Collection[int] | None,
     ) -> tuple[dict[int, Tensor], Share]:
-        """Draw and score this process's share of a set; return its images by their rows, and what
-        the rows of all processes say.
+        """Draw and score this process's share of a set; return its images by their rows, those in
+        `kept` or all, and what the rows of all processes say.
         """
 
         def tell_drawn(num_drawn: int) -> None:
@@ -218,7 +224,7 @@ class Evaluator:
 
         tell_drawn(0)
         batches = self._share_of_batches(policy, prompts)
-        images, share = self._score(policy, prompts, batches, tell_drawn)
+        images, share = self._score(policy, prompts, batches, tell_drawn, kept)
         # Every process takes part in gathering, also one that drew nothing.
         shares = [other for other in gather(share) if other is not None]
         return images, merge(shares)
@@ -229,32 +235,38 @@ class Evaluator:
         prompts: Sequence[Prompt],
         batches: Iterable[tuple[slice, Tensor]],
         tell_drawn: Callable[[int], None],
+        kept: Collection[int] | None = None,
     ) -> tuple[dict[int, Tensor], Share | None]:
         """Score batches of images, which come with their rows of `prompts`; return the images by
-        their rows, on the CPU, and what they say, None without any.
+        their rows, those in `kept` or all, on the CPU, and what they say, None without any.
 
         `tell_drawn` is given how many there are, whenever there are more.
         """
         images: dict[int, Tensor] = {}
+        drawn: list[int] = []
         scores = []
         looks = []
+        spreads = Spreads(self.images_per_prompt)
         for rows, batch in batches:
             # Scored in the background, while the next batch is drawn.
             score = policy.reward.submit(
                 batch, prompts[rows], first=rows.start, group_size=self.images_per_prompt
             )
             scores.append(score)
-            looks.append(panel(batch))
+            looks.append(looks_of(batch))
+            on_cpu = batch.cpu()
+            spreads.add(on_cpu)
             numbers = range(len(prompts))[rows]  # the last batch may be short
-            images |= zip(numbers, batch.cpu(), strict=True)
-            tell_drawn(len(images))
-        if not images:  # there may be fewer batches than processes
+            drawn += numbers
+            images |= _kept(numbers, on_cpu, kept)
+            tell_drawn(len(drawn))
+        if not drawn:  # there may be fewer batches than processes
             return images, None
         share = Share(
-            rows=list(images),
+            rows=drawn,
             scores=policy.reward.collect(scores),
             looks=_join_looks(looks),
-            spread=spread(list(images.values()), self.images_per_prompt),
+            spread=spreads.so_far(),
         )
         return images, share
 
@@ -292,7 +304,7 @@ class Evaluator:
         first: int,
         starts: Sequence[int],
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Draw the batches that begin at `starts`; yield their rows and images (B 3 H W).
+        """Draw the batches that begin at `starts`; yield their rows and images.
 
         `prompts` are those of the rows from `first` on, from which `starts` count.
         """
@@ -304,8 +316,8 @@ class Evaluator:
     @torch.no_grad()
     def draw(
         self, model: FlowModel, conditioning: Conditioning, noise: Float[Tensor, "B *X"]
-    ) -> Float[Tensor, "B 3 H W"]:
-        """Draw images from initial noise, under the model's weights as they are."""
+    ) -> Float[Tensor, "B *F 3 H W"]:
+        """Draw images or clips from initial noise, under the model's weights as they are."""
         follow(self.schedule, model)
         x = noise
         history = None
@@ -362,6 +374,16 @@ class Evaluator:
             # On the current policy's way without noise, which makes the number a fixed one.
             x = ODE().step(x, velocity, interval).mean
         return divergences
+
+
+def _kept(numbers: Sequence[int], batch: Tensor, kept: Collection[int] | None) -> dict[int, Tensor]:
+    """Return the images of a batch by their rows: all, or copies of those that are kept, since a
+    view would keep the batch.
+    """
+    pairs = zip(numbers, batch, strict=True)
+    if kept is None:
+        return dict(pairs)
+    return {number: image.clone() for number, image in pairs if number in kept}
 
 
 def _join_looks(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Float[Tensor, "B"]]:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowrl.images.image_statistics import MEANINGS
-from flowrl.images.pictures import read_rgb
+from flowrl.images.clips import evenly, save_moving
+from flowrl.images.contact_sheet import MOVING
+from flowrl.images.motion import ALL_MEANINGS, MOTION_MEANINGS
+from flowrl.images.pictures import read_frames
 from flowrl.report.frame import COLOURS, embedded, fill
 from flowrl.statistics import ROUNDING, interval_kinds
 
@@ -21,6 +23,8 @@ LONGEST = 192
 """Pixels of an image's longer side on the page; smaller images are shown enlarged, larger ones are
 reduced.
 """
+QUALITY = 85
+"""Of the page's moving pictures, of 100."""
 PLOT_WIDTH = 160
 PLOT_MARGIN = 6
 PLOT_STEP = 12
@@ -174,7 +178,9 @@ def _families(policies: Mapping[str, Numbers]) -> Table:
 def _looks(policies: Mapping[str, Numbers]) -> Table:
     """Return the table of the hacking panel, its changes in percent of the base model's value."""
     rows = []
-    for key, meaning in MEANINGS.items():
+    for key, meaning in ALL_MEANINGS.items():
+        if key in MOTION_MEANINGS and not _are_clips(policies):
+            continue
         head = Cell(key.replace("_", " "), meaning)
         row = _compared(
             head,
@@ -186,6 +192,12 @@ def _looks(policies: Mapping[str, Numbers]) -> Table:
         )
         rows.append(row)
     return Table("Hacking panel", LOOKS, rows)
+
+
+def _are_clips(policies: Mapping[str, Numbers]) -> bool:
+    """Tell whether motion was measured, which images do not have."""
+    keys = {f"panel/{name}" for name in MOTION_MEANINGS}
+    return any(not keys.isdisjoint(numbers["metrics"]) for numbers in policies.values())
 
 
 def _distances(policies: Mapping[str, Numbers]) -> Table:
@@ -200,6 +212,8 @@ def _distances(policies: Mapping[str, Numbers]) -> Table:
         note += (
             " These are the FID and KID formulas on another network: comparable on this page only."
         )
+    if _are_clips(policies):
+        note += " Of a clip, its first frame is compared."
     rows = []
     labels = {"frechet": "Fréchet distance", "kernel": "kernel distance"}
     for key, label in labels.items():
@@ -314,11 +328,20 @@ def _gallery(rows: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _picture(label: str, path: Path, score: float | None) -> Picture:
-    """Embed an image of at most `LONGEST` pixels a side, so that a page stays small."""
-    picture = read_rgb(path)
-    is_tiny = max(picture.size) < LONGEST
-    picture.thumbnail((LONGEST, LONGEST))  # only ever reduces
+    """Embed an image of at most `LONGEST` pixels a side, so that a page stays small; a clip moves,
+    in `MOVING` of its frames.
+    """
+    frames = read_frames(path)
+    frames = [frames[number] for number in evenly(len(frames), MOVING)]
+    is_tiny = max(frames[0].size) < LONGEST
+    for frame in frames:
+        frame.thumbnail((LONGEST, LONGEST))  # only ever reduces
     file = io.BytesIO()
-    picture.save(file, format="PNG")
+    if len(frames) == 1:
+        frames[0].save(file, format="PNG")
+        address = embedded(file.getvalue())
+    else:
+        save_moving(frames, file, "WEBP", lossless=is_tiny, quality=QUALITY)
+        address = embedded(file.getvalue(), "webp")
     text = "no score" if score is None else f"{score:.3f}"
-    return Picture(label, text, embedded(file.getvalue()), is_tiny)
+    return Picture(label, text, address, is_tiny)

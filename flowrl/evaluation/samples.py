@@ -1,5 +1,5 @@
-"""The evaluation of one policy into a folder: every image is a PNG and a line of JSON, and a
-stopped one goes on.
+"""The evaluation of one policy into a folder: every image is a PNG, which moves where it is a clip,
+and a line of JSON, and a stopped one goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import Evaluator
-from flowrl.images.contact_sheet import to_pil
+from flowrl.images.contact_sheet import save_sample
 from flowrl.prompts.subsets import same_texts
 from flowrl.runs.files import read_object, read_text, write_whole
 from flowrl.statistics import by_prompt
@@ -165,7 +165,7 @@ class Assessment:
         for i, prompt in enumerate(prompts):
             row = first + i
             file = f"images/{row:06d}.png"
-            to_pil(images[i]).save(self.folder / name / file)
+            save_sample(images[i], self.folder / name / file)
             sample = {
                 "row": row,
                 "prompt": prompt.text,

@@ -19,7 +19,7 @@ class Share:
     """Scores and statistics of some rows of a set, without their images.
 
     Entry i of everything belongs to row `rows[i]`. `looks` are the statistics of
-    `flowrl.images.image_statistics.panel` by name, and `spread` is as the function gives it.
+    `flowrl.images.motion.looks_of` by name, and `spread` is as the function gives it.
     """
 
     rows: list[int]
@@ -28,7 +28,9 @@ class Share:
     spread: Float[Tensor, "B"]
 
 
-def spread(images: Sequence[Float[Tensor, "3 H W"]], images_per_prompt: int) -> Float[Tensor, "B"]:
+def spread(
+    images: Sequence[Float[Tensor, "*F 3 H W"]], images_per_prompt: int
+) -> Float[Tensor, "B"]:
     """Return for each image the mean square distance, per pixel, of its prompt's images; NaN where
     a prompt has a single one.
 
@@ -42,6 +44,29 @@ def spread(images: Sequence[Float[Tensor, "3 H W"]], images_per_prompt: int) -> 
         # The mean over pairs of |a - b|^2 is twice the unbiased variance within the group.
         spreads.append(2 * group.var(0, correction=1).mean())
     return torch.stack(spreads).repeat_interleave(images_per_prompt)
+
+
+class Spreads:
+    """The spread of images that come in batches, prompt by prompt, of which only those of a prompt
+    that is not whole yet are held.
+    """
+
+    def __init__(self, images_per_prompt: int) -> None:
+        self.images_per_prompt = images_per_prompt
+        self.waiting: list[Tensor] = []
+        self.known: list[Tensor] = []
+
+    def add(self, images: Float[Tensor, "B *F 3 H W"]) -> None:
+        """Take the next images."""
+        self.waiting += images
+        num_whole = len(self.waiting) // self.images_per_prompt * self.images_per_prompt
+        if num_whole:
+            self.known.append(spread(self.waiting[:num_whole], self.images_per_prompt))
+            del self.waiting[:num_whole]
+
+    def so_far(self) -> Float[Tensor, "B"]:
+        """Return the spread of every image of prompts that are whole, in order."""
+        return torch.cat(self.known)
 
 
 def merge(shares: Sequence[Share]) -> Share:

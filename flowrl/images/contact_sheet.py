@@ -1,17 +1,28 @@
-"""Pictures of a run are captioned grids of images with scores, before and after side by side."""
+"""Pictures of a run are captioned grids of images with scores, before and after side by side. A
+clip is a strip of some of its frames, or moves.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from flowrl.images.clips import evenly, save_moving
+
 CELL = 128
 """Side of a drawn image, in pixels."""
+STRIP = 4
+"""Frames of a clip that stand beside each other, evenly spread."""
+GAP = 2
+"""Pixels between the frames of a strip."""
+MOVING = 16
+"""Frames of a clip that are shown after each other, evenly spread."""
 LINE = 15
 """Height of a line of text, in pixels."""
 MARGIN = 6
@@ -32,21 +43,59 @@ def to_pil(image: Float[Tensor, "3 H W"]) -> Image.Image:
     return Image.fromarray(pixels.cpu().numpy())
 
 
-def comparison(
-    captions: Sequence[str],
-    columns: Sequence[tuple[str, Float[Tensor, "N 3 H W"], Sequence[float]]],
-    *,
-    per_row: int,
-) -> Image.Image:
+Column = tuple[str, Float[Tensor, "N *F 3 H W"], Sequence[float]]
+"""A title, images or clips, and their scores."""
+
+
+def save_sample(image: Float[Tensor, "*F 3 H W"], path: Path, **options: Any) -> None:
+    """Write an image as a PNG, and a clip as one that moves and loses nothing; `options` are what
+    Pillow's writer takes.
+    """
+    if image.ndim == 4:
+        save_moving([to_pil(frame) for frame in image], path, "PNG", **options)
+    else:
+        to_pil(image).save(path, **options)
+
+
+def strip(clip: Float[Tensor, "F 3 H W"]) -> Image.Image:
+    """Put `STRIP` frames of a clip beside each other, in the order of time."""
+    return _beside([to_pil(clip[number]) for number in evenly(len(clip), STRIP)])
+
+
+def _beside(frames: Sequence[Image.Image]) -> Image.Image:
+    width, height = frames[0].size
+    row = Image.new("RGB", (len(frames) * (width + GAP) - GAP, height), PAPER)
+    for place, frame in enumerate(frames):
+        row.paste(frame, (place * (width + GAP), 0))
+    return row
+
+
+def moving(
+    captions: Sequence[str], columns: Sequence[Column], *, per_row: int
+) -> list[Image.Image]:
+    """Draw `comparison` of clips at `MOVING` times, each with one frame of every clip."""
+    num_frames = columns[0][1].shape[1]
+    sheets = []
+    for number in evenly(num_frames, MOVING):
+        at_one_time = [(title, clips[:, number], scores) for title, clips, scores in columns]
+        sheets.append(comparison(captions, at_one_time, per_row=per_row))
+    return sheets
+
+
+def comparison(captions: Sequence[str], columns: Sequence[Column], *, per_row: int) -> Image.Image:
     """Draw captioned samples, each as one image per column (such as before and after) with its
-    score underneath.
+    score underneath; of clips their strips, and fewer side by side.
 
     A column is (title, images, scores), all with one entry per caption; `per_row` samples stand
     side by side. A score of NaN is missing.
     """
     font = ImageFont.load_default(size=12)
+    # A strip is as wide as its frames.
+    across = min(columns[0][1].shape[1], STRIP) if columns[0][1].ndim == 5 else 1
+    per_row = max(per_row // across, 1)
     # The size of one sample: its caption, its images beside each other, and their scores.
-    width = len(columns) * (CELL + MARGIN) + 2 * MARGIN
+    cell = across * (CELL + GAP) - GAP
+    width = len(columns) * (cell + MARGIN) + 2 * MARGIN
     height = CELL + 4 * LINE + 2 * MARGIN
     num_rows = math.ceil(len(captions) / per_row)
     sheet = Image.new("RGB", (per_row * width, num_rows * height), PAPER)
@@ -61,7 +110,7 @@ def comparison(
         # Images stand at one height, whether their caption fills its lines or not.
         top += CAPTION_LINES * LINE
         for j, (title, images, scores) in enumerate(columns):
-            x = left + j * (CELL + MARGIN)
+            x = left + j * (cell + MARGIN)
             sheet.paste(_thumbnail(images[i]), (x, top + 2))
             score = scores[i]
             text = f"{title} {_score_text(score)}"
@@ -69,7 +118,11 @@ def comparison(
     return sheet
 
 
-def _thumbnail(image: Float[Tensor, "3 H W"]) -> Image.Image:
+def _thumbnail(image: Float[Tensor, "*F 3 H W"]) -> Image.Image:
+    """Fit an image into a cell, and the frames of a clip into as many."""
+    if image.ndim == 4:
+        numbers = evenly(len(image), STRIP)
+        return _beside([_thumbnail(image[number]) for number in numbers])
     picture = enlarged(to_pil(image))
     # Nearest neighbours would drop most pixels of a large image.
     picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
@@ -115,3 +168,9 @@ def save(sheet: Image.Image, path: Path) -> None:
     """Write a PNG, creating its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+def save_sheets(sheets: Sequence[Image.Image], path: Path) -> None:
+    """Write sheets of one size as a moving GIF, which trackers show, creating its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_moving(sheets, path, "GIF")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from flowrl.errors import UserError
 
@@ -18,6 +18,9 @@ KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000",
 """Formats that are read, of those that Pillow knows: some others start a program or are no pictures
 of pixels.
 """
+
+FRAME_MILLISECONDS = 125
+"""How long a frame of a clip is shown: pipelines do not say how fast theirs are meant to run."""
 
 TILE = 256
 """Side of the squares in which pixels are copied, so that what a conversion takes does not grow
@@ -97,6 +100,25 @@ def read_rgb(path: Path) -> Image.Image:
             return to_rgb(picture)
     except Exception as error:  # A decoder raises anything, as above.
         raise _refusal(path, error) from error
+
+
+def read_frames(path: Path) -> list[Image.Image]:
+    """Read the frames of a moving picture in 8-bit RGB; one where it does not move.
+
+    Its writer keeps frames that are equal and follow each other as one, which is shown for as long:
+    they are several again here, unless they are all of the clip. Raises UserError, naming the file.
+    """
+    frames = []
+    try:
+        with _quietly(path) as picture:
+            for frame in ImageSequence.Iterator(picture):
+                # Some formats know how long a frame is shown only once they have read it.
+                pixels = to_rgb(frame)
+                shown = frame.info.get("duration", FRAME_MILLISECONDS)
+                frames += [pixels] * max(round(shown / FRAME_MILLISECONDS), 1)
+    except Exception as error:  # A decoder raises anything, as above.
+        raise _refusal(path, error) from error
+    return frames
 
 
 def _quietly(path: Path) -> Image.Image:

@@ -102,6 +102,7 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
         reward=instantiate(cfg.reward),
         max_missing=cfg.max_missing,
         scorer_timeout=cfg.get("scorer_timeout"),
+        frames=instantiate(cfg.get("frames")),
     )
     if asks_for_whole_groups(reward.reward):
         prepared.plan.require_whole_groups()

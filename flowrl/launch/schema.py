@@ -125,6 +125,7 @@ class Settings:
     ]
     max_missing: Share
     scorer_timeout: Duration | None
+    frames: Node
     trust_folder: bool
     rehearsal: bool
     gate_tolerance: Share

@@ -114,6 +114,17 @@ pipeline packs into one token's channels.
 """
 
 
+def is_listed(pretrained: str) -> bool:
+    """Tell whether `on_meta` knows the transformer of a released model or of a local folder; that
+    of a derived model may be of any class.
+    """
+    folder = Path(pretrained, "transformer")
+    if not folder.is_dir():
+        return pretrained in ARCHITECTURES
+    name = SD3Transformer2DModel.load_config(folder).get("_class_name")
+    return name in {kind.__name__ for kind in AUTOENCODERS}
+
+
 def on_meta(pretrained: str, dtype: torch.dtype) -> nn.Module:
     """Make the transformer of a released model or of a local folder, without its weights.
 

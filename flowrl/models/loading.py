@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
 from torch import nn
 
 from flowrl.errors import UserError
-from flowrl.models.architectures import ARCHITECTURES, on_meta, pipeline_on_meta
+from flowrl.models.architectures import is_listed, on_meta, pipeline_on_meta
 from flowrl.models.components import AGAIN, first_line, read_json, variants_of
 from flowrl.models.components import load as load_component
 from flowrl.models.hub import UNREACHABLE, print_once
@@ -278,11 +278,10 @@ def _entry(index: Mapping[str, Any], name: str) -> tuple[str, str] | None:
 
 
 def transformer_on_meta(pretrained: str) -> nn.Module | None:
-    """Make the transformer of a base model without its weights; None for a repository whose
-    architecture is not listed.
+    """Make the transformer of a base model without its weights; None for a repository or a folder
+    whose architecture is not listed.
     """
     source = resolve(pretrained)
-    is_known = source in ARCHITECTURES or Path(source, "transformer").is_dir()
-    if not is_known:
+    if not is_listed(source):
         return None
     return on_meta(source, torch.float32)

@@ -66,6 +66,8 @@ class FlowModel(TextModel, Protocol):
         """
         ...
 
-    def decode(self, x0: Float[Tensor, "B *X"]) -> Float[Tensor, "B 3 H W"]:
-        """Return images in [0, 1], float32."""
+    def decode(self, x0: Float[Tensor, "B *X"]) -> Float[Tensor, "B *F 3 H W"]:
+        """Return images [B, 3, H, W], or clips [B, F, 3, H, W] of F frames in the order of time, F
+        above 1; in [0, 1], float32.
+        """
         ...

@@ -32,7 +32,9 @@ def fill(template: Path, **values: Any) -> str:
     return environment.get_template(template.name).render(values)
 
 
-def embedded(png: bytes) -> str:
-    """Return the address of a picture that is inside the page, from the bytes of its PNG."""
-    text = base64.b64encode(png).decode()
-    return "data:image/png;base64," + text
+def embedded(picture: bytes, kind: str = "png") -> str:
+    """Return the address of a picture that is inside the page, from the bytes of its file, a PNG or
+    of another kind that browsers show.
+    """
+    text = base64.b64encode(picture).decode()
+    return f"data:image/{kind};base64,{text}"

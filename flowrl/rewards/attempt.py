@@ -5,11 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from flowrl.rewards.clips import Clips, as_clips, score_frames
 from flowrl.rewards.outputs import concatenate, fill, missing
-from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups, check_output
+from flowrl.rewards.protocol import (
+    Images,
+    Reward,
+    asks_for_whole_clips,
+    asks_for_whole_groups,
+    check_output,
+    hands_on,
+)
 from flowrl.types import Prompt, RewardOutput
 
 log = logging.getLogger(__name__)
@@ -20,10 +31,15 @@ further.
 """
 
 
+Shown = Images | Clips | Float[Tensor, "B F 3 H W"]
+"""What a scorer is shown: images, or clips for one that asks for them or hands them on."""
+
+
 def attempt(
-    reward: Reward, images: Images, prompts: Sequence[Prompt], name: str = "reward"
+    reward: Reward, images: Images | Clips, prompts: Sequence[Prompt], name: str = "reward"
 ) -> RewardOutput:
-    """Score all samples; those for which `reward` raises are missing, with the exception as their
+    """Score all samples, of clips some frames unless `reward` asks for whole ones; see
+    `flowrl.rewards.clips`. Samples for which it raises are missing, with the exception as their
     reason.
 
     A call that raises is repeated on its halves, and on theirs, until the samples at fault stand
@@ -33,6 +49,22 @@ def attempt(
 
     Raises torch.OutOfMemoryError as it is: a device that is too small fails in every call.
     """
+    if hands_on(reward):
+        return _ask(reward, images, prompts, name)
+    if asks_for_whole_clips(reward):
+        return _ask(reward, as_clips(images), prompts, name)
+    if isinstance(images, Clips):
+        return score_frames(
+            lambda frames, of_frames: _ask(reward, frames, of_frames, name),
+            asks_for_whole_groups(reward),
+            images,
+            prompts,
+        )
+    return _ask(reward, images, prompts, name)
+
+
+def _ask(reward: Any, images: Shown, prompts: Sequence[Prompt], name: str) -> RewardOutput:
+    """Ask a scorer for what it takes, as `attempt` says."""
     try:
         output = reward(images, prompts)
     except torch.OutOfMemoryError:
@@ -50,7 +82,7 @@ def attempt(
 
 
 def _score_by_halves(
-    reward: Reward, images: Images, prompts: Sequence[Prompt], first_reason: str
+    reward: Any, images: Shown, prompts: Sequence[Prompt], first_reason: str
 ) -> RewardOutput:
     """Put the scores of a call that has raised, for `first_reason`, together from smaller calls."""
     scored: dict[int, RewardOutput] = {}
@@ -76,7 +108,7 @@ def _score_by_halves(
 
 
 def _score_rows(
-    reward: Reward, images: Images, prompts: Sequence[Prompt], rows: range
+    reward: Any, images: Shown, prompts: Sequence[Prompt], rows: range
 ) -> RewardOutput | str:
     """Score some of the samples; return the reason where that fails."""
     piece = slice(rows.start, rows.stop)

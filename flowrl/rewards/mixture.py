@@ -11,8 +11,15 @@ from torch import Tensor, nn
 from flowrl.advantages import weighted_sum
 from flowrl.errors import UserError
 from flowrl.rewards.attempt import attempt
+from flowrl.rewards.clips import Clips
 from flowrl.rewards.outputs import REASON
-from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups, only_computes
+from flowrl.rewards.protocol import (
+    Images,
+    Reward,
+    asks_for_whole_clips,
+    asks_for_whole_groups,
+    only_computes,
+)
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Finite
 
@@ -25,8 +32,10 @@ class Mixture(nn.Module):
     sample that one of them could not score is missing. A reward that does not apply to a prompt is
     no part of that prompt's sum. A reward of weight 0 only monitors: it is no term, its failures
     are logged, and where it scored nothing its parts are left out. Where one of them asks for whole
-    groups, all of them are given those.
+    groups, all of them are given those. Of clips, each sees what it asks for.
     """
+
+    hands_on = True
 
     def __init__(self, *, rewards: Mapping[str, Reward], weights: Mapping[str, Finite]) -> None:
         super().__init__()
@@ -44,13 +53,14 @@ class Mixture(nn.Module):
             raise UserError("reward.weights: at least one must differ from 0")
         self.weights = tuple(float(weights[name]) for name in self.trained)
         self.whole_groups = any(map(asks_for_whole_groups, rewards.values()))
+        self.whole_clips = any(map(asks_for_whole_clips, rewards.values()))
         self.only_computes = all(map(only_computes, rewards.values()))
         # Registered, so that scorers with weights are moved and frozen with the mixture.
         self.networks = nn.ModuleList(
             reward for reward in rewards.values() if isinstance(reward, nn.Module)
         )
 
-    def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+    def forward(self, images: Images | Clips, prompts: Sequence[Prompt]) -> RewardOutput:
         outputs = {
             name: attempt(reward, images, prompts, f"reward {name}")
             for name, reward in self.trained.items()
@@ -73,7 +83,9 @@ class Mixture(nn.Module):
             applies=applies,
         )
 
-    def _monitor(self, images: Images, prompts: Sequence[Prompt]) -> dict[str, RewardOutput]:
+    def _monitor(
+        self, images: Images | Clips, prompts: Sequence[Prompt]
+    ) -> dict[str, RewardOutput]:
         """Ask the rewards of weight 0, and return the outputs of those that scored anything."""
         outputs = {}
         for name, reward in self.monitors.items():

@@ -13,7 +13,9 @@ from flowrl.errors import UserError
 from flowrl.types import Prompt, RewardOutput
 
 Images = Float[Tensor, "B 3 H W"] | Sequence[Image.Image]
-"""Images in [0, 1], or 8-bit pictures; both give the same scores, see `flowrl.rewards.images`."""
+"""Images in [0, 1], or 8-bit pictures; both give the same scores, see `flowrl.rewards.images`. A
+scorer that asks for whole clips is given [B, F, 3, H, W] in their place.
+"""
 
 
 @runtime_checkable
@@ -31,6 +33,13 @@ class Reward(Protocol):
     It is asked for one prompt at a time, with all of that prompt's images that are finite:
     `batch.group_size` of them in training, `evaluation.images_per_prompt` in evaluation.
 
+    Where the model draws clips, a scorer is shown some frames of each as if they were images, and
+    their scores are reduced to one a clip, as the keys below `frames` say. One that judges motion
+    says so by `whole_clips = True`, and is given clips, [B, F, 3, H, W] in [0, 1]; an image is a
+    clip of one frame. One that asks others by `flowrl.rewards.attempt.attempt` says
+    `hands_on = True`, and is given `flowrl.rewards.clips.Clips` to hand on, so that each of them
+    sees what it asks for.
+
     A scorer that only computes, waiting for nothing and nobody, may say so by
     `only_computes = True`. On a CPU it is then called in the rollout's own thread, since two that
     compute there would push each other off the same cores; no time limit holds for it.
@@ -42,6 +51,16 @@ class Reward(Protocol):
 def asks_for_whole_groups(reward: Reward) -> bool:
     """Tell whether a scorer compares the images of a prompt with each other."""
     return bool(getattr(reward, "whole_groups", False))
+
+
+def asks_for_whole_clips(reward: Reward) -> bool:
+    """Tell whether a scorer is given clips, in place of some of their frames."""
+    return bool(getattr(reward, "whole_clips", False))
+
+
+def hands_on(reward: Reward) -> bool:
+    """Tell whether a scorer hands what it is given on to others."""
+    return bool(getattr(reward, "hands_on", False))
 
 
 def only_computes(reward: Reward) -> bool:

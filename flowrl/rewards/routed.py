@@ -10,7 +10,14 @@ from annotated_types import MinLen
 from torch import Tensor, nn
 
 from flowrl.rewards.attempt import attempt
-from flowrl.rewards.protocol import Images, Reward, asks_for_whole_groups, only_computes
+from flowrl.rewards.clips import Clips
+from flowrl.rewards.protocol import (
+    Images,
+    Reward,
+    asks_for_whole_clips,
+    asks_for_whole_groups,
+    only_computes,
+)
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Text, Told
 from flowrl.values.check import checked
@@ -33,17 +40,20 @@ class Routed(nn.Module):
     gives the wrong length, its own prompts are missing, and no others.
     """
 
+    hands_on = True
+
     @checked("reward")
     def __init__(self, *, reward: Reward, key: Text, values: Values) -> None:
         super().__init__()
         self.reward = reward
         self.whole_groups = asks_for_whole_groups(reward)
+        self.whole_clips = asks_for_whole_clips(reward)
         self.only_computes = only_computes(reward)
         self.key = key
         self.values = frozenset(map(_text, values))
         self.name = f"reward for {key} in {sorted(self.values)}"
 
-    def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+    def forward(self, images: Images | Clips, prompts: Sequence[Prompt]) -> RewardOutput:
         rows = [row for row, prompt in enumerate(prompts) if self._is_for(prompt)]
         nowhere = torch.zeros(len(prompts), dtype=torch.bool)
         unscored = torch.full((len(prompts),), torch.nan)
@@ -69,11 +79,11 @@ class Routed(nn.Module):
         )
 
     def _score(
-        self, rows: Sequence[int], images: Images, prompts: Sequence[Prompt]
+        self, rows: Sequence[int], images: Images | Clips, prompts: Sequence[Prompt]
     ) -> RewardOutput:
         """Score the samples of these rows alone."""
         chosen = [prompts[row] for row in rows]
-        if isinstance(images, Tensor):
+        if isinstance(images, Tensor | Clips):
             return attempt(self.reward, images[rows], chosen, self.name)
         return attempt(self.reward, [images[row] for row in rows], chosen, self.name)
 

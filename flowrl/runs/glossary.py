@@ -126,7 +126,9 @@ GLOSSARY: dict[str, str] = {
     "eval/*/panel/*": (
         "The hacking panel (`flowrl/images/`), mean over the set's images: edge_density, "
         "colour_entropy, brightness, high_frequency. It moves when a reward is cheated, whatever "
-        "the reward says."
+        "the reward says. Of clips the mean over their frames, and motion (mean absolute change of "
+        "a pixel from a frame to the next) and motion_variation (the standard deviation over time "
+        "of a clip's changes, over their mean)."
     ),
     "eval/*/alarms": (
         "Gold metrics (`viewing.gold`) that fell since the start while the reward rose, both "

@@ -128,7 +128,8 @@ READINGS = {
     ),
     "eval/*/panel/*": (
         "Moves away from its first value while the reward rises: look at the pictures; the reward "
-        "may be cheated."
+        "may be cheated. Motion that falls towards 0 is the first hack of a reward that looks at "
+        "frames: a still picture. Motion that rises with its variation is flicker or a cut."
     ),
     "eval/*/alarms": "Above 0: look at the pictures, and stop where they are worse.",
     "eval/*/missing": "Should be 0; the means leave these samples out.",

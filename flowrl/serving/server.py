@@ -11,7 +11,7 @@ import uvicorn
 
 from flowrl.errors import UserError
 from flowrl.rewards.client import LOCAL
-from flowrl.rewards.protocol import Reward, asks_for_whole_groups
+from flowrl.rewards.protocol import Reward, asks_for_whole_clips, asks_for_whole_groups
 from flowrl.serving.app import Limits, Pages, at_most, build_app
 from flowrl.serving.batcher import Batcher
 from flowrl.serving.connections import Connection
@@ -66,6 +66,11 @@ def serve(
         raise UserError(
             f"reward: {type(reward).__name__} compares the images of a prompt, and requests are "
             "batched without regard to prompts; use it in the run's own process"
+        )
+    if asks_for_whole_clips(reward):
+        raise UserError(
+            f"reward: {type(reward).__name__} takes whole clips, and requests carry images; use it "
+            "in the run's own process"
         )
     place = torch.device(device)
     # Missing samples are told to the client, which decides how many are too many.

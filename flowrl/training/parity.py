@@ -95,17 +95,10 @@ def check_policy(
     """Check a policy's derived model, at every guidance scale that its run uses.
 
     `prompts` are some of the run's, of which the first two different ones are taken; of a single
-    one both rows are. Raises ParityError, and UserError for a model that draws clips.
+    one both rows are. Raises ParityError.
     """
     model = policy.model
     assert isinstance(model, Derived)
-    with torch.no_grad():
-        shape = model.decode(torch.zeros(1, *model.latent_shape, device=policy.device)).shape
-    if len(shape) != 4:
-        raise UserError(
-            f"model.pretrained={model.pretrained} draws clips of {shape[1]} frames, which rewards "
-            "and evaluations do not take yet; set model.call.num_frames=1"
-        )
     different = list({prompt.text: prompt for prompt in prompts}.values())
     rows = policy.embed([different[0], different[min(1, len(different) - 1)]])
     return check(

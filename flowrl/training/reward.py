@@ -19,6 +19,7 @@ from flowrl.advantages import weighted_sum
 from flowrl.errors import UserError
 from flowrl.parallel import background
 from flowrl.rewards.attempt import attempt
+from flowrl.rewards.clips import Clips, Frames
 from flowrl.rewards.outputs import (
     LARGEST,
     REASON,
@@ -58,7 +59,7 @@ NOT_FINITE = "image is not finite"
 class HeldBack:
     """Samples whose group is not whole yet, and the future that waits for their scores."""
 
-    images: Float[Tensor, "B 3 H W"]
+    images: Float[Tensor, "B *F 3 H W"]
     prompts: Sequence[Prompt]
     scores: Future[RewardOutput]
 
@@ -83,16 +84,24 @@ class RewardModule(LightningModule):
     are missing, and so are those of later calls, at once, for as long as it goes on. No thread can
     be killed, so it is left behind and ends with the process, whose end it cannot hold up. Calls in
     the caller's thread have no limit.
+
+    Clips are scored as `frames` says, which a module that scores images can do without.
     """
 
     @checked("")
     def __init__(
-        self, *, reward: Reward, max_missing: Share, scorer_timeout: Duration | None = None
+        self,
+        *,
+        reward: Reward,
+        max_missing: Share,
+        scorer_timeout: Duration | None = None,
+        frames: Frames | None = None,
     ) -> None:
         super().__init__()
         self.reward = reward
         self.max_missing = max_missing
         self.scorer_timeout = scorer_timeout
+        self.frames = frames
         self.num_idle = 0
         self.newest: Future[Any] | None = None
         self.waiting: deque[Future[Any]] = deque()
@@ -104,7 +113,7 @@ class RewardModule(LightningModule):
 
     def submit(
         self,
-        images: Float[Tensor, "B 3 H W"],
+        images: Float[Tensor, "B *F 3 H W"],
         prompts: Sequence[Prompt],
         *,
         first: int = 0,
@@ -191,11 +200,29 @@ class RewardModule(LightningModule):
             return None
         return f"{type(self.reward).__name__}, asked {time.monotonic() - self.began:.0f} s ago"
 
-    def score(self, images: Images, prompts: Sequence[Prompt], group_size: int = 1) -> RewardOutput:
+    def score(
+        self,
+        images: Images | Float[Tensor, "B F 3 H W"],
+        prompts: Sequence[Prompt],
+        group_size: int = 1,
+    ) -> RewardOutput:
         """Return checked scores on the CPU, with `terms` and `applies`.
 
         Values and terms are NaN where no reward applies. `group_size` consecutive samples are a
-        group, for a scorer that asks for whole ones; no other scorer is told.
+        group, for a scorer that asks for whole ones; no other scorer is told. Raises UserError for
+        clips where nothing says how they are to be seen.
+        """
+        if isinstance(images, Tensor) and images.ndim == 5:
+            if self.frames is None:
+                raise UserError("frames: say how clips are scored, as by count: 4 and reduce: mean")
+            return self._score_whole(Clips(images, self.frames), prompts, group_size)
+        return self._score_whole(images, prompts, group_size)
+
+    def _score_whole(
+        self, images: Images | Clips, prompts: Sequence[Prompt], group_size: int
+    ) -> RewardOutput:
+        """Score images, or clips with how they are seen, by whole groups where these are asked
+        for.
         """
         if not asks_for_whole_groups(self.reward):
             return _complete(self._ask_finite(images, prompts))
@@ -205,11 +232,16 @@ class RewardModule(LightningModule):
             outputs.append(_complete(self._ask_finite(images[group], prompts[group])))
         return concatenate(outputs)
 
-    def _ask_finite(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        """Return the scorer's answer for the images that are finite; the others are missing."""
-        if not isinstance(images, Tensor) or images.isfinite().all():
+    def _ask_finite(self, images: Images | Clips, prompts: Sequence[Prompt]) -> RewardOutput:
+        """Return the scorer's answer for the images that are finite, clips in all of their frames;
+        the others are missing.
+        """
+        if not isinstance(images, Tensor | Clips):
             return self._ask(images, prompts)
-        is_finite = images.isfinite().flatten(1).all(1).tolist()
+        pixels = images.values if isinstance(images, Clips) else images
+        if pixels.isfinite().all():
+            return self._ask(images, prompts)
+        is_finite = pixels.isfinite().flatten(1).all(1).tolist()
         rows = [row for row, ok in enumerate(is_finite) if ok]
         log.warning(
             "%d of %d images are not finite: they are not scored",
@@ -221,7 +253,7 @@ class RewardModule(LightningModule):
         reasons = {row: NOT_FINITE for row, ok in enumerate(is_finite) if not ok}
         return fill(self._ask(images[rows], [prompts[row] for row in rows]), reasons)
 
-    def _ask(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+    def _ask(self, images: Images | Clips, prompts: Sequence[Prompt]) -> RewardOutput:
         """Return the scorer's answer, or missing samples where it, or an earlier call, takes too
         long.
         """
@@ -230,10 +262,11 @@ class RewardModule(LightningModule):
 
         @torch.no_grad()
         def work() -> RewardOutput:
-            if isinstance(images, Tensor) and images.is_cuda:
+            pixels = images.values if isinstance(images, Clips) else images
+            if isinstance(pixels, Tensor) and pixels.is_cuda:
                 # The current device belongs to a thread, as does the stream: the default one, in
                 # the order of calls.
-                torch.cuda.set_device(images.device)
+                torch.cuda.set_device(pixels.device)
             return attempt(self.reward, images, prompts)
 
         self.began = time.monotonic()

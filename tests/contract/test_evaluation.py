@@ -77,3 +77,52 @@ def test_a_negative_number_of_samples_is_refused():
         UserError, match=r"evaluation\.kl_samples=-1 must be a whole number of at least 0"
     ):
         make("evaluation.kl_samples=-1")
+
+
+SMALL = ("evaluation.num_steps=2", "evaluation.max_prompts=3", "evaluation.images_per_prompt=2")
+
+
+def test_only_the_images_that_are_asked_for_are_kept():
+    """Copies, and the numbers are those of all. Mutation: keep all, or views of whole batches."""
+    policy, _, evaluator = make(*SMALL, "evaluation.batch_size=4", "evaluation.kl_samples=0")
+    whole = evaluator.evaluate(policy)
+    some = evaluator.evaluate(policy, kept={"held_in": [0, 4]})
+    assert some.metrics == whole.metrics
+    assert {name: list(images) for name, images in some.images.items()} == {
+        name: [0, 4] if name == "held_in" else [] for name in evaluator.sets
+    }
+    for row, image in some.images["held_in"].items():
+        assert torch.equal(image, whole.images["held_in"][row])
+        assert image.untyped_storage().nbytes() == image.nbytes
+
+
+def test_clips_are_scored_by_the_frames_that_count_and_measured_in_all():
+    """A model whose clips have three frames: what it drew, its mirror image, and a darker one.
+    Rewards see the first and the last.
+
+    Mutation: score the mean, or measure the first frame.
+    """
+    settings = ("frames.count=2", "frames.reduce=min", "evaluation.kl_samples=0")
+    policy, _, evaluator = make(*SMALL, *settings)
+    decode = policy.model.decode
+    drawn = []
+
+    def clips(x):
+        images = decode(x)
+        drawn.append(torch.stack([images, images.flip(-1), 0.5 * images], 1))
+        return drawn[-1]
+
+    policy.model.decode = clips
+    result = evaluator.evaluate(policy)
+    name = next(iter(evaluator.sets))
+    prompts = [prompt for prompt in evaluator.sets[name] for _ in range(2)]
+    ours = drawn[0]
+    assert ours.shape[:3] == (len(prompts), 3, 3)
+    ends = [policy.reward.score(ours[:, number], prompts).values for number in (0, 2)]
+    metrics = {key.removeprefix(f"eval/{name}/"): value for key, value in result.metrics.items()}
+    assert metrics["reward"] == pytest.approx(float(torch.minimum(*ends).mean()), abs=1e-6)
+    first = (ours[:, 1] - ours[:, 0]).abs().mean((1, 2, 3))
+    second = (ours[:, 2] - ours[:, 1]).abs().mean((1, 2, 3))
+    assert metrics["panel/motion"] == pytest.approx(float((first + second).mean() / 2), rel=1e-5)
+    assert metrics["panel/brightness"] < 0.9 * float(ours[:, 0].mean())
+    assert result.images[name][1].shape == ours.shape[1:]

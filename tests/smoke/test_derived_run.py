@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 from families import FAMILIES
+from PIL import Image
 from runs import train
 from safetensors.torch import load_file
 
@@ -106,33 +107,50 @@ CLIPS = (
 )
 
 
-@pytest.fixture(scope="module")
-def video(tmp_path_factory):
-    return FAMILIES["wan21"].save(tmp_path_factory.mktemp("pipelines") / "wan21")
-
-
-def test_clips_are_refused_before_the_first_evaluation(video, tmp_path):
-    """In one line. Mutation: check after the evaluation, whose scorer would fail instead."""
-    call = "model.call={height: 32, width: 32, num_frames: 9, max_sequence_length: 64}"
-    options = (*CLIPS, f"model.pretrained={video}", call, *SHORT)
-    result = train(*options, f"run_dir={tmp_path}/run", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "draws clips of 9 frames" in result.stderr.strip().splitlines()[-1]
-    assert "evaluating" not in result.stdout
+def clips(family, frames, folder, *more):
+    """A run on a family's small random pipeline, at 32 x 64 pixels."""
+    pipeline = FAMILIES[family].save(folder / family)
+    call = f"model.call={{height: 32, width: 64, num_frames: {frames}, max_sequence_length: 64}}"
+    options = (*CLIPS, f"model.pretrained={pipeline}", call, *SHORT, "gate_tolerance=5e-7")
+    result = train(*options, *more, f"run_dir={folder}/run", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / "run"
 
 
 @pytest.mark.slow
-def test_a_video_model_trains_on_single_frames_along_its_own_grid(video, tmp_path):
+@pytest.mark.parametrize("family", ["wan21", "ltx_video"])
+def test_a_video_model_trains_on_clips(family, tmp_path):
+    """Two iterations on nine frames, with what moves measured, strips of four frames below each
+    other and a moving grid of all nine.
+
+    Mutation: score or draw clips as pictures, or measure motion of none.
+    """
+    run = clips(
+        family,
+        9,
+        tmp_path,
+        "viewing.num_shown=3",
+        "reward=jpeg_incompressibility",
+        "frames.reduce=min",
+    )
+    assert len(rows(run)) == 2
+    panels = json.loads((run / "summary.json").read_text())["eval"]["after"]["panel"]
+    assert panels["motion"] > 0.01 and panels["motion_variation"] > 0
+    before = load_file(run / "images" / "before.safetensors")
+    assert before["images"].shape == (3, 9, 3, 32, 64)
+    with Image.open(run / "images" / "000002.png") as strips:
+        assert strips.width > 2 * 4 * 128 and strips.height > 3 * 128
+        size = strips.size
+    with Image.open(run / "images" / "000002.gif") as moving:
+        assert moving.n_frames == 9 and moving.size != size
+
+
+@pytest.mark.slow
+def test_a_video_model_trains_on_single_frames_along_its_own_grid(tmp_path):
     """Five axes of state, bfloat16, guidance of two passes. Mutation: keep the frames' axis."""
-    call = "model.call={height: 32, width: 32, num_frames: 1, max_sequence_length: 64}"
-    options = (*CLIPS, f"model.pretrained={video}", call, *SHORT, "gate_tolerance=5e-7")
     guided = ("model.dtype=bfloat16", "rollout.guidance_scale=3", "backend=large")
-    result = train(*options, *guided, f"run_dir={tmp_path}/run", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert len(rows(tmp_path / "run")) == 2
-    scales = [
-        check["guidance_scale"]
-        for check in json.loads((tmp_path / "run" / PARITY).read_text())["checks"]
-    ]
-    assert scales == [3.0, 1.0]
-    assert list((tmp_path / "run" / "lora").glob("*.safetensors"))
+    run = clips("wan21", 1, tmp_path, *guided)
+    assert len(rows(run)) == 2 and not list((run / "images").glob("*.gif"))
+    checks = json.loads((run / PARITY).read_text())["checks"]
+    assert [check["guidance_scale"] for check in checks] == [3.0, 1.0]
+    assert list((run / "lora").glob("*.safetensors"))

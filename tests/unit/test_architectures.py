@@ -11,7 +11,8 @@ from runs import CONF
 
 from flowrl.launch.checks import check_deadlines, check_guidance
 from flowrl.launch.compose import register_resolvers
-from flowrl.models.architectures import ARCHITECTURES, on_meta
+from flowrl.models.architectures import ARCHITECTURES, is_listed, on_meta
+from flowrl.models.loading import transformer_on_meta
 from flowrl.objectives import check_method, stochastic_steps
 
 PARAMETERS = {
@@ -243,3 +244,16 @@ def test_a_folder_of_another_class_is_named(tmp_path):
         ) as error:
             on_meta(str(tmp_path), torch.float32)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_known"), [("SD3Transformer2DModel", True), ("LTXVideoTransformer3DModel", False)]
+)
+def test_a_folders_transformer_may_be_of_a_class_that_is_not_listed(kind, is_known, tmp_path):
+    """A derived model's: its LoRA is compared once it is loaded. Mutation: refuse the folder."""
+    (tmp_path / "transformer").mkdir()
+    config = tmp_path / "transformer" / "config.json"
+    config.write_text(json.dumps({"_class_name": kind, "num_layers": 1}))
+    assert is_listed(str(tmp_path)) == is_known
+    if not is_known:
+        assert transformer_on_meta(str(tmp_path)) is None

@@ -2,17 +2,25 @@
 them.
 """
 
+import base64
+import io
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageSequence
+from PIL.PngImagePlugin import PngInfo
 
 from flowrl.evaluation.page import render
 from flowrl.evaluation.samples import Assessment
 from flowrl.evaluation.summary import gallery, numbers
+from flowrl.images.clips import evenly
+from flowrl.images.contact_sheet import save_sample, to_pil
+from flowrl.images.pictures import read_frames
 from flowrl.types import Prompt
 
 FAMILIES = ("atom_count_10", "atom_count_9", "", "atom_count_9")
@@ -163,3 +171,48 @@ def test_the_page_shows_families_and_pictures(both):
     assert page.count("no score") == 1
     plain = [each | {"families": {}} for each in results.values()]
     assert "Task families" not in render("a", "b", {"own": dict(zip("ab", plain, strict=True))}, {})
+
+
+def test_the_page_plays_clips_and_tells_their_motion(both):
+    """Twenty frames of an animated PNG become a WebP of sixteen, the first and the last among
+    them; motion has rows where it was measured, and nowhere else.
+
+    Mutation: embed the first frame, or every frame; or show the rows for pictures.
+    """
+    levels = torch.arange(20)[:, None, None, None] * 10 / 255
+    for each in both.values():
+        save_sample(levels.expand(20, 3, 8, 8), each.folder / "own" / "a.png")
+    results = {"base": numbers(both["base"], "own", None)}
+    page = render("a", "b", {"own": results}, {"own": gallery(both, "own", 1)})
+    assert "motion" not in page
+    first, second = re.findall("data:image/webp;base64,([^']+)", page)
+    assert first == second and "data:image/png" not in page
+    with Image.open(io.BytesIO(base64.b64decode(first))) as picture:
+        seen = [
+            frame.convert("RGB").getpixel((2, 2))[0] for frame in ImageSequence.Iterator(picture)
+        ]
+    assert seen == [10 * number for number in evenly(20, 16)]
+    both["base"].columns |= {
+        "panel/motion": np.array([0.1, 0.2, 0.3, 0.2]),
+        "panel/motion_variation": np.full(4, 0.5),
+    }
+    results = {"base": numbers(both["base"], "own", None)}
+    page = render("a", "b", {"own": results}, {})
+    row = page[page.index("motion <small>mean absolute") :].split("</tr>")[0]
+    assert "0.2" in row and "motion variation" in page
+
+
+def test_a_clip_is_stored_without_loss(tmp_path):
+    """With what a PNG says of itself. Mutation: store it by a format that blurs."""
+    clip = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    notes = PngInfo()
+    notes.add_text("prompt", "a red circle")
+    save_sample(clip, tmp_path / "clip.png", pnginfo=notes)
+    frames = read_frames(tmp_path / "clip.png")
+    assert [
+        np.array_equal(frame, to_pil(own)) for frame, own in zip(frames, clip, strict=True)
+    ] == [True] * 3
+    with Image.open(tmp_path / "clip.png") as picture:
+        assert picture.text["prompt"] == "a red circle"
+    save_sample(clip[0], tmp_path / "picture.png")
+    assert len(read_frames(tmp_path / "picture.png")) == 1

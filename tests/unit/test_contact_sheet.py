@@ -1,5 +1,7 @@
 """Pictures on a contact sheet."""
 
+from itertools import product
+
 import numpy as np
 import torch
 from PIL import Image
@@ -12,6 +14,8 @@ from flowrl.images.contact_sheet import (
     _thumbnail,
     comparison,
     enlarged,
+    moving,
+    strip,
 )
 
 
@@ -47,3 +51,37 @@ def test_a_large_picture_is_reduced_by_all_its_pixels():
     small = np.asarray(_thumbnail(chequered.expand(3, -1, -1)))
     assert small.shape == (CELL, CELL, 3)
     assert abs(small.astype(int) - 127).max() <= 2
+
+
+def test_a_clip_is_a_strip_of_its_frames():
+    """Nine frames of rising brightness, of which 0, 3, 5 and 8 stand beside each other, each in a
+    cell of its own, and the second clip below the first though two fit beside each other of images.
+
+    Mutation: show the first four, or let strips run into each other.
+    """
+    levels = torch.arange(9) * 20 / 255
+    clip = levels[:, None, None, None].expand(9, 3, 32, 32)
+    assert [strip(clip).getpixel((34 * i + 5, 5))[0] for i in range(4)] == [0, 60, 100, 160]
+    columns = [
+        ("before", torch.stack([clip] * 2), [0.1, 0.2]),
+        ("now", torch.stack([clip] * 2), [0.0, 1.0]),
+    ]
+    sheet = comparison(["x", "y"], columns, per_row=2)
+    cell_height = CELL + 4 * LINE + 2 * MARGIN
+    assert sheet.size == (2 * (4 * CELL + 6 + MARGIN) + 2 * MARGIN, 2 * cell_height)
+    for row, column in product(range(2), range(2)):
+        top = row * cell_height + MARGIN + CAPTION_LINES * LINE + 2
+        left = MARGIN + column * (4 * CELL + 6 + MARGIN)
+        seen = [sheet.getpixel((left + i * (CELL + 2) + 64, top + 64))[0] for i in range(4)]
+        assert seen == [0, 60, 100, 160]
+
+
+def test_moving_sheets_show_one_time_each():
+    """Of 31 frames every second one. Mutation: show strips, or the first sixteen."""
+    levels = torch.arange(31) * 8 / 255
+    clips = levels[None, :, None, None, None].expand(2, 31, 3, 32, 32)
+    sheets = moving(["x", "y"], [("now", clips, [0.5, 0.5])], per_row=2)
+    place = (MARGIN + 64, MARGIN + CAPTION_LINES * LINE + 2 + 64)
+    assert [sheet.getpixel(place)[0] for sheet in sheets] == [16 * i for i in range(16)]
+    still = comparison(["x", "y"], [("now", clips[:, 0], [0.5, 0.5])], per_row=2)
+    assert np.array_equal(np.asarray(sheets[0]), np.asarray(still))

@@ -656,6 +656,22 @@ def test_a_server_does_not_start_with_limits_that_contradict_each_other(change, 
         serve(brightness, limits=Limits(**LIMITS), **settings | change)
 
 
+SERVER = {
+    "host": "127.0.0.1",
+    "port": 0,
+    "device": "cpu",
+    "max_batch": 1,
+    "max_batch_bytes": 10**9,
+    "max_wait": 0.0,
+    "max_waiting": 10**6,
+    "max_waiting_bytes": 10**12,
+    "max_connections": 1,
+    "idle_seconds": 1,
+    "shutdown_seconds": 1.0,
+    "token_env": None,
+}
+
+
 def test_a_scorer_of_whole_groups_is_not_served():
     """Mutation: let it compare the pictures of different requests with each other."""
 
@@ -666,22 +682,20 @@ def test_a_scorer_of_whole_groups_is_not_served():
             return all_valid(torch.zeros(len(prompts)))
 
     with pytest.raises(UserError, match="Rank compares the images of a prompt, and requests are"):
-        serve(
-            reward=Rank(),
-            limits=Limits(**LIMITS),
-            host="127.0.0.1",
-            port=0,
-            device="cpu",
-            max_batch=1,
-            max_batch_bytes=10**9,
-            max_wait=0.0,
-            max_waiting=10**6,
-            max_waiting_bytes=10**12,
-            max_connections=1,
-            idle_seconds=1,
-            shutdown_seconds=1.0,
-            token_env=None,
-        )
+        serve(reward=Rank(), limits=Limits(**LIMITS), **SERVER)
+
+
+def test_a_scorer_of_whole_clips_is_not_served():
+    """Mutation: hand it each picture of a request as a clip."""
+
+    class Change:
+        whole_clips = True
+
+        def __call__(self, images, prompts):
+            return all_valid(torch.zeros(len(prompts)))
+
+    with pytest.raises(UserError, match="Change takes whole clips, and requests carry images"):
+        serve(reward=Change(), limits=Limits(**LIMITS), **SERVER)
 
 
 def test_a_port_that_is_taken_is_named_with_the_remedy():

@@ -5,18 +5,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from PIL import Image
 
 from flowrl.callbacks.evaluate import Evaluate
 from flowrl.callbacks.record import RunRecord
+from flowrl.callbacks.trackers import log_clips
 from flowrl.evaluation.evaluator import Evaluator
+from flowrl.images.clips import save_moving
 from flowrl.objectives.gate import GateFailed
 from flowrl.training.reward import TooManyMissingRewards
 from flowrl.types import Prompt
 
 
 class Alerts(WandbLogger):
-    """A W&B logger whose run only keeps the alerts."""
+    """A W&B logger that only keeps what it is sent."""
 
     def __init__(self):
         self.sent = []
@@ -24,6 +27,9 @@ class Alerts(WandbLogger):
     @property
     def experiment(self):
         return SimpleNamespace(alert=lambda **alert: self.sent.append(alert))
+
+    def log_metrics(self, metrics, step=None):
+        self.sent.append(metrics)
 
 
 @pytest.mark.parametrize("error", [GateFailed("drift", 1.0), TooManyMissingRewards("half of them")])
@@ -61,3 +67,17 @@ def test_reward_up_and_gold_down_is_an_alert(tmp_path):
     ]
     (alert,) = alerts.sent
     assert alert["level"] == "WARN" and "clean_objects fell" in alert["text"]
+
+
+def test_clips_go_to_wandb_as_the_file_they_are(tmp_path):
+    """W&B takes a GIF without encoding it; trackers that would encode it get nothing.
+
+    Mutation: send frames as numbers, which asks for a package of W&B's own.
+    """
+    path = tmp_path / "000002.gif"
+    frames = [Image.new("RGB", (8, 8), (level,) * 3) for level in (0, 90, 200)]
+    save_moving(frames, path, "GIF")
+    logger = Alerts()
+    log_clips([logger, CSVLogger(tmp_path)], path)
+    [(key, [video])] = logger.sent[0].items()
+    assert key == "clips" and (video._format, video._path) == ("gif", str(path))

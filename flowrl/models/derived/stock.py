@@ -130,8 +130,12 @@ class Stock:
             )
         return -output.float() if self.times.is_mirrored else output.float()
 
-    def decode(self, x0: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-        """Return images or videos in [0, 1], float32: the call's result with no step at all."""
+    def decode(self, x0: Float[Tensor, "B ..."]) -> Float[Tensor, "B *F 3 H W"]:
+        """Return images, or clips [B, F, 3, H, W], in [0, 1], float32: the call's result with no
+        step at all.
+
+        Raises Refused where its axes are others.
+        """
         self.stand_in.ask([], torch.empty(0))
         arguments = self.arguments.of(PROBE, len(x0), UNGUIDED)
         with decoding_in_float32(self.pipeline.vae):
@@ -139,6 +143,11 @@ class Stock:
         images = output[0]
         if not isinstance(images, Tensor):
             raise Refused(f"its call gives a {type(images).__name__}, not images as one tensor")
+        if images.ndim not in (4, 5) or images.shape[-3] != 3:
+            raise Refused(
+                f"its call gives {tuple(images.shape)}, neither pictures (B, 3, H, W) nor clips "
+                "(B, F, 3, H, W)"
+            )
         # A clip of a single frame is a picture.
         is_picture = images.ndim == 5 and images.shape[1] == 1
         return images.squeeze(1).float() if is_picture else images.float()
