@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from flowrl.types import Conditioning
@@ -35,6 +36,15 @@ class TextModel(Protocol):
 
     def drop_text_encoders(self) -> None:
         """Free the text encoders; a later `encode_prompts` loads them again."""
+        ...
+
+
+@runtime_checkable
+class EditModel(TextModel, Protocol):
+    """The text side of a base model that edits pictures, too."""
+
+    def encode_edits(self, prompts: Sequence[str], pictures: Sequence[Image.Image]) -> Conditioning:
+        """Encode prompts with a picture each, as `encode_prompts` does."""
         ...
 
 
