@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from flowrl.errors import UserError
-from flowrl.models.protocol import EditModel
+from flowrl.models.protocol import EditModel, Use
 from flowrl.types import Prompt
-
-Use = Literal["never", "sometimes", "always"]
-"""How a model uses a prompt's picture."""
 
 
 def check_pictures(model: Any, prompts: Sequence[Prompt]) -> None:
-    """Raise UserError where a loaded model edits no pictures, but prompts carry some."""
-    if not isinstance(model, EditModel):
-        check_use(type(model).__name__, "never", prompts)
+    """Raise UserError where prompts do not suit what a loaded model does with their pictures."""
+    use = model.use if isinstance(model, EditModel) else "never"
+    check_use(type(getattr(model, "pipeline", model)).__name__, use, prompts)
 
 
 def check_config(kind: Any, node: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:

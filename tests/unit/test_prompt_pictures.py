@@ -137,6 +137,7 @@ class Editor:
 
     negative_prompt = None
     embedding_key = "editor"
+    use = "always"
 
     def __init__(self):
         self.asked = []
@@ -190,8 +191,10 @@ def test_rows_belong_to_text_and_picture(lines, tmp_path, is_kept):
 
 
 def test_a_model_without_an_eye_for_pictures_takes_none(lines):
-    """Mutation: embed the text alone."""
+    """And one that needs them no other prompts. Mutation: embed the text alone."""
     prompts = read(lines({"image": "b.png"}))
+    with pytest.raises(UserError, match="carry no picture, such as 'words', but a Editor"):
+        PromptEmbeddings(Editor(), [Prompt("words")], folder=None, chunk=1)
     with pytest.raises(UserError, match="carry pictures, such as 'make it blue', but a Painter"):
         PromptEmbeddings(Painter(), prompts, folder=None, chunk=1)
 
