@@ -23,15 +23,17 @@ from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from flowrl.cli import arguments
 from flowrl.errors import UserError
 from flowrl.evaluation.drawing import draw_prompt
 from flowrl.images.contact_sheet import INK, PAPER, enlarged, to_pil
+from flowrl.images.pictures import read_upright
 from flowrl.launch.checks import check_guidance
 from flowrl.launch.compose import compose
+from flowrl.launch.pictured import check_model_of_prompts
 from flowrl.launch.search_path import with_config_dir
 from flowrl.launch.validate import validate
 from flowrl.models import loading
@@ -106,6 +108,7 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
     sheet.
     """
     check_guidance(cfg)
+    check_model_of_prompts(cfg, prompts)
     lora_file = read(args, cfg.model.pretrained)
     evaluator = instantiate(cfg.evaluation)
     model: Any = instantiate(cfg.model)
@@ -134,6 +137,9 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
     rows = []
     for i, prompt in enumerate(prompts):
         titled = []
+        if prompt.image is not None:
+            source = read_upright(Path(prompt.image.path))
+            titled.append(("source", ImageOps.pad(source, drawn[i, "base"][0].size, color=PAPER)))
         for j, name in product(range(args.count), variants):
             image = drawn[i, name][j]
             titled.append((f"{name} {j}", image))

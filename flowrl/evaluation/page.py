@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.images.image_statistics import MEANINGS
-from flowrl.images.pictures import read_rgb
+from flowrl.images.pictures import read_upright
 from flowrl.report.frame import COLOURS, embedded, fill
 from flowrl.statistics import ROUNDING, interval_kinds
 
@@ -30,6 +30,8 @@ REWARDS = (
     "is less than the first column beyond chance: the difference, prompt by prompt with the same "
     "noise, has an interval without 0."
 )
+SOURCE = "the picture that is edited"
+"""The label of a prompt's own picture in a gallery, which has no score."""
 LOOKS = (
     "What the images look like, whatever a reward says: a policy that cheats its reward moves here "
     "first."
@@ -315,10 +317,12 @@ def _gallery(rows: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _picture(label: str, path: Path, score: float | None) -> Picture:
     """Embed an image of at most `LONGEST` pixels a side, so that a page stays small."""
-    picture = read_rgb(path)
+    picture = read_upright(path)
     is_tiny = max(picture.size) < LONGEST
     picture.thumbnail((LONGEST, LONGEST))  # only ever reduces
     file = io.BytesIO()
     picture.save(file, format="PNG")
     text = "no score" if score is None else f"{score:.3f}"
+    if label == SOURCE:
+        text = ""
     return Picture(label, text, embedded(file.getvalue()), is_tiny)

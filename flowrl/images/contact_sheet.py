@@ -37,16 +37,19 @@ def comparison(
     columns: Sequence[tuple[str, Float[Tensor, "N 3 H W"], Sequence[float]]],
     *,
     per_row: int,
+    sources: Sequence[Image.Image] = (),
 ) -> Image.Image:
     """Draw captioned samples, each as one image per column (such as before and after) with its
     score underneath.
 
     A column is (title, images, scores), all with one entry per caption; `per_row` samples stand
-    side by side. A score of NaN is missing.
+    side by side. A score of NaN is missing. `sources` are the pictures that were edited, one per
+    caption or none, which stand first.
     """
     font = ImageFont.load_default(size=12)
     # The size of one sample: its caption, its images beside each other, and their scores.
-    width = len(columns) * (CELL + MARGIN) + 2 * MARGIN
+    num_cells = len(columns) + bool(sources)
+    width = num_cells * (CELL + MARGIN) + 2 * MARGIN
     height = CELL + 4 * LINE + 2 * MARGIN
     num_rows = math.ceil(len(captions) / per_row)
     sheet = Image.new("RGB", (per_row * width, num_rows * height), PAPER)
@@ -60,7 +63,10 @@ def comparison(
             draw.text((left, top + line * LINE), text, INK, font)
         # Images stand at one height, whether their caption fills its lines or not.
         top += CAPTION_LINES * LINE
-        for j, (title, images, scores) in enumerate(columns):
+        if sources:
+            sheet.paste(_reduced(sources[i]), (left, top + 2))
+            draw.text((left, top + CELL + 4), "source", INK, font)
+        for j, (title, images, scores) in enumerate(columns, start=bool(sources)):
             x = left + j * (CELL + MARGIN)
             sheet.paste(_thumbnail(images[i]), (x, top + 2))
             score = scores[i]
@@ -70,7 +76,11 @@ def comparison(
 
 
 def _thumbnail(image: Float[Tensor, "3 H W"]) -> Image.Image:
-    picture = enlarged(to_pil(image))
+    return _reduced(to_pil(image))
+
+
+def _reduced(picture: Image.Image) -> Image.Image:
+    picture = enlarged(picture)
     # Nearest neighbours would drop most pixels of a large image.
     picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
     return picture

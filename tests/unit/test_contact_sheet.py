@@ -47,3 +47,17 @@ def test_a_large_picture_is_reduced_by_all_its_pixels():
     small = np.asarray(_thumbnail(chequered.expand(3, -1, -1)))
     assert small.shape == (CELL, CELL, 3)
     assert abs(small.astype(int) - 127).max() <= 2
+
+
+def test_what_was_edited_stands_before_its_images():
+    """Blue, then black, each in a cell of its own. Mutation: draw it over the first image."""
+    columns = [("", torch.zeros(1, 3, 32, 32), [1.0])]
+    source = Image.new("RGB", (64, 32), (0, 0, 255))
+    sheet = np.asarray(comparison(["x"], columns, per_row=1, sources=[source]))
+    assert sheet.shape[1] == 2 * (CELL + MARGIN) + 2 * MARGIN
+    top = MARGIN + CAPTION_LINES * LINE + 2
+    cell = sheet[top : top + CELL]
+    blue = np.argwhere((cell == (0, 0, 255)).all(2))
+    assert blue.min(0).tolist() == [0, MARGIN] and np.ptp(blue, axis=0).tolist() == [63, 127]
+    black = np.argwhere((cell == 0).all(2))
+    assert black.min(0).tolist() == [0, 2 * MARGIN + CELL]
