@@ -23,6 +23,8 @@ def check_config(kind: Any, node: Mapping[str, Any], prompts: Sequence[Prompt]) 
     Raises UserError, in one line, where prompts carry pictures and it takes none, where it needs
     them and they do not, and where some do and others do not.
     """
+    if not isinstance(kind, type):
+        return  # what a function makes is looked at when it is made
     if not hasattr(kind, "encode_edits"):
         check_use(kind.__name__, "never", prompts)
     elif hasattr(kind, "picture_use"):

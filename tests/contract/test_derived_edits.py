@@ -97,7 +97,7 @@ def test_the_picture_decides_and_rows_go_where_they_belong(folder_of, tmp_path):
     assert all(torch.equal(rows.tensors[key], recorded.tensors[key]) for key in recorded.tensors)
     x = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        alone = [model.velocity(x, 0.5, rows[[i]], 3.0) for i in range(3)]
+        alone = [model.velocity(x, 0.5, rows[i : i + 1], 3.0) for i in range(3)]
         together = model.velocity(x.expand(4, -1, -1), 0.5, rows[torch.tensor([1, 0, 1, 2])], 3.0)
     torch.testing.assert_close(together, torch.cat([alone[i] for i in (1, 0, 1, 2)]))
     assert (alone[0] - alone[2]).abs().max() > 1e-3
