@@ -42,7 +42,7 @@ ROOMS = {
     "images": ("errors", "numpy", "PIL"),
     "prompts": (
         *("errors", "flowrl.DISTRIBUTION", "images", "shapes", "types", "values"),
-        *("annotated_types", "datasets", "numpy"),
+        *("annotated_types", "datasets", "numpy", "PIL"),
     ),
     "runs": ("flowrl.__version__", "errors", "parallel", "types", "yaml", *LEARNING),
     "models": (

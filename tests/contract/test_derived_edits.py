@@ -7,6 +7,7 @@ import pytest
 import torch
 from families import FAMILIES
 from PIL import Image
+from toys import ToyPipeline, derive
 
 from flowrl.errors import UserError
 from flowrl.models.derived.adapter import Derived
@@ -131,6 +132,66 @@ def test_a_picture_comes_with_a_prompt_and_not_with_the_call(folder_of):
     """Mutation: let the call's picture stand beside every prompt."""
     with pytest.raises(UserError, match=r"model.call.image=a.png cannot be given: pictures come"):
         derived(folder_of("flux1_kontext"), FAMILIES["flux1_kontext"], image="a.png")
+
+
+class OneAtATime(ToyPipeline):
+    """A toy that takes one prompt a call, to whose text it adds its picture's first colours."""
+
+    def encode_prompt(self, prompt, image=None, device=None):
+        return self.text_encoder(prompt)
+
+    def prepare_latents(self, image, count, generator, latents=None):
+        x = super().prepare_latents(count, generator, latents)
+        return x, torch.tensor([image.getpixel((0, 0))[:2]]) / 255
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image=None,
+        prompt=None,
+        negative_prompt=None,
+        num_inference_steps=5,
+        guidance_scale=3.0,
+        generator=None,
+        latents=None,
+        output_type="pt",
+        return_dict=True,
+    ):
+        if len(prompt) > 1:
+            raise ValueError("one prompt at a time")
+        text = self.encode_prompt(prompt, image)
+        negative = self.encode_prompt(negative_prompt, image) if guidance_scale > 1 else None
+        x, source = self.prepare_latents(image, len(prompt), generator, latents)
+        text = text + source
+        negative = None if negative is None else negative + source
+        self.scheduler.set_timesteps(num_inference_steps)
+        for t in self.scheduler.timesteps:
+            x = self.step(self.predict(x, t, text, negative, guidance_scale), t, x)
+        image = self.vae.decode(x)[0]
+        channels = torch.cat([image, image[:, :1]], 1)
+        return (channels[:, :, None, None].expand(-1, -1, 2, 4).clamp(0, 1),)
+
+
+def test_a_pipeline_that_takes_one_picture_a_call_is_called_once_a_row(monkeypatch):
+    """W x + (1 + sigma) (source + scale text), by hand, for both rows, and both decoded.
+
+    Mutations: call it with all rows, or give all the first row's picture.
+    """
+    model = derive(monkeypatch, OneAtATime)
+    assert model.use == "always"
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ((255, 51, 0), (51, 0, 0))]
+    rows = model.encode_edits(["a red cube", "two"], pictures)
+    x = torch.tensor([[1.0, 2.0], [-4.0, 8.0]])
+    velocity = model.velocity(x, 0.25, rows, 3.0)
+    text = torch.tensor([[10.0, 2.0], [3.0, 0.0]]) / 8
+    source = torch.tensor([[1.0, 0.2], [0.2, 0.0]])
+    moved = torch.tensor([[0.5 - 0.5, 0.125 + 1.5], [-2.0 - 2.0, -0.5 + 6.0]])
+    expected = moved + 1.25 * (source + 3 * text)
+    torch.testing.assert_close(velocity, expected, rtol=0, atol=1e-6)
+    assert model.decode(torch.tensor([[1.0, 0.5], [3.0, -1.0]]))[:, :, 0, 0].tolist() == [
+        [0.5, 0.25, 0.5],
+        [1.0, 0.0, 1.0],
+    ]
 
 
 class Processor:
