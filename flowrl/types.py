@@ -76,14 +76,40 @@ class Conditioning:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureFile:
+    """A picture on disk, which is known by the digest of its file's content, wherever it lies."""
+
+    path: str = field(compare=False)
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt, the task family it is reported under (may be empty), and whatever its reward needs
     to know.
+
+    `image` is the picture that the text says how to edit, None where there is none; `mask` is white
+    where an edit should keep it. `flowrl.images.pictures.read_upright` reads either.
     """
 
     text: str
     family: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    image: PictureFile | None = None
+    mask: PictureFile | None = None
+
+    @property
+    def digests(self) -> list[str]:
+        """The digests of its pictures: none, the image's, or the image's and the mask's."""
+        return [picture.digest for picture in (self.image, self.mask) if picture is not None]
+
+    @property
+    def key(self) -> str:
+        """A text that is equal for prompts of one text and picture, whose images are drawn from one
+        distribution: the prompt's own where it has no picture.
+        """
+        # No text holds a NUL.
+        return self.text if self.image is None else f"{self.text}\0{self.image.digest}"
 
 
 @dataclass(frozen=True, slots=True)

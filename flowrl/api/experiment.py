@@ -28,6 +28,7 @@ from flowrl.launch.validate import validate
 from flowrl.losses.protocol import Loss
 from flowrl.models.text import device
 from flowrl.prompts.lines import checked_text
+from flowrl.prompts.pictures import sources_of
 from flowrl.rewards.protocol import Reward
 from flowrl.runs.base_model import named_here
 from flowrl.training.export import export_average
@@ -209,7 +210,8 @@ class Experiment:
             images = self.draw(asked, seed=seed, is_reference=is_reference)
             columns.append((title, images, self.score(images, asked).values.tolist()))
         captions = [prompt.text for prompt in asked]
-        return comparison(captions, columns, per_row=min(PER_ROW, len(asked)))
+        per_row = min(PER_ROW, len(asked))
+        return comparison(captions, columns, per_row=per_row, sources=sources_of(asked))
 
     def save(self, folder: str | Path) -> Path:
         """Write the average below `folder` as stock diffusers loads it, and return where: a LoRA

@@ -25,13 +25,14 @@ from flowrl.evaluation.evaluator import EvaluationResult, Evaluator
 from flowrl.images import contact_sheet
 from flowrl.parallel.collectives import gather
 from flowrl.parallel.sharding import is_divided
+from flowrl.prompts.pictures import sources_of
 from flowrl.prompts.subsets import same_texts
 from flowrl.runs.files import grant_usual_mode, replacing
 from flowrl.statistics import fallen
 from flowrl.training.memory import SMALLER_EVALUATION, memory_for
 from flowrl.training.policy import Policy
 from flowrl.training.reporting import report_evaluation
-from flowrl.types import RewardOutput
+from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Count, Natural, Text
 
 log = logging.getLogger(__name__)
@@ -166,8 +167,9 @@ class Evaluate(Callback):
         if is_before:
             self.first = (images, values)
             self.keep_first(images, values, watched)
-        captions = [prompts[place].text for place in places]
-        path = self.draw(trainer, policy.num_iterations, captions, images, values)
+        path = self.draw(
+            trainer, policy.num_iterations, [prompts[place] for place in places], images, values
+        )
         numbers = []
         for key, value in headline.items():
             # The other sets, families and panels are dictionaries, too long for a line.
@@ -232,12 +234,12 @@ class Evaluate(Callback):
         self,
         trainer: Trainer,
         num_iterations: int,
-        captions: Sequence[str],
+        prompts: Sequence[Prompt],
         images: Tensor,
         values: Tensor,
     ) -> Path:
-        """Draw the images beside those from before training, send them to the trackers, and return
-        the picture's path.
+        """Draw the images beside those from before training, and beside the pictures that were
+        edited, send them to the trackers, and return the picture's path.
         """
         columns = []
         if self.first is not None:
@@ -246,7 +248,9 @@ class Evaluate(Callback):
         # Before training the images are themselves the first ones.
         if num_iterations:
             columns.append((f"iteration {num_iterations}", images, values.tolist()))
-        sheet = contact_sheet.comparison(captions, columns, per_row=PER_ROW)
+        captions = [prompt.text for prompt in prompts]
+        sources = sources_of(prompts)
+        sheet = contact_sheet.comparison(captions, columns, per_row=PER_ROW, sources=sources)
         path = self.folder / "images" / f"{num_iterations:06d}.png"
         contact_sheet.save(sheet, path)
         log_image(trainer, sheet, path, num_iterations)

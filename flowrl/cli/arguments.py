@@ -192,6 +192,7 @@ def parity() -> Parser:
     """Describe the command line of `flowrl parity`."""
     parser = make_parser("parity", head_of("parity"))
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as for train.py")
+    parser.add_argument("--edit", action="store_true", help="with a picture beside each prompt")
     add_config_dir(parser)
     return parser
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -31,8 +31,10 @@ from flowrl.cli import arguments
 from flowrl.errors import UserError
 from flowrl.evaluation.drawing import draw_prompt
 from flowrl.images.contact_sheet import INK, PAPER, enlarged, save_sample, strip, to_pil
+from flowrl.images.pictures import read_upright
 from flowrl.launch.checks import check_guidance
 from flowrl.launch.compose import compose
+from flowrl.launch.pictured import check_model_of_prompts
 from flowrl.launch.search_path import with_config_dir
 from flowrl.launch.validate import validate
 from flowrl.models import loading
@@ -107,6 +109,7 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
     sheet.
     """
     check_guidance(cfg)
+    check_model_of_prompts(cfg, prompts)
     lora_file = read(args, cfg.model.pretrained)
     evaluator = instantiate(cfg.evaluation)
     model: Any = instantiate(cfg.model)
@@ -134,7 +137,7 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for i, prompt in enumerate(prompts):
-        titled = []
+        titled: list[tuple[str, Image.Image]] = []
         for j, name in product(range(args.count), variants):
             image = drawn[i, name][j]
             titled.append((f"{name} {j}", strip(image) if image.ndim == 4 else to_pil(image)))
@@ -147,6 +150,10 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
             if name != "base":
                 facts[name] = getattr(args, name)
             save(image, args.out / f"{i:03d}-{j}-{name}.png", facts)
+        if prompt.image is not None:
+            source = read_upright(Path(prompt.image.path))
+            size = titled[0][1].size
+            titled.insert(0, ("source", ImageOps.pad(source, size, color=PAPER)))
         rows.append((prompt.text, titled))
     sheet(rows).save(args.out / "grid.png")
     num_images = len(prompts) * args.count * len(variants)

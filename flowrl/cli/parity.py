@@ -31,6 +31,7 @@ from flowrl.launch.compose import compose
 from flowrl.launch.search_path import with_config_dir
 from flowrl.launch.validate import validate
 from flowrl.models.derived.adapter import Derived
+from flowrl.models.derived.edits import drawn_picture
 from flowrl.models.text import device
 from flowrl.training.parity import check, scales_of
 from flowrl.tuning.protocol import TuningRecipe
@@ -42,8 +43,9 @@ CALLS = 5
 """How many calls the time of one is the least of."""
 
 
-def examine(cfg: DictConfig) -> list[str]:
-    """Load a derived model, check it, and say what was measured.
+def examine(cfg: DictConfig, is_edit: bool = False) -> list[str]:
+    """Load a derived model, check it, with a picture beside each prompt where it edits, and say
+    what was measured.
 
     Raises UserError for a model of another kind, and what the check raises.
     """
@@ -60,12 +62,23 @@ def examine(cfg: DictConfig) -> list[str]:
     recipe.check_layers(model.transformer)
     trained = recipe.attach(model.transformer, cfg.seed).parameters()
     place = device()
-    rows = model.encode_prompts(PROMPTS).to(place)
+    pictures = [drawn_picture(seed) for seed in range(1, 1 + len(PROMPTS))]
+    is_edit = is_edit or model.use == "always"
+    if is_edit and model.use == "never":
+        raise UserError(f"--edit: a {model.kind.__name__} takes no picture; leave --edit out")
+    encoded = model.encode_edits(PROMPTS, pictures) if is_edit else model.encode_prompts(PROMPTS)
+    rows = encoded.to(place)
     model.drop_text_encoders()
     model.to(place)
     scales = scales_of(algorithm, cfg.evaluation.guidance_scale)
     parities = check(
-        model, rows, trained, scales=scales, num_steps=algorithm.num_steps, seed=cfg.seed
+        model,
+        rows,
+        trained,
+        scales=scales,
+        num_steps=algorithm.num_steps,
+        seed=cfg.seed,
+        picture=pictures[0] if is_edit else None,
     )
     return [
         f"{model.kind.__name__}: state {model.latent_shape}, {model.dtype} on {place.type}, "
@@ -122,7 +135,7 @@ def main() -> None:
     """Read the command line, check, and print what was measured."""
     args = arguments.parity().parse_intermixed_args()
     overrides = with_config_dir(args.overrides, args.config_dir)
-    for line in examine(compose(["name=check", *overrides])):
+    for line in examine(compose(["name=check", *overrides]), args.edit):
         print(line)
 
 

@@ -46,6 +46,7 @@ def main() -> None:
     from hydra.utils import instantiate
 
     from flowrl.launch.compose import compose
+    from flowrl.launch.scores import check_served
     from flowrl.launch.search_path import with_config_dir
     from flowrl.launch.services import check_services
     from flowrl.serving.server import serve
@@ -54,6 +55,7 @@ def main() -> None:
     cfg = compose(overrides, config="serve")
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
+    check_served(cfg.reward)
     check_services(cfg.reward)
     settings = {name: cfg[name] for name in SETTINGS}
     serve(

@@ -34,6 +34,8 @@ REWARDS = (
     "is less than the first column beyond chance: the difference, prompt by prompt with the same "
     "noise, has an interval without 0."
 )
+SOURCE = "the picture that is edited"
+"""The label of a prompt's own picture in a gallery, which has no score."""
 LOOKS = (
     "What the images look like, whatever a reward says: a policy that cheats its reward moves here "
     "first."
@@ -331,7 +333,7 @@ def _picture(label: str, path: Path, score: float | None) -> Picture:
     """Embed an image of at most `LONGEST` pixels a side, so that a page stays small; a clip moves,
     in `MOVING` of its frames.
     """
-    frames = read_frames(path)
+    frames = [read_upright(path)] if label == SOURCE else read_frames(path)
     frames = [frames[number] for number in evenly(len(frames), MOVING)]
     is_tiny = max(frames[0].size) < LONGEST
     for frame in frames:
@@ -344,4 +346,6 @@ def _picture(label: str, path: Path, score: float | None) -> Picture:
         save_moving(frames, file, "WEBP", lossless=is_tiny, quality=QUALITY)
         address = embedded(file.getvalue(), "webp")
     text = "no score" if score is None else f"{score:.3f}"
+    if label == SOURCE:
+        text = ""
     return Picture(label, text, address, is_tiny)

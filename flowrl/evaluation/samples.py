@@ -235,7 +235,9 @@ def _record(line: str, place: str) -> Sample:
 
 def _digest(prompts: Sequence[Prompt]) -> str:
     """Return a digest of all that the prompts of a set say."""
-    rows = [[prompt.text, prompt.family, dict(prompt.metadata)] for prompt in prompts]
+    rows = [
+        [prompt.text, prompt.family, dict(prompt.metadata), *prompt.digests] for prompt in prompts
+    ]
     text = json.dumps(rows, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowrl.evaluation.distances import Inception, RandomConv, all_features, frechet, kernel
+from flowrl.evaluation.page import SOURCE
 from flowrl.evaluation.pictures import read_images
 from flowrl.evaluation.samples import Assessment
 from flowrl.statistics import Estimate, mean
@@ -196,7 +197,8 @@ def gallery(
     file, score or None), ...]).
 
     Up to `count` prompts are drawn, the same ones for every policy and in every call, and stand in
-    the set's order. The score is the headline's part of the reward, else the reward.
+    the set's order. The score is the headline's part of the reward, else the reward. The picture
+    that a prompt edits stands first, under the label `SOURCE`.
     """
     base = next(iter(assessments.values())).evaluator
     prompts = base.sets[name]
@@ -208,6 +210,9 @@ def gallery(
     rows = []
     for i in sorted(lot):
         images: list[tuple[str, Path, float | None]] = []
+        source = prompts[i].image
+        if source is not None:
+            images.append((SOURCE, Path(source.path), None))
         for label, samples in samples_of.items():
             sample = samples[i]
             score = sample["parts"].get(base.headline, sample["reward"])

@@ -82,12 +82,19 @@ def moving(
     return sheets
 
 
-def comparison(captions: Sequence[str], columns: Sequence[Column], *, per_row: int) -> Image.Image:
+def comparison(
+    captions: Sequence[str],
+    columns: Sequence[Column],
+    *,
+    per_row: int,
+    sources: Sequence[Image.Image] = (),
+) -> Image.Image:
     """Draw captioned samples, each as one image per column (such as before and after) with its
     score underneath; of clips their strips, and fewer side by side.
 
     A column is (title, images, scores), all with one entry per caption; `per_row` samples stand
-    side by side. A score of NaN is missing.
+    side by side. A score of NaN is missing. `sources` are the pictures that were edited, one per
+    caption or none, which stand first.
     """
     font = ImageFont.load_default(size=12)
     # A strip is as wide as its frames.
@@ -95,7 +102,8 @@ def comparison(captions: Sequence[str], columns: Sequence[Column], *, per_row: i
     per_row = max(per_row // across, 1)
     # The size of one sample: its caption, its images beside each other, and their scores.
     cell = across * (CELL + GAP) - GAP
-    width = len(columns) * (cell + MARGIN) + 2 * MARGIN
+    before = CELL + MARGIN if sources else 0
+    width = before + len(columns) * (cell + MARGIN) + 2 * MARGIN
     height = CELL + 4 * LINE + 2 * MARGIN
     num_rows = math.ceil(len(captions) / per_row)
     sheet = Image.new("RGB", (per_row * width, num_rows * height), PAPER)
@@ -109,8 +117,11 @@ def comparison(captions: Sequence[str], columns: Sequence[Column], *, per_row: i
             draw.text((left, top + line * LINE), text, INK, font)
         # Images stand at one height, whether their caption fills its lines or not.
         top += CAPTION_LINES * LINE
+        if sources:
+            sheet.paste(_reduced(sources[i]), (left, top + 2))
+            draw.text((left, top + CELL + 4), "source", INK, font)
         for j, (title, images, scores) in enumerate(columns):
-            x = left + j * (cell + MARGIN)
+            x = left + before + j * (cell + MARGIN)
             sheet.paste(_thumbnail(images[i]), (x, top + 2))
             score = scores[i]
             text = f"{title} {_score_text(score)}"
@@ -123,7 +134,11 @@ def _thumbnail(image: Float[Tensor, "*F 3 H W"]) -> Image.Image:
     if image.ndim == 4:
         numbers = evenly(len(image), STRIP)
         return _beside([_thumbnail(image[number]) for number in numbers])
-    picture = enlarged(to_pil(image))
+    return _reduced(to_pil(image))
+
+
+def _reduced(picture: Image.Image) -> Image.Image:
+    picture = enlarged(picture)
     # Nearest neighbours would drop most pixels of a large image.
     picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
     return picture

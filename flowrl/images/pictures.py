@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageSequence
+from PIL import Image, ImageOps, ImageSequence
 
 from flowrl.errors import UserError
 
@@ -119,6 +119,17 @@ def read_frames(path: Path) -> list[Image.Image]:
     except Exception as error:  # A decoder raises anything, as above.
         raise _refusal(path, error) from error
     return frames
+
+
+def read_upright(path: Path) -> Image.Image:
+    """Read the picture of a file in 8-bit RGB as it is seen, turned where its camera noted so.
+    Raises UserError, naming the file.
+    """
+    try:
+        with _quietly(path) as picture:
+            return to_rgb(ImageOps.exif_transpose(picture))
+    except Exception as error:  # A decoder raises anything, as above.
+        raise _refusal(path, error) from error
 
 
 def _quietly(path: Path) -> Image.Image:

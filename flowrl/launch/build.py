@@ -14,6 +14,7 @@ from flowrl.algorithm import Algorithm
 from flowrl.evaluation.evaluator import Evaluator
 from flowrl.launch.checks import check_floor, check_rules
 from flowrl.launch.interrupts import heed_swallowed
+from flowrl.launch.pictured import check_model_of_prompts
 from flowrl.launch.scores import check_prompts
 from flowrl.launch.services import check_services
 from flowrl.launch.start import check_start
@@ -72,6 +73,7 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
         examine(data.prompts, evaluator.sets)
     check_start(cfg, recipe)
     check_prompts(cfg, data.prompts)
+    check_model_of_prompts(cfg, data.prompts + evaluator.prompts)
     max_grad_norm = norm_limit(cfg.max_grad_norm)
     num_updates = plan.updates_per_iteration * plan.inner_epochs
     algorithm.loss.check_updates(num_updates)

@@ -98,6 +98,10 @@ def _needs() -> dict[str, Need]:
             lambda prompt: bool(prompt.metadata.get("vqa_list")),
             'metadata "vqa_list", as data=compositions has',
         ),
+        "flowrl.rewards.preserve.Preserve": Need(
+            lambda prompt: prompt.image is not None,
+            "pictures to be edited, as data=jsonl has with `image` in its lines",
+        ),
         "flowrl.rewards.shapes.ShapesReward": Need(
             is_caption, "captions of the shapes world, as data=shapes has"
         ),
@@ -126,6 +130,17 @@ def check_prompts(cfg: DictConfig, prompts: Sequence[Prompt]) -> None:
         f"{_named(targets[0])} could judge none of the {amount} of data, such as "
         f"{prompts[0].text!r}: it needs {words}; choose other data or another reward"
     )
+
+
+def check_served(node: Any) -> None:
+    """Refuse to serve a reward that reads the pictures which prompts edit: servers get none."""
+    reward = OmegaConf.to_container(node, resolve=True)
+    for target in _trained(reward):
+        if getattr(get_object(target), "reads_pictures", False):
+            raise UserError(
+                f"{_named(target)} cannot be served: a server is not sent the pictures that "
+                "prompts edit; name it in the run's own reward"
+            )
 
 
 def _named(target: str) -> str:

@@ -22,8 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.images.pictures import read_upright
 from flowrl.models.conditioning import join, repeated, split
-from flowrl.models.protocol import TextModel
+from flowrl.models.pictured import check_pictures
+from flowrl.models.protocol import EditModel, TextModel
 from flowrl.parallel.launcher import rank
 from flowrl.runs.files import grant_usual_mode
 from flowrl.types import Conditioning, Prompt
@@ -42,8 +44,8 @@ and a day is more than the clocks of the machines that share a folder are apart.
 
 
 class Store(Protocol):
-    """Rows of conditioning by text; `truncated` has what the model does not see of a text, in
-    words, where it cuts.
+    """Rows of conditioning by text, which is the key of a prompt with a picture; `truncated` has
+    what the model does not see of a text, in words, where it cuts.
     """
 
     truncated: dict[str, str]
@@ -97,16 +99,18 @@ class PromptEmbeddings:
         num_processes: Processes = 1,
     ) -> None:
         self.negative = model.negative_prompt
-        texts = {prompt.text for prompt in prompts}
-        num_prompts = len(texts)
+        self._prompts = {prompt.key: prompt for prompt in prompts}
+        check_pictures(model, list(self._prompts.values()))
+        num_prompts = len(self._prompts)
         if self.negative is not None:
-            texts.add(self.negative)
+            self._prompts.setdefault(self.negative, Prompt(self.negative))
+        texts = self._prompts.keys()
         self.store: Store = Memory()
         if folder is not None:
             self.store = Folder(Path(folder).expanduser(), model.embedding_key)
         absent = self.store.missing(sorted(texts))
         for text in absent:
-            truncated = model.truncated_part(text)
+            truncated = model.truncated_part(self._prompts[text].text)
             if truncated:
                 self.store.truncated[text] = truncated
         # There is no process group yet, so the launcher tells processes apart.
@@ -132,12 +136,22 @@ class PromptEmbeddings:
             # A chunk is encoded whole, even where some of its texts are there already: rows of
             # other batch sizes would differ by rounding.
             filling = [chunk[-1]] * (size - len(chunk))
-            rows = model.encode_prompts(chunk + filling)[: len(chunk)]
+            rows = self._encode(model, chunk + filling)[: len(chunk)]
             # The first rows show how large all will be.
             if not is_expected:
                 self.store.expect(rows, len(self.store.missing(texts)))
                 is_expected = True
             self.store.add(chunk, rows)
+
+    def _encode(self, model: TextModel, keys: Sequence[str]) -> Conditioning:
+        """Encode the prompts of these keys, with their pictures where they carry any."""
+        texts = [self._prompts[key].text for key in keys]
+        files = [self._prompts[key].image for key in keys]
+        pictures = [read_upright(Path(file.path)) for file in files if file is not None]
+        if not pictures:
+            return model.encode_prompts(texts)
+        assert isinstance(model, EditModel)
+        return model.encode_edits(texts, pictures)
 
     def to(self, device: torch.device) -> None:
         """Give rows on this device from now on."""
@@ -157,7 +171,7 @@ class PromptEmbeddings:
         Asked for the same ones as before, as for the micro-batches of one group, it returns the
         same tensors.
         """
-        texts = [prompt.text for prompt in prompts]
+        texts = [prompt.key for prompt in prompts]
         unique = list(dict.fromkeys(texts))
         if self._last is None or self._last[0] != unique:
             self._last = unique, self._rows(unique)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from flowrl.types import Conditioning
+
+Use = Literal["never", "sometimes", "always"]
+"""How a model uses a prompt's picture."""
 
 
 @runtime_checkable
@@ -35,6 +39,17 @@ class TextModel(Protocol):
 
     def drop_text_encoders(self) -> None:
         """Free the text encoders; a later `encode_prompts` loads them again."""
+        ...
+
+
+@runtime_checkable
+class EditModel(TextModel, Protocol):
+    """The text side of a base model that edits pictures, too."""
+
+    use: Use
+
+    def encode_edits(self, prompts: Sequence[str], pictures: Sequence[Image.Image]) -> Conditioning:
+        """Encode prompts with a picture each, as `encode_prompts` does."""
         ...
 
 

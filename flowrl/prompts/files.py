@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flowrl.prompts.jsonl import family_key, jsonl_prompts
+from flowrl.prompts.jsonl import family_key, jsonl_prompts, names_pictures
 from flowrl.prompts.lines import holds_objects, read_lines
+from flowrl.prompts.pictures import IMAGE
 from flowrl.prompts.text import text_prompts
 from flowrl.types import Prompt
 
@@ -17,13 +18,15 @@ def prompt_set(path: str) -> dict[str, Any]:
     """
     if not holds_objects(path, read_lines(path)):
         return {"_target_": _import_path(text_prompts), "path": path}
-    return {
+    described: dict[str, Any] = {
         "_target_": _import_path(jsonl_prompts),
         "path": path,
         "text": "prompt",
         "family": family_key(path),
         "required": [],
     }
+    # Said where it matters alone: what was evaluated on other files stays as it was described.
+    return described | {"image": IMAGE} if names_pictures(path) else described
 
 
 def _import_path(function: Callable[..., Any]) -> str:
@@ -34,5 +37,7 @@ def _import_path(function: Callable[..., Any]) -> str:
 def file_prompts(path: str) -> list[Prompt]:
     """Read the prompts of a file of either kind. Raises UserError for a file of neither."""
     if holds_objects(path, read_lines(path)):
-        return jsonl_prompts(path=path, text="prompt", family=family_key(path), required=[])
+        return jsonl_prompts(
+            path=path, text="prompt", family=family_key(path), required=[], image=IMAGE
+        )
     return text_prompts(path=path)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from flowrl.errors import UserError
 from flowrl.prompts.lines import check_characters, checked_text, read_lines
+from flowrl.prompts.pictures import IMAGE, with_pictures
 from flowrl.types import Prompt
 from flowrl.values.bounds import Text
 
@@ -30,14 +32,27 @@ def family_key(path: str) -> str | None:
     return None
 
 
+def names_pictures(path: str) -> bool:
+    """Tell whether an object of the file names a picture that its prompt says how to edit."""
+    prompts = jsonl_prompts(path=path, text="prompt", family=None, required=[])
+    return any(prompt.metadata.get(IMAGE) is not None for prompt in prompts)
+
+
 def jsonl_prompts(
-    *, path: Text, text: Text, family: Text | None, required: Sequence[Text]
+    *,
+    path: Text,
+    text: Text,
+    family: Text | None,
+    required: Sequence[Text],
+    image: Text | None = None,
 ) -> list[Prompt]:
     """Read prompts: `text` names the key of the prompt, `family` that of the task family, which a
-    number names as KEY_NUMBER.
+    number names as KEY_NUMBER, and `image` that of a picture that the prompt says how to edit, by
+    its path from the file's folder.
 
-    Every other key is metadata. Raises UserError, naming the line, for one that is no object, lacks
-    a key, or has a value of another kind than its key means.
+    Every other key is metadata, but for `mask`, of the part of such a picture that is to be kept.
+    Raises UserError, naming the line, for one that is no object, lacks a key, or has a value of
+    another kind than its key means, and for a picture that cannot be read.
     """
     keys = [text, *required]
     if family:
@@ -45,7 +60,10 @@ def jsonl_prompts(
     prompts = []
     for number, line in read_lines(path):
         place = f"prompts {path} line {number}"
-        prompts.append(prompt_of(_object(line, place), place, text, family, keys))
+        prompt = prompt_of(_object(line, place), place, text, family, keys)
+        if image is not None:
+            prompt = with_pictures(prompt, image, Path(path).expanduser().parent, place)
+        prompts.append(prompt)
     return prompts
 
 

@@ -43,10 +43,10 @@ def chosen(total: int, wanted: int | None, subset: Subset) -> list[int]:
 
 
 def same_texts(prompts: Sequence[Prompt]) -> Int[np.ndarray, "P"]:
-    """Number the prompts, with one number for those of one text, which are drawn from one
-    distribution of images.
+    """Number the prompts, with one number for those of one text, and of one picture where they
+    carry any, which are drawn from one distribution of images.
     """
     # A text takes the next number when it first comes, and keeps it.
     numbers: dict[str, int] = {}
-    rows = [numbers.setdefault(prompt.text, len(numbers)) for prompt in prompts]
+    rows = [numbers.setdefault(prompt.key, len(numbers)) for prompt in prompts]
     return np.array(rows, dtype=np.int64)

@@ -43,6 +43,9 @@ class Reward(Protocol):
     A scorer that only computes, waiting for nothing and nobody, may say so by
     `only_computes = True`. On a CPU it is then called in the rollout's own thread, since two that
     compute there would push each other off the same cores; no time limit holds for it.
+
+    A scorer that reads `prompt.image` says so by `reads_pictures = True`, and is not served, since
+    servers are not sent the pictures that prompts edit.
     """
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput: ...

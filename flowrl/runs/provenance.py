@@ -100,10 +100,10 @@ def _project_changes(before: Any, now: Mapping[str, str]) -> list[str]:
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
-    """Compute a digest of prompts in their order: their texts, families and metadata."""
+    """Compute a digest of prompts in their order: their texts, families, metadata and pictures."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        line = [prompt.text, prompt.family, dict(prompt.metadata)]
+        line = [prompt.text, prompt.family, dict(prompt.metadata), *prompt.digests]
         # Metadata of the same content may come in another order of its keys.
         text = json.dumps(line, sort_keys=True, default=str)
         digest.update(text.encode() + b"\n")

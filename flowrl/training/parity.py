@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from flowrl.algorithm import Algorithm
 from flowrl.errors import UserError
+from flowrl.images.pictures import read_upright
 from flowrl.models.derived.adapter import Derived
 from flowrl.models.derived.leaving import failing, refusing
 from flowrl.models.derived.stock import Sampling
@@ -99,7 +102,7 @@ def check_policy(
     """
     model = policy.model
     assert isinstance(model, Derived)
-    different = list({prompt.text: prompt for prompt in prompts}.values())
+    different = list({prompt.key: prompt for prompt in prompts}.values())
     rows = policy.embed([different[0], different[min(1, len(different) - 1)]])
     return check(
         model,
@@ -108,7 +111,13 @@ def check_policy(
         scales=scales_of(policy.algorithm, evaluation_scale),
         num_steps=policy.algorithm.num_steps,
         seed=policy.seed,
+        picture=picture_of(different[0]),
     )
+
+
+def picture_of(prompt: Prompt) -> Image.Image | None:
+    """Read the picture that a prompt says how to edit, if any."""
+    return None if prompt.image is None else read_upright(Path(prompt.image.path))
 
 
 def check(
@@ -119,9 +128,10 @@ def check(
     scales: Sequence[float],
     num_steps: int,
     seed: int,
+    picture: Image.Image | None = None,
 ) -> list[Parity]:
     """Compare FlowRL with the stock pipeline at each guidance scale, on the rows of `conditioning`,
-    of which there must be two.
+    of which there must be two; `picture` is that of the first row's prompt.
 
     Raises ParityError, in one line, for the first thing that differs, and UserError where the
     pipeline's own code fails.
@@ -129,7 +139,8 @@ def check(
     # What its own code raises here, as for a size that its network does not take, is an answer.
     with refusing(model.pretrained, model.kind), failing("its call"):
         return [
-            _check_scale(model, conditioning, trained, scale, num_steps, seed) for scale in scales
+            _check_scale(model, conditioning, trained, scale, num_steps, seed, picture)
+            for scale in scales
         ]
 
 
@@ -156,10 +167,11 @@ def _check_scale(
     scale: float,
     num_steps: int,
     seed: int,
+    picture: Image.Image | None,
 ) -> Parity:
     bound = ROLLOUT_BOUNDS[model.dtype]
     first = conditioning[:1]
-    stock = model.sample_stock(first, scale, num_steps, seed)
+    stock = model.sample_stock(first, scale, num_steps, seed, picture)
     sigmas = model.grid(num_steps)
     x = stock.steps[len(stock.steps) // 2].before.float()
     sigma = sigmas[len(stock.steps) // 2]

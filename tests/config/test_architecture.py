@@ -41,13 +41,13 @@ ROOMS = {
     "shapes": ("errors", "numpy", "scipy"),
     "images": ("errors", "numpy", "PIL"),
     "prompts": (
-        *("errors", "flowrl.DISTRIBUTION", "shapes", "types", "values"),
-        *("annotated_types", "datasets", "numpy"),
+        *("errors", "flowrl.DISTRIBUTION", "images", "shapes", "types", "values"),
+        *("annotated_types", "datasets", "numpy", "PIL"),
     ),
     "runs": ("flowrl.__version__", "errors", "parallel", "types", "yaml", *LEARNING),
     "models": (
-        *("errors", "parallel.launcher", "runs.files", "schedule", "types", "values"),
-        *("httpx", *LEARNING),
+        *("errors", "images", "parallel.launcher", "runs.files", "schedule", "types", "values"),
+        *("httpx", "numpy", "PIL", *LEARNING),
     ),
     "tuning": (
         *("errors", "flowrl.__version__", "models.weights", "parallel", "runs", "values"),
@@ -89,10 +89,12 @@ ROOMS = {
             "diagnostics",
             "errors",
             "gaussian",
+            "images",
             "losses",
             "models",
             "noise",
             "objectives",
+            "PIL",
         ),
         *(
             "parallel",

@@ -46,7 +46,7 @@ SECONDS = 5
 RULES = {
     "null leaves the choice to FlowRL, as its YAML says": (
         "null",
-        r"run_dir|embeddings\.folder|evaluation\.max_prompts|frames\.count|.*\.(family|exclude|tags|version|revision|attention|config)|"
+        r"run_dir|embeddings\.folder|evaluation\.max_prompts|frames\.count|.*\.(family|exclude|image|tags|version|revision|attention|config)|"
         r"logger\.\w+\.(name|group|run_name|tracking_uri)|.*\.(final_delta|token_env)|scorer_timeout|.*\.start_seconds",
     ),
     "a seed may be any number of 63 bits": ("0|huge", r"seed|.*\.seed"),

@@ -15,7 +15,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
-from runs import CONF, composed
+from runs import CONF, ROOT, composed
 from scorers import save_aesthetic, save_clip, save_hps, save_image_reward
 from servers import answering, brightness, reply, scorer
 
@@ -24,7 +24,7 @@ from flowrl.rewards.images import to_tensor
 from flowrl.rewards.protocol import Reward, check_output
 from flowrl.rewards.specimens import pairs, sign
 from flowrl.training.reward import NOT_FINITE, RewardModule
-from flowrl.types import Prompt
+from flowrl.types import PictureFile, Prompt
 
 OPTIONS = sorted(path.stem for path in (CONF / "reward").glob("*.yaml"))
 EXTRAS = {"OCR": "rapidocr", "HPSv2": "open_clip"}
@@ -38,8 +38,11 @@ UNORDERED = {"ShapesReward": ("score", "clean")}
 SIDE = 256
 SIDES = {"ShapesProxy": 32}
 """Classes that take pictures of their world's size alone."""
-PROMPT = Prompt("a red circle", "colour", {"target": "EXIT", "vqa_list": [["Is it red?", "Yes"]]})
-PROMPTS = [PROMPT, PROMPT, Prompt("a blue square", "colour", PROMPT.metadata), PROMPT]
+EDITED = PictureFile(str(ROOT / "docs" / "report.png"), "of the docs")
+PROMPT = Prompt(
+    "a red circle", "colour", {"target": "EXIT", "vqa_list": [["Is it red?", "Yes"]]}, EDITED
+)
+PROMPTS = [PROMPT, PROMPT, Prompt("a blue square", "colour", PROMPT.metadata, EDITED), PROMPT]
 
 
 def draw_pictures():

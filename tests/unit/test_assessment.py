@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,13 +16,13 @@ import torch
 from PIL import Image, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
-from flowrl.evaluation.page import render
+from flowrl.evaluation.page import SOURCE, _gallery, render
 from flowrl.evaluation.samples import Assessment
 from flowrl.evaluation.summary import gallery, numbers
 from flowrl.images.clips import evenly
 from flowrl.images.contact_sheet import save_sample, to_pil
 from flowrl.images.pictures import read_frames
-from flowrl.types import Prompt
+from flowrl.types import PictureFile, Prompt
 
 FAMILIES = ("atom_count_10", "atom_count_9", "", "atom_count_9")
 
@@ -144,6 +145,18 @@ def test_a_few_different_spreads_have_an_interval_that_ends_at_zero(both):
     assert diversity["low"] == 0
     assert diversity["mean"] == pytest.approx(math.sqrt(2))
     json.dumps(diversity)
+
+
+def test_the_page_shows_what_was_edited(both, tmp_path):
+    """Before the images, without a score. Mutation: leave it out, or score it."""
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "source.png")
+    own = both["base"].evaluator.sets["own"]
+    own[0] = replace(own[0], image=PictureFile(str(tmp_path / "source.png"), "0"))
+    rows = gallery(both, "own", 9)
+    assert [label for label, _, _ in rows[0][2]] == [SOURCE, "base", "run"]
+    assert [label for label, _, _ in rows[1][2]] == ["base", "run"]
+    shown = _gallery(rows)[0]["pictures"]
+    assert [bool(picture.score) for picture in shown] == [False, True, True]
 
 
 def test_the_page_shows_families_and_pictures(both):

@@ -85,3 +85,17 @@ def test_moving_sheets_show_one_time_each():
     assert [sheet.getpixel(place)[0] for sheet in sheets] == [16 * i for i in range(16)]
     still = comparison(["x", "y"], [("now", clips[:, 0], [0.5, 0.5])], per_row=2)
     assert np.array_equal(np.asarray(sheets[0]), np.asarray(still))
+
+
+def test_what_was_edited_stands_before_its_images():
+    """Blue, then black, each in a cell of its own. Mutation: draw it over the first image."""
+    columns = [("", torch.zeros(1, 3, 32, 32), [1.0])]
+    source = Image.new("RGB", (64, 32), (0, 0, 255))
+    sheet = np.asarray(comparison(["x"], columns, per_row=1, sources=[source]))
+    assert sheet.shape[1] == 2 * (CELL + MARGIN) + 2 * MARGIN
+    top = MARGIN + CAPTION_LINES * LINE + 2
+    cell = sheet[top : top + CELL]
+    blue = np.argwhere((cell == (0, 0, 255)).all(2))
+    assert blue.min(0).tolist() == [0, MARGIN] and np.ptp(blue, axis=0).tolist() == [63, 127]
+    black = np.argwhere((cell == 0).all(2))
+    assert black.min(0).tolist() == [0, 2 * MARGIN + CELL]

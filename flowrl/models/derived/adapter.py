@@ -9,18 +9,21 @@ from typing import Any
 import diffusers
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.conditioning import join
 from flowrl.models.derived import arguments as call_arguments
+from flowrl.models.derived.edits import encoding_on, flatten_edit, probe_edit, record_edit
 from flowrl.models.derived.leaving import Refused, refusing
 from flowrl.models.derived.networks import check_networks
-from flowrl.models.derived.recording import Probe, flatten_texts, probe, record
+from flowrl.models.derived.recording import Probe, flatten_texts, probe, record, state_of
 from flowrl.models.derived.standin import flow_settings
 from flowrl.models.derived.stock import Sampling, Stock
 from flowrl.models.derived.trees import LAYOUT, Layout, groups, read, to_tensor
 from flowrl.models.loading import META, Source, read_index, resolve
+from flowrl.models.protocol import Use
 from flowrl.models.text import TextEncoders, device
 from flowrl.models.weights import DTYPES
 from flowrl.types import Conditioning
@@ -69,7 +72,7 @@ class Derived:
                 "its weights alone, by a short run"
             )
         index = read_index(resolve(pretrained), pretrained, revision)
-        source = Source(self._class_of(index), pretrained, revision, dtype)
+        source = Source(class_of(index, pretrained), pretrained, revision, dtype)
         with refusing(pretrained, source.kind):
             self.arguments = call_arguments.read(source.kind, call or {}, guidance, has_guidance)
         check_without(without, source.kind)
@@ -94,37 +97,36 @@ class Derived:
             json.dumps(dict(self.arguments.fixed), sort_keys=True, default=str),
             f"{has_guidance} {sorted(without)}",
         ]
-        self.embedding_key = " ".join([source.identity(text_side), *settings])
+        self.use = call_arguments.use_of(source.kind)
+        # The autoencoder embeds pictures.
+        encoders = text_side if self.use == "never" else [*text_side, "vae"]
+        self.embedding_key = " ".join([source.identity(encoders), *settings])
         everything = [name for name, entry in index.items() if isinstance(entry, list)]
         self.identity = " ".join([source.identity(everything), *settings])
         with refusing(pretrained, source.kind):
-            self._probe: Probe = probe(
-                self.text.pipeline(), self.settings, self.arguments, device()
-            )
+            find_out = probe_edit if self.use == "always" else probe
+            self._probe = find_out(self.text.pipeline(), self.settings, self.arguments, device())
             self.stock = Stock(
                 self.pipeline, self.settings, self.arguments, self._probe, DTYPES[dtype]
             )
         self.kind = source.kind
         self._grouped: tuple[Tensor, dict[bytes, list[int]]] | None = None
+        self._edit_probe: Probe | None = self._probe if self.use == "always" else None
         self.latent_shape = self._probe.state_shape
         row = self._row(self._probe.texts, self._probe.text_layout)
         self.conditioning_shapes = {name: tuple(value.shape) for name, value in row.items()}
+
+    @classmethod
+    def picture_use(cls, pretrained: str, revision: str | None) -> tuple[str, Use]:
+        """Return the class of a pipeline, by its index alone, and how it uses prompts' pictures."""
+        index = read_index(resolve(pretrained), pretrained, revision)
+        kind = class_of(index, pretrained)
+        return kind.__name__, call_arguments.use_of(kind)
 
     @property
     def is_mirrored(self) -> bool:
         """True where the pipeline's own time runs from 0, noise, to 1, data."""
         return self.stock.times.is_mirrored
-
-    def _class_of(self, index: Mapping[str, Any]) -> type[Any]:
-        """Return the pipeline's class. Raises UserError where diffusers has none of its name."""
-        name = index.get("_class_name")
-        kind = getattr(diffusers, str(name), None)
-        if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
-            raise UserError(
-                f"model.pretrained={self.pretrained} holds a {name}, which diffusers "
-                f"{diffusers.__version__} does not have; update it, or give another pipeline"
-            )
-        return kind
 
     def to(self, device: torch.device) -> None:
         self.pipeline.to(device)
@@ -150,6 +152,35 @@ class Derived:
                 found.num_texts,
             )
             tensors, layout = flatten_texts(tape, found.axes)
+            if tensors.keys() != found.texts.keys():
+                raise Refused(f"it returns other tensors for the prompt {prompt!r} than for others")
+        return self._row(tensors, layout)
+
+    @torch.no_grad()
+    def encode_edits(self, prompts: Sequence[str], pictures: Sequence[Image.Image]) -> Conditioning:
+        """Record each prompt with its picture by itself, as `encode_prompts` does: what the
+        pipeline's own preparation and encoders make of both, and all that follows from the picture.
+        """
+        pairs = zip(prompts, pictures, strict=True)
+        with encoding_on(self.text.pipeline(), device()):
+            return join([self._record_edit(prompt, picture) for prompt, picture in pairs])
+
+    def _record_edit(self, prompt: str, picture: Image.Image) -> dict[str, Tensor]:
+        """Return the row of one prompt and its picture."""
+        everything = (self.text.pipeline(), self.settings, self.arguments, device())
+        with refusing(self.pretrained, self.kind):
+            if self._edit_probe is None:
+                self._edit_probe = probe_edit(*everything)
+            found = self._edit_probe
+            tape = record_edit(*everything, prompt, picture)
+            state = state_of(tape, found.axes, is_alone=found.is_alone)
+            if tuple(state.shape[1:]) != self.latent_shape:
+                raise Refused(
+                    f"its state is {tuple(state.shape[1:])} for a picture of "
+                    f"{picture.width} x {picture.height}, and {self.latent_shape} for another: set "
+                    "height and width in model.call"
+                )
+            tensors, layout = flatten_edit(tape, found.axes, picture, is_alone=found.is_alone)
             if tensors.keys() != found.texts.keys():
                 raise Refused(f"it returns other tensors for the prompt {prompt!r} than for others")
         return self._row(tensors, layout)
@@ -207,18 +238,37 @@ class Derived:
             return self.stock.decode(x0)
 
     def sample_stock(
-        self, conditioning: Conditioning, guidance_scale: float, num_steps: int, seed: int
+        self,
+        conditioning: Conditioning,
+        guidance_scale: float,
+        num_steps: int,
+        seed: int,
+        picture: Image.Image | None = None,
     ) -> Sampling:
-        """Sample one row by the pipeline's own loop, for comparison."""
+        """Sample one row by the pipeline's own loop, for comparison, from its prompt's picture."""
         tensors = conditioning.tensors
         (layout,) = groups(tensors[LAYOUT])
         with refusing(self.pretrained, self.kind):
-            return self.stock.sample(tensors, read(layout), guidance_scale, num_steps, seed)
+            return self.stock.sample(
+                tensors, read(layout), guidance_scale, num_steps, seed, picture
+            )
 
     def grid(self, num_steps: int) -> tuple[float, ...]:
         """Return the sigmas of the pipeline's own grid, `num_steps + 1` values from 1 to 0."""
         with refusing(self.pretrained, self.kind):
             return self.stock.grid(num_steps)
+
+
+def class_of(index: Mapping[str, Any], pretrained: str) -> type[Any]:
+    """Return the pipeline's class. Raises UserError where diffusers has none of its name."""
+    name = index.get("_class_name")
+    kind = getattr(diffusers, str(name), None)
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
+        raise UserError(
+            f"model.pretrained={pretrained} holds a {name}, which diffusers "
+            f"{diffusers.__version__} does not have; update it, or give another pipeline"
+        )
+    return kind
 
 
 def check_without(names: Sequence[str], kind: type[Any]) -> None:

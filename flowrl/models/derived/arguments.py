@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from flowrl.errors import UserError
 from flowrl.models.derived.leaving import Refused
+from flowrl.models.protocol import Use
 from flowrl.values.wording import meant, show
 
 GUIDANCE = ("guidance_scale", "true_cfg_scale")
@@ -20,6 +23,9 @@ is: where a distilled model's `guidance_scale` has none, the one of a second pas
 
 UNGUIDED = 1.0
 """The scale that asks for no guidance."""
+
+PICTURE = "image"
+"""The argument that takes a prompt's picture."""
 
 RESERVED = {
     **dict.fromkeys(
@@ -34,6 +40,7 @@ RESERVED = {
         ("output_type", "return_dict", "num_images_per_prompt", "num_videos_per_prompt"),
         "the launch sets it",
     ),
+    PICTURE: "pictures come from data and evaluation, as `image` in each line of a jsonl file",
 }
 """Arguments that a configuration may not give, and what decides them instead."""
 
@@ -52,9 +59,16 @@ class Arguments:
     has_guidance: bool
 
     def of(
-        self, prompt: str, rows: int, scale: float, num_steps: int | None = None
+        self,
+        prompt: str,
+        rows: int,
+        scale: float,
+        num_steps: int | None = None,
+        picture: Image.Image | None = None,
     ) -> dict[str, Any]:
-        """Return the arguments of a call for so many rows of a prompt, at this guidance scale."""
+        """Return the arguments of a call for so many rows of a prompt, at this guidance scale, with
+        one picture for all where there is any.
+        """
         values = {
             **self.fixed,
             "prompt": [prompt] * rows,
@@ -62,6 +76,8 @@ class Arguments:
             "output_type": "pt",
             "return_dict": False,
         }
+        if picture is not None:
+            values[PICTURE] = picture
         negative = values.get("negative_prompt")
         # Where texts are a list, the texts to steer away from must be one too.
         if isinstance(negative, str):
@@ -76,6 +92,20 @@ class Arguments:
         if not self.has_guidance:
             return UNGUIDED
         return self.default_scale if self.default_scale > 1 else 4.0
+
+
+def use_of(kind: type[Any]) -> Use:
+    """Tell from a pipeline's signatures how it uses a prompt's picture: always where its call has
+    no default for it, or it reads it together with the text.
+    """
+    call = inspect.signature(inspect.unwrap(kind.__call__)).parameters
+    if PICTURE not in call:
+        return "never"
+    if call[PICTURE].default is inspect.Parameter.empty:
+        return "always"
+    reader = getattr(kind, "encode_prompt", None)
+    is_read = reader is not None and PICTURE in inspect.signature(reader).parameters
+    return "always" if is_read else "sometimes"
 
 
 def read(

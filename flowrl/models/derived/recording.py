@@ -22,9 +22,11 @@ from flowrl.models.text import quiet
 
 TEXTS = "encode_prompt"
 STATE = "prepare_latents"
-METHODS = (TEXTS, STATE, "encode_image")
+ENCODERS = (TEXTS, "encode_image")
+"""The methods that ask what embeds prompts, which is dropped when all of them are embedded."""
+METHODS = (TEXTS, STATE, "encode_image", "prepare_image_latents")
 """The methods of a pipeline whose results are recorded. The first gives what belongs to a prompt,
-the others what belongs to the call.
+the others what belongs to the call, or to a prompt's picture where it has one.
 """
 
 PROBE = "a photo of a red cube"
@@ -48,6 +50,18 @@ class Tape:
         return sigmas[: len(timesteps)].tolist(), timesteps
 
 
+class Placed:
+    """Stands before a pipeline's class, and tells its device: stock pipelines look for it at every
+    call, module by module, which takes as long as a small network.
+    """
+
+    place: torch.device
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return self.place
+
+
 @dataclass(frozen=True)
 class Probe:
     """A description of what a pipeline's methods return, by one row and two equal rows of a prompt.
@@ -56,6 +70,9 @@ class Probe:
     `texts` are the tensors of the prompt's row, `constants` those that belong to the call, the
     state left out, one row each; the layouts put them together. `state_shape` is the state's
     without its batch axis, `grid` the pipeline's own, as sigmas and timesteps.
+
+    Where the prompt has a picture, all tensors are in its row (see `edits`), and `is_alone` is true
+    for a pipeline whose call takes one row alone, whose tensors have no batch axes then.
     """
 
     axes: Axes
@@ -66,6 +83,7 @@ class Probe:
     constants: dict[str, Tensor]
     layouts: dict[str, list[Layout]]
     grid: tuple[list[float], Tensor]
+    is_alone: bool = False
 
 
 def bare_call(pipeline: Any) -> Callable[..., Any]:
@@ -170,15 +188,15 @@ def probe(
     one, two = (
         record(pipeline, settings, arguments.of(PROBE, rows, scale), device) for rows in (1, 2)
     )
-    axes = _axes_of(one, two)
-    state = _state_of(one, axes)
+    axes = axes_of(one, two)
+    state = state_of(one, axes, is_alone=False)
     num_texts = len(one.outputs[TEXTS])
     if num_texts == 0:
         raise Refused(f"it does not call its {TEXTS}")
     texts, text_layout = flatten_texts(one, axes)
     if arguments.has_guidance:
         bare = record(pipeline, settings, arguments.of(PROBE, 1, UNGUIDED), device, num_texts)
-        _check_unguided(flatten_texts(bare, axes)[0], texts)
+        check_unguided(flatten_texts(bare, axes)[0], texts)
     constants, layouts = _constants_of(one, axes)
     return Probe(
         axes=axes,
@@ -192,7 +210,7 @@ def probe(
     )
 
 
-def _axes_of(one: Tape, two: Tape) -> Axes:
+def axes_of(one: Tape, two: Tape) -> Axes:
     """Return the batch axes of all that one row and two equal rows of a prompt gave."""
     axes: Axes = {}
     for name in one.outputs.keys() | two.outputs.keys():
@@ -218,9 +236,9 @@ def _constants_of(tape: Tape, axes: Axes) -> tuple[dict[str, Tensor], dict[str, 
     return constants, layouts
 
 
-def _state_of(tape: Tape, axes: Axes) -> Tensor:
-    """Return the state that the pipeline prepared. Raises Refused for one that is no rectified
-    flow's or has no rows.
+def state_of(tape: Tape, axes: Axes, *, is_alone: bool) -> Tensor:
+    """Return the state that the pipeline prepared; one that is alone is one row. Raises Refused for
+    a state that is no rectified flow's or has no rows.
     """
     outputs = tape.outputs[STATE]
     if len(outputs) != 1:
@@ -229,7 +247,8 @@ def _state_of(tape: Tape, axes: Axes) -> Tensor:
     state = outputs[0][0] if is_several else outputs[0]
     if not isinstance(state, Tensor) or not state.is_floating_point():
         raise Refused(f"its state, of {STATE}, is no tensor of real numbers")
-    if axes.get(f"{STATE}.0.0" if is_several else f"{STATE}.0") != 0:
+    first_axis = axes.get(f"{STATE}.0.0" if is_several else f"{STATE}.0")
+    if len(state) != 1 if is_alone else first_axis != 0:
         raise Refused(f"the first axis of its state, {tuple(state.shape)}, is not the rows'")
     return state
 
@@ -258,7 +277,7 @@ def flatten_texts(tape: Tape, axes: Axes) -> tuple[dict[str, Tensor], Layout]:
     return tensors, {"list": layouts}
 
 
-def _check_unguided(bare: Mapping[str, Tensor], texts: Mapping[str, Tensor]) -> None:
+def check_unguided(bare: Mapping[str, Tensor], texts: Mapping[str, Tensor]) -> None:
     """Raise Refused unless texts are encoded alike with and without guidance, so that one recording
     serves both.
     """

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
+from PIL import Image
 from torch import Tensor
 
 from flowrl.models.derived.arguments import UNGUIDED, Arguments
+from flowrl.models.derived.edits import ALONE, SIZE, blank, of_picture, remember_blanks
 from flowrl.models.derived.leaving import Refused
 from flowrl.models.derived.networks import (
     decoding_in_float32,
@@ -19,10 +21,12 @@ from flowrl.models.derived.networks import (
     take_times_in_float32,
 )
 from flowrl.models.derived.recording import (
+    ENCODERS,
     METHODS,
     PROBE,
     STATE,
     TEXTS,
+    Placed,
     Probe,
     bare_call,
     players,
@@ -38,6 +42,11 @@ from flowrl.models.text import quiet
 
 Rows = Mapping[str, Shaped[Tensor, "B ..."]]
 
+Recorded = list[Any] | dict[str, Any]
+"""What texts were encoded to, in order; of a prompt with a picture what all methods returned, by
+their names.
+"""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -45,18 +54,6 @@ class Sampling:
 
     steps: list[Step]
     images: Tensor
-
-
-class _Placed:
-    """Stands before a pipeline's class, and tells its device: stock pipelines look for it at every
-    call, module by module, which takes as long as a small network.
-    """
-
-    place: torch.device
-
-    @property
-    def _execution_device(self) -> torch.device:
-        return self.place
 
 
 class Stock:
@@ -86,8 +83,9 @@ class Stock:
         kind = type(pipeline)
         # Calls by the thousand would repeat a pipeline's warnings as often.
         logging.getLogger(kind.__module__).setLevel(logging.ERROR)
-        pipeline.__class__ = type(kind.__name__, (_Placed, kind), {})
+        pipeline.__class__ = type(kind.__name__, (Placed, kind), {})
         pipeline.place = torch.device("cpu")
+        remember_blanks(pipeline)
         self._call = bare_call(pipeline)
         self._constants = {name: value[None] for name, value in probe.constants.items()}
         self._texts = {name: value[None] for name, value in probe.texts.items()}
@@ -111,9 +109,16 @@ class Stock:
 
         Raises Refused where it hands it nothing, or something of another shape.
         """
+        if len(x) > 1 and of_picture(layout).get(ALONE):
+            return torch.cat(
+                [
+                    self.velocity(x[[i]], sigma, row_of(texts, i), layout, scale)
+                    for i in range(len(x))
+                ]
+            )
         own_sigma, timestep = self.times.at(sigma)
         self.stand_in.ask([own_sigma], timestep)
-        arguments = self.arguments.of(PROBE, len(x), scale)
+        arguments = self._arguments(layout, len(x), scale)
         try:
             with giving_float32(self.pipeline.transformer, self.dtype):
                 # A copy, since some pipelines write into their state.
@@ -136,8 +141,10 @@ class Stock:
 
         Raises Refused where its axes are others.
         """
+        if len(x0) > 1 and self.probe.is_alone:
+            return torch.cat([self.decode(x0[[i]]) for i in range(len(x0))])
         self.stand_in.ask([], torch.empty(0))
-        arguments = self.arguments.of(PROBE, len(x0), UNGUIDED)
+        arguments = self._arguments(self.probe.text_layout, len(x0), UNGUIDED)
         with decoding_in_float32(self.pipeline.vae):
             output = self._run(x0.clone(), self.probe_texts(len(x0)), arguments)
         images = output[0]
@@ -158,47 +165,76 @@ class Stock:
         """
         device = self.pipeline.place
         x = torch.zeros(1, *self.probe.state_shape, device=device)
-        arguments = self.arguments.of(PROBE, 1, UNGUIDED, num_steps)
+        arguments = self._arguments(self.probe.text_layout, 1, UNGUIDED, num_steps)
         with replaced(self.pipeline, self.methods(x, self.probe_texts(1))):
             tape = record(self.pipeline, self.settings, arguments, device)
         return self.times.keep(*tape.grid)
 
     @torch.no_grad()
     def sample(
-        self, texts: Rows, layout: Layout, scale: float, num_steps: int, seed: int
+        self,
+        texts: Rows,
+        layout: Layout,
+        scale: float,
+        num_steps: int,
+        seed: int,
+        picture: Image.Image | None,
     ) -> Sampling:
         """Sample one row by the pipeline's own loop, on its own grid, with nothing replaced but its
-        texts and its solver.
+        solver and what the dropped encoders gave; `picture` is that of the row's prompt.
         """
+        if (picture is None) != (not of_picture(layout)):
+            raise ValueError("a row with a picture is sampled with it, and one without, without")
         witness = exchanged(Witness, self.settings)
         steps = witness.watch()
-        arguments = self.arguments.of(PROBE, 1, scale, num_steps)
+        arguments = self.arguments.of(PROBE, 1, scale, num_steps, picture)
         if "generator" in self.arguments.names:
             arguments["generator"] = torch.Generator().manual_seed(seed)
-        methods = players({TEXTS: unflatten(layout, texts)})
+        recorded = unflatten(layout, texts)
+        if of_picture(layout):
+            methods = players({name: recorded[name] for name in ENCODERS if recorded[name]})
+        else:
+            methods = players({TEXTS: recorded})
         with scheduled(self.pipeline, witness), replaced(self.pipeline, methods), quiet():
             output = self.pipeline(**arguments)
         if len(steps) != num_steps:
             raise Refused(f"it steps {len(steps)} times where it was asked for {num_steps} steps")
         return Sampling(steps, output[0].float())
 
-    def probe_texts(self, rows: int) -> list[Any]:
+    def probe_texts(self, rows: int) -> Recorded:
         """Return what texts are encoded to, for so many rows of the prompt of the probe."""
-        outputs: list[Any] = unflatten(self.probe.text_layout, _expanded(self._texts, rows))
+        outputs: Recorded = unflatten(self.probe.text_layout, _expanded(self._texts, rows))
         return outputs
 
-    def methods(self, x: Tensor, texts: list[Any]) -> dict[str, Any]:
+    def methods(self, x: Tensor, texts: Recorded) -> dict[str, Any]:
         """Return the pipeline's methods that give what was recorded, with the state x."""
-        outputs = {TEXTS: texts}
-        constants = _expanded(self._constants, len(x))
-        for name in METHODS[1:]:
-            values = [unflatten(layout, constants) for layout in self.probe.layouts[name]]
-            outputs[name] = [with_state(value, x) for value in values] if name == STATE else values
+        if isinstance(texts, dict):
+            outputs = {name: texts[name] for name in METHODS}
+        else:
+            outputs = {TEXTS: texts}
+            constants = _expanded(self._constants, len(x))
+            for name in METHODS[1:]:
+                layouts = self.probe.layouts[name]
+                outputs[name] = [unflatten(layout, constants) for layout in layouts]
+        outputs[STATE] = [with_state(value, x) for value in outputs[STATE]]
         return players({name: values for name, values in outputs.items() if values})
 
-    def _run(self, x: Tensor, texts: list[Any], arguments: Mapping[str, Any]) -> Any:
+    def _arguments(
+        self, layout: Layout, rows: int, scale: float, num_steps: int | None = None
+    ) -> dict[str, Any]:
+        """Return the arguments of a call that replays rows of this layout."""
+        size = of_picture(layout).get(SIZE)
+        picture = None if size is None else blank(tuple(size))
+        return self.arguments.of(PROBE, rows, scale, num_steps, picture)
+
+    def _run(self, x: Tensor, texts: Recorded, arguments: Mapping[str, Any]) -> Any:
         with replaced(self.pipeline, self.methods(x, texts)):
             return self._call(self.pipeline, **arguments)
+
+
+def row_of(rows: Rows, number: int) -> dict[str, Tensor]:
+    """Return one of the rows."""
+    return {name: value[number : number + 1] for name, value in rows.items()}
 
 
 def _expanded(rows: Rows, count: int) -> dict[str, Tensor]:
