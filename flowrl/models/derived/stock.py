@@ -156,13 +156,20 @@ class Stock:
 
     @torch.no_grad()
     def sample(
-        self, texts: Rows, layout: Layout, scale: float, num_steps: int, seed: int
+        self,
+        texts: Rows,
+        layout: Layout,
+        scale: float,
+        num_steps: int,
+        seed: int,
+        *,
+        last: Tensor | None = None,
     ) -> Sampling:
         """Sample one row by the pipeline's own loop, on its own grid, with nothing replaced but its
-        texts and its solver.
+        texts and its solver, and the state of the last step where `last` is one.
         """
         witness = exchanged(Witness, self.settings)
-        steps = witness.watch()
+        steps = witness.watch(last)
         arguments = self.arguments.of(PROBE, 1, scale, num_steps)
         if "generator" in self.arguments.names:
             arguments["generator"] = torch.Generator().manual_seed(seed)
