@@ -18,6 +18,7 @@ from __future__ import annotations
 from flowrl.launch.program import run_program
 
 import argparse
+import importlib
 import io
 import json
 import multiprocessing
@@ -32,6 +33,7 @@ import diffusers
 import torch
 from families import FAMILIES
 from families.family import Family
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from safetensors.torch import load_file
 
@@ -39,6 +41,7 @@ from flowrl.cli import train
 from flowrl.cli.parity import PROMPTS, measure_times
 from flowrl.errors import UserError
 from flowrl.launch.compose import compose
+from flowrl.launch.errors import explain
 from flowrl.launch.validate import validate
 from flowrl.models.derived.adapter import Derived
 from flowrl.runs.files import write_whole
@@ -130,7 +133,7 @@ def measure_parity(overrides: Sequence[str]) -> dict[str, Any]:
     """Check a family against its stock pipeline, guided and not, and time a velocity."""
     cfg: Any = compose(["name=families", *overrides])
     validate(cfg)
-    model: Derived = instantiate(cfg.model)
+    model = make_model(cfg.model)
     recipe = instantiate(cfg.tuning)
     recipe.check_layers(model.transformer)
     trained = recipe.attach(model.transformer, cfg.seed).parameters()
@@ -148,6 +151,15 @@ def measure_parity(overrides: Sequence[str]) -> dict[str, Any]:
         "milliseconds": total,
         "outside": outside,
     }
+
+
+def make_model(node: Any) -> Derived:
+    """Make the model of a configuration. Raises UserError, which Hydra wraps, as it was told."""
+    try:
+        model: Derived = instantiate(node)
+    except InstantiationException as error:
+        raise UserError(explain(error)) from error
+    return model
 
 
 def largest(parities: Sequence[Parity]) -> dict[str, float]:
@@ -340,6 +352,7 @@ def main() -> None:
     for name in args.families:
         if name not in FAMILIES:
             raise UserError(f"{name}: no such family; known are {', '.join(FAMILIES)}")
+    importlib.import_module("flowrl.launch.run")  # what each process would import anew
     for name in args.families or [name for name in FAMILIES if name not in rows]:
         rows[name] = measure_apart(name)
         write_whole(args.record, "".join(json.dumps(row) + "\n" for row in rows.values()))
