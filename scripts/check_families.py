@@ -26,7 +26,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import diffusers
@@ -173,7 +173,8 @@ def measure_run(overrides: Sequence[str], folder: Path, place: Path) -> dict[str
 
     Raises UserError with the run's last line where it fails.
     """
-    run = place / "run"
+    # Anew where another attempt was refused, whose folder this process still claims.
+    run = Path(mkdtemp(dir=place)) / "run"
     printed = io.StringIO()
     sys.argv = ["train.py", *overrides, f"run_dir={run}"]
     try:
