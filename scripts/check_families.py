@@ -279,6 +279,9 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
     others = [row for row in known if "iterations" not in row]
     lines = [*HEAD, *map(line_of, trained), "", *REFUSED_HEAD]
     lines += [f"| `{row['family']}` | {reason(row)} |" for row in others]
+    missing = [f"`{name}`" for name in FAMILIES if name not in rows]
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -291,7 +294,8 @@ of the last state of a *rollout*, of the *decoded* image or clip, of a sample be
 and of the same state again (*replay*). *Gradient* counts the trained weights that the velocity
 depends on; a fresh LoRA's are its second factors. *Run* is `train.py` for two iterations, *reload*
 what loaded its export in the stock pipeline, weight by weight equal. *Outside* is the time of a
-velocity of one row outside its network.
+velocity of one row outside its network, in the best of five calls; on a machine that others use
+too, some of it is theirs.
 """
 COLUMNS = (
     "family",

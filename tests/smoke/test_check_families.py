@@ -32,7 +32,8 @@ def script():
 
 
 def test_the_page_has_a_line_for_each_family(script):
-    """In the families' order, refused ones with their sentence apart, no cell cut by a bar.
+    """In the families' order, refused ones with their sentence apart, and what is missing; no cell
+    is cut by a bar.
 
     Mutation: print them in the order of measurement.
     """
@@ -51,7 +52,9 @@ def test_the_page_has_a_line_for_each_family(script):
         "| `wan21` | WanPipeline | 4 x 3 x 8 x 12 | 0 | 0 | 0 | 1e-06 | 0 | 20 of 40 | "
         "2 iterations, single frames | load_lora_weights | 1.3 |" in lines
     )
-    assert lines[-1] == "| `edm` | it has a \\| b |"
+    assert "| `edm` | it has a \\| b |" in lines
+    missing = [name for name in FAMILIES if name not in rows]
+    assert lines[-1] == f"Not measured yet: {', '.join(f'`{name}`' for name in missing)}."
 
 
 def test_what_a_refusal_asks_for_is_tried_once(script):
