@@ -35,6 +35,11 @@ PLACE = Path("random_pipelines")
 def write_released(model: str, folder: Path) -> None:
     """Write the pipeline of a released size, given as `model=NAME`, in bfloat16."""
     cfg: Any = compose(["name=random", model]).model
+    if cfg["_target_"] not in ADAPTERS or cfg.pretrained not in ARCHITECTURES:
+        raise UserError(
+            f"{model}: no pipeline of that size is made of {cfg.pretrained}; give a family, which "
+            "is made small"
+        )
     torch.manual_seed(0)
     _, transformer = ARCHITECTURES[cfg.pretrained]
     torch.set_default_dtype(torch.bfloat16)

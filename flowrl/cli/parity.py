@@ -61,6 +61,7 @@ def examine(cfg: DictConfig, is_edit: bool = False) -> list[str]:
     recipe: TuningRecipe = instantiate(cfg.tuning)
     recipe.check_layers(model.transformer)
     trained = recipe.attach(model.transformer, cfg.seed).parameters()
+    instantiate(cfg.backend).apply(model)
     place = device()
     pictures = [drawn_picture(seed) for seed in range(1, 1 + len(PROMPTS))]
     is_edit = is_edit or model.use == "always"
@@ -88,9 +89,15 @@ def examine(cfg: DictConfig, is_edit: bool = False) -> list[str]:
     ]
 
 
-@torch.no_grad()
 def describe_times(model: Derived, row: Conditioning, scale: float) -> str:
     """Say how long a velocity takes, and how much of that is outside the network."""
+    total, outside = measure_times(model, row, scale)
+    return f"a velocity of one row: {total:.1f} ms, {outside:.1f} outside the network"
+
+
+@torch.no_grad()
+def measure_times(model: Derived, row: Conditioning, scale: float) -> tuple[float, float]:
+    """Return the milliseconds of a velocity of one row, and those of them outside the network."""
     x = torch.randn(1, *model.latent_shape, device=row.device)
     sigma = model.grid(2)[0]
     totals = []
@@ -103,8 +110,7 @@ def describe_times(model: Derived, row: Conditioning, scale: float) -> str:
             totals.append(now(row.device) - start)
             inside.append(sum(laps))
     best = min(range(CALLS), key=totals.__getitem__)
-    outside = 1000 * (totals[best] - inside[best])
-    return f"a velocity of one row: {1000 * totals[best]:.1f} ms, {outside:.1f} outside the network"
+    return 1000 * totals[best], 1000 * (totals[best] - inside[best])
 
 
 @contextmanager

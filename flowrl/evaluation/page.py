@@ -13,7 +13,7 @@ from typing import Any
 from flowrl.images.clips import evenly, save_moving
 from flowrl.images.contact_sheet import MOVING
 from flowrl.images.motion import ALL_MEANINGS, MOTION_MEANINGS
-from flowrl.images.pictures import read_frames
+from flowrl.images.pictures import read_frames, read_upright
 from flowrl.report.frame import COLOURS, embedded, fill
 from flowrl.statistics import ROUNDING, interval_kinds
 

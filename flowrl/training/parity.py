@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,7 +19,7 @@ from flowrl.algorithm import Algorithm
 from flowrl.errors import UserError
 from flowrl.images.pictures import read_upright
 from flowrl.models.derived.adapter import Derived
-from flowrl.models.derived.leaving import failing, refusing
+from flowrl.models.derived.leaving import Refused, failing, refusing
 from flowrl.models.derived.stock import Sampling
 from flowrl.parallel.sharding import is_divided
 from flowrl.training.policy import Policy
@@ -181,10 +182,13 @@ def _check_scale(
     _require(model, again, replay, 0.0, scale, "the first time")
     velocities = _velocity_errors(model, first, scale, stock, sigmas)
     velocity_bound = VELOCITY_BOUNDS[model.dtype]
-    what = "velocity at the stock pipeline's own states"
-    if velocities[0] <= velocity_bound:
-        what += " after the first, as with a guidance that remembers earlier steps,"
     velocity = max(velocities)
+    if velocities[0] <= velocity_bound < velocity:
+        memory = _memory_error(model, first, scale, stock, seed)
+        what = "stock pipeline's velocity of a state that other steps led to, which its guidance "
+        what += "remembers,"
+        _require(model, what, memory, velocity_bound, scale, "its own")
+    what = "velocity at the stock pipeline's own states"
     _require(model, what, velocity, velocity_bound, scale)
     x0 = _rollout(model, first, scale, stock, sigmas)
     last = stock.steps[-1].after.float()
@@ -197,8 +201,9 @@ def _check_scale(
     rows_bound = ROWS_BOUNDS[model.dtype]
     _require(model, "velocity of a sample beside others", rows, rows_bound, scale, "one alone")
     has_gradient = None
-    # Weights that are divided over processes are gathered pass by pass, and not by this one.
+    # Weights that are divided over processes are gathered pass by pass, and not by these.
     if not is_divided(model.transformer):
+        _check_recomputation(model, first, scale, x, sigma)
         has_gradient = _count_gradients(model, first, scale, x, sigma, trained)
     return Parity(
         guidance_scale=scale,
@@ -250,6 +255,17 @@ def _velocity_errors(
     return errors
 
 
+def _memory_error(
+    model: Derived, row: Conditioning, scale: float, stock: Sampling, seed: int
+) -> float:
+    """Compare the stock prediction at the last step's state with the one at the same state of a
+    sampling that began from other noise: they differ where a guidance remembers earlier steps.
+    """
+    meeting = stock.steps[-1].before
+    other = model.sample_stock(row, scale, len(stock.steps), seed + 1, last=meeting)
+    return _share(other.steps[-1].output.float(), stock.steps[-1].output)
+
+
 @torch.no_grad()
 def _rollout(
     model: Derived, row: Conditioning, scale: float, stock: Sampling, sigmas: Sequence[float]
@@ -285,6 +301,38 @@ def _replay_error(
     model.velocity(-x, sigma, row, scale)
     after = model.velocity(x, sigma, row, scale)
     return _share(after, before)
+
+
+def _check_recomputation(
+    model: Derived, row: Conditioning, scale: float, x: Tensor, sigma: float
+) -> None:
+    """Raise ParityError where gradient checkpointing is on and changes what the network gives.
+
+    Some networks hand their blocks other arguments where these are to be recomputed, so that
+    updates would see another velocity than rollouts, in which checkpointing is off by itself.
+    """
+    network: Any = model.transformer
+    if not getattr(network, "is_gradient_checkpointing", False):
+        return
+    key = (
+        f"model.pretrained={model.pretrained}: backend.gradient_checkpointing=true is not for a "
+        f"{model.kind.__name__}"
+    )
+    with torch.no_grad():
+        plain = model.velocity(x, sigma, row, scale)
+    # Blocks are recomputed only where something needs a gradient.
+    state = x.clone().requires_grad_()
+    try:
+        with torch.enable_grad(), failing("its call"):
+            recomputed = model.velocity(state, sigma, row, scale).detach()
+    except Refused as error:
+        raise ParityError(f"{key}: with it, {error}; set it to false") from error
+    difference = _share(recomputed, plain)
+    if not difference <= VELOCITY_BOUNDS[model.dtype]:
+        raise ParityError(
+            f"{key}: with it, the velocity differs by {difference:.2g} from the one of rollouts; "
+            "set it to false"
+        )
 
 
 def _count_gradients(

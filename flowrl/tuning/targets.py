@@ -22,11 +22,20 @@ _FLUX2 = (
     r"|single_.*\.attn\.(to_qkv_mlp_proj|to_out))"
 )
 
+_FEED_FORWARD = r"net\.(0\.proj|2)"
+_WITH_FEED_FORWARD = rf".*\.({_PROJECTIONS}|ff(_context)?\.{_FEED_FORWARD})"
+
 PUBLISHED: Mapping[str, str] = {
     # flow_grpo's recipe, with the feed-forward layers.
-    "FluxTransformer2DModel": rf".*\.({_PROJECTIONS}|ff(_context)?\.net\.(0\.proj|2))",
+    "FluxTransformer2DModel": _WITH_FEED_FORWARD,
     # Flow-Factory's recipe and the single blocks' to_out, as in conf/model.
     "Flux2Transformer2DModel": _FLUX2,
+    # UniRL's recipe (hunyuan_video10), the token refiner's layers among them.
+    "HunyuanVideoTransformer3DModel": _WITH_FEED_FORWARD,
+    # verl-omni's recipe; Flow-Factory means the same, with a misspelt name that matches nothing.
+    "QwenImageTransformer2DModel": rf".*\.({_PROJECTIONS}|(img|txt)_mlp\.{_FEED_FORWARD})",
+    # Flow-Factory's recipe, the refiners' layers among them.
+    "ZImageTransformer2DModel": r".*\.(attention\.to_([qkv]|out\.0)|feed_forward\.w[123])",
 }
 """The layers of published recipes, as regular expressions, by the transformer's class."""
 

@@ -120,6 +120,30 @@ def test_an_export_gives_the_stock_pipeline_the_same_weights(name, folder_of, tm
     assert (base - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
+@pytest.mark.parametrize(("name", "limit"), [("sd3", 77), ("wan21", 64)])
+def test_what_is_cut_of_a_prompt_is_told(name, limit, folder_of):
+    """In words, of the first tokenizer that cuts; each character is a token, and one closes the
+    text. Mutations: note no call, take the probe's text for the prompt's, or no limit.
+    """
+    model = derived(folder_of(name), FAMILIES[name])
+    assert model.truncated_part("a red circle") == ""
+    told = model.truncated_part("a red circle " + 8 * "and a green one ")
+    assert told.endswith(f"beyond the {limit} tokens of the model's tokenizer")
+    letters = "".join(filter(str.isalpha, told))
+    assert "green" in letters and "red" not in letters
+
+
+def test_a_pictures_state_that_is_cut_is_refused(folder_of):
+    """Given its picture, LTX-Video steps all frames but the first. Mutation: take any state."""
+    family = FAMILIES["ltx_i2v"]
+    call = {name: value for name, value in family.call.items() if name not in SCALES}
+    call["image"] = family.draw(0)
+    with pytest.raises(UserError, match=r"it is cut or changed before the step"):
+        model = derived(folder_of("ltx_i2v"), family, call=call)
+        row = model.encode_prompts(PROMPTS[:1])
+        model.velocity(torch.zeros(1, *model.latent_shape), model.grid(2)[0], row, 1.0)
+
+
 def test_texts_of_different_lengths_go_through_calls_of_their_own(folder_of):
     """In the rows' own order. Mutations: leave the rows as their calls give them, or give all the
     first one's text.
@@ -217,7 +241,8 @@ REASONS = {
     "ltx2": "it copies its scheduler, so it steps two states at once",
     "edm": "it has no transformer",
     "kandinsky5": "no axis is the rows', as of a running sum over rows",
-    "hunyuan_image_memory": "a guidance that remembers earlier steps",
+    "hunyuan_image_memory": "which its guidance remembers, differs from its own",
+    "ltx_i2v": "it does not do without a picture, which prompts carry none of",
 }
 
 

@@ -118,6 +118,24 @@ class Remembers(ToyPipeline):
         return self.momentum
 
 
+class RemembersSteps(ToyPipeline):
+    """Remembers the steps of a call, as some guidance does, and no earlier call."""
+
+    def predict(self, x, t, *args):
+        if t == self.scheduler.timesteps[0]:
+            self.momentum = 0.0
+        self.momentum = 0.5 * self.momentum + super().predict(x, t, *args)
+        return self.momentum
+
+
+class CountsSteps(ToyPipeline):
+    """Does otherwise at its first step, whatever came before."""
+
+    def predict(self, x, t, *args):
+        velocity = super().predict(x, t, *args)
+        return velocity if t == self.scheduler.timesteps[0] else 2 * velocity
+
+
 class Discrete(ToyPipeline):
     def prepare_latents(self, count, generator, latents=None):
         return torch.zeros(count, 2, dtype=torch.long)
@@ -178,6 +196,16 @@ def test_a_pipeline_that_cannot_be_derived_from_is_refused(case, monkeypatch):
 CHECKED = {
     "two steps an iteration": (StepsTwice, UserError, "steps 8 times where it was asked for 4"),
     "guidance with memory": (Remembers, ParityError, "which its guidance remembers"),
+    "guidance with memory of a call": (
+        RemembersSteps,
+        ParityError,
+        "a state that other steps led to, which its guidance remembers, differs from its own",
+    ),
+    "guidance by the step": (
+        CountsSteps,
+        ParityError,
+        "velocity at the stock pipeline's own states differs from the stock pipeline's",
+    ),
     "rows that mix": (MixesRows, ParityError, "a sample beside others differs from one alone"),
     "no gradient": (Detached, ParityError, "does not depend on the trained weights"),
 }
@@ -191,6 +219,67 @@ def test_the_check_refuses(case, monkeypatch):
     with pytest.raises(error_kind) as error:
         checked(model)
     assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+class LosesMask(ToyPipeline):
+    """Gives another velocity where its network is recomputed."""
+
+    def predict(self, *args):
+        velocity = super().predict(*args)
+        return 1.5 * velocity if self.is_recomputed() else velocity
+
+    def is_recomputed(self):
+        is_on = getattr(self.transformer, "is_gradient_checkpointing", False)
+        return is_on and torch.is_grad_enabled()
+
+
+class TakesFewer(LosesMask):
+    """Fails where its network is recomputed."""
+
+    def predict(self, *args):
+        if self.is_recomputed():
+            raise TypeError("forward() takes 3 arguments but 4 were given")
+        return super().predict(*args)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (LosesMask, "the velocity differs by 0.5 from the one of rollouts; set it to false"),
+        (TakesFewer, "its call fails (TypeError: forward() takes 3 arguments but 4 were given); "),
+    ],
+)
+def test_checkpointing_that_changes_the_network_is_refused(kind, reason, monkeypatch):
+    """By its key, with the remedy; without it all is well. Mutations: look at no network, or
+    compare what is recomputed with itself.
+    """
+    model = derive(monkeypatch, kind)
+    checked(model)
+    model.transformer.is_gradient_checkpointing = True
+    with pytest.raises(ParityError) as error:
+        checked(model)
+    text = str(error.value)
+    head = "model.pretrained=toys/toy: backend.gradient_checkpointing=true is not for a "
+    assert text.startswith(head) and reason in text and "\n" not in text
+
+
+class NeedsPicture(ToyPipeline):
+    @torch.no_grad()
+    def __call__(
+        self,
+        image=None,
+        prompt=None,
+        negative_prompt=None,
+        num_inference_steps=5,
+        guidance_scale=3.0,
+    ):
+        return image.size
+
+
+def test_a_pipeline_that_needs_a_picture_says_so(monkeypatch):
+    """Mutation: tell the failure alone."""
+    with pytest.raises(UserError, match=r"a picture, which prompts carry none of: its call fails"):
+        derive(monkeypatch, NeedsPicture)
 
 
 class Momentum:

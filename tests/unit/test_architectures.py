@@ -24,9 +24,8 @@ PARAMETERS = {
     "flux2_dev": 32_223_281_152,
 }
 SAME = {"flux2_klein_base_4b": "flux2_klein_4b", "flux2_klein_base_9b": "flux2_klein_9b"}
-OWN = ("derived", "shapes")
-"""Options of no published model."""
-OPTIONS = sorted(path.stem for path in CONF.glob("model/*.yaml") if path.stem not in OWN)
+OPTIONS = (*PARAMETERS, *SAME)
+"""Options whose adapter is written by hand."""
 ATTENTION = (
     "to_q",
     "to_k",
@@ -154,6 +153,9 @@ RECIPES = {
     "flow_grpo_flux2": ("FlowSDE", 0.5, None, 1, 768),
     "grpo_guard_sd35": ("FlowSDE", 0.7, None, 9, 1152),
     "diffusion_nft_sd35": ("DPM2", None, None, 0, 1152),
+    "flow_dppo_sd35_teacher": ("CPS", 0.8, 1e-6, 3, 1152),
+    "flow_dppo_qwen_image_edit": ("FlowSDE", 0.7, 1e-5, 3, 768),
+    "diffusion_nft_sana15": ("ODE", None, None, 0, 1152),
 }
 """Sampler, noise level, threshold, trained steps and images an iteration, as the authors have them.
 """

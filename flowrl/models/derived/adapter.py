@@ -15,10 +15,11 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.models.conditioning import join
 from flowrl.models.derived import arguments as call_arguments
+from flowrl.models.derived.cutting import watching
 from flowrl.models.derived.edits import encoding_on, flatten_edit, probe_edit, record_edit
 from flowrl.models.derived.leaving import Refused, refusing
 from flowrl.models.derived.networks import check_networks
-from flowrl.models.derived.recording import Probe, flatten_texts, probe, record, state_of
+from flowrl.models.derived.recording import PROBE, Probe, flatten_texts, probe, record, state_of
 from flowrl.models.derived.standin import flow_settings
 from flowrl.models.derived.stock import Sampling, Stock
 from flowrl.models.derived.trees import LAYOUT, Layout, groups, read, to_tensor
@@ -104,8 +105,11 @@ class Derived:
         everything = [name for name, entry in index.items() if isinstance(entry, list)]
         self.identity = " ".join([source.identity(everything), *settings])
         with refusing(pretrained, source.kind):
+            texts = self.text.pipeline()
             find_out = probe_edit if self.use == "always" else probe
-            self._probe = find_out(self.text.pipeline(), self.settings, self.arguments, device())
+            with watching(texts) as cuts:
+                self._probe: Probe = find_out(texts, self.settings, self.arguments, device())
+            self._cuts = [cut for cut in dict.fromkeys(cuts) if PROBE in cut.text]
             self.stock = Stock(
                 self.pipeline, self.settings, self.arguments, self._probe, DTYPES[dtype]
             )
@@ -192,7 +196,14 @@ class Derived:
         return {**values, LAYOUT: to_tensor(layout).to(place)}
 
     def truncated_part(self, prompt: str) -> str:
-        """Return nothing: a pipeline does not say which tokenizer cuts a text, and where."""
+        """Return what the first tokenizer to cut a prompt leaves out of it, in words, by the calls
+        that were noted for the probe's; empty where none does.
+        """
+        for cut in self._cuts:
+            text = cut.text.replace(PROBE, prompt)
+            lost = self.text.truncated_part(text, {cut.tokenizer: cut.limit})
+            if lost:
+                return lost
         return ""
 
     def drop_text_encoders(self) -> None:
@@ -244,13 +255,17 @@ class Derived:
         num_steps: int,
         seed: int,
         picture: Image.Image | None = None,
+        *,
+        last: Tensor | None = None,
     ) -> Sampling:
-        """Sample one row by the pipeline's own loop, for comparison, from its prompt's picture."""
+        """Sample one row by the pipeline's own loop, for comparison, from its prompt's picture;
+        `last` takes the place of the state of its last step.
+        """
         tensors = conditioning.tensors
         (layout,) = groups(tensors[LAYOUT])
         with refusing(self.pretrained, self.kind):
             return self.stock.sample(
-                tensors, read(layout), guidance_scale, num_steps, seed, picture
+                tensors, read(layout), guidance_scale, num_steps, seed, picture, last=last
             )
 
     def grid(self, num_steps: int) -> tuple[float, ...]:

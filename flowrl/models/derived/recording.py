@@ -185,9 +185,10 @@ def probe(
         if not hasattr(pipeline, name):
             raise Refused(f"it has no {name}")
     scale = arguments.recorded_scale
-    one, two = (
-        record(pipeline, settings, arguments.of(PROBE, rows, scale), device) for rows in (1, 2)
-    )
+    with telling_of_pictures(arguments):
+        one, two = (
+            record(pipeline, settings, arguments.of(PROBE, rows, scale), device) for rows in (1, 2)
+        )
     axes = axes_of(one, two)
     state = state_of(one, axes, is_alone=False)
     num_texts = len(one.outputs[TEXTS])
@@ -208,6 +209,19 @@ def probe(
         layouts=layouts,
         grid=one.grid,
     )
+
+
+@contextmanager
+def telling_of_pictures(arguments: Arguments) -> Iterator[None]:
+    """Say so where a call fails that could take a picture and has none."""
+    try:
+        yield
+    except Refused as error:
+        if "image" in arguments.names and "image" not in arguments.fixed:
+            raise Refused(
+                f"it does not do without a picture, which prompts carry none of: {error}"
+            ) from error
+        raise
 
 
 def axes_of(one: Tape, two: Tape) -> Axes:

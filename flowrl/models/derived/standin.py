@@ -88,9 +88,12 @@ class StandIn(Euler):
 class Witness(Euler):
     """The scheduler of a stock sampling, which notes what each step is handed and gives."""
 
-    def watch(self) -> list[Step]:
-        """Return the list that steps are added to from now on."""
+    def watch(self, last: Tensor | None = None) -> list[Step]:
+        """Return the list that steps are added to from now on; the last one begins at the state
+        `last`, where that is given.
+        """
         self.steps: list[Step] = []
+        self.last = last
         return self.steps
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *a: Any, **k: Any) -> Any:
@@ -100,6 +103,9 @@ class Witness(Euler):
         result = super().step(model_output, timestep, sample, *a, **k)  # type: ignore[misc]
         # A tuple, or an output of diffusers, whose first value is read by the same index.
         self.steps.append(Step(output, before, result[0].clone()))
+        if self.last is not None and len(self.steps) == len(self.timesteps) - 1:
+            state = self.last.to(result[0])
+            return (state,) if isinstance(result, tuple) else type(result)(prev_sample=state)
         return result
 
 

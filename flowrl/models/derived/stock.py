@@ -179,14 +179,17 @@ class Stock:
         num_steps: int,
         seed: int,
         picture: Image.Image | None,
+        *,
+        last: Tensor | None = None,
     ) -> Sampling:
         """Sample one row by the pipeline's own loop, on its own grid, with nothing replaced but its
-        solver and what the dropped encoders gave; `picture` is that of the row's prompt.
+        solver, what the dropped encoders gave, and the state of the last step where `last` is one;
+        `picture` is that of the row's prompt.
         """
         if (picture is None) != (not of_picture(layout)):
             raise ValueError("a row with a picture is sampled with it, and one without, without")
         witness = exchanged(Witness, self.settings)
-        steps = witness.watch()
+        steps = witness.watch(last)
         arguments = self.arguments.of(PROBE, 1, scale, num_steps, picture)
         if "generator" in self.arguments.names:
             arguments["generator"] = torch.Generator().manual_seed(seed)
