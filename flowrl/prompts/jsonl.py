@@ -64,6 +64,12 @@ def jsonl_prompts(
         if image is not None:
             prompt = with_pictures(prompt, image, Path(path).expanduser().parent, place)
         prompts.append(prompt)
+    # The usual key may be absent, as where no prompt has a picture; another one was typed.
+    if image not in (None, IMAGE) and not any(prompt.image for prompt in prompts):
+        raise UserError(
+            f"prompts {path}: image={image}, but no line has a picture by the key {image!r}; name "
+            "the lines' own, or null"
+        )
     return prompts
 
 
