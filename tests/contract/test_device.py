@@ -23,7 +23,7 @@ EMBEDDED = (
     "rollout={num_steps: 4, trained: {count: 2, low: 0, high: 3}}",
     "data.prompts.count=8",
 )
-WAITS_OF_A_TERM = 18
+WAITS_OF_A_TERM = 0
 """The times that FlowRL may wait for the device in a term of an update, or copy out of pageable
 memory to it, which waits too.
 """
