@@ -34,7 +34,7 @@ def test_one_process_has_its_own_alone():
     assert gather_to_first("own") == gather("own") == ["own"]
 
 
-def test_replicas_send_gradients_alone_and_hold_them_once():
+def test_replicas_send_gradients_alone_and_copy_none_back():
     """Buffers are constants. Mutation: leave either to DDP, whose defaults are the opposite."""
     # Lightning hands these on to DistributedDataParallel, and has no other way to see them.
     options = replicas(timeout_minutes=1, bucket_megabytes=8)._ddp_kwargs
