@@ -42,3 +42,14 @@ def gaussian_noise(
         bits = np.random.Philox(key=[seed, iteration], counter=[0, step + 1, sample, prompt])
         row[...] = np.random.Generator(bits).standard_normal(shape, dtype=np.float32)
     return torch.from_numpy(rows)
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return values that the CPU has made on a device; the host goes on before they are there.
+
+    A copy to a GPU out of ordinary memory waits for all that the GPU has been given so far, one out
+    of pinned memory does not.
+    """
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

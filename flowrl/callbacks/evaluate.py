@@ -23,7 +23,7 @@ from flowrl.callbacks.trackers import alert, log_clips
 from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import EvaluationResult, Evaluator
 from flowrl.images import contact_sheet
-from flowrl.parallel.collectives import gather
+from flowrl.parallel.collectives import gather_to_first
 from flowrl.parallel.sharding import is_divided
 from flowrl.prompts.pictures import sources_of
 from flowrl.prompts.subsets import same_texts
@@ -160,10 +160,11 @@ class Evaluate(Callback):
         headline = self.headline(result)
         self.record.add(when, metrics, headline)
         places = self.places(main)
-        images, values = self.shown(scores, result.images[main], places)
+        shown = self.shown(scores, result.images[main], places)
         # Only now, since `shown` gathers the images of all processes.
-        if not trainer.is_global_zero:
+        if shown is None:
             return
+        images, values = shown
         if is_before:
             self.first = (images, values)
             self.keep_first(images, values, watched)
@@ -213,17 +214,20 @@ class Evaluate(Callback):
 
     def shown(
         self, scores: RewardOutput, images: Mapping[int, Tensor], places: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor] | None:
         """Return the first image of each prompt at `places`, gathered from all processes, and its
-        headline score, NaN where it has none.
+        headline score, NaN where it has none; None in other processes than the first.
 
         `scores` are those of the whole set, `images` those that this process drew, by their row.
         All processes call it.
         """
         rows = self.rows_shown(places)
         images_here = {row: images[row] for row in rows if row in images}
+        shares = gather_to_first(images_here)
+        if shares is None:
+            return None
         gathered: dict[int, Tensor] = {}
-        for share in gather(images_here):
+        for share in shares:
             gathered |= share
         headline = scores.parts.get(self.evaluator.headline, scores.values)
         values = torch.where(scores.is_valid[rows], headline[rows], torch.nan)

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
@@ -130,6 +131,23 @@ def check_accelerator(cfg: DictConfig) -> None:
         raise UserError(
             f"trainer.accelerator={accelerator}: none is found on this machine; take cpu or auto"
         )
+
+
+def emulation(device: torch.device, dtype: str) -> str | None:
+    """Say in a line that a GPU computes the model's bfloat16 by way of float32; None where it does
+    not.
+
+    Such are cards older than NVIDIA's Ampere, as T4 and V100: they save the memory, and take
+    several times as long.
+    """
+    if device.type != "cuda" or dtype != "bfloat16":
+        return None
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return None
+    return (
+        f"{torch.cuda.get_device_name(device)} only emulates model.dtype=bfloat16, which saves "
+        "memory and is several times slower than on a GPU that computes in it (Ampere or newer)"
+    )
 
 
 def check_processes(cfg: DictConfig) -> None:

@@ -29,7 +29,7 @@ from flowrl.evaluation.evaluator import Evaluator
 from flowrl.launch import foreign_targets
 from flowrl.launch.build import build
 from flowrl.launch.changes import Provenance, refuse_without_iterations
-from flowrl.launch.checks import check_accelerator
+from flowrl.launch.checks import check_accelerator, emulation
 from flowrl.launch.composed import calling_script, job_of
 from flowrl.launch.errors import one_line_errors
 from flowrl.launch.foreign_jobs import check_job, continue_command
@@ -141,7 +141,7 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
     # record writes, and a checkpoint keeps both.
     first = [stop, *_instantiated(cfg.callbacks), *_examiners(cfg, evaluator, folder)]
     callbacks = [*first, viewer, record, saver]
-    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
+    trainer = _trainer(cfg, callbacks, loggers)
     _prepare(loggers, cfg)
     status = "failed"
     try:
@@ -179,6 +179,15 @@ def _examiners(cfg: DictConfig, evaluator: Evaluator, folder: Path) -> list[Call
     if cfg.get("rehearsal"):
         examiners.append(Rehearse(evaluator=evaluator, every=cfg.viewing.every))
     return examiners
+
+
+def _trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
+    """Build the trainer, and say in a line where its device only emulates the model's dtype."""
+    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
+    slow = emulation(trainer.strategy.root_device, cfg.model.dtype)
+    if slow and not is_later_rank():
+        print(slow)
+    return trainer
 
 
 def _instantiated(nodes: DictConfig | None) -> list[Any]:

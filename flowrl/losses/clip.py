@@ -27,7 +27,7 @@ def clipped_surrogate(
         high = (advantage > 0) & (ratio > 1 + clip_high)
         low = (advantage < 0) & (ratio < 1 - clip_low)
         is_clipped = high | low
-        bound = torch.where(high, log_ratio.new_tensor(1 + clip_high), 1 - clip_low)
+        bound = torch.where(high, log_ratio.new_full((), 1 + clip_high), 1 - clip_low)
     # The maximum picks the constant bound exactly where `high` or `low` holds, and the ratio
     # itself, with its gradient, everywhere else.
     free_ratio = safe_ratio(log_ratio, is_ignored=is_clipped | (advantage == 0))

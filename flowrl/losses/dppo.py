@@ -120,7 +120,7 @@ class DPPO(ReverseLoss):
         surrogate = advantage * safe_ratio(log_ratio, is_ignored=is_dropped | (advantage == 0))
         loss = torch.where(is_dropped, 0.0, -surrogate).mean()
         metrics = masked_shares(positive=positive, negative=negative)
-        metrics["trust/delta"] = loss.new_tensor(self.threshold)
+        metrics["trust/delta"] = loss.new_full((), self.threshold)
         return LossOutput(loss, metrics)
 
     def _distance(self, inputs: LossInputs) -> Float[Tensor, "B"]:

@@ -120,6 +120,7 @@ class PromptEmbeddings:
             self._embed(model, sorted(texts), chunk, num_processes)
         model.drop_text_encoders()
         self._last: tuple[list[str], Conditioning] | None = None
+        self._negative: Conditioning | None = None
 
     def _embed(self, model: TextModel, texts: list[str], size: int, num_processes: int) -> None:
         """Encode the texts that are missing, `size` at a time, as one of several processes."""
@@ -157,6 +158,7 @@ class PromptEmbeddings:
         """Give rows on this device from now on."""
         self.store.to(device)
         self._last = None
+        self._negative = None
 
     def __call__(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Return a row for each prompt, in order, all of which must have been given at
@@ -184,9 +186,10 @@ class PromptEmbeddings:
         rows = self.store.rows(texts)
         if self.negative is None:
             return rows
-        # All rows have the same negative, which is expanded rather than copied.
-        one = self.store.rows([self.negative])
-        return Conditioning(rows.tensors, repeated(one, len(texts)))
+        # All rows have the same negative: it is read once, and expanded rather than copied.
+        if self._negative is None:
+            self._negative = self.store.rows([self.negative])
+        return Conditioning(rows.tensors, repeated(self._negative, len(texts)))
 
 
 class Memory:

@@ -14,7 +14,7 @@ from flowrl.algorithm import Algorithm, sampler_option
 from flowrl.errors import UserError
 from flowrl.losses.protocol import ForwardLoss
 from flowrl.losses.used import velocity_distance
-from flowrl.noise import CHOICE, FORWARD, gaussian_noise
+from flowrl.noise import CHOICE, FORWARD, gaussian_noise, on_device
 from flowrl.objectives.declared import require_declared
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.penalty import with_penalty
@@ -155,7 +155,7 @@ class ForwardObjective:
         # The argsort of an argsort is each sigma's rank among a sample's scores, so this picks
         # `num_trained` of them uniformly.
         ranks = scores.argsort(1).argsort(1)
-        return (ranks < self.num_trained()).to(batch.is_used.device)
+        return on_device(ranks < self.num_trained(), batch.is_used.device)
 
     def noise(
         self, batch: MicroBatch, index: int, num_optimizer_steps: int
@@ -163,7 +163,8 @@ class ForwardObjective:
         """Draw the noise that takes samples to the `index`-th sigma, whatever the batch."""
         # Counted by optimizer step, so that every inner epoch has noise of its own.
         step = FORWARD + num_optimizer_steps * self.algorithm.num_steps + index
-        return self._draw(batch, self.context.latent_shape, step).to(batch.is_used.device)
+        noise = self._draw(batch, self.context.latent_shape, step)
+        return on_device(noise, batch.is_used.device)
 
     def _draw(self, batch: MicroBatch, shape: Sequence[int], step: int) -> Float[Tensor, "B ..."]:
         """Draw one row of noise a sample, on the CPU."""

@@ -16,6 +16,7 @@ from flowrl.algorithm import Algorithm, sampler_option
 from flowrl.errors import UserError
 from flowrl.gaussian import GaussianStep, tv, velocity_change
 from flowrl.losses.protocol import ReverseLoss
+from flowrl.noise import on_device
 from flowrl.objectives.declared import require_declared
 from flowrl.objectives.gate import check_replay
 from flowrl.objectives.micro_batch import MicroBatch
@@ -182,7 +183,7 @@ class ReverseObjective:
             is_trained = torch.zeros_like(inputs.log_ratio, dtype=torch.bool)
             return LossOutput(torch.where(is_trained, inputs.log_ratio, 0.0).sum(), {})
         if len(rows) < len(batch.rows):
-            places = torch.tensor(rows, device=inputs.advantage.device)
+            places = on_device(torch.tensor(rows), inputs.advantage.device)
             inputs = inputs.of_rows(places)
             distance = None if distance is None else distance.index_select(0, places)
         output = self.loss(inputs)

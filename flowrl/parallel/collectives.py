@@ -19,6 +19,21 @@ def gather(value: Shared) -> list[Shared]:
     return values
 
 
+def gather_to_first(value: Shared) -> list[Shared] | None:
+    """Collect the values of all processes in rank order in the first one; the others get None.
+
+    For what is large, such as pictures, which the other processes would only throw away.
+    """
+    if not is_distributed():
+        return [value]
+    if distributed.get_rank():
+        distributed.gather_object(value, None)
+        return None
+    values: list[Shared] = [value] * distributed.get_world_size()
+    distributed.gather_object(value, values)
+    return values
+
+
 def is_distributed() -> bool:
     """Tell whether this process is one of several."""
     if not (distributed.is_available() and distributed.is_initialized()):

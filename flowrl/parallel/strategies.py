@@ -25,6 +25,11 @@ def replicas(*, timeout_minutes: Minutes, bucket_megabytes: Count) -> DDPStrateg
         timeout=timedelta(minutes=timeout_minutes),
         bucket_cap_mb=bucket_megabytes,
         find_unused_parameters=False,
+        # Buffers are constants, such as SD3.5's 0.4 GiB of places, which all processes have alike.
+        broadcast_buffers=False,
+        # Reduced gradients stay in their buckets, rather than being copied back. Those of the terms
+        # before the last are accumulated beside the buckets all the same.
+        gradient_as_bucket_view=True,
     )
 
 

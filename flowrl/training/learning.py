@@ -31,6 +31,10 @@ CONDITIONS = {
 """Events that must happen at least once in a run, in order, and the words where one did not."""
 
 
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int32}
+"""The integers that stand for numbers of so many bytes, two of them for one of eight."""
+
+
 class NothingLearned(RuntimeError):
     """All iterations of a run are done, and it cannot have learned from any of them."""
 
@@ -91,13 +95,26 @@ class Learning:
 
 @torch.no_grad()
 def _fingerprint(parameters: Sequence[Tensor]) -> Tensor:
-    """Compute two sums a tensor, which change when its numbers do.
+    """Compute a sum a tensor, which changes when its numbers do.
 
-    A copy would be too large where all weights are trained.
+    A copy would be too large where all weights are trained. Integers are summed, which loses
+    nothing, since not every device has the float64 that a sum of the numbers would need.
     """
     # Of sharded weights each process looks at its own shard; `check` asks all of them.
     local = [value.to_local() if isinstance(value, DTensor) else value for value in parameters]
-    sums = [value.sum(dtype=torch.float64) for value in local]
-    # A sum alone would miss a change whose rises and falls cancel.
-    sizes = [value.abs().sum(dtype=torch.float64) for value in local]
-    return torch.stack(sums + sizes)
+    return torch.stack([_mixed(value).sum() for value in local])
+
+
+def _mixed(values: Tensor) -> Tensor:
+    """Return integers of each number, unlike those of any other number of its dtype.
+
+    Multiplication and exclusive or spread each bit over all, as in hash functions, so that rises
+    and falls of the numbers do not cancel in a sum. Overflow wraps around, which loses nothing.
+    """
+    bits = values.detach().flatten().view(_BITS[values.element_size()])
+    if bits.dtype == torch.int16:
+        bits = bits.int()
+    # Without the signs, which shifts repeat.
+    bits = bits ^ ((bits >> 15) & 0x1FFFF)
+    bits = bits * 0x2C1B3C6D
+    return bits ^ ((bits >> 12) & 0xFFFFF)

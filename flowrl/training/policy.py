@@ -116,7 +116,7 @@ class Policy(LightningModule):
 
     def training_step(self, batch: PromptBatch, batch_index: int) -> None:
         """Run one iteration. Raises OutOfMemory, with the phase, where the device is too small."""
-        clock = Clock()
+        clock = Clock(self.device)
         with memory_of_iteration(clock, self.plan):
             self.iterate(batch, clock)
 

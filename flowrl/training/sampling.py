@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from flowrl.errors import UserError
-from flowrl.noise import INITIAL, gaussian_noise
+from flowrl.noise import INITIAL, gaussian_noise, on_device
 from flowrl.objectives.micro_batch import ConditionedRows, MicroBatch
 from flowrl.parallel.sharding import is_divided
 from flowrl.rollout import rollout
@@ -58,12 +58,12 @@ def draw(
     conditioned = ConditionedRows(*policy.embed.shared(prompts), starts)
     trajectory = rollout(
         conditioned.field(policy.velocity),
-        noise(samples=starts, step=INITIAL).to(policy.device),
+        on_device(noise(samples=starts, step=INITIAL), policy.device),
         method.intervals,
         sampler=method.sampler,
         stochastic=stochastic,
         trained=method.trained.candidates(stochastic),
-        noise=lambda k: noise(samples=members, step=k),
+        noise=lambda k: on_device(noise(samples=members, step=k), policy.device),
         shares_start=method.shared_initial_noise,
     )
     return conditioned, trajectory

@@ -124,6 +124,29 @@ def test_a_prompt_is_held_once_however_often_it_is_asked_for(negative, tmp_path)
         ]
 
 
+@pytest.mark.parametrize("is_kept_in_folder", [True, False])
+def test_the_negative_prompt_is_read_once(is_kept_in_folder, tmp_path, monkeypatch):
+    """Not for each group, whose rows refer to the same numbers; anew after a move to a device.
+
+    Mutation: ask the store for every group, or keep the negative of the device before.
+    """
+    embeddings = embed(Encoder("ugly"), TEXTS, tmp_path if is_kept_in_folder else None)
+    read = embeddings.store.rows
+    asked = []
+
+    def rows(texts):
+        asked.append(list(texts))
+        return read(texts)
+
+    monkeypatch.setattr(embeddings.store, "rows", rows)
+    negatives = [embeddings([Prompt(text)] * 2).negative for text in ("cats", "bird", "cats")]
+    assert asked.count(["ugly"]) == 1
+    assert all(negative.tensors["pooled"].tolist() == [[4, ord("u")]] * 2 for negative in negatives)
+    embeddings.to(torch.device("cpu"))
+    embeddings([Prompt("cats")])
+    assert asked.count(["ugly"]) == 2
+
+
 def test_a_folder_is_filled_once(tmp_path):
     """Mutation: encode what is there already, or load encoders for nothing."""
     first, second = Encoder(), Encoder()

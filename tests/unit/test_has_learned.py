@@ -63,6 +63,23 @@ def test_the_slowest_learning_counts(gradient, rate):
     learning.check(7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_changes_that_cancel_in_a_sum_of_bits_count(dtype):
+    """1.25 and 1.5 come as near to each other as 2^-6 twice, in numbers of one exponent.
+
+    Mutation: sum the bits alone.
+    """
+    learning = Learning()
+    learning.take(True, group(torch.tensor(UNEQUAL)[:, None], WEIGHTS, GROUPS, ALL))
+    weight = torch.tensor([1.25, 1.5], dtype=dtype)
+    with learning.watch([weight], torch.ones(())):
+        weight += torch.tensor([2**-6, -(2**-6)], dtype=dtype)
+    assert "changes" in learning.met
+    with learning.watch([weight], torch.ones(())):
+        pass
+    assert learning.met == {"rewards", "advantages", "gradients", "changes"}
+
+
 def test_a_rate_below_a_weight_s_last_bit_changes_nothing():
     """AdamW moves by the rate, and half of 6e-8 is lost beside 1. Mutation: count steps with a
     gradient.

@@ -1,9 +1,10 @@
 """What an iteration's record makes of its metrics."""
 
 import pytest
+import torch
 
 from flowrl.diagnostics import Diagnostics
-from flowrl.training.metric_means import Record
+from flowrl.training.metric_means import Clock, Record
 
 LOG_RATIOS = {
     (0, 0): [0.0, 0.1, -0.2, 0.4],
@@ -49,3 +50,50 @@ def test_roots_are_of_each_term():
         "trust/kl_old_max": 16,
     }
     assert record.means() == pytest.approx(expected)
+
+
+def test_what_tensors_and_numbers_say_comes_in_their_order():
+    """(3 + 3 * 7) / 4, (5 + 2 + 11) / 3, and the largest of 0.5 and 0.75, whatever its weight.
+
+    Mutation: read tensors of another dtype in the place of these, or forget the weights.
+    """
+    record = Record()
+    parameter = torch.tensor([1.0], requires_grad=True)
+    record.add("loss/policy", parameter * 3, 1.0)
+    record.add("reward/mean", torch.tensor(5.0, dtype=torch.float64))
+    record.add("loss/policy", 7, 3.0)
+    record.add("reward/mean", torch.tensor(2, dtype=torch.int64))
+    record.add("reward/mean", torch.tensor(11.0, dtype=torch.float64))
+    record.add("trust/kl_old_max", torch.tensor(0.5), 9.0)
+    record.add("trust/kl_old_max", torch.tensor(0.75), 1.0)
+    assert record.means() == {
+        "loss/policy": 6.0,
+        "reward/mean": 6.0,
+        "trust/kl_old_max": 0.75,
+    }
+
+
+def test_the_host_reads_a_tensor_when_the_iteration_is_over(monkeypatch):
+    """Mutation: make a number of it at once."""
+    record = Record()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "__float__", None)
+        patched.setattr(torch.Tensor, "item", None)
+        record.add("reward/mean", torch.tensor(5.0))
+    assert record.means() == {"reward/mean": 5.0}
+
+
+def test_a_lap_waits_for_the_gpu_alone(monkeypatch):
+    """The work of three laps on a GPU is waited for three times, that of a CPU is done already.
+
+    Mutation: wait for no device, or for any.
+    """
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    gpu = torch.device("cuda", 0)
+    for device in (gpu, torch.device("cpu"), None):
+        clock = Clock(device)
+        for name in ("rollout", "reward", "update"):
+            clock.lap(name)
+        assert list(clock.laps) == ["rollout", "reward", "update"]
+    assert waited == [gpu] * 3
