@@ -254,6 +254,7 @@ def test_a_folder_of_another_class_is_named(tmp_path):
 def test_a_folders_transformer_may_be_of_a_class_that_is_not_listed(kind, is_known, tmp_path):
     """A derived model's: its LoRA is compared once it is loaded. Mutation: refuse the folder."""
     (tmp_path / "transformer").mkdir()
+    (tmp_path / "model_index.json").write_text("{}")
     config = tmp_path / "transformer" / "config.json"
     config.write_text(json.dumps({"_class_name": kind, "num_layers": 1}))
     assert is_listed(str(tmp_path)) == is_known
