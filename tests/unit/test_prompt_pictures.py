@@ -239,3 +239,11 @@ def test_a_model_that_is_not_to_be_read_yet_is_told_at_its_loading():
     check_config(Far, {"pretrained": "a/b"}, [TEXT])
     with pytest.raises(UserError, match="a/b is far away"):
         check_config(Far, {"pretrained": "a/b"}, [EDIT])
+
+
+def test_a_key_that_no_line_has_is_refused(lines):
+    """Unless it is the usual one. Mutation: read on without pictures."""
+    path = lines({"source": "b.png"}, {})
+    assert [prompt.image for prompt in read(path)] == [None, None]
+    with pytest.raises(UserError, match=r"image=surce, but no line has a picture by the key"):
+        read(path, image="surce")
