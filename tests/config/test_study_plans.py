@@ -25,9 +25,11 @@ def first_runs(name, is_quick):
     """The first seed's runs, tuned by the last variant of the grid; of a tuning stage that variant
     alone.
     """
-    tuning = read("methods", EXPERIMENTS, is_quick).stages[0]
-    chosen = {method: list(variants.values())[-1] for method, variants in tuning.variants.items()}
     for stage in read(name, EXPERIMENTS, is_quick).stages:
+        tuning = read(stage.tuned or "methods", EXPERIMENTS, is_quick).stages[0]
+        chosen = {
+            method: list(variants.values())[-1] for method, variants in tuning.variants.items()
+        }
         for run in stage.runs(chosen):
             last = list(stage.variants[run.method])[-1]
             if run.seed == stage.seeds[0] and (run.variant == last or not stage.chooses):
