@@ -238,10 +238,13 @@ class Device:
         if is_remote and not was_remote:
             if not (kwargs.get("non_blocking") and is_pinned(source)):
                 self.note("upload", "to")
-        elif was_remote and not is_remote:
+        elif was_remote and not is_remote and not kwargs.get("non_blocking"):
             self.note("wait", "to")
         result = _run(func, args, kwargs)
         if not is_remote:
+            # PyTorch takes pinned memory for a copy that nobody waits for.
+            if was_remote and kwargs.get("non_blocking"):
+                result.is_in_pinned_memory = True
             return result
         if result.dtype == torch.float64:
             self.note("double", "to")
@@ -312,8 +315,9 @@ def is_gpu(device: Any) -> bool:
 
 
 def is_pinned(tensor: Tensor) -> bool:
-    """Tell whether the pretended `pin_memory` made this tensor."""
-    return getattr(tensor, "is_in_pinned_memory", False)
+    """Tell whether this tensor is in pretended pinned memory, or a view of one that is."""
+    whole = tensor if tensor._base is None else tensor._base
+    return getattr(tensor, "is_in_pinned_memory", getattr(whole, "is_in_pinned_memory", False))
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -23,7 +23,16 @@ Section = Mapping[str, Any]
 
 SWEEP = "sweep.yaml"
 RESTORE = "restore it from the repository"
-ORDER = ("methods", "ratio_noise", "delta", "hard", "reuse", "forgetting", "multi_reward", "published")
+ORDER = (
+    "methods",
+    "ratio_noise",
+    "delta",
+    "hard",
+    "reuse",
+    "forgetting",
+    "multi_reward",
+    "published",
+)
 """All studies, the one that tunes first."""
 
 

@@ -76,6 +76,7 @@ def test_a_server_without_its_packages_says_so_at_once(tmp_path):
     )
     line = [sys.executable, "-c", code]
     env = {"PYTHONPATH": str(PACKAGE.parent), "PATH": "/usr/bin:/bin"}
+    env["OMP_WAIT_POLICY"] = "PASSIVE"  # or a busy machine would be told of
     done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
     told = "error: uvicorn is not installed: pip install 'flowrl-lightning[serve]'\n"
     assert (done.stdout, done.stderr) == ("1 False\n", told)

@@ -173,10 +173,16 @@ def test_comfy_files_have_what_the_specification_asks_for(tmp_path):
 
 
 def test_every_base_model_on_the_hub_has_an_architecture():
-    """Mutation: add a model and forget its name for other programs."""
-    paths = (ROOT / "conf" / "model").glob("*.yaml")
-    names = [path.stem for path in paths if path.stem != "derived"]  # which may be any
-    bases = {base_model_of({"model": compose([f"model={name}", "name=x"]).model}) for name in names}
+    """But for models that are derived, for which other programs have no names.
+
+    Mutation: add a model and forget its name for other programs.
+    """
+    bases = set()
+    for path in (ROOT / "conf" / "model").glob("*.yaml"):
+        needed = ["model.pretrained=any"] if path.stem == "derived" else []
+        model = compose([f"model={path.stem}", "name=x", *needed]).model
+        if not model["_target_"].endswith(".Derived"):
+            bases.add(base_model_of({"model": model}))
     assert bases == ARCHITECTURES.keys() | {"embedded:pipeline"}
 
 
