@@ -36,11 +36,17 @@ def gaussian_noise(
     `rollout.shared_initial_noise` a run asks for sample 0's initial noise for the whole group.
     """
     rows = np.empty((len(samples), *shape), dtype=np.float32)
+    # One generator, sent to the start of each row's stream: it takes four tenths of the time that a
+    # new one for every row does.
+    bits = np.random.Philox(key=[seed, iteration])
+    generator = np.random.Generator(bits)
+    start = bits.state
     for row, (prompt, sample) in zip(rows, samples, strict=True):
         # The first word of the counter is what Philox itself counts up; 1 is added to the step,
         # since INITIAL is -1 and words are unsigned.
-        bits = np.random.Philox(key=[seed, iteration], counter=[0, step + 1, sample, prompt])
-        row[...] = np.random.Generator(bits).standard_normal(shape, dtype=np.float32)
+        start["state"]["counter"][:] = (0, step + 1, sample, prompt)
+        bits.state = start
+        generator.standard_normal(dtype=np.float32, out=row)
     return torch.from_numpy(rows)
 
 

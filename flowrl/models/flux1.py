@@ -22,6 +22,7 @@ from flowrl.models.latents import (
     token_positions,
     unpack,
     unscale,
+    weight_dtype,
 )
 from flowrl.models.loading import Source, image_components
 from flowrl.models.text import TextEncoders, quiet
@@ -111,7 +112,7 @@ class Flux1:
             raise UserError(f"guidance_scale={guidance_scale} needs model.has_guidance=true")
         # The transformer multiplies its timestep by 1000, and so takes sigma itself.
         output = self.transformer(
-            hidden_states=pack(x).to(self.transformer.dtype),
+            hidden_states=pack(x).to(weight_dtype(self.transformer)),
             timestep=per_row(sigma, x),
             guidance=per_row(guidance_scale, x) if self.has_guidance else None,
             encoder_hidden_states=conditioning.tensors["tokens"],

@@ -18,7 +18,15 @@ from torch.nn import functional
 
 from flowrl.errors import UserError
 from flowrl.models.guidance import check_embedded, classifier_free
-from flowrl.models.latents import latent_size, pack, per_row, to_images, token_positions, unpack
+from flowrl.models.latents import (
+    latent_size,
+    pack,
+    per_row,
+    to_images,
+    token_positions,
+    unpack,
+    weight_dtype,
+)
 from flowrl.models.loading import Source, image_components
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
@@ -210,7 +218,7 @@ def _velocity(
     guidance_rows = None if guidance is None else per_row(guidance, x)
     # The transformer multiplies its timestep by 1000, and so takes sigma itself.
     output = transformer(
-        hidden_states=pack(x).to(transformer.dtype),
+        hidden_states=pack(x).to(weight_dtype(transformer)),
         timestep=per_row(sigma, x),
         guidance=guidance_rows,
         encoder_hidden_states=conditioning.tensors["tokens"],

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.guidance import classifier_free
-from flowrl.models.latents import latent_size, per_row, to_images, unscale
+from flowrl.models.latents import latent_size, per_row, to_images, unscale, weight_dtype
 from flowrl.models.loading import Source, image_components
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
@@ -130,7 +130,7 @@ class SD3:
         def forward(x: Tensor, conditioning: Conditioning) -> Tensor:
             # SD3 takes diffusers' timestep, 0 to 1000, as it is.
             output = self.transformer(
-                x.to(self.transformer.dtype),
+                x.to(weight_dtype(self.transformer)),
                 conditioning.tensors["tokens"],
                 conditioning.tensors["pooled"],
                 per_row(sigma * 1000, x),

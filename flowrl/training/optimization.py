@@ -33,7 +33,8 @@ def step_weights(policy: Policy, update: Sequence[MicroBatch], record: Record) -
     optimizer = _optimizer(policy)
     optimizer.zero_grad()
     accumulate_gradients(policy, update, record)
-    parameters = list(policy.tuning.parameters().values())
+    weights = policy.tuning.parameters()
+    parameters = list(weights.values())
     norm = clip(parameters, policy.max_grad_norm)
     # The norm is that before clipping, and NaN or infinite as soon as one gradient is.
     if not norm.isfinite():
@@ -50,7 +51,7 @@ def step_weights(policy: Policy, update: Sequence[MicroBatch], record: Record) -
     with policy.learning.watch(parameters, norm):
         optimizer.step()
     policy.num_optimizer_steps += 1
-    policy.ema.update(policy.tuning.parameters(), policy.num_optimizer_steps)
+    policy.ema.update(weights, policy.num_optimizer_steps)
 
 
 def accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: Record) -> None:

@@ -75,7 +75,10 @@ def split_by_steps(policy: Policy, iteration: int, micro_batches: Sequence[range
     pieces = []
     for rows in micro_batches:
         prompts = [plan.member(row)[0] for row in rows]
-        steps = [policy.objective.stochastic_steps(iteration, prompt) for prompt in prompts]
+        steps_of = {
+            prompt: policy.objective.stochastic_steps(iteration, prompt) for prompt in set(prompts)
+        }
+        steps = [steps_of[prompt] for prompt in prompts]
         start = 0
         for place in range(len(rows)):
             is_last = place + 1 == len(rows)
