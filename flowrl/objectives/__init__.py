@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flowrl.algorithm import Algorithm
 from flowrl.errors import UserError
-from flowrl.losses.protocol import ForwardLoss, Loss
+from flowrl.losses.protocol import Loss
 from flowrl.objectives.forward import ForwardObjective
 from flowrl.objectives.reverse import ReverseObjective
 
@@ -30,12 +30,7 @@ def check_method(algorithm: Algorithm) -> None:
 
 def num_trained(algorithm: Algorithm, *, seed: int) -> int:
     """Count the steps or sigmas that each sample trains on in the first iteration."""
-    loss = algorithm.loss
-    if isinstance(loss, ForwardLoss):
-        return loss.num_sigmas(algorithm.num_steps)
-    # Any prompt and sample: all of an iteration have as many.
-    stochastic = stochastic_steps(algorithm, iteration=0, seed=seed, prompt=0)
-    return len(algorithm.trained.draw(stochastic, 0, seed, 0, 0))
+    return OBJECTIVES[algorithm.loss.kind].num_trained_of(algorithm, seed=seed)
 
 
 def stochastic_steps(

@@ -88,8 +88,13 @@ class ForwardObjective:
     def stochastic_steps(self, iteration: int, prompt: int) -> tuple[int, ...]:
         return ()
 
+    @staticmethod
+    def num_trained_of(algorithm: Algorithm, *, seed: int) -> int:
+        """Count the sigmas that a method trains each sample on."""
+        return cast(ForwardLoss, algorithm.loss).num_sigmas(algorithm.num_steps)
+
     def num_trained(self) -> int:
-        return self.loss.num_sigmas(self.algorithm.num_steps)
+        return self.num_trained_of(self.algorithm, seed=self.context.seed)
 
     def num_terms(self, batch: MicroBatch) -> int:
         return self.algorithm.num_steps
@@ -172,7 +177,7 @@ class ForwardObjective:
             shape,
             seed=self.context.seed,
             iteration=batch.iteration,
-            samples=[divmod(row, self.context.group_size) for row in batch.rows],
+            samples=[self.context.member(row) for row in batch.rows],
             step=step,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -44,8 +44,8 @@ class Reference(Protocol):
 class Context:
     """The policy's side of an objective: the method and the networks.
 
-    `velocity` is the current policy's. `latent_shape` is X of one sample. Random choices
-    are a function of `seed`, iteration, prompt and place in the group of `group_size`.
+    `velocity` is the current policy's. `latent_shape` is X of one sample. Random choices are a
+    function of `seed`, iteration and `member(row)`, a sample's prompt and its place in the group.
     `gate_tolerance` bounds the drift that the gate allows.
     """
 
@@ -54,7 +54,7 @@ class Context:
     reference: Reference
     tuning: Tuning
     latent_shape: tuple[int, ...]
-    group_size: int
+    member: Callable[[int], tuple[int, int]]
     seed: int
     gate_tolerance: float
 

@@ -106,10 +106,15 @@ class ReverseObjective:
         seed = self.context.seed
         return self.steps_of(self.algorithm, iteration=iteration, seed=seed, prompt=prompt)
 
-    def num_trained(self) -> int:
+    @staticmethod
+    def num_trained_of(algorithm: Algorithm, *, seed: int) -> int:
+        """Count the steps that a method trains each sample on in the first iteration."""
         # Any prompt and sample: all of an iteration have as many.
-        stochastic = self.stochastic_steps(0, 0)
-        return len(self.algorithm.trained.draw(stochastic, 0, self.context.seed, 0, 0))
+        stochastic = algorithm.steps.draw(algorithm.num_steps, 0, seed, 0)
+        return len(algorithm.trained.draw(stochastic, 0, seed, 0, 0))
+
+    def num_trained(self) -> int:
+        return self.num_trained_of(self.algorithm, seed=self.context.seed)
 
     def num_terms(self, batch: MicroBatch) -> int:
         return len(batch.trajectory.steps)
@@ -124,7 +129,7 @@ class ReverseObjective:
         Raises UserError where samples train on different numbers of steps.
         """
         algorithm = self.algorithm
-        members = [divmod(row, self.context.group_size) for row in batch.rows]
+        members = [self.context.member(row) for row in batch.rows]
         # The same for all of them: micro-batches are split where prompts differ in their steps.
         stochastic = self.stochastic_steps(batch.iteration, members[0][0])
         draws = [

@@ -94,7 +94,7 @@ class Policy(LightningModule):
             reference=reference,
             tuning=tuning,
             latent_shape=model.latent_shape,
-            group_size=plan.group_size,
+            member=plan.member,
             seed=seed,
             gate_tolerance=gate_tolerance,
         )

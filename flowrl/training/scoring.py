@@ -34,7 +34,7 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     reward.check(is_valid, terms, output.info)
     weights = torch.tensor(output.weights)
     values = reward.total(terms, weights)
-    groups = rows // policy.plan.group_size  # the prompts that `plan.member` gives
+    groups = torch.tensor([policy.plan.member(row)[0] for row in rows.tolist()])
     advantages = policy.algorithm.advantage(terms, weights, groups, is_valid)
     if not advantages.values.isfinite().all():
         raise NotFinite("an advantage is NaN or infinite: look at the rewards' weights")
