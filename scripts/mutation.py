@@ -7,26 +7,28 @@ Each entry names a file of the package, the text to replace (exactly one occurre
 replacement and the tests that must fail. The work is done in copies; exit status 1 if a mutation
 survives or does not apply. Tests of these files that no mutation made fail are listed at the end:
 each wants an entry.
+
+The tests of a mutation run in a fork of this process, which has the libraries imported and nothing
+of the project: most of a short test's time is their import.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import tomllib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TypedDict
-
-from flowrl.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("flowrl", "tests", "conf", "docs", "examples", "experiments", "hydra_plugins", "scripts")
@@ -38,6 +40,20 @@ FILES = (
     "Makefile",
     "constraints.txt",
     "setup.py",
+)
+LIBRARIES = (
+    "diffusers",
+    "hydra",
+    "hypothesis",
+    "jaxtyping",
+    "lightning",
+    "open_clip",
+    "peft",
+    "pytest",
+    "scipy.ndimage",
+    "torch",
+    "torchvision",
+    "transformers",
 )
 VERDICT = re.compile(r"^(\S+?::\w+)(?:\[.*\])? (PASSED|FAILED)", re.MULTILINE)
 
@@ -51,31 +67,65 @@ class Mutation(TypedDict):
     tests: list[str]
 
 
-def run_tests(
-    folder: Path, tests: Sequence[str]
-) -> tuple[subprocess.CompletedProcess[str], set[str], set[str]]:
-    """Return the test process, and the names, without parameters, of the tests that ran and of
-    those that failed.
-    """
-    command = [sys.executable, "-m", "pytest", "-vv", "--tb=short", "-p", "no:cacheprovider"]
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Tests that run in a copy, in a process of their own."""
+
+    process: BaseProcess
+    folder: Path
+
+    @property
+    def output(self) -> Path:
+        """The file beside the copy that holds what the tests print."""
+        return self.folder.with_suffix(".txt")
+
+    def verdicts(self) -> tuple[set[str], set[str]]:
+        """Return the names, without parameters, of the tests that ran and of those that failed."""
+        found = VERDICT.findall(self.output.read_text(errors="replace"))
+        ran = {name for name, _ in found}
+        return ran, {name for name, verdict in found if verdict == "FAILED"}
+
+
+def start(folder: Path, tests: Sequence[str]) -> Run:
+    """Start tests in a copy; the process's exit status is pytest's."""
+    process = multiprocessing.get_context("fork").Process(target=run_tests, args=(folder, tests))
+    process.start()
+    return Run(process, folder)
+
+
+def run_tests(folder: Path, tests: Sequence[str]) -> None:
+    """Run tests in a copy, and end this process with pytest's exit status."""
+    import pytest
+
+    os.chdir(folder)
+    # What the tests print goes to a file, and so does what the programs print that they start.
+    file = os.open(folder.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(file, stream)
     # Programs that the tests start import the copy too, not the package as it is installed.
-    alone = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
-    process = subprocess.run(
-        [*command, *tests], cwd=folder, capture_output=True, text=True, env=alone
-    )
-    verdicts = VERDICT.findall(process.stdout)
-    names = {name for name, _ in verdicts}
-    failed = {name for name, verdict in verdicts if verdict == "FAILED"}
-    return process, names, failed
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    sys.path[:] = [str(folder), *(place for place in sys.path if Path(place) != ROOT / "scripts")]
+    options = ["-vv", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(folder)]
+    # pytest's plugins are among what is imported already.
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    status = pytest.main([*options, *tests])
+    sys.stdout.flush()
+    os._exit(int(status))
+
+
+def import_libraries() -> None:
+    """Import what most tests import, none of which runs threads before it is used."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
 
 
 def mutated(text: str, mutation: Mutation) -> str:
-    """Return the file's text with the mutation. Raises UserError unless `old` occurs exactly
+    """Return the file's text with the mutation. Ends the program unless `old` occurs exactly
     once.
     """
     count = text.count(mutation["old"])
     if count != 1:
-        raise UserError(f"{mutation['file']}: {mutation['old']!r} occurs {count} times, not once")
+        sys.exit(f"{mutation['file']}: {mutation['old']!r} occurs {count} times, not once")
     return text.replace(mutation["old"], mutation["new"])
 
 
@@ -88,18 +138,19 @@ def make_copy(folder: Path) -> None:
         shutil.copy(ROOT / name, folder / name)
 
 
-def failures(folders: SimpleQueue[Path], mutation: Mutation) -> tuple[bool, set[str]]:
-    """Apply a mutation in a copy that is free; tell whether its tests noticed, and which failed."""
-    folder = folders.get()
+def apply(folder: Path, mutation: Mutation) -> Run:
+    """Apply a mutation in a copy, and start its tests."""
     path = folder / mutation["file"]
-    text = path.read_text()
-    path.write_text(mutated(text, mutation))
-    process, _, failed = run_tests(folder, mutation["tests"])
-    path.write_text(text)
-    folders.put(folder)
+    path.write_text(mutated(path.read_text(), mutation))
+    return start(folder, mutation["tests"])
+
+
+def finish(run: Run, mutation: Mutation) -> bool:
+    """Undo a mutation; tell whether its tests noticed."""
+    shutil.copy(ROOT / mutation["file"], run.folder / mutation["file"])
     # 1: tests ran and some failed. Anything else, such as an import error in the test itself,
     # proves nothing.
-    return process.returncode == 1, failed
+    return run.process.exitcode == 1
 
 
 def print_verdict(mutation: Mutation, has_died: bool) -> None:
@@ -127,26 +178,38 @@ def main() -> int:
     table = (ROOT / "tests" / "mutations.toml").read_text()
     rows: list[Mutation] = tomllib.loads(table)["mutation"]
     mutations = [mutation for mutation in rows if args.word in mutation["file"]]
+    import_libraries()
     with tempfile.TemporaryDirectory() as name:
-        folders: SimpleQueue[Path] = SimpleQueue()
-        for number in range(args.jobs):
-            folder = Path(name) / str(number)
+        folders = [Path(name) / str(number) for number in range(args.jobs)]
+        for folder in folders:
             make_copy(folder)
-            folders.put(folder)
-        process, idle, _ = run_tests(folder, all_tests(mutations))
-        if process.returncode:
-            print(f"the tests fail without any mutation:\n{process.stdout}")
-            return 1
+        # Without a mutation the tests must pass; the first mutations are tried meanwhile.
+        untouched = start(folders.pop(), all_tests(mutations))
+        running: list[tuple[Run, Mutation | None]] = [(untouched, None)]
+        waiting = list(reversed(mutations))
+        failed: set[str] = set()
         killed = 0
-        with ThreadPoolExecutor(args.jobs) as pool:
-            results = pool.map(partial(failures, folders), mutations)
-            for mutation, (has_died, failed) in zip(mutations, results, strict=True):
-                idle -= failed
-                killed += has_died
-                print_verdict(mutation, has_died)
+        while waiting or running:
+            while waiting and folders:
+                mutation = waiting.pop()
+                running.append((apply(folders.pop(), mutation), mutation))
+            wait([run.process.sentinel for run, _ in running])
+            for run, ended in [pair for pair in running if pair[0].process.exitcode is not None]:
+                running.remove((run, ended))
+                folders.append(run.folder)
+                if ended is not None:
+                    has_died = finish(run, ended)
+                    killed += has_died
+                    failed |= run.verdicts()[1]
+                    print_verdict(ended, has_died)
+                elif run.process.exitcode:
+                    print(f"the tests fail without any mutation:\n{run.output.read_text()}")
+                    return 1
+                else:
+                    idle = run.verdicts()[0]
     print(f"{killed} of {len(mutations)} mutations killed, {len(mutations) - killed} survived")
-    if idle and not args.word:
-        print("tests that no mutation made fail:", *sorted(idle), sep="\n  ")
+    if idle - failed and not args.word:
+        print("tests that no mutation made fail:", *sorted(idle - failed), sep="\n  ")
     return int(killed < len(mutations))
 
 
