@@ -2,11 +2,13 @@
 
     python scripts/mutation.py                 # all of them, two test processes at a time
     python scripts/mutation.py gaussian.py     # those of files whose path contains the word
+    python scripts/mutation.py --quick --skip 90
 
 Each entry names a file of the package, the text to replace (exactly one occurrence), its
 replacement and the tests that must fail. The work is done in copies; exit status 1 if a mutation
 survives or does not apply. Tests of these files that no mutation made fail are listed at the end:
-each wants an entry.
+each wants an entry. `--quick` is for a tree whose tests are known to pass: they are not run without
+a mutation, and with one only until the first fails, so that nothing can be said of idle tests.
 
 The tests of a mutation run in a fork of this process, which has the libraries imported and nothing
 of the project: most of a short test's time is their import.
@@ -138,11 +140,11 @@ def make_copy(folder: Path) -> None:
         shutil.copy(ROOT / name, folder / name)
 
 
-def apply(folder: Path, mutation: Mutation) -> Run:
-    """Apply a mutation in a copy, and start its tests."""
+def apply(folder: Path, mutation: Mutation, options: Sequence[str]) -> Run:
+    """Apply a mutation in a copy, and start its tests with these options of pytest's."""
     path = folder / mutation["file"]
     path.write_text(mutated(path.read_text(), mutation))
-    return start(folder, mutation["tests"])
+    return start(folder, [*options, *mutation["tests"]])
 
 
 def finish(run: Run, mutation: Mutation) -> bool:
@@ -174,25 +176,30 @@ def main() -> int:
         "word", nargs="?", default="", help="only mutations of files whose path contains it"
     )
     parser.add_argument("--jobs", type=int, default=2, help="test processes at a time")
+    parser.add_argument("--quick", action="store_true", help="stop at the first test that fails")
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many of the first ones")
     args = parser.parse_args()
     table = (ROOT / "tests" / "mutations.toml").read_text()
     rows: list[Mutation] = tomllib.loads(table)["mutation"]
-    mutations = [mutation for mutation in rows if args.word in mutation["file"]]
+    mutations = [mutation for mutation in rows if args.word in mutation["file"]][args.skip :]
+    options = ["-x"] if args.quick else []
     import_libraries()
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / str(number) for number in range(args.jobs)]
         for folder in folders:
             make_copy(folder)
-        # Without a mutation the tests must pass; the first mutations are tried meanwhile.
-        untouched = start(folders.pop(), all_tests(mutations))
-        running: list[tuple[Run, Mutation | None]] = [(untouched, None)]
+        running: list[tuple[Run, Mutation | None]] = []
+        idle: set[str] = set()
+        if not args.quick:
+            # Without a mutation the tests must pass; the first mutations are tried meanwhile.
+            running.append((start(folders.pop(), all_tests(mutations)), None))
         waiting = list(reversed(mutations))
         failed: set[str] = set()
         killed = 0
         while waiting or running:
             while waiting and folders:
                 mutation = waiting.pop()
-                running.append((apply(folders.pop(), mutation), mutation))
+                running.append((apply(folders.pop(), mutation, options), mutation))
             wait([run.process.sentinel for run, _ in running])
             for run, ended in [pair for pair in running if pair[0].process.exitcode is not None]:
                 running.remove((run, ended))
