@@ -27,7 +27,7 @@ from flowrl.models.latents import (
 from flowrl.models.loading import Source, image_components
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
-from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
+from flowrl.values.bounds import Dtype, Quantization, Resolution, Text, TextLength
 
 TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 AXES = 3
@@ -55,8 +55,9 @@ class Flux1:
         resolution: Resolution,
         max_sequence_length: TextLength,
         has_guidance: bool,
+        quantization: Quantization | None = None,
     ) -> None:
-        source = Source(FluxPipeline, pretrained, revision, dtype)
+        source = Source(FluxPipeline, pretrained, revision, dtype, quantization=quantization)
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = self.pipeline.vae.requires_grad_(False).eval()

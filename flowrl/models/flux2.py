@@ -30,7 +30,7 @@ from flowrl.models.latents import (
 from flowrl.models.loading import Source, image_components
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
-from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
+from flowrl.values.bounds import Dtype, Quantization, Resolution, Text, TextLength
 
 TEXT = ("text_encoder", "tokenizer")
 AXES = 4
@@ -56,8 +56,9 @@ class Flux2Klein:
         resolution: Resolution,
         max_sequence_length: TextLength,
         has_guidance: bool,
+        quantization: Quantization | None = None,
     ) -> None:
-        source = Source(Flux2KleinPipeline, pretrained, revision, dtype)
+        source = Source(Flux2KleinPipeline, pretrained, revision, dtype, quantization=quantization)
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         if has_guidance and self.pipeline.config.is_distilled:
             raise UserError(
@@ -129,8 +130,9 @@ class Flux2Dev:
         resolution: Resolution,
         max_sequence_length: TextLength,
         has_guidance: bool,
+        quantization: Quantization | None = None,
     ) -> None:
-        source = Source(Flux2Pipeline, pretrained, revision, dtype)
+        source = Source(Flux2Pipeline, pretrained, revision, dtype, quantization=quantization)
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = self.pipeline.vae.requires_grad_(False).eval()

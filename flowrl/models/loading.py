@@ -33,8 +33,9 @@ from flowrl.models.architectures import is_listed, on_meta, pipeline_on_meta
 from flowrl.models.components import AGAIN, first_line, read_json, variants_of
 from flowrl.models.components import load as load_component
 from flowrl.models.hub import UNREACHABLE, print_once
+from flowrl.models.quantization import quantize
 from flowrl.models.weights import DTYPES
-from flowrl.values.bounds import Dtype
+from flowrl.values.bounds import Dtype, Quantization
 from flowrl.values.check import check_fields
 
 EMBEDDED = "embedded:"
@@ -50,7 +51,8 @@ INDEX = "model_index.json"
 @dataclass(frozen=True, slots=True)
 class Source:
     """The origin of a pipeline: its class in diffusers, a local folder or hub id, a revision, and
-    one dtype, but for the autoencoder where `decode_dtype` gives it another.
+    one dtype, but for the autoencoder where `decode_dtype` gives it another; with `quantization`
+    the transformer's blocks are held in fewer bits.
 
     A token for gated repositories is taken as the hub library takes it: from `hf auth login` or
     `HF_TOKEN`.
@@ -61,6 +63,7 @@ class Source:
     revision: str | None
     dtype: Dtype
     decode_dtype: Dtype | None = None
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
@@ -76,6 +79,8 @@ class Source:
             name = self.pretrained.removeprefix(META)
             pipeline: Any = pipeline_on_meta(self.kind, name, dtype)
             pipeline.vae.to(DTYPES[self._dtype_of("vae")])
+            if self.quantization is not None:
+                quantize(pipeline.transformer, self.quantization)
             return pipeline
         source = resolve(self.pretrained)
         index = self.index()
@@ -98,6 +103,8 @@ class Source:
                 name: load_component(folder, name, entry, DTYPES[self._dtype_of(name)])
                 for name, entry in entries.items()
             }
+            if self.quantization is not None and "transformer" in loaded:
+                quantize(loaded["transformer"], self.quantization)
             pipeline = self.kind.from_pretrained(folder, **components, **loaded)
         except UserError as error:
             raise UserError(f"model.pretrained={self.pretrained}: {error}") from error

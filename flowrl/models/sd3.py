@@ -18,7 +18,7 @@ from flowrl.models.latents import latent_size, per_row, to_images, unscale, weig
 from flowrl.models.loading import Source, image_components
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
-from flowrl.values.bounds import Dtype, Resolution, Text, TextLength
+from flowrl.values.bounds import Dtype, Quantization, Resolution, Text, TextLength
 from flowrl.values.wording import show
 
 T5 = ("text_encoder_3", "tokenizer_3")
@@ -50,8 +50,11 @@ class SD3:
         has_guidance: bool,
         channels_last: bool,
         decode_dtype: Dtype | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
-        source = Source(StableDiffusion3Pipeline, pretrained, revision, dtype, decode_dtype)
+        source = Source(
+            StableDiffusion3Pipeline, pretrained, revision, dtype, decode_dtype, quantization
+        )
         if max_sequence_length and not source.has("text_encoder_3"):
             raise UserError(
                 f"model.max_sequence_length={max_sequence_length} asks for T5 tokens, but "

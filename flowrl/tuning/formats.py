@@ -341,7 +341,8 @@ def check(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> None:
     same shape.
     """
     linear = linear_layers(transformer)
-    wanted = {name: tuple(layer.weight.shape) for name, layer in linear.items()}
+    # A quantised layer's weight has a shape of its own.
+    wanted = {name: (layer.out_features, layer.in_features) for name, layer in linear.items()}
     shapes = {}
     for name, matrix in lora_file.a.items():
         # B A, of B (out, rank) and A (rank, in), has the shape of the layer's weight.

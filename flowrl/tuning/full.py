@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
+from flowrl.models.quantization import is_quantized
 from flowrl.models.weights import first_not_finite
 from flowrl.parallel import sharding
 from flowrl.tuning import formats
@@ -46,8 +47,14 @@ class Full:
         """Make every weight trainable and keep a copy of it; nothing is drawn, so `seed` has no
         effect.
 
-        Raises UserError for weights that are not float32, whatever the configuration says they are.
+        Raises UserError for quantised weights, and for weights that are not float32, whatever the
+        configuration says they are.
         """
+        if is_quantized(transformer):
+            raise UserError(
+                "tuning=full trains all weights, and quantised ones cannot be trained: set "
+                "model.quantization=null, or tuning=lora"
+            )
         # The weights themselves are asked: `dtype` is only what the configuration says.
         dtypes = {str(weight.dtype) for weight in transformer.parameters()}
         if dtypes != {"torch.float32"}:

@@ -197,6 +197,11 @@ Dtype = Annotated[
     Predicate(lambda word: word in ("float32", "bfloat16", "float16")),
     Told("float32, bfloat16 or float16"),
 ]
+Quantization = Annotated[
+    str,
+    Predicate(lambda word: word in ("nf4", "int8", "fp8")),
+    Told("null, nf4, int8 or fp8"),
+]
 Subset = Annotated[str, Predicate(lambda word: word in ("first", "even")), Told("first or even")]
 Split = Annotated[str, Predicate(lambda word: word in ("train", "test")), Told("train or test")]
 Quality = Annotated[int, Ge(1), Le(100), Told("a whole number from 1 to 100")]

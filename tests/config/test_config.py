@@ -131,10 +131,10 @@ def test_a_base_of_recipes_is_no_recipe():
 
 
 def test_every_yaml_is_small_and_says_what_it_is():
-    """Mutation: a group file without a head line, or one that outgrows 16 lines."""
+    """Mutation: a group file without a head line, or one that outgrows 17 lines."""
     for group, option in OPTIONS:
         lines = (CONF / group / f"{option}.yaml").read_text().splitlines()
-        assert len(lines) <= 16, (group, option)
+        assert len(lines) <= 17, (group, option)
         assert any(
             line.startswith("# ") and not line.startswith("# @package") for line in lines[:2]
         ), (group, option)

@@ -28,7 +28,7 @@ from flowrl.models.protocol import Use
 from flowrl.models.text import TextEncoders, device
 from flowrl.models.weights import DTYPES
 from flowrl.types import Conditioning
-from flowrl.values.bounds import Dtype, Text
+from flowrl.values.bounds import Dtype, Quantization, Text
 from flowrl.values.wording import meant
 
 FORMAT = 1
@@ -64,6 +64,7 @@ class Derived:
         guidance: Text | None,
         has_guidance: bool,
         channels_last: bool,
+        quantization: Quantization | None = None,
     ) -> None:
         self.pretrained = pretrained
         self.dtype = dtype
@@ -73,7 +74,9 @@ class Derived:
                 "its weights alone, by a short run"
             )
         index = read_index(resolve(pretrained), pretrained, revision)
-        source = Source(class_of(index, pretrained), pretrained, revision, dtype)
+        source = Source(
+            class_of(index, pretrained), pretrained, revision, dtype, quantization=quantization
+        )
         with refusing(pretrained, source.kind):
             self.arguments = call_arguments.read(source.kind, call or {}, guidance, has_guidance)
         check_without(without, source.kind)

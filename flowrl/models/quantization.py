@@ -1,0 +1,175 @@
+"""A frozen transformer's blocks are held in fewer bits, so that a LoRA is trained beside a base
+that does not fit its card otherwise.
+
+`int8` and `fp8` (e4m3) round each weight to 8 bits after division by its row's largest over the
+format's, both symmetric. `nf4` is the 4-bit NormalFloat of QLoRA (Dettmers et al. 2023, arXiv
+2305.14314) by bitsandbytes, in blocks of 64 weights.
+
+Layers are put in place after a network has been loaded, and not by diffusers' quantisers as it
+loads. These want a GPU for `nf4`, which neither plans nor tests have, and compute passes without
+gradients by other kernels than passes with them, so that an update would not reproduce its rollout.
+Here both take the weights back to the network's dtype and multiply alike.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from importlib import import_module
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flowrl.errors import UserError
+from flowrl.values.bounds import Quantization
+
+BLOCK = 64
+"""The number of weights that share one of NF4's scales."""
+
+
+class QuantizedLinear(nn.Linear):
+    """A frozen linear layer with the weights of another one in fewer bits, and its bias.
+
+    `weight` holds the bits, in a layout of the kind's own, and `scale` what they are multiplied by,
+    in float32.
+    """
+
+    scale: Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        nn.Module.__init__(self)  # nn.Linear's would make weights
+        self.in_features = layer.in_features
+        self.out_features = layer.out_features
+        self.bias = layer.bias
+        weight, scale = self.compress(layer.weight.detach())
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_buffer("scale", scale)
+
+    @abstractmethod
+    def compress(self, weight: Float[Tensor, "out in"]) -> tuple[Tensor, Tensor]:
+        """Return a matrix's bits and scales."""
+
+    @abstractmethod
+    def restore(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
+        """Return the matrix in a dtype, rounded once more by it."""
+
+    def forward(self, x: Float[Tensor, "*B in"]) -> Float[Tensor, "*B out"]:
+        product: Tensor = _Product.apply(x, self)
+        return product
+
+
+class _Product(torch.autograd.Function):
+    """A layer's output, and the gradient with respect to its input; the matrix itself, which
+    autograd would keep until the backward pass, is restored again there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
+        ctx.layer = layer
+        return functional.linear(x, layer.restore(x.dtype), layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return gradient @ ctx.layer.restore(gradient.dtype), None
+
+
+class Int8Linear(QuantizedLinear):
+    """Whole numbers from -127 to 127, and a scale a row."""
+
+    def compress(self, weight: Float[Tensor, "out in"]) -> tuple[Tensor, Tensor]:
+        scale = _row_scale(weight, 127.0)
+        return (weight / scale).round().to(torch.int8), scale
+
+    def restore(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
+        # The product of whole numbers and a float32 scale is of float32.
+        return (self.weight * self.scale).to(dtype)
+
+
+class FP8Linear(QuantizedLinear):
+    """Floating point with 4 bits of exponent and 3 of mantissa, and a scale a row."""
+
+    def compress(self, weight: Float[Tensor, "out in"]) -> tuple[Tensor, Tensor]:
+        scale = _row_scale(weight, torch.finfo(torch.float8_e4m3fn).max)
+        return (weight / scale).to(torch.float8_e4m3fn), scale
+
+    def restore(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
+        return (self.weight.float() * self.scale).to(dtype)
+
+
+class NF4Linear(QuantizedLinear):
+    """One of 16 quantiles of a normal distribution, two weights a byte, and a scale for each block
+    of 64 weights in row order.
+    """
+
+    def compress(self, weight: Float[Tensor, "out in"]) -> tuple[Tensor, Tensor]:
+        bits, state = _bitsandbytes().quantize_4bit(
+            weight.contiguous(), blocksize=BLOCK, quant_type="nf4"
+        )
+        self.register_buffer("quantiles", state.code, persistent=False)
+        return bits, state.absmax
+
+    def restore(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
+        library = _bitsandbytes()
+        state = library.QuantState(
+            absmax=self.scale,
+            shape=torch.Size((self.out_features, self.in_features)),
+            code=cast(Tensor, self.quantiles),
+            blocksize=BLOCK,
+            quant_type="nf4",
+            dtype=dtype,
+        )
+        matrix: Tensor = library.dequantize_4bit(self.weight, state)
+        return matrix
+
+
+KINDS: dict[str, type[QuantizedLinear]] = {"int8": Int8Linear, "fp8": FP8Linear, "nf4": NF4Linear}
+"""The layers by the values of `model.quantization`."""
+
+
+def _row_scale(weight: Float[Tensor, "out in"], largest: float) -> Float[Tensor, "out 1"]:
+    """Return what takes each row's largest weight to `largest`; 1 for a row of zeros."""
+    scale = weight.float().abs().amax(1, keepdim=True) / largest
+    return torch.where(scale > 0, scale, 1.0)
+
+
+def _bitsandbytes() -> Any:
+    """Import bitsandbytes' functions. Raises UserError, with the remedy, where it is missing."""
+    # On a CPU it says, of kernels for passes without gradients, that they are not there.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        return import_module("bitsandbytes.functional")
+    except ImportError as error:
+        raise UserError(
+            f"model.quantization=nf4 needs bitsandbytes ({error}): "
+            "pip install 'flowrl-lightning[nf4]', or choose int8 or fp8"
+        ) from error
+
+
+@torch.no_grad()
+def quantize(network: nn.Module, kind: Quantization) -> None:
+    """Quantise the linear layers of a network's blocks in place, also on the meta device, where
+    they have no values.
+
+    What lies outside of blocks, which embeds time and text and makes the output, is a small share
+    and stays as it is. Raises UserError for a network without lists of blocks.
+    """
+    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
+    if not lists:
+        raise UserError(
+            f"model.quantization={kind}: a {type(network).__name__} has no list of blocks, whose "
+            "layers would be quantised; set it to null"
+        )
+    for blocks in lists:
+        for parent in list(blocks.modules()):
+            for name, layer in list(parent.named_children()):
+                if type(layer) is nn.Linear:
+                    setattr(parent, name, KINDS[kind](layer))
+
+
+def is_quantized(network: nn.Module) -> bool:
+    """Tell whether some of a network's layers are quantised, which cannot be trained themselves."""
+    return any(isinstance(module, QuantizedLinear) for module in network.modules())
