@@ -50,7 +50,8 @@ ROOMS = {
         *("httpx", "numpy", "PIL", *LEARNING),
     ),
     "tuning": (
-        *("errors", "flowrl.__version__", "models.weights", "parallel", "runs", "values"),
+        *("errors", "flowrl.__version__", "models.quantization", "models.weights"),
+        *("parallel", "runs", "values"),
         *LEARNING,
     ),
     "parallel": ("errors", "values", "lightning"),
