@@ -3,20 +3,19 @@ that does not fit its card otherwise.
 
 `int8` and `fp8` (e4m3) round each weight to 8 bits after division by its row's largest over the
 format's, both symmetric. `nf4` is the 4-bit NormalFloat of QLoRA (Dettmers et al. 2023, arXiv
-2305.14314) by bitsandbytes, in blocks of 64 weights.
+2305.14314), in blocks of 64 weights.
 
 Layers are put in place after a network has been loaded, and not by diffusers' quantisers as it
-loads. These want a GPU for `nf4`, which neither plans nor tests have, and compute passes without
-gradients by other kernels than passes with them, so that an update would not reproduce its rollout.
-Here both take the weights back to the network's dtype and multiply alike.
+loads. bitsandbytes computes passes without gradients by other kernels than passes with them, so
+that an update would not reproduce its rollout, and diffusers wants a GPU for it; torchao's weights
+are restored before autograd sees the product, which then keeps them until the backward pass. Here
+both passes take the weights back to the network's dtype and multiply alike.
 """
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
-from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -101,29 +100,44 @@ class FP8Linear(QuantizedLinear):
 
 
 class NF4Linear(QuantizedLinear):
-    """One of 16 quantiles of a normal distribution, two weights a byte, and a scale for each block
-    of 64 weights in row order.
+    """The nearest of 16 quantiles of a normal distribution, two weights a byte, and a scale for
+    each block of 64 weights in row order.
     """
 
+    pairs: Float[Tensor, "256 2"]
+
     def compress(self, weight: Float[Tensor, "out in"]) -> tuple[Tensor, Tensor]:
-        bits, state = _bitsandbytes().quantize_4bit(
-            weight.contiguous(), blocksize=BLOCK, quant_type="nf4"
-        )
-        self.register_buffer("quantiles", state.code, persistent=False)
-        return bits, state.absmax
+        quantiles = nf4_quantiles().to(weight.device)
+        # Both weights that a byte may hold, so that one look-up restores them.
+        pairs = torch.cartesian_prod(quantiles, quantiles)
+        self.register_buffer("pairs", pairs, persistent=False)
+        weights = weight.float().flatten()
+        blocks = functional.pad(weights, (0, -len(weights) % BLOCK)).view(-1, BLOCK)
+        scale = _row_scale(blocks, 1.0)
+        middles = (quantiles[1:] + quantiles[:-1]) / 2
+        numbers = torch.bucketize(blocks / scale, middles).to(torch.uint8).view(-1, 2)
+        return numbers[:, 0] * 16 + numbers[:, 1], scale
 
     def restore(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
-        library = _bitsandbytes()
-        state = library.QuantState(
-            absmax=self.scale,
-            shape=torch.Size((self.out_features, self.in_features)),
-            code=cast(Tensor, self.quantiles),
-            blocksize=BLOCK,
-            quant_type="nf4",
-            dtype=dtype,
-        )
-        matrix: Tensor = library.dequantize_4bit(self.weight, state)
-        return matrix
+        blocks = functional.embedding(self.weight.int(), self.pairs).view(-1, BLOCK)
+        # In place: an intermediate result of twice the matrix's size is enough.
+        weights = blocks.mul_(self.scale).flatten()[: self.out_features * self.in_features]
+        return weights.view(self.out_features, self.in_features).to(dtype)
+
+
+def nf4_quantiles() -> Float[Tensor, "16"]:
+    """Return NF4's values, in rising order and float32, with -1, 0 and 1 among them: quantiles of
+    the standard normal distribution over their largest, seven below 0 and eight above (QLoRA,
+    appendix E, and its published code for the share of the outermost).
+    """
+    outermost = (1 - 1 / 32 + 1 - 1 / 30) / 2
+    halves = [
+        torch.special.ndtri(torch.linspace(outermost, 0.5, number, dtype=torch.float64))[:-1]
+        for number in (8, 9)
+    ]
+    zero = torch.zeros(1, dtype=torch.float64)
+    values = torch.cat([-halves[0], zero, halves[1].flip(0)])
+    return (values / values.max()).float()
 
 
 KINDS: dict[str, type[QuantizedLinear]] = {"int8": Int8Linear, "fp8": FP8Linear, "nf4": NF4Linear}
@@ -134,19 +148,6 @@ def _row_scale(weight: Float[Tensor, "out in"], largest: float) -> Float[Tensor,
     """Return what takes each row's largest weight to `largest`; 1 for a row of zeros."""
     scale = weight.float().abs().amax(1, keepdim=True) / largest
     return torch.where(scale > 0, scale, 1.0)
-
-
-def _bitsandbytes() -> Any:
-    """Import bitsandbytes' functions. Raises UserError, with the remedy, where it is missing."""
-    # On a CPU it says, of kernels for passes without gradients, that they are not there.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        return import_module("bitsandbytes.functional")
-    except ImportError as error:
-        raise UserError(
-            f"model.quantization=nf4 needs bitsandbytes ({error}): "
-            "pip install 'flowrl-lightning[nf4]', or choose int8 or fp8"
-        ) from error
 
 
 @torch.no_grad()

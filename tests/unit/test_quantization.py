@@ -1,7 +1,5 @@
 """Layers in fewer bits: their numbers, their gradients, their bytes, and what is refused."""
 
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -13,6 +11,7 @@ from flowrl.models.quantization import (
     Int8Linear,
     NF4Linear,
     is_quantized,
+    nf4_quantiles,
     quantize,
 )
 from flowrl.tuning.full import Full
@@ -63,6 +62,33 @@ def test_8_bits_of_floating_point():
     layer = FP8Linear(linear([[4.48, -2.24, 4.27, 4.33], [0.0, 0.0, 0.0, 0.0]]))
     expected = torch.tensor([[4.48, -2.24, 4.16, 4.48], [0.0, 0.0, 0.0, 0.0]])
     torch.testing.assert_close(layer.restore(torch.float32), expected, rtol=1e-6, atol=0)
+
+
+PUBLISHED = (
+    *(-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0),
+    *(0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0),
+)
+"""NF4's values as QLoRA prints them, appendix E, rounded."""
+
+
+def test_the_quantiles_are_the_published_ones():
+    """Mutation: as many values below 0 as above."""
+    torch.testing.assert_close(nf4_quantiles(), torch.tensor(PUBLISHED), rtol=0, atol=3e-7)
+
+
+def test_a_matrix_that_fills_no_block():
+    """Three rows of seven: 21 weights in one block of 64.
+
+    Mutation: a row of blocks for each row of the matrix.
+    """
+    torch.manual_seed(0)
+    plain = nn.Linear(7, 3)
+    layer = NF4Linear(plain)
+    assert layer.weight.shape == (32,) and layer.scale.shape == (1, 1)
+    largest = plain.weight.detach().abs().max()
+    torch.testing.assert_close(
+        layer.restore(torch.float32), plain.weight.detach(), rtol=0, atol=0.16 * float(largest)
+    )
 
 
 def test_4_bits_in_blocks():
@@ -154,7 +180,7 @@ def test_a_network_without_values_has_as_many_bytes(kind, bits):
     quantize(planned, kind)
     quantize(real, kind)
     scales = 4 * (64 * 64 // 64 if kind == "nf4" else 64)
-    constants = 16 * 4 if kind == "nf4" else 0
+    constants = 256 * 2 * 4 if kind == "nf4" else 0
     blocks = 4 * (64 * 64 * bits // 8 + scales + constants + 64 * 4)
     ends = 4 * (32 * 64 + 64 + 64 * 32 + 32)
     assert size(planned) == size(real) == blocks + ends
@@ -173,10 +199,3 @@ def test_what_cannot_be_quantised_is_said():
     quantize(network, "int8")
     with pytest.raises(UserError, match="quantised ones cannot be trained"):
         Full(dtype="float32").attach(network, seed=0)
-
-
-def test_a_missing_library_is_named(monkeypatch):
-    """Mutation: a traceback instead."""
-    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
-    with pytest.raises(UserError, match=r"nf4 needs bitsandbytes .*flowrl-lightning\[nf4\]"):
-        NF4Linear(nn.Linear(64, 64))
