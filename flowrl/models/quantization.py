@@ -93,10 +93,11 @@ class FP8Linear(QuantizedLinear):
 
     def compress(self, weight: Float[Tensor, "out in"]) -> tuple[Tensor, Tensor]:
         scale = _row_scale(weight, torch.finfo(torch.float8_e4m3fn).max)
-        return (weight / scale).to(torch.float8_e4m3fn), scale
+        # As plain bytes, since not every collective operation takes the format.
+        return (weight / scale).to(torch.float8_e4m3fn).view(torch.uint8), scale
 
     def restore(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
-        return (self.weight.float() * self.scale).to(dtype)
+        return (self.weight.view(torch.float8_e4m3fn).float() * self.scale).to(dtype)
 
 
 class NF4Linear(QuantizedLinear):

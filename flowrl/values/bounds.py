@@ -200,7 +200,7 @@ Dtype = Annotated[
 Quantization = Annotated[
     str,
     Predicate(lambda word: word in ("nf4", "int8", "fp8")),
-    Told("null, nf4, int8 or fp8"),
+    Told("nf4, int8 or fp8"),
 ]
 Subset = Annotated[str, Predicate(lambda word: word in ("first", "even")), Told("first or even")]
 Split = Annotated[str, Predicate(lambda word: word in ("train", "test")), Told("train or test")]
