@@ -41,9 +41,9 @@ WORDS = (
 )
 
 
-def save_clip(path):
+def save_clip(path, length=16):
     """A CLIP of 30,000 parameters in the layout of the hub, with the embedded pipeline's
-    tokenizer; gives its folder.
+    tokenizer and texts of `length` tokens; gives its folder.
     """
     tokenizer = CLIPTokenizer.from_pretrained(resolve("embedded:pipeline") + "/tokenizer")
     small = {
@@ -54,7 +54,7 @@ def save_clip(path):
     }
     text = {
         "vocab_size": len(tokenizer),
-        "max_position_embeddings": 16,
+        "max_position_embeddings": length,
         "eos_token_id": tokenizer.eos_token_id,
     }
     vision = {"image_size": 32, "patch_size": 8}
@@ -185,21 +185,22 @@ def image_reward_checkpoint():
 def save_owlv2(path):
     """An OWLv2 of 60,000 parameters in the layout of the hub, with 64 patches; gives its folder.
 
-    The embedded pipeline's tokenizer is renumbered, so that the end of a text has the largest
-    number: OWLv2 finds the end by that.
+    The embedded pipeline's tokenizer is renumbered, so that the marks of a text's start and end
+    have the largest numbers, as in CLIP's own: OWLv2 finds the end by that, and takes 0 for
+    padding.
     """
     source = Path(resolve("embedded:pipeline")) / "tokenizer"
-    data = json.loads((source / "tokenizer.json").read_text())
+    text = (source / "tokenizer.json").read_text()
+    data = json.loads(text)
     vocabulary = data["model"]["vocab"]
-    end = vocabulary["<|endoftext|>"]
-    largest = len(vocabulary) - 1
-    swapped = {end: largest, largest: end}
-    for token, number in vocabulary.items():
-        vocabulary[token] = swapped.get(number, number)
+    last = sorted(vocabulary, key=vocabulary.get)[-2:]
+    marks = ("<|startoftext|>", "<|endoftext|>")
+    places = {mark: vocabulary[mark] for mark in marks}
+    for mark, token in zip(marks, last, strict=True):
+        vocabulary[mark], vocabulary[token] = vocabulary[token], places[mark]
     for entry in data["added_tokens"]:
-        entry["id"] = swapped.get(entry["id"], entry["id"])
-    text = json.dumps(data).replace(f'"ids": [{end}]', f'"ids": [{largest}]')
-    Path(path, "tokenizer.json").write_text(text)
+        entry["id"] = vocabulary[entry["content"]]
+    Path(path, "tokenizer.json").write_text(json.dumps(data))
     settings = (source / "tokenizer_config.json").read_text()
     Path(path, "tokenizer_config.json").write_text(settings)
     tokenizer = CLIPTokenizer.from_pretrained(path)

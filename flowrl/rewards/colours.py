@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 from torch import Tensor
@@ -23,6 +24,15 @@ GREY = (0x99, 0x99, 0x99)
 """The colour in place of what is not the object, where there is a mask."""
 
 
+@runtime_checkable
+class NamesColours(Protocol):
+    """A callable that names the colour of each picture of an object, one of ten; `names` are the
+    objects' classes.
+    """
+
+    def __call__(self, crops: Sequence[Image.Image], names: Sequence[str]) -> list[str]: ...
+
+
 class Colours(CLIP):
     """The one of ten colours whose texts CLIP finds nearest to a picture of an object.
 
@@ -34,7 +44,6 @@ class Colours(CLIP):
     place = "colours."
 
     def forward(self, crops: Sequence[Image.Image], names: Sequence[str]) -> list[str]:
-        """Name the colour of each object, of which `names` are the classes."""
         if not crops:
             return []
         unique = sorted(set(names))

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from flowrl.errors import UserError
-from flowrl.rewards.colours import Colours, cut_out
+from flowrl.rewards.colours import NamesColours, cut_out
 from flowrl.rewards.detection import Detection, Detector, counted_by_name
 from flowrl.rewards.geneval_task import (
     Task,
@@ -63,7 +63,7 @@ class GenEval(nn.Module):
         counting_threshold: BelowOne,
         max_overlap: Portion,
         detector: Detector,
-        colours: Colours,
+        colours: NamesColours,
     ) -> None:
         super().__init__()
         self.score = score
