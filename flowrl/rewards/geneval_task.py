@@ -173,26 +173,25 @@ def first_fault(task: Task, objects: Objects, colours: Mapping[int, Sequence[str
     have the colour, and lie so to those that fulfilled the target's clause. Every class of
     `exclude` must have fewer than its `count`. `colours` are those of `to_be_coloured`.
     """
-    fulfilled: list[Sequence[Detection] | None] = []
-    faults = []
+    earlier: list[Sequence[Detection] | None] = []
     for number, clause in enumerate(task.include):
         chosen = objects.get(clause.name, ())[: clause.count]
-        fault = _fault(clause, chosen, colours.get(number, ()), fulfilled)
-        fulfilled.append(None if fault else chosen)
-        if fault:
-            faults.append(fault)
+        fault = _fault(clause, chosen, colours.get(number, ()), earlier)
+        if fault is not None:
+            return fault
+        earlier.append(chosen)
     for clause in task.exclude:
         count = len(objects.get(clause.name, ()))
         if count >= clause.count:
-            faults.append(f"{clause.name}: {count} found, fewer than {clause.count} wanted")
-    return faults[0] if faults else None
+            return f"{clause.name}: {count} found, fewer than {clause.count} wanted"
+    return None
 
 
 def _fault(
     clause: Clause,
     chosen: Sequence[Detection],
     colours: Sequence[str],
-    fulfilled: Sequence[Sequence[Detection] | None],
+    earlier: Sequence[Sequence[Detection] | None],
 ) -> str | None:
     """Say how an image fails a clause, None where it does not."""
     if len(chosen) < clause.count:
@@ -201,7 +200,7 @@ def _fault(
         return f"{clause.name}: {', '.join(colours)}, {clause.colour} wanted"
     if clause.relation is None:
         return None
-    if not all_related(chosen, fulfilled[clause.target], clause.relation):
+    if not all_related(chosen, earlier[clause.target], clause.relation):
         return f"{clause.name}: not {clause.relation} what entry {clause.target} asks for"
     return None
 
