@@ -2,11 +2,26 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    Owlv2ImageProcessor,
+    Owlv2Processor,
+    SwinConfig,
+)
 
 from flowrl.models.loading import resolve
 
@@ -26,9 +41,9 @@ WORDS = (
 )
 
 
-def save_clip(path):
+def save_clip(path, length=16):
     """A CLIP of 30,000 parameters in the layout of the hub, with the embedded pipeline's
-    tokenizer; gives its folder.
+    tokenizer and texts of `length` tokens; gives its folder.
     """
     tokenizer = CLIPTokenizer.from_pretrained(resolve("embedded:pipeline") + "/tokenizer")
     small = {
@@ -39,7 +54,7 @@ def save_clip(path):
     }
     text = {
         "vocab_size": len(tokenizer),
-        "max_position_embeddings": 16,
+        "max_position_embeddings": length,
         "eos_token_id": tokenizer.eos_token_id,
     }
     vision = {"image_size": 32, "patch_size": 8}
@@ -165,3 +180,87 @@ def image_reward_checkpoint():
             values = 1 + values
         state[name] = torch.tensor(values, dtype=torch.float32)
     return state
+
+
+def save_owlv2(path):
+    """An OWLv2 of 60,000 parameters in the layout of the hub, with 64 patches; gives its folder.
+
+    The embedded pipeline's tokenizer is renumbered, so that the marks of a text's start and end
+    have the largest numbers, as in CLIP's own: OWLv2 finds the end by that, and takes 0 for
+    padding.
+    """
+    source = Path(resolve("embedded:pipeline")) / "tokenizer"
+    text = (source / "tokenizer.json").read_text()
+    data = json.loads(text)
+    vocabulary = data["model"]["vocab"]
+    last = sorted(vocabulary, key=vocabulary.get)[-2:]
+    marks = ("<|startoftext|>", "<|endoftext|>")
+    places = {mark: vocabulary[mark] for mark in marks}
+    for mark, token in zip(marks, last, strict=True):
+        vocabulary[mark], vocabulary[token] = vocabulary[token], places[mark]
+    for entry in data["added_tokens"]:
+        entry["id"] = vocabulary[entry["content"]]
+    Path(path, "tokenizer.json").write_text(json.dumps(data))
+    settings = (source / "tokenizer_config.json").read_text()
+    Path(path, "tokenizer_config.json").write_text(settings)
+    tokenizer = CLIPTokenizer.from_pretrained(path)
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    words = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 32,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = Owlv2Config(
+            text_config=small | words,
+            vision_config=small | {"image_size": 64, "patch_size": 8},
+            projection_dim=32,
+        )
+        model = Owlv2ForObjectDetection(config).eval()
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(path)
+    images = Owlv2ImageProcessor(size={"height": 64, "width": 64})
+    Owlv2Processor(images, tokenizer).save_pretrained(path)
+    return str(path)
+
+
+def save_mask2former(path, num_labels=80):
+    """A Mask2Former of 120,000 parameters in the layout of the hub; gives its folder."""
+    backbone = SwinConfig(
+        image_size=64,
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    width = 32  # a multiple of the 32 groups that its decoder normalises
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = Mask2FormerConfig(
+            backbone_config=backbone,
+            feature_size=width,
+            mask_feature_size=width,
+            hidden_dim=width,
+            encoder_feedforward_dim=width,
+            dim_feedforward=width,
+            encoder_layers=1,
+            decoder_layers=2,
+            num_attention_heads=2,
+            num_queries=10,
+            num_labels=num_labels,
+        )
+        model = Mask2FormerForUniversalSegmentation(config).eval()
+        nn.init.normal_(model.class_predictor.weight, std=1.0)
+    model.save_pretrained(path)
+    Mask2FormerImageProcessor().save_pretrained(path)
+    return str(path)

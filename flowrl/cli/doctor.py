@@ -68,6 +68,7 @@ EXPECTED = {
     "HPSv2": Expectation(("content",), -1, 1),
     "ImageReward": Expectation(("content",), -5, 5),
     "Aesthetic": Expectation((), -5, 15),
+    "GenEval": Expectation(("objects",), -15, 1),
 }
 
 

@@ -79,6 +79,7 @@ class Need:
 def _needs() -> dict[str, Need]:
     """Return the needs of those rewards that have one, by their targets."""
     # Imported here, since these modules are heavier than most runs need.
+    from flowrl.rewards.geneval_task import read_task
     from flowrl.rewards.ocr import plain, target_of
     from flowrl.shapes.grammar import parse
 
@@ -89,10 +90,20 @@ def _needs() -> dict[str, Need]:
             return False
         return True
 
+    def is_task(prompt: Prompt) -> bool:
+        try:
+            read_task(prompt)
+        except UserError:
+            return False
+        return True
+
     return {
         "flowrl.rewards.ocr.OCR": Need(
             lambda prompt: bool(plain(target_of(prompt))),
             'text in double quotes, or metadata "target"',
+        ),
+        "flowrl.rewards.geneval.GenEval": Need(
+            is_task, 'GenEval\'s metadata, "tag" and "include", as data=geneval has'
         ),
         "flowrl.rewards.geneval2.GenEval2": Need(
             lambda prompt: bool(prompt.metadata.get("vqa_list")),

@@ -29,6 +29,8 @@ class CLIP(nn.Module):
     """
 
     only_computes = True
+    place = ""
+    """Where its keys stand below `reward`, with a dot at the end, for errors."""
 
     @checked("reward")
     def __init__(
@@ -43,10 +45,10 @@ class CLIP(nn.Module):
         self.model = load_pretrained(
             CLIPModel,
             pretrained,
-            "pretrained",
+            f"{self.place}pretrained",
             dtype=DTYPES[dtype],
         )
-        self.processor = load_pretrained(CLIPProcessor, processor, "processor")
+        self.processor = load_pretrained(CLIPProcessor, processor, f"{self.place}processor")
         self.batch_size = batch_size
 
     @property

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -33,7 +36,8 @@ class Pair:
 
 
 def pairs() -> list[Pair]:
-    """Draw all pairs: `shapes`, `text`, `size` (few bytes against many), `sharpness`, `content`.
+    """Draw all pairs: `shapes`, `text`, `size` (few bytes against many), `sharpness`, `content`,
+    `objects`.
 
     Every call draws the same pixels.
     """
@@ -43,6 +47,7 @@ def pairs() -> list[Pair]:
         *_size_pairs(),
         *_sharpness_pairs(),
         *_content_pairs(),
+        *_object_pairs(),
     ]
 
 
@@ -115,6 +120,42 @@ def _content_pairs() -> list[Pair]:
     ]
 
 
+def _object_pairs() -> list[Pair]:
+    """Draw objects of COCO's classes, with GenEval's metadata: one against none, two against one,
+    and two against the same ones the other way round. They are drawings, which detectors of
+    photographs may not know.
+    """
+    left, middle, right = ((x, SIDE // 2) for x in (64, 128, 192))
+    stop = {"class": "stop sign", "count": 1}
+    clock = {"class": "clock", "count": 1}
+    clocks = {"class": "clock", "count": 2}
+    beside = clock | {"position": ["left of", 0]}
+    return [
+        Pair(
+            kind="objects",
+            prompt=_task("a photo of a stop sign", "single_object", stop),
+            good=_objects(stop_signs=[middle]),
+            bad=_flat(200),
+        ),
+        Pair(
+            kind="objects",
+            prompt=_task("a photo of two clocks", "counting", clocks),
+            good=_objects(clocks=[left, right]),
+            bad=_objects(clocks=[middle]),
+        ),
+        Pair(
+            kind="objects",
+            prompt=_task("a photo of a clock left of a stop sign", "position", stop, beside),
+            good=_objects(clocks=[left], stop_signs=[right]),
+            bad=_objects(clocks=[right], stop_signs=[left]),
+        ),
+    ]
+
+
+def _task(text: str, tag: str, *include: Mapping[str, Any]) -> Prompt:
+    return Prompt(text, tag, {"tag": tag, "include": list(include)})
+
+
 def sign(text: str) -> Image.Image:
     """Draw black text, centred on white and as large as fits."""
     picture = Image.new("RGB", (SIDE, SIDE), "white")
@@ -159,6 +200,30 @@ def _scene(caption: Caption) -> Image.Image:
     pixels = render([scene])[0]  # [H, W, 3] in [0, 1]
     levels = (pixels * 255).round().astype(np.uint8)
     return Image.fromarray(levels)
+
+
+def _objects(
+    *, clocks: Sequence[tuple[int, int]] = (), stop_signs: Sequence[tuple[int, int]] = ()
+) -> Image.Image:
+    """Draw objects at their centres on light grey, each 104 pixels wide."""
+    picture = _flat(200)
+    draw = ImageDraw.Draw(picture)
+    for centre in clocks:
+        draw.circle(centre, 52, "white", "black", width=6)
+        for minutes in range(0, 60, 5):
+            draw.line([_on_dial(centre, minutes, 40), _on_dial(centre, minutes, 46)], "black", 3)
+        draw.line([centre, _on_dial(centre, 50, 24)], "black", 6)
+        draw.line([centre, _on_dial(centre, 10, 36)], "black", 4)
+    for centre in stop_signs:
+        draw.regular_polygon((*centre, 56), 8, fill="#b01e2d", outline="white")
+        draw.text(centre, "STOP", "white", ImageFont.load_default(34), anchor="mm")
+    return picture
+
+
+def _on_dial(centre: tuple[int, int], minutes: int, radius: float) -> tuple[float, float]:
+    """Return the point of a clock's face that a hand of this length shows these minutes with."""
+    angle = 2 * math.pi * minutes / 60
+    return (centre[0] + radius * math.sin(angle), centre[1] - radius * math.cos(angle))
 
 
 def _flat(shade: int) -> Image.Image:

@@ -37,6 +37,7 @@ def test_it_tells_what_would_be_trained(tmp_path, monkeypatch):
         (["data=text", "data.prompts.path=no.txt"], r"prompts path=no\.txt: no such file"),
         (["trainer.accelerator=tpu"], r"trainer\.accelerator=tpu: none is found"),
         (["reward=ocr"], r"reward=ocr could judge none"),
+        (["reward=geneval"], r"reward=geneval could judge none of .* \"tag\" and \"include\""),
         (
             ["reward=remote", "reward.url=http://127.0.0.1:9", "reward.client.start_seconds=0"],
             r"reward\.url=http://127\.0\.0\.1:9: no server there",

@@ -52,8 +52,11 @@ FILLED = {
     ("reward", "remote"): ("reward.url=http://localhost:8000",),
 }
 """Values that an option leaves to the user."""
-PARTS = {"http": ("reward=remote", "reward.url=http://localhost:8000")}
-"""Groups below an option of another group."""
+PARTS = {
+    "http": ("reward.client", "reward=remote", "reward.url=http://localhost:8000"),
+    "detector": ("reward.detector", "reward=geneval"),
+}
+"""Groups below an option of another group: the place, and what brings it."""
 BASE = "experiment/base"
 """What recipes take into their defaults: nothing that a user chooses."""
 NEEDED = {"guard": "flow_sde", "cps": "cps"}
@@ -76,7 +79,8 @@ def config(*overrides):
 
 def select(group, option, *others):
     if group in PARTS:
-        return config(*PARTS[group], f"{group}@reward.client={option}", *others)
+        place, *needed = PARTS[group]
+        return config(*needed, f"{group}@{place}={option}", *others)
     if group == BASE:
         return config(f"+{group}={option}", *others)
     return config(f"{group}={option}", *FILLED.get((group, option), ()), *others)

@@ -16,7 +16,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
 from runs import CONF, ROOT, composed
-from scorers import save_aesthetic, save_clip, save_hps, save_image_reward
+from scorers import (
+    save_aesthetic,
+    save_clip,
+    save_hps,
+    save_image_reward,
+    save_mask2former,
+    save_owlv2,
+)
 from servers import answering, brightness, reply, scorer
 
 from flowrl.cli import doctor
@@ -29,7 +36,7 @@ from flowrl.types import PictureFile, Prompt
 OPTIONS = sorted(path.stem for path in (CONF / "reward").glob("*.yaml"))
 EXTRAS = {"OCR": "rapidocr", "HPSv2": "open_clip"}
 """Packages without which a class is not tested."""
-RANDOM = ("CLIPScore", "Aesthetic", "HPSv2", "ImageReward")
+RANDOM = ("CLIPScore", "Aesthetic", "HPSv2", "ImageReward", "GenEval")
 """Classes whose random weights order nothing."""
 UNBOUNDED = ("ImageReward",)
 """Classes whose range follows from their weights alone."""
@@ -39,9 +46,19 @@ SIDE = 256
 SIDES = {"ShapesProxy": 32}
 """Classes that take pictures of their world's size alone."""
 EDITED = PictureFile(str(ROOT / "docs" / "report.png"), "of the docs")
-PROMPT = Prompt(
-    "a red circle", "colour", {"target": "EXIT", "vqa_list": [["Is it red?", "Yes"]]}, EDITED
-)
+METADATA = {
+    "target": "EXIT",
+    "vqa_list": [["Is it red?", "Yes"]],
+    "tag": "color_attr",
+    # What the small detectors of random weights find in some of the pictures.
+    "include": [
+        {"class": "tv", "count": 1, "color": "red"},
+        {"class": "toaster", "count": 1},
+        {"class": "fire hydrant", "count": 1, "color": "blue"},
+        {"class": "car", "count": 2},
+    ],
+}
+PROMPT = Prompt("a red circle", "colour", METADATA, EDITED)
 PROMPTS = [PROMPT, PROMPT, Prompt("a blue square", "colour", PROMPT.metadata, EDITED), PROMPT]
 
 
@@ -79,6 +96,8 @@ def stand_ins(tmp_path_factory):
     aesthetic = cache(lambda: save_aesthetic(folder("aesthetic"))[1])
     hps = cache(lambda: save_hps(folder("hps"))[1])
     image_reward = cache(lambda: save_image_reward(folder("image_reward")))
+    owlv2 = cache(lambda: save_owlv2(folder("owlv2")))
+    mask2former = cache(lambda: save_mask2former(folder("mask2former")))
     with answering(judge) as judge_url, answering(scorer(brightness)) as scorer_url:
         yield {
             "CLIPScore": lambda: {"pretrained": clip(), "processor": clip()},
@@ -89,6 +108,9 @@ def stand_ins(tmp_path_factory):
             },
             "HPSv2": lambda: {"architecture": "tiny-hps", "weights": hps()},
             "ImageReward": image_reward,
+            "Colours": lambda: {"pretrained": clip(), "processor": clip()},
+            "OWLv2": lambda: {"pretrained": owlv2()},
+            "Mask2Former": lambda: {"pretrained": mask2former(), "shorter_side": 64},
             "Judge": lambda: {"url": judge_url},
             "Remote": lambda: {"url": scorer_url},
             "OCR": lambda: {"side": 320},
