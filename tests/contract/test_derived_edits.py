@@ -47,6 +47,7 @@ def folder_of(tmp_path_factory):
         ("flux1_kontext", "float32"),
         pytest.param("qwen_image_edit_plus", "float32", marks=slow),
         pytest.param("flux2_klein", "float32", marks=slow),
+        pytest.param("wan22_i2v", "float32", marks=slow),
         pytest.param("flux1_kontext", "bfloat16", marks=slow),
         pytest.param("qwen_image_edit_plus", "bfloat16", marks=slow),
     ],
