@@ -161,6 +161,7 @@ def measure_parity(
         **largest(parities),
         "gradients": parities[0].has_gradient,
         "trained": len(trained),
+        "alone": model.stock.probe.is_alone or bool(model.stock.alone_at),
         "milliseconds": total,
         "outside": outside,
     }
@@ -335,7 +336,8 @@ REFUSED_HEAD = """Not trained, each with the line that a user gets:
 def line_of(row: Mapping[str, Any]) -> str:
     """Return a trained family's line."""
     numbers = [f"{row[name]:.1g}" for name in ("velocity", "rollout", "image", "rows", "replay")]
-    run = ", ".join([f"{row['iterations']} iterations", *row["notes"]])
+    notes = [*row["notes"], *(["one row a call"] if row["alone"] else [])]
+    run = ", ".join([f"{row['iterations']} iterations", *notes])
     cells = [
         f"`{row['family']}`",
         row["pipeline"],

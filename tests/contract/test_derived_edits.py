@@ -173,10 +173,11 @@ class OneAtATime(ToyPipeline):
         return (channels[:, :, None, None].expand(-1, -1, 2, 4).clamp(0, 1),)
 
 
-def test_a_pipeline_that_takes_one_picture_a_call_is_called_once_a_row(monkeypatch):
+def test_a_pipeline_that_takes_one_picture_a_call_is_called_once_a_row(monkeypatch, caplog):
     """W x + (1 + sigma) (source + scale text), by hand, for both rows, and both decoded.
 
-    Mutations: call it with all rows, or give all the first row's picture.
+    No call with both is tried. Mutations: call it with all rows, or give all the first row's
+    picture.
     """
     model = derive(monkeypatch, OneAtATime)
     assert model.use == "always"
@@ -189,6 +190,7 @@ def test_a_pipeline_that_takes_one_picture_a_call_is_called_once_a_row(monkeypat
     moved = torch.tensor([[0.5 - 0.5, 0.125 + 1.5], [-2.0 - 2.0, -0.5 + 6.0]])
     expected = moved + 1.25 * (source + 3 * text)
     torch.testing.assert_close(velocity, expected, rtol=0, atol=1e-6)
+    assert not caplog.records
     assert model.decode(torch.tensor([[1.0, 0.5], [3.0, -1.0]]))[:, :, 0, 0].tolist() == [
         [0.5, 0.25, 0.5],
         [1.0, 0.0, 1.0],

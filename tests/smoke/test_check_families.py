@@ -24,6 +24,7 @@ TRAINED = {
     "rows": 0.00000123,
     "gradients": 20,
     "trained": 40,
+    "alone": True,
     "milliseconds": 9.0,
     "outside": 1.26,
     "iterations": 2,
@@ -55,7 +56,7 @@ def test_the_page_has_a_line_for_each_family(script):
     ]
     assert (
         "| `wan21` | WanPipeline | 4 x 3 x 8 x 12 | 0 | 0 | 0 | 1e-06 | 0 | 20 of 40 | "
-        "2 iterations, all weights trained | load_lora_weights | 1.3 |" in lines
+        "2 iterations, all weights trained, one row a call | load_lora_weights | 1.3 |" in lines
     )
     assert "| `edm` | it has a \\| b |" in lines
     missing = [name for name in FAMILIES if name not in rows]
