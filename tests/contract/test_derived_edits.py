@@ -113,6 +113,18 @@ def test_a_state_that_follows_the_picture_is_refused(folder_of):
         model.encode_edits(PROMPTS[:1], [drawn_picture()])
 
 
+def test_a_clip_whose_first_frame_is_kept_from_the_steps_is_refused(folder_of):
+    """It takes a picture always, though its signature has a default for it, and is told by the
+    shape of its steps. Mutation: hand the state of a step to the network.
+    """
+    model = derived(folder_of("ltx_i2v"), FAMILIES["ltx_i2v"])
+    assert use_of(model.kind) == "sometimes" and model.use == "always"
+    pictures = [drawn_picture(1), drawn_picture(2)]
+    rows = model.encode_edits(PROMPTS, pictures)
+    with pytest.raises(UserError, match=r"its state is \(1, 96, 8\), but its scheduler steps"):
+        check(model, rows, {}, scales=[1.0], num_steps=2, seed=0, picture=pictures[0])
+
+
 @pytest.mark.parametrize(
     ("name", "use"),
     [
