@@ -10,7 +10,8 @@ it was. Families that are named are measured anew. A family runs in a process of
 begins with everything imported. Its columns: the parity check in float32, guided and not, each
 number the larger one (see flowrl/training/parity.py); two iterations of train.py; the export,
 loaded by the stock pipeline and compared weight by weight; and the time of a velocity outside of
-its network. A family that is refused has the sentence instead.
+its network. A family that takes a picture beside each prompt is given pictures of two sizes
+throughout. A family that is refused has the sentence instead.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ import diffusers
 import torch
 from families import FAMILIES
 from families.family import Family
+from families.pictures import pictures_of, with_pictures
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from PIL import Image
 from safetensors.torch import load_file
 
 from flowrl.cli import train
@@ -67,7 +70,6 @@ SHORT = (
 REMEDIES = {
     "set tuning=full": ("tuning=full", "all weights trained"),
     "set model.has_guidance=false": ("model.has_guidance=false", ""),
-    "set model.call.num_frames=1": ("model.call.num_frames=1", "single frames"),
     "backend.gradient_checkpointing=true is not": (
         "backend.gradient_checkpointing=false",
         "without gradient checkpointing",
@@ -84,8 +86,14 @@ def measure(name: str) -> dict[str, Any]:
         pipeline = json.loads((folder / "model_index.json").read_text())["_class_name"]
         row: dict[str, Any] = {"family": name, "pipeline": pipeline, "notes": []}
         overrides = overrides_of(family, folder)
+        pictures = pictures_of(family)
+        if pictures:
+            overrides += with_pictures(PROMPTS, pictures, Path(place) / "prompts")
+            row["notes"].append("with pictures")
         try:
-            row |= with_remedies(overrides, row["notes"], measure_parity)
+            row |= with_remedies(
+                overrides, row["notes"], lambda words: measure_parity(words, pictures)
+            )
             row |= with_remedies(
                 overrides, row["notes"], lambda words: measure_run(words, folder, Path(place))
             )
@@ -129,8 +137,12 @@ def with_remedies(overrides: list[str], notes: list[str], work: Any) -> dict[str
                 raise
 
 
-def measure_parity(overrides: Sequence[str]) -> dict[str, Any]:
-    """Check a family against its stock pipeline, guided and not, and time a velocity."""
+def measure_parity(
+    overrides: Sequence[str], pictures: Sequence[Image.Image] = ()
+) -> dict[str, Any]:
+    """Check a family against its stock pipeline, guided and not, and time a velocity; `pictures`
+    are those of the prompts, if any.
+    """
     cfg: Any = compose(["name=families", *overrides])
     validate(cfg)
     model = make_model(cfg.model)
@@ -138,16 +150,18 @@ def measure_parity(overrides: Sequence[str]) -> dict[str, Any]:
     recipe.check_layers(model.transformer)
     trained = recipe.attach(model.transformer, cfg.seed).parameters()
     instantiate(cfg.backend).apply(model)
-    rows = model.encode_prompts(PROMPTS)
+    rows = model.encode_edits(PROMPTS, pictures) if pictures else model.encode_prompts(PROMPTS)
     model.drop_text_encoders()
     scales = [GUIDED, 1.0] if model.arguments.has_guidance else [1.0]
-    parities = check(model, rows, trained, scales=scales, num_steps=STEPS, seed=0)
+    picture = next(iter(pictures), None)
+    parities = check(model, rows, trained, scales=scales, num_steps=STEPS, seed=0, picture=picture)
     total, outside = measure_times(model, rows[:1], scales[0])
     return {
         "state": list(model.latent_shape),
         **largest(parities),
         "gradients": parities[0].has_gradient,
         "trained": len(trained),
+        "alone": model.stock.probe.is_alone or bool(model.stock.alone_at),
         "milliseconds": total,
         "outside": outside,
     }
@@ -293,9 +307,10 @@ largest number, the larger one of guided and not: of the *velocity* at the stock
 of the last state of a *rollout*, of the *decoded* image or clip, of a sample beside others (*rows*)
 and of the same state again (*replay*). *Gradient* counts the trained weights that the velocity
 depends on; a fresh LoRA's are its second factors. *Run* is `train.py` for two iterations, *reload*
-what loaded its export in the stock pipeline, weight by weight equal. *Outside* is the time of a
-velocity of one row outside its network, in the best of five calls; on a machine that others use
-too, some of it is theirs.
+what loaded its export in the stock pipeline, weight by weight equal; a family *with pictures* has
+one beside each prompt throughout. *Outside* is the time of a velocity of one row outside its
+network, in the best of five calls, on a machine that other programs used at the same time: some of
+it is theirs.
 """
 COLUMNS = (
     "family",
@@ -321,7 +336,8 @@ REFUSED_HEAD = """Not trained, each with the line that a user gets:
 def line_of(row: Mapping[str, Any]) -> str:
     """Return a trained family's line."""
     numbers = [f"{row[name]:.1g}" for name in ("velocity", "rollout", "image", "rows", "replay")]
-    run = ", ".join([f"{row['iterations']} iterations", *row["notes"]])
+    notes = [*row["notes"], *(["one row a call"] if row["alone"] else [])]
+    run = ", ".join([f"{row['iterations']} iterations", *notes])
     cells = [
         f"`{row['family']}`",
         row["pipeline"],

@@ -242,7 +242,6 @@ REASONS = {
     "edm": "it has no transformer",
     "kandinsky5": "no axis is the rows', as of a running sum over rows",
     "hunyuan_image_memory": "which its guidance remembers, differs from its own",
-    "ltx_i2v": "it does not do without a picture, which prompts carry none of",
 }
 
 

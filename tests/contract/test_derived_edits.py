@@ -47,6 +47,7 @@ def folder_of(tmp_path_factory):
         ("flux1_kontext", "float32"),
         pytest.param("qwen_image_edit_plus", "float32", marks=slow),
         pytest.param("flux2_klein", "float32", marks=slow),
+        pytest.param("wan22_i2v", "float32", marks=slow),
         pytest.param("flux1_kontext", "bfloat16", marks=slow),
         pytest.param("qwen_image_edit_plus", "bfloat16", marks=slow),
     ],
@@ -112,6 +113,18 @@ def test_a_state_that_follows_the_picture_is_refused(folder_of):
         model.encode_edits(PROMPTS[:1], [drawn_picture()])
 
 
+def test_a_clip_whose_first_frame_is_kept_from_the_steps_is_refused(folder_of):
+    """It takes a picture always, though its signature has a default for it, and is told by the
+    shape of its steps. Mutation: hand the state of a step to the network.
+    """
+    model = derived(folder_of("ltx_i2v"), FAMILIES["ltx_i2v"])
+    assert use_of(model.kind) == "sometimes" and model.use == "always"
+    pictures = [drawn_picture(1), drawn_picture(2)]
+    rows = model.encode_edits(PROMPTS, pictures)
+    with pytest.raises(UserError, match=r"its state is \(1, 96, 8\), but its scheduler steps"):
+        check(model, rows, {}, scales=[1.0], num_steps=2, seed=0, picture=pictures[0])
+
+
 @pytest.mark.parametrize(
     ("name", "use"),
     [
@@ -172,10 +185,11 @@ class OneAtATime(ToyPipeline):
         return (channels[:, :, None, None].expand(-1, -1, 2, 4).clamp(0, 1),)
 
 
-def test_a_pipeline_that_takes_one_picture_a_call_is_called_once_a_row(monkeypatch):
+def test_a_pipeline_that_takes_one_picture_a_call_is_called_once_a_row(monkeypatch, caplog):
     """W x + (1 + sigma) (source + scale text), by hand, for both rows, and both decoded.
 
-    Mutations: call it with all rows, or give all the first row's picture.
+    No call with both is tried. Mutations: call it with all rows, or give all the first row's
+    picture.
     """
     model = derive(monkeypatch, OneAtATime)
     assert model.use == "always"
@@ -188,6 +202,7 @@ def test_a_pipeline_that_takes_one_picture_a_call_is_called_once_a_row(monkeypat
     moved = torch.tensor([[0.5 - 0.5, 0.125 + 1.5], [-2.0 - 2.0, -0.5 + 6.0]])
     expected = moved + 1.25 * (source + 3 * text)
     torch.testing.assert_close(velocity, expected, rtol=0, atol=1e-6)
+    assert not caplog.records
     assert model.decode(torch.tensor([[1.0, 0.5], [3.0, -1.0]]))[:, :, 0, 0].tolist() == [
         [0.5, 0.25, 0.5],
         [1.0, 0.0, 1.0],

@@ -7,9 +7,11 @@ import copy
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from PIL import Image
 from toys import ToyPipeline, derive
 
 from flowrl.errors import UserError
+from flowrl.models.derived.arguments import use_of
 from flowrl.models.derived.standin import flow_settings
 from flowrl.models.derived.times import Times
 from flowrl.training import parity
@@ -106,6 +108,8 @@ class NeverSteps(ToyPipeline):
 
 
 class Cuts(ToyPipeline):
+    """Keeps the first number of its state from the step."""
+
     def step(self, velocity, t, x):
         return torch.cat([x[:, :1], super().step(velocity[:, 1:], t, x[:, 1:])], 1)
 
@@ -194,6 +198,7 @@ def test_a_pipeline_that_cannot_be_derived_from_is_refused(case, monkeypatch):
 
 
 CHECKED = {
+    "a state cut before the step": (Cuts, UserError, "its state is (1, 2), but its scheduler"),
     "two steps an iteration": (StepsTwice, UserError, "steps 8 times where it was asked for 4"),
     "guidance with memory": (Remembers, ParityError, "which its guidance remembers"),
     "guidance with memory of a call": (
@@ -264,6 +269,8 @@ def test_checkpointing_that_changes_the_network_is_refused(kind, reason, monkeyp
 
 
 class NeedsPicture(ToyPipeline):
+    """Cannot be called without a picture, though its signature has a default for it."""
+
     @torch.no_grad()
     def __call__(
         self,
@@ -273,13 +280,30 @@ class NeedsPicture(ToyPipeline):
         num_inference_steps=5,
         guidance_scale=3.0,
     ):
-        return image.size
+        assert image.size
+        return super().__call__(prompt, negative_prompt, num_inference_steps, guidance_scale)
 
 
-def test_a_pipeline_that_needs_a_picture_says_so(monkeypatch):
-    """Mutation: tell the failure alone."""
-    with pytest.raises(UserError, match=r"a picture, which prompts carry none of: its call fails"):
-        derive(monkeypatch, NeedsPicture)
+class NeedsMore(NeedsPicture):
+    def prepare_latents(self, count, generator, latents=None):
+        raise ValueError("and a mask")
+
+
+def test_a_pipeline_that_needs_a_picture_is_found_to_use_one_always(monkeypatch):
+    """Mutation: go by its signature."""
+    assert use_of(NeedsPicture) == "sometimes"
+    model = derive(monkeypatch, NeedsPicture)
+    assert model.use == "always"
+    assert len(model.encode_edits(PROMPTS, [Image.new("RGB", (8, 8))] * 2)) == 2
+
+
+def test_a_pipeline_that_a_picture_does_not_serve_says_both(monkeypatch):
+    """Mutation: tell one failure alone."""
+    with pytest.raises(UserError) as error:
+        derive(monkeypatch, NeedsMore)
+    first, second = str(error.value).split("; and with one ")
+    assert "it does not do without a picture: its call fails (AttributeError: " in first
+    assert second == "its call fails (ValueError: and a mask)"
 
 
 class Momentum:

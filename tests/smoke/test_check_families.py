@@ -3,22 +3,28 @@ end.
 """
 
 import json
+from pathlib import Path
 
 import pytest
 from families import FAMILIES
+from families.pictures import pictures_of, with_pictures
 from runs import load_script
 
+from flowrl.cli.parity import PROMPTS
 from flowrl.errors import UserError
+from flowrl.images.pictures import read_upright
+from flowrl.prompts.jsonl import jsonl_prompts
 
 TRAINED = {
     "family": "wan21",
     "pipeline": "WanPipeline",
-    "notes": ["single frames"],
+    "notes": ["all weights trained"],
     "state": [4, 3, 8, 12],
     **dict.fromkeys(("velocity", "rollout", "image", "replay"), 0.0),
     "rows": 0.00000123,
     "gradients": 20,
     "trained": 40,
+    "alone": True,
     "milliseconds": 9.0,
     "outside": 1.26,
     "iterations": 2,
@@ -50,7 +56,7 @@ def test_the_page_has_a_line_for_each_family(script):
     ]
     assert (
         "| `wan21` | WanPipeline | 4 x 3 x 8 x 12 | 0 | 0 | 0 | 1e-06 | 0 | 20 of 40 | "
-        "2 iterations, single frames | load_lora_weights | 1.3 |" in lines
+        "2 iterations, all weights trained, one row a call | load_lora_weights | 1.3 |" in lines
     )
     assert "| `edm` | it has a \\| b |" in lines
     missing = [name for name in FAMILIES if name not in rows]
@@ -71,6 +77,22 @@ def test_what_a_refusal_asks_for_is_tried_once(script):
     with pytest.raises(UserError, match="it is what it is"):
         script.with_remedies(["a=1"], notes, work)
     assert seen == [["a=1"], ["a=1", "tuning=full"]] and notes == ["all weights trained"]
+
+
+def test_a_family_that_takes_a_picture_is_given_one_beside_each_prompt(tmp_path):
+    """The very pictures of the check go into the run's file, a lying and a standing one; a family
+    that takes none has none. Mutation: give both prompts the first picture.
+    """
+    pictures = pictures_of(FAMILIES["wan22_i2v"])
+    assert [picture.size for picture in pictures] == [(48, 40), (40, 48)]
+    data, path = with_pictures(PROMPTS, pictures, tmp_path / "prompts")
+    assert data == "data=jsonl" and path.startswith("data.prompts.path=")
+    file = path.removeprefix("data.prompts.path=")
+    prompts = jsonl_prompts(path=file, text="prompt", family=None, required=[], image="image")
+    assert [prompt.text for prompt in prompts] == list(PROMPTS)
+    for prompt, picture in zip(prompts, pictures, strict=True):
+        assert read_upright(Path(prompt.image.path)).tobytes() == picture.tobytes()
+    assert pictures_of(FAMILIES["wan21"]) == []
 
 
 def test_a_table_that_was_broken_off_goes_on(script, tmp_path, monkeypatch, capsys):
@@ -96,9 +118,12 @@ def test_a_table_that_was_broken_off_goes_on(script, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.slow
-def test_a_family_from_end_to_end(script):
-    """In a process of its own. Mutation: compare the export with other weights."""
-    row = script.measure_apart("z_image")
+@pytest.mark.parametrize("name", ["z_image", "wan22_i2v"])
+def test_a_family_from_end_to_end(name, script):
+    """In a process of its own. Mutations: compare the export with other weights, or give a family
+    that needs pictures none.
+    """
+    row = script.measure_apart(name)
     assert "failed" not in row and "refused" not in row, row
     assert (row["velocity"], row["rollout"], row["image"], row["replay"]) == (0, 0, 0, 0)
     assert row["iterations"] == 2 and row["export"] == "load_lora_weights"

@@ -16,10 +16,16 @@ from flowrl.errors import UserError
 from flowrl.models.conditioning import join
 from flowrl.models.derived import arguments as call_arguments
 from flowrl.models.derived.cutting import watching
-from flowrl.models.derived.edits import encoding_on, flatten_edit, probe_edit, record_edit
+from flowrl.models.derived.edits import (
+    encoding_on,
+    flatten_edit,
+    probe_edit,
+    probe_either,
+    record_edit,
+)
 from flowrl.models.derived.leaving import Refused, refusing
 from flowrl.models.derived.networks import check_networks
-from flowrl.models.derived.recording import PROBE, Probe, flatten_texts, probe, record, state_of
+from flowrl.models.derived.recording import PROBE, Probe, flatten_texts, record, state_of
 from flowrl.models.derived.standin import flow_settings
 from flowrl.models.derived.stock import Sampling, Stock
 from flowrl.models.derived.trees import LAYOUT, Layout, groups, read, to_tensor
@@ -109,9 +115,9 @@ class Derived:
         self.identity = " ".join([source.identity(everything), *settings])
         with refusing(pretrained, source.kind):
             texts = self.text.pipeline()
-            find_out = probe_edit if self.use == "always" else probe
             with watching(texts) as cuts:
-                self._probe: Probe = find_out(texts, self.settings, self.arguments, device())
+                everything = (texts, self.settings, self.arguments, device())
+                self._probe, self.use = probe_either(*everything, self.use)
             self._cuts = [cut for cut in dict.fromkeys(cuts) if PROBE in cut.text]
             self.stock = Stock(
                 self.pipeline, self.settings, self.arguments, self._probe, DTYPES[dtype]

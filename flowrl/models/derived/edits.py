@@ -23,17 +23,20 @@ from flowrl.models.derived.recording import (
     PROBE,
     STATE,
     TEXTS,
+    NeedsPicture,
     Placed,
     Probe,
     Tape,
     axes_of,
     check_unguided,
     flatten_texts,
+    probe,
     record,
     state_of,
     without_state,
 )
 from flowrl.models.derived.trees import Axes, Layout, flatten
+from flowrl.models.protocol import Use
 
 SIZE = "size"
 """The name of the picture's width and height in the layout of a row."""
@@ -101,6 +104,30 @@ def encoding_on(pipeline: Any, device: torch.device) -> Iterator[None]:
     finally:
         pipeline.__class__ = kind
         pipeline.vae.to(before)
+
+
+def probe_either(
+    pipeline: Any,
+    settings: Mapping[str, Any],
+    arguments: Arguments,
+    device: torch.device,
+    use: Use,
+) -> tuple[Probe, Use]:
+    """Find out what a pipeline's methods return, and how it uses pictures after all: always where
+    its call fails without one, though its signatures say "sometimes".
+
+    Raises Refused for a pipeline that this cannot be found out of.
+    """
+    if use == "always":
+        return probe_edit(pipeline, settings, arguments, device), use
+    try:
+        return probe(pipeline, settings, arguments, device), use
+    except NeedsPicture as error:
+        reason = str(error)
+    try:
+        return probe_edit(pipeline, settings, arguments, device), "always"
+    except Refused as error:
+        raise Refused(f"{reason}; and with one {error}") from error
 
 
 def probe_edit(

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from flowrl.models.derived.arguments import UNGUIDED, Arguments
+from flowrl.models.derived.arguments import PICTURE, UNGUIDED, Arguments
 from flowrl.models.derived.leaving import Ended, Refused, failing
 from flowrl.models.derived.standin import Euler, exchanged
 from flowrl.models.derived.trees import Axes, Layout, find_axes, flatten
@@ -60,6 +60,10 @@ class Placed:
     @property
     def _execution_device(self) -> torch.device:
         return self.place
+
+
+class NeedsPicture(Refused):
+    """The reason why a pipeline cannot be called without a picture."""
 
 
 @dataclass(frozen=True)
@@ -213,14 +217,12 @@ def probe(
 
 @contextmanager
 def telling_of_pictures(arguments: Arguments) -> Iterator[None]:
-    """Say so where a call fails that could take a picture and has none."""
+    """Raise NeedsPicture where a call fails that could take a picture and has none."""
     try:
         yield
     except Refused as error:
-        if "image" in arguments.names and "image" not in arguments.fixed:
-            raise Refused(
-                f"it does not do without a picture, which prompts carry none of: {error}"
-            ) from error
+        if PICTURE in arguments.names:
+            raise NeedsPicture(f"it does not do without a picture: {error}") from error
         raise
 
 

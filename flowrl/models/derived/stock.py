@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowrl.models.derived.arguments import UNGUIDED, Arguments
 from flowrl.models.derived.edits import ALONE, SIZE, blank, of_picture, remember_blanks
-from flowrl.models.derived.leaving import Refused
+from flowrl.models.derived.leaving import Refused, failing
 from flowrl.models.derived.networks import (
     decoding_in_float32,
     giving_float32,
@@ -40,6 +40,8 @@ from flowrl.models.derived.times import Times
 from flowrl.models.derived.trees import Layout, unflatten
 from flowrl.models.text import quiet
 
+log = logging.getLogger(__name__)
+
 Rows = Mapping[str, Shaped[Tensor, "B ..."]]
 
 Recorded = list[Any] | dict[str, Any]
@@ -59,8 +61,9 @@ class Sampling:
 class Stock:
     """A pipeline without its text side, called with what was recorded in place of its texts.
 
-    From now on the stand-in is the pipeline's scheduler. Raises Refused where its grid is no
-    rectified flow's.
+    From now on the stand-in is the pipeline's scheduler. `alone_at` are the guidance scales at
+    which its call turned out to take one row alone. Raises Refused where its grid is no rectified
+    flow's.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Stock:
         self.arguments = arguments
         self.probe = probe
         self.times = Times(*probe.grid, scale=settings.get("num_train_timesteps", 1000))
+        self.alone_at: set[float] = set()
         self.stand_in = exchanged(StandIn, settings)
         pipeline.scheduler = self.stand_in
         take_times_in_float32(pipeline.transformer)
@@ -107,15 +111,54 @@ class Stock:
         """Return noise minus data at x, float32: what the pipeline hands its scheduler at the first
         step of a call that begins with x.
 
-        Raises Refused where it hands it nothing, or something of another shape.
+        Where the call takes one row alone, each gets one of its own: as its layout says, or from
+        the first time on that a call for several fails and calls for each do not. Raises Refused
+        where the pipeline hands its scheduler nothing, or something of another shape.
         """
-        if len(x) > 1 and of_picture(layout).get(ALONE):
-            return torch.cat(
-                [
-                    self.velocity(x[[i]], sigma, row_of(texts, i), layout, scale)
-                    for i in range(len(x))
-                ]
-            )
+        if len(x) == 1:
+            return self._velocity(x, sigma, texts, layout, scale)
+        if of_picture(layout).get(ALONE) or scale in self.alone_at:
+            return self._velocity_by_row(x, sigma, texts, layout, scale)
+        try:
+            with failing("its call"):
+                return self._velocity(x, sigma, texts, layout, scale)
+        except Refused as error:
+            reason = str(error)
+        velocity = self._velocity_by_row(x, sigma, texts, layout, scale)
+        self.alone_at.add(scale)
+        log.warning(
+            "a %s takes one row a call at guidance_scale=%g, so each gets a call of its own, which "
+            "takes longer: with %d rows, %s",
+            type(self.pipeline).__name__,
+            scale,
+            len(x),
+            reason,
+        )
+        return velocity
+
+    def _velocity_by_row(
+        self,
+        x: Float[Tensor, "B ..."],
+        sigma: float,
+        texts: Rows,
+        layout: Layout,
+        scale: float,
+    ) -> Float[Tensor, "B ..."]:
+        """Return the velocity of rows each of which goes through a call of its own."""
+        rows = [
+            self._velocity(x[[i]], sigma, row_of(texts, i), layout, scale) for i in range(len(x))
+        ]
+        return torch.cat(rows)
+
+    def _velocity(
+        self,
+        x: Float[Tensor, "B ..."],
+        sigma: float,
+        texts: Rows,
+        layout: Layout,
+        scale: float,
+    ) -> Float[Tensor, "B ..."]:
+        """Return the velocity of rows that go through one call."""
         own_sigma, timestep = self.times.at(sigma)
         self.stand_in.ask([own_sigma], timestep)
         arguments = self._arguments(layout, len(x), scale)
@@ -128,11 +171,7 @@ class Stock:
             sample_shape = end.sample.shape
         else:
             raise Refused("its call ends without a step of its scheduler")
-        if output.shape != x.shape or sample_shape != x.shape:
-            raise Refused(
-                f"its state is {tuple(x.shape)}, but its scheduler steps {tuple(sample_shape)} by "
-                f"{tuple(output.shape)}: it is cut or changed before the step"
-            )
+        require_whole(x.shape, sample_shape, output.shape)
         return -output.float() if self.times.is_mirrored else output.float()
 
     def decode(self, x0: Float[Tensor, "B ..."]) -> Float[Tensor, "B *F 3 H W"]:
@@ -202,6 +241,7 @@ class Stock:
             output = self.pipeline(**arguments)
         if len(steps) != num_steps:
             raise Refused(f"it steps {len(steps)} times where it was asked for {num_steps} steps")
+        require_whole((1, *self.probe.state_shape), steps[0].before.shape, steps[0].output.shape)
         return Sampling(steps, output[0].float())
 
     def probe_texts(self, rows: int) -> Recorded:
@@ -233,6 +273,15 @@ class Stock:
     def _run(self, x: Tensor, texts: Recorded, arguments: Mapping[str, Any]) -> Any:
         with replaced(self.pipeline, self.methods(x, texts)):
             return self._call(self.pipeline, **arguments)
+
+
+def require_whole(state: Sequence[int], sample: Sequence[int], output: Sequence[int]) -> None:
+    """Raise Refused unless the scheduler steps a state of the shape that was prepared."""
+    if tuple(output) != tuple(state) or tuple(sample) != tuple(state):
+        raise Refused(
+            f"its state is {tuple(state)}, but its scheduler steps {tuple(sample)} by "
+            f"{tuple(output)}: it is cut or changed before the step"
+        )
 
 
 def row_of(rows: Rows, number: int) -> dict[str, Tensor]:
