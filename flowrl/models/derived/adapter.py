@@ -116,8 +116,9 @@ class Derived:
         with refusing(pretrained, source.kind):
             texts = self.text.pipeline()
             with watching(texts) as cuts:
-                everything = (texts, self.settings, self.arguments, device())
-                self._probe, self.use = probe_either(*everything, self.use)
+                self._probe, self.use = probe_either(
+                    texts, self.settings, self.arguments, device(), self.use
+                )
             self._cuts = [cut for cut in dict.fromkeys(cuts) if PROBE in cut.text]
             self.stock = Stock(
                 self.pipeline, self.settings, self.arguments, self._probe, DTYPES[dtype]
