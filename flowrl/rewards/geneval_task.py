@@ -173,7 +173,7 @@ def first_fault(task: Task, objects: Objects, colours: Mapping[int, Sequence[str
     have the colour, and lie so to those that fulfilled the target's clause. Every class of
     `exclude` must have fewer than its `count`. `colours` are those of `to_be_coloured`.
     """
-    earlier: list[Sequence[Detection] | None] = []
+    earlier: list[Sequence[Detection]] = []
     for number, clause in enumerate(task.include):
         chosen = objects.get(clause.name, ())[: clause.count]
         fault = _fault(clause, chosen, colours.get(number, ()), earlier)
@@ -191,7 +191,7 @@ def _fault(
     clause: Clause,
     chosen: Sequence[Detection],
     colours: Sequence[str],
-    earlier: Sequence[Sequence[Detection] | None],
+    earlier: Sequence[Sequence[Detection]],
 ) -> str | None:
     """Say how an image fails a clause, None where it does not."""
     if len(chosen) < clause.count:
