@@ -76,11 +76,12 @@ RULES = {
         "0",
         r"reward\.client\.deadline|reward\.judge\.top_logprobs",
     ),
+    "with a threshold of 0 every detection counts": ("0", r"reward\.(counting_)?threshold"),
     "steps and windows begin at 0": ("0", r"(steps|rollout\.trained)\.low"),
     "a whole number is a name, too": ("0|-1|huge", "name"),
     "text where text may stand; what it names is looked for when it is needed": (
         "wrong",
-        r"resume|condition|sweep|lora\.start|backend\.attention|embeddings\.folder|model\.revision|.*\.token_env|logger\.\w+\.\w+|run_dir",
+        r"resume|condition|sweep|lora\.start|backend\.attention|embeddings\.folder|(model|reward\.detector)\.revision|.*\.token_env|logger\.\w+\.\w+|run_dir",
     ),
     "what a pipeline's call takes is asked of the pipeline": (
         r"wrong|\{a: 1\}",
