@@ -23,7 +23,7 @@ from flowrl.runs.description import (
 )
 from flowrl.runs.provenance import short
 from flowrl.runs.secrets import is_secret
-from flowrl.sharing.loading_code import loading_code
+from flowrl.sharing.loading_code import draws_clips, loading_code
 from flowrl.sharing.privacy import clean
 from flowrl.sharing.scores import Scores
 from flowrl.values.sizes import in_words, known_size
@@ -107,7 +107,7 @@ def head(facts: Facts) -> dict[str, Any]:
         fields["base_model"] = base
         fields["base_model_relation"] = "adapter" if is_lora else "finetune"
     fields["library_name"] = "diffusers"
-    fields["pipeline_tag"] = "text-to-image"
+    fields["pipeline_tag"] = "text-to-video" if draws_clips(config) else "text-to-image"
     kinds = ["lora"] if is_lora else []
     fields["tags"] = ["flowrl", "reinforcement-learning", "flow-matching", method, *kinds]
     return fields

@@ -16,9 +16,10 @@ PROMPT_OF_SHAPES = "a red circle above a blue square"
 def loading_code(
     config: Mapping[str, Any], repository: str, transformer: str, revision: str | None = None
 ) -> str:
-    """Return a program that draws an image with the weights of a repository, on the base model of
-    the configuration; `transformer` is the class of a whole one, empty for a LoRA. Without a
-    `revision` the weights are those of the main branch.
+    """Return a program that draws an image, or a clip where the model's call asks for several
+    frames, with the weights of a repository, on the base model of the configuration; `transformer`
+    is the class of a whole one, empty for a LoRA. Without a `revision` the weights are those of the
+    main branch.
     """
     base = base_model_of(config)
     is_embedded = base.startswith(EMBEDDED)
@@ -29,6 +30,9 @@ def loading_code(
     weights = [f'"{repository}"', *_revision(revision)]
     lines = ["import torch"]
     lines.append(f"from diffusers import {', '.join(filter(None, (kind, transformer)))}")
+    is_clip = draws_clips(config)
+    if is_clip:
+        lines.append("from diffusers.utils import export_to_video")
     if is_embedded:
         lines.append("from flowrl.models.loading import resolve")
     lines.append("")
@@ -44,10 +48,19 @@ def loading_code(
     if not transformer:
         lines.append(f"pipe.load_lora_weights({', '.join(weights)})")
     prompt = PROMPT_OF_SHAPES if is_embedded else PROMPT
-    lines.append("image = pipe(")
+    lines.append("frames = pipe(" if is_clip else "image = pipe(")
     lines += [f"    {argument}," for argument in (f'"{prompt}"', *_drawing(config))]
-    lines += [").images[0]", 'image.save("image.png")']
+    if is_clip:
+        lines += [").frames[0]", 'export_to_video(frames, "clip.mp4")']
+    else:
+        lines += [").images[0]", 'image.save("image.png")']
     return "\n".join(lines)
+
+
+def draws_clips(config: Mapping[str, Any]) -> bool:
+    """Tell whether a run's model draws clips: its call asks for more than one frame."""
+    call = _model(config).get("call") or {}
+    return (call.get("num_frames") or 1) > 1
 
 
 def _model(config: Mapping[str, Any]) -> Mapping[str, Any]:
