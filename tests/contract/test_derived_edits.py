@@ -15,7 +15,9 @@ from flowrl.models.derived.arguments import use_of
 from flowrl.models.derived.edits import NUM_KEPT, Remembering, blank, drawn_picture
 from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.training.parity import check
+from flowrl.tuning.formats import linear_layers
 from flowrl.tuning.lora import LoRA
+from flowrl.tuning.targets import ATTENTION
 from flowrl.types import PictureFile, Prompt
 
 PROMPTS = ["make it red", "make two blue squares of it"]
@@ -59,7 +61,10 @@ def test_an_edit_is_its_stock_pipelines(name, dtype, folder_of):
     Mutations: a blank picture for the prompt's, its latents left out of a row, one row's for all.
     """
     model = derived(folder_of(name), FAMILIES[name], dtype)
-    tuning = LoRA(rank=4, alpha=8, targets="auto", init="gaussian").attach(model.transformer, 0)
+    # Of attentions alone, whose idle layers are listed; published recipes adapt others beside them.
+    layers = linear_layers(model.transformer)
+    targets = [name for name in layers if ATTENTION.fullmatch(name)]
+    tuning = LoRA(rank=4, alpha=8, targets=targets, init="gaussian").attach(model.transformer, 0)
     pictures = [drawn_picture(1), drawn_picture(2).transpose(Image.Transpose.ROTATE_90)]
     rows = model.encode_edits(PROMPTS, pictures)
     assert any(key.startswith("prepare_") for key in rows.tensors) and len(rows) == 2
