@@ -106,6 +106,9 @@ def run_tests(folder: Path, tests: Sequence[str]) -> None:
         os.dup2(file, stream)
     # Programs that the tests start import the copy too, not the package as it is installed.
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    # Compiled files are told by size and second: those of a mutation must not serve the next one.
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
     sys.path[:] = [str(folder), *(place for place in sys.path if Path(place) != ROOT / "scripts")]
     options = ["-vv", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(folder)]
     # pytest's plugins are among what is imported already.
@@ -211,6 +214,9 @@ def main() -> int:
                     print_verdict(ended, has_died)
                 elif run.process.exitcode:
                     print(f"the tests fail without any mutation:\n{run.output.read_text()}")
+                    for other, _ in running:
+                        other.process.terminate()
+                        other.process.join()
                     return 1
                 else:
                     idle = run.verdicts()[0]

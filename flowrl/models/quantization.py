@@ -157,19 +157,20 @@ def quantize(network: nn.Module, kind: Quantization) -> None:
     they have no values.
 
     What lies outside of blocks, which embeds time and text and makes the output, is a small share
-    and stays as it is. Raises UserError for a network without lists of blocks.
+    and stays as it is. Raises UserError for a network without lists of blocks that have linear
+    layers.
     """
     lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
-    if not lists:
-        raise UserError(
-            f"model.quantization={kind}: a {type(network).__name__} has no list of blocks, whose "
-            "layers would be quantised; set it to null"
-        )
     for blocks in lists:
         for parent in list(blocks.modules()):
             for name, layer in list(parent.named_children()):
                 if type(layer) is nn.Linear:
                     setattr(parent, name, KINDS[kind](layer))
+    if not is_quantized(network):
+        raise UserError(
+            f"model.quantization={kind}: a {type(network).__name__} has no list of blocks, whose "
+            "layers would be quantised; set it to null"
+        )
 
 
 def is_quantized(network: nn.Module) -> bool:

@@ -162,6 +162,7 @@ def _training(facts: Facts) -> list[tuple[str, str]]:
         ("images an iteration", f"{prompts} prompts x {group}"),
         ("images drawn in training", summary.get("images")),
         ("weights", facts.weights),
+        ("base in training and pictures, held in", (config.get("model") or {}).get("quantization")),
         ("optimizer", f"{optimizer}, learning rate {_at(config, 'optimizer', 'lr')}"),
         ("seed", config.get("seed")),
         ("time", _time(summary.get("seconds"))),

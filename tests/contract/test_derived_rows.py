@@ -4,6 +4,7 @@ import pytest
 import torch
 from toys import ToyPipeline, derive
 
+from flowrl.errors import UserError
 from flowrl.training.parity import check
 
 PROMPTS = ["a red cube", "two"]
@@ -55,3 +56,26 @@ def test_a_call_that_fails_for_one_row_too_is_not_made_a_row(monkeypatch, caplog
     with pytest.raises(RuntimeError, match="it fails for any"):
         model.velocity(torch.ones(2, 2), 0.25, model.encode_prompts(PROMPTS), 3.0)
     assert model.stock.alone_at == set() and not caplog.records
+
+
+class FailsLater(ToyPipeline):
+    """Takes several rows until it is told to fail, as a device may for a moment."""
+
+    is_failing = False
+
+    def predict(self, x, *args):
+        if self.is_failing and len(x) > 1:
+            raise RuntimeError("a moment's fault")
+        return super().predict(x, *args)
+
+
+def test_a_call_that_has_gone_through_is_not_made_a_row_later(monkeypatch):
+    """A replay by single rows would not be its rollout's. Mutation: fall back at any time."""
+    model = derive(monkeypatch, FailsLater)
+    rows = model.encode_prompts(PROMPTS)
+    x = torch.ones(2, 2)
+    model.velocity(x, 0.25, rows, 3.0)
+    monkeypatch.setattr(FailsLater, "is_failing", True)
+    with pytest.raises(UserError, match=r"its call fails .*a moment's fault"):
+        model.velocity(x, 0.25, rows, 3.0)
+    assert model.stock.alone_at == set()

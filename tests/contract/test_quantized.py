@@ -4,6 +4,7 @@ stock pipelines.
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from runs import awake, composed, first_batch, fit, make
 from safetensors.torch import load_file
 from tiny import FAMILIES
@@ -114,3 +115,14 @@ def test_a_plan_counts_the_bits():
     assert sizes["int8"] == pytest.approx(sizes["fp8"], rel=1e-3)
     assert 0.5 < sizes["int8"] / sizes[None] < 0.56
     assert 0.28 < sizes["nf4"] / sizes[None] < 0.36
+
+
+def test_the_check_of_a_derived_model_is_made_anew_for_other_bits(tiny_pipelines):
+    """Its texts are embedded alike. Mutation: leave the bits out of what a record is known by."""
+    call = "{height: 32, width: 32, max_sequence_length: 80}"
+    words = ["model=derived", f"model.pretrained={tiny_pipelines['sd3']}", f"model.call={call}"]
+    words.append("model.dtype=float32")
+    plain = instantiate(composed(*words).model)
+    quantized = instantiate(composed(*words, "model.quantization=int8").model)
+    assert plain.identity != quantized.identity
+    assert plain.embedding_key == quantized.embedding_key

@@ -195,6 +195,8 @@ def test_what_cannot_be_quantised_is_said():
         UserError, match=r"model\.quantization=int8: a Linear has no list of blocks"
     ):
         quantize(nn.Linear(4, 4), "int8")
+    with pytest.raises(UserError, match="has no list of blocks, whose layers"):
+        quantize(nn.Sequential(nn.ModuleList([nn.GELU()])), "int8")
     network = Network()
     quantize(network, "int8")
     with pytest.raises(UserError, match="quantised ones cannot be trained"):

@@ -136,6 +136,7 @@ def test_a_model_of_the_hub_is_named_in_the_head(run, tmp_path):
     config = yaml.safe_load(path.read_text())
     base = "stabilityai/stable-diffusion-3.5-medium"
     config["model"] |= {"pretrained": base, "max_sequence_length": 256, "resolution": 512}
+    config["model"]["quantization"] = "nf4"
     path.write_text(yaml.safe_dump(config))
     edit(run / "provenance.json", inputs={})
     card = write(run, tmp_path / "out")
@@ -145,6 +146,7 @@ def test_a_model_of_the_hub_is_named_in_the_head(run, tmp_path):
     assert f"for [{base}](https://huggingface.co/{base})" in card
     assert f'DiffusionPipeline.from_pretrained(\n    "{base}",\n' in card
     assert "text_encoder_3" not in card and "    max_sequence_length=256," in card
+    assert "| base in training and pictures, held in | nf4 |" in card
 
 
 @pytest.mark.parametrize("place", [f"{HOME}/models/sd35", "models/sd35"])

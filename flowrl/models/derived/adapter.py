@@ -112,7 +112,9 @@ class Derived:
         encoders = text_side if self.use == "never" else [*text_side, "vae"]
         self.embedding_key = " ".join([source.identity(encoders), *settings])
         everything = [name for name, entry in index.items() if isinstance(entry, list)]
-        self.identity = " ".join([source.identity(everything), *settings])
+        # What texts are embedded to does not depend on the transformer's bits; the check does.
+        bits = [] if quantization is None else [quantization]
+        self.identity = " ".join([source.identity(everything), *settings, *bits])
         with refusing(pretrained, source.kind):
             texts = self.text.pipeline()
             with watching(texts) as cuts:

@@ -81,6 +81,7 @@ class Stock:
         self.probe = probe
         self.times = Times(*probe.grid, scale=settings.get("num_train_timesteps", 1000))
         self.alone_at: set[float] = set()
+        self.together_at: set[float] = set()
         self.stand_in = exchanged(StandIn, settings)
         pipeline.scheduler = self.stand_in
         take_times_in_float32(pipeline.transformer)
@@ -111,8 +112,8 @@ class Stock:
         """Return noise minus data at x, float32: what the pipeline hands its scheduler at the first
         step of a call that begins with x.
 
-        Where the call takes one row alone, each gets one of its own: as its layout says, or from
-        the first time on that a call for several fails and calls for each do not. Raises Refused
+        Where the call takes one row alone, each gets one of its own: as its layout says, or if the
+        first call for several at this scale fails and calls for each do not. Raises Refused
         where the pipeline hands its scheduler nothing, or something of another shape.
         """
         if len(x) == 1:
@@ -121,8 +122,13 @@ class Stock:
             return self._velocity_by_row(x, sigma, texts, layout, scale)
         try:
             with failing("its call"):
-                return self._velocity(x, sigma, texts, layout, scale)
+                velocity = self._velocity(x, sigma, texts, layout, scale)
+            self.together_at.add(scale)
+            return velocity
         except Refused as error:
+            # Replays must not go other ways than their rollouts.
+            if scale in self.together_at:
+                raise
             reason = str(error)
         velocity = self._velocity_by_row(x, sigma, texts, layout, scale)
         self.alone_at.add(scale)
