@@ -7,7 +7,7 @@ format's, both symmetric. `nf4` is the 4-bit NormalFloat of QLoRA (Dettmers et a
 
 Layers are put in place after a network has been loaded, and not by diffusers' quantisers as it
 loads. bitsandbytes computes passes without gradients by other kernels than passes with them, so
-that an update would not reproduce its rollout, and diffusers wants a GPU for it; torchao's weights
+that an update need not reproduce its rollout, and diffusers wants a GPU for it; torchao's weights
 are restored before autograd sees the product, which then keeps them until the backward pass. Here
 both passes take the weights back to the network's dtype and multiply alike.
 """
