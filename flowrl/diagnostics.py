@@ -55,15 +55,17 @@ class Diagnostics:
         is_far = moves_away & (inputs.kl >= self.delta)
         # r - 1 of the full Gaussian.
         excess = full_log_ratio(inputs).clamp(max=LARGEST_LOG_RATIO).expm1()
+        mean_kl = inputs.kl.mean()
+        mean_tv = inputs.tv.mean()
         metrics = {
             "trust/clip_false_alarms": (is_clipped & ~is_far).float().mean(),
             "trust/clip_misses": (is_far & ~is_clipped).float().mean(),
-            "trust/kl_old": inputs.kl.mean(),
+            "trust/kl_old": mean_kl,
             "trust/kl_old_max": inputs.kl.max(),
-            "trust/tv_old": inputs.tv.mean(),
+            "trust/tv_old": mean_tv,
             "trust/tv_old_max": inputs.tv.max(),
-            f"trust/kl_old/{step_number}": inputs.kl.mean(),
-            f"trust/tv_old/{step_number}": inputs.tv.mean(),
+            f"trust/kl_old/{step_number}": mean_kl,
+            f"trust/tv_old/{step_number}": mean_tv,
             f"trust/ratio_std{SQUARED}": change.square().mean(),
             "bound/surrogate": (advantage * excess).mean(),
         }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -34,6 +35,22 @@ Such are the last step, and the second-to-last on diffusers' default grid.
 """
 
 
+@dataclass(frozen=True, slots=True)
+class TrainedRows:
+    """Which rows of a micro-batch train on which steps of the grid.
+
+    `by_step` lists the rows, counted from 0, by the step's number, and lacks a step that no row
+    trains on. `num_trained` counts the steps of each row.
+    """
+
+    by_step: Mapping[int, list[int]]
+    num_trained: int
+
+    def at(self, step_number: int) -> list[int]:
+        """Return the rows that train on a step of the grid."""
+        return self.by_step.get(step_number, [])
+
+
 class ReverseObjective:
     """Policy gradients over stochastic steps.
 
@@ -47,6 +64,9 @@ class ReverseObjective:
         self.algorithm = context.algorithm
         self.loss = cast(ReverseLoss, context.algorithm.loss)
         self.allowed: Mapping[int, float] = {}
+        # Of one iteration at a time: every term asks again for what its micro-batch drew.
+        self._iteration = -1
+        self._trained_rows: dict[range, TrainedRows] = {}
 
     @staticmethod
     def check_method(algorithm: Algorithm) -> None:
@@ -120,20 +140,28 @@ class ReverseObjective:
         return len(batch.trajectory.steps)
 
     def num_rows(self, batch: MicroBatch, index: int) -> int:
-        return len(self._rows(batch, index)[0])
+        return len(self._trained(batch).at(batch.trajectory.steps[index]))
 
-    def _rows(self, batch: MicroBatch, index: int) -> tuple[list[int], int]:
-        """Return which rows of a micro-batch train on its trajectory's `index`-th step, and on how
-        many steps each row trains.
+    def _trained(self, batch: MicroBatch) -> TrainedRows:
+        """Return which rows of a micro-batch train on which steps, drawn once an iteration."""
+        if self._iteration != batch.iteration:
+            self._iteration = batch.iteration
+            self._trained_rows.clear()
+        if batch.rows not in self._trained_rows:
+            self._trained_rows[batch.rows] = self._draw_trained(batch.rows, batch.iteration)
+        return self._trained_rows[batch.rows]
+
+    def _draw_trained(self, rows: range, iteration: int) -> TrainedRows:
+        """Draw the steps that each of the samples numbered `rows` trains on.
 
         Raises UserError where samples train on different numbers of steps.
         """
         algorithm = self.algorithm
-        members = [self.context.member(row) for row in batch.rows]
+        members = [self.context.member(row) for row in rows]
         # The same for all of them: micro-batches are split where prompts differ in their steps.
-        stochastic = self.stochastic_steps(batch.iteration, members[0][0])
+        stochastic = self.stochastic_steps(iteration, members[0][0])
         draws = [
-            algorithm.trained.draw(stochastic, batch.iteration, self.context.seed, prompt, sample)
+            algorithm.trained.draw(stochastic, iteration, self.context.seed, prompt, sample)
             for prompt, sample in members
         ]
         counts = {len(drawn) for drawn in draws}
@@ -142,8 +170,11 @@ class ReverseObjective:
                 f"trained: samples train on {sorted(counts)} steps; each must train on as many as "
                 "any other, and on one at least"
             )
-        number = batch.trajectory.steps[index]
-        return [row for row, drawn in enumerate(draws) if number in drawn], counts.pop()
+        by_step: dict[int, list[int]] = defaultdict(list)
+        for place, drawn in enumerate(draws):
+            for number in drawn:
+                by_step[number].append(place)
+        return TrainedRows(dict(by_step), counts.pop())
 
     def check_gate(self, batch: MicroBatch) -> None:
         check_replay(
@@ -179,10 +210,12 @@ class ReverseObjective:
         """
         step = self.replay(batch, index)
         trajectory = batch.trajectory
+        number = trajectory.steps[index]
         inputs = loss_inputs(self.algorithm, step, trajectory, index, batch.advantage_at(index))
-        inputs = replace(inputs, kl_floor=self.allowed.get(trajectory.steps[index], 0.0))
+        inputs = replace(inputs, kl_floor=self.allowed.get(number, 0.0))
         distance = self._distance(batch, step, index)
-        rows, num_trained = self._rows(batch, index)
+        trained = self._trained(batch)
+        rows = trained.at(number)
         if not rows:
             # A backward pass without a gradient, for processes that wait for it.
             is_trained = torch.zeros_like(inputs.log_ratio, dtype=torch.bool)
@@ -194,12 +227,13 @@ class ReverseObjective:
         output = self.loss(inputs)
         total = with_penalty(
             output.loss,
-            output.metrics | self.diagnose(inputs, trajectory.steps[index]),
+            output.metrics | self.diagnose(inputs, number),
             beta=self.algorithm.penalty.beta,
             distance=None if distance is None else distance.mean(),
         )
         share = len(rows) / len(batch.rows)
-        return replace(total, loss=total.loss * (share * self.num_terms(batch) / num_trained))
+        num_terms = self.num_terms(batch)
+        return replace(total, loss=total.loss * (share * num_terms / trained.num_trained))
 
     def _distance(
         self, batch: MicroBatch, step: GaussianStep, index: int

@@ -143,7 +143,8 @@ def is_known(name: str, private: Iterable[str] = ()) -> bool:
 
     Each `*` of a defined name stands for exactly one segment of the path.
     """
-    return any(_matches(name, defined) for defined in (*GLOSSARY, *private))
+    # Most metrics are defined by their own name, without a `*`.
+    return name in GLOSSARY or any(_matches(name, known) for known in (*GLOSSARY, *private))
 
 
 def _matches(name: str, defined: str) -> bool:
