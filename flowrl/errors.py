@@ -1,4 +1,6 @@
-"""The error that means the user's request or files are at fault, and not FlowRL."""
+"""The error that means the user's request or files are at fault, and not FlowRL; and what is told
+of a library's errors.
+"""
 
 
 class UserError(ValueError):
@@ -9,3 +11,9 @@ class UserError(ValueError):
     fault of the program and keeps its traceback. It is a ValueError, so that code which uses the
     package as a library can catch it as one.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message, or its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

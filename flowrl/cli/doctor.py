@@ -134,9 +134,16 @@ class Patient:
         return float((self.scores - other)[self.usable].abs().max()) / self.spread
 
 
+def _expectation(reward: Reward) -> Expectation:
+    """Return what is expected of a reward's class, or of the class that it derives from."""
+    # By name, since importing every reward would need the extra packages of all.
+    names = [kind.__name__ for kind in type(reward).__mro__]
+    return next((EXPECTED[name] for name in names if name in EXPECTED), Expectation(()))
+
+
 def examine(reward: Reward, kinds: Sequence[str] | None, max_seconds: float) -> list[Check]:
     """Make all checks of one reward."""
-    expected = EXPECTED.get(type(reward).__name__, Expectation(()))
+    expected = _expectation(reward)
     wanted = tuple(kinds) if kinds else expected.kinds
     patient = Patient(reward, _chosen_pairs(wanted))
     start = time.perf_counter()
@@ -144,11 +151,12 @@ def examine(reward: Reward, kinds: Sequence[str] | None, max_seconds: float) -> 
     seconds = (time.perf_counter() - start) / len(patient.pictures)
     tensors, _, _ = patient.score(range(len(patient.pictures)), as_tensors=True)
     alone = torch.cat([patient.score([row])[0] for row in range(len(patient.pictures))])
-    # A small file is good for compressibility, whose scale is negative.
-    scale = getattr(reward, "scale", -1.0) if wanted == ("size",) else -1.0
+    # The good image of a size pair has the smaller file, which an incompressibility reward, whose
+    # scale is positive, likes less.
+    likes_good = wanted != ("size",) or getattr(reward, "scale", -1.0) < 0
     return [
         Check("scored", bool(patient.usable.any()), _census(patient)),
-        _ordering(patient, wanted, math.copysign(1.0, scale)),
+        _ordering(patient, wanted, 1.0 if likes_good else -1.0),
         _range(patient, expected),
         _same("determinism", patient, again, 0.0),
         _same("batch of one", patient, alone, TOLERANCE),
@@ -193,15 +201,13 @@ def _census(patient: Patient) -> str:
     return f"{counted(len(patient.pictures), 'image')}, {missing} missing, {outside} not judged"
 
 
-def _ordering(patient: Patient, wanted: Sequence[str], sign: float) -> Check:
-    """Check that good images score above bad ones. `sign` is -1 as a rule: an incompressibility
-    reward likes the "bad" image of a size pair better.
-    """
+def _ordering(patient: Patient, wanted: Sequence[str], direction: float) -> Check:
+    """Check that good images score above bad ones, or with a `direction` of -1 below them."""
     if not wanted:
         return Check("ordering", None, "no expectation for this reward; say --pairs")
     good = patient.scores[::2]
     bad = patient.scores[1::2]
-    is_right = (-sign * (good - bad) > 0) & patient.usable[::2] & patient.usable[1::2]
+    is_right = (direction * (good - bad) > 0) & patient.usable[::2] & patient.usable[1::2]
     detail = f"{int(is_right.sum())} of {len(is_right)} pairs of {', '.join(wanted)}"
     for i, pair in enumerate(patient.pairs):
         if not is_right[i]:

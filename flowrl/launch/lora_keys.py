@@ -27,4 +27,9 @@ def take_from_file(cfg: DictConfig, overrides: Sequence[str]) -> None:
     for key in KEYS:
         if not has_key(overrides, f"lora.{key}"):
             cfg.lora[key] = None
-    cfg.lora.start = str(Path(cfg.lora.start).expanduser().resolve())
+    cfg.lora.start = absolute(cfg.lora.start)
+
+
+def absolute(path: str) -> str:
+    """Return the path that is kept in a run's configuration for one that was given."""
+    return str(Path(path).expanduser().resolve())

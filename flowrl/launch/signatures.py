@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line
 from flowrl.launch.schema import FOREIGN, Foreign
 from flowrl.values.wording import meant, show, unwrap
 
@@ -26,7 +26,7 @@ def import_target(name: str, word: str) -> Any:
         target = get_object(word)
     except (ImportError, AttributeError, ValueError) as error:
         # Hydra's message repeats the name; what Python said of it is the cause.
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise UserError(f"{name}._target_={word}: no such class or function ({reason})") from error
     finally:
         log.disabled = False

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from flowrl.errors import UserError
+from flowrl.launch.lora_keys import absolute
 from flowrl.models import loading
-from flowrl.runs.command_line import key_of
 from flowrl.tuning import formats
 from flowrl.tuning.writer import write
 
@@ -76,11 +77,16 @@ def keep_copy(cfg: DictConfig, folder: Path) -> None:
 
 
 def refuse_other_start(overrides: Sequence[str], start: str | None) -> None:
-    """Raise UserError where a resumed run, which began from the LoRA at `start`, is told to begin
-    from another one.
+    """Raise UserError where a resumed run, which began from the LoRA at `start` or with None from a
+    fresh one, is told to begin from another one.
     """
-    for item in overrides:
-        if key_of(item) == "lora.start" and item.partition("=")[2] != start:
+    kept = None if start is None else absolute(start)
+    for item in OverridesParser.create().parse_overrides(list(overrides)):
+        if item.key_or_group != "lora.start":
+            continue
+        given = None if item.is_delete() else item.value()
+        if (None if given is None else absolute(str(given))) != kept:
             raise UserError(
-                f"{item}: a resumed run keeps the LoRA that it began from; start a new run"
+                f"{item.input_line}: a resumed run keeps the LoRA that it began from; start a new "
+                "run"
             )

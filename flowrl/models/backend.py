@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line
 from flowrl.models.protocol import FlowModel
 from flowrl.values.bounds import Text
 
@@ -97,7 +97,7 @@ class Backend:
         try:
             transformer.set_attention_backend(attention)
         except (ValueError, RuntimeError, ImportError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"backend.attention={attention} cannot be used: {reason}") from error
 
 
@@ -143,7 +143,7 @@ def _switch_on(option: str, switch: Callable[[], None]) -> None:
     try:
         switch()
     except (NotImplementedError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"backend.{option}=true: {reason.rstrip('.')}; set it to false") from error
 
 

@@ -18,7 +18,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line
 from flowrl.models.text import quiet
 from flowrl.models.weights import fault, has_adapter
 
@@ -68,7 +68,7 @@ def load(folder: Path, name: str, entry: Sequence[str], dtype: torch.dtype) -> A
     Raises UserError naming the component, what is wrong with its files, and the remedy.
     """
     place = folder / name
-    kind = _class_of(folder, name, entry)
+    kind = _class_of(name, entry)
     if not place.is_dir():
         raise UserError(f"{name}: no folder {place}; {AGAIN}")
     if issubclass(kind, nn.Module):
@@ -81,7 +81,7 @@ def load(folder: Path, name: str, entry: Sequence[str], dtype: torch.dtype) -> A
         raise UserError(f"{name}: {place} holds no {kind.__name__} ({reason}); {AGAIN}") from error
 
 
-def _class_of(folder: Path, name: str, entry: Sequence[str]) -> type[Any]:
+def _class_of(name: str, entry: Sequence[str]) -> type[Any]:
     """Return the class of a component. Raises UserError where the libraries have none of its
     name.
     """
@@ -242,9 +242,3 @@ def _culprit(place: Path) -> str | None:
         except (SafetensorError, OSError) as error:
             return f"corrupt weights file {path}: {error}"
     return None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a library's message, or its type where it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

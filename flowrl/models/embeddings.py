@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line
 from flowrl.images.pictures import read_upright
 from flowrl.models.conditioning import join, repeated, split
 from flowrl.models.pictured import check_pictures
@@ -313,7 +313,7 @@ class Folder:
         except (SafetensorError, OSError) as error:
             # A quota, or another writer, left less room than there was.
             partial.unlink(missing_ok=True)
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"embeddings.folder={self.root} cannot be written to ({reason}); give another "
                 "folder, or embeddings.folder=null, which keeps embeddings in memory"

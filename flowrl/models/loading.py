@@ -28,9 +28,9 @@ from huggingface_hub.errors import (
 )
 from torch import nn
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line
 from flowrl.models.architectures import is_listed, on_meta, pipeline_on_meta
-from flowrl.models.components import AGAIN, first_line, read_json, variants_of
+from flowrl.models.components import AGAIN, read_json, variants_of
 from flowrl.models.components import load as load_component
 from flowrl.models.hub import UNREACHABLE, print_once
 from flowrl.models.quantization import quantize
@@ -261,7 +261,7 @@ def _hub_reason(error: Exception, source: str, revision: str | None) -> str:
             return UNREACHABLE
         case EntryNotFoundError():
             return f"no {INDEX} in the repository; give one in diffusers layout"
-    return f"the hub refused ({str(error).strip().splitlines()[0]})"
+    return f"the hub refused ({first_line(error)})"
 
 
 def _fetch_index(source: str, revision: str | None) -> str:

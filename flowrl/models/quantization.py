@@ -14,7 +14,6 @@ both passes take the weights back to the network's dtype and multiply alike.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -47,13 +46,13 @@ class QuantizedLinear(nn.Linear):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("scale", scale)
 
-    @abstractmethod
     def compress(self, weight: Float[Tensor, "out in"]) -> tuple[Tensor, Tensor]:
         """Return a matrix's bits and scales."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it compresses")
 
-    @abstractmethod
     def restore(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         """Return the matrix in a dtype, rounded once more by it."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it restores")
 
     def forward(self, x: Float[Tensor, "*B in"]) -> Float[Tensor, "*B out"]:
         product: Tensor = _Product.apply(x, self)
@@ -107,11 +106,15 @@ class NF4Linear(QuantizedLinear):
 
     pairs: Float[Tensor, "256 2"]
 
-    def compress(self, weight: Float[Tensor, "out in"]) -> tuple[Tensor, Tensor]:
-        quantiles = nf4_quantiles().to(weight.device)
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
+        quantiles = nf4_quantiles().to(layer.weight.device)
         # Both weights that a byte may hold, so that one look-up restores them.
         pairs = torch.cartesian_prod(quantiles, quantiles)
         self.register_buffer("pairs", pairs, persistent=False)
+
+    def compress(self, weight: Float[Tensor, "out in"]) -> tuple[Tensor, Tensor]:
+        quantiles = nf4_quantiles().to(weight.device)
         weights = weight.float().flatten()
         blocks = functional.pad(weights, (0, -len(weights) % BLOCK)).view(-1, BLOCK)
         scale = _row_scale(blocks, 1.0)

@@ -61,7 +61,7 @@ def explain(
 
     `variants` are settings by their overrides, each with a context in which it holds; `attempt`
     rolls out anew and passes the gate, or raises GateFailed. Settings that this machine or network
-    does not have are left out.
+    does not have are left out. Raises OutOfMemoryError where the device runs out of memory.
     """
     drifts = []
     for setting, change in variants:
@@ -70,6 +70,8 @@ def explain(
                 attempt()
         except GateFailed as other:
             drifts.append(f"{setting} {other.drift:.1e}")
+        except torch.OutOfMemoryError:
+            raise  # whoever reserved the memory says what to do
         except RuntimeError:  # no such kernel here
             continue
         else:

@@ -40,18 +40,18 @@ class ConditionedRows:
         place = {start: number for number, start in enumerate(first)}
         device = embedded.device
         self.embedded = embedded
-        self._prompt = numbers
+        self._prompt_of_row = numbers
         self._firsts = torch.tensor(list(first.values()), device=device)
-        self._number = torch.tensor([place[start] for start in starts], device=device)
+        self._first_of_row = torch.tensor([place[start] for start in starts], device=device)
         self._is_whole = len(first) == len(starts)
 
     @property
     def conditioning(self) -> Conditioning:
         """One row a sample, made anew at every call."""
-        return self.embedded[self._prompt]
+        return self.embedded[self._prompt_of_row]
 
     def field(self, velocity: ConditionedVelocity) -> Velocity:
-        """`velocity` bound to this conditioning."""
+        """Return `velocity` bound to this conditioning."""
         conditioning = self.conditioning
 
         def bound(x: Tensor, sigma: float, is_shared: bool) -> Tensor:
@@ -61,7 +61,7 @@ class ConditionedRows:
             # index_select, not indexing: its backward adds in a fixed order on the CPU, so that
             # seeds and resumes stay bitwise there.
             return velocity(x[self._firsts], sigma, conditioning[self._firsts]).index_select(
-                0, self._number
+                0, self._first_of_row
             )
 
         return bound

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line
 from flowrl.models.hub import UNREACHABLE, is_unreachable, print_once
 from flowrl.models.weights import fault, first_not_finite
 
@@ -50,7 +50,7 @@ def load_pretrained(kind: Any, source: str, key: str, **options: Any) -> Any:
         if not path.exists() and is_unreachable(error):
             raise UserError(f"reward.{key}={source}: {UNREACHABLE}") from error
         raise UserError(
-            f"reward.{key}={source}: cannot load {kind.__name__} ({_first_line(error)}); give a "
+            f"reward.{key}={source}: cannot load {kind.__name__} ({first_line(error)}); give a "
             "local folder or a hub id ORG/NAME"
         ) from error
     if problem := fault(network, info):
@@ -94,7 +94,7 @@ def load_weights(source: str, key: str) -> Mapping[str, Tensor]:
     # Zip, pickle, safetensors and value errors alike mean a file that is no weights.
     except Exception as error:
         raise UserError(
-            f"reward.{key}={source}: no readable weights ({_first_line(error)}); download the file "
+            f"reward.{key}={source}: no readable weights ({first_line(error)}); download the file "
             "again"
         ) from error
     weights = state.get("state_dict", state) if isinstance(state, Mapping) else state
@@ -138,9 +138,5 @@ def _download(source: str, key: str) -> str:
         if is_unreachable(error):
             raise UserError(f"reward.{key}={source}: {UNREACHABLE}") from error
         raise UserError(
-            f"reward.{key}={source}: cannot download it ({_first_line(error)}); give a local path"
+            f"reward.{key}={source}: cannot download it ({first_line(error)}); give a local path"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

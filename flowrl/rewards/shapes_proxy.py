@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line
 from flowrl.rewards.images import to_tensor
 from flowrl.rewards.outputs import all_valid
 from flowrl.rewards.protocol import Images
@@ -65,7 +65,7 @@ class ShapesProxy(nn.Module):
             weights = {name: value.float() for name, value in stored.items()}
             self.model.load_state_dict(weights)
         except (OSError, ValueError, SafetensorError, RuntimeError, TypeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"reward.pretrained={pretrained}: no proxy there ({reason}); give {EMBEDDED}, "
                 f"{EMBEDDED}weak or the folder that scripts/train_proxy.py wrote"

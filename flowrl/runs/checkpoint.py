@@ -155,7 +155,7 @@ def _candidate_leftovers(folder: Path) -> list[Path]:
         if path.stem.isdigit() and (path / SUMS).is_file():
             candidates.append(path)
     # Of one iteration `.partial`, which was written later, comes before `.deleted`.
-    return sorted(candidates, key=lambda path: (path.stem, path.suffix), reverse=True)
+    return sorted(candidates, key=lambda path: (int(path.stem), path.suffix), reverse=True)
 
 
 def _is_whole(path: Path) -> bool:
@@ -182,7 +182,9 @@ def list_with_state(folder: Path) -> list[Path]:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
+    folders = [path for path in folder.glob("*") if path.name.isdigit() and path.is_dir()]
+    # By number, since a number of seven digits sorts before one of six as a text.
+    return sorted(folders, key=lambda path: int(path.name))
 
 
 def load_newest(
@@ -242,7 +244,7 @@ def set_aside_after(path: Path) -> None:
     as one to keep.
     """
     for later in _numbered(path.parent):
-        if later != path and later.name >= path.stem:
+        if later != path and int(later.name) >= int(path.stem):
             set_aside(later, "damaged")
 
 

@@ -3,7 +3,8 @@ ones are trained on is `flowrl.samplers.trained`.
 
 A choice has `candidates(num_steps)`, the steps it may ever pick, and `draw(num_steps, iteration,
 seed, prompt)`, the picks for the samples of an iteration's `prompt`-th prompt in sampling order.
-They must be a function of these alone, and as many for every prompt of an iteration.
+They must be a function of these alone, and as many for every prompt of an iteration. The choices
+here are alike for all prompts; one of your own may differ between them.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ class Window:
     """A window of `size` consecutive steps inside [low, high) (Flow-GRPO-Fast, MixGRPO).
 
     Its place is drawn anew each iteration (Flow-GRPO-Fast). Where `advance_every` is set, it slides
-    by `stride` steps every so many iterations instead, from `low` on; null is by its size. After
-    the last place it begins anew (`rolls_back`), or stays there. The last place is that where the
-    window still fits, or with `shrinks` goes on while a step is left in it.
+    by `stride` steps every so many iterations instead, from `low` on; a `stride` of null is its
+    size. After the last place it begins anew (`rolls_back`), or stays there. The last place is that
+    where the window still fits, or with `shrinks` goes on while a step is left in it.
 
     Paper: MixGRPO (Li et al. 2025, arXiv 2507.21802), `advance_every` 25, `stride` 1 and `size` 4.
     The paper's window stays at the last place where it fits. The released script shrinks it and
@@ -67,8 +68,8 @@ class Window:
     def __post_init__(self) -> None:
         check_fields(self, "steps")
         _check_room("size", self.size, self.low, self.high)
-        slides = self.stride is not None or self.shrinks or not self.rolls_back
-        if slides and self.advance_every is None:
+        has_sliding_options = self.stride is not None or self.shrinks or not self.rolls_back
+        if has_sliding_options and self.advance_every is None:
             raise UserError(
                 f"steps.stride={self.stride}, steps.rolls_back={self.rolls_back} and "
                 f"steps.shrinks={self.shrinks} are for a window that slides, but "

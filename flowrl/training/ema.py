@@ -18,8 +18,8 @@ class EMA:
     averages follow the weights instead of the untrained start. s is the number of the optimizer
     step, from 0 on, whatever `every` is: d is 0.1 after the first step, and 0.9 from the 81st on.
 
-    As in flow_grpo's code, but that this counts from its script's counter after the step, one more,
-    and repeats an average at each accumulated batch up to the next step.
+    flow_grpo's code does the same, with two differences: its counter is one higher, since it is
+    read after the step, and it averages again at each accumulated batch until the next step.
     """
 
     @checked("ema")

@@ -45,8 +45,8 @@ class Floor:
         self.values: dict[int, float] | None = None
 
     def take(self, policy: Policy, batch: PromptBatch, record: Record) -> None:
-        """Measure the floor before a run's first update, record it, and warn where it is as large
-        as the mask's threshold.
+        """Measure the floor before a run's first update, record it, and warn where it is
+        more than `WARNED_SHARE` of the mask's threshold.
 
         A resumed run has the floor that its checkpoint brought, and measures nothing.
         """
@@ -111,11 +111,12 @@ def _warn(policy: Policy, floor: dict[int, float]) -> None:
     number = max(floor, key=floor.__getitem__)
     if floor[number] > WARNED_SHARE * threshold:
         log.warning(
-            "weights moved by %g alone give a KL of %.1e at step %d, above a third of the mask's "
+            "weights moved by %g alone give a KL of %.1e at step %d, above %.0f %% of the mask's "
             "threshold %g: rounding decides what is dropped; set trust.above_floor=true, which "
             "adds each step's floor to the threshold, or compute in float32",
             MOVE,
             floor[number],
             number,
+            100 * WARNED_SHARE,
             threshold,
         )

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 import torch
 
+from flowrl.errors import first_line
+from flowrl.runs.command_line import tool_command
 from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.metric_means import Clock
 
 REWARDED = "perf/reward_seconds"
 """The lap after which weights move."""
-PLANNER = "scripts/plan_memory.py says what fits"
 
 
 class OutOfMemory(RuntimeError):
@@ -51,9 +52,10 @@ def memory_of_iteration(clock: Clock, plan: BatchPlan) -> Iterator[None]:
 def _told(
     error: torch.OutOfMemoryError, phase: str, remedy: str, is_between_updates: bool
 ) -> OutOfMemory:
-    first_line = str(error).split("\n", 1)[0]
+    planner = tool_command("plan", "plan_memory.py")
     return OutOfMemory(
-        f"out of memory in the {phase}: {remedy}; {PLANNER}. PyTorch says: {first_line}",
+        f"out of memory in the {phase}: {remedy}; {planner} says what fits. PyTorch says: "
+        f"{first_line(error)}",
         is_between_updates=is_between_updates,
     )
 
@@ -70,6 +72,6 @@ def smaller_micro_batch(plan: BatchPlan) -> str:
 
 SMALLER_SCORER = (
     "give the scorer smaller batches (reward.batch_size, where it has one) or a device of its own "
-    "(docs/serving.md)"
+    "(`flowrl serve`)"
 )
 SMALLER_EVALUATION = "set evaluation.batch_size to half, which changes no result"

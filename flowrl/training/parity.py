@@ -22,6 +22,9 @@ from flowrl.models.derived.adapter import Derived
 from flowrl.models.derived.leaving import Refused, failing, refusing
 from flowrl.models.derived.stock import Sampling
 from flowrl.parallel.sharding import is_divided
+from flowrl.rollout import rollout
+from flowrl.samplers.ode import ODE
+from flowrl.schedule import Interval
 from flowrl.training.policy import Policy
 from flowrl.types import Conditioning, Prompt
 
@@ -270,11 +273,21 @@ def _memory_error(
 def _rollout(
     model: Derived, row: Conditioning, scale: float, stock: Sampling, sigmas: Sequence[float]
 ) -> Tensor:
-    """Return the last state of Euler steps from the stock sampling's noise."""
-    x = stock.steps[0].before.float()
-    for sigma, sigma_next in pairwise(sigmas):
-        x = x + (sigma_next - sigma) * model.velocity(x, sigma, row, scale)
-    return x
+    """Return the last state of the ODE from the stock sampling's noise, as evaluations sample."""
+    trajectory = rollout(
+        lambda x, sigma, is_shared: model.velocity(x, sigma, row, scale),
+        stock.steps[0].before.float(),
+        [Interval(sigma, sigma_next, sigmas[1]) for sigma, sigma_next in pairwise(sigmas)],
+        sampler=ODE(),
+        stochastic=(),
+        noise=_no_noise,
+        shares_start=False,
+    )
+    return trajectory.x0
+
+
+def _no_noise(step_number: int) -> Tensor:
+    raise AssertionError(f"step {step_number} of an ODE asked for noise")
 
 
 @torch.no_grad()

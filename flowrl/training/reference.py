@@ -45,7 +45,7 @@ class ReferenceModule(LightningModule):
         intervals: Sequence[Interval],
         sampler: Sampler,
     ) -> Float[Tensor, "B *X"]:
-        """Evaluate the reference's mean of the trajectory's `index`-th stochastic step.
+        """Evaluate the reference's mean of the trajectory's `index`-th trained step.
 
         The state is the rollout's own, at the reference's own guidance scale.
         """

@@ -301,12 +301,10 @@ def _alphas_of_run(a: Mapping[str, Tensor], file: Path) -> dict[str, float]:
         start = read(run / START).alpha
         if start.keys() == a.keys():
             return dict(start)
+    config = _run_config(run)
     try:
-        return dict.fromkeys(a, float(_run_config(run)["lora"]["alpha"]))
+        return dict.fromkeys(a, float(config["lora"]["alpha"]))
     except (KeyError, TypeError, ValueError) as error:
-        # A file that cannot be read says so itself.
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f"{file} does not tell its alpha, as checkpoints do not, nor does {run / CONFIG}; "
             f"{_remedy()}"

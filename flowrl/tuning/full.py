@@ -22,6 +22,9 @@ from flowrl.tuning import formats
 from flowrl.tuning.weights import check_shapes, in_place_of_trained, load
 from flowrl.values.bounds import Text
 
+OTHER_MODEL = "give the model that they were trained on"
+"""What to do about weights of a whole transformer that do not fit."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Full:
@@ -104,7 +107,7 @@ def load_files(transformer: nn.Module, paths: Sequence[Path]) -> None:
     for path in paths:
         weights |= load_file(path)
     trained = {name: value for name, value in weights.items() if name not in constants}
-    load(dict(transformer.named_parameters()), trained)
+    load(dict(transformer.named_parameters()), trained, remedy=OTHER_MODEL)
 
 
 def attach_whole(transformer: nn.Module, folder: Path) -> AllWeights:
@@ -150,7 +153,7 @@ def check_whole(transformer: nn.Module, paths: Sequence[Path]) -> None:
             raise UserError(f"{path} is damaged ({error}); export it again") from error
     trained = {name: shape for name, shape in shapes.items() if name not in constants}
     try:
-        check_shapes(dict(transformer.named_parameters()), trained)
+        check_shapes(dict(transformer.named_parameters()), trained, remedy=OTHER_MODEL)
     except UserError as error:
         raise UserError(
             f"{paths[0]}: the weights do not fit this {type(transformer).__name__} ({error})"

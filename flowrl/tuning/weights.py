@@ -11,16 +11,25 @@ from torch import Tensor, nn
 from flowrl.errors import UserError
 from flowrl.parallel import sharding
 from flowrl.tuning.protocol import Tuning
+from flowrl.values.plural import counted
+
+OTHER_SETTINGS = "give lora.rank, lora.targets and model the values that the weights were made with"
+"""What to do about weights of a LoRA that do not fit."""
 
 
 @torch.no_grad()
-def load(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
+def load(
+    parameters: Mapping[str, nn.Parameter],
+    weights: Mapping[str, Tensor],
+    *,
+    remedy: str = OTHER_SETTINGS,
+) -> None:
     """Copy weights into the parameters, in place.
 
-    The weights take the parameters' dtype and device. Raises UserError unless exactly the
-    parameters' names and shapes are given.
+    The weights take the parameters' dtype and device. Raises UserError, with the
+    `remedy`, unless exactly the parameters' names and shapes are given.
     """
-    check_shapes(parameters, shapes_of(weights))
+    check_shapes(parameters, shapes_of(weights), remedy=remedy)
     for name, parameter in parameters.items():
         parameter.copy_(weights[name])
 
@@ -30,16 +39,20 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items()}
 
 
-def check_shapes(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise UserError unless exactly the names and shapes of `weights` are given."""
+def check_shapes(
+    weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *, remedy: str
+) -> None:
+    """Raise UserError, with what to do about it, unless exactly the names and shapes of `weights`
+    are given.
+    """
     wanted = shapes_of(weights)
     # A name that only one side has gets None from the other, and so is a misfit too.
     names = wanted.keys() | shapes.keys()
     misfits = sorted(name for name in names if wanted.get(name) != shapes.get(name))
     if misfits:
         raise UserError(
-            f"{len(misfits)} weights do not fit, the first {misfits[0]!r}: another lora.rank, "
-            "lora.targets or model?"
+            f"{counted(len(misfits), 'weight')} missing, too many or of another shape, the first "
+            f"{misfits[0]!r}; {remedy}"
         )
 
 
@@ -96,5 +109,5 @@ def refer_to(tuning: Tuning, weights: dict[str, Tensor]) -> None:
 
     Raises UserError unless they have the trained parameters' names and shapes.
     """
-    check_shapes(tuning.parameters(), shapes_of(weights))
+    check_shapes(tuning.parameters(), shapes_of(weights), remedy=OTHER_SETTINGS)
     tuning.reference = weights

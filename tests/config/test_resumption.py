@@ -269,9 +269,9 @@ def test_a_runs_copy_of_its_lora_stands_for_the_original(tmp_path, monkeypatch):
     (tmp_path / "weights").write_bytes(b"two")
     with pytest.raises(UserError, match=r"lora\.start=weights changed"):
         examined(tmp_path, "a", path="p.txt", **node)
-    refuse_other_start(["++lora.start=weights"], "weights")
+    refuse_other_start(["++lora.start=weights"], str(tmp_path / "weights"))
     with pytest.raises(UserError, match="keeps the LoRA that it began from"):
-        refuse_other_start(["lora.start=other"], "weights")
+        refuse_other_start(["lora.start=other"], str(tmp_path / "weights"))
     (tmp_path / "start").mkdir()
     examined(tmp_path, "a", path="p.txt", **node)
 

@@ -3,6 +3,7 @@ memory is answered in one line.
 """
 
 import csv
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from runs import make, train
 from flowrl.callbacks import rehearsal
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.rehearsal import Phase, Rehearsal, Rehearse, rehearse
+from flowrl.objectives import gate
 from flowrl.objectives.gate import GateFailed
+from flowrl.runs.command_line import tool_command
 from flowrl.training.memory import OutOfMemory, smaller_micro_batch
 from flowrl.training.policy import Policy
 from flowrl.training.reward import RewardModule
@@ -143,6 +146,7 @@ def test_no_memory_is_answered_before_the_first_evaluation(phase):
     text = str(error.value)
     assert text.startswith(f"out of memory in the {phase}: ") and remedy in text
     assert "Tried to allocate 2 GiB." in text and "\n" not in text
+    assert f"{tool_command('plan', 'plan_memory.py')} says what fits" in text
 
 
 def test_a_batch_of_the_evaluation_that_does_not_fit_says_so(monkeypatch):
@@ -215,6 +219,12 @@ def test_the_smallest_micro_batch_has_another_remedy():
     """Mutation: propose a micro-batch of 0."""
     policy, _, _ = make("num_threads=1", "batch.max_micro_batch=1")
     assert "gradient_checkpointing" in smaller_micro_batch(policy.plan)
+
+
+def test_a_gate_explained_without_memory_is_no_missing_kernel():
+    """Mutation: leave such a setting out, as one that this machine does not have."""
+    with pytest.raises(torch.OutOfMemoryError):
+        gate.explain(GateFailed("drift", 1.0), [("backend.attention=math", nullcontext())], empty)
 
 
 def test_a_scorer_without_memory_is_no_missing_reward():

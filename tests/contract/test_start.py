@@ -255,3 +255,17 @@ def test_a_resumed_run_begins_where_it_began(item):
     with pytest.raises(UserError, match="a resumed run keeps the LoRA that it began from"):
         refuse_other_start(["seed=1", item], "/a/lora")
     refuse_other_start(["lora.reference=base", "++lora.start=/a/lora"], "/a/lora")
+
+
+def test_the_same_start_in_other_words_is_no_other(tmp_path, monkeypatch):
+    """A path of the launch's folder, one in quotes, or null where there was none: the run keeps
+    absolute paths. Mutation: compare texts.
+    """
+    monkeypatch.chdir(tmp_path)
+    kept = str(tmp_path / "my lora")
+    for item in ("lora.start='my lora'", f'++lora.start="{kept}"', 'lora.start="./my lora"'):
+        refuse_other_start([item], kept)
+    refuse_other_start(["lora.start=null", "~lora.start"], None)
+    for item, start in (("lora.start=null", kept), ("lora.start=my", kept), ("lora.start=x", None)):
+        with pytest.raises(UserError, match=rf"^{item}: a resumed run keeps the LoRA"):
+            refuse_other_start([item], start)

@@ -10,6 +10,7 @@ from runs import fit, make, train
 
 from flowrl.cli import doctor as doctor_program
 from flowrl.errors import UserError
+from flowrl.rewards.jpeg import JPEG
 from flowrl.rewards.mixture import Mixture
 from flowrl.training.reward import RewardModule
 from flowrl.types import RewardOutput
@@ -110,6 +111,24 @@ def test_the_doctor_finds_a_healthy_mixture(doctor, capsys):
     doctor.run(["reward=shapes_jpeg"], None, 60.0)
     table = capsys.readouterr().out
     assert table.count("ordering      ok") == 2 and "FAIL" not in table
+
+
+def test_the_doctor_expects_of_a_derived_reward_what_it_does_of_its_base(doctor):
+    """Mutation: expect nothing of a class that was given another name."""
+
+    class Smaller(JPEG):
+        """A reward of one's own."""
+
+    checks = {
+        check.name: check.passed
+        for check in doctor.examine(Smaller(quality=95, scale=-1.0), None, 60.0)
+    }
+    assert checks["ordering"] is True
+    larger = {
+        check.name: check.passed
+        for check in doctor.examine(JPEG(quality=95, scale=1.0), None, 60.0)
+    }
+    assert larger["ordering"] is True
 
 
 def test_the_doctor_finds_a_sick_reward(doctor, capsys):

@@ -62,6 +62,32 @@ def test_newest_are_kept_in_order_of_iteration(tmp_path):
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [10, 100]
 
 
+def test_a_million_comes_after_what_has_six_digits(tmp_path):
+    """Mutation: sort names as text, which would delete the newest checkpoint, or take the old one
+    for newer.
+    """
+    for iteration in (999_999, 1_000_000):
+        save(tmp_path, iteration, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["1000000"]
+    for iteration in (999_999, 1_000_001):
+        save(tmp_path, iteration, keep=9)
+    names = [path.name for path in checkpoint.list_with_state(tmp_path)]
+    assert names == ["999999", "1000000", "1000001"]
+    checkpoint.set_aside_after(tmp_path / "1000000")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["1000000", "1000001.damaged", "999999"]
+
+
+def test_of_two_leftovers_that_of_the_later_iteration_is_taken(tmp_path):
+    """Mutation: compare their numbers as texts."""
+    for iteration in (999_999, 1_000_000):
+        save(tmp_path, iteration, keep=9)
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_suffix(".partial"))
+    path, _, _ = checkpoint.load_newest(tmp_path, STEMS)
+    assert path.name == "1000000.partial"
+
+
 def test_a_save_that_dies_is_never_picked_up(tmp_path):
     """The state cannot be written, after the weights were. Mutation: write into the final
     folder.

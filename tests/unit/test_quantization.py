@@ -10,6 +10,7 @@ from flowrl.models.quantization import (
     FP8Linear,
     Int8Linear,
     NF4Linear,
+    QuantizedLinear,
     is_quantized,
     nf4_quantiles,
     quantize,
@@ -23,6 +24,12 @@ def linear(rows, bias=False):
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias)
     layer.weight.data = weight
     return layer
+
+
+def test_a_kind_that_does_not_say_how_it_compresses_is_no_kind():
+    """Mutation: make a layer whose first pass fails."""
+    with pytest.raises(NotImplementedError, match="QuantizedLinear does not say how it compresses"):
+        QuantizedLinear(linear([[1.0, 2.0]]))
 
 
 class Network(nn.Module):

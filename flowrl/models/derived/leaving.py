@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from flowrl.errors import UserError
-from flowrl.models.components import first_line
+from flowrl.errors import UserError, first_line
 
 
 class Ended(Exception):  # no error: how a pipeline's call is left
