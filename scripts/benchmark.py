@@ -185,7 +185,7 @@ def flops_per_row(parts: BareParts) -> dict[str, int]:
     policy = parts.policy
     transformer: Any = policy.transformer
     x = parts.x[:1]
-    one = parts.group.conditioning[:1]
+    one = parts.group.conditioning()[:1]
     transformer.disable_gradient_checkpointing()
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         policy.velocity(x, 0.5, one)

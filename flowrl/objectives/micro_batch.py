@@ -45,14 +45,13 @@ class ConditionedRows:
         self._first_of_row = torch.tensor([place[start] for start in starts], device=device)
         self._is_whole = len(first) == len(starts)
 
-    @property
     def conditioning(self) -> Conditioning:
-        """One row a sample, made anew at every call."""
+        """Return one row a sample, which copies those of the prompts at every call."""
         return self.embedded[self._prompt_of_row]
 
     def field(self, velocity: ConditionedVelocity) -> Velocity:
         """Return `velocity` bound to this conditioning."""
-        conditioning = self.conditioning
+        conditioning = self.conditioning()
 
         def bound(x: Tensor, sigma: float, is_shared: bool) -> Tensor:
             # Rows that all differ need no detour, which would only copy them twice.

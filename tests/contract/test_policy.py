@@ -130,7 +130,7 @@ def test_reference_is_the_base_model():
     policy, data, _ = make()
     part = first_batch(policy, data)[0]
     x = part.trajectory.x0
-    conditioning = part.conditioned.conditioning
+    conditioning = part.conditioned.conditioning()
     base = policy.velocity(x, 0.5, conditioning).detach()
     with torch.no_grad():
         for parameter in policy.tuning.parameters().values():
@@ -213,7 +213,7 @@ def test_micro_batches_of_a_group_hold_its_prompt_once():
         tokens[0] is tokens[1] and tokens[2] is tokens[3] and not torch.equal(tokens[0], tokens[2])
     )
     for part in parts:
-        rows = part.conditioned.conditioning.tensors["tokens"]
+        rows = part.conditioned.conditioning().tensors["tokens"]
         assert torch.equal(rows, policy.embed(part.prompts).tensors["tokens"])
 
 

@@ -69,7 +69,7 @@ def velocities(policy, other, data):
     samples.
     """
     part = draw(policy, data.iterations[0], range(4))
-    x, conditioning = part.trajectory.x0, part.conditioned.conditioning
+    x, conditioning = part.trajectory.x0, part.conditioned.conditioning()
     return policy.velocity(x, 0.5, conditioning).detach(), other.velocity(
         x, 0.5, conditioning
     ).detach()

@@ -111,10 +111,10 @@ class Derived:
         # The autoencoder embeds pictures.
         encoders = text_side if self.use == "never" else [*text_side, "vae"]
         self.embedding_key = " ".join([source.identity(encoders), *settings])
-        everything = [name for name, entry in index.items() if isinstance(entry, list)]
+        components = [name for name, entry in index.items() if isinstance(entry, list)]
         # What texts are embedded to does not depend on the transformer's bits; the check does.
         bits = [] if quantization is None else [quantization]
-        self.identity = " ".join([source.identity(everything), *settings, *bits])
+        self.identity = " ".join([source.identity(components), *settings, *bits])
         with refusing(pretrained, source.kind):
             texts = self.text.pipeline()
             with watching(texts) as cuts:
@@ -183,12 +183,12 @@ class Derived:
 
     def _record_edit(self, prompt: str, picture: Image.Image) -> dict[str, Tensor]:
         """Return the row of one prompt and its picture."""
-        everything = (self.text.pipeline(), self.settings, self.arguments, device())
+        text = self.text.pipeline()
         with refusing(self.pretrained, self.kind):
             if self._edit_probe is None:
-                self._edit_probe = probe_edit(*everything)
+                self._edit_probe = probe_edit(text, self.settings, self.arguments, device())
             found = self._edit_probe
-            tape = record_edit(*everything, prompt, picture)
+            tape = record_edit(text, self.settings, self.arguments, device(), prompt, picture)
             state = state_of(tape, found.axes, is_alone=found.is_alone)
             if tuple(state.shape[1:]) != self.latent_shape:
                 raise Refused(

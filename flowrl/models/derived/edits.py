@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,16 +22,17 @@ from flowrl.models.derived.recording import (
     METHODS,
     PROBE,
     STATE,
-    TEXTS,
     NeedsPicture,
     Placed,
     Probe,
     Tape,
     axes_of,
     check_unguided,
+    count_texts,
     flatten_texts,
     probe,
     record,
+    require_methods,
     state_of,
     without_state,
 )
@@ -138,22 +139,18 @@ def probe_edit(
     Where two rows of it cannot go through one call, each row goes through one of its own, and all
     that was returned is kept whole. Raises Refused for a pipeline that this cannot be found out of.
     """
-    for name in (TEXTS, STATE):
-        if not hasattr(pipeline, name):
-            raise Refused(f"it has no {name}")
-    everything = (pipeline, settings, arguments, device, PROBE, drawn_picture())
-    one = record_edit(*everything)
-    num_texts = len(one.outputs[TEXTS])
-    if num_texts == 0:
-        raise Refused(f"it does not call its {TEXTS}")
+    require_methods(pipeline)
+    recorded = partial(record_edit, pipeline, settings, arguments, device, PROBE, drawn_picture())
+    one = recorded()
+    num_texts = count_texts(one)
     try:
-        axes = axes_of(one, record_edit(*everything, rows=2))
+        axes = axes_of(one, recorded(rows=2))
         is_alone = False
     except Refused:
         axes = axes_of(one, one)
         is_alone = True
     if arguments.has_guidance:
-        bare = record_edit(*everything, scale=UNGUIDED, num_texts=num_texts)
+        bare = recorded(scale=UNGUIDED, num_texts=num_texts)
         check_unguided(flatten_texts(bare, axes)[0], flatten_texts(one, axes)[0])
     state = state_of(one, axes, is_alone=is_alone)
     tensors, layout = flatten_edit(one, axes, drawn_picture(), is_alone=is_alone)

@@ -178,6 +178,21 @@ def _end(*_: Any) -> NoReturn:
     raise Ended
 
 
+def require_methods(pipeline: Any) -> None:
+    """Raise Refused for a pipeline without the methods that are recorded."""
+    for name in (TEXTS, STATE):
+        if not hasattr(pipeline, name):
+            raise Refused(f"it has no {name}")
+
+
+def count_texts(tape: Tape) -> int:
+    """Count how often a call encoded texts. Raises Refused where it did not."""
+    num_texts = len(tape.outputs[TEXTS])
+    if num_texts == 0:
+        raise Refused(f"it does not call its {TEXTS}")
+    return num_texts
+
+
 def probe(
     pipeline: Any, settings: Mapping[str, Any], arguments: Arguments, device: torch.device
 ) -> Probe:
@@ -185,9 +200,7 @@ def probe(
 
     Raises Refused for a pipeline that this cannot be found out of.
     """
-    for name in (TEXTS, STATE):
-        if not hasattr(pipeline, name):
-            raise Refused(f"it has no {name}")
+    require_methods(pipeline)
     scale = arguments.recorded_scale
     with telling_of_pictures(arguments):
         one, two = (
@@ -195,9 +208,7 @@ def probe(
         )
     axes = axes_of(one, two)
     state = state_of(one, axes, is_alone=False)
-    num_texts = len(one.outputs[TEXTS])
-    if num_texts == 0:
-        raise Refused(f"it does not call its {TEXTS}")
+    num_texts = count_texts(one)
     texts, text_layout = flatten_texts(one, axes)
     if arguments.has_guidance:
         bare = record(pipeline, settings, arguments.of(PROBE, 1, UNGUIDED), device, num_texts)
@@ -264,7 +275,8 @@ def state_of(tape: Tape, axes: Axes, *, is_alone: bool) -> Tensor:
     if not isinstance(state, Tensor) or not state.is_floating_point():
         raise Refused(f"its state, of {STATE}, is no tensor of real numbers")
     first_axis = axes.get(f"{STATE}.0.0" if is_several else f"{STATE}.0")
-    if len(state) != 1 if is_alone else first_axis != 0:
+    is_of_rows = len(state) == 1 if is_alone else first_axis == 0
+    if not is_of_rows:
         raise Refused(f"the first axis of its state, {tuple(state.shape)}, is not the rows'")
     return state
 
@@ -307,6 +319,10 @@ def check_unguided(bare: Mapping[str, Tensor], texts: Mapping[str, Tensor]) -> N
             raise Refused(f"it encodes texts otherwise without guidance ({name})")
 
 
+_END = object()
+"""What stands for the end of a method's recorded outputs."""
+
+
 def players(outputs: Mapping[str, Sequence[Any]]) -> dict[str, Method]:
     """Return methods that give what was recorded, in order, whatever they are asked."""
 
@@ -314,10 +330,11 @@ def players(outputs: Mapping[str, Sequence[Any]]) -> dict[str, Method]:
         entries = iter(outputs[name])
 
         def playing(*_: Any, **__: Any) -> Any:
-            # Another method may have returned None, so that nothing but the end ends it.
-            for entry in entries:
-                return entry
-            raise Refused(f"it calls {name} more often than where it was recorded")
+            # A method may have returned None, so that an object of its own stands for the end.
+            entry = next(entries, _END)
+            if entry is _END:
+                raise Refused(f"it calls {name} more often than where it was recorded")
+            return entry
 
         return playing
 
