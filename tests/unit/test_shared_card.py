@@ -169,6 +169,16 @@ def test_a_run_without_evaluations_or_pictures_has_a_card(finished_run, tmp_path
     assert "![" not in card and not (tmp_path / "out" / "images").exists()
 
 
+def test_a_card_of_clips_loads_clips(finished_run, tmp_path):
+    """By what the check of a derived model drew, though its call names no number of frames.
+    Mutation: ask the pipeline's output for images.
+    """
+    (finished_run / "parity.json").write_text(json.dumps({"checks": [{"num_frames": 81}]}))
+    card = write(finished_run, tmp_path / "out")
+    assert ").frames[0]\nexport_to_video(frames" in card
+    assert yaml.safe_load(card.split("---\n")[1])["pipeline_tag"] == "text-to-video"
+
+
 def test_a_card_loads_the_branch_that_was_pushed(finished_run, tmp_path):
     """Mutation: load the main branch, where another version may lie."""
     assert 'load_lora_weights("me/lora")' in write(finished_run, tmp_path / "out")

@@ -74,6 +74,11 @@ class Sampling:
     steps: list[Step]
     images: Tensor
 
+    @property
+    def num_frames(self) -> int | None:
+        """The frames of a video, which may be one alone; None of an image."""
+        return self.images.shape[1] if self.images.ndim == 5 else None
+
 
 class Stock:
     """A pipeline without its text side, called with what was recorded in place of its texts.
