@@ -19,6 +19,7 @@ from flowrl.training.sampling import sample_update
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 SHORT = ("debug=smoke", "num_iterations=4", "viewing.every=0")
+SMALL = ("num_iterations=1", "batch.updates_per_iteration=1", "batch.max_micro_batch=4")
 
 
 def start(*overrides, cwd):
@@ -71,6 +72,14 @@ def awake(policy):
         for i, parameter in enumerate(policy.tuning.parameters().values()):
             parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(i))
     return policy
+
+
+def put(policy, **parts):
+    """Replace parts of a policy's method, which is frozen."""
+    for name, part in parts.items():
+        object.__setattr__(policy.algorithm, name, part)
+        if name == "loss":
+            policy.objective.loss = part
 
 
 def draw(policy, batch, rows):

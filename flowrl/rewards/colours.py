@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
+import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -36,9 +39,10 @@ class NamesColours(Protocol):
 class Colours(CLIP):
     """The one of ten colours whose texts CLIP finds nearest to a picture of an object.
 
-    A colour's feature is the mean of the unit vectors of its `TEMPLATES`, made a unit vector.
-    Published code takes OpenAI's ViT-L/14 in open_clip under autocast to float16; this is the same
-    network in transformers, and in float32 differs by its rounding.
+    A colour's feature is the mean of the unit vectors of its `TEMPLATES`, made a unit vector; the
+    texts of a class are encoded once. Published code takes OpenAI's ViT-L/14 in open_clip under
+    autocast to float16; this is the same network in transformers, and in float32 differs by its
+    rounding.
     """
 
     place = "colours."
@@ -52,15 +56,29 @@ class Colours(CLIP):
         cosines = (self.image_features(crops)[:, None] * texts).sum(-1)  # [objects, colours]
         return [COLOURS[number] for number in cosines.argmax(-1).tolist()]
 
-    def _features_of_colours(self, names: Sequence[str]) -> Tensor:
-        """Return the unit vectors of all colours for each class, [classes, colours, D]."""
-        texts = []
+    @cached_property
+    def _known(self) -> dict[str, Float[Tensor, "C D"]]:
+        """The unit vectors of all colours by class, at most as many as the detector has classes."""
+        return {}
+
+    def _features_of_colours(self, names: Sequence[str]) -> Float[Tensor, "B C D"]:
+        """Return the unit vectors of all colours for each class."""
+        features = []
         for name in names:
-            for colour in COLOURS:
-                texts += [template.format(colour=colour, name=name) for template in TEMPLATES]
-        features = self.text_features(texts)
-        shape = (len(names), len(COLOURS), len(TEMPLATES))
-        return normalize(features.unflatten(0, shape).mean(2), dim=-1)
+            # By itself, so that its bits do not depend on the classes that came before or with it.
+            if name not in self._known:
+                self._known[name] = self._encode_class(name).detach()
+            # Since then the network may have moved.
+            features.append(self._known[name].to(self.model.device))
+        return torch.stack(features)
+
+    def _encode_class(self, name: str) -> Float[Tensor, "C D"]:
+        """Return the unit vectors of all colours of a class."""
+        texts = []
+        for colour in COLOURS:
+            texts += [template.format(colour=colour, name=name) for template in TEMPLATES]
+        features = self.text_features(texts).unflatten(0, (len(COLOURS), len(TEMPLATES)))
+        return normalize(features.mean(1), dim=-1)
 
 
 def cut_out(picture: Image.Image, detection: Detection) -> Image.Image:

@@ -18,13 +18,8 @@ from torch import nn
 from flowrl.errors import UserError
 from flowrl.rewards.colours import NamesColours, cut_out
 from flowrl.rewards.detection import Detection, Detector, counted_by_name
-from flowrl.rewards.geneval_task import (
-    Task,
-    first_fault,
-    read_task,
-    share_fulfilled,
-    to_be_coloured,
-)
+from flowrl.rewards.geneval_task import Task, read_task
+from flowrl.rewards.geneval_verdict import first_fault, share_fulfilled, to_be_coloured
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.outputs import REASON, finite_valid
 from flowrl.rewards.protocol import Images
@@ -38,7 +33,7 @@ MAX_OBJECTS = 16
 
 class GenEval(nn.Module):
     """`strict`: 1 where an image is correct in the published sense, else 0
-    (`flowrl.rewards.geneval_task.first_fault`). `graded`: flow_grpo's training score, at most 1
+    (`flowrl.rewards.geneval_verdict.first_fault`). `graded`: flow_grpo's training score, at most 1
     (`share_fulfilled`), whose 1 means that every count is exact, flow_grpo's "strict" accuracy.
 
     A detection counts with a score above `threshold`, and above `counting_threshold` for the tag

@@ -23,7 +23,8 @@ from flowrl.runs.description import (
 )
 from flowrl.runs.provenance import short
 from flowrl.runs.secrets import is_secret
-from flowrl.sharing.loading_code import draws_clips, loading_code
+from flowrl.sharing.drawn import is_moving
+from flowrl.sharing.loading_code import loading_code
 from flowrl.sharing.privacy import clean
 from flowrl.sharing.scores import Scores
 from flowrl.values.sizes import in_words, known_size
@@ -35,7 +36,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 class Facts:
     """All that a card is written from. `config` is the published configuration, `weights` says
     what is in the folder in words, and `transformer` is the class of a whole one, empty for a LoRA.
-    `revision` is the branch that it is uploaded to, None for the main one.
+    `revision` is the branch that it is uploaded to, None for the main one. `num_frames` says what
+    is drawn, as `flowrl.sharing.drawn` tells.
     """
 
     repository: str
@@ -47,6 +49,7 @@ class Facts:
     weights: str
     transformer: str = ""
     revision: str | None = None
+    num_frames: int | None = None
 
 
 def card(facts: Facts) -> str:
@@ -81,7 +84,13 @@ def card(facts: Facts) -> str:
         distribution=DISTRIBUTION,
         has_pictures=facts.has_pictures,
         iterations=summary.get("iterations"),
-        code=loading_code(config, facts.repository, facts.transformer, facts.revision),
+        code=loading_code(
+            config,
+            facts.repository,
+            facts.transformer,
+            facts.revision,
+            num_frames=facts.num_frames,
+        ),
         scores=facts.scores,
         rollouts=_rollouts(config),
         facts=_training(facts),
@@ -107,7 +116,8 @@ def head(facts: Facts) -> dict[str, Any]:
         fields["base_model"] = base
         fields["base_model_relation"] = "adapter" if is_lora else "finetune"
     fields["library_name"] = "diffusers"
-    fields["pipeline_tag"] = "text-to-video" if draws_clips(config) else "text-to-image"
+    is_clip = is_moving(facts.num_frames)
+    fields["pipeline_tag"] = "text-to-video" if is_clip else "text-to-image"
     kinds = ["lora"] if is_lora else []
     fields["tags"] = ["flowrl", "reinforcement-learning", "flow-matching", method, *kinds]
     return fields

@@ -23,6 +23,7 @@ from flowrl.runs.description import base_model_of, is_hub_id
 from flowrl.runs.files import CONFIG, grant_usual_mode, read_json, read_yaml
 from flowrl.sharing import privacy, scores
 from flowrl.sharing.card import Facts, card
+from flowrl.sharing.drawn import num_frames_of
 from flowrl.sharing.scores import Scores
 from flowrl.tuning import formats
 from flowrl.tuning.metadata import notes_of
@@ -175,6 +176,7 @@ def _fill(shared: Shared, folder: Path, repository: str, revision: str | None) -
         weights=weights,
         transformer=transformer,
         revision=revision,
+        num_frames=num_frames_of(shared.config, shared.folder),
     )
     (folder / CARD).write_text(card(facts), encoding="utf-8")
 

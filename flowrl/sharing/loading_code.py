@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowrl.runs.description import EMBEDDED, base_model_of
+from flowrl.sharing.drawn import is_moving
 from flowrl.values.sizes import known_size
 
 PROMPT = "a photo of a red bicycle"
@@ -14,12 +15,17 @@ PROMPT_OF_SHAPES = "a red circle above a blue square"
 
 
 def loading_code(
-    config: Mapping[str, Any], repository: str, transformer: str, revision: str | None = None
+    config: Mapping[str, Any],
+    repository: str,
+    transformer: str,
+    revision: str | None = None,
+    *,
+    num_frames: int | None = None,
 ) -> str:
-    """Return a program that draws an image, or a clip where the model's call asks for several
-    frames, with the weights of a repository, on the base model of the configuration; `transformer`
-    is the class of a whole one, empty for a LoRA. Without a `revision` the weights are those of the
-    main branch.
+    """Return a program that draws an image or a clip with the weights of a repository, on the base
+    model of the configuration; `transformer` is the class of a whole one, empty for a LoRA. Without
+    a `revision` the weights are those of the main branch. `num_frames` are those of a clip, None
+    where the pipeline draws pictures: `flowrl.sharing.drawn` tells.
     """
     base = base_model_of(config)
     is_embedded = base.startswith(EMBEDDED)
@@ -30,7 +36,7 @@ def loading_code(
     weights = [f'"{repository}"', *_revision(revision)]
     lines = ["import torch"]
     lines.append(f"from diffusers import {', '.join(filter(None, (kind, transformer)))}")
-    is_clip = draws_clips(config)
+    is_clip = is_moving(num_frames)
     if is_clip:
         lines.append("from diffusers.utils import export_to_video")
     if is_embedded:
@@ -50,17 +56,18 @@ def loading_code(
     prompt = PROMPT_OF_SHAPES if is_embedded else PROMPT
     lines.append("frames = pipe(" if is_clip else "image = pipe(")
     lines += [f"    {argument}," for argument in (f'"{prompt}"', *_drawing(config))]
-    if is_clip:
-        lines += [").frames[0]", 'export_to_video(frames, "clip.mp4")']
-    else:
-        lines += [").images[0]", 'image.save("image.png")']
+    lines += _saving(num_frames)
     return "\n".join(lines)
 
 
-def draws_clips(config: Mapping[str, Any]) -> bool:
-    """Tell whether a run's model draws clips: its call asks for more than one frame."""
-    call = _model(config).get("call") or {}
-    return (call.get("num_frames") or 1) > 1
+def _saving(num_frames: int | None) -> list[str]:
+    """Return the lines that end the call, take the first result and save it."""
+    if num_frames is None:
+        return [").images[0]", 'image.save("image.png")']
+    if is_moving(num_frames):
+        return [").frames[0]", 'export_to_video(frames, "clip.mp4")']
+    # Pipelines of clips return arrays unless asked for pictures.
+    return ['    output_type="pil",', ").frames[0][0]", 'image.save("image.png")']
 
 
 def _model(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -61,7 +61,8 @@ class Parity:
     `velocity` is the largest difference at the stock sampling's own states, `rollout` that of the
     last states, `rows` that of a sample alone and beside others; `replay` is 0 where the same state
     gives the same bits again. `has_gradient` says how many of the trained weights the velocity
-    depends on, None where they are divided over processes.
+    depends on, None where they are divided over processes. `num_frames` are those of the stock
+    pipeline's clip, which may be one alone, None where it draws pictures.
     """
 
     guidance_scale: float
@@ -73,6 +74,7 @@ class Parity:
     replay: float
     has_gradient: int | None
     num_trained: int
+    num_frames: int | None
 
     def describe(self) -> str:
         """Say in a line what was measured."""
@@ -218,6 +220,7 @@ def _check_scale(
         replay=replay,
         has_gradient=has_gradient,
         num_trained=len(trained),
+        num_frames=stock.num_frames,
     )
 
 

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from conf_options import OPTIONS
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from runs import ROOT, make
-from test_config import OPTIONS, config
+from runs import ROOT, composed, make
 
 from flowrl.errors import UserError
 from flowrl.launch import scores
@@ -231,7 +231,7 @@ def test_a_group_without_an_option_is_named(word, monkeypatch):
     """Mutation: print Hydra's sentence, which does not say which group, with its traceback."""
     monkeypatch.setattr("sys.argv", ["train.py", "seed=1", word])
     with pytest.raises(Exception) as error:
-        config(word)
+        composed(word)
     assert explain(error.value).startswith(
         f"{word}: {word.split('=')[0]} is a group, of which one option is chosen: "
     )
@@ -253,7 +253,7 @@ def test_no_folder_is_made_outside_of_the_outputs(name):
 
 def test_a_new_key_needs_a_type():
     """Mutation: a key in conf/config.yaml that no signature and no line of the schema knows."""
-    cfg = config("run_dir=run")
+    cfg = composed("run_dir=run")
     assert set(Settings.__annotations__) == set(cfg) - {"experiment", "debug"}
     OmegaConf.set_struct(cfg, False)
     for key in ("fresh", "trust.fresh", "lora.fresh"):
@@ -273,7 +273,7 @@ def test_a_run_of_another_version_may_lack_and_have_keys_of_the_schema():
     """It is told of what is missing only where that is needed. Mutation: be as strict as with a new
     run.
     """
-    cfg = config("run_dir=run")
+    cfg = composed("run_dir=run")
     OmegaConf.set_struct(cfg, False)
     del cfg.trust.guard_clip
     cfg.forgotten = 1
@@ -304,7 +304,7 @@ def test_the_parts_that_rewards_name_are_what_they_give():
         output = instantiate(node | options.get(target, {}))(pictures, prompts)
         assert list(output.parts) == parts_of(node), target
     assert parts_of({"_target_": "flowrl.rewards.geneval2.GenEval2"}) is None
-    mixture = OmegaConf.to_container(config("reward=shapes_mixture").reward)
+    mixture = OmegaConf.to_container(composed("reward=shapes_mixture").reward)
     assert parts_of(mixture)[:3] == ["correct", "correct_soft", "correct_strict"]
 
 
@@ -313,7 +313,7 @@ def test_build_checks_too():
     alone.
     """
     with pytest.raises(UserError, match="seed=-1 must be"):
-        build(config("seed=-1", "model.pretrained=/nowhere"))
+        build(composed("seed=-1", "model.pretrained=/nowhere"))
 
 
 @pytest.mark.parametrize(

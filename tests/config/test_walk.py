@@ -13,10 +13,10 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conf_options import OPTIONS, select
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from runs import CONF
-from test_config import OPTIONS, select
 
 from flowrl.errors import UserError
 from flowrl.launch.checks import check_rules

@@ -73,7 +73,7 @@ def test_a_family_does_as_its_stock_pipeline(name, dtype, folder_of):
     velocities without guidance, at the stock pipeline's own states. Rows alone and beside others.
 
     Mutations: sigma for the timestep, a pair of another step, the probe's text for a row's, no
-    copy of the state, guidance in the networks' own dtype.
+    copy of the state, guidance in the networks' own dtype, a clip taken for a picture.
     """
     model = derived(folder_of(name), FAMILIES[name], dtype)
     # Of attentions alone, whose idle layers are listed; published recipes adapt others beside them.
@@ -86,6 +86,7 @@ def test_a_family_does_as_its_stock_pipeline(name, dtype, folder_of):
     model.drop_text_encoders()
     for measured in check(model, rows, trained, scales=scales, num_steps=4, seed=0):
         print(f"{name}, {dtype}: {measured.describe()}")
+        assert measured.num_frames == FAMILIES[name].call.get("num_frames")
         if dtype == "float32":
             assert (measured.velocity, measured.rollout, measured.image) == (0, 0, 0)
         elif measured.guidance_scale == 1 and name not in GUIDED_AT_ONE:

@@ -2,144 +2,26 @@
 
 import copy
 import dataclasses
-import json
 import math
-import pickle
-from collections import defaultdict
-from functools import cache
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from runs import CONF, composed
+from each_loss import (
+    ADVANTAGES,
+    FAR,
+    NEAR,
+    OPTIONS,
+    Samples,
+    distances,
+    draw,
+    inputs_of,
+    numbers,
+    output_of,
+)
 
-from flowrl.algorithm import Algorithm
-from flowrl.errors import UserError
 from flowrl.losses.protocol import ForwardLoss, Loss, ReverseLoss
-from flowrl.losses.used import keep_used, velocity_distance
-from flowrl.objectives import OBJECTIVES, check_method
+from flowrl.objectives import OBJECTIVES
 from flowrl.objectives.declared import require_declared
-from flowrl.objectives.reverse import loss_inputs
-from flowrl.types import ForwardInputs, Trajectory
-
-OPTIONS = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
-SAMPLERS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
-VARIANTS = {
-    "awm": (
-        ("loss.weighting=uniform",),
-        ("loss.weighting=sigma_squared",),
-        ("loss.weighting=generalised_huber",),
-    ),
-    "dppo": (
-        ("loss.delta=auto", "loss.kl_budget=1e-5"),
-        ("loss.delta=1e-4", "loss.final_delta=1e-6"),
-        ("loss.divergence=tv", "loss.calibrated_for=tv"),
-        ("loss.divergence=velocity", "loss.calibrated_for=velocity"),
-        ("likelihood.reduction=sum", "loss.calibrated_for=sum_kl"),
-    ),
-    "grpo": (("likelihood.reduction=sum", "loss.calibrated_for=sum_gaussian"),),
-    "nft": (("loss.beta=0.1",),),
-}
-"""Overrides under which an option computes or keeps something else."""
-CASES = [(option, *more) for option in OPTIONS for more in ((), *VARIANTS.get(option, ()))]
-ADVANTAGES = (1.5, -0.5, 2.0, -3.0)
-BROKEN = (math.inf, -math.inf, math.nan)
-
-
-@cache
-def method(option, *overrides):
-    """The method of a loss's option, with the first sampler that suits it."""
-    refusals = []
-    for sampler in SAMPLERS:
-        cfg = composed(f"loss={option}", f"sampler={sampler}", "penalty=none", *overrides)
-        algorithm = instantiate(cfg.algorithm)
-        assert isinstance(algorithm, Algorithm)
-        try:
-            check_method(algorithm)
-        except UserError as error:
-            refusals.append(str(error))
-        else:
-            return algorithm
-    raise AssertionError(refusals)
-
-
-@pytest.fixture(params=CASES, ids=" ".join)
-def algorithm(request):
-    """A method of its own for each test, so that a loss's state is, too."""
-    return copy.deepcopy(method(*request.param))
-
-
-@dataclasses.dataclass
-class Samples:
-    """Samples at one step or sigma: what a loss's inputs are made of. The velocity is a leaf."""
-
-    x: torch.Tensor
-    x0: torch.Tensor
-    noise: torch.Tensor
-    velocity: torch.Tensor
-    old_velocity: torch.Tensor
-    advantage: torch.Tensor
-
-    def __getitem__(self, rows):
-        """The samples of these rows, with a velocity of their own."""
-        chosen = {name: value.detach()[rows] for name, value in vars(self).items()}
-        chosen["velocity"] = chosen["velocity"].clone().requires_grad_()
-        return Samples(**chosen)
-
-    def replace(self, **changes):
-        return dataclasses.replace(self[:], **changes)
-
-
-def draw(distance, advantage=ADVANTAGES, dtype=torch.float64):
-    """Samples whose velocity is `distance` times a normal one away from the old one."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (len(advantage), 2, 3, 3)
-    x, x0, noise, old_velocity, moved = (
-        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(5)
-    )
-    velocity = (old_velocity + distance * moved).requires_grad_()
-    return Samples(x, x0, noise, velocity, old_velocity, torch.tensor(advantage, dtype=dtype))
-
-
-def inputs_of(algorithm, samples, is_used=None):
-    """The inputs that the objective of a loss's kind makes of samples."""
-    if algorithm.loss.kind == "forward":
-        sigma = algorithm.intervals[1].sigma
-        if is_used is None:
-            is_used = torch.ones(len(samples.x0), dtype=torch.bool)
-        return ForwardInputs(
-            x0=samples.x0,
-            x=torch.lerp(samples.x0, samples.noise, sigma),
-            sigma=samples.x0.new_full((len(samples.x0),), sigma),
-            velocity=samples.velocity,
-            old_velocity=samples.old_velocity,
-            advantage=samples.advantage,
-            is_used=is_used,
-        )
-    interval = algorithm.intervals[1]
-    old_step = algorithm.sampler.step(samples.x, samples.old_velocity, interval)
-    x_next = old_step.sample(samples.noise)
-    states = (value[:, None] for value in (samples.x, x_next, old_step.mean))
-    step = algorithm.sampler.step(samples.x, samples.velocity, interval)
-    return loss_inputs(
-        algorithm, step, Trajectory((1,), False, *states, x_next), 0, samples.advantage
-    )
-
-
-def output_of(algorithm, samples):
-    """The loss's output, and its gradient with respect to the samples' velocity."""
-    output = algorithm.loss(inputs_of(algorithm, samples))
-    (gradient,) = torch.autograd.grad(output.loss, samples.velocity)
-    return output, gradient
-
-
-def numbers(output):
-    return {name: value.item() for name, value in output.metrics.items()}
-
-
-FAR, NEAR = 0.3, 1e-5
-"""Distances at which clips and masks hold some samples back, and at which most hold none."""
-distances = pytest.mark.parametrize("distance", [0.0, NEAR, FAR])
 
 
 @pytest.mark.parametrize("shape", [(18,), (6, 3), (2, 9), (2, 1, 3, 3), (3, 2, 1, 3, 1)])
@@ -310,80 +192,6 @@ def test_a_range_without_ratio_1_is_refused(algorithm, value):
                 dataclasses.replace(algorithm.loss, **{name: value})
 
 
-@pytest.mark.parametrize("broken", BROKEN)
-@distances
-def test_a_missing_sample_gives_no_gradient_and_spoils_nothing(algorithm, distance, broken):
-    """Whatever its numbers are; it counts in the mean. Mutation: mask after the arithmetic, which
-    gives 0 times infinity, or take the mean over the others.
-    """
-    samples, lost = draw(distance, (1.5, 0.0, 2.0, -3.0)), 1
-    spoil = spoiled_forward if algorithm.loss.kind == "forward" else spoiled_reverse
-    inputs, leaves = spoil(algorithm, samples, lost, broken)
-    output = algorithm.loss(inputs)
-    gradients = torch.autograd.grad(output.loss, leaves, allow_unused=True)
-    for gradient in gradients:
-        if gradient is not None:
-            assert gradient.isfinite().all() and not gradient[lost].any()
-    others, _ = output_of(algorithm, samples[torch.tensor([0, 2, 3])])
-    torch.testing.assert_close(output.loss, 0.75 * others.loss, rtol=1e-12, atol=1e-14)
-    mean = {name: value.isfinite() for name, value in output.metrics.items()}
-    assert all(mean.values()), mean
-
-
-@pytest.mark.parametrize("broken", BROKEN)
-def test_what_is_not_used_is_zero_before_a_loss_computes(broken):
-    """Every tensor of it, and nothing else, so that a loss of one's own needs no mask. Mutation:
-    leave one of them as it is.
-    """
-    algorithm = method("nft")
-    spoiled, _ = spoiled_forward(algorithm, draw(0.1), 1, broken)
-    used = keep_used(spoiled)
-    others = torch.tensor([0, 2, 3])
-    for name in ("x0", "x", "velocity", "old_velocity", "advantage"):
-        assert not getattr(used, name)[1].any(), name
-        assert torch.equal(getattr(used, name)[others], getattr(spoiled, name)[others])
-
-
-@pytest.mark.parametrize("broken", BROKEN)
-def test_the_distance_from_the_old_policy_leaves_out_what_is_broken(broken):
-    """A sample that is not used counts as 0 where its distance is no number, and as it is where it
-    is one. Mutation: let it make the metric infinite, or leave out every sample that is not used.
-    """
-    algorithm = method("nft")
-    samples = draw(0.1)
-    is_used = torch.arange(len(samples.x0)) != 1
-    inputs = inputs_of(algorithm, samples, is_used)
-    each = (inputs.velocity - inputs.old_velocity).detach().square().mean((1, 2, 3))
-    assert velocity_distance(inputs).item() == pytest.approx(each.mean().item())
-    velocity = inputs.velocity.detach().clone()
-    velocity[1] = broken
-    found = velocity_distance(dataclasses.replace(inputs, velocity=velocity))
-    assert found.item() == pytest.approx((each.sum() - each[1]).item() / len(each))
-
-
-def spoiled_forward(algorithm, samples, lost, broken):
-    """Inputs where all tensors of a sample that is not used are broken, and the leaf."""
-    is_used = torch.arange(len(samples.x0)) != lost
-    inputs = inputs_of(algorithm, samples, is_used)
-    changes = {}
-    for name in ("x0", "x", "velocity", "old_velocity", "advantage"):
-        changes[name] = getattr(inputs, name).detach().clone()
-        changes[name][lost] = broken
-    velocity = changes["velocity"].requires_grad_()
-    return dataclasses.replace(inputs, **changes), [velocity]
-
-
-def spoiled_reverse(algorithm, samples, lost, broken):
-    """Inputs where the step of a sample without an advantage is broken, and the leaves."""
-    inputs = inputs_of(algorithm, samples)
-    changes = {}
-    for name in ("log_ratio", "kl", "tv", "velocity_change"):
-        changes[name] = getattr(inputs, name).detach().clone()
-        changes[name][lost] = broken
-    leaves = [changes[name].requires_grad_() for name in ("log_ratio", "kl")]
-    return dataclasses.replace(inputs, **changes), leaves
-
-
 @distances
 def test_float32_is_enough(algorithm, distance):
     """It computes in the dtype of its inputs. Mutation: a constant that makes all of it float64,
@@ -395,38 +203,3 @@ def test_float32_is_enough(algorithm, distance):
     assert output.loss.item() == pytest.approx(exact.loss.item(), rel=1e-3, abs=1e-5)
     scale = wanted.abs().max().item()
     torch.testing.assert_close(gradient.double(), wanted, rtol=1e-2, atol=1e-3 * scale)
-
-
-def followed(loss):
-    """A loss that has followed some of a run."""
-    loss.begin(0.25)
-    loss.observe(defaultdict(lambda: 3e-5), 10)
-    return loss
-
-
-def test_a_resumed_run_goes_on_with_the_same_loss(algorithm):
-    """Its state survives JSON, to the last bit, and so does what follows. Mutation: leave a number
-    out of the state, or round it.
-    """
-    fresh = copy.deepcopy(algorithm)
-    state = followed(algorithm.loss).state()
-    fresh.loss.load_state(json.loads(json.dumps(state)))
-    assert fresh.loss.state() == state
-    algorithm.loss.begin(0.5)
-    fresh.loss.begin(0.5)
-    (got, gradient), (expected, wanted) = (output_of(one, draw(NEAR)) for one in (fresh, algorithm))
-    assert torch.equal(got.loss, expected.loss) and torch.equal(gradient, wanted)
-    assert numbers(got) == numbers(expected)
-
-
-@pytest.mark.parametrize("remade", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
-def test_a_copy_is_the_same_loss(algorithm, remade):
-    """Also one that has followed a run. Mutation: keep what cannot be copied, or outside of the
-    object.
-    """
-    before = followed(algorithm.loss)
-    copied = remade(before)
-    assert copied == before and copied is not before and copied.state() == before.state()
-    inputs = inputs_of(algorithm, draw(NEAR))
-    (got, expected) = (loss(inputs) for loss in (copied, before))
-    assert torch.equal(got.loss, expected.loss) and numbers(got) == numbers(expected)

@@ -127,3 +127,14 @@ def test_a_run_is_recorded_with_both(make, monkeypatch):
     recorded = provenance.environment()
     assert recorded["versions"]["flowrl"] and list(recorded["projects"]) == ["acme"]
     assert Path.cwd().name == "acme"
+
+
+def test_git_is_asked_without_variables_that_give_it_commands(tmp_path, monkeypatch):
+    """Mutation: hand the environment on."""
+    marker = tmp_path / "ran"
+    before = flowrl_commit()
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.fsmonitor")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", f"touch {marker}; false")
+    assert flowrl_commit() == before
+    assert not marker.exists()

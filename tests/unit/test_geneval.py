@@ -191,6 +191,32 @@ def test_colours_are_the_nearest_texts(clip, monkeypatch):
     assert nearest["car"] != nearest["bus"]
 
 
+@torch.no_grad()
+def test_the_texts_of_a_class_are_encoded_once(clip, monkeypatch):
+    """Whatever classes stand beside it, and with the bits of a scorer that knows none.
+
+    Mutations: encode them in every call, or all classes of a call together.
+    """
+    options = {"pretrained": clip, "processor": clip, "dtype": "float32", "batch_size": 3}
+    classifier = Colours(**options)
+    encoded = []
+    encode = classifier.text_features
+
+    def counting(texts):
+        encoded.append(texts)
+        return encode(texts)
+
+    monkeypatch.setattr(classifier, "text_features", counting)
+    for names in (["car"], ["bus", "car", "bus"], ["car", "bus"], ["car"]):
+        classifier([noise(0)] * len(names), names)
+    assert [len(texts) for texts in encoded] == [len(COLOURS) * len(TEMPLATES)] * 2
+    assert all("car" in text or "object" in text for text in encoded[0])
+    assert all("bus" in text or "object" in text for text in encoded[1])
+    together = classifier._features_of_colours(["bus", "car"])
+    assert torch.equal(together, Colours(**options)._features_of_colours(["bus", "car"]))
+    assert len(encoded) == 2
+
+
 def test_nothing_to_be_coloured_and_no_weights(clip):
     """Mutation: hand an empty batch to the network, or name another key."""
     options = {"dtype": "float32", "batch_size": 3}

@@ -9,10 +9,10 @@ import re
 import pytest
 import yaml
 from lightning import Trainer
+from lora_weights import FORMATS, checkpoint_of, given
 from runs import ROOT, composed, make
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_lora_files import FORMATS, checkpoint_of, given
 
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.record import RunRecord

@@ -27,7 +27,7 @@ from flowrl.models.derived.leaving import Refused, refusing
 from flowrl.models.derived.networks import check_networks
 from flowrl.models.derived.recording import PROBE, Probe, flatten_texts, record, state_of
 from flowrl.models.derived.standin import flow_settings
-from flowrl.models.derived.stock import Sampling, Stock
+from flowrl.models.derived.stock import Asked, Sampling, Stock
 from flowrl.models.derived.trees import LAYOUT, Layout, groups, read, to_tensor
 from flowrl.models.loading import META, Source, read_index, resolve
 from flowrl.models.protocol import Use
@@ -235,14 +235,15 @@ class Derived:
         with refusing(self.pretrained, self.kind):
             if len(numbers_of) == 1:
                 layout = read(next(iter(numbers_of)))
-                return self.stock.velocity(x, sigma, tensors, layout, guidance_scale)
+                return self.stock.velocity(Asked(x, sigma, tensors, layout, guidance_scale))
             # Rows whose shapes differ would need masks that not every network has.
             parts = []
             order: list[int] = []
             for text, numbers in numbers_of.items():
                 rows = torch.tensor(numbers, device=x.device)
                 some = conditioning[rows].tensors
-                parts.append(self.stock.velocity(x[rows], sigma, some, read(text), guidance_scale))
+                asked = Asked(x[rows], sigma, some, read(text), guidance_scale)
+                parts.append(self.stock.velocity(asked))
                 order += numbers
         place = torch.tensor(order, device=x.device).argsort()
         return torch.cat(parts).index_select(0, place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,11 +51,33 @@ their names.
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a velocity is asked for: states at one sigma, the rows of their texts, which have one
+    layout, and the guidance scale.
+    """
+
+    x: Float[Tensor, "B ..."]
+    sigma: float
+    texts: Rows
+    layout: Layout
+    scale: float
+
+    def row(self, number: int) -> Asked:
+        """Return one of the rows alone."""
+        return replace(self, x=self.x[[number]], texts=row_of(self.texts, number))
+
+
+@dataclass(frozen=True)
 class Sampling:
     """One sample drawn by a pipeline's own loop: its steps, and its image or video, float32."""
 
     steps: list[Step]
     images: Tensor
+
+    @property
+    def num_frames(self) -> int | None:
+        """The frames of a video, which may be one alone; None of an image."""
+        return self.images.shape[1] if self.images.ndim == 5 else None
 
 
 class Stock:
@@ -101,28 +123,23 @@ class Stock:
         self._constants = {name: value.to(device) for name, value in self._constants.items()}
         self._texts = {name: value.to(device) for name, value in self._texts.items()}
 
-    def velocity(
-        self,
-        x: Float[Tensor, "B ..."],
-        sigma: float,
-        texts: Rows,
-        layout: Layout,
-        scale: float,
-    ) -> Float[Tensor, "B ..."]:
-        """Return noise minus data at x, float32: what the pipeline hands its scheduler at the first
-        step of a call that begins with x.
+    def velocity(self, asked: Asked) -> Float[Tensor, "B ..."]:
+        """Return noise minus data at the states asked for, float32: what the pipeline hands its
+        scheduler at the first step of a call that begins with them.
 
         Where the call takes one row alone, each gets one of its own: as its layout says, or if the
         first call for several at this scale fails and calls for each do not. Raises Refused
         where the pipeline hands its scheduler nothing, or something of another shape.
         """
-        if len(x) == 1:
-            return self._velocity(x, sigma, texts, layout, scale)
-        if of_picture(layout).get(ALONE) or scale in self.alone_at:
-            return self._velocity_by_row(x, sigma, texts, layout, scale)
+        num_rows = len(asked.x)
+        scale = asked.scale
+        if num_rows == 1:
+            return self._velocity(asked)
+        if of_picture(asked.layout).get(ALONE) or scale in self.alone_at:
+            return self._velocity_by_row(asked)
         try:
             with failing("its call"):
-                velocity = self._velocity(x, sigma, texts, layout, scale)
+                velocity = self._velocity(asked)
             self.together_at.add(scale)
             return velocity
         except Refused as error:
@@ -130,54 +147,37 @@ class Stock:
             if scale in self.together_at:
                 raise
             reason = str(error)
-        velocity = self._velocity_by_row(x, sigma, texts, layout, scale)
+        velocity = self._velocity_by_row(asked)
         self.alone_at.add(scale)
         log.warning(
             "a %s takes one row a call at guidance_scale=%g, so each gets a call of its own, which "
             "takes longer: with %d rows, %s",
             type(self.pipeline).__name__,
             scale,
-            len(x),
+            num_rows,
             reason,
         )
         return velocity
 
-    def _velocity_by_row(
-        self,
-        x: Float[Tensor, "B ..."],
-        sigma: float,
-        texts: Rows,
-        layout: Layout,
-        scale: float,
-    ) -> Float[Tensor, "B ..."]:
+    def _velocity_by_row(self, asked: Asked) -> Float[Tensor, "B ..."]:
         """Return the velocity of rows each of which goes through a call of its own."""
-        rows = [
-            self._velocity(x[[i]], sigma, row_of(texts, i), layout, scale) for i in range(len(x))
-        ]
-        return torch.cat(rows)
+        return torch.cat([self._velocity(asked.row(i)) for i in range(len(asked.x))])
 
-    def _velocity(
-        self,
-        x: Float[Tensor, "B ..."],
-        sigma: float,
-        texts: Rows,
-        layout: Layout,
-        scale: float,
-    ) -> Float[Tensor, "B ..."]:
+    def _velocity(self, asked: Asked) -> Float[Tensor, "B ..."]:
         """Return the velocity of rows that go through one call."""
-        own_sigma, timestep = self.times.at(sigma)
+        own_sigma, timestep = self.times.at(asked.sigma)
         self.stand_in.ask([own_sigma], timestep)
-        arguments = self._arguments(layout, len(x), scale)
+        arguments = self._arguments(asked.layout, len(asked.x), asked.scale)
         try:
             with giving_float32(self.pipeline.transformer, self.dtype):
                 # A copy, since some pipelines write into their state.
-                self._run(x.clone(), unflatten(layout, texts), arguments)
+                self._run(asked.x.clone(), unflatten(asked.layout, asked.texts), arguments)
         except Stepped as end:
             output = end.output
             sample_shape = end.sample.shape
         else:
             raise Refused("its call ends without a step of its scheduler")
-        require_whole(x.shape, sample_shape, output.shape)
+        require_whole(asked.x.shape, sample_shape, output.shape)
         return -output.float() if self.times.is_mirrored else output.float()
 
     def decode(self, x0: Float[Tensor, "B ..."]) -> Float[Tensor, "B *F 3 H W"]:

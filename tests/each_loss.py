@@ -1,0 +1,127 @@
+"""Each loss of conf/loss with a method that suits it, and samples for it."""
+
+import dataclasses
+from functools import cache
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from runs import CONF, composed
+
+from flowrl.algorithm import Algorithm
+from flowrl.errors import UserError
+from flowrl.objectives import check_method
+from flowrl.objectives.reverse import loss_inputs
+from flowrl.types import ForwardInputs, Trajectory
+
+OPTIONS = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
+SAMPLERS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
+VARIANTS = {
+    "awm": (
+        ("loss.weighting=uniform",),
+        ("loss.weighting=sigma_squared",),
+        ("loss.weighting=generalised_huber",),
+    ),
+    "dppo": (
+        ("loss.delta=auto", "loss.kl_budget=1e-5"),
+        ("loss.delta=1e-4", "loss.final_delta=1e-6"),
+        ("loss.divergence=tv", "loss.calibrated_for=tv"),
+        ("loss.divergence=velocity", "loss.calibrated_for=velocity"),
+        ("likelihood.reduction=sum", "loss.calibrated_for=sum_kl"),
+    ),
+    "grpo": (("likelihood.reduction=sum", "loss.calibrated_for=sum_gaussian"),),
+    "nft": (("loss.beta=0.1",),),
+}
+"""Overrides under which an option computes or keeps something else."""
+CASES = [(option, *more) for option in OPTIONS for more in ((), *VARIANTS.get(option, ()))]
+ADVANTAGES = (1.5, -0.5, 2.0, -3.0)
+
+
+@cache
+def method(option, *overrides):
+    """The method of a loss's option, with the first sampler that suits it."""
+    refusals = []
+    for sampler in SAMPLERS:
+        cfg = composed(f"loss={option}", f"sampler={sampler}", "penalty=none", *overrides)
+        algorithm = instantiate(cfg.algorithm)
+        assert isinstance(algorithm, Algorithm)
+        try:
+            check_method(algorithm)
+        except UserError as error:
+            refusals.append(str(error))
+        else:
+            return algorithm
+    raise AssertionError(refusals)
+
+
+@dataclasses.dataclass
+class Samples:
+    """Samples at one step or sigma: what a loss's inputs are made of. The velocity is a leaf."""
+
+    x: torch.Tensor
+    x0: torch.Tensor
+    noise: torch.Tensor
+    velocity: torch.Tensor
+    old_velocity: torch.Tensor
+    advantage: torch.Tensor
+
+    def __getitem__(self, rows):
+        """The samples of these rows, with a velocity of their own."""
+        chosen = {name: value.detach()[rows] for name, value in vars(self).items()}
+        chosen["velocity"] = chosen["velocity"].clone().requires_grad_()
+        return Samples(**chosen)
+
+    def replace(self, **changes):
+        return dataclasses.replace(self[:], **changes)
+
+
+def draw(distance, advantage=ADVANTAGES, dtype=torch.float64):
+    """Samples whose velocity is `distance` times a normal one away from the old one."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(advantage), 2, 3, 3)
+    x, x0, noise, old_velocity, moved = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(5)
+    )
+    velocity = (old_velocity + distance * moved).requires_grad_()
+    return Samples(x, x0, noise, velocity, old_velocity, torch.tensor(advantage, dtype=dtype))
+
+
+def inputs_of(algorithm, samples, is_used=None):
+    """The inputs that the objective of a loss's kind makes of samples."""
+    if algorithm.loss.kind == "forward":
+        sigma = algorithm.intervals[1].sigma
+        if is_used is None:
+            is_used = torch.ones(len(samples.x0), dtype=torch.bool)
+        return ForwardInputs(
+            x0=samples.x0,
+            x=torch.lerp(samples.x0, samples.noise, sigma),
+            sigma=samples.x0.new_full((len(samples.x0),), sigma),
+            velocity=samples.velocity,
+            old_velocity=samples.old_velocity,
+            advantage=samples.advantage,
+            is_used=is_used,
+        )
+    interval = algorithm.intervals[1]
+    old_step = algorithm.sampler.step(samples.x, samples.old_velocity, interval)
+    x_next = old_step.sample(samples.noise)
+    states = (value[:, None] for value in (samples.x, x_next, old_step.mean))
+    step = algorithm.sampler.step(samples.x, samples.velocity, interval)
+    return loss_inputs(
+        algorithm, step, Trajectory((1,), False, *states, x_next), 0, samples.advantage
+    )
+
+
+def output_of(algorithm, samples):
+    """The loss's output, and its gradient with respect to the samples' velocity."""
+    output = algorithm.loss(inputs_of(algorithm, samples))
+    (gradient,) = torch.autograd.grad(output.loss, samples.velocity)
+    return output, gradient
+
+
+def numbers(output):
+    return {name: value.item() for name, value in output.metrics.items()}
+
+
+FAR, NEAR = 0.3, 1e-5
+"""Distances at which clips and masks hold some samples back, and at which most hold none."""
+distances = pytest.mark.parametrize("distance", [0.0, NEAR, FAR])
