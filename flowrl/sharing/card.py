@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 class Facts:
     """All that a card is written from. `config` is the published configuration, `weights` says
     what is in the folder in words, and `transformer` is the class of a whole one, empty for a LoRA.
+    `companions` are the names of a LoRA's files of further networks, by network.
     `revision` is the branch that it is uploaded to, None for the main one.
     """
 
@@ -46,6 +47,7 @@ class Facts:
     has_pictures: bool
     weights: str
     transformer: str = ""
+    companions: Mapping[str, str] = field(default_factory=dict)
     revision: str | None = None
 
 
@@ -81,7 +83,9 @@ def card(facts: Facts) -> str:
         distribution=DISTRIBUTION,
         has_pictures=facts.has_pictures,
         iterations=summary.get("iterations"),
-        code=loading_code(config, facts.repository, facts.transformer, facts.revision),
+        code=loading_code(
+            config, facts.repository, facts.transformer, facts.revision, facts.companions
+        ),
         scores=facts.scores,
         rollouts=_rollouts(config),
         facts=_training(facts),

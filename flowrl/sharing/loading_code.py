@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from flowrl.runs.description import EMBEDDED, base_model_of
@@ -14,12 +15,16 @@ PROMPT_OF_SHAPES = "a red circle above a blue square"
 
 
 def loading_code(
-    config: Mapping[str, Any], repository: str, transformer: str, revision: str | None = None
+    config: Mapping[str, Any],
+    repository: str,
+    transformer: str,
+    revision: str | None = None,
+    companions: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Return a program that draws an image, or a clip where the model's call asks for several
     frames, with the weights of a repository, on the base model of the configuration; `transformer`
-    is the class of a whole one, empty for a LoRA. Without a `revision` the weights are those of the
-    main branch.
+    is the class of a whole one, empty for a LoRA, and `companions` are the names of its files of
+    further networks, by network. Without a `revision` the weights are those of the main branch.
     """
     base = base_model_of(config)
     is_embedded = base.startswith(EMBEDDED)
@@ -47,6 +52,10 @@ def loading_code(
         lines.append('pipe.to("cuda")')
     if not transformer:
         lines.append(f"pipe.load_lora_weights({', '.join(weights)})")
+    for network, name in companions.items():
+        lines.append("pipe.load_lora_weights(")
+        lines += [f"    {argument}," for argument in (*weights, f'weight_name="{name}"')]
+        lines += [f"    load_into_{network}=True,", ")"]
     prompt = PROMPT_OF_SHAPES if is_embedded else PROMPT
     lines.append("frames = pipe(" if is_clip else "image = pipe(")
     lines += [f"    {argument}," for argument in (f'"{prompt}"', *_drawing(config))]

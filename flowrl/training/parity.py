@@ -20,7 +20,9 @@ from flowrl.errors import UserError
 from flowrl.images.pictures import read_upright
 from flowrl.models.derived.adapter import Derived
 from flowrl.models.derived.leaving import Refused, failing, refusing
+from flowrl.models.derived.networks import steps_of_networks
 from flowrl.models.derived.stock import Sampling
+from flowrl.models.experts import networks_of
 from flowrl.parallel.sharding import is_divided
 from flowrl.training.policy import Policy
 from flowrl.types import Conditioning, Prompt
@@ -203,8 +205,16 @@ def _check_scale(
     has_gradient = None
     # Weights that are divided over processes are gathered pass by pass, and not by these.
     if not is_divided(model.transformer):
-        _check_recomputation(model, first, scale, x, sigma)
-        has_gradient = _count_gradients(model, first, scale, x, sigma, trained)
+        has_gradient = 0
+
+        def ask(i: int) -> None:
+            with torch.no_grad():
+                model.velocity(stock.steps[i].before, sigmas[i], first, scale)
+
+        for i in steps_of_networks(networks_of(model.transformer), ask, len(stock.steps)):
+            state = stock.steps[i].before.float()
+            _check_recomputation(model, first, scale, state, sigmas[i])
+            has_gradient += _count_gradients(model, first, scale, state, sigmas[i], trained)
     return Parity(
         guidance_scale=scale,
         num_steps=num_steps,
