@@ -15,7 +15,7 @@ NETWORK = re.compile(rf"{FIRST}(_\d+)?")
 """The name of a component that is trained."""
 
 
-class Experts(PeftAdapterMixin, nn.Module):  # type: ignore[misc]  # diffusers is untyped here
+class Experts(PeftAdapterMixin, nn.Module):
     """The trained networks of a pipeline that has several.
 
     They are children under the names of their components, so that a weight's name begins with its
