@@ -48,9 +48,8 @@ class Experts(PeftAdapterMixin, nn.Module):
             network.disable_gradient_checkpointing()
 
 
-def trained_of(pipeline: Any) -> nn.Module:
-    """Return what is trained of a pipeline: its network, or all of several as one module."""
-    networks = components_of(pipeline)
+def as_one(networks: Mapping[str, nn.Module]) -> nn.Module:
+    """Return what is trained as one module: the only network itself, or all of several."""
     if len(networks) == 1:
         return next(iter(networks.values()))
     return Experts(networks)
