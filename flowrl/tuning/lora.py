@@ -87,7 +87,7 @@ class LoRA:
             if not any(name.startswith(prefix) for name in meant):
                 raise UserError(
                     f"lora.targets={self.targets} names no layer of {prefix.removesuffix('.')}, "
-                    f"which would go untrained; name layers of {' and '.join(networks)}"
+                    "which would go untrained; name layers of all networks"
                 )
         if self.rank > max(widths):
             raise UserError(

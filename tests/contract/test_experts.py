@@ -7,11 +7,13 @@ import pytest
 import torch
 from families import FAMILIES
 from runs import awake, draw, fit, make
+from safetensors import safe_open
 
 from flowrl.errors import UserError
 from flowrl.models.derived.adapter import Derived
 from flowrl.models.experts import Experts, networks_of
 from flowrl.models.quantization import is_quantized
+from flowrl.training.export import export_average
 from flowrl.training.parity import check
 from flowrl.tuning import formats
 from flowrl.tuning.full import Full
@@ -104,10 +106,11 @@ def test_a_step_is_replayed_bitwise_and_trains_its_own_network(folder):
         assert not of_network(reached, other)
 
 
-def test_an_update_gives_every_weight_a_gradient(folder):
-    """Of zeros where no step asks its network, so that averaging processes wait for none in vain.
+def test_an_update_gives_every_weight_a_gradient(folder, tmp_path):
+    """Of zeros where no step asks its network, so that averaging processes wait for none in vain;
+    both files of the export say what was trained.
 
-    Mutation: leave them without.
+    Mutation: leave weights without a gradient, or the second file without notes.
     """
     policy, data, _ = policy_of(folder, "rollout.trained={count: 1, low: 0, high: 1}")
     before = {name: value.detach().clone() for name, value in policy.tuning.parameters().items()}
@@ -119,6 +122,9 @@ def test_an_update_gives_every_weight_a_gradient(folder):
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert of_network(after, FIRST).keys() <= moved
     assert not {name for name in of_network(after, SECOND) if "lora_B" in name} & moved
+    for file in formats.files_of(export_average(policy, tmp_path, {"flowrl.name": "two"})):
+        with safe_open(file, framework="pt") as opened:
+            assert opened.metadata()["flowrl.name"] == "two"
 
 
 def test_the_reference_is_the_base_of_both(folder):

@@ -78,28 +78,27 @@ def _giving_float32(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             hook.remove()
 
 
-def steps_of_networks(
+def steps_by_network(
     networks: Mapping[str, nn.Module], ask: Callable[[int], None], num_steps: int
-) -> list[int]:
-    """Return numbers of steps at which all networks are asked: the one in the middle, and where
-    that is not enough, the first one of each other network. `ask` makes the call of a step.
+) -> dict[str, list[int]]:
+    """Return the numbers of the steps at which each network is asked: all of them for a single one.
+    `ask` makes the call of a step. Networks are named as `networks_of` does, without the dot.
 
     Raises Refused for a network that is asked at none.
     """
-    middle = num_steps // 2
     if len(networks) == 1:
-        return [middle]
-    first_steps: dict[str, int] = {}
-    for number in (middle, *range(num_steps)):
-        for name in _asked(networks, ask, number):
-            first_steps.setdefault(name, number)
-    for name in networks:
-        if name not in first_steps:
+        return {name: list(range(num_steps)) for name in networks}
+    steps: dict[str, list[int]] = {prefix.removesuffix("."): [] for prefix in networks}
+    for number in range(num_steps):
+        for prefix in _asked(networks, ask, number):
+            steps[prefix.removesuffix(".")].append(number)
+    for name, numbers in steps.items():
+        if not numbers:
             raise Refused(
-                f"in {num_steps} steps it never asks its {name.removesuffix('.')}, which would go "
-                "untrained; give a higher rollout.num_steps, or a pipeline without it"
+                f"in {num_steps} steps it never asks its {name}, which would go untrained; give a "
+                "higher rollout.num_steps, or a pipeline without it"
             )
-    return sorted(set(first_steps.values()))
+    return steps
 
 
 def _asked(networks: Mapping[str, nn.Module], ask: Callable[[int], None], number: int) -> set[str]:
