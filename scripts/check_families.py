@@ -47,9 +47,11 @@ from flowrl.launch.compose import compose
 from flowrl.launch.errors import explain
 from flowrl.launch.validate import validate
 from flowrl.models.derived.adapter import Derived
+from flowrl.models.experts import FIRST
 from flowrl.runs.files import write_whole
 from flowrl.training.parity import Parity, check
 from flowrl.tuning.layer_names import NAMES
+from flowrl.tuning.networks import companions_of
 
 RECORD = Path("families.jsonl")
 SCALES = ("guidance_scale", "true_cfg_scale")
@@ -214,16 +216,24 @@ def reload(run: Path, folder: Path) -> str:
         require_equal(load_whole(run / "transformer"), network.state_dict(), "")
         return "its transformer's from_pretrained"
     file = run / "lora" / NAMES["diffusers"]
+    companions = companions_of(file)
     if hasattr(stock, "load_lora_weights"):
         stock.load_lora_weights(run / "lora", adapter_name="ours")
         loader = "load_lora_weights"
+        for network, other in companions.items():
+            choice = {f"load_into_{network}": True}
+            stock.load_lora_weights(
+                run / "lora", weight_name=other.name, adapter_name="ours", **choice
+            )
+            loader += f", once more into {network}"
     else:
         stock.transformer.load_lora_adapter(
             run / "lora", weight_name=NAMES["diffusers"], adapter_name="ours"
         )
         loader = "its transformer's load_lora_adapter"
-    weights = stock.transformer.state_dict()
-    require_equal(load_file(file), weights, ".ours")
+    for network, other in {FIRST: file, **companions}.items():
+        weights = getattr(stock, network).state_dict()
+        require_equal(load_file(other), weights, ".ours")
     return loader
 
 

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from families.published import PUBLISHED
+from families.published import EXPERTS, PUBLISHED
 from hydra.utils import instantiate
 from torch import nn
 
 from flowrl.errors import UserError
 from flowrl.launch.compose import CONF, compose
 from flowrl.models.architectures import ARCHITECTURES
+from flowrl.models.experts import FIRST, as_one
 from flowrl.models.weights import DTYPES
 from flowrl.tuning.lora import LoRA
 
@@ -66,7 +67,7 @@ class Count:
 
 
 def network_of(pretrained: str) -> nn.Module:
-    """Make the transformer of a published model on the meta device.
+    """Make the transformer of a published model, or all that it has, on the meta device.
 
     Raises UserError for one whose configuration is not known here.
     """
@@ -77,8 +78,9 @@ def network_of(pretrained: str) -> nn.Module:
         )
     kind, arguments = KNOWN[pretrained]
     with torch.device("meta"):
-        network: nn.Module = kind(**arguments)
-    return network
+        names = EXPERTS.get(pretrained, (FIRST,))
+        networks: dict[str, nn.Module] = {name: kind(**arguments) for name in names}
+    return as_one(networks)
 
 
 def count(overrides: Sequence[str]) -> Count:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from flowrl.launch.program import run_program
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -32,6 +32,7 @@ from flowrl.launch.search_path import with_config_dir
 from flowrl.launch.validate import validate
 from flowrl.models.derived.adapter import Derived
 from flowrl.models.derived.edits import drawn_picture
+from flowrl.models.experts import networks_of
 from flowrl.models.text import device
 from flowrl.training.parity import check, scales_of
 from flowrl.tuning.protocol import TuningRecipe
@@ -102,7 +103,7 @@ def measure_times(model: Derived, row: Conditioning, scale: float) -> tuple[floa
     sigma = model.grid(2)[0]
     totals = []
     inside = []
-    with timing(model.transformer) as laps:
+    with timing(networks_of(model.transformer).values(), row.device) as laps:
         for _ in range(CALLS):
             laps.clear()
             start = now(row.device)
@@ -114,15 +115,15 @@ def measure_times(model: Derived, row: Conditioning, scale: float) -> tuple[floa
 
 
 @contextmanager
-def timing(network: torch.nn.Module) -> Iterator[list[float]]:
-    """Collect the seconds of each forward pass of a network."""
-    place = next(network.parameters()).device
+def timing(networks: Iterable[torch.nn.Module], place: torch.device) -> Iterator[list[float]]:
+    """Collect the seconds of each forward pass of some networks, which are on one device."""
     starts: list[float] = []
     laps: list[float] = []
-    hooks = (
-        network.register_forward_pre_hook(lambda *_: starts.append(now(place))),
-        network.register_forward_hook(lambda *_: laps.append(now(place) - starts.pop())),
-    )
+    hooks = []
+    for network in networks:
+        begin = network.register_forward_pre_hook(lambda *_: starts.append(now(place)))
+        end = network.register_forward_hook(lambda *_: laps.append(now(place) - starts.pop()))
+        hooks += [begin, end]
     try:
         yield laps
     finally:

@@ -70,7 +70,7 @@ class Subject:
         for folder in (self.path / formats.WHOLE_FOLDER, self.path):
             if whole := formats.whole_files(folder):
                 return whole
-        return [formats.find(self.path)]
+        return formats.files_of(self.path)
 
     @property
     def is_full(self) -> bool:

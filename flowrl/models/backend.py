@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from flowrl.errors import UserError, first_line
+from flowrl.models.experts import networks_of
 from flowrl.models.protocol import FlowModel
 from flowrl.values.bounds import Text
 
@@ -66,10 +67,13 @@ class Backend:
         _allow_kernels(KERNELS)
         if self.gradient_checkpointing:
             _switch_on("gradient_checkpointing", transformer.enable_gradient_checkpointing)
+        networks = networks_of(transformer).values()
         if self.attention is not None:
-            self._set_attention(transformer, self.attention)
+            for network in networks:
+                self._set_attention(network, self.attention)
         if self.compile:
-            _compile_blocks(transformer)
+            for network in networks:
+                _compile_blocks(network)
         if self.slice_decoding:
             _switch_on("slice_decoding", vae.enable_slicing)
         if self.tile_decoding:

@@ -32,6 +32,7 @@ from flowrl.errors import UserError, first_line
 from flowrl.models.architectures import is_listed, on_meta, pipeline_on_meta
 from flowrl.models.components import AGAIN, read_json, variants_of
 from flowrl.models.components import load as load_component
+from flowrl.models.experts import NETWORK
 from flowrl.models.hub import UNREACHABLE, print_once
 from flowrl.models.quantization import quantize
 from flowrl.models.weights import DTYPES
@@ -99,12 +100,12 @@ class Source:
             entries = self._entries(index, components)
             # Components are loaded one by one, as the pipeline would load them itself, so that an
             # error names the component and weights that are missing are seen.
-            loaded = {
-                name: load_component(folder, name, entry, DTYPES[self._dtype_of(name)])
-                for name, entry in entries.items()
-            }
-            if self.quantization is not None and "transformer" in loaded:
-                quantize(loaded["transformer"], self.quantization)
+            loaded: dict[str, Any] = {}
+            for name, entry in entries.items():
+                loaded[name] = load_component(folder, name, entry, DTYPES[self._dtype_of(name)])
+                # At once, so that of several networks one alone is ever whole.
+                if self.quantization is not None and NETWORK.fullmatch(name):
+                    quantize(loaded[name], self.quantization)
             pipeline = self.kind.from_pretrained(folder, **components, **loaded)
         except UserError as error:
             raise UserError(f"model.pretrained={self.pretrained}: {error}") from error

@@ -74,6 +74,11 @@ def synchronised(module: LightningModule, is_last: bool) -> AbstractContextManag
     return strategy.block_backward_sync()
 
 
+def averages_gradients(module: LightningModule) -> bool:
+    """Tell whether processes with the same weights average their gradients."""
+    return isinstance(module.trainer.strategy, DDPStrategy)
+
+
 def norm_limit(max_grad_norm: float | str) -> float:
     """Return the setting as a number. Infinity is no clipping; YAML spells it `.inf`, Hydra's
     command line `inf`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 class Facts:
     """All that a card is written from. `config` is the published configuration, `weights` says
     what is in the folder in words, and `transformer` is the class of a whole one, empty for a LoRA.
+    `companions` are the names of a LoRA's files of further networks, by network.
     `revision` is the branch that it is uploaded to, None for the main one. `num_frames` says what
     is drawn, as `flowrl.sharing.drawn` tells.
     """
@@ -48,6 +49,7 @@ class Facts:
     has_pictures: bool
     weights: str
     transformer: str = ""
+    companions: Mapping[str, str] = field(default_factory=dict)
     revision: str | None = None
     num_frames: int | None = None
 
@@ -90,6 +92,7 @@ def card(facts: Facts) -> str:
             facts.transformer,
             facts.revision,
             num_frames=facts.num_frames,
+            companions=facts.companions,
         ),
         scores=facts.scores,
         rollouts=_rollouts(config),

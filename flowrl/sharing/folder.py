@@ -26,7 +26,9 @@ from flowrl.sharing.card import Facts, card
 from flowrl.sharing.drawn import num_frames_of
 from flowrl.sharing.scores import Scores
 from flowrl.tuning import formats
+from flowrl.tuning.layer_names import NAMES
 from flowrl.tuning.metadata import notes_of
+from flowrl.tuning.networks import companions_of
 from flowrl.tuning.writer import write
 
 CARD = "README.md"
@@ -100,14 +102,14 @@ def _weights(folder: Path) -> list[Path]:
             f"{folder}: neither {formats.FOLDER}/ nor {formats.WHOLE_FOLDER}/ there, so it has no "
             "weights to share"
         )
-    file = formats.find(folder / formats.FOLDER)
-    lora_file = formats.read(file)
+    files = formats.files_of(folder / formats.FOLDER)
+    lora_file = formats.read(files[0])
     if not any(matrix.any() for matrix in lora_file.b.values()):
         raise UserError(
-            f"{file}: all of its B are zero, so it adds nothing to the base model: nothing was "
+            f"{files[0]}: all of its B are zero, so it adds nothing to the base model: nothing was "
             "learned that could be shared"
         )
-    return [file]
+    return files
 
 
 def write_folder(
@@ -160,6 +162,7 @@ def _fill(shared: Shared, folder: Path, repository: str, revision: str | None) -
         weights, transformer = _copy_whole(shared, folder / formats.WHOLE_FOLDER)
     else:
         weights, transformer = _write_lora(shared, folder), ""
+    lora = companions_of(folder / NAMES["diffusers"])
     pictures = [path for path in shared.run.images if not path.is_symlink()]
     if pictures:
         (folder / PICTURE).parent.mkdir()
@@ -175,6 +178,7 @@ def _fill(shared: Shared, folder: Path, repository: str, revision: str | None) -
         has_pictures=bool(pictures),
         weights=weights,
         transformer=transformer,
+        companions={network: place.name for network, place in lora.items()},
         revision=revision,
         num_frames=num_frames_of(shared.config, shared.folder),
     )

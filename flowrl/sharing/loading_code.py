@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from flowrl.runs.description import EMBEDDED, base_model_of
@@ -20,12 +21,14 @@ def loading_code(
     transformer: str,
     revision: str | None = None,
     *,
+    companions: Mapping[str, str] = MappingProxyType({}),
     num_frames: int | None = None,
 ) -> str:
     """Return a program that draws an image or a clip with the weights of a repository, on the base
-    model of the configuration; `transformer` is the class of a whole one, empty for a LoRA. Without
-    a `revision` the weights are those of the main branch. `num_frames` are those of a clip, None
-    where the pipeline draws pictures: `flowrl.sharing.drawn` tells.
+    model of the configuration; `transformer` is the class of a whole one, empty for a LoRA, and
+    `companions` are the names of its files of further networks, by network. Without a `revision`
+    the weights are those of the main branch. `num_frames` are those of a clip, None where the
+    pipeline draws pictures: `flowrl.sharing.drawn` tells.
     """
     base = base_model_of(config)
     is_embedded = base.startswith(EMBEDDED)
@@ -53,6 +56,10 @@ def loading_code(
         lines.append('pipe.to("cuda")')
     if not transformer:
         lines.append(f"pipe.load_lora_weights({', '.join(weights)})")
+    for network, name in companions.items():
+        lines.append("pipe.load_lora_weights(")
+        lines += [f"    {argument}," for argument in (*weights, f'weight_name="{name}"')]
+        lines += [f"    load_into_{network}=True,", ")"]
     prompt = PROMPT_OF_SHAPES if is_embedded else PROMPT
     lines.append("frames = pipe(" if is_clip else "image = pipe(")
     lines += [f"    {argument}," for argument in (f'"{prompt}"', *_drawing(config))]

@@ -12,6 +12,7 @@ from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.tuning.layer_names import NAMES
 from flowrl.tuning.metadata import stamp
+from flowrl.tuning.networks import companions_of
 from flowrl.tuning.weights import swapped
 
 
@@ -35,7 +36,8 @@ def export_average(
             policy.tuning.save(policy.model.pipeline, partial)
     if is_writer:
         if (lora := partial / NAMES["diffusers"]).is_file():
-            stamp(lora, notes)
+            for file in (lora, *companions_of(lora).values()):
+                stamp(file, notes)
         grant_usual_mode(partial)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)

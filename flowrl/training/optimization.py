@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
+from flowrl.models.experts import networks_of
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.parallel.sharding import is_divided
-from flowrl.parallel.strategies import clip, synchronised
+from flowrl.parallel.strategies import averages_gradients, clip, synchronised
 from flowrl.training.metric_means import NotFinite, Record
 
 if TYPE_CHECKING:
@@ -69,7 +72,27 @@ def accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: R
             num_rows = objective.num_rows(batch, index)
             for name, value in output.metrics.items():
                 record.add(name, value, num_rows, term=term)
-            policy.manual_backward(output.loss / divisor)
+            loss = output.loss / divisor
+            if number == len(terms) and leaves_weights_out(policy):
+                loss = loss + _zero_of(policy)
+            policy.manual_backward(loss)
+
+
+def leaves_weights_out(policy: Policy) -> bool:
+    """Tell whether an update's last term may leave trained weights without a gradient where they
+    must have one: a term asks one of several networks, and processes that average gradients wait
+    for each weight's in that term's backward pass.
+
+    With several networks the answer is the same for any number of processes, so that the numbers
+    are: an optimizer passes over a weight without a gradient, but not over one of zeros.
+    """
+    return averages_gradients(policy) or len(networks_of(policy.transformer)) > 1
+
+
+def _zero_of(policy: Policy) -> Tensor:
+    """Return a zero that depends on every trained weight."""
+    sums = [parameter.sum() for parameter in policy.tuning.parameters().values()]
+    return 0 * torch.stack(sums).sum()
 
 
 def _terms(policy: Policy, update: Sequence[MicroBatch]) -> list[tuple[MicroBatch, int]]:

@@ -20,7 +20,9 @@ from flowrl.errors import UserError
 from flowrl.images.pictures import read_upright
 from flowrl.models.derived.adapter import Derived
 from flowrl.models.derived.leaving import Refused, failing, refusing
+from flowrl.models.derived.networks import steps_by_network
 from flowrl.models.derived.stock import Sampling
+from flowrl.models.experts import networks_of
 from flowrl.parallel.sharding import is_divided
 from flowrl.rollout import rollout
 from flowrl.samplers.ode import ODE
@@ -62,7 +64,8 @@ class Parity:
     last states, `rows` that of a sample alone and beside others; `replay` is 0 where the same state
     gives the same bits again. `has_gradient` says how many of the trained weights the velocity
     depends on, None where they are divided over processes. `num_frames` are those of the stock
-    pipeline's clip, which may be one alone, None where it draws pictures.
+    pipeline's clip, which may be one alone, None where it draws pictures. `steps` are the
+    numbers of the steps at which each of several networks is asked.
     """
 
     guidance_scale: float
@@ -75,6 +78,7 @@ class Parity:
     has_gradient: int | None
     num_trained: int
     num_frames: int | None
+    steps: Mapping[str, Sequence[int]]
 
     def describe(self) -> str:
         """Say in a line what was measured."""
@@ -83,11 +87,18 @@ class Parity:
             gradients = (
                 f"; {self.has_gradient} of {self.num_trained} trained weights have a gradient"
             )
+        asked = [f"; {name} at {_range(steps)}" for name, steps in self.steps.items()]
         return (
             f"guidance {self.guidance_scale:g}, {self.num_steps} steps: differences of velocity "
             f"{self.velocity:.1e}, rollout {self.rollout:.1e}, image {self.image:.1e}, rows "
-            f"{self.rows:.1e}, replay {self.replay:g}{gradients}"
+            f"{self.rows:.1e}, replay {self.replay:g}{gradients}{''.join(asked)}"
         )
+
+
+def _range(steps: Sequence[int]) -> str:
+    """Return the numbers of consecutive steps in words."""
+    ends = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
+    return f"step{'s' * (len(steps) > 1)} {ends}"
 
 
 def scales_of(method: Algorithm, evaluation_scale: float) -> list[float]:
@@ -205,11 +216,23 @@ def _check_scale(
     rows = _rows_error(model, conditioning, scale, x, sigma)
     rows_bound = ROWS_BOUNDS[model.dtype]
     _require(model, "velocity of a sample beside others", rows, rows_bound, scale, "one alone")
+
+    def ask(i: int) -> None:
+        with torch.no_grad():
+            model.velocity(stock.steps[i].before, sigmas[i], first, scale)
+
+    asked = steps_by_network(networks_of(model.transformer), ask, len(stock.steps))
     has_gradient = None
     # Weights that are divided over processes are gathered pass by pass, and not by these.
     if not is_divided(model.transformer):
-        _check_recomputation(model, first, scale, x, sigma)
-        has_gradient = _count_gradients(model, first, scale, x, sigma, trained)
+        has_gradient = 0
+        middle = len(stock.steps) // 2
+        # The one nearest to the middle of those that ask each network.
+        numbers = {min(numbers, key=lambda i: abs(i - middle)) for numbers in asked.values()}
+        for i in sorted(numbers):
+            state = stock.steps[i].before.float()
+            _check_recomputation(model, first, scale, state, sigmas[i])
+            has_gradient += _count_gradients(model, first, scale, state, sigmas[i], trained)
     return Parity(
         guidance_scale=scale,
         num_steps=num_steps,
@@ -221,6 +244,7 @@ def _check_scale(
         has_gradient=has_gradient,
         num_trained=len(trained),
         num_frames=stock.num_frames,
+        steps=asked if len(asked) > 1 else {},
     )
 
 

@@ -19,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
+from flowrl.models.experts import networks_of
 from flowrl.runs import checkpoint
 from flowrl.runs.base_model import named_in_run
 from flowrl.runs.command_line import tool_command
 from flowrl.runs.files import CHECKPOINTS, CONFIG, read_yaml
-from flowrl.tuning import layer_names
+from flowrl.tuning import layer_names, networks
 from flowrl.tuning.metadata import notes_of, only_notes
 
 SUFFIX = ".safetensors"
@@ -109,8 +110,9 @@ def find(source: Path) -> Path:
 
 
 def _only_file(folder: Path, source: Path) -> Path | None:
-    """Return the only LoRA file of a folder, None where it has none. Raises UserError where it
-    holds several, or a whole transformer, and then names the `source` that was asked for.
+    """Return the only LoRA file of a folder, None where it has none; those of further networks
+    stand beside it. Raises UserError where it holds several, or a whole transformer, and then names
+    the `source` that was asked for.
 
     A file under one of the programs' usual names comes before all others beside it.
     """
@@ -121,14 +123,17 @@ def _only_file(folder: Path, source: Path) -> Path | None:
     usual = [folder / name for name in layer_names.NAMES.values()]
     files = [file for file in usual if file.is_file()]
     if not files:
-        files = sorted(folder.glob(f"*{SUFFIX}"))
+        places = sorted(folder.glob(f"*{SUFFIX}"))
+        files = [place for place in places if not networks.is_companion(place)]
     if len(files) > 1:
         raise UserError(f"{folder}: {len(files)} LoRA files in this folder; give one by name")
     return files[0] if files else None
 
 
 def read(path: Path) -> LoRAFile:
-    """Read the LoRA of a file or folder, as `find` takes it, in float32.
+    """Read the LoRA of a file or folder, as `find` takes it, in float32; of a pipeline with several
+    networks also what lies beside it in files of its other networks, and all layers' names then
+    begin with their network's.
 
     Alpha is each layer's own tensor, or what peft's configuration says in the file or beside it, or
     of a checkpoint what its run says; a file that was written for others and tells none means the
@@ -136,6 +141,19 @@ def read(path: Path) -> LoRAFile:
     layers, and where the scale cannot be known.
     """
     file = find(path)
+    first = _read_file(file)
+    others = {network: _read_file(place) for network, place in networks.companions_of(file).items()}
+    return networks.joined(first, others)
+
+
+def files_of(source: Path) -> list[Path]:
+    """Return the files of a LoRA, as `find` finds the first one: one for each network."""
+    file = find(source)
+    return [file, *networks.companions_of(file).values()]
+
+
+def _read_file(file: Path) -> LoRAFile:
+    """Read one file, as `read` does."""
     tensors, config, notes = _open(file)
     trained = {
         key: tensor for key, tensor in tensors.items() if not layer_names.is_text_encoders(key)
@@ -151,6 +169,9 @@ def read(path: Path) -> LoRAFile:
     contents = _Contents()
     for key, tensor in trained.items():
         contents.add(key, tensor, file)
+    # Those of the first of several networks lost its name, as if it were the file's prefix.
+    for table in (contents.a, contents.b, contents.alpha):
+        networks.name_first(table)
     _check_matrices(contents.a, contents.b, contents.alpha, file)
     # Checkpoints hold an attached adapter's parameters, whose names alone say the adapter's.
     is_checkpoint = contents.adapters != {""}
@@ -338,6 +359,13 @@ def check(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> None:
     """Raise UserError unless every layer of the file is a linear layer of the transformer, of the
     same shape.
     """
+    names = [prefix.removesuffix(".") for prefix in networks_of(transformer)]
+    if len(names) > 1 and not all(map(networks.network_of, lora_file.a)):
+        beside = networks.companion_of(path, names[1]).name
+        raise UserError(
+            f"{path} holds a LoRA of one network, and the model has {' and '.join(names)}; put the "
+            f"one of {names[1]} beside it, as {beside}"
+        )
     linear = linear_layers(transformer)
     # A quantised layer's weight has a shape of its own.
     wanted = {name: (layer.out_features, layer.in_features) for name, layer in linear.items()}

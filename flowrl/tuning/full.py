@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
+from flowrl.models.experts import networks_of
 from flowrl.models.quantization import is_quantized
 from flowrl.models.weights import first_not_finite
 from flowrl.parallel import sharding
@@ -44,7 +45,13 @@ class Full:
             )
 
     def check_layers(self, transformer: nn.Module) -> None:
-        """Ask for nothing: every transformer has weights."""
+        """Raise UserError for a pipeline of several networks, which no export would hold."""
+        networks = networks_of(transformer)
+        if len(networks) > 1:
+            raise UserError(
+                f"tuning=full trains one network, and the pipeline has {len(networks)}; set "
+                "tuning=lora"
+            )
 
     def attach(self, transformer: nn.Module, seed: int) -> AllWeights:
         """Make every weight trainable and keep a copy of it; nothing is drawn, so `seed` has no

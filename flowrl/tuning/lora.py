@@ -18,6 +18,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
+from flowrl.models.experts import networks_of
 from flowrl.tuning import formats
 from flowrl.tuning.formats import LoRAFile
 from flowrl.tuning.targets import AUTO, targets_of
@@ -62,11 +63,13 @@ class LoRA:
         """Raise UserError, naming the key, where no linear layer is meant or all are narrower than
         the rank, which would only cost. A LoRA that is started from is compared as a whole.
         """
-        if not hasattr(transformer, "add_adapter"):
-            raise UserError(
-                f"tuning=lora: diffusers adds no LoRA to a {type(transformer).__name__}; set "
-                "tuning=full"
-            )
+        networks = networks_of(transformer)
+        for network in networks.values():
+            if not hasattr(network, "add_adapter"):
+                raise UserError(
+                    f"tuning=lora: diffusers adds no LoRA to a {type(network).__name__}; set "
+                    "tuning=full"
+                )
         if self.start is not None:
             return
         assert self.rank is not None and self.targets is not None
@@ -80,6 +83,12 @@ class LoRA:
                 f"lora.targets={self.targets} names no linear layer of the model, whose layers are "
                 f"such as {example}"
             )
+        for prefix in networks:
+            if not any(name.startswith(prefix) for name in meant):
+                raise UserError(
+                    f"lora.targets={self.targets} names no layer of {prefix.removesuffix('.')}, "
+                    "which would go untrained; name layers of all networks"
+                )
         if self.rank > max(widths):
             raise UserError(
                 f"lora.rank={self.rank} must be at most {max(widths)}, the width of the widest "
@@ -195,11 +204,13 @@ class Adapter:
             _peft(self.transformer).enable_adapters()
 
     def save(self, pipeline: Any, folder: Path) -> None:
-        """Write the adapter so that the stock pipeline's `load_lora_weights` takes it; where it has
-        none, so that its transformer's `load_lora_adapter` does.
+        """Write the adapter so that the stock pipeline's `load_lora_weights` takes it, network by
+        network; where it has none, so that its transformer's `load_lora_adapter` does.
         """
         layers = get_peft_model_state_dict(self.transformer, adapter_name=ADAPTER)
-        if not hasattr(pipeline, "save_lora_weights"):
+        # diffusers' loaders take one network's LoRA from a file, and its writers write one.
+        is_several = len(networks_of(self.transformer)) > 1
+        if is_several or not hasattr(pipeline, "save_lora_weights"):
             write(self._file_of(layers), folder, "diffusers")
             return
         config = _peft(self.transformer).peft_config[ADAPTER]

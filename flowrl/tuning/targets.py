@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from flowrl.errors import UserError
+from flowrl.models.experts import networks_of
 
 AUTO = "auto"
 
@@ -46,8 +47,16 @@ ATTENTION = re.compile(r"(.*\.)?(\w*attn\d*|\w*attention\d*)\.(?!.*norm).+")
 def targets_of(transformer: nn.Module) -> list[str]:
     """Return the names of the layers that `auto` stands for, in the transformer's order.
 
-    Raises UserError where it has no layer that looks like an attention's.
+    Raises UserError where a network of it has no layer that looks like an attention's.
     """
+    names = []
+    for prefix, network in networks_of(transformer).items():
+        names += [f"{prefix}{name}" for name in _targets_of(network)]
+    return names
+
+
+def _targets_of(transformer: nn.Module) -> list[str]:
+    """Return the names of one network's layers."""
     kind = type(transformer).__name__
     pattern = re.compile(PUBLISHED[kind]) if kind in PUBLISHED else ATTENTION
     names = [

@@ -16,9 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.models.experts import FIRST
 from flowrl.tuning.formats import LoRAFile
 from flowrl.tuning.layer_names import METADATA, NAMES, PREFIXES, Format
 from flowrl.tuning.metadata import modelspec, stamp
+from flowrl.tuning.networks import companion_of, split
 
 
 def lora_config(lora_file: LoRAFile) -> LoraConfig:
@@ -62,7 +64,8 @@ def _targets(lora_file: LoRAFile) -> list[str] | str:
 
 def write(lora_file: LoRAFile, folder: Path, form: Format, day: str | None = None) -> Path:
     """Write a LoRA into `folder`, which is made where it is missing, in one of the formats, and
-    return the file.
+    return the file; of a pipeline with several networks that of the first, with the others beside
+    it.
 
     With `day`, on which the LoRA was trained, a file for ComfyUI has ModelSpec's metadata. Raises
     UserError for a format that is none of them.
@@ -70,7 +73,22 @@ def write(lora_file: LoRAFile, folder: Path, form: Format, day: str | None = Non
     forms = get_args(Format)
     if form not in forms:
         raise UserError(f"--format={form} must be one of {', '.join(forms)}")
+    by_network = split(lora_file)
+    if form == "peft" and len(by_network) > 1:
+        raise UserError(
+            f"--format=peft is for one network, and this LoRA is of {' and '.join(by_network)}; "
+            "choose diffusers or comfy"
+        )
     folder.mkdir(parents=True, exist_ok=True)
+    first = folder / NAMES[form]
+    for network, content in by_network.items():
+        file = first if network == FIRST else companion_of(first, network)
+        _write_file(content, file, form, day)
+    return first
+
+
+def _write_file(lora_file: LoRAFile, file: Path, form: Format, day: str | None) -> None:
+    """Write the LoRA of one network."""
     prefix = PREFIXES[form]
     tensors = _matrices(lora_file, prefix)
     metadata = {"format": "pt", **lora_file.notes}
@@ -83,15 +101,13 @@ def write(lora_file: LoRAFile, folder: Path, form: Format, day: str | None = Non
             tensors[f"{prefix}{name}.alpha"] = torch.tensor(alpha, dtype=torch.float64)
     elif form == "peft":
         text = json.dumps(_json_settings(lora_file), indent=2, sort_keys=True)
-        (folder / "adapter_config.json").write_text(f"{text}\n")
+        file.with_name("adapter_config.json").write_text(f"{text}\n")
     else:
         settings = _json_settings(lora_file)
         prefixed = {f"{prefix}{key}": value for key, value in settings.items()}
         metadata[METADATA] = json.dumps(prefixed, sort_keys=True)
-    file = folder / NAMES[form]
     save_file(tensors, file)
     stamp(file, metadata)
-    return file
 
 
 def _matrices(lora_file: LoRAFile, prefix: str) -> dict[str, Tensor]:

@@ -28,6 +28,10 @@ WAN22_5B = {
     "num_layers": 30,
     "ffn_dim": 14336,
 }
+EXPERTS: Mapping[str, tuple[str, ...]] = {
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": ("transformer", "transformer_2"),
+}
+"""The components of those that have several networks, which are of one size."""
 PUBLISHED: Mapping[str, tuple[type[Any], Mapping[str, Any]]] = {
     "Qwen/Qwen-Image-2512": (QwenImageTransformer2DModel, {}),
     "Qwen/Qwen-Image-Edit-2511": (QwenImageTransformer2DModel, {"zero_cond_t": True}),
@@ -40,6 +44,7 @@ PUBLISHED: Mapping[str, tuple[type[Any], Mapping[str, Any]]] = {
     "black-forest-labs/FLUX.1-Kontext-dev": (FluxTransformer2DModel, {"guidance_embeds": True}),
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": (WanTransformer3DModel, WAN21_1300M),
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": (WanTransformer3DModel, {}),
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": (WanTransformer3DModel, {}),
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": (WanTransformer3DModel, WAN22_5B),
     "hunyuanvideo-community/HunyuanVideo": (HunyuanVideoTransformer3DModel, {}),
     "Lightricks/LTX-Video": (LTXVideoTransformer3DModel, {}),

@@ -50,7 +50,13 @@ ROOMS = {
         *("httpx", "numpy", "PIL", *LEARNING),
     ),
     "tuning": (
-        *("errors", "flowrl.__version__", "models.quantization", "models.weights"),
+        *(
+            "errors",
+            "flowrl.__version__",
+            "models.experts",
+            "models.quantization",
+            "models.weights",
+        ),
         *("parallel", "runs", "values"),
         *LEARNING,
     ),

@@ -5,8 +5,9 @@ guidance in the dtype of what its network gave.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,16 +15,13 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from flowrl.models.derived.leaving import Refused
+from flowrl.models.experts import FIRST
 
 
 def check_networks(pipeline: Any) -> None:
-    """Raise Refused unless the pipeline has one network that is trained, and an autoencoder."""
-    if not isinstance(getattr(pipeline, "transformer", None), nn.Module):
-        raise Refused("it has no transformer")
-    if getattr(pipeline, "transformer_2", None) is not None:
-        raise Refused(
-            "it has two networks, transformer and transformer_2, of which one would go untrained"
-        )
+    """Raise Refused unless the pipeline has a network that is trained, and an autoencoder."""
+    if not isinstance(getattr(pipeline, FIRST, None), nn.Module):
+        raise Refused(f"it has no {FIRST}")
     if not isinstance(getattr(pipeline, "vae", None), nn.Module):
         raise Refused("it has no vae")
 
@@ -44,15 +42,21 @@ def _lower_sines(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @contextmanager
-def giving_float32(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Let a network of this dtype take its state in float32, and give float32.
+def giving_float32(networks: Iterable[nn.Module], dtype: torch.dtype) -> Iterator[None]:
+    """Let networks of this dtype take their state in float32, and give float32.
 
     The state is the first parameter of its forward; times and positions stay in float32, in which
     stock calls hand them over too, or would if their state were.
     """
-    if dtype == torch.float32:
+    with ExitStack() as stack:
+        if dtype != torch.float32:
+            for network in networks:
+                stack.enter_context(_giving_float32(network, dtype))
         yield
-        return
+
+
+@contextmanager
+def _giving_float32(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     first = next(iter(inspect.signature(network.forward).parameters))
 
     def lower(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -72,6 +76,47 @@ def giving_float32(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def steps_by_network(
+    networks: Mapping[str, nn.Module], ask: Callable[[int], None], num_steps: int
+) -> dict[str, list[int]]:
+    """Return the numbers of the steps at which each network is asked: all of them for a single one.
+    `ask` makes the call of a step. Networks are named as `networks_of` does, without the dot.
+
+    Raises Refused for a network that is asked at none.
+    """
+    if len(networks) == 1:
+        return {name: list(range(num_steps)) for name in networks}
+    steps: dict[str, list[int]] = {prefix.removesuffix("."): [] for prefix in networks}
+    for number in range(num_steps):
+        for prefix in _asked(networks, ask, number):
+            steps[prefix.removesuffix(".")].append(number)
+    for name, numbers in steps.items():
+        if not numbers:
+            raise Refused(
+                f"in {num_steps} steps it never asks its {name}, which would go untrained; give a "
+                "higher rollout.num_steps, or a pipeline without it"
+            )
+    return steps
+
+
+def _asked(networks: Mapping[str, nn.Module], ask: Callable[[int], None], number: int) -> set[str]:
+    """Return the names of the networks that the call of a step asks."""
+    names: set[str] = set()
+    hooks = []
+    for name, network in networks.items():
+        hooks.append(network.register_forward_pre_hook(partial(_note, names, name)))
+    try:
+        ask(number)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return names
+
+
+def _note(names: set[str], name: str, *_: Any) -> None:
+    names.add(name)
 
 
 @contextmanager

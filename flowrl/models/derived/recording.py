@@ -18,6 +18,7 @@ from flowrl.models.derived.arguments import PICTURE, UNGUIDED, Arguments
 from flowrl.models.derived.leaving import Ended, Refused, failing
 from flowrl.models.derived.standin import Euler, exchanged
 from flowrl.models.derived.trees import Axes, Layout, find_axes, flatten
+from flowrl.models.experts import components_of
 from flowrl.models.text import quiet
 
 TEXTS = "encode_prompt"
@@ -133,8 +134,8 @@ def record(
     """Call a pipeline up to its network, or until so many texts are encoded, and return what its
     methods gave.
 
-    Text encoders are on `device`, the network may be elsewhere. Raises Refused where the call never
-    reaches its network.
+    Text encoders are on `device`, the networks may be elsewhere. Raises Refused where the call
+    never reaches one.
     """
     tape = Tape(exchanged(Euler, settings))
 
@@ -157,8 +158,8 @@ def record(
         return recording
 
     methods = {name: recorder(name) for name in METHODS if hasattr(pipeline, name)}
-    network: torch.nn.Module = pipeline.transformer
-    hook = network.register_forward_pre_hook(_end)
+    networks = components_of(pipeline).values()
+    hooks = [network.register_forward_pre_hook(_end) for network in networks]
     try:
         with (
             scheduled(pipeline, tape.scheduler),
@@ -170,7 +171,8 @@ def record(
     except Ended:
         return tape
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     raise Refused("its call ends without its transformer")
 
 

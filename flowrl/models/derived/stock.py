@@ -38,6 +38,7 @@ from flowrl.models.derived.recording import (
 from flowrl.models.derived.standin import StandIn, Step, Stepped, Witness, exchanged
 from flowrl.models.derived.times import Times
 from flowrl.models.derived.trees import Layout, unflatten
+from flowrl.models.experts import components_of
 from flowrl.models.text import quiet
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,9 @@ class Stock:
         self.together_at: set[float] = set()
         self.stand_in = exchanged(StandIn, settings)
         pipeline.scheduler = self.stand_in
-        take_times_in_float32(pipeline.transformer)
+        self.networks = components_of(pipeline)
+        for network in self.networks.values():
+            take_times_in_float32(network)
         kind = type(pipeline)
         # Calls by the thousand would repeat a pipeline's warnings as often.
         logging.getLogger(kind.__module__).setLevel(logging.ERROR)
@@ -169,7 +172,7 @@ class Stock:
         self.stand_in.ask([own_sigma], timestep)
         arguments = self._arguments(asked.layout, len(asked.x), asked.scale)
         try:
-            with giving_float32(self.pipeline.transformer, self.dtype):
+            with giving_float32(self.networks.values(), self.dtype):
                 # A copy, since some pipelines write into their state.
                 self._run(asked.x.clone(), unflatten(asked.layout, asked.texts), arguments)
         except Stepped as end:
