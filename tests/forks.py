@@ -37,9 +37,9 @@ def context():
     return multiprocessing.get_context("forkserver")
 
 
-def run(script, *words, cwd, seconds=300, env=None):
-    """Run a Python file with arguments to its end, as `python script *words` in the folder `cwd`
-    and the environment `env`, by default that of the test.
+def run(*words, cwd, seconds=300, env=None):
+    """Run `python *words` to its end, in the folder `cwd` and the environment `env`, by default
+    that of the test; the first word is a file, or `-m` before a module.
     """
     env = dict(os.environ if env is None else env)
     for name in env.keys() | AT_START.keys():
@@ -49,7 +49,7 @@ def run(script, *words, cwd, seconds=300, env=None):
         printed = [Path(name) / "out", Path(name) / "err"]
         for path in printed:
             path.touch()
-        arguments = ([str(script), *map(str, words)], str(cwd), env, printed)
+        arguments = ([*map(str, words)], str(cwd), env, printed)
         process = context().Process(target=_run, args=arguments)
         process.start()
         process.join(seconds)
@@ -63,7 +63,7 @@ def run(script, *words, cwd, seconds=300, env=None):
         return subprocess.CompletedProcess(arguments[0], status, out, err)
 
 
-def _run(argv, cwd, env, printed):
+def _run(words, cwd, env, printed):
     """Be the program, in the fork."""
     for stream, path in enumerate(printed, start=1):
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
@@ -77,10 +77,16 @@ def _run(argv, cwd, env, printed):
     ours = (TESTS, TESTS.parent / "scripts")
     others = [place for place in sys.path if place and Path(place) not in ours]
     paths = [place for place in env.get("PYTHONPATH", "").split(os.pathsep) if place]
-    sys.path[:] = [str(Path(argv[0]).resolve().parent), *paths, *others]
-    sys.argv = argv
+    is_module = words[0] == "-m"
+    first = Path.cwd() if is_module else Path(words[0]).resolve().parent
+    sys.path[:] = [str(first), *paths, *others]
     try:
-        runpy.run_path(argv[0], run_name="__main__")
+        if is_module:
+            sys.argv = words[1:]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            runpy.run_path(words[0], run_name="__main__")
     finally:
         # A process of multiprocessing ends without them.
         atexit._run_exitfuncs()
