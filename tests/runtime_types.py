@@ -12,14 +12,8 @@ from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep3119Exception
 
 
-class Unchecked(UserWarning):
-    """A function's hints cannot be checked: a Protocol among them is not `runtime_checkable`."""
-
-
 _strict = beartype(conf=BeartypeConf(is_pep484_tower=True))
-PLAIN = BeartypeConf(
-    is_pep484_tower=True, claw_is_pep526=False, warning_cls_on_decorator_exception=Unchecked
-)
+PLAIN = BeartypeConf(is_pep484_tower=True, claw_is_pep526=False)
 """How packages are checked that name no shapes: the arguments and results of their functions."""
 
 
