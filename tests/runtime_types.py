@@ -11,7 +11,6 @@ from typing import Any
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep3119Exception
 
-
 _strict = beartype(conf=BeartypeConf(is_pep484_tower=True))
 PLAIN = BeartypeConf(is_pep484_tower=True, claw_is_pep526=False)
 """How packages are checked that name no shapes: the arguments and results of their functions."""
