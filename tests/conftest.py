@@ -4,19 +4,17 @@ import os
 from pathlib import Path
 
 import hypothesis
+import runtime_types
+from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 
 # What the tests start says nothing of a busy machine, between the lines that they look at.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parents[1]
-# The shapes world has no tensors, and millions of calls.
-CHECKED = [
-    f"flowrl.{path.stem}"
-    for path in (ROOT / "flowrl").iterdir()
-    if path.stem not in ("__init__", "shapes")
-]
-install_import_hook(CHECKED, "runtime_types.check")
+SHAPED, PLAIN = runtime_types.packages(ROOT / "flowrl")
+install_import_hook(SHAPED, "runtime_types.check")
+beartype_packages(PLAIN, conf=runtime_types.PLAIN)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

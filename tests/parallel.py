@@ -3,12 +3,12 @@ saw.
 """
 
 import hashlib
-import multiprocessing
 import os
 import socket
 import traceback
 from dataclasses import dataclass, field
 
+import forks
 import torch
 from runs import make
 from torch import Tensor
@@ -52,8 +52,7 @@ def spawn(work, count, *arguments):
     """What `count` processes return that call work(rank, count, *arguments) and find each other by
     the environment.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs"])
+    context = forks.context()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -206,7 +206,7 @@ class _Walk:
 
     def check_fields(self, place: Path, node: dict[str, Any], group: type) -> None:
         """Check a group of keys whose types are in the schema."""
-        hints = get_type_hints(group, include_extras=True)
+        hints = hints_of(group)
         for key, hint in hints.items():
             if key in node:
                 self.check((*place, key), node[key], hint)

@@ -12,7 +12,7 @@ import torch
 import yaml
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from runs import CONF, train
+from runs import CONF, train_as_a_user
 
 from flowrl.cli import evaluate as evaluate_program
 from flowrl.errors import UserError
@@ -129,7 +129,7 @@ def test_a_folder_that_would_run_code_is_refused_by_train(traps, tmp_path):
     """Mutation: no check in resume, or one after the loggers."""
     nodes, marker = traps
     folder = run_folder(tmp_path / "run", logger={"mine": nodes["torch.load"]})
-    result = train(f"resume={folder}", cwd=tmp_path)
+    result = train_as_a_user(f"resume={folder}", cwd=tmp_path)
     assert result.returncode == 1 and not marker.exists(), result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert (

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import SHORT, train
+from runs import SHORT, train_as_a_user
 
 from flowrl.launch.errors import one_line_errors
 
@@ -16,7 +16,7 @@ PRINTED = "printed.txt"
 def finished_run(tmp_path_factory) -> Path:
     """The folder of a finished run of four iterations, started where outputs/ is its own."""
     place = tmp_path_factory.mktemp("finished")
-    result = train(*SHORT, cwd=place)
+    result = train_as_a_user(*SHORT, cwd=place)
     assert result.returncode == 0, result.stderr
     (place / PRINTED).write_text(result.stdout)
     return (place / "outputs" / "latest").resolve()

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import train
+from runs import train, train_as_a_user
 
 from flowrl.models.loading import resolve
 
@@ -47,6 +47,10 @@ CASES = {
     "average that never moves": (["ema.every=5"], ["ema.every=5", "the run's 4 optimizer steps"]),
     "value of a wrong kind": (["batch.group_size=many"], ["group_size", "many"]),
 }
+STARTED = ("unknown key", "unknown option of a sweep", "uneven updates")
+"""What a user starts for these, so that the line is seen to be alone: refused before PyTorch is
+imported, and after. The other cases are forks.
+"""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -56,7 +60,8 @@ def test_one_line(case, tmp_path):
     """
     overrides, expected = CASES[case]
     (tmp_path / "file").write_text("")
-    result = train(
+    begin = train_as_a_user if case in STARTED else train
+    result = begin(
         *(text.format(file=tmp_path / "file") for text in overrides), "debug=smoke", cwd=tmp_path
     )
     errors = [line for line in result.stderr.splitlines() if line.strip()]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from flowrl.models.loading import resolve
 from flowrl.runs.files import PARITY
 
-SHORT = ("debug=smoke", "logger=none", "embeddings.chunk=1")
+SHORT = ("debug=smoke", "logger=none", "embeddings.chunk=1", "data.prompts.count=16")
 EMBEDDED = (
     "model=derived",
     "model.pretrained=embedded:pipeline",

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import forks
 import pytest
 from runs import ROOT
 
@@ -121,12 +122,6 @@ def test_the_tutorials_own_reward_and_loss_train(tmp_path, root):
         ["-m", "flowrl", "doctor", "--config-dir", "conf", "reward=redness"],
         ["-m", "flowrl", "train", "--config-dir", "conf", *words],
     ):
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
+        done = forks.run(*command, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "acme/penalty" in next(tmp_path.glob("outputs/latest/metrics.csv")).read_text()

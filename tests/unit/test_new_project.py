@@ -1,10 +1,11 @@
 """`flowrl new`: what it writes, what it refuses."""
 
+import os
 import re
 import shutil
 import subprocess
-import sys
 
+import forks
 import pytest
 import torch
 import yaml
@@ -58,9 +59,8 @@ def test_its_configuration_is_small_and_composes(project, monkeypatch):
 
 def test_its_loss_and_reward_are_what_their_texts_say(project, monkeypatch):
     """By its own tests but the one that starts a process. Mutation: flip a sign in either."""
-    line = [sys.executable, "-m", "pytest", "-q", "-k", "not can_be_trained"]
-    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(line, cwd=project, env=env, capture_output=True, text=True)
+    words = ["-m", "pytest", "-q", "-k", "not can_be_trained"]
+    done = forks.run(*words, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert "4 passed" in done.stdout, done.stdout + done.stderr
     assert torch.get_default_dtype() == torch.float32
 
