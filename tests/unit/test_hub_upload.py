@@ -163,7 +163,9 @@ def test_other_failures_are_told_as_they_are(hub, folder, monkeypatch):
         raise RuntimeError("the transfer\nbroke")
 
     monkeypatch.setattr(uploads.HfApi, "upload_folder", fail)
-    with pytest.raises(UserError, match=r"^me/lora: the upload failed \(the transfer broke\); push"):
+    with pytest.raises(
+        UserError, match=r"^me/lora: the upload failed \(the transfer broke\); push"
+    ):
         push(folder)
 
 
