@@ -1,4 +1,4 @@
-"""The error that means the user's request or files are at fault, and not FlowRL."""
+"""The errors that several rooms raise: a mistake of the user's, and numbers that are none."""
 
 
 class UserError(ValueError):
@@ -9,3 +9,7 @@ class UserError(ValueError):
     fault of the program and keeps its traceback. It is a ValueError, so that code which uses the
     package as a library can catch it as one.
     """
+
+
+class NotFinite(RuntimeError):
+    """A gradient, advantage or weight is infinite or NaN, and so would be all that follows."""

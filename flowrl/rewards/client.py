@@ -120,8 +120,8 @@ class Client:
     def probe(self, url: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
         """Return status and content of one answer, without retries: GET, or POST of a `body`.
 
-        Raises Unavailable where there is none within `PROBE_SECONDS`, or a status that may pass, and
-        Unfit for a refused token and an answer of more than `max_answer` bytes.
+        Raises Unavailable where there is none within `PROBE_SECONDS`, or a status that may pass,
+        and Unfit for a refused token and an answer of more than `max_answer` bytes.
         """
         try:
             status, content = asyncio.run(self._probe(url, body))

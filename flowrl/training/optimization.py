@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, cast
 
 from torch.optim import Optimizer
 
+from flowrl.errors import NotFinite
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.parallel.sharding import is_divided
 from flowrl.parallel.strategies import clip, synchronised
-from flowrl.training.metric_means import NotFinite, Record
+from flowrl.training.metric_means import Record
 
 if TYPE_CHECKING:
     from flowrl.training.policy import Policy

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError
+from flowrl.errors import NotFinite, UserError
 from flowrl.objectives.micro_batch import MicroBatch
-from flowrl.training.metric_means import NotFinite, Record, record_rewards
+from flowrl.training.metric_means import Record, record_rewards
 
 if TYPE_CHECKING:
     from flowrl.training.policy import Policy

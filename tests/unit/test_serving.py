@@ -277,6 +277,36 @@ def test_a_bad_image_does_not_take_other_requests_along():
     assert outputs[1].info[0]["missing"] == "RuntimeError: bad image"
 
 
+def test_a_fault_that_nobody_waits_for_is_logged(caplog):
+    """A scorer that raises is a fault of the server's. Its request leaves while it is scored.
+
+    Mutation: keep the error for those who still wait.
+    """
+    begun, release = threading.Event(), threading.Event()
+
+    def broken(images, prompts):
+        begun.set()
+        release.wait(5)
+        raise RuntimeError("a fault of ours")
+
+    async def leave_and_ask_again():
+        scoring = batcher(broken)
+        serving = asyncio.create_task(scoring.run())
+        left = asyncio.create_task(scoring.score(PIXELS[:1], PROMPTS[:1]))
+        await asyncio.to_thread(begun.wait, 5)
+        left.cancel()
+        release.set()
+        # Its turn comes once the other one's has ended.
+        with pytest.raises(RuntimeError, match="a fault of ours"):
+            await scoring.score(PIXELS[1:2], PROMPTS[1:2])
+        serving.cancel()
+
+    asyncio.run(leave_and_ask_again())
+    told = [record for record in caplog.records if record.message == "scoring a batch failed"]
+    assert len(told) == 2
+    assert str(told[0].exc_info[1]) == "a fault of ours"
+
+
 def test_a_full_server_says_so():
     """Also to the first request. Mutation: let memory grow without bound."""
     outputs, _ = together(brightness, [(PIXELS, PROMPTS), (PIXELS, PROMPTS)], max_waiting=7)
@@ -634,6 +664,12 @@ def test_a_limit_on_one_is_at_most_that_on_all(lower, upper):
             r"limits\.max_decoded_bytes=100000 must be at most max_waiting_bytes=99999",
         ),
         ({"idle_seconds": 0}, "idle_seconds=0 must be a whole number of at least 1"),
+        ({"shutdown_seconds": 2.9}, r"shutdown_seconds=2\.9 must be a whole number of at least 1"),
+        ({"shutdown_seconds": 0}, "shutdown_seconds=0 must be a whole number of at least 1"),
+        ({"max_wait": -0.1}, r"max_wait=-0\.1 must be a number of at least 0"),
+        ({"max_batch_bytes": 0}, "max_batch_bytes=0 must be a whole number of at least 1"),
+        ({"max_waiting": 2.5}, r"max_waiting=2\.5 must be a whole number of at least 1"),
+        ({"max_waiting_bytes": 2**41}, f"max_waiting_bytes={2**41} must be .* at most {2**40}"),
     ],
 )
 def test_a_server_does_not_start_with_limits_that_contradict_each_other(change, words):
@@ -667,7 +703,7 @@ SERVER = {
     "max_waiting_bytes": 10**12,
     "max_connections": 1,
     "idle_seconds": 1,
-    "shutdown_seconds": 1.0,
+    "shutdown_seconds": 1,
     "token_env": None,
 }
 

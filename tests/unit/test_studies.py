@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from flowrl.cli import study as script
+from flowrl.errors import NotFinite
 from flowrl.studies.analysis import conditions
 from flowrl.studies.choice import choose
 from flowrl.studies.document import BLOCK, fill, page, pieces
@@ -23,7 +24,6 @@ from flowrl.studies.plan import ORDER, Planned, merge, read
 from flowrl.studies.record import DIVERGED, from_folder, load, thinned, write
 from flowrl.studies.tables import edges
 from flowrl.sweep.pool import Pool
-from flowrl.training.metric_means import NotFinite
 
 ROOT = Path(__file__).parents[2]
 REWARD, KL = "eval/held_in/part/soft", "eval/held_in/kl_ref"
