@@ -1,5 +1,5 @@
-"""The error that means the user's request or files are at fault, and not FlowRL; and what is told
-of a library's errors.
+"""The errors that several rooms raise: a mistake of the user's, and numbers that are none; and what
+is told of a library's errors.
 """
 
 
@@ -11,6 +11,10 @@ class UserError(ValueError):
     fault of the program and keeps its traceback. It is a ValueError, so that code which uses the
     package as a library can catch it as one.
     """
+
+
+class NotFinite(RuntimeError):
+    """A gradient, advantage or weight is infinite or NaN, and so would be all that follows."""
 
 
 def first_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop, is_at_end
 from flowrl.errors import UserError
-from flowrl.models.weights import first_not_finite
+from flowrl.models.weights import first_not_finite, require_finite
 from flowrl.parallel.sharding import gathered
 from flowrl.runs import checkpoint
 from flowrl.runs.base_model import named_in_run
@@ -24,7 +24,6 @@ from flowrl.runs.files import CHECKPOINTS, CONFIG, read_yaml
 from flowrl.runs.folder import point_latest_at
 from flowrl.training.export import export_average
 from flowrl.training.memory import OutOfMemory
-from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.training.reward import TooManyMissingRewards
 from flowrl.tuning.metadata import notes_of

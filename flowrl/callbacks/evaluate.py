@@ -34,6 +34,7 @@ from flowrl.training.policy import Policy
 from flowrl.training.reporting import report_evaluation
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Count, Natural, Text
+from flowrl.values.named import below
 
 log = logging.getLogger(__name__)
 
@@ -330,7 +331,7 @@ class Evaluate(Callback):
         """Return the main set's scores at the top level, the other sets' under their names."""
         scores: dict[str, Any] = {}
         for i, name in enumerate(self.evaluator.sets):
-            metrics = _below(result.metrics, f"eval/{name}/")
+            metrics = below(result.metrics, f"eval/{name}/")
             of_set = _scores_of_set(metrics)
             if i == 0:
                 scores |= of_set
@@ -347,18 +348,9 @@ def _scores_of_set(metrics: Mapping[str, float]) -> dict[str, Any]:
     for key, value in metrics.items():
         if not key.startswith(("family/", "panel/")):
             scores[key.removeprefix("part/")] = value
-    scores["families"] = _below(metrics, "family/")
-    scores["panel"] = _below(metrics, "panel/")
+    scores["families"] = below(metrics, "family/")
+    scores["panel"] = below(metrics, "panel/")
     return scores
-
-
-def _below(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """Return the metrics whose names begin with `prefix`, without it."""
-    below = {}
-    for key, value in metrics.items():
-        if key.startswith(prefix):
-            below[key.removeprefix(prefix)] = value
-    return below
 
 
 def log_image(trainer: Trainer, sheet: Image.Image, path: Path, iteration: int) -> None:

@@ -24,7 +24,7 @@ without links.
 
 from __future__ import annotations
 
-from flowrl.launch.program import INTERRUPTED, run_program
+from flowrl.launch.program import run_program
 
 import argparse
 import json
@@ -49,6 +49,7 @@ from flowrl.evaluation.summary import gallery, summarise
 from flowrl.launch.build import build
 from flowrl.launch.compose import compose
 from flowrl.launch.foreign_targets import check_config, parse
+from flowrl.launch.interrupts import INTERRUPTED
 from flowrl.launch.quiet import quieten
 from flowrl.launch.saved import read_saved
 from flowrl.launch.search_path import searched_folders, with_config_dir

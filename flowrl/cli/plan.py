@@ -22,7 +22,7 @@ from __future__ import annotations
 from flowrl.launch.program import run_program
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,8 @@ class Costs:
         return self.fixed + max(iteration, self.evaluation)
 
     def beyond(self, other: Costs, times: int) -> Costs:
-        """Return the costs that lie `times` the step from `other` to these further on: each grows
-        with the rows, or not at all.
+        """Return the costs that lie `times` the step from `other` to these further on, of which
+        those of passes are right: each grows with the rows, or not at all.
         """
         pairs = zip(astuple(other), astuple(self), strict=True)
         return Costs(*(here + times * (here - before) for before, here in pairs))
@@ -228,6 +228,17 @@ class Plan:
             self.evaluation,
         )
 
+    def extrapolated(self, rows: int, one: Costs, two: Costs) -> Costs:
+        """Return the costs of micro-batches of so many rows without a pass of theirs, from those of
+        one row and of two.
+        """
+        # What an iteration holds is counted anew: images that wait stop growing with the rows once
+        # all of a process's samples are among them.
+        return replace(
+            two.beyond(one, rows - 2),
+            iteration=self.iteration(rows, self.conditioning(1)),
+        )
+
     @cached_property
     def evaluation(self) -> int:
         """Count what an evaluation takes while gradients and optimizer state are there: a copy of
@@ -306,7 +317,7 @@ class Plan:
 
     def micro_batches(self) -> list[int]:
         """List the numbers of rows that a process's share of an update can be divided into."""
-        share = self.plan.samples_per_update // self.plan.num_processes
+        share = self.plan.samples_per_process
         return [rows for rows in range(1, share + 1) if share % rows == 0]
 
     def remedies(self, costs: Costs) -> str:
@@ -348,7 +359,7 @@ def report(cfg: DictConfig, gpu: float) -> None:
     one = plan.costs(1)
     two = plan.costs(2)
     for rows in plan.micro_batches():
-        costs = two.beyond(one, rows - 2)
+        costs = plan.extrapolated(rows, one, two)
         values = zip(names, (*astuple(costs), costs.peak), strict=True)
         print(
             f"{rows:>12}" + "".join(f"{value / GIB:>{len(name) + 3}.2f}" for name, value in values)

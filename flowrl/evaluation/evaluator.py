@@ -19,6 +19,7 @@ from flowrl.gaussian import MEAN_KL
 from flowrl.images.motion import looks_of
 from flowrl.models.grids import follow
 from flowrl.models.protocol import FlowModel
+from flowrl.models.weights import require_finite
 from flowrl.noise import INITIAL, gaussian_noise
 from flowrl.parallel.collectives import gather
 from flowrl.parallel.sharding import is_divided
@@ -26,7 +27,6 @@ from flowrl.prompts.subsets import WAYS, chosen, same_texts
 from flowrl.samplers.ode import ODE
 from flowrl.samplers.protocol import Sampler, Solver
 from flowrl.schedule import Interval, Schedule, intervals
-from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.tuning.weights import swapped
 from flowrl.types import Conditioning, Prompt, RewardOutput

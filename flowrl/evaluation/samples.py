@@ -18,10 +18,10 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import Evaluator
 from flowrl.images.contact_sheet import save_sample
+from flowrl.models.weights import require_finite
 from flowrl.prompts.subsets import same_texts
 from flowrl.runs.files import read_object, read_text, write_whole
 from flowrl.statistics import by_prompt
-from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.types import Prompt, RewardOutput
 

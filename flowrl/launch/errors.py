@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.errors import UserError
-from flowrl.launch.interrupts import noted_interrupts
+from flowrl.launch.interrupts import INTERRUPTED, noted_interrupts
 from flowrl.launch.words import typed_folders
 from flowrl.runs.files import LOADER
 from flowrl.runs.installation import CALL, CONF
@@ -47,10 +47,10 @@ def one_line_errors(main: Callable[[], Any], log: Path | None = None) -> int:
         with noted_interrupts() as interrupts:
             main()
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except Exception as error:
         if interrupts:
-            return 130
+            return INTERRUPTED
         if os.environ.get("FLOWRL_TRACEBACK") or (log is None and not is_users(error)):
             raise
         text = explain(error)

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+INTERRUPTED = 130
+"""The exit status after an interrupt."""
+
 AGAIN_AFTER = 0.05
 """Seconds after which an interrupt that fell into a finalizer is sent again."""
 

@@ -12,10 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flowrl.launch.interrupts import INTERRUPTED
 from flowrl.launch.load import give_way_when_busy
-
-INTERRUPTED = 130
-"""The exit status after an interrupt."""
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -25,6 +25,7 @@ from flowrl.callbacks.parity import ParityCheck
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.rehearsal import Rehearse
 from flowrl.callbacks.stop import Stop
+from flowrl.errors import NotFinite
 from flowrl.evaluation.evaluator import Evaluator
 from flowrl.launch import foreign_targets
 from flowrl.launch.build import build
@@ -47,7 +48,6 @@ from flowrl.runs.folder import discard_if_empty
 from flowrl.sweep.ranks import run_to_end
 from flowrl.training.learning import NothingLearned
 from flowrl.training.memory import OutOfMemory
-from flowrl.training.metric_means import NotFinite
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptData
 from flowrl.training.reward import TooManyMissingRewards

@@ -24,7 +24,7 @@ from flowrl.values.bounds import (
     Limit,
     Natural,
     NonNegative,
-    Rate,
+    Portion,
     Seed,
     Share,
     Shift,
@@ -179,14 +179,16 @@ _ITERATIONS = "an epoch is a run, and its length num_iterations"
 FOREIGN = {
     "torch.optim.optimizer.Optimizer": Foreign(
         hints={
-            "lr": Annotated[Rate, Told("a number above 0 and at most 1: at 0 nothing is trained")],
+            "lr": Annotated[
+                Portion, Told("a number above 0 and at most 1: at 0 nothing is trained")
+            ],
             "betas": Annotated[
                 Sequence[BelowOne],
                 MinLen(2),
                 MaxLen(2),
                 Told("a list of two numbers of at least 0 and below 1"),
             ],
-            "eps": Rate,
+            "eps": Portion,
             "weight_decay": NonNegative,
             "momentum": BelowOne,
             "amsgrad": bool,

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
+from flowrl.errors import NotFinite
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The dtypes that weights may have, by their names in a configuration."""
 
@@ -35,6 +37,25 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     if not floating or _has_finite_norm(list(floating.values())):
         return None
     return next(name for name, value in floating.items() if not _has_finite_norm([value]))
+
+
+def require_finite(weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise NotFinite, naming the first tensor that holds a NaN or an infinity.
+
+    `weights` are tensors by kind and name. The check must come before weights are evaluated, saved
+    or exported, in all processes alike.
+    """
+    named = {
+        f"{kind} {name}": value
+        for kind, tensors in weights.items()
+        for name, value in tensors.items()
+    }
+    if first := first_not_finite(named):
+        kind, _, name = first.partition(" ")
+        raise NotFinite(
+            f"the weight {name} ({kind}) holds NaN or infinity, so it is not evaluated, saved or "
+            "exported"
+        )
 
 
 @torch.no_grad()

@@ -6,9 +6,10 @@ from flowrl.algorithm import Algorithm
 from flowrl.errors import UserError
 from flowrl.losses.protocol import Loss
 from flowrl.objectives.forward import ForwardObjective
+from flowrl.objectives.protocol import Objective
 from flowrl.objectives.reverse import ReverseObjective
 
-OBJECTIVES: dict[str, type[ReverseObjective] | type[ForwardObjective]] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     "reverse": ReverseObjective,
     "forward": ForwardObjective,
 }

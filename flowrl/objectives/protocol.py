@@ -62,6 +62,8 @@ class Context:
 class Objective(Protocol):
     """One way to train on rollouts: over their stochastic steps, or over their samples noised."""
 
+    def __init__(self, context: Context) -> None: ...
+
     @staticmethod
     def check_method(algorithm: Algorithm) -> None:
         """Raise UserError where the parts of a method do not suit each other."""
@@ -72,6 +74,13 @@ class Objective(Protocol):
         algorithm: Algorithm, *, iteration: int, seed: int, prompt: int
     ) -> tuple[int, ...]:
         """Choose the stochastic steps of a method's rollouts, without a policy."""
+        ...
+
+    @staticmethod
+    def num_trained_of(algorithm: Algorithm, *, seed: int) -> int:
+        """Count the steps or sigmas that a method trains each sample on in the first iteration,
+        without a policy.
+        """
         ...
 
     def at_behaviour(self) -> AbstractContextManager[None]:

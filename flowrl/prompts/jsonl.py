@@ -17,6 +17,7 @@ from flowrl.prompts.lines import check_characters, checked_text, read_lines
 from flowrl.prompts.pictures import IMAGE, with_pictures
 from flowrl.types import Prompt
 from flowrl.values.bounds import Text
+from flowrl.values.texts import are_pairs, are_texts
 
 FAMILIES = ("family", "tag", "atom_count")
 """Keys of the task family: our own, GenEval's and GenEval2's."""
@@ -124,17 +125,9 @@ def _family_name(key: str, value: Any, place: str) -> str:
 def _check_questions(data: Mapping[str, Any], place: str) -> None:
     """Check what a judge is asked, which would otherwise fail in the middle of training."""
     questions = data.get("vqa_list", [])
-    if not isinstance(questions, list) or not all(map(_is_pair, questions)):
+    if not are_pairs(questions):
         raise UserError(f"{place}: 'vqa_list' must be a list of pairs of texts, [question, answer]")
-    if not _are_texts(data.get("skills", [])):
+    if not are_texts(data.get("skills", [])):
         raise UserError(
             f"{place}: 'skills' must be a list of texts, one for each question, or be left out"
         )
-
-
-def _is_pair(value: Any) -> bool:
-    return _are_texts(value) and len(value) == 2
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)

@@ -28,7 +28,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 """Hosts that no other machine reaches."""
 
 PROBE_SECONDS = 5.0
-"""Time for one answer to a question that takes no work."""
+"""Time for a whole answer to a question that takes no work."""
 
 
 class Unanswered(Exception):
@@ -120,32 +120,29 @@ class Client:
     def probe(self, url: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
         """Return status and content of one answer, without retries: GET, or POST of a `body`.
 
-        Raises Unavailable where there is none, or a status that may pass, and Unfit for a refused
-        token.
+        Raises Unavailable where there is none within `PROBE_SECONDS`, or a status that may pass,
+        and Unfit for a refused token and an answer of more than `max_answer` bytes.
         """
-        is_remote = not _is_local(url)
         try:
-            # `trust_env` takes a proxy from the environment.
-            with httpx.Client(
-                headers=self._headers(),
-                timeout=PROBE_SECONDS,
-                trust_env=is_remote,
-            ) as http:
-                if body is None:
-                    response = http.get(url)
-                else:
-                    response = http.post(url, content=json.dumps(body).encode())
-        except httpx.RequestError as error:
-            raise Unavailable(str(error) or type(error).__name__) from error
-        if response.status_code in (401, 403):
+            status, content = asyncio.run(self._probe(url, body))
+        except Unanswered as error:
+            raise Unfit(str(error), "client.max_answer") from error
+        if status in (401, 403):
             token = "no token was sent"
             if self.token_env is not None:
                 token = f"the token in {self.token_env} was refused"
-            raise Unfit(f"HTTP {response.status_code} from {url}: {token}", "client.token_env")
+            raise Unfit(f"HTTP {status} from {url}: {token}", "client.token_env")
         # A 500 is left to the caller: it comes from a program that is there.
-        if response.status_code in RETRIED - {500}:
-            raise Unavailable(f"HTTP {response.status_code}")
-        return response.status_code, response.content[: self.max_answer]
+        if status in RETRIED - {500}:
+            raise Unavailable(f"HTTP {status}")
+        return status, content
+
+    async def _probe(self, url: str, body: Mapping[str, Any] | None) -> tuple[int, bytes]:
+        method = "GET" if body is None else "POST"
+        content = None if body is None else json.dumps(body).encode()
+        async with self._http(url) as http:
+            response, answer = await self._receive(http, method, url, content, PROBE_SECONDS)
+        return response.status_code, answer
 
     def post_all(self, url: str, requests: Sequence[Mapping[str, Any]]) -> list[bytes | Unanswered]:
         """Return the body of the answer to each request, in their order, or why there is none."""
@@ -155,15 +152,19 @@ class Client:
         self, url: str, requests: Sequence[Mapping[str, Any]]
     ) -> list[bytes | Unanswered]:
         turns = asyncio.Semaphore(self.concurrency)
-        # httpx has a time-out for each read, none for a whole answer: `_try` bounds that.
-        async with httpx.AsyncClient(
-            headers=self._headers(),
-            timeout=None,
-            trust_env=not _is_local(url),
-        ) as http:
+        async with self._http(url) as http:
             until = asyncio.get_running_loop().time() + self.deadline
             answers = [self._post(http, turns, until, url, request) for request in requests]
             return await asyncio.gather(*answers)
+
+    def _http(self, url: str) -> httpx.AsyncClient:
+        # httpx has a time-out for each read, none for a whole answer: `_receive` bounds that.
+        # `trust_env` takes a proxy from the environment.
+        return httpx.AsyncClient(
+            headers=self._headers(),
+            timeout=None,
+            trust_env=not _is_local(url),
+        )
 
     def _headers(self) -> dict[str, str]:
         # Not compressed, so that `max_answer` bounds what an answer takes in memory.
@@ -216,24 +217,7 @@ class Client:
         """Ask once. Raises Unavailable where another try may help, and Unanswered where none
         can.
         """
-        try:
-            async with asyncio.timeout(self.timeout):
-                return await self._send(http, url, body)
-        except TimeoutError as error:
-            raise Unavailable(f"no answer within {self.timeout} s") from error
-        except httpx.RequestError as error:
-            raise Unavailable(str(error) or type(error).__name__) from error
-
-    async def _send(self, http: httpx.AsyncClient, url: str, body: bytes) -> bytes:
-        """Send a request and receive the answer piece by piece, up to `max_answer` bytes."""
-        answer = bytearray()
-        async with http.stream("POST", url, content=body) as response:
-            async for piece in response.aiter_bytes():
-                answer += piece
-                if len(answer) > self.max_answer:
-                    raise Unanswered(
-                        f"{url}: an answer of more than client.max_answer={self.max_answer} bytes"
-                    )
+        response, answer = await self._receive(http, "POST", url, body, self.timeout)
         if not response.is_success:
             # In one line: its beginning is part of a message.
             beginning = answer[:200].decode(errors="replace")
@@ -242,7 +226,34 @@ class Client:
             if response.status_code in RETRIED:
                 raise Unavailable(message, _seconds(response.headers.get("Retry-After")))
             raise Unanswered(f"{url}: {message}")
-        return bytes(answer)
+        return answer
+
+    async def _receive(
+        self, http: httpx.AsyncClient, method: str, url: str, body: bytes | None, seconds: float
+    ) -> tuple[httpx.Response, bytes]:
+        """Send a request and receive the answer piece by piece, up to `max_answer` bytes in
+        `seconds`, whatever its status.
+
+        Raises Unavailable where none comes in time, and Unanswered for a longer one.
+        """
+        answer = bytearray()
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                http.stream(method, url, content=body) as response,
+            ):
+                async for piece in response.aiter_bytes():
+                    answer += piece
+                    if len(answer) > self.max_answer:
+                        raise Unanswered(
+                            f"{url}: an answer of more than client.max_answer={self.max_answer} "
+                            "bytes"
+                        )
+        except TimeoutError as error:
+            raise Unavailable(f"no answer within {seconds} s") from error
+        except httpx.RequestError as error:
+            raise Unavailable(str(error) or type(error).__name__) from error
+        return response, bytes(answer)
 
     def _tries(self) -> int:
         """Return how often a request may be tried: not at all while the circuit is open."""

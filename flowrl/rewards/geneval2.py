@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal, TypeGuard
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from flowrl.rewards.outputs import REASON, finite_valid
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.check import checked
+from flowrl.values.texts import are_pairs
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 MEANS = ("geometric", "arithmetic")
@@ -100,22 +101,9 @@ def _pairs(prompt: Prompt) -> list[Pair]:
     anything else.
     """
     listed = prompt.metadata.get("vqa_list")
-    if not _is_list(listed):
-        return []
-    if not all(_is_pair(pair) for pair in listed):
+    if not are_pairs(listed):
         return []
     return [(question, answer) for question, answer in listed]
-
-
-def _is_pair(value: object) -> bool:
-    if not _is_list(value) or len(value) != 2:
-        return False
-    return all(isinstance(text, str) for text in value)
-
-
-def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    # To Python a text is a sequence too, of its letters.
-    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _chances(

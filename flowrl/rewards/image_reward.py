@@ -9,7 +9,7 @@ that instead.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Count, Dtype, Text
 from flowrl.values.check import checked
+from flowrl.values.named import below
 
 MEAN = 0.16717362830052426
 STD = 1.0333394966054072
@@ -83,9 +84,9 @@ class ImageReward(nn.Module):
         super().__init__()
         state = load_weights(weights, "weights")
         try:
-            self.vision = _vision_tower(_below(state, "blip.visual_encoder."))
-            self.text = _text_tower(_below(state, "blip.text_encoder."))
-            self.head = _head(_below(state, "mlp.layers."))
+            self.vision = _vision_tower(below(state, "blip.visual_encoder."))
+            self.text = _text_tower(below(state, "blip.text_encoder."))
+            self.head = _head(below(state, "mlp.layers."))
         except (KeyError, RuntimeError) as error:
             raise UserError(
                 f"reward.weights={weights}: not a checkpoint of ImageReward v1.0"
@@ -140,15 +141,6 @@ class ImageReward(nn.Module):
         for layer in self.head.values():
             hidden = layer(hidden)
         return (hidden[:, 0] - MEAN) / STD
-
-
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the weights whose names begin with a prefix, without it."""
-    below = {}
-    for name, value in state.items():
-        if name.startswith(prefix):
-            below[name.removeprefix(prefix)] = value
-    return below
 
 
 def _head(state: dict[str, Tensor]) -> nn.ModuleDict:

@@ -76,6 +76,8 @@ def save(
     # The old one of this iteration goes only once the new one stands.
     replaced = _set_for_deletion(target) if target.exists() else None
     partial.rename(target)
+    # What stands in its place is deleted only once a power cut could not take back the rename.
+    _wait_for_disk(folder)
     if replaced is not None:
         shutil.rmtree(replaced)
     # Older ones go last, so that there is never a moment without a whole checkpoint.
@@ -96,10 +98,19 @@ def _write(
     (folder / STATE).write_text(f"{text}\n")
     sums = [f"{file_digest(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     (folder / SUMS).write_text("".join(sums))
-    # Without this a power cut may keep the rename that follows, and lose what the files hold.
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    # Without this a power cut may keep the rename that follows, and lose the files or what they
+    # hold.
+    for path in (*folder.iterdir(), folder):
+        _wait_for_disk(path)
+
+
+def _wait_for_disk(path: Path) -> None:
+    """Wait until the disk has a file's content, or the names of what is in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _num_bytes(tensors: Mapping[str, Tensor]) -> int:

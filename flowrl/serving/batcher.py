@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ from flowrl.rewards.outputs import concatenate, reorder
 from flowrl.serving.counters import Counters
 from flowrl.serving.uploads import Busy
 from flowrl.types import Prompt, RewardOutput
+
+log = logging.getLogger(__name__)
 
 Score = Callable[[Tensor, Sequence[Prompt]], RewardOutput]
 """A function that scores images and never raises: failures are missing samples, as
@@ -120,6 +123,8 @@ class Batcher:
                     # Asked anew: clients may have left while other sizes were scored.
                     await self._answer(_awaited(jobs_of_size))
                 except Exception as error:  # a fault of ours must not end the loop
+                    # Here, since perhaps nobody waits any more to whom it could be raised.
+                    log.exception("scoring a batch failed")
                     for job in _awaited(jobs_of_size):
                         job.output.set_exception(error)
 

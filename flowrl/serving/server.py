@@ -17,7 +17,7 @@ from flowrl.serving.batcher import Batcher
 from flowrl.serving.connections import Connection
 from flowrl.serving.counters import Counters
 from flowrl.training.reward import RewardModule
-from flowrl.values.bounds import Count
+from flowrl.values.bounds import Bytes, Count, Seconds
 from flowrl.values.check import checked
 
 log = logging.getLogger(__name__)
@@ -32,13 +32,13 @@ def serve(
     device: str,
     limits: Limits,
     max_batch: Count,
-    max_batch_bytes: int,
-    max_wait: float,
-    max_waiting: int,
-    max_waiting_bytes: int,
+    max_batch_bytes: Bytes,
+    max_wait: Seconds,
+    max_waiting: Count,
+    max_waiting_bytes: Bytes,
     max_connections: Count,
     idle_seconds: Count,
-    shutdown_seconds: float,
+    shutdown_seconds: Count,
     token_env: str | None,
 ) -> None:
     """Serve `reward` at `host`:`port` until SIGINT or SIGTERM.
@@ -104,7 +104,7 @@ def serve(
         access_log=False,
         limit_concurrency=max_connections,
         timeout_keep_alive=idle_seconds,
-        timeout_graceful_shutdown=max(int(shutdown_seconds), 1),
+        timeout_graceful_shutdown=shutdown_seconds,
     )
     # Bound before it is announced, so that port 0 is known, and whoever reads the line can connect.
     listening = bind(host, port)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
@@ -16,6 +18,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from flowrl.errors import UserError
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 LOGIN = "run `hf auth login` with a token that may write, or set HF_TOKEN"
 
@@ -40,8 +44,8 @@ def upload(folder: Path, repository: str, *, is_private: bool, revision: str | N
     """Upload a folder's files in one commit, to a repository and a branch that are made where they
     are missing, and return the address.
 
-    Raises UserError, in one line, where the hub refuses or cannot be reached, and where a private
-    repository is asked for and a public one is there.
+    Raises UserError, in one line, where the hub refuses or cannot be reached, where a file of the
+    folder cannot be read, and where a private repository is asked for and a public one is there.
     """
     check_token()
     api = HfApi()
@@ -70,9 +74,9 @@ def _reason(error: BaseException) -> str:
     """Say what stands in the way, and the remedy."""
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing is uploaded; unset it"
-    refusal = _refusal(error)
+    refusal = _first(HfHubHTTPError, error)
     if refusal is None:
-        return f"{constants.ENDPOINT} cannot be reached ({_line(error)}); push again once it can"
+        return _reason_on_this_side(error)
     status = refusal.response.status_code
     if status == 401:
         return f"{constants.ENDPOINT} does not know the token (401): {LOGIN}"
@@ -86,15 +90,33 @@ def _reason(error: BaseException) -> str:
     return f"{constants.ENDPOINT} refused ({status}: {_line(refusal)}); push again later"
 
 
-def _refusal(error: BaseException | None) -> HfHubHTTPError | None:
-    """Return the answer of the hub that an error came from; None where there was no answer."""
+def _reason_on_this_side(error: BaseException) -> str:
+    """Say what stands in the way of an upload that the hub has not refused, and the remedy."""
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.filename is not None:
+            reason = cause.strerror or _line(cause)
+            return f"{cause.filename}: {reason}; make it readable and push again"
+    # The library's error for no connection, a time-out or an answer cut short is an HTTPError.
+    if _first(HTTPError, error) or _first(ConnectionError, error) or _first(TimeoutError, error):
+        return f"{constants.ENDPOINT} cannot be reached ({_line(error)}); push again once it can"
+    return f"the upload failed ({_line(error)}); push again once that is mended"
+
+
+def _first(kind: type[_Error], error: BaseException) -> _Error | None:
+    """Return the first error of a kind among an error and its causes; None without one."""
+    for cause in _chain(error):
+        if isinstance(cause, kind):
+            return cause
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Walk an error and what it came from."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
-        if isinstance(error, HfHubHTTPError):
-            return error
+        yield error
         seen.append(error)
         error = error.__cause__ or error.__context__
-    return None
 
 
 def _line(error: BaseException) -> str:

@@ -79,11 +79,16 @@ class BatchPlan:
         return self.num_samples // self.updates_per_iteration
 
     @property
+    def samples_per_process(self) -> int:
+        """The number of samples of one optimizer step that a process has."""
+        return self.samples_per_update // self.num_processes
+
+    @property
     def micro_batch(self) -> int:
         """The size of micro-batches: the largest divisor of a process's share of an update that
         stays within `max_micro_batch`.
         """
-        share = self.samples_per_update // self.num_processes
+        share = self.samples_per_process
         sizes = range(1, min(share, self.max_micro_batch) + 1)
         return max(size for size in sizes if share % size == 0)
 
@@ -91,7 +96,7 @@ class BatchPlan:
         """Return the micro-batches of process `rank`, for each optimizer step, as ranges of global
         sample numbers.
         """
-        share = self.samples_per_update // self.num_processes
+        share = self.samples_per_process
         size = self.micro_batch
         updates = []
         for update in range(self.updates_per_iteration):
@@ -100,8 +105,12 @@ class BatchPlan:
             updates.append([range(first, first + size) for first in starts])
         return updates
 
-    def describe(self, num_trained_steps: int) -> str:
-        """Return the plan in words, as it is printed before training."""
+    def describe(self, num_trained: int) -> str:
+        """Return the plan in words, as it is printed before training.
+
+        `num_trained` counts the steps or sigmas that each sample trains on.
+        """
+        trained = "trained step or sigma" if num_trained == 1 else "trained steps or sigmas"
         micro_batches = self.num_samples // self.num_processes // self.micro_batch
         rows = [
             (
@@ -116,7 +125,7 @@ class BatchPlan:
                 "optimizer steps",
                 f"{counted(self.inner_epochs, 'inner epoch')} x "
                 f"{counted(self.updates_per_iteration, 'update')} of {self.samples_per_update} "
-                f"x {counted(num_trained_steps, 'trained step')}",
+                f"x {num_trained} {trained}",
             ),
         ]
         if remedy := self._remedy():
@@ -127,7 +136,7 @@ class BatchPlan:
         """Say what to do where no other divisor than 1 stays within `max_micro_batch`; nothing
         where one does, or none is wanted.
         """
-        share = self.samples_per_update // self.num_processes
+        share = self.samples_per_process
         if self.micro_batch > 1 or min(share, self.max_micro_batch) < 2:
             return ""
         smallest = next(size for size in range(2, share + 1) if share % size == 0)

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from flowrl.models.weights import require_finite
 from flowrl.parallel.sharding import is_divided
 from flowrl.runs.files import grant_usual_mode
-from flowrl.training.metric_means import require_finite
 from flowrl.training.policy import Policy
 from flowrl.tuning.layer_names import NAMES
 from flowrl.tuning.metadata import stamp

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from flowrl.diagnostics import SQUARED
-from flowrl.models.weights import first_not_finite
 from flowrl.parallel.collectives import gather
 from flowrl.types import RewardOutput
 
@@ -19,29 +18,6 @@ Term = tuple[int, int]
 """The numbers of an update and of a trained step."""
 Key = tuple[str, Term | None]
 """A metric's name, and the term that its value belongs to, where these are kept apart."""
-
-
-class NotFinite(RuntimeError):
-    """A gradient, advantage or weight is infinite or NaN, and so would be all that follows."""
-
-
-def require_finite(weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Raise NotFinite, naming the first tensor that holds a NaN or an infinity.
-
-    `weights` are tensors by kind and name. The check must come before weights are evaluated, saved
-    or exported, in all processes alike.
-    """
-    named = {
-        f"{kind} {name}": value
-        for kind, tensors in weights.items()
-        for name, value in tensors.items()
-    }
-    if first := first_not_finite(named):
-        kind, _, name = first.partition(" ")
-        raise NotFinite(
-            f"the weight {name} ({kind}) holds NaN or infinity, so it is not evaluated, saved or "
-            "exported"
-        )
 
 
 class Clock:
@@ -65,7 +41,7 @@ class Clock:
         self.last = now
 
     def report(self, num_samples: int) -> dict[str, float]:
-        """All laps, and images per second since the start."""
+        """Return all laps, and the images per second since the start."""
         return self.laps | {
             "perf/images_per_second": num_samples / (time.perf_counter() - self.start)
         }

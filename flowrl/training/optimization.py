@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flowrl.errors import NotFinite
 from flowrl.models.experts import networks_of
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.parallel.sharding import is_divided
 from flowrl.parallel.strategies import averages_gradients, clip, synchronised
-from flowrl.training.metric_means import NotFinite, Record
+from flowrl.training.metric_means import Record
 
 if TYPE_CHECKING:
     from flowrl.training.policy import Policy

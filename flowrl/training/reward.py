@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from flowrl.advantages import weighted_sum
 from flowrl.errors import UserError
 from flowrl.parallel import background
 from flowrl.rewards.attempt import attempt
@@ -289,10 +288,11 @@ class RewardModule(LightningModule):
     def _missing(self, count: int, reason: str) -> RewardOutput:
         return missing(count, reason, getattr(self.reward, "weights", None))
 
-    def total(self, terms: Float[Tensor, "B R"], weights: Float[Tensor, "R"]) -> Float[Tensor, "B"]:
-        """Compute the weighted sum of an iteration's terms.
+    def check_applies(self, terms: Float[Tensor, "B R"]) -> None:
+        """Note whether any reward applied in an iteration, of which these are all terms.
 
-        Raises UserError where no reward applied to any prompt of `PATIENCE` iterations in a row.
+        Raises UserError where none applied to any prompt of `PATIENCE` iterations in a row, and so
+        must be called once in each.
         """
         self.num_idle = self.num_idle + 1 if terms.isnan().all() else 0
         if self.num_idle == PATIENCE:
@@ -302,7 +302,6 @@ class RewardModule(LightningModule):
                 "data whose prompts it can judge (reward=ocr needs text in quotes), or another "
                 "reward"
             )
-        return weighted_sum(terms, weights)
 
     def check(
         self,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError
+from flowrl.advantages import weighted_sum
+from flowrl.errors import NotFinite, UserError
 from flowrl.objectives.micro_batch import MicroBatch
-from flowrl.training.metric_means import NotFinite, Record, record_rewards
+from flowrl.training.metric_means import Record, record_rewards
 
 if TYPE_CHECKING:
     from flowrl.training.policy import Policy
@@ -33,7 +34,8 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     rows = gather_rows(policy, rows_here)
     reward.check(is_valid, terms, output.info)
     weights = torch.tensor(output.weights)
-    values = reward.total(terms, weights)
+    reward.check_applies(terms)
+    values = weighted_sum(terms, weights)
     groups = torch.tensor([policy.plan.member(row)[0] for row in rows.tolist()])
     advantages = policy.algorithm.advantage(terms, weights, groups, is_valid)
     if not advantages.values.isfinite().all():

@@ -4,7 +4,6 @@ written.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from flowrl.tuning import formats
 from flowrl.tuning.formats import LoRAFile
 from flowrl.tuning.targets import AUTO, targets_of
 from flowrl.tuning.weights import in_place_of_trained, load, refer_to
-from flowrl.tuning.writer import lora_config, plain_settings, write
+from flowrl.tuning.writer import lora_config, pattern_of, plain_settings, write
 from flowrl.values.bounds import Alpha, Expression, Rank, Text
 from flowrl.values.check import check_fields
 
@@ -230,8 +229,7 @@ class Adapter:
         config = _peft(self.transformer).peft_config[ADAPTER]
         # Layers that differ from the common alpha have a pattern of their whole name.
         alpha = {
-            name: float(config.alpha_pattern.get(f"^{re.escape(name)}", config.lora_alpha))
-            for name in a
+            name: float(config.alpha_pattern.get(pattern_of(name), config.lora_alpha)) for name in a
         }
         return LoRAFile(a, b, alpha)
 

@@ -45,8 +45,13 @@ def _pattern(values: Mapping[str, float], common: float) -> dict[str, Any]:
     layer's name.
     """
     others = {name: value for name, value in values.items() if value != common}
+    return {pattern_of(name): value for name, value in others.items()}
+
+
+def pattern_of(name: str) -> str:
+    """Return peft's pattern of one layer, by its whole name."""
     # peft matches a pattern with the end of a name, unless it is anchored at the beginning too.
-    return {f"^{re.escape(name)}": value for name, value in others.items()}
+    return f"^{re.escape(name)}"
 
 
 def _targets(lora_file: LoRAFile) -> list[str] | str:

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, Predicate
 
@@ -101,7 +101,7 @@ NonNegative = Annotated[float, Ge(0), Le(10**6)]
 Finite = Annotated[float, Predicate(math.isfinite)]
 Share = Annotated[float, Ge(0), Le(1)]
 Portion = Annotated[float, Gt(0), Le(1)]
-"""A share that is never nothing."""
+"""A share that is never nothing, or a rate or power that may be as small."""
 BelowOne = Annotated[float, Ge(0), Lt(1)]
 """A decay or a momentum, which at 1 would never move."""
 
@@ -113,12 +113,6 @@ Timeout = Annotated[float, Ge(1e-3), Le(10**6)]
 """Seconds for one answer of a service, a millisecond at least."""
 
 Minutes = Annotated[float, Gt(0), Le(10**6)]
-Rate = Annotated[
-    float,
-    Gt(0),
-    Le(1),
-    Told("a number above 0 and at most 1"),
-]
 
 # Bounds of losses and samplers, which are told with their reason.
 
@@ -192,18 +186,10 @@ Processes = Annotated[
         "batch.num_processes as well"
     ),
 ]
-Dtype = Annotated[
-    str,
-    Predicate(lambda word: word in ("float32", "bfloat16", "float16")),
-    Told("float32, bfloat16 or float16"),
-]
-Quantization = Annotated[
-    str,
-    Predicate(lambda word: word in ("nf4", "int8", "fp8")),
-    Told("nf4, int8 or fp8"),
-]
-Subset = Annotated[str, Predicate(lambda word: word in ("first", "even")), Told("first or even")]
-Split = Annotated[str, Predicate(lambda word: word in ("train", "test")), Told("train or test")]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["nf4", "int8", "fp8"]
+Subset = Literal["first", "even"]
+Split = Literal["train", "test"]
 Quality = Annotated[int, Ge(1), Le(100), Told("a whole number from 1 to 100")]
 Side = Annotated[int, Ge(32), Le(8192)]
 """Pixels to which an OCR enlarges an image's shorter side."""

@@ -13,9 +13,10 @@ from runs import awake, draw, make
 from flowrl.callbacks.checkpoint import Checkpoint
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.stop import Stop
+from flowrl.errors import NotFinite
 from flowrl.runs import checkpoint
 from flowrl.training.learning import NothingLearned
-from flowrl.training.metric_means import NotFinite, Record
+from flowrl.training.metric_means import Record
 from flowrl.training.scoring import assign_advantages
 from flowrl.types import RewardOutput
 

@@ -241,6 +241,22 @@ def test_a_plan_keeps_an_iterations_states_on_the_host(tiny_pipelines):
     assert plan.iteration(1, plan.conditioning(1)) == 8 * 1024 + 3 * 12 * 32 * 32 + prompt
 
 
+@pytest.mark.parametrize("rows", [3, 4, 12])
+def test_a_plan_of_many_rows_is_that_of_their_passes(rows, tiny_pipelines):
+    """Of 12 samples, 3 micro-batches of 3 wait and all 12 images with 4 rows or more.
+
+    Mutation: let the images that wait grow with the rows beyond all that there are.
+    """
+    own = FAMILIES["sd3"].overrides(tiny_pipelines["sd3"])
+    batch = ("batch.prompts_per_iteration=2", "batch.group_size=6")
+    plan = planned(*own, *batch, "batch.updates_per_iteration=1")
+    costs = plan.extrapolated(rows, plan.costs(1), plan.costs(2))
+    assert costs == plan.costs(rows)
+    prompts = 2 * 4 * ((80 + 77) * 32 + 32)
+    images = 12 * 32 * 32 * min(3 * rows, 12)
+    assert costs.iteration == 12 * 1024 + images + prompts
+
+
 def test_a_plan_counts_the_pixels_of_a_picture_that_is_no_square(call, tiny_pipelines):
     """Mutation: the square of one side."""
     own = FAMILIES["sd3"].overrides(tiny_pipelines["sd3"], (32, 48))

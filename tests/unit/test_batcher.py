@@ -1,6 +1,7 @@
 """Requests that wait together share the scorer's calls, up to bounds."""
 
 import asyncio
+import threading
 
 import pytest
 import torch
@@ -84,6 +85,36 @@ def test_a_bad_image_does_not_take_other_requests_along():
     outputs, _ = together(touchy, requests)
     assert [output.is_valid.item() for output in outputs] == [True, False, True]
     assert outputs[1].info[0]["missing"] == "RuntimeError: bad image"
+
+
+def test_a_fault_that_nobody_waits_for_is_logged(caplog):
+    """A scorer that raises is a fault of the server's. Its request leaves while it is scored.
+
+    Mutation: keep the error for those who still wait.
+    """
+    begun, release = threading.Event(), threading.Event()
+
+    def broken(images, prompts):
+        begun.set()
+        release.wait(5)
+        raise RuntimeError("a fault of ours")
+
+    async def leave_and_ask_again():
+        scoring = batcher(broken)
+        serving = asyncio.create_task(scoring.run())
+        left = asyncio.create_task(scoring.score(PIXELS[:1], PROMPTS[:1]))
+        await asyncio.to_thread(begun.wait, 5)
+        left.cancel()
+        release.set()
+        # Its turn comes once the other one's has ended.
+        with pytest.raises(RuntimeError, match="a fault of ours"):
+            await scoring.score(PIXELS[1:2], PROMPTS[1:2])
+        serving.cancel()
+
+    asyncio.run(leave_and_ask_again())
+    told = [record for record in caplog.records if record.message == "scoring a batch failed"]
+    assert len(told) == 2
+    assert str(told[0].exc_info[1]) == "a fault of ours"
 
 
 def test_a_full_server_says_so():

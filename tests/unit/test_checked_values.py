@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 
 from flowrl.errors import UserError
-from flowrl.values.bounds import Count, Share
+from flowrl.models.quantization import KINDS
+from flowrl.models.weights import DTYPES
+from flowrl.prompts.subsets import WAYS
+from flowrl.values.bounds import Count, Dtype, Quantization, Share, Subset
 from flowrl.values.check import check_fields, checked
 
 
@@ -66,3 +69,12 @@ def test_arguments_are_compared_with_their_hints():
     assert draw(3) == 3
     with pytest.raises(UserError, match=r"^count=-1 must be"):
         draw(-1)
+
+
+@pytest.mark.parametrize(
+    ("words", "table"),
+    [(Dtype, DTYPES), (Quantization, KINDS), (Subset, WAYS)],
+)
+def test_words_of_the_configuration_are_those_of_their_tables(words, table):
+    """Mutation: a word that no table knows, or a kind that no configuration may name."""
+    assert set(get_args(words)) == set(table)

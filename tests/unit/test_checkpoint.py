@@ -1,4 +1,5 @@
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -86,6 +87,48 @@ def test_of_two_leftovers_that_of_the_later_iteration_is_taken(tmp_path):
         path.rename(path.with_suffix(".partial"))
     path, _, _ = checkpoint.load_newest(tmp_path, STEMS)
     assert path.name == "1000000.partial"
+
+
+def test_the_disk_has_a_checkpoint_before_another_one_goes(tmp_path, monkeypatch):
+    """Files, the names of them, and after the rename the folder's; only then old ones are deleted.
+
+    Mutation: wait for the files alone, before the rename, or after the deletion.
+    """
+    save(tmp_path, 1, keep=1)
+    events, names = [], {}
+    original = {"open": os.open, "fsync": os.fsync, "rename": Path.rename, "rmtree": shutil.rmtree}
+
+    def open_and_note(path, *args, **options):
+        descriptor = original["open"](path, *args, **options)
+        names[descriptor] = Path(path).name
+        return descriptor
+
+    def note(event, name, result):
+        events.append((event, name))
+        return result
+
+    monkeypatch.setattr(os, "open", open_and_note)
+    monkeypatch.setattr(os, "fsync", lambda file: note("sync", names[file], None))
+    monkeypatch.setattr(
+        Path, "rename", lambda path, to: note("rename", path.name, original["rename"](path, to))
+    )
+    monkeypatch.setattr(
+        shutil,
+        "rmtree",
+        lambda path, *args, **options: note(
+            "remove", Path(path).name, original["rmtree"](path, *args, **options)
+        ),
+    )
+    save(tmp_path, 2, keep=1)
+    files = {"lora.safetensors", "ema.safetensors", "state.json", "SHA256SUMS"}
+    assert {name for _, name in events[:4]} == files
+    assert events[4:7] == [
+        ("sync", "000002.partial"),
+        ("rename", "000002.partial"),
+        ("sync", tmp_path.name),
+    ]
+    assert ("rename", "000001") in events[7:]
+    assert ("remove", "000001.deleted") in events[7:]
 
 
 def test_a_save_that_dies_is_never_picked_up(tmp_path):

@@ -132,6 +132,43 @@ def test_no_network_no_token_and_offline_are_told(folder, monkeypatch):
         push(folder)
 
 
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [("/api/models/me/lora/preupload", "README.md"), ("/me/lora.git", "weights.safetensors")],
+)
+def test_a_file_that_cannot_be_read_is_named(asked, name, hub, folder):
+    """Whether it is uploaded with the commit or before it; here it is gone once it was listed.
+
+    Mutation: say of every error of this machine's that the hub cannot be reached.
+    """
+    refused = hub.refused
+
+    def lose_file(handler):
+        if handler.path.startswith(asked):
+            (folder / name).unlink(missing_ok=True)
+        return refused(handler)
+
+    hub.refused = lose_file
+    with pytest.raises(UserError) as told:
+        push(folder)
+    reason = "No such file or directory; make it readable and push again"
+    assert str(told.value) == f"me/lora: {folder / name}: {reason}"
+    assert hub.files == {}
+
+
+def test_other_failures_are_told_as_they_are(hub, folder, monkeypatch):
+    """Such as the transfer library's own. Mutation: say that the hub cannot be reached."""
+
+    def fail(*_, **__):
+        raise RuntimeError("the transfer\nbroke")
+
+    monkeypatch.setattr(uploads.HfApi, "upload_folder", fail)
+    with pytest.raises(
+        UserError, match=r"^me/lora: the upload failed \(the transfer broke\); push"
+    ):
+        push(folder)
+
+
 @pytest.mark.parametrize("name", ["lora", "me/lora/2", "me/my lora", "", "me/", "/lora", "me/-x-"])
 def test_a_name_of_the_hub_is_asked_for(name):
     """Before anything is written. Mutation: take what the library would make of it."""

@@ -10,7 +10,8 @@ import pytest
 import torch
 from servers import answering, brightness, client, cut, read, remote, reply, scorer
 
-from flowrl.rewards.client import Unanswered, _seconds, check_url
+from flowrl.rewards import client as requests
+from flowrl.rewards.client import Unanswered, Unavailable, Unfit, _seconds, check_url
 from flowrl.types import Prompt
 
 IMAGES = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 4, 4)
@@ -50,6 +51,44 @@ FAULTS = {
     "dripping": (drip, "no answer within 0.3 s"),
     "flood": (lambda h, b: reply(h, b" " * 5000), "max_answer=3000"),
 }
+
+
+def test_a_question_has_one_time_limit_for_its_whole_answer(monkeypatch):
+    """Mutation: a limit for each read, which bytes that drip never reach."""
+    monkeypatch.setattr(requests, "PROBE_SECONDS", 0.3)
+    start = time.monotonic()
+    with answering(drip, get=lambda handler: drip(handler, b"")) as url:
+        for body in (None, {}):
+            with pytest.raises(Unavailable, match=r"^no answer within 0\.3 s$"):
+                client().probe(url, body)
+    assert time.monotonic() - start < 1.2
+
+
+def test_an_answer_without_an_end_is_left_once_it_is_too_long():
+    """Mutation: read all of it and cut it then, for which memory has no bound."""
+    num_sent = 0
+
+    def flood(handler):
+        nonlocal num_sent
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(1 << 30))
+        handler.end_headers()
+        for _ in range(1 << 14):
+            handler.wfile.write(b" " * (1 << 16))
+            num_sent += 1 << 16
+
+    words = r"an answer of more than client\.max_answer=3000 bytes"
+    with answering(hang, get=flood) as url, pytest.raises(Unfit, match=words) as refused:
+        client(max_answer=3000).probe(url)
+    assert refused.value.setting == "client.max_answer"
+    # What the system's buffers take, and not the gibibyte.
+    assert num_sent < 1 << 26
+
+
+def test_an_answer_of_the_longest_length_is_taken():
+    """Mutation: a byte less."""
+    with answering(hang, get=lambda handler: reply(handler, b" " * 3000)) as url:
+        assert client(max_answer=3000).probe(url) == (200, b" " * 3000)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -320,13 +320,12 @@ def test_nothing_to_judge_is_told_from_nothing_known():
 
 
 def test_a_reward_that_never_applies_stops_the_run():
-    """One empty iteration may come by chance. Mutation: train on nothing, in silence, or stop at
-    the first.
+    """One empty iteration may come by chance. Mutation: train on nothing, in silence, stop at the
+    first, or count empty iterations that one with a reward lies between.
     """
-    module, one = RewardModule(reward=Fixed(None), max_missing=0.0), torch.ones(1)
-    assert module.total(torch.tensor([[math.nan], [2.0]]), one)[1] == 2
+    module = RewardModule(reward=Fixed(None), max_missing=0.0)
     nothing = torch.full((2, 1), math.nan)
-    for _ in range(4):
-        assert module.total(nothing, one).isnan().all()
+    for terms in (nothing, torch.tensor([[math.nan], [2.0]]), *[nothing] * 4):
+        module.check_applies(terms)
     with pytest.raises(ValueError, match="applied to no prompt of 5"):
-        module.total(nothing, one)
+        module.check_applies(nothing)

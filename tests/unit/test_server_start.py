@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import uvicorn
 from servers import brightness
 from serving_app import LIMITS
 
@@ -42,10 +43,18 @@ def test_a_limit_on_one_is_at_most_that_on_all(lower, upper):
             r"limits\.max_decoded_bytes=100000 must be at most max_waiting_bytes=99999",
         ),
         ({"idle_seconds": 0}, "idle_seconds=0 must be a whole number of at least 1"),
+        ({"shutdown_seconds": 2.9}, r"shutdown_seconds=2\.9 must be a whole number of at least 1"),
+        ({"shutdown_seconds": 0}, "shutdown_seconds=0 must be a whole number of at least 1"),
+        ({"max_wait": -0.1}, r"max_wait=-0\.1 must be a number of at least 0"),
+        ({"max_batch_bytes": 0}, "max_batch_bytes=0 must be a whole number of at least 1"),
+        ({"max_waiting": 2.5}, r"max_waiting=2\.5 must be a whole number of at least 1"),
+        ({"max_waiting_bytes": 2**41}, f"max_waiting_bytes={2**41} must be .* at most {2**40}"),
     ],
 )
-def test_a_server_does_not_start_with_limits_that_contradict_each_other(change, words):
+def test_a_server_does_not_start_with_limits_that_contradict_each_other(change, words, monkeypatch):
     """Each request would be refused for ever. Mutation: drop a check."""
+    # One that starts all the same ends at once.
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
     settings = {
         "host": "127.0.0.1",
         "port": 0,
@@ -75,7 +84,7 @@ SERVER = {
     "max_waiting_bytes": 10**12,
     "max_connections": 1,
     "idle_seconds": 1,
-    "shutdown_seconds": 1.0,
+    "shutdown_seconds": 1,
     "token_env": None,
 }
 

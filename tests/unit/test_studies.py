@@ -14,13 +14,13 @@ import yaml
 from study_by_hand import KL, REWARD, SWEEP, finish, run_stage, write_run
 
 from flowrl.cli import study as script
+from flowrl.errors import NotFinite
 from flowrl.studies.choice import choose
 from flowrl.studies.document import pieces
 from flowrl.studies.place import Place
 from flowrl.studies.plan import Planned, merge, read
 from flowrl.studies.record import DIVERGED, from_folder, load, thinned
 from flowrl.sweep.pool import Pool
-from flowrl.training.metric_means import NotFinite
 
 
 def test_of_overrides_with_one_key_the_last_stays():

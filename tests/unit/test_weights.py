@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from flowrl.models.weights import first_not_finite
-from flowrl.training.metric_means import NotFinite, require_finite
+from flowrl.errors import NotFinite
+from flowrl.models.weights import first_not_finite, require_finite
 
 BAD = [torch.nan, torch.inf, -torch.inf]
 
