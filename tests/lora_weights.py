@@ -5,7 +5,7 @@ from diffusers import FluxTransformer2DModel
 from tiny import FAMILIES
 
 from flowrl.runs import checkpoint
-from flowrl.tuning.formats import LoRAFile
+from flowrl.tuning.lora_file import LoRAFile
 
 FORMATS = ("diffusers", "peft", "comfy")
 LAYERS = ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.attn.to_v")

@@ -42,7 +42,7 @@ from flowrl.models.text import device
 from flowrl.prompts.files import file_prompts
 from flowrl.prompts.lines import checked_text
 from flowrl.tuning import formats, full, lora
-from flowrl.tuning.formats import LoRAFile
+from flowrl.tuning.lora_file import LoRAFile
 from flowrl.tuning.protocol import Tuning
 from flowrl.types import Prompt
 from flowrl.values.plural import counted

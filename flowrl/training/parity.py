@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,16 @@ from flowrl.images.pictures import read_upright
 from flowrl.models.derived.adapter import Derived
 from flowrl.models.derived.leaving import Refused, failing, refusing
 from flowrl.models.derived.networks import steps_by_network
-from flowrl.models.derived.stock import Sampling
 from flowrl.models.experts import networks_of
 from flowrl.parallel.sharding import is_divided
-from flowrl.rollout import rollout
-from flowrl.samplers.ode import ODE
-from flowrl.schedule import Interval
+from flowrl.training.parity_errors import (
+    last_state,
+    memory_error,
+    replay_error,
+    rows_error,
+    share,
+    velocity_errors,
+)
 from flowrl.training.policy import Policy
 from flowrl.types import Conditioning, Prompt
 
@@ -192,28 +195,28 @@ def _check_scale(
     sigmas = model.grid(num_steps)
     x = stock.steps[len(stock.steps) // 2].before.float()
     sigma = sigmas[len(stock.steps) // 2]
-    replay = _replay_error(model, first, scale, x, sigma)
+    replay = replay_error(model, first, scale, x, sigma)
     # First, since the stock pipeline differs from a guidance with memory at every state but one.
     again = "velocity of the same state after another one, which its guidance remembers,"
     _require(model, again, replay, 0.0, scale, "the first time")
-    velocities = _velocity_errors(model, first, scale, stock, sigmas)
+    velocities = velocity_errors(model, first, scale, stock, sigmas)
     velocity_bound = VELOCITY_BOUNDS[model.dtype]
     velocity = max(velocities)
     if velocities[0] <= velocity_bound < velocity:
-        memory = _memory_error(model, first, scale, stock, seed)
+        memory = memory_error(model, first, scale, stock, seed)
         what = "stock pipeline's velocity of a state that other steps led to, which its guidance "
         what += "remembers,"
         _require(model, what, memory, velocity_bound, scale, "its own")
     what = "velocity at the stock pipeline's own states"
     _require(model, what, velocity, velocity_bound, scale)
-    x0 = _rollout(model, first, scale, stock, sigmas)
+    x0 = last_state(model, first, scale, stock, sigmas)
     last = stock.steps[-1].after.float()
-    rollout = _share(x0, last)
+    rollout = share(x0, last)
     _require(model, "last state of a noise-free rollout", rollout, bound, scale)
     images = model.decode(last)
     image = float((images - stock.images.view_as(images)).abs().max())
     _require(model, "decoded image of the same state", image, bound, scale)
-    rows = _rows_error(model, conditioning, scale, x, sigma)
+    rows = rows_error(model, conditioning, scale, x, sigma)
     rows_bound = ROWS_BOUNDS[model.dtype]
     _require(model, "velocity of a sample beside others", rows, rows_bound, scale, "one alone")
 
@@ -265,84 +268,6 @@ def _require(
         )
 
 
-def _share(value: Tensor, other: Tensor) -> float:
-    """Return the largest difference as a share of the other's largest number."""
-    difference = (value - other.float()).abs().max()
-    return float(difference / other.float().abs().max())
-
-
-@torch.no_grad()
-def _velocity_errors(
-    model: Derived, row: Conditioning, scale: float, stock: Sampling, sigmas: Sequence[float]
-) -> list[float]:
-    """Compare the velocity with the stock prediction at each of its states, in their own dtype, to
-    which pipelines round the timestep.
-    """
-    errors = []
-    for step, sigma in zip(stock.steps, sigmas, strict=False):
-        velocity = model.velocity(step.before, sigma, row, scale)
-        errors.append(_share(velocity, -step.output if model.is_mirrored else step.output))
-    return errors
-
-
-def _memory_error(
-    model: Derived, row: Conditioning, scale: float, stock: Sampling, seed: int
-) -> float:
-    """Compare the stock prediction at the last step's state with the one at the same state of a
-    sampling that began from other noise: they differ where a guidance remembers earlier steps.
-    """
-    meeting = stock.steps[-1].before
-    other = model.sample_stock(row, scale, len(stock.steps), seed + 1, last=meeting)
-    return _share(other.steps[-1].output.float(), stock.steps[-1].output)
-
-
-@torch.no_grad()
-def _rollout(
-    model: Derived, row: Conditioning, scale: float, stock: Sampling, sigmas: Sequence[float]
-) -> Tensor:
-    """Return the last state of the ODE from the stock sampling's noise, as evaluations sample."""
-    trajectory = rollout(
-        lambda x, sigma, is_shared: model.velocity(x, sigma, row, scale),
-        stock.steps[0].before.float(),
-        [Interval(sigma, sigma_next, sigmas[1]) for sigma, sigma_next in pairwise(sigmas)],
-        sampler=ODE(),
-        stochastic=(),
-        noise=_no_noise,
-        shares_start=False,
-    )
-    return trajectory.x0
-
-
-def _no_noise(step_number: int) -> Tensor:
-    raise AssertionError(f"step {step_number} of an ODE asked for noise")
-
-
-@torch.no_grad()
-def _rows_error(
-    model: Derived, conditioning: Conditioning, scale: float, x: Tensor, sigma: float
-) -> float:
-    """Compare rows of two prompts, in one batch, with each alone."""
-    numbers = torch.tensor([0, 1, 0], device=conditioning.device)
-    states = torch.cat([x, 0.5 * x, -x])
-    together = model.velocity(states, sigma, conditioning[numbers], scale)
-    alone = [
-        model.velocity(states[i : i + 1], sigma, conditioning[numbers[i : i + 1]], scale)
-        for i in range(len(numbers))
-    ]
-    return _share(together, torch.cat(alone))
-
-
-@torch.no_grad()
-def _replay_error(
-    model: Derived, row: Conditioning, scale: float, x: Tensor, sigma: float
-) -> float:
-    """Evaluate a state, another one, and the first again: a guidance with memory differs."""
-    before = model.velocity(x, sigma, row, scale)
-    model.velocity(-x, sigma, row, scale)
-    after = model.velocity(x, sigma, row, scale)
-    return _share(after, before)
-
-
 def _check_recomputation(
     model: Derived, row: Conditioning, scale: float, x: Tensor, sigma: float
 ) -> None:
@@ -367,7 +292,7 @@ def _check_recomputation(
             recomputed = model.velocity(state, sigma, row, scale).detach()
     except Refused as error:
         raise ParityError(f"{key}: with it, {error}; set it to false") from error
-    difference = _share(recomputed, plain)
+    difference = share(recomputed, plain)
     if not difference <= VELOCITY_BOUNDS[model.dtype]:
         raise ParityError(
             f"{key}: with it, the velocity differs by {difference:.2g} from the one of rollouts; "

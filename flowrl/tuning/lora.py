@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flowrl.errors import UserError
 from flowrl.models.experts import networks_of
 from flowrl.tuning import formats
-from flowrl.tuning.formats import LoRAFile
+from flowrl.tuning.lora_file import LoRAFile
 from flowrl.tuning.targets import AUTO, targets_of
 from flowrl.tuning.weights import in_place_of_trained, load, refer_to
 from flowrl.tuning.writer import lora_config, pattern_of, plain_settings, write

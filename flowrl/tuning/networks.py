@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from flowrl.models.experts import FIRST, NETWORK
-
-if TYPE_CHECKING:
-    from flowrl.tuning.formats import LoRAFile
+from flowrl.tuning.lora_file import LoRAFile
 
 
 def network_of(layer: str) -> str | None:

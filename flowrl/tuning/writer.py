@@ -17,8 +17,8 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.experts import FIRST
-from flowrl.tuning.formats import LoRAFile
 from flowrl.tuning.layer_names import METADATA, NAMES, PREFIXES, Format
+from flowrl.tuning.lora_file import LoRAFile
 from flowrl.tuning.metadata import modelspec, stamp
 from flowrl.tuning.networks import companion_of, split
 

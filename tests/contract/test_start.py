@@ -23,7 +23,8 @@ from flowrl.launch.lora_keys import take_from_file
 from flowrl.launch.start import keep_copy, refuse_other_start, with_copy
 from flowrl.models import loading
 from flowrl.models.sd3 import SD3
-from flowrl.tuning.formats import LoRAFile, read
+from flowrl.tuning.formats import read
+from flowrl.tuning.lora_file import LoRAFile
 from flowrl.tuning.writer import write
 
 FROM_FILE = ("lora.rank=null", "lora.alpha=null", "lora.targets=null")

@@ -15,7 +15,8 @@ from flowrl.cli import plan as plan_memory
 from flowrl.launch.compose import register_resolvers
 from flowrl.models import meta_memory
 from flowrl.runs import checkpoint
-from flowrl.tuning.formats import LoRAFile, read
+from flowrl.tuning.formats import read
+from flowrl.tuning.lora_file import LoRAFile
 from flowrl.tuning.weights import swapped
 from flowrl.tuning.writer import write
 

@@ -13,7 +13,7 @@ from flowrl.errors import UserError
 from flowrl.runs import checkpoint
 from flowrl.runs.disk import DiskFull
 from flowrl.runs.files import grant_usual_mode
-from flowrl.tuning.formats import LoRAFile
+from flowrl.tuning.lora_file import LoRAFile
 from flowrl.tuning.writer import write
 
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES
 
 from flowrl.errors import UserError
-from flowrl.tuning.formats import LoRAFile, read
+from flowrl.tuning.formats import read
 from flowrl.tuning.lora import attach_file
+from flowrl.tuning.lora_file import LoRAFile
 from flowrl.tuning.writer import lora_config, write
 
 

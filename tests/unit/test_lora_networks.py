@@ -9,7 +9,8 @@ from flowrl.errors import UserError
 from flowrl.models.experts import Experts
 from flowrl.runs import checkpoint
 from flowrl.sharing.loading_code import loading_code
-from flowrl.tuning.formats import LoRAFile, check, files_of, read
+from flowrl.tuning.formats import check, files_of, read
+from flowrl.tuning.lora_file import LoRAFile
 from flowrl.tuning.networks import companion_of, companions_of, network_of
 from flowrl.tuning.writer import write
 
