@@ -8,12 +8,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from beartype import BeartypeConf, beartype
+from beartype import BeartypeConf, BeartypeDecorPlace, beartype
 from beartype.roar import BeartypeDecorHintPep3119Exception
 
 _strict = beartype(conf=BeartypeConf(is_pep484_tower=True))
-PLAIN = BeartypeConf(is_pep484_tower=True, claw_is_pep526=False)
-"""How packages are checked that name no shapes: the arguments and results of their functions."""
+PLAIN = BeartypeConf(
+    is_pep484_tower=True,
+    claw_is_pep526=False,
+    claw_decor_place_func=BeartypeDecorPlace.FIRST,
+)
+"""How packages are checked that name no shapes: the arguments and results of their functions, below
+other decorators, so that what `flowrl.values.check.checked` refuses is told as users are told.
+"""
 
 
 def packages(folder: Path) -> tuple[list[str], list[str]]:

@@ -24,7 +24,7 @@ from flowrl.values.bounds import (
     Limit,
     Natural,
     NonNegative,
-    Portion,
+    Rate,
     Seed,
     Share,
     Shift,
@@ -179,16 +179,14 @@ _ITERATIONS = "an epoch is a run, and its length num_iterations"
 FOREIGN = {
     "torch.optim.optimizer.Optimizer": Foreign(
         hints={
-            "lr": Annotated[
-                Portion, Told("a number above 0 and at most 1: at 0 nothing is trained")
-            ],
+            "lr": Annotated[Rate, Told("a number above 0 and at most 1: at 0 nothing is trained")],
             "betas": Annotated[
                 Sequence[BelowOne],
                 MinLen(2),
                 MaxLen(2),
                 Told("a list of two numbers of at least 0 and below 1"),
             ],
-            "eps": Portion,
+            "eps": Rate,
             "weight_decay": NonNegative,
             "momentum": BelowOne,
             "amsgrad": bool,

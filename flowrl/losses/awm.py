@@ -13,7 +13,7 @@ from flowrl.losses.clip import clipped_surrogate
 from flowrl.losses.protocol import ForwardLoss
 from flowrl.losses.used import keep_used
 from flowrl.types import ForwardInputs, LossOutput
-from flowrl.values.bounds import ClipHigh, ClipLow, Limit, Portion
+from flowrl.values.bounds import ClipHigh, ClipLow, Limit, Rate
 
 ERROR_OFFSET = 1e-10
 """Added to an error below the generalised Huber root, whose slope at 0 is infinite."""
@@ -37,7 +37,7 @@ class AWM(ForwardLoss):
     name: ClassVar[str] = "awm"
 
     weighting: Literal["uniform", "sigma", "sigma_squared", "generalised_huber"]
-    huber_power: Portion
+    huber_power: Rate
     clip_low: ClipLow
     clip_high: ClipHigh
     advantage_clip: Limit

@@ -101,7 +101,9 @@ NonNegative = Annotated[float, Ge(0), Le(10**6)]
 Finite = Annotated[float, Predicate(math.isfinite)]
 Share = Annotated[float, Ge(0), Le(1)]
 Portion = Annotated[float, Gt(0), Le(1)]
-"""A share that is never nothing, or a rate or power that may be as small."""
+"""A share that is never nothing."""
+Rate = Portion
+"""The word for the same bounds where a number is no share: a threshold, a rate or a power."""
 BelowOne = Annotated[float, Ge(0), Lt(1)]
 """A decay or a momentum, which at 1 would never move."""
 
