@@ -197,9 +197,9 @@ class LossInputs:
     the step. `log_ratio` and `kl` follow the configured reduction and carry a gradient, `tv` is
     that of the full Gaussian, `velocity_change` is mean (v - old_v)^2, both without one. `std` and
     `dt` are those of the step; `form` and `reduction` say how log-probabilities were taken (see
-    `flowrl.gaussian.Likelihood`), over D = `dimensions`. `kl_floor` is the part of the KL,
-    in its own units, that a mask does not count, since rounding alone gives it at this step; 0
-    unless `trust.above_floor`.
+    `flowrl.gaussian.Likelihood`), over D = `dimensions`. `kl_floor` is the part of the KL, in its
+    own units, that a mask does not count, since rounding alone gives it at this step; 0 unless
+    `trust.above_floor`.
     """
 
     log_ratio: Float[Tensor, "B"]

@@ -28,7 +28,8 @@ class DPPO(ReverseLoss):
     """Mean over samples of -A r where kept and 0 where dropped; dropped terms count in the mean.
 
     Dropped if D >= delta and (A > 0 and r > 1, or A < 0 and r < 1): the step is already too far and
-    the update moves it further. Corrective updates always keep their gradient, and r is never
+    the update moves it further. A KL is compared with delta plus the step's floor where
+    `trust.above_floor` is set. Corrective updates always keep their gradient, and r is never
     clipped; A is, to +-advantage_clip.
 
     Paper: Flow-DPPO (Ping et al. 2026, arXiv 2606.11025), its mask M. D is KL(old || current) under

@@ -10,9 +10,10 @@ import logging
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -29,6 +30,9 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 
 PROBE_SECONDS = 5.0
 """Time for a whole answer to a question that takes no work."""
+
+
+_Result = TypeVar("_Result")
 
 
 class Unanswered(Exception):
@@ -124,7 +128,7 @@ class Client:
         and Unfit for a refused token and an answer of more than `max_answer` bytes.
         """
         try:
-            status, content = asyncio.run(self._probe(url, body))
+            status, content = _run(self._probe(url, body))
         except Unanswered as error:
             raise Unfit(str(error), "client.max_answer") from error
         if status in (401, 403):
@@ -146,7 +150,7 @@ class Client:
 
     def post_all(self, url: str, requests: Sequence[Mapping[str, Any]]) -> list[bytes | Unanswered]:
         """Return the body of the answer to each request, in their order, or why there is none."""
-        return asyncio.run(self._post_all(url, requests))
+        return _run(self._post_all(url, requests))
 
     async def _post_all(
         self, url: str, requests: Sequence[Mapping[str, Any]]
@@ -270,6 +274,18 @@ class Client:
         """Draw the seconds to wait after a failed try."""
         longest = min(self.backoff * 2 ** (attempt - 1), self.max_backoff)
         return longest * self.jitter.uniform(0.5, 1.0)
+
+
+def _run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a coroutine to its end; where a loop runs already, as in a notebook, in a thread of its
+    own.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def _seconds(retry_after: str | None) -> float:

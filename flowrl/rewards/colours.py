@@ -57,11 +57,11 @@ class Colours(CLIP):
         return [COLOURS[number] for number in cosines.argmax(-1).tolist()]
 
     @cached_property
-    def _known(self) -> dict[str, Float[Tensor, "C D"]]:
+    def _known(self) -> dict[str, Float[Tensor, "colours D"]]:
         """The unit vectors of all colours by class, at most as many as the detector has classes."""
         return {}
 
-    def _features_of_colours(self, names: Sequence[str]) -> Float[Tensor, "B C D"]:
+    def _features_of_colours(self, names: Sequence[str]) -> Float[Tensor, "classes colours D"]:
         """Return the unit vectors of all colours for each class."""
         features = []
         for name in names:
@@ -72,7 +72,7 @@ class Colours(CLIP):
             features.append(self._known[name].to(self.model.device))
         return torch.stack(features)
 
-    def _encode_class(self, name: str) -> Float[Tensor, "C D"]:
+    def _encode_class(self, name: str) -> Float[Tensor, "colours D"]:
         """Return the unit vectors of all colours of a class."""
         texts = []
         for colour in COLOURS:

@@ -4,6 +4,7 @@ written whole or not at all.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
@@ -37,6 +38,9 @@ _LEFTOVERS = (".partial", ".deleted")
 """The endings of what a kill leaves behind: a checkpoint half-written or just written, and one
 half-deleted or about to be.
 """
+
+_NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""What a file system answers that cannot wait for a folder."""
 
 _Read = TypeVar("_Read")
 
@@ -105,10 +109,16 @@ def _write(
 
 
 def _wait_for_disk(path: Path) -> None:
-    """Wait until the disk has a file's content, or the names of what is in a folder."""
+    """Wait until the disk has a file's content, or the names of what is in a folder, where the
+    file system can wait for a folder.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems promise nothing of a folder, and say so.
+        if not (path.is_dir() and error.errno in _NO_SYNC_OF_FOLDERS):
+            raise
     finally:
         os.close(descriptor)
 

@@ -45,8 +45,8 @@ class Floor:
         self.values: dict[int, float] | None = None
 
     def take(self, policy: Policy, batch: PromptBatch, record: Record) -> None:
-        """Measure the floor before a run's first update, record it, and warn where it is
-        more than `WARNED_SHARE` of the mask's threshold.
+        """Measure the floor before a run's first update, record it, and warn where it is more
+        than `WARNED_SHARE` of the mask's threshold.
 
         A resumed run has the floor that its checkpoint brought, and measures nothing.
         """

@@ -85,7 +85,9 @@ def leaves_weights_out(policy: Policy) -> bool:
     for each weight's in that term's backward pass.
 
     With several networks the answer is the same for any number of processes, so that the numbers
-    are: an optimizer passes over a weight without a gradient, but not over one of zeros.
+    are: an optimizer passes over a weight without a gradient, but not over one of zeros. With a
+    single one, weights that no term reaches decay where processes average, and stay in one process;
+    the network's outputs do not depend on them.
     """
     return averages_gradients(policy) or len(networks_of(policy.transformer)) > 1
 

@@ -5,6 +5,7 @@ not trained get no gradient.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from flowrl.training.parity_errors import (
 )
 from flowrl.training.policy import Policy
 from flowrl.types import Conditioning, Prompt
+
+log = logging.getLogger(__name__)
 
 VELOCITY_BOUNDS = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.004}
 """What a velocity at a state of the stock sampling's may differ by, as a share of the largest
@@ -90,7 +93,7 @@ class Parity:
             gradients = (
                 f"; {self.has_gradient} of {self.num_trained} trained weights have a gradient"
             )
-        asked = [f"; {name} at {_range(steps)}" for name, steps in self.steps.items()]
+        asked = [f"; {name} at {_in_words(steps)}" for name, steps in self.steps.items()]
         return (
             f"guidance {self.guidance_scale:g}, {self.num_steps} steps: differences of velocity "
             f"{self.velocity:.1e}, rollout {self.rollout:.1e}, image {self.image:.1e}, rows "
@@ -98,10 +101,13 @@ class Parity:
         )
 
 
-def _range(steps: Sequence[int]) -> str:
-    """Return the numbers of consecutive steps in words."""
-    ends = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
-    return f"step{'s' * (len(steps) > 1)} {ends}"
+def _in_words(steps: Sequence[int]) -> str:
+    """Return the numbers of steps, in rising order, in words."""
+    if len(steps) == 1:
+        return f"step {steps[0]}"
+    if list(steps) == list(range(steps[0], steps[-1] + 1)):
+        return f"steps {steps[0]} to {steps[-1]}"
+    return f"steps {', '.join(map(str, steps))}"
 
 
 def scales_of(method: Algorithm, evaluation_scale: float) -> list[float]:
@@ -124,7 +130,7 @@ def check_policy(
     assert isinstance(model, Derived)
     different = list({prompt.key: prompt for prompt in prompts}.values())
     rows = policy.embed([different[0], different[min(1, len(different) - 1)]])
-    return check(
+    parities = check(
         model,
         rows,
         policy.tuning.parameters(),
@@ -133,6 +139,23 @@ def check_policy(
         seed=policy.seed,
         picture=picture_of(different[0]),
     )
+    for name in untrained_networks(parities[0].steps, policy.objective.replayed_steps()):
+        log.warning(
+            "%s is asked at %s, none of which is trained on: it stays as it is; choose other "
+            "steps, trained or rollout.num_steps",
+            name,
+            _in_words(parities[0].steps[name]),
+        )
+    return parities
+
+
+def untrained_networks(steps: Mapping[str, Sequence[int]], replayed: Sequence[int]) -> list[str]:
+    """Name the networks of several that are asked at none of the steps which updates replay; none
+    where updates replay no step, but noise samples anew at all sigmas.
+    """
+    if not replayed:
+        return []
+    return [name for name, numbers in steps.items() if not set(numbers) & set(replayed)]
 
 
 def picture_of(prompt: Prompt) -> Image.Image | None:
@@ -228,14 +251,15 @@ def _check_scale(
     has_gradient = None
     # Weights that are divided over processes are gathered pass by pass, and not by these.
     if not is_divided(model.transformer):
-        has_gradient = 0
+        reached: set[str] = set()
         middle = len(stock.steps) // 2
         # The one nearest to the middle of those that ask each network.
         numbers = {min(numbers, key=lambda i: abs(i - middle)) for numbers in asked.values()}
         for i in sorted(numbers):
             state = stock.steps[i].before.float()
             _check_recomputation(model, first, scale, state, sigmas[i])
-            has_gradient += _count_gradients(model, first, scale, state, sigmas[i], trained)
+            reached |= _reached(model, first, scale, state, sigmas[i], trained)
+        has_gradient = len(reached)
     return Parity(
         guidance_scale=scale,
         num_steps=num_steps,
@@ -300,16 +324,16 @@ def _check_recomputation(
         )
 
 
-def _count_gradients(
+def _reached(
     model: Derived,
     row: Conditioning,
     scale: float,
     x: Tensor,
     sigma: float,
     trained: Mapping[str, nn.Parameter],
-) -> int:
-    """Return how many trained weights the velocity has a gradient in. Raises ParityError where that
-    is none, and where another weight would get one.
+) -> set[str]:
+    """Return the names of the trained weights that the velocity has a gradient in. Raises
+    ParityError where that is none, and where another weight would get one.
     """
     network = model.transformer
     others = [
@@ -329,10 +353,14 @@ def _count_gradients(
         gradients = torch.autograd.grad(
             velocity.square().mean(), list(trained.values()), allow_unused=True
         )
-    count = sum(gradient is not None and bool(gradient.any()) for gradient in gradients)
-    if count == 0:
+    reached = {
+        name
+        for name, gradient in zip(trained, gradients, strict=True)
+        if gradient is not None and bool(gradient.any())
+    }
+    if not reached:
         raise ParityError(
             f"model.pretrained={model.pretrained}: no trained weight changes the velocity; name "
             "other lora.targets"
         )
-    return count
+    return reached

@@ -319,17 +319,32 @@ def linear_layers(transformer: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in modules if isinstance(module, nn.Linear)}
 
 
-def check(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> None:
-    """Raise UserError unless every layer of the file is a linear layer of the transformer, of the
-    same shape.
+def _check_networks(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> None:
+    """Raise UserError where the transformer is several networks and one has no layer in the file,
+    which would go untrained.
     """
     names = [prefix.removesuffix(".") for prefix in networks_of(transformer)]
-    if len(names) > 1 and not all(map(networks.network_of, lora_file.a)):
-        beside = networks.companion_of(path, names[1]).name
+    if len(names) == 1:
+        return
+    known = set(map(networks.network_of, lora_file.a))
+    # The layers of a single network have no network's name.
+    if None in known:
+        known = {names[0]}
+    missing = [name for name in names if name not in known]
+    if missing:
+        first = find(path)
+        beside = first if missing[0] == names[0] else networks.companion_of(first, missing[0])
         raise UserError(
-            f"{path} holds a LoRA of one network, and the model has {' and '.join(names)}; put the "
-            f"one of {names[1]} beside it, as {beside}"
+            f"{path} holds no LoRA of {missing[0]}, and the model has {' and '.join(names)}; put "
+            f"it beside, as {beside}"
         )
+
+
+def check(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> None:
+    """Raise UserError unless every layer of the file is a linear layer of the transformer, of the
+    same shape, and each of several networks has one.
+    """
+    _check_networks(lora_file, transformer, path)
     linear = linear_layers(transformer)
     # A quantised layer's weight has a shape of its own.
     wanted = {name: (layer.out_features, layer.in_features) for name, layer in linear.items()}

@@ -26,8 +26,8 @@ def load(
 ) -> None:
     """Copy weights into the parameters, in place.
 
-    The weights take the parameters' dtype and device. Raises UserError, with the
-    `remedy`, unless exactly the parameters' names and shapes are given.
+    The weights take the parameters' dtype and device. Raises UserError, with the `remedy`,
+    unless exactly the parameters' names and shapes are given.
     """
     check_shapes(parameters, shapes_of(weights), remedy=remedy)
     for name, parameter in parameters.items():

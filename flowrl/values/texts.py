@@ -11,7 +11,7 @@ def are_texts(value: object) -> TypeGuard[Sequence[str]]:
     return _is_list(value) and all(isinstance(text, str) for text in value)
 
 
-def are_pairs(value: object) -> TypeGuard[Sequence[tuple[str, str]]]:
+def are_pairs(value: object) -> TypeGuard[Sequence[Sequence[str]]]:
     """Tell whether a value is a list of pairs of texts, as `vqa_list` of questions and answers."""
     return _is_list(value) and all(are_texts(pair) and len(pair) == 2 for pair in value)
 

@@ -49,7 +49,7 @@ def test_all_weights_move_and_the_reference_stays(tmp_path):
     assert policy.tuning.parameters().keys() == before.keys()
     batch = data.iterations[0]
     part = draw(policy, batch, range(4))
-    x, conditioning = part.trajectory.x0, part.conditioned.conditioning
+    x, conditioning = part.trajectory.x0, part.conditioned.conditioning()
     base = policy.velocity(x, 0.5, conditioning).detach()
     fit(policy, data)
     assert policy.has_passed_gate

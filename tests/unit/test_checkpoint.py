@@ -1,6 +1,8 @@
 import errno
 import os
 import shutil
+import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,27 @@ def test_the_disk_has_a_checkpoint_before_another_one_goes(tmp_path, monkeypatch
     ]
     assert ("rename", "000001") in events[7:]
     assert ("remove", "000001.deleted") in events[7:]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EIO])
+def test_a_file_system_that_cannot_wait_for_a_folder_takes_checkpoints(
+    number, tmp_path, monkeypatch
+):
+    """Another error is one. Mutation: refuse to save where there is no such promise, or let a disk
+    that fails pass.
+    """
+    sync = os.fsync
+
+    def refuse_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    with pytest.raises(OSError) if number == errno.EIO else nullcontext():
+        save(tmp_path, 1)
+    names = [path.name for path in checkpoint.list_with_state(tmp_path)]
+    assert names == ([] if number == errno.EIO else ["000001"])
 
 
 def test_a_save_that_dies_is_never_picked_up(tmp_path):

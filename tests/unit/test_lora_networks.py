@@ -87,12 +87,33 @@ def test_a_folder_may_hold_another_networks_file_beside_the_only_one(tmp_path):
 
 
 def test_the_lora_of_one_network_is_refused_for_two(tmp_path):
-    """With the name that the other's file must have. Mutation: attach it to the first."""
+    """With the place that the other's file must have, of a folder too. Mutation: attach it to the
+    first, or name a place beside the folder.
+    """
     first = write(lora(), tmp_path, "diffusers")
     two = Experts({"transformer": network(), "transformer_2": network()})
-    companion_of(first, "transformer_2").unlink()
-    with pytest.raises(UserError, match=r"one network, and the model has transformer and transf"):
-        check(read(first), two, first)
+    second = companion_of(first, "transformer_2")
+    second.unlink()
+    for source in (first, tmp_path):
+        with pytest.raises(UserError) as error:
+            check(read(source), two, source)
+        assert str(error.value) == (
+            f"{source} holds no LoRA of transformer_2, and the model has transformer and "
+            f"transformer_2; put it beside, as {second}"
+        )
+
+
+def test_the_lora_of_the_second_network_alone_is_refused(tmp_path):
+    """Mutation: ask only that each layer is some network's, and leave the first untrained."""
+    whole = lora()
+    a, b, alpha = (
+        {name: value for name, value in table.items() if name.startswith("transformer_2.")}
+        for table in (whole.a, whole.b, whole.alpha)
+    )
+    file = write(whole, tmp_path, "diffusers")
+    two = Experts({"transformer": network(), "transformer_2": network()})
+    with pytest.raises(UserError, match="holds no LoRA of transformer, and the model has"):
+        check(LoRAFile(a, b, alpha), two, file)
 
 
 def test_peft_takes_one_network(tmp_path):

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import logging
 import re
@@ -89,6 +90,16 @@ def test_an_answer_of_the_longest_length_is_taken():
     """Mutation: a byte less."""
     with answering(hang, get=lambda handler: reply(handler, b" " * 3000)) as url:
         assert client(max_answer=3000).probe(url) == (200, b" " * 3000)
+
+
+def test_a_notebooks_loop_is_no_hindrance():
+    """A cell runs within a loop. Mutation: start another one in the same thread."""
+
+    async def cell(url):
+        return client().probe(url)
+
+    with answering(hang, get=lambda handler: reply(handler, b"{}")) as url:
+        assert asyncio.run(cell(url)) == (200, b"{}")
 
 
 @pytest.mark.parametrize("fault", FAULTS)

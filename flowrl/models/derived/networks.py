@@ -81,8 +81,8 @@ def _giving_float32(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 def steps_by_network(
     networks: Mapping[str, nn.Module], ask: Callable[[int], None], num_steps: int
 ) -> dict[str, list[int]]:
-    """Return the numbers of the steps at which each network is asked: all of them for a single one.
-    `ask` makes the call of a step. Networks are named as `networks_of` does, without the dot.
+    """Return the numbers of the steps at which each network is asked; a single network is asked at
+    all. `ask` makes the call of a step. Networks are named as `networks_of` does, without the dot.
 
     Raises Refused for a network that is asked at none.
     """
