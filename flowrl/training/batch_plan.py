@@ -110,7 +110,6 @@ class BatchPlan:
 
         `num_trained` counts the steps or sigmas that each sample trains on.
         """
-        trained = "trained step or sigma" if num_trained == 1 else "trained steps or sigmas"
         micro_batches = self.num_samples // self.num_processes // self.micro_batch
         rows = [
             (
@@ -125,7 +124,7 @@ class BatchPlan:
                 "optimizer steps",
                 f"{counted(self.inner_epochs, 'inner epoch')} x "
                 f"{counted(self.updates_per_iteration, 'update')} of {self.samples_per_update} "
-                f"x {num_trained} {trained}",
+                f"x {counted(num_trained, 'trained term')}",
             ),
         ]
         if remedy := self._remedy():

@@ -85,7 +85,12 @@ def split(lora_file: LoRAFile) -> dict[str, LoRAFile]:
             lora_file,
             a={name: lora_file.a[layer] for name, layer in layers.items()},
             b={name: lora_file.b[layer] for name, layer in layers.items()},
-            alpha={name: lora_file.alpha[layer] for name, layer in layers.items()},
+            # A layer that lacks an alpha gets none here either.
+            alpha={
+                name: lora_file.alpha[layer]
+                for name, layer in layers.items()
+                if layer in lora_file.alpha
+            },
         )
         for network, layers in networks.items()
     }

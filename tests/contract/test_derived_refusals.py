@@ -14,8 +14,8 @@ from flowrl.errors import UserError
 from flowrl.models.derived.arguments import use_of
 from flowrl.models.derived.standin import flow_settings
 from flowrl.models.derived.times import Times
-from flowrl.training import parity
 from flowrl.training.parity import ParityError, check
+from flowrl.training.parity_errors import replay_error, velocity_errors
 from flowrl.types import Conditioning
 
 PROMPTS = ["a red cube", "two"]
@@ -86,7 +86,7 @@ def test_a_timestep_is_rounded_as_the_stock_pipeline_rounds_it(monkeypatch):
     model = derive(monkeypatch, Rounds, dtype="bfloat16")
     row = model.encode_prompts(PROMPTS[:1])
     stock = model.sample_stock(row, 1.0, 4, seed=0)
-    assert max(parity._velocity_errors(model, row, 1.0, stock, model.grid(4))) <= 0.01
+    assert max(velocity_errors(model, row, 1.0, stock, model.grid(4))) <= 0.01
 
 
 class Copies(ToyPipeline):
@@ -326,7 +326,7 @@ def test_memory_is_found_by_replay(monkeypatch):
     x = torch.tensor([[1.0, 2.0]])
     model = derive(monkeypatch)
     monkeypatch.setattr(model, "velocity", Momentum(last=x).velocity)
-    error = parity._replay_error(model, Conditioning({"row": x}), 3.0, x, 0.5)
+    error = replay_error(model, Conditioning({"row": x}), 3.0, x, 0.5)
     assert error == pytest.approx(2 / 3)
 
 

@@ -16,6 +16,12 @@ from flowrl.training.metric_means import Record
 from flowrl.training.sampling import sample_update
 
 
+def in_one_process(monkeypatch):
+    """Let updates run without a Trainer, whose strategy says how processes meet."""
+    monkeypatch.setattr(optimization, "synchronised", lambda *arguments, **options: nullcontext())
+    monkeypatch.setattr(optimization, "averages_gradients", lambda policy: False)
+
+
 class ByPrompt:
     """Every second prompt trains on another step."""
 
@@ -45,7 +51,7 @@ def test_stochastic_steps_may_differ_between_groups(monkeypatch):
     losses = [term_loss(policy, micro_batch, 0).item() for micro_batch in sampled]
     taken = []
     policy.manual_backward = lambda loss: taken.append(loss.item())
-    monkeypatch.setattr(optimization, "synchronised", lambda *arguments, **options: nullcontext())
+    in_one_process(monkeypatch)
     optimization.accumulate_gradients(policy, sampled, Record())
     expected = [loss * size / sum(sizes) for loss, size in zip(losses, sizes, strict=True)]
     assert taken == pytest.approx(expected, rel=1e-6)
@@ -113,7 +119,7 @@ def test_untrained_pairs_give_no_gradient(size, penalty, monkeypatch):
 
     monkeypatch.setattr(policy.objective, "replay", counted)
     policy.manual_backward = lambda loss: loss.backward()
-    monkeypatch.setattr(optimization, "synchronised", lambda *arguments, **options: nullcontext())
+    in_one_process(monkeypatch)
     record = Record()
     optimization.accumulate_gradients(policy, parts, record)
     for ours, theirs in zip(parameters, expected, strict=True):
@@ -141,7 +147,7 @@ def test_terms_that_nobody_trains_on_are_passes_where_processes_wait(monkeypatch
     parts = sample_update(policy, batch, 0, policy.plan.updates(0)[0])
     taken = []
     policy.manual_backward = lambda loss: taken.append(loss.detach())
-    monkeypatch.setattr(optimization, "synchronised", lambda *arguments, **options: nullcontext())
+    in_one_process(monkeypatch)
     monkeypatch.setattr(optimization, "is_divided", lambda transformer: True)
     optimization.accumulate_gradients(policy, parts, Record())
     assert len(taken) == 5 * policy.plan.num_samples

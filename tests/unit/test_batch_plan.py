@@ -29,8 +29,8 @@ def test_plan_in_words():
     text = BatchPlan(**BASE).describe(3)
     assert "4 prompts x 6 = 24" in text
     assert "2 x 4 of 3 samples" in text
-    assert "1 inner epoch x 2 updates of 12 x 3 trained steps or sigmas" in text
-    assert BatchPlan(**BASE).describe(1).endswith(" x 1 trained step or sigma")
+    assert "1 inner epoch x 2 updates of 12 x 3 trained terms" in text
+    assert BatchPlan(**BASE).describe(1).endswith(" x 1 trained term")
 
 
 def test_micro_batches_of_one_are_told_with_the_remedy():
