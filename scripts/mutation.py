@@ -24,6 +24,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,12 +70,17 @@ class Mutation(TypedDict):
     tests: list[str]
 
 
+LONGEST = 600.0
+"""Seconds that the tests of a mutation may take."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Tests that run in a copy, in a process of their own."""
 
     process: BaseProcess
     folder: Path
+    began: float
 
     @property
     def output(self) -> Path:
@@ -92,7 +98,7 @@ def start(folder: Path, tests: Sequence[str]) -> Run:
     """Start tests in a copy; the process's exit status is pytest's."""
     process = multiprocessing.get_context("fork").Process(target=run_tests, args=(folder, tests))
     process.start()
-    return Run(process, folder)
+    return Run(process, folder, time.monotonic())
 
 
 def run_tests(folder: Path, tests: Sequence[str]) -> None:
@@ -158,6 +164,17 @@ def finish(run: Run, mutation: Mutation) -> bool:
     return run.process.exitcode == 1
 
 
+def end_hanging(runs: Sequence[Run]) -> None:
+    """End tests of a mutation that have run for `LONGEST` seconds, and say so: they notice it by
+    waiting for ever, which is no failure, so that it counts as one that survived.
+    """
+    for run in runs:
+        if run.process.exitcode is None and time.monotonic() - run.began > LONGEST:
+            run.process.kill()
+            run.process.join()
+            print(f"still running after {LONGEST:g} s, and ended: {run.output.read_text()[-300:]}")
+
+
 def print_verdict(mutation: Mutation, has_died: bool) -> None:
     """Print a line that says whether a mutation was noticed."""
     verdict = "killed" if has_died else "SURVIVED"
@@ -203,7 +220,8 @@ def main() -> int:
             while waiting and folders:
                 mutation = waiting.pop()
                 running.append((apply(folders.pop(), mutation, options), mutation))
-            wait([run.process.sentinel for run, _ in running])
+            wait([run.process.sentinel for run, _ in running], timeout=10)
+            end_hanging([run for run, ended in running if ended is not None])
             for run, ended in [pair for pair in running if pair[0].process.exitcode is not None]:
                 running.remove((run, ended))
                 folders.append(run.folder)

@@ -127,7 +127,9 @@ class RewardModule(LightningModule):
         if not asks_for_whole_groups(self.reward):
             return self._in_background(lambda: self.score(images, prompts))
         if first % group_size == 0:
-            # Whatever is still there is of a round that was broken off.
+            # Whatever is still there is of a round that was broken off: nobody may wait for it.
+            for samples in self.held_back:
+                samples.scores.set_exception(RuntimeError("the rest of its group never came"))
             self.held_back = []
         scores: Future[RewardOutput] = Future()
         self.held_back.append(HeldBack(images, prompts, scores))

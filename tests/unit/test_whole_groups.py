@@ -63,13 +63,17 @@ def test_groups_are_put_together_from_several_submissions():
 
 
 def test_a_round_that_was_broken_off_leaves_nothing_behind():
-    """Mutation: put the next round's samples behind those that are left."""
+    """Nor anybody waiting. Mutation: put the next round's samples behind those that are left, or
+    let whoever asks for these wait for ever.
+    """
     reward = Rank()
     module = RewardModule(reward=reward, max_missing=0.0)
-    module.submit(pictures(0.9), prompts("x"), first=0, group_size=2)
+    left = module.submit(pictures(0.9), prompts("x"), first=0, group_size=2)
     scores = module.submit(pictures(0.1, 0.2), prompts("aa"), first=0, group_size=2)
     assert module.collect([scores]).values.tolist() == [0, 1]
     assert reward.calls == [["a", "a"]]
+    with pytest.raises(RuntimeError, match="the rest of its group never came"):
+        left.result(5)
 
 
 def test_a_group_that_never_gets_whole_is_told():
