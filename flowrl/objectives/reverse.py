@@ -37,7 +37,7 @@ Such are the last step, and the second-to-last on diffusers' default grid.
 
 @dataclass(frozen=True, slots=True)
 class TrainedRows:
-    """Which rows of a micro-batch train on which steps of the grid.
+    """The rows of a micro-batch that train on each step of the grid.
 
     `by_step` lists the rows, counted from 0, by the step's number, and lacks a step that no row
     trains on. `num_trained` counts the steps of each row.

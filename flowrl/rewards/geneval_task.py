@@ -1,4 +1,4 @@
-"""What a GenEval prompt asks for, read from its metadata.
+"""The task that a GenEval prompt sets, read from its metadata.
 
 Ghosh et al. 2023, arXiv 2310.11513, github.com/djghosh13/geneval. A prompt's metadata hold `tag`,
 the task, and `include`, a list of `{"class": ..., "count": ...}` with perhaps a `color` and a

@@ -1,4 +1,4 @@
-"""How far the objects in an image, and their colours, fulfil what a GenEval prompt asks for.
+"""The verdict on an image: its objects, and their colours, against what a GenEval prompt asks for.
 
 Ghosh et al. 2023, arXiv 2310.11513, github.com/djghosh13/geneval: `first_fault` gives its verdict,
 right or wrong. `share_fulfilled` grades, as flow_grpo does in training.

@@ -1,4 +1,4 @@
-"""What a run's model draws, pictures or clips, as its record tells."""
+"""A run's record tells whether its model draws pictures or clips."""
 
 from __future__ import annotations
 

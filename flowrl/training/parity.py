@@ -324,6 +324,13 @@ def _check_recomputation(
         )
 
 
+def _require_named(network: nn.Module, trained: Mapping[str, nn.Parameter]) -> None:
+    """Raise ParityError for a weight that would get a gradient and is none of the trained ones."""
+    for name, weight in network.named_parameters():
+        if weight.requires_grad and not any(weight is known for known in trained.values()):
+            raise ParityError(f"{name} would be trained, though the tuning does not name it")
+
+
 def _reached(
     model: Derived,
     row: Conditioning,
@@ -335,14 +342,7 @@ def _reached(
     """Return the names of the trained weights that the velocity has a gradient in. Raises
     ParityError where that is none, and where another weight would get one.
     """
-    network = model.transformer
-    others = [
-        name
-        for name, weight in network.named_parameters()
-        if weight.requires_grad and not any(weight is known for known in trained.values())
-    ]
-    if others:
-        raise ParityError(f"{others[0]} would be trained, though the tuning does not name it")
+    _require_named(model.transformer, trained)
     with torch.enable_grad():
         velocity = model.velocity(x, sigma, row, scale)
         if not velocity.requires_grad:

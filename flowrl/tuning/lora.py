@@ -82,17 +82,23 @@ class LoRA:
                 f"lora.targets={self.targets} names no linear layer of the model, whose layers are "
                 f"such as {example}"
             )
-        for prefix in networks:
-            if not any(name.startswith(prefix) for name in meant):
-                raise UserError(
-                    f"lora.targets={self.targets} names no layer of {prefix.removesuffix('.')}, "
-                    "which would go untrained; name layers of all networks"
-                )
+        self._check_reach(networks, meant)
         if self.rank > max(widths):
             raise UserError(
                 f"lora.rank={self.rank} must be at most {max(widths)}, the width of the widest "
                 "layer that lora.targets names: a higher rank adds nothing"
             )
+
+    def _check_reach(self, prefixes: Iterable[str], meant: set[str]) -> None:
+        """Raise UserError for a network of which no layer is meant; layers' names begin with their
+        network's prefix.
+        """
+        for prefix in prefixes:
+            if not any(name.startswith(prefix) for name in meant):
+                raise UserError(
+                    f"lora.targets={self.targets} names no layer of {prefix.removesuffix('.')}, "
+                    "which would go untrained; name layers of all networks"
+                )
 
     def _layers_meant(self, transformer: nn.Module) -> set[str]:
         """Return the names of the transformer's layers that the targets mean."""

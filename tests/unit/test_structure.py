@@ -61,3 +61,21 @@ def test_tokens_of_functions_by_hand(structure):
     assert counts.pop(("Policy", "act")) == 8
     # The head 8, if 5, the comprehension's line 12, the last one 6.
     assert counts == {("", "choose"): 31}
+
+
+LIMITS = {
+    "modules in the hall": 10,
+    "lines of Policy": 190,
+    "methods of Policy": 14,
+    "questions for a loss's class": 0,
+    "docstrings that are fragments": 10,
+    "tokens a line": 5.55,
+    "functions above 10 branches": 10,
+}
+"""What the package holds at most; tokens a line are told with one digit, 5.5."""
+
+
+def test_the_package_stays_within_its_limits(structure):
+    """Mutation: write a few docstrings as fragments, or a few functions with a branch more."""
+    table = structure.measure(structure.tree_sources())
+    assert {name: table[name] for name in LIMITS if table[name] > LIMITS[name]} == {}

@@ -53,7 +53,7 @@ their names.
 
 @dataclass(frozen=True)
 class Asked:
-    """What a velocity is asked for: states at one sigma, the rows of their texts, which have one
+    """The arguments of a velocity: states at one sigma, the rows of their texts, which have one
     layout, and the guidance scale.
     """
 
