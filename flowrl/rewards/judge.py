@@ -8,13 +8,18 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from flowrl.errors import UserError
+from flowrl.images.pictures import read_upright
 from flowrl.rewards import wire
 from flowrl.rewards.client import Client, Unanswered, Unfit, check_url
 from flowrl.rewards.images import to_pictures
 from flowrl.rewards.protocol import Images
+from flowrl.types import PictureFile
 from flowrl.values.bounds import Count, Natural, Text
 from flowrl.values.check import checked
 
@@ -33,10 +38,13 @@ UNUSABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A text that asks about one image of a batch, by its number."""
+    """A text that asks about one image of a batch, by its number; the picture that the image is an
+    edit of is shown before it where there is a `source`.
+    """
 
     image: int
     text: str
+    source: PictureFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +127,18 @@ class Judge:
         options: Mapping[str, Any],
         read: Callable[[Any], Read],
     ) -> list[Read | Unanswered]:
-        """Send each question with its image as a chat of one message, and read the answers."""
+        """Send each question with its images as a chat of one message, and read the answers."""
         # Each image is encoded once, however many questions there are about it.
-        pictures = []
-        for picture in to_pictures(images):
-            url = f"data:image/png;base64,{wire.png(picture)}"
-            pictures.append({"type": "image_url", "image_url": {"url": url}})
+        pictures = [_content(picture) for picture in to_pictures(images)]
+        sources: dict[str, dict[str, Any]] = {}
         requests = []
         for question in questions:
-            text = {"type": "text", "text": question.text}
-            content = [pictures[question.image], text]
+            content = [pictures[question.image], {"type": "text", "text": question.text}]
+            if question.source is not None:
+                digest = question.source.digest
+                if digest not in sources:
+                    sources[digest] = _content(read_upright(Path(question.source.path)))
+                content.insert(0, sources[digest])
             message = {"role": "user", "content": content}
             requests.append({"model": self.model, "messages": [message], **options})
         answers = self.client.post_all(self.url + path, requests)
@@ -142,6 +152,12 @@ class Judge:
             return read(json.loads(answer))
         except UNUSABLE as error:
             return Unanswered(f"{self.url}: unusable answer: {type(error).__name__}: {error}")
+
+
+def _content(picture: Image.Image) -> dict[str, Any]:
+    """Write a picture as a part of a message."""
+    url = f"data:image/png;base64,{wire.png(picture)}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _reply(data: Any) -> Reply:

@@ -80,17 +80,14 @@ def split(lora_file: LoRAFile) -> dict[str, LoRAFile]:
         network = network_of(layer)
         name = layer if network is None else layer.removeprefix(f"{network}.")
         networks.setdefault(network or FIRST, {})[name] = layer
-    return {
-        network: replace(
-            lora_file,
-            a={name: lora_file.a[layer] for name, layer in layers.items()},
-            b={name: lora_file.b[layer] for name, layer in layers.items()},
-            # A layer that lacks an alpha gets none here either.
-            alpha={
-                name: lora_file.alpha[layer]
-                for name, layer in layers.items()
-                if layer in lora_file.alpha
-            },
-        )
-        for network, layers in networks.items()
-    }
+    return {network: _part(lora_file, layers) for network, layers in networks.items()}
+
+
+def _part(lora_file: LoRAFile, layers: Mapping[str, str]) -> LoRAFile:
+    """Return some layers of a LoRA by new names; `layers` gives the present name of each."""
+    a = {name: lora_file.a[layer] for name, layer in layers.items()}
+    b = {name: lora_file.b[layer] for name, layer in layers.items()}
+    # A layer that lacks an alpha gets none here either.
+    has_alpha = {name: layer for name, layer in layers.items() if layer in lora_file.alpha}
+    alpha = {name: lora_file.alpha[layer] for name, layer in has_alpha.items()}
+    return replace(lora_file, a=a, b=b, alpha=alpha)
