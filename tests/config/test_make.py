@@ -17,6 +17,12 @@ def make(*words, **options):
     return done.stdout.splitlines()
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """What `make test ARGS=...` was told is not for the make of these tests."""
+    monkeypatch.delenv("MAKEFLAGS", raising=False)
+
+
 @pytest.fixture
 def installed(tmp_path):
     """An environment that somebody else has made."""

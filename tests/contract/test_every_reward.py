@@ -76,14 +76,16 @@ def draw_pictures():
 def judge(handler, body):
     """A judge that finds bright pictures good, whatever it is asked."""
     request = json.loads(body)
-    url = request["messages"][0]["content"][0]["image_url"]["url"]
+    # The source of an edit comes before it, and the words after it.
+    *_, shown, _ = request["messages"][0]["content"]
+    url = shown["image_url"]["url"]
     picture = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
     light = float(np.asarray(picture).mean()) / 255
     if handler.path == "/pooling":
         reply(handler, {"data": [{"data": [15 * light, 0.1]}]})
         return
     tops = [{"token": "Yes", "logprob": math.log(light)}]
-    text = f"Final Score: {1 + 4 * light:.6f}"
+    text = f"Final Score: {1 + 4 * light:.6f}\nScores: {10 * light:.6f}, {10 * light:.6f}"
     choice = {"message": {"content": text}, "logprobs": {"content": [{"top_logprobs": tops}]}}
     reply(handler, {"choices": [choice]})
 

@@ -9,7 +9,12 @@ from runs import fit, make
 from flowrl.models.sd3 import SD3
 
 SMALL = ("num_iterations=2", "batch.max_micro_batch=2", "ema.every=1")
-METHODS = [("cps", "dppo"), ("flow_sde", "grpo"), ("ode", "nft"), ("ode", "awm")]
+METHODS = [
+    ("cps", "dppo"),
+    ("flow_sde", "grpo"),
+    ("ode", "nft"),
+    pytest.param("ode", "awm", marks=pytest.mark.slow),
+]
 
 
 class Reshaped(SD3):

@@ -27,7 +27,9 @@ def gain(seed, *overrides):
     return sum(rewards[-3:]) / 3 - sum(rewards[:3]) / 3
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 @pytest.mark.parametrize(
     "method", [("sampler=cps", "loss=dppo"), ("sampler=flow_sde", "loss=grpo")]
 )

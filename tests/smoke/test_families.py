@@ -55,13 +55,10 @@ def test_two_iterations_of_each_family(name, tiny_pipelines, tmp_path):
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 22 + family.has_negative
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name == "flux1" else pytest.param(name, marks=pytest.mark.slow)
-        for name in FAMILIES
-        if not FAMILIES[name].repeats
-    ],
+    [name for name in FAMILIES if not FAMILIES[name].repeats],
 )
 def test_two_iterations_of_pictures_that_are_no_squares(name, tiny_pipelines, tmp_path):
     """32 x 48 pixels, from the command line to the files: grids, numbers of pictures and the size
