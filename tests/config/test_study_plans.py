@@ -36,7 +36,10 @@ def first_runs(name, is_quick):
                 yield run
 
 
-@pytest.mark.parametrize("name", ORDER)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "published" else pytest.param(name, marks=pytest.mark.slow) for name in ORDER],
+)
 def test_every_condition_composes_and_makes_a_method(name):
     """Mutation: misspell an override in a sweep.yaml, or give a value a bound below what was
     studied.

@@ -11,7 +11,7 @@ from flowrl.models.sd3 import SD3
 SMALL = ("num_iterations=2", "batch.max_micro_batch=2", "ema.every=1")
 METHODS = [
     ("cps", "dppo"),
-    ("flow_sde", "grpo"),
+    pytest.param("flow_sde", "grpo", marks=pytest.mark.slow),
     ("ode", "nft"),
     pytest.param("ode", "awm", marks=pytest.mark.slow),
 ]

@@ -27,13 +27,8 @@ def error_of(*overrides):
     return explain(error.value)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name == "flux2_klein" else pytest.param(name, marks=pytest.mark.slow)
-        for name in FAMILIES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_two_iterations_of_each_family(name, tiny_pipelines, tmp_path):
     """In bfloat16, checkpointed, with embeddings on disk: as the model's YAML says, only small.
 

@@ -101,6 +101,7 @@ def test_it_is_evaluated_as_it_measured_itself(second_run, finished_run, tmp_pat
     assert read(second_run).alpha == read(finished_run).alpha
 
 
+@pytest.mark.slow
 def test_a_sweep_refuses_what_the_file_says_otherwise(finished_run, tmp_path):
     """As a single run does, and takes from it what nobody says. Mutation: take in the job's process
     what was typed, which it does not know.

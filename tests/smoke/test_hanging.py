@@ -24,6 +24,7 @@ def faults(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
 
 
+@pytest.mark.slow
 def test_on_two_ranks_neither_the_hanging_one_stays_nor_the_other_waits(tmp_path, faults):
     """The second rank's scorer hangs in a thread that Python waits for at exit; both ranks end,
     with the reason.

@@ -76,15 +76,16 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 def test_a_downloaded_sweep_that_would_run_code_is_refused_before_any_job_starts(tmp_path):
     """One job is left to start, and its composed file was changed; the same sweep goes on once it
     is put back.
 
     Mutation: start the jobs of a resumed sweep without checking what they start from.
     """
-    words = ("debug=smoke", "num_iterations=1", "viewing.every=0", "num_threads=1", "seed=0")
+    words = ("debug=smoke", "num_iterations=1", "viewing.every=0", "num_threads=1", "seed=0,1")
     assert train("-m", *words, "hydra.sweep.dir=sweep", cwd=tmp_path).returncode == 0
-    job = tmp_path / "sweep" / "0"
+    job = tmp_path / "sweep" / "1"
     text = (job / "job.yaml").read_text()
     shutil.rmtree(job)
     job.mkdir()

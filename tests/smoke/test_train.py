@@ -111,6 +111,7 @@ def test_another_tracker_and_method_run(tmp_path):
     assert list((run / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 def test_stock_pipeline_loads_the_embedded_folder_as_it_is():
     """The default call of stock diffusers draws what the caption says about as often as our
     evaluation does.

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 
 import offline
+import pytest
 from runs import ROOT, train
 
 
@@ -45,9 +46,9 @@ def test_a_resumed_run_is_one_wandb_run(tmp_path):
     assert offline.images(run) == 3
 
 
+@pytest.mark.slow
 def test_a_sweep_is_told_apart_by_what_it_varies(tmp_path):
-    """Names by delta and seed, a group for each delta, every value in one column. That seeds share
-    a group is in tests/unit/test_labels.py.
+    """Names by delta and seed, a group for each delta with its seeds, every value in one column.
 
     Mutation: group by the sweep, or by the run's name; name runs by their seed alone; log what
     `algorithm` gathers.
@@ -61,13 +62,13 @@ def test_a_sweep_is_told_apart_by_what_it_varies(tmp_path):
         "logger.wandb.notes=a try",
         "logger.wandb.log_model=true",
         "loss.delta=1e-6,1e-5",
-        "seed=3",
+        "seed=0,1",
         "hydra.sweep.dir=sweep",
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
     names, groups = [], defaultdict(list)
-    for number in range(2):
+    for number in range(4):
         (segment,) = offline.segments(tmp_path / "sweep" / str(number))
         (start,) = offline.of_kind(segment, "run")[:1]
         config = offline.config(segment)
@@ -82,9 +83,9 @@ def test_a_sweep_is_told_apart_by_what_it_varies(tmp_path):
         assert (artifact.type, artifact.name) == ("model", f"{start.run_id}-lora")
         names.append(start.display_name)
         groups[start.run_group].append((config["loss"]["delta"], config["seed"]))
-    assert len(set(names)) == 2
-    assert list(groups.values()) == [[(1e-6, 3)], [(1e-5, 3)]]
-    for group, [(delta, _)] in groups.items():
+    assert len(set(names)) == 4
+    assert sorted(groups.values()) == [[(1e-6, 0), (1e-6, 1)], [(1e-5, 0), (1e-5, 1)]]
+    for group, [(delta, _), _] in groups.items():
         label, _, digest = group.partition(" #")
         assert label == f"shapes-cps-dppo loss.delta={delta:.0e}"
         assert len(digest) == 6

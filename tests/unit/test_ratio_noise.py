@@ -215,6 +215,7 @@ def test_where_noise_rules_a_ranges_threshold_is_its_square():
     assert ten / one == pytest.approx(100, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_record_is_what_the_formulas_give():
     """Mutation: change a formula and keep what was computed with the old one."""
     found = load(ROOT / "experiments" / "ratio_noise" / "results.json")["simulation"]
