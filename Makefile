@@ -50,7 +50,7 @@ train: $(VENV)/.installed ## Run the main job on the embedded model: make train 
 test: setup ## Run the tests (about ten minutes on two cores)
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: setup ## Run all tests, the slow learning tests too
+test-all: setup ## Run all tests, the slow ones too
 	$(PYTEST) $(ARGS)
 
 lint: setup ## Check style, formatting and types

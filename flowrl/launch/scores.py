@@ -4,7 +4,7 @@ before its weights are loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,10 @@ def _needs() -> dict[str, Need]:
             return False
         return True
 
+    picture = Need(
+        lambda prompt: prompt.image is not None,
+        "pictures to be edited, as data=jsonl has with `image` in its lines",
+    )
     return {
         "flowrl.rewards.ocr.OCR": Need(
             lambda prompt: bool(plain(target_of(prompt))),
@@ -109,10 +113,8 @@ def _needs() -> dict[str, Need]:
             lambda prompt: bool(prompt.metadata.get("vqa_list")),
             'metadata "vqa_list", as data=compositions has',
         ),
-        "flowrl.rewards.preserve.Preserve": Need(
-            lambda prompt: prompt.image is not None,
-            "pictures to be edited, as data=jsonl has with `image` in its lines",
-        ),
+        "flowrl.rewards.preserve.Preserve": picture,
+        "flowrl.rewards.edit_judge.EditJudge": picture,
         "flowrl.rewards.shapes.ShapesReward": Need(
             is_caption, "captions of the shapes world, as data=shapes has"
         ),
@@ -146,7 +148,7 @@ def check_prompts(cfg: DictConfig, prompts: Sequence[Prompt]) -> None:
 def check_served(node: Any) -> None:
     """Refuse to serve a reward that reads the pictures which prompts edit: servers get none."""
     reward = OmegaConf.to_container(node, resolve=True)
-    for target in _trained(reward):
+    for target in _targets(reward):
         if getattr(get_object(target), "reads_pictures", False):
             raise UserError(
                 f"{_named(target)} cannot be served: a server is not sent the pictures that "
@@ -162,6 +164,15 @@ def _named(target: str) -> str:
         if OmegaConf.select(OmegaConf.load(path), "_target_") == target:
             return f"reward={path.stem}"
     return f"reward._target_={target}"
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Yield every target of a reward, its own and those of whatever it asks in its turn."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
 
 
 def _trained(node: Any) -> list[str]:

@@ -1,8 +1,8 @@
 """A judge compares a picture with its edit, and says how well the instruction was followed.
 
-What is asked, and how the answers become one number, is VIEScore's (Ku et al. 2023,
-arXiv 2312.14867), which the editing benchmarks of 2025 report. The words are FlowRL's own, so that
-numbers are comparable among its runs, not with published ones.
+What is asked, and how the answers become one number, is as in VIEScore (Ku et al. 2023,
+arXiv 2312.14867). The words are FlowRL's own, so that numbers are comparable among its runs, not
+with published ones.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -42,10 +43,9 @@ QUALITY = (
 )
 """The question about the edit alone."""
 
-NUMBER = r"(?:[a-z]+[ :=]*)?\**(\d+(?:\.\d+)?)(?: ?/ ?10)?\**"
-"""A score as judges write it: alone, after its name, in bold, or over 10."""
-SCORES = re.compile(rf"Scores:\**\s*[\[(]?{NUMBER},\s*{NUMBER}")
+HEADING = re.compile(r"\bscores\b[ *_]*:", re.IGNORECASE)
 PARTS = ("followed", "kept", "natural", "clean")
+"""What is asked for: the first two of both pictures, the others of the edit alone."""
 
 
 class EditJudge:
@@ -77,7 +77,7 @@ class EditJudge:
         scores: list[float | str] = [math.nan] * len(prompts)
         parts = torch.full((len(PARTS), len(prompts)), torch.nan)
         for image, edit, quality in zip(edits, replies[::2], replies[1::2], strict=True):
-            made, looks = _pair(edit), _pair(quality)
+            made, looks = _pair(edit, PARTS[:2]), _pair(quality, PARTS[2:])
             if isinstance(made, str) or isinstance(looks, str):
                 scores[image] = made if isinstance(made, str) else str(looks)
             else:
@@ -94,13 +94,28 @@ class EditJudge:
         )
 
 
-def _pair(reply: Reply | Unanswered) -> tuple[float, float] | str:
-    """Read the two scores of a reply, over 10, or say why it has none."""
+def _pair(reply: Reply | Unanswered, names: tuple[str, str]) -> tuple[float, float] | str:
+    """Read the two scores of these names in a reply, over 10, or say why it has none."""
     if isinstance(reply, Unanswered):
         return str(reply)
-    # The last ones: a judge may repeat what it was asked for before it answers.
-    pairs = SCORES.findall(reply.text)
-    if not pairs or max(map(float, pairs[-1])) > 10:
-        return f"no 'Scores:' with two numbers from 0 to 10 in {reply.text[-200:]!r}"
-    first, second = pairs[-1]
-    return float(first) / 10, float(second) / 10
+    reason = f"no 'Scores:' with two numbers from 0 to 10 in {reply.text[-200:]!r}"
+    headings = list(HEADING.finditer(reply.text))
+    if not headings:
+        return reason
+    # The last one alone: others may be quoted from the instruction, or from what an image shows.
+    verdict = _verdict(*names).match(reply.text, headings[-1].end())
+    if verdict is None or reply.may_lack_digits(verdict.end(2)):
+        return reason
+    first, second = float(verdict[1]), float(verdict[2])
+    return reason if max(first, second) > 10 else (first / 10, second / 10)
+
+
+@cache
+def _verdict(first: str, second: str) -> re.Pattern[str]:
+    """Return what a line of two scores looks like, to its end: each alone or after its name, as a
+    number or over 10, in bold or brackets.
+    """
+    mark = r"[ *_:=()\[\]]*"
+    number = r"(\d+(?:\.\d+)?)(?: ?/ ?10)?"
+    scores = [rf"{mark}(?:{name}\b)?{mark}{number}{mark}" for name in (first, second)]
+    return re.compile(rf"{','.join(scores)}\.?\s*?$", re.IGNORECASE | re.MULTILINE)

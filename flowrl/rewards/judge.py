@@ -49,10 +49,17 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A text that the judge wrote, and the probabilities of its likeliest first tokens."""
+    """A text that the judge wrote, the probabilities of its likeliest first tokens, and whether it
+    was cut off for its length.
+    """
 
     text: str
     first_token: Mapping[str, float]
+    was_cut: bool = False
+
+    def may_lack_digits(self, end: int) -> bool:
+        """Tell whether a number that ends at this character may have been cut short."""
+        return self.was_cut and not self.text[end:].strip()
 
 
 class Judge:
@@ -129,16 +136,19 @@ class Judge:
     ) -> list[Read | Unanswered]:
         """Send each question with its images as a chat of one message, and read the answers."""
         # Each image is encoded once, however many questions there are about it.
-        pictures = [_content(picture) for picture in to_pictures(images)]
-        sources: dict[str, dict[str, Any]] = {}
+        asked = {question.image for question in questions}
+        pictures = {i: shown for i, shown in enumerate(to_pictures(images)) if i in asked}
+        contents = {i: _content(picture) for i, picture in pictures.items()}
+        sources: dict[tuple[str, tuple[int, int]], dict[str, Any]] = {}
         requests = []
         for question in questions:
-            content = [pictures[question.image], {"type": "text", "text": question.text}]
+            content = [contents[question.image], {"type": "text", "text": question.text}]
             if question.source is not None:
-                digest = question.source.digest
-                if digest not in sources:
-                    sources[digest] = _content(read_upright(Path(question.source.path)))
-                content.insert(0, sources[digest])
+                size = pictures[question.image].size
+                key = (question.source.digest, size)
+                if key not in sources:
+                    sources[key] = _content(_source(question.source, size))
+                content.insert(0, sources[key])
             message = {"role": "user", "content": content}
             requests.append({"model": self.model, "messages": [message], **options})
         answers = self.client.post_all(self.url + path, requests)
@@ -152,6 +162,15 @@ class Judge:
             return read(json.loads(answer))
         except UNUSABLE as error:
             return Unanswered(f"{self.url}: unusable answer: {type(error).__name__}: {error}")
+
+
+def _source(file: PictureFile, size: tuple[int, int]) -> Image.Image:
+    """Read the picture that an image is an edit of, no larger than that image: a camera's picture
+    would fill the judge's context, and its sharpness would count against the edit.
+    """
+    picture = read_upright(Path(file.path))
+    picture.thumbnail(size)
+    return picture
 
 
 def _content(picture: Image.Image) -> dict[str, Any]:
@@ -177,7 +196,7 @@ def _reply(data: Any) -> Reply:
         chances[str(top["token"])] = math.exp(log_chance)
     if not all(math.isfinite(chance) for chance in chances.values()):
         raise UserError("a log-probability is not a number")
-    return Reply(text, chances)
+    return Reply(text, chances, was_cut=choice.get("finish_reason") == "length")
 
 
 def _pooled(data: Any) -> list[float]:

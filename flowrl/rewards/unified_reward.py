@@ -52,6 +52,7 @@ def _score(reply: Reply | Unanswered) -> float | str:
     if isinstance(reply, Unanswered):
         return str(reply)
     match = SCORE.search(reply.text)
-    if match is None or not 1 <= float(match[1]) <= 5:
+    is_whole = match is not None and not reply.may_lack_digits(match.end())
+    if match is None or not is_whole or not 1 <= float(match[1]) <= 5:
         return f"no 'Final Score:' from 1 to 5 in {reply.text[-200:]!r}"
     return float(match[1]) / 5

@@ -4,24 +4,30 @@ import json
 import math
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 from runs import composed
 from servers import answering, client, reply
 
 from flowrl.errors import UserError
-from flowrl.launch.scores import check_served
+from flowrl.launch.scores import check_prompts, check_served
 from flowrl.rewards.edit_judge import EditJudge
-from flowrl.rewards.judge import Judge
+from flowrl.rewards.judge import Judge, Question
 from flowrl.training.reward import RewardModule
 from flowrl.types import PictureFile, Prompt
 
 SOURCE, RESULT = (10, 20, 30), (200, 100, 0)
 
 
+def opened(part):
+    """The picture of a part of a message."""
+    content = base64.b64decode(part["image_url"]["url"].partition(",")[2])
+    return Image.open(io.BytesIO(content))
+
+
 def colour(part):
     """The colour of a message's picture, at its upper left."""
-    content = base64.b64decode(part["image_url"]["url"].partition(",")[2])
-    return Image.open(io.BytesIO(content)).getpixel((0, 0))
+    return opened(part).getpixel((0, 0))
 
 
 @pytest.fixture
@@ -44,7 +50,9 @@ def ask(tmp_path):
             else:
                 text = replies[words["text"].partition("[")[2].partition("]")[0]]
             message = {"role": "assistant", "content": text}
-            reply(handler, {"choices": [{"index": 0, "message": message}]})
+            ending = "length" if text.endswith("1") else "stop"
+            choice = {"index": 0, "message": message, "finish_reason": ending}
+            reply(handler, {"choices": [choice]})
 
         all_prompts = [*(Prompt(text, image=source) for text in replies), *prompts]
         with answering(behave) as url:
@@ -80,6 +88,14 @@ def test_scores_by_hand(ask):
         ("Scores: **7**, **3**", (0.7, 0.3)),
         ("Scores: 7/10, 3/10", (0.7, 0.3)),
         ("Scores: followed 7, kept: 3.", (0.7, 0.3)),
+        ("**Scores**: **[7, 3]**", (0.7, 0.3)),
+        ("scores: **Followed**: 7 , **Kept**: 3 \n", (0.7, 0.3)),
+        ("The sign says Scores: 10, 10.\n**Scores**: 2, 3\nSo it is.", (0.2, 0.3)),
+        ("Scores: 10, 10\nScores: -1, 3", None),
+        ("Scores: kept 3, followed 7", None),
+        ("Scores: 8,5, 7,5", None),
+        ("Scores: 7, 3/5", None),
+        ("Scores: 8, 5, 9", None),
         ("Scores: followed, kept", None),
         ("Scores: 11, 3", None),
         ("Scores: -1, 3", None),
@@ -112,7 +128,47 @@ def test_it_has_nothing_to_say_about_prompts_without_a_picture(ask):
     assert len(seen) == 2
 
 
+def test_a_number_that_was_cut_off_is_none(ask):
+    """Of "9, 10" the length let "9, 1" through. Mutation: take it for .1."""
+    output, _ = ask({"cut": "Scores: 9, 1", "whole": "Scores: 9, 1 \nThat was 1"})
+    assert output.is_valid.tolist() == [False, True]
+
+
+def test_a_large_source_is_shown_no_larger_than_its_edit(tmp_path):
+    """In its own proportions, and once for two questions. Mutation: send it as it is."""
+    Image.new("RGB", (400, 300), SOURCE).save(tmp_path / "large.png")
+    source = PictureFile(str(tmp_path / "large.png"), "large")
+    sizes = []
+
+    def behave(handler, body):
+        *pictures, _ = json.loads(body)["messages"][0]["content"]
+        sizes.append([opened(picture).size for picture in pictures])
+        reply(handler, {"choices": [{"message": {"content": "x"}}]})
+
+    with answering(behave) as url:
+        judge = Judge(url=url, model="vlm", max_tokens=9, top_logprobs=0, client=client(retries=0))
+        images = [Image.new("RGB", (40, 40), RESULT)] * 2
+        judge.ask(images, [Question(1, "?", source=source), Question(1, "!")])
+    assert sorted(sizes, key=len) == [[(40, 40)], [(40, 30), (40, 40)]]
+
+
 def test_it_is_not_served():
     """A server would be sent no source. Mutation: leave out `reads_pictures`."""
     with pytest.raises(UserError, match="reward=edit_judge cannot be served"):
         check_served(composed("reward=edit_judge").reward)
+
+
+def test_nor_is_what_asks_it():
+    """Mutation: look at the outermost reward alone."""
+    inner = composed("reward=edit_judge").reward
+    routed = {"_target_": "flowrl.rewards.routed.Routed", "reward": inner, "key": "family"}
+    with pytest.raises(UserError, match="reward=edit_judge cannot be served"):
+        check_served(OmegaConf.create(routed))
+
+
+def test_prompts_without_pictures_are_refused_before_anything_loads():
+    """Mutation: leave it out of the rewards that have needs."""
+    cfg = composed("reward=edit_judge")
+    with pytest.raises(UserError, match="pictures to be edited"):
+        check_prompts(cfg, [Prompt("a red circle")])
+    check_prompts(cfg, [Prompt("make it red", image=PictureFile("x.png", "x"))])

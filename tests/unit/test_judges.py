@@ -193,6 +193,15 @@ def test_unified_reward_reads_the_final_score():
     assert "logprobs" not in seen[0]
 
 
+def test_a_score_that_was_cut_off_is_none():
+    """Of "Final Score: 4.5" the length may let "4" through. Mutation: take it for 4."""
+    answer = chat("Final Score: 4")
+    answer["choices"][0]["finish_reason"] = "length"
+    with openai(lambda path, text: answer) as url:
+        output = UnifiedReward(judge=judge(url, 0))(IMAGES, [Prompt("a")] * 3)
+    assert not output.is_valid.any()
+
+
 def test_hpsv3_takes_the_mean_of_the_head():
     """The first of its two outputs over 15; where there is a row for each token, of the last.
 
