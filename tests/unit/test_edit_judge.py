@@ -50,6 +50,7 @@ def ask(tmp_path):
             else:
                 text = replies[words["text"].partition("[")[2].partition("]")[0]]
             message = {"role": "assistant", "content": text}
+            # A text that ends in 1 is one that the length cut off.
             ending = "length" if text.endswith("1") else "stop"
             choice = {"index": 0, "message": message, "finish_reason": ending}
             reply(handler, {"choices": [choice]})
