@@ -43,7 +43,12 @@ class Diagnostics:
         check_fields(self, "algorithm.diagnostics")
 
     @torch.no_grad()
-    def __call__(self, inputs: LossInputs, step_number: int) -> dict[str, Float[Tensor, ""]]:
+    def __call__(
+        self, inputs: LossInputs, step_number: int, *, delta: float | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the metrics of one step, the grid's `step_number`-th; `delta` stands in place of
+        the configured one, where a loss has its own.
+        """
         log_ratio = inputs.log_ratio
         # r - 1; near r = 1 `expm1` keeps the digits that a difference loses.
         change = log_ratio.expm1()
@@ -52,7 +57,7 @@ class Diagnostics:
             advantage, log_ratio=log_ratio
         )
         is_clipped = moves_away & (change.abs() > self.clip)
-        is_far = moves_away & (inputs.kl >= self.delta)
+        is_far = moves_away & (inputs.kl >= (self.delta if delta is None else delta))
         # r - 1 of the full Gaussian.
         excess = full_log_ratio(inputs).clamp(max=LARGEST_LOG_RATIO).expm1()
         mean_kl = inputs.kl.mean()

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,6 +43,7 @@ class ConditionedRows:
         self.embedded = embedded
         self._prompt_of_row = numbers
         self._firsts = torch.tensor(list(first.values()), device=device)
+        self._prompt_of_first = numbers[self._firsts]
         self._first_of_row = torch.tensor([place[start] for start in starts], device=device)
         self._is_whole = len(first) == len(starts)
 
@@ -51,17 +53,17 @@ class ConditionedRows:
 
     def field(self, velocity: ConditionedVelocity) -> Velocity:
         """Return `velocity` bound to this conditioning."""
-        conditioning = self.conditioning()
+        # Copied once a field, and not at all where each call is of shared rows.
+        of_all_rows = cache(self.conditioning)
 
         def bound(x: Tensor, sigma: float, is_shared: bool) -> Tensor:
             # Rows that all differ need no detour, which would only copy them twice.
             if not is_shared or self._is_whole:
-                return velocity(x, sigma, conditioning)
+                return velocity(x, sigma, of_all_rows())
+            of_firsts = velocity(x[self._firsts], sigma, self.embedded[self._prompt_of_first])
             # index_select, not indexing: its backward adds in a fixed order on the CPU, so that
             # seeds and resumes stay bitwise there.
-            return velocity(x[self._firsts], sigma, conditioning[self._firsts]).index_select(
-                0, self._first_of_row
-            )
+            return of_firsts.index_select(0, self._first_of_row)
 
         return bound
 

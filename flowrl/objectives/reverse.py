@@ -265,9 +265,9 @@ class ReverseObjective:
         """
         diagnostics = self.algorithm.diagnostics
         threshold = self.loss.kl_threshold
-        if threshold is not None:
-            diagnostics = replace(diagnostics, delta=threshold + inputs.kl_floor)
-        return diagnostics(inputs, step_number)
+        if threshold is None:
+            return diagnostics(inputs, step_number)
+        return diagnostics(inputs, step_number, delta=threshold + inputs.kl_floor)
 
     def follow(self, num_optimizer_steps: int) -> None:
         """Do nothing: the behaviour policy is the current one anyway."""

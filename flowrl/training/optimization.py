@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from flowrl.errors import NotFinite
 from flowrl.models.experts import networks_of
@@ -18,6 +18,20 @@ from flowrl.training.metric_means import Record
 
 if TYPE_CHECKING:
     from flowrl.training.policy import Policy
+
+
+def at_once(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer; of Adam's and AdamW's a step takes all weights in one call, unless it
+    was told how.
+
+    PyTorch chooses that by itself on a GPU alone. The numbers are the same, in half the time for
+    the many small weights of a LoRA; those of Adam's other kin would be rounded otherwise.
+    """
+    if isinstance(optimizer, Adam | AdamW):
+        for group in optimizer.param_groups:
+            if group["foreach"] is None and not group["fused"]:
+                group["foreach"] = True
+    return optimizer
 
 
 def set_learning_rate(policy: Policy, progress: float, record: Record) -> None:

@@ -27,7 +27,7 @@ from flowrl.training.floor import Floor
 from flowrl.training.learning import Learning
 from flowrl.training.memory import memory_of_iteration
 from flowrl.training.metric_means import Clock, Record
-from flowrl.training.optimization import set_learning_rate, step_weights
+from flowrl.training.optimization import at_once, set_learning_rate, step_weights
 from flowrl.training.prompt_data import PromptBatch
 from flowrl.training.reference import ReferenceModule
 from flowrl.training.reporting import report_iteration
@@ -110,7 +110,7 @@ class Policy(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """Make the configured optimizer over the tuned weights, and keep its rates."""
-        optimizer = self.make_optimizer(list(self.tuning.parameters().values()))
+        optimizer = at_once(self.make_optimizer(list(self.tuning.parameters().values())))
         self.rates = [group["lr"] for group in optimizer.param_groups]
         return optimizer
 

@@ -1,4 +1,4 @@
-"""Metrics of a policy on their way to trackers, to the progress bar and to the run's record."""
+"""Metrics of a policy on their way to trackers and to the run's record."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from flowrl.runs import glossary
 
 if TYPE_CHECKING:
     from flowrl.training.policy import Policy
-
-SHOWN = {"reward": "reward/mean", "kl": "trust/kl_old", "masked": "trust/masked_fraction"}
-"""Metrics that the progress bar shows, by their labels there."""
 
 
 def report_iteration(policy: Policy, values: Mapping[str, float]) -> None:
@@ -24,9 +21,6 @@ def report_iteration(policy: Policy, values: Mapping[str, float]) -> None:
     counters = {"iteration": policy.num_iterations, "samples": num_samples}
     policy.last_metrics = {**counters, **values}
     _log_to_trackers(policy, policy.last_metrics)
-    bar = {label: values[name] for label, name in SHOWN.items() if name in values}
-    bar["img/s"] = values["perf/images_per_second"]
-    policy.log_dict(bar, prog_bar=True, logger=False)
 
 
 def report_evaluation(policy: Policy, values: Mapping[str, float]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from peft import LoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from flowrl.errors import UserError
 from flowrl.models.experts import networks_of
 from flowrl.tuning import formats
 from flowrl.tuning.lora_file import LoRAFile
+from flowrl.tuning.lora_layers import Compute, check_compute, set_compute
 from flowrl.tuning.targets import AUTO, targets_of
 from flowrl.tuning.weights import in_place_of_trained, load, refer_to
 from flowrl.tuning.writer import lora_config, pattern_of, plain_settings, write
@@ -37,17 +38,19 @@ class LoRA:
     A layer adds alpha / rank B A x to its output. With `start`, a LoRA file or folder, training
     begins from that LoRA. Its layers, ranks and alphas are then the adapter's: those given here
     must be its own, or null. `reference` says what the policy is held near and measured against:
-    `start`, the model that training began with, or `base`, the base model alone. Raises UserError
-    where `start` is null and one of the first three keys is too.
+    `start`, the model that training began with, or `base`, the base model alone. `compute` says
+    how a layer computes its sum (`Compute`). Raises UserError where `start` is null and one of the
+    first three keys is too.
     """
 
     rank: Rank | None
     alpha: Alpha | None
     targets: Expression | Sequence[Text] | None
     init: Literal["gaussian", "kaiming"]
-    # Runs of earlier versions have neither of these two keys.
+    # Runs of earlier versions have none of these three keys.
     start: Text | None = None
     reference: Literal["start", "base"] = "start"
+    compute: Compute = "adapter"
     can_be_divided: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -60,7 +63,8 @@ class LoRA:
 
     def check_layers(self, transformer: nn.Module) -> None:
         """Raise UserError, naming the key, where no linear layer is meant or all are narrower than
-        the rank, which would only cost. A LoRA that is started from is compared as a whole.
+        the rank, which would only cost, or where `compute` does not suit the weights. A LoRA that
+        is started from is compared as a whole.
         """
         networks = networks_of(transformer)
         for network in networks.values():
@@ -69,10 +73,11 @@ class LoRA:
                     f"tuning=lora: diffusers adds no LoRA to a {type(network).__name__}; set "
                     "tuning=full"
                 )
+        layers = formats.linear_layers(transformer)
+        check_compute(self.compute, layers.values())
         if self.start is not None:
             return
         assert self.rank is not None and self.targets is not None
-        layers = formats.linear_layers(transformer)
         meant = self._layers_meant(transformer)
         widths = [min(layers[name].in_features, layers[name].out_features) for name in meant]
         if not widths:
@@ -117,7 +122,7 @@ class LoRA:
         if self.start is not None:
             lora_file = self.read_start()
             self.check_targets(lora_file, transformer)
-            adapter = attach_file(lora_file, transformer, Path(self.start))
+            adapter = attach_file(lora_file, transformer, Path(self.start), compute=self.compute)
             # Without that, the reference is the base: the adapter is switched off.
             if self.reference == "start":
                 refer_to(adapter, weights_of(lora_file))
@@ -132,7 +137,7 @@ class LoRA:
         # peft draws A from the CPU's global generator, which is left as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _add(transformer, config)
+            return _add(transformer, config, self.compute)
 
     def read_start(self) -> LoRAFile:
         """Read the LoRA of `start`. Raises UserError for a rank or alpha that is not the file's."""
@@ -184,13 +189,18 @@ class Adapter:
 
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return {
+        # Looked for once: a large model has thousands of modules, and every term asks for these.
+        self._layers = [
+            layer for layer in transformer.modules() if isinstance(layer, BaseTunerLayer)
+        ]
+        self._parameters = {
             name: parameter
-            for name, parameter in self.transformer.named_parameters()
+            for name, parameter in transformer.named_parameters()
             if f".{ADAPTER}." in name
         }
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self._parameters)
 
     @contextmanager
     def at_reference(self) -> Iterator[None]:
@@ -202,11 +212,15 @@ class Adapter:
             with in_place_of_trained(self.transformer, self.parameters(), self.reference):
                 yield
             return
-        _peft(self.transformer).disable_adapters()
+        self._switch(is_on=False)
         try:
             yield
         finally:
-            _peft(self.transformer).enable_adapters()
+            self._switch(is_on=True)
+
+    def _switch(self, *, is_on: bool) -> None:
+        for layer in self._layers:
+            layer.enable_adapters(is_on)
 
     def save(self, pipeline: Any, folder: Path) -> None:
         """Write the adapter so that the stock pipeline's `load_lora_weights` takes it, network by
@@ -240,13 +254,15 @@ class Adapter:
         return LoRAFile(a, b, alpha)
 
 
-def attach_file(lora_file: LoRAFile, transformer: nn.Module, path: Path) -> Adapter:
+def attach_file(
+    lora_file: LoRAFile, transformer: nn.Module, path: Path, *, compute: Compute = "adapter"
+) -> Adapter:
     """Add the LoRA of the file `path` as the transformer's adapter, in float32.
 
     Raises UserError where it does not fit.
     """
     formats.check(lora_file, transformer, path)
-    adapter = _add(transformer, lora_config(lora_file))
+    adapter = _add(transformer, lora_config(lora_file), compute)
     load(adapter.parameters(), weights_of(lora_file))
     return adapter
 
@@ -261,8 +277,9 @@ def weights_of(lora_file: LoRAFile) -> dict[str, Tensor]:
     return weights
 
 
-def _add(transformer: nn.Module, config: LoraConfig) -> Adapter:
+def _add(transformer: nn.Module, config: LoraConfig, compute: Compute) -> Adapter:
     """Add an adapter by peft's configuration of it, and hold its weights in float32."""
+    set_compute(config, compute)
     _peft(transformer).add_adapter(config, adapter_name=ADAPTER)
     adapter = Adapter(transformer)
     # diffusers adds it in the base's dtype, in which small steps of an optimizer would be lost.

@@ -1,5 +1,7 @@
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +19,32 @@ def test_rows_do_not_depend_on_the_batch():
     for row in (0, 5, 11):
         assert torch.equal(draw([samples[row]])[0], whole[row])
     assert torch.equal(draw(samples[::-1]), whole.flip(0))
+
+
+def test_a_row_is_the_philox_stream_of_its_key_and_counter():
+    """Whatever was drawn before. Mutation: go on where the last draw left the generator."""
+    draw([(0, 0)], shape=(3,))  # an odd number of 32-bit words, of which one is left over
+    bits = np.random.Philox(key=[3, 5], counter=[0, 3, 2, 1])
+    wanted = np.random.Generator(bits).standard_normal(32, dtype=np.float32)
+    assert np.array_equal(draw([(1, 2)]).flatten().numpy(), wanted)
+
+
+def test_samples_that_share_their_noise_have_equal_rows():
+    """Mutation: put the different ones first."""
+    shared, own = (0, 0), (4, 0)
+    rows = draw([shared, own, shared, shared])
+    assert torch.equal(
+        rows, torch.stack([draw([index])[0] for index in (shared, own, shared, shared)])
+    )
+
+
+def test_threads_do_not_draw_from_each_others_streams():
+    """Mutation: one generator for all threads."""
+    samples = [(0, row) for row in range(200)]
+    wanted = draw(samples)
+    with ThreadPoolExecutor(4) as pool:
+        for noise in pool.map(draw, [samples] * 16):
+            assert torch.equal(noise, wanted)
 
 
 @pytest.mark.parametrize("shape", [(32,), (8, 4), (2, 2, 2, 4)])

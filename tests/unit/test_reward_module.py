@@ -256,6 +256,14 @@ def test_an_image_that_is_not_finite_costs_itself_alone(value):
     )
 
 
+def test_images_whose_sum_is_not_finite_may_be(caplog):
+    """Mutation: look at the sum alone."""
+    module = RewardModule(reward=Fixed(output([0.5] * 4)), max_missing=0.0)
+    got = module.score(torch.full_like(IMAGES, 3e38), PROMPTS)
+    assert got.values.tolist() == [0.5] * 4
+    assert not caplog.records
+
+
 def test_a_scorer_that_hangs_is_given_up():
     """After scorer_timeout its call is missing and says so; calls while it hangs are missing at
     once, and never overlap it; once it has ended, scores come again.
