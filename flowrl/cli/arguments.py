@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,12 +131,34 @@ def doctor() -> Parser:
     return parser
 
 
+def sizes(text: str) -> tuple[float, ...]:
+    """Read sizes in GiB with commas between them. Raises argparse's error, which the parser tells
+    in one line, for anything else.
+    """
+    try:
+        values = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(0 < value < math.inf for value in values):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a number of GiB above 0, or several with commas between them, such "
+            "as 16,24,80"
+        )
+    return values
+
+
 def plan() -> Parser:
     """Describe the command line of `flowrl plan`."""
     parser = make_parser("plan", head_of("plan"))
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as for train.py")
     add_config_dir(parser)
-    parser.add_argument("--gpu", type=float, default=80, help="GiB of one GPU")
+    parser.add_argument(
+        "--gpu",
+        type=sizes,
+        default=(80.0,),
+        metavar="GIB",
+        help="GiB of one GPU, or of several kinds as in 16,24,80; default: 80",
+    )
     return parser
 
 

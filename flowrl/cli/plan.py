@@ -1,6 +1,7 @@
 """Estimate a run's GPU memory per phase, and the largest micro-batch that fits: no weights, no GPU.
 
     python scripts/plan_memory.py model=sd35_medium --gpu 24
+    python scripts/plan_memory.py experiment=flow_grpo_sd35 reward=pickscore --gpu 16,24,80
     python scripts/plan_memory.py model=flux2_klein_4b tuning=full --gpu 80
     python scripts/plan_memory.py experiment=flow_dppo_flux2 batch.num_processes=8 --gpu 80
 
@@ -10,367 +11,149 @@ minutes.
 
 The networks are built on PyTorch's meta device and run there, forwards and backwards as a run
 would; what each operation allocates and frees is counted, with attention as a fused kernel keeps
-it. The `batch.max_micro_batch` that it proposes changes nothing but memory and speed. Kernels' own
-workspace is not counted, so a share of the GPU is kept free; reward models are not counted either.
-trainer=ddp adds the buckets of its reduction; trainer=fsdp divides weights, gradients and optimizer
-state over `batch.num_processes` and makes blocks whole for a pass, of which an upper bound is
-counted.
+it. Kernels' own workspace is not counted, so a share of the GPU is kept free. Of scorers the
+weights are counted, where their networks are known, and not their passes. trainer=ddp adds the
+buckets of its reduction; trainer=fsdp divides weights, gradients and optimizer state over
+`batch.num_processes` and makes blocks whole for a pass, of which an upper bound is counted.
+
+A network that can recompute its blocks in updates has a table with that and one without, as
+configured first. How much longer an iteration takes with it is predicted from the floating-point
+operations of matrix products and convolutions alone, without the scorer's. For each GPU the fastest
+choice that fits is told: without recomputing where at least 4 rows, or all that there are, fit. It
+changes nothing but memory and speed.
 """
 
 from __future__ import annotations
 
 from flowrl.launch.program import run_program
 
-import math
-from dataclasses import astuple, dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 
 import diffusers
-import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from omegaconf import DictConfig
 
-from flowrl.algorithm import Algorithm
 from flowrl.cli import arguments
-from flowrl.launch.checks import check_guidance, check_trainer
+from flowrl.cli.memory_plan import Plan
+from flowrl.cli.plan_costs import Costs, fastest
 from flowrl.launch.compose import compose
 from flowrl.launch.search_path import with_config_dir
 from flowrl.launch.validate import validate
-from flowrl.models.architectures import TEXT_PARAMETERS
-from flowrl.models.loading import EMBEDDED, META, resolve
-from flowrl.models.meta_memory import peak_of
-from flowrl.models.weights import DTYPES
-from flowrl.objectives import check_method, stochastic_steps
-from flowrl.training.batch_plan import BatchPlan
-from flowrl.training.reward import MOST_WAITING
-from flowrl.tuning.protocol import TuningRecipe
-from flowrl.types import Conditioning
 from flowrl.values.sizes import height_and_width, in_words
 
 GIB = 2**30
+TERA = 10**12
 SPARE = 0.08
 """Share of the GPU left to the CUDA context, kernels' workspace and fragmentation."""
 
-STRATEGIES = {
-    "flowrl.parallel.strategies.replicas": "ddp",
-    "flowrl.parallel.strategies.parts": "fsdp",
-}
+COLUMNS = ("all along", "iteration", "rollout", "decode", "update", "step", "evaluation", "peak")
+CHECKPOINTING = "backend.gradient_checkpointing"
 
-BLOCKS_OF_A_PASS = 3
-BLOCKS_OF_AN_UPDATE = 6
-"""Whole blocks that FSDP2 holds at worst: one, the buffer it came in and the next one's; in a
-backward pass also its gradients, the buffer they leave in and the last one's.
-"""
+Tables = Mapping[bool, Mapping[int, Costs]]
+"""The costs by rows, with gradient checkpointing and without."""
 
 
-def size(module: nn.Module) -> int:
-    """Count the bytes of a module's parameters and buffers."""
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+def room_of(gpu: float) -> float:
+    """Return the bytes of a GPU of so many GiB that a run may take."""
+    return gpu * (1 - SPARE) * GIB
 
 
-@dataclass(frozen=True)
-class Costs:
-    """The bytes of one process: `fixed` always, `iteration` on top of it but in evaluations, the
-    others on top of these in their phase.
-    """
-
-    fixed: int
-    iteration: int
-    rollout: int
-    decode: int
-    update: int
-    step: int
-    evaluation: int
-
-    @property
-    def peak(self) -> int:
-        """Return the most bytes that are there at once."""
-        iteration = self.iteration + max(self.rollout, self.decode, self.update, self.step)
-        return self.fixed + max(iteration, self.evaluation)
-
-    def beyond(self, other: Costs, times: int) -> Costs:
-        """Return the costs that lie `times` the step from `other` to these further on, of which
-        those of passes are right: each grows with the rows, or not at all.
-        """
-        pairs = zip(astuple(other), astuple(self), strict=True)
-        return Costs(*(here + times * (here - before) for before, here in pairs))
-
-
-class Plan:
-    """The networks of one configuration on the meta device, for one process."""
-
-    def __init__(self, cfg: DictConfig) -> None:
-        check_guidance(cfg)
-        check_trainer(cfg)
-        self.cfg = cfg
-        self.method: Algorithm = instantiate(cfg.algorithm)
-        check_method(self.method)
-        self.plan: BatchPlan = instantiate(cfg.batch)
-        name = cfg.model.pretrained
-        self.source = resolve(name) if name.startswith(EMBEDDED) else str(Path(name).expanduser())
-        self.model: Any = instantiate(cfg.model, pretrained=META + self.source)
-        self.recipe: TuningRecipe = instantiate(cfg.tuning)
-        with torch.device("meta"):
-            self.tuning = self.recipe.attach(self.model.transformer, seed=0)
-        # Compiled, or with another attention, nothing could be counted.
-        instantiate(cfg.backend, compile=False, attention=None).apply(self.model)
-        self.ref_scale = self.method.penalty.guidance_scale if self.method.penalty.beta else None
-        stochastic = stochastic_steps(self.method, iteration=0, seed=0, prompt=0)
-        self.num_kept = len(self.method.trained.candidates(stochastic))
-        self.slices = cfg.backend.slice_decoding
-        self.strategy = STRATEGIES.get(OmegaConf.select(cfg, "trainer.strategy._target_"))
-        self.parts = self.plan.num_processes if self.strategy == "fsdp" else 1
-        self.trained = self.tuning.parameters()
-        self.whole = sum(value.nbytes for value in self.trained.values())
-        self.share = self.whole // self.parts
-        # Copies of the trained weights while others stand in their place: Diffusion-NFT's old ones
-        # in rollouts and updates; the reference where its weights are divided, since then a pass
-        # reads them in place.
-        self.aside_for_old = self.share if self.method.loss.kind == "forward" else 0
-        self.aside_for_ref = self.share if self.parts > 1 else 0
-        for parameter in self.trained.values():
-            parameter.grad = torch.empty_like(parameter)  # counted among what is there all along
-
-    def conditioning(self, rows: int) -> Conditioning:
-        """Make the embeddings of so many prompts, with the negative prompt's where there is one."""
-        dtype = self.model.transformer.dtype
-        tensors = {
-            name: torch.empty(rows, *shape, dtype=dtype, device="meta")
-            for name, shape in self.model.conditioning_shapes.items()
-        }
-        has_negative = self.model.negative_prompt is not None
-        return Conditioning(tensors, Conditioning(tensors) if has_negative else None)
-
-    def weights(self) -> dict[str, int]:
-        """Count what is there all along, from the first optimizer step on, by name."""
-        share = self.share
-        reference = self.tuning.reference or {}
-        reference_size = sum(value.nbytes for value in reference.values()) // self.parts
-        # All trained: buffers and the start. LoRA: the base, and the LoRA that it began from.
-        return {
-            "frozen weights": size(self.model.transformer) - self.whole + reference_size,
-            "autoencoder": size(self.model.vae),
-            "trained weights": share,
-            "their gradients": share,
-            "buckets of gradients": share if self.strategy == "ddp" else 0,
-            "optimizer": self.optimizer[0],
-            "EMA": share,
-            "old policy": self.aside_for_old,
-        }
-
-    @cached_property
-    def optimizer(self) -> tuple[int, int]:
-        """Count what the optimizer keeps, and what a step takes on top of that."""
-        optimizer = instantiate(self.cfg.optimizer)(list(self.trained.values()))
-        for group in optimizer.param_groups:
-            if group.get("foreach", False) is None and not group.get("fused"):
-                # It is PyTorch's choice on a GPU: a temporary of all weights at once.
-                group["foreach"] = True
-        optimizer.step()
-        num_bytes = 0
-        for state in optimizer.state.values():
-            # Step counts are on the CPU.
-            on_device = [value for value in state.values() if torch.is_tensor(value)]
-            num_bytes += sum(value.nbytes for value in on_device if value.is_meta)
-        return num_bytes // self.parts, peak_of(optimizer.step) // self.parts
-
-    @cached_property
-    def gathered(self) -> tuple[int, int]:
-        """Count what of divided weights is whole in a pass, and in an update: what is in no block,
-        and some blocks.
-        """
-        if self.parts == 1:
-            return 0, 0
-        kinds = set(getattr(self.model.transformer, "_no_split_modules", None) or ())
-        blocks = []
-        for module in self.model.transformer.modules():
-            if type(module).__name__ in kinds:
-                blocks.append(sum(value.nbytes for value in module.parameters()))
-        outside = self.whole - sum(blocks)
-        largest = max(blocks, default=0)
-        return outside + BLOCKS_OF_A_PASS * largest, 2 * outside + BLOCKS_OF_AN_UPDATE * largest
-
-    @torch.no_grad()
-    def look(self, x: Tensor, embeddings: Conditioning, scale: float, aside: int) -> None:
-        """Make a pass without gradients, with so many bytes of weights set aside."""
-        held = torch.empty(aside, dtype=torch.uint8, device="meta")
-        self.model.velocity(x, 0.5, embeddings, scale)
-        del held
-
-    def costs(self, rows: int) -> Costs:
-        """Count the bytes of each phase with micro-batches of so many rows."""
-        x = self.noise(rows)
-        embeddings = self.conditioning(rows)
-        scale = self.method.guidance_scale
-
-        def update() -> None:
-            velocity = self.model.velocity(x, 0.5, embeddings, scale)
-            if self.ref_scale is not None:
-                self.look(x, embeddings, self.ref_scale, self.aside_for_ref)
-            velocity.square().mean().backward()
-
-        rollout = (
-            peak_of(lambda: self.look(x, embeddings, scale, self.aside_for_old)) + self.gathered[0]
-        )
-        prompts = self.prompts(rows, embeddings)
-        # A micro-batch's states, until it is drawn and they go to the host, and then one step's.
-        kept = 3 * self.num_kept * x.nbytes
-        return Costs(
-            sum(self.weights().values()),
-            self.iteration(rows, embeddings),
-            rollout + prompts + kept,
-            self.decode(rows) + self.aside_for_old + kept,
-            max(peak_of(update) + self.gathered[1] + 3 * x.nbytes, rollout) + prompts,
-            self.optimizer[1],
-            self.evaluation,
-        )
-
-    def extrapolated(self, rows: int, one: Costs, two: Costs) -> Costs:
-        """Return the costs of micro-batches of so many rows without a pass of theirs, from those of
-        one row and of two.
-        """
-        # What an iteration holds is counted anew: images that wait stop growing with the rows once
-        # all of a process's samples are among them.
-        return replace(
-            two.beyond(one, rows - 2),
-            iteration=self.iteration(rows, self.conditioning(1)),
-        )
-
-    @cached_property
-    def evaluation(self) -> int:
-        """Count what an evaluation takes while gradients and optimizer state are there: a copy of
-        the trained weights, whose place the average's take (so does an export); a set's initial
-        noise; a batch; images until they are scored. Of sets whose number of prompts has no bound,
-        a batch is counted.
-        """
-        settings = self.cfg.evaluation
-        rows = self.cfg.evaluation.batch_size
-        x = self.noise(rows)
-        embeddings = self.conditioning(rows)
-        aside = self.aside_for_ref if settings.kl_samples else 0
-        network = (
-            peak_of(lambda: self.look(x, embeddings, settings.guidance_scale, aside))
-            + self.gathered[0]
-        )
-        count = (settings.max_prompts or 0) * settings.images_per_prompt
-        share = -(-count // self.plan.num_processes)
-        held = self.images(rows, share) + count * self.noise(1).nbytes
-        return self.share + held + max(network + self.prompts(rows, embeddings), self.decode(rows))
-
-    def noise(self, rows: int) -> Tensor:
-        """Make latents of so many rows."""
-        return torch.empty(rows, *self.model.latent_shape, device="meta")
-
-    def decode(self, rows: int) -> int:
-        """Count what decoding takes, with the images that it gives."""
-        latents = self.noise(1 if self.slices else rows)
-        return peak_of(lambda: self.model.decode(latents)) + 4 * 3 * rows * self.pixels
-
-    @cached_property
-    def pixels(self) -> int:
-        """Return the number of an image's pixels."""
-        return math.prod(self.model.decode(self.noise(1)).shape[-2:])
-
-    def images(self, rows: int, count: int) -> int:
-        """Count the images of `count` that wait for their scores, at worst, in batches of so many
-        rows.
-        """
-        return 12 * self.pixels * min(count, (MOST_WAITING + 1) * rows)
-
-    @property
-    def samples(self) -> int:
-        """Return the number of samples of an iteration that a process draws."""
-        return self.plan.num_samples // self.plan.num_processes
-
-    def iteration(self, rows: int, embeddings: Conditioning) -> int:
-        """Count what a process holds of all its samples: their last states, images that wait for
-        their scores, and its prompts once, for micro-batches that divide a group or hold whole
-        ones.
-        """
-        num_prompts = -(-self.samples // self.plan.group_size)
-        held = self.samples * self.noise(1).nbytes + self.images(rows, self.samples)
-        return held + num_prompts * self.prompt(embeddings)
-
-    def host(self) -> int:
-        """Count what a process keeps of an iteration in the host's memory: states, next states and
-        means of trained steps.
-        """
-        return self.samples * 3 * self.num_kept * self.noise(1).nbytes
-
-    def prompt(self, embeddings: Conditioning) -> int:
-        """Count the bytes of one prompt's embeddings."""
-        return embeddings.nbytes // len(embeddings)
-
-    def prompts(self, rows: int, embeddings: Conditioning) -> int:
-        """Count the prompts that are copied for each row while a velocity field is at work, as the
-        negative prompt is.
-        """
-        return rows * self.prompt(embeddings) * (1 if embeddings.negative is None else 2)
-
-    def text_encoders(self) -> int | None:
-        """Count the bytes of the text encoders; None where the model is not a released one."""
-        count = TEXT_PARAMETERS.get(self.source)
-        return None if count is None else count * DTYPES[self.cfg.model.dtype].itemsize
-
-    def micro_batches(self) -> list[int]:
-        """List the numbers of rows that a process's share of an update can be divided into."""
-        share = self.plan.samples_per_process
-        return [rows for rows in range(1, share + 1) if share % rows == 0]
-
-    def remedies(self, costs: Costs) -> str:
-        """Name what may be changed where not even these costs fit."""
-        keys = [
-            "batch.num_processes (more GPUs)",
-            "batch.prompts_per_iteration",
-            "model.resolution",
-        ]
-        if costs.peak == costs.fixed + costs.evaluation:
-            keys.insert(0, "evaluation.batch_size, evaluation.max_prompts")
-        if not self.cfg.backend.gradient_checkpointing:
-            keys.insert(0, "backend.gradient_checkpointing=true")
-        if self.recipe.can_be_divided and self.parts == 1:
-            keys.insert(0, "trainer=fsdp (weights divided over GPUs)")
-        return ", ".join(keys)
-
-
-def report(cfg: DictConfig, gpu: float) -> None:
-    """Print the tables, and the largest micro-batch that fits."""
+def report(cfg: DictConfig, gpus: Sequence[float]) -> None:
+    """Print the tables, and for each GPU the fastest choice that fits."""
     plan = Plan(cfg)
-    room = gpu * (1 - SPARE) * GIB
     size = in_words(*height_and_width(cfg.model.resolution))
     print(f"{cfg.model.pretrained}, {cfg.model.dtype}, {size} pixels; GiB per GPU")
+    print_weights(plan, gpus)
+    print("  passes are being counted", flush=True)
+    ways = [plan.is_checkpointed]
+    if plan.can_checkpoint:
+        ways.append(not plan.is_checkpointed)
+    room = room_of(max(gpus))
+    tables = {way: print_table(plan, way, room) for way in ways}
+    print_work(plan, tables)
+    for gpu in gpus:
+        print(verdict(plan, tables, gpu))
+
+
+def print_weights(plan: Plan, gpus: Sequence[float]) -> None:
+    """Print what is there all along, before training, and in the host's memory."""
     for name, value in plan.weights().items():
         if value:
-            print(f"  {name:<24}{value / GIB:>9.2f}")
+            print_row(name, value)
+    for network in plan.scorers:
+        if network.num_parameters is None:
+            print(f"  not counted: {network.name}, of reward")
     encoders = plan.text_encoders()
     if encoders is not None:
         note = "dropped; the networks above come after"
-        if encoders > room:
-            note = "more than fits: embed elsewhere"
-        print(f"  {'text encoders, before':<24}{encoders / GIB:>9.2f}  ({note})")
-    print(f"  {'host memory, states':<24}{plan.host() / GIB:>9.2f}")
-    print("  passes are being counted", flush=True)
-    names = ("all along", "iteration", "rollout", "decode", "update", "step", "evaluation", "peak")
-    print(f"{'micro-batch':>12}" + "".join(f"{name:>{len(name) + 3}}" for name in names))
-    fits = None
-    one = plan.costs(1)
-    two = plan.costs(2)
+        too_small = [f"{gpu:g}" for gpu in gpus if encoders > room_of(gpu)]
+        if too_small:
+            note = f"more than fits {', '.join(too_small)} GiB: embed elsewhere"
+        print_row("text encoders, before", encoders, note)
+    print_row("host memory, states", plan.host())
+    note = "a process" if encoders is not None else "a process, without text encoders"
+    print_row("host memory, loading", plan.loading(), note)
+
+
+def print_row(name: str, num_bytes: int, note: str = "") -> None:
+    """Print a name and its GiB, and what there is to say of it."""
+    remark = f"  ({note})" if note else ""
+    print(f"  {name:<24}{num_bytes / GIB:>9.2f}{remark}")
+
+
+def print_table(plan: Plan, is_checkpointed: bool, room: float) -> dict[int, Costs]:
+    """Print the costs of all micro-batches up to the first that does not fit, and return them by
+    their rows.
+    """
+    if plan.can_checkpoint:
+        note = " (as configured)" if is_checkpointed == plan.is_checkpointed else ""
+        print(f"{CHECKPOINTING}={in_yaml(is_checkpointed)}{note}")
+    print(f"{'micro-batch':>12}" + "".join(f"{name:>{len(name) + 3}}" for name in COLUMNS))
+    one = plan.costs(1, is_checkpointed)
+    two = plan.costs(2, is_checkpointed)
+    table = {}
     for rows in plan.micro_batches():
         costs = plan.extrapolated(rows, one, two)
-        values = zip(names, (*astuple(costs), costs.peak), strict=True)
-        print(
-            f"{rows:>12}" + "".join(f"{value / GIB:>{len(name) + 3}.2f}" for name, value in values)
-        )
+        table[rows] = costs
+        values = zip(COLUMNS, (*astuple(costs), costs.peak), strict=True)
+        cells = [f"{value / GIB:>{len(name) + 3}.2f}" for name, value in values]
+        print(f"{rows:>12}" + "".join(cells))
         if costs.peak > room:
             break
-        fits = rows
-    if fits is None:
-        print(f"nothing fits {gpu:g} GiB with {SPARE:.0%} kept free; change {plan.remedies(one)}")
-    else:
-        print(f"within {gpu:g} GiB, {SPARE:.0%} kept free: batch.max_micro_batch={fits}")
+    return table
+
+
+def print_work(plan: Plan, tables: Tables) -> None:
+    """Print the operations behind one image, and what checkpointing changes."""
+    print("operations of an image, 10^12: ", end="")
+    plain = plan.work(False)
+    shares = {"rollout": plain.rollout, "decode": plain.decode, "update": plain.update}
+    print(", ".join(f"{name} {value / TERA:.3g}" for name, value in shares.items()))
+    if plan.can_checkpoint:
+        recomputed = plan.work(True)
+        peaks = [f"{tables[way][1].peak / GIB:.2f}" for way in (True, False)]
+        print(
+            f"checkpointing: {recomputed.total / plain.total:.2g}x the operations of an iteration "
+            f"(update {recomputed.update / TERA:.3g}; predicted), and at the peak {peaks[0]} GiB "
+            f"instead of {peaks[1]} with one image"
+        )
+
+
+def verdict(plan: Plan, tables: Tables, gpu: float) -> str:
+    """Say what to set for a GPU, or what may be changed where nothing fits."""
+    choice = fastest(tables, room_of(gpu), plan.micro_batches()[-1])
+    if choice is None:
+        least = min((table[1] for table in tables.values()), key=lambda costs: costs.peak)
+        return f"nothing fits {gpu:g} GiB with {SPARE:.0%} kept free; change {plan.remedies(least)}"
+    words = [f"batch.max_micro_batch={choice.max_micro_batch}"]
+    if plan.can_checkpoint:
+        words.append(f"{CHECKPOINTING}={in_yaml(choice.is_checkpointed)}")
+    return f"within {gpu:g} GiB, {SPARE:.0%} kept free: {' '.join(words)}"
+
+
+def in_yaml(value: bool) -> str:
+    """Write a truth value as the command line has it."""
+    return str(value).lower()
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 """The bytes that code on PyTorch's meta device would have alive at once, with attention as a fused
-kernel's.
+kernel's, and the operations that it would take.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Peak(TorchDispatchMode):
@@ -84,3 +85,12 @@ def peak_of(work: Callable[[], object]) -> int:
         return counter.peak
     finally:
         functional.scaled_dot_product_attention = plain
+
+
+def flops_of(work: Callable[[], object]) -> int:
+    """Return the floating-point operations of all matrix products and convolutions in `work`, those
+    of attention among them; a multiplication and the addition after it are two.
+    """
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()

@@ -205,3 +205,26 @@ def test_a_run_from_a_lora_is_computed_this_way_too(compute, tmp_path):
         type(layer).__name__ for layer in policy.transformer.modules() if hasattr(layer, "lora_A")
     }
     assert kinds == {{"base": "BaseDtypeLinear", "merged": "MergedLinear"}[compute]}
+
+
+@pytest.fixture
+def walks(monkeypatch):
+    """Counts how often the transformer's modules are walked over."""
+    counts = []
+    plain = nn.Module.named_modules
+
+    def counted(self, *args, **kwargs):
+        counts.append(self)
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "named_modules", counted)
+    return counts
+
+
+def test_a_reference_term_walks_over_no_modules(walks):
+    """A large transformer has thousands. Mutation: look for the layers at every term."""
+    policy, _, _ = make()
+    walks.clear()
+    with policy.tuning.at_reference():
+        policy.tuning.parameters()
+    assert not walks

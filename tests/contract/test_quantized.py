@@ -9,7 +9,7 @@ from runs import awake, composed, first_batch, fit, make
 from safetensors.torch import load_file
 from tiny import FAMILIES
 
-from flowrl.cli.plan import Plan
+from flowrl.cli.memory_plan import Plan
 from flowrl.errors import UserError
 from flowrl.models.quantization import KINDS, QuantizedLinear
 from flowrl.types import RewardOutput

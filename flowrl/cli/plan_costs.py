@@ -1,0 +1,85 @@
+"""The numbers of a plan: bytes of each phase, operations behind an image, and the fastest choice
+that fits a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+
+ENOUGH = 4
+"""Rows of a micro-batch that keep a GPU busy, at hundreds of tokens each: more of them gain less
+time than recomputing blocks costs.
+"""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The bytes of one process: `fixed` always, `iteration` on top of it but in evaluations, the
+    others on top of these in their phase.
+    """
+
+    fixed: int
+    iteration: int
+    rollout: int
+    decode: int
+    update: int
+    step: int
+    evaluation: int
+
+    @property
+    def peak(self) -> int:
+        """Return the most bytes that are there at once."""
+        iteration = self.iteration + max(self.rollout, self.decode, self.update, self.step)
+        return self.fixed + max(iteration, self.evaluation)
+
+    def beyond(self, other: Costs, times: int) -> Costs:
+        """Return the costs that lie `times` the step from `other` to these further on, of which
+        those of passes are right: each grows with the rows, or not at all.
+        """
+        pairs = zip(astuple(other), astuple(self), strict=True)
+        return Costs(*(here + times * (here - before) for before, here in pairs))
+
+
+@dataclass(frozen=True)
+class Work:
+    """The floating-point operations behind one image of an iteration: all steps of its rollout, its
+    decoding, and all its terms of updates.
+    """
+
+    rollout: int
+    decode: int
+    update: int
+
+    @property
+    def total(self) -> int:
+        """Return all operations behind the image."""
+        return self.rollout + self.decode + self.update
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A micro-batch, and whether blocks are recomputed in updates."""
+
+    max_micro_batch: int
+    is_checkpointed: bool
+
+
+def fastest(
+    tables: Mapping[bool, Mapping[int, Costs]], room: float, num_rows: int
+) -> Choice | None:
+    """Choose what takes the least time of all that fits `room` bytes; None where nothing does.
+
+    `tables` has the costs by rows with checkpointing (True) and without, as far as the network
+    allows it, and `num_rows` is the largest micro-batch that there may be. Blocks are recomputed
+    where fewer rows than ENOUGH fit otherwise, and more with it.
+    """
+    most = {True: 0, False: 0}
+    for is_checkpointed, costs in tables.items():
+        fitting = [rows for rows in costs if costs[rows].peak <= room]
+        most[is_checkpointed] = max(fitting, default=0)
+    if not any(most.values()):
+        return None
+    is_enough = most[False] >= min(ENOUGH, num_rows)
+    is_checkpointed = not is_enough and most[True] > most[False]
+    return Choice(most[is_checkpointed], is_checkpointed)
