@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import peft.tuners.lora
 import torch
@@ -56,9 +56,8 @@ class _OwnLinear(peft.tuners.lora.Linear):
         if self.disable_adapters:
             return self.base_layer(x)
         (name,) = self.active_adapters
-        return self.adapted(
-            x, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-        )
+        a, b = (cast(nn.Linear, matrices[name]).weight for matrices in (self.lora_A, self.lora_B))
+        return self.adapted(x, a, b, self.scaling[name])
 
     def adapted(
         self,
@@ -107,7 +106,8 @@ class MergedLinear(_OwnLinear):
         scale: float,
     ) -> Float[Tensor, "*N O"]:
         base = self.base_layer
-        return _Merged.apply(x, base.weight, base.bias, a, b, scale)  # type: ignore[no-any-return]
+        y: Tensor = _Merged.apply(x, base.weight, base.bias, a, b, scale)
+        return y
 
 
 class _Merged(torch.autograd.Function):
