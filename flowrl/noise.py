@@ -42,8 +42,8 @@ def gaussian_noise(
     """
     distinct = {indices: row for row, indices in enumerate(dict.fromkeys(samples))}
     rows = np.empty((len(distinct), *shape), dtype=np.float32)
-    # One generator, sent to the start of each row's stream: it takes four tenths of the time that a
-    # new one for every row does.
+    # One generator, sent to the start of each row's stream: a new one for every row, or even for
+    # every call, would take longer than the numbers do.
     bits, start = _generator_of_thread()
     generator = np.random.Generator(bits)
     start["state"]["key"][:] = (seed, iteration)

@@ -64,6 +64,7 @@ class Plan:
         self.source = resolve(name) if name.startswith(EMBEDDED) else str(Path(name).expanduser())
         self.model: Any = instantiate(cfg.model, pretrained=META + self.source)
         self.recipe: TuningRecipe = instantiate(cfg.tuning)
+        self.recipe.check_layers(self.model.transformer)
         with torch.device("meta"):
             self.tuning = self.recipe.attach(self.model.transformer, seed=0)
         # Compiled, or with another attention, nothing could be counted.
@@ -127,8 +128,9 @@ class Plan:
         """Count what the optimizer keeps, and what a step takes on top of that."""
         optimizer = instantiate(self.cfg.optimizer)(list(self.trained.values()))
         for group in optimizer.param_groups:
-            if group.get("foreach", False) is None and not group.get("fused"):
-                # It is PyTorch's choice for any optimizer on a GPU: a temporary of all weights.
+            is_open = group.get("foreach", False) is None and not group.get("fused")
+            if is_open and self.parts == 1:
+                # It is PyTorch's choice on a GPU for weights that are whole: a temporary of all.
                 group["foreach"] = True
         optimizer.step()
         num_bytes = 0
@@ -330,12 +332,14 @@ class Plan:
 
     def loading(self) -> int:
         """Count what a process takes of the host's memory at worst while it loads, as far as it is
-        known: scorers, transformer with what is trained and where it started, and autoencoder lie
-        there until training starts, and the text encoders are loaded beside them. A transformer
-        that is held in fewer bits is whole before that.
+        known: scorers, transformer with what is trained, its average, the old policy's and where it
+        started, and autoencoder lie there until training starts, and the text encoders are loaded
+        beside them. A transformer that is held in fewer bits is whole before that.
         """
         reference = self.tuning.reference or {}
-        held = size(self.model.transformer) + sum(value.nbytes for value in reference.values())
+        num_copies = 2 if self.method.loss.kind == "forward" else 1
+        held = size(self.model.transformer) + num_copies * self.whole
+        held += sum(value.nbytes for value in reference.values())
         most = max(held + (self.text_encoders() or 0), self.released())
         return most + size(self.model.vae) + self.scorers_size
 

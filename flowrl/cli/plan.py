@@ -18,9 +18,10 @@ buckets of its reduction; trainer=fsdp divides weights, gradients and optimizer 
 
 A network that can recompute its blocks in updates has a table with that and one without, as
 configured first. How much longer an iteration takes with it is predicted from the floating-point
-operations of matrix products and convolutions alone, without the scorer's. For each GPU the fastest
-choice that fits is told: without recomputing where at least 4 rows, or all that there are, fit. It
-changes nothing but memory and speed.
+operations of matrix products and convolutions alone, without the scorer's. For each GPU it
+proposes what should be fastest of all that fits: without recomputing where at least 4 rows, or all
+that there are, fit, or half as many as with it. No card has measured that rule. Either way nothing
+changes but memory and speed.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def room_of(gpu: float) -> float:
 
 
 def report(cfg: DictConfig, gpus: Sequence[float]) -> None:
-    """Print the tables, and for each GPU the fastest choice that fits."""
+    """Print the tables, and for each GPU the choice that should be fastest."""
     plan = Plan(cfg)
     size = in_words(*height_and_width(cfg.model.resolution))
     print(f"{cfg.model.pretrained}, {cfg.model.dtype}, {size} pixels; GiB per GPU")

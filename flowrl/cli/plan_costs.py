@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 
 ENOUGH = 4
-"""Rows of a micro-batch that keep a GPU busy, at hundreds of tokens each: more of them gain less
-time than recomputing blocks costs.
+"""Rows of a micro-batch that are taken to keep a GPU busy. No card has measured it: rows of many
+tokens need fewer, small ones more.
+"""
+WORTH = 2
+"""How many times the rows must fit with recomputed blocks for these to be proposed where some fit
+without.
 """
 
 
@@ -68,11 +72,12 @@ class Choice:
 def fastest(
     tables: Mapping[bool, Mapping[int, Costs]], room: float, num_rows: int
 ) -> Choice | None:
-    """Choose what takes the least time of all that fits `room` bytes; None where nothing does.
+    """Choose what should take the least time of all that fits `room` bytes; None where nothing
+    does.
 
     `tables` has the costs by rows with checkpointing (True) and without, as far as the network
     allows it, and `num_rows` is the largest micro-batch that there may be. Blocks are recomputed
-    where fewer rows than ENOUGH fit otherwise, and more with it.
+    where nothing fits otherwise, or fewer rows than ENOUGH and WORTH times as many with it.
     """
     most = {True: 0, False: 0}
     for is_checkpointed, costs in tables.items():
@@ -81,5 +86,5 @@ def fastest(
     if not any(most.values()):
         return None
     is_enough = most[False] >= min(ENOUGH, num_rows)
-    is_checkpointed = not is_enough and most[True] > most[False]
+    is_checkpointed = not is_enough and most[True] >= WORTH * most[False]
     return Choice(most[is_checkpointed], is_checkpointed)

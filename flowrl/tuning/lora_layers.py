@@ -15,13 +15,13 @@ from torch.nn import functional
 
 from flowrl.errors import UserError
 
-Compute = Literal["adapter", "base", "merged"]
+Compute = Literal["adapter", "base_dtype", "merged"]
 """How a layer with weight W and a LoRA of matrices A and B and scale s = alpha / rank computes its
 output.
 
-`adapter` adds s B (A x) in float32, as peft does. `base` computes both products in the dtype of
-the base's output, with one addition in place of three. `merged` computes one product with W + s B
-A.
+`adapter` adds s B (A x) in float32, as peft does. `base_dtype` computes both products in the dtype
+of the base's output, the second one with scale and addition in one pass. `merged` computes one
+product with W + s B A.
 """
 
 
@@ -29,29 +29,37 @@ def set_compute(config: LoraConfig, compute: Compute) -> None:
     """Have the linear layers of peft's configuration computed this way."""
     if compute == "adapter":
         return
-    kind = {"base": BaseDtypeLinear, "merged": MergedLinear}[compute]
+    kind = {"base_dtype": BaseDtypeLinear, "merged": MergedLinear}[compute]
     # The door that peft gives for layers of one's own.
     config._register_custom_module({nn.Linear: kind})
 
 
 def check_compute(compute: Compute, layers: Iterable[nn.Linear]) -> None:
-    """Raise UserError where a base's weights have too few bits to hold the sum with a LoRA."""
+    """Raise UserError where the base's weights, or a product's operands, have too few bits to hold
+    the sum with a LoRA.
+    """
     if compute != "merged":
         return
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        raise UserError(
+            f"lora.compute=merged needs matmul_precision=highest: with {precision} a product "
+            "rounds the sum of both weights, and most of a small LoRA with it"
+        )
     for layer in layers:
         kind = layer.weight.dtype
         if kind != torch.float32:
             raise UserError(
-                "lora.compute=merged needs a base in float32, and this one has weights in "
+                "lora.compute=merged needs a base in float32, and this one has some weights in "
                 f"{str(kind).removeprefix('torch.')}, in which most of a small LoRA is rounded "
-                "away; set lora.compute=base"
+                "away; set lora.compute=base_dtype"
             )
 
 
 class _OwnLinear(peft.tuners.lora.Linear):
     """A linear layer with one LoRA, without dropout, that a subclass computes."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for inputs [..., in]: [..., out]."""
         if self.disable_adapters:
             return self.base_layer(x)
@@ -73,9 +81,10 @@ class _OwnLinear(peft.tuners.lora.Linear):
 class BaseDtypeLinear(_OwnLinear):
     """A layer whose LoRA is multiplied in the dtype of the base's output.
 
-    The matrices stay in float32 and are cast at each call. Where the base is in bfloat16 nothing as
-    long as the sequence is held in float32 for the backward pass, and products run at the speed of
-    the base's. In float32 it computes what peft does, with the scale in the second product.
+    The matrices stay in float32 and are cast at each call, so that they and their gradients are
+    rounded to that dtype in each product. Beside a base in bfloat16 the layer holds nothing as long
+    as the sequence in float32 for the backward pass. In float32 it computes what peft does, with
+    the scale in the second product.
     """
 
     def adapted(

@@ -7,14 +7,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from peft import LoraConfig
-from runs import awake, composed, first_batch, fit, make
+from runs import awake, composed, first_batch, fit, make, term_loss
 from torch import nn
 
 from flowrl.errors import UserError
 from flowrl.tuning.lora import LoRA
 from flowrl.tuning.lora_layers import set_compute
 
-OTHERS = ("base", "merged")
+OTHERS = ("base_dtype", "merged")
 SHAPES = [(6,), (4, 6), (2, 4, 6), (2, 3, 4, 6)]
 
 
@@ -111,8 +111,8 @@ def test_a_base_in_bfloat16_holds_nothing_long_in_float32():
     """
     x = torch.randn(64, 6, dtype=torch.bfloat16, requires_grad=True)
     assert torch.float32 in kept(layer("adapter", torch.bfloat16), x)
-    assert kept(layer("base", torch.bfloat16), x) == {torch.bfloat16}
-    network = layer("base", torch.bfloat16)
+    assert kept(layer("base_dtype", torch.bfloat16), x) == {torch.bfloat16}
+    network = layer("base_dtype", torch.bfloat16)
     y = network(x)
     assert y.dtype == torch.bfloat16
     y.float().square().sum().backward()
@@ -121,7 +121,7 @@ def test_a_base_in_bfloat16_holds_nothing_long_in_float32():
     torch.testing.assert_close(y.double(), wanted, rtol=0.02, atol=0.02)
 
 
-CASES = [("base", "float32"), ("base", "bfloat16"), ("merged", "float32")]
+CASES = [("base_dtype", "float32"), ("base_dtype", "bfloat16"), ("merged", "float32")]
 
 
 @pytest.mark.parametrize(("compute", "dtype"), CASES)
@@ -161,6 +161,32 @@ def test_a_run_learns_the_same_but_for_rounding(compute, trained):
         assert difference <= 0.02 * moved.norm(), name
 
 
+def gradient(compute, dtype):
+    """That of a term of an update at LoRA weights away from zero."""
+    policy, data, _ = make(f"lora.compute={compute}", f"model.dtype={dtype}")
+    part = first_batch(awake(policy), data)[0]
+    part.advantage = torch.linspace(-1, 1, len(part.rows))
+    term_loss(policy, part, 1).backward()
+    found = [
+        value.grad.flatten()
+        for value in policy.tuning.parameters().values()
+        if value.grad is not None
+    ]
+    return torch.cat(found)
+
+
+def test_gradients_in_bfloat16_are_as_good_as_pefts():
+    """Measured from those in float32. Mutation: round A, B or the low-rank output once more."""
+    exact = gradient("adapter", "float32")
+    errors = {
+        compute: ((gradient(compute, "bfloat16") - exact).norm() / exact.norm()).item()
+        for compute in ("adapter", "base_dtype")
+    }
+    print(errors)
+    assert errors["base_dtype"] <= 1.5 * errors["adapter"]
+    assert errors["adapter"] < 0.5
+
+
 @pytest.mark.parametrize(
     ("words", "kind"),
     [
@@ -171,13 +197,25 @@ def test_a_run_learns_the_same_but_for_rounding(compute, trained):
 )
 def test_a_sum_is_refused_where_the_base_has_few_bits(words, kind):
     """Mutation: add a small LoRA to weights in bfloat16, which round it away."""
-    with pytest.raises(UserError, match=rf"needs a base in float32.*in {kind}, in which"):
+    with pytest.raises(
+        UserError, match=rf"needs a base in float32.*some weights in {kind}, in which"
+    ):
         make("lora.compute=merged", *words)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_a_sum_is_refused_where_products_round_it(precision):
+    """TF32 has ten bits: a B of 1e-5 would be lost. Mutation: look at the weights' dtype alone."""
+    try:
+        with pytest.raises(UserError, match=rf"matmul_precision=highest: with {precision} a"):
+            make("lora.compute=merged", f"matmul_precision={precision}")
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_a_quantised_base_takes_products_in_its_dtype():
     """Mutation: ask a quantised layer for its matrix."""
-    policy, data, _ = make("lora.compute=base", "+model.quantization=int8")
+    policy, data, _ = make("lora.compute=base_dtype", "+model.quantization=int8")
     [part, *_] = first_batch(awake(policy), data)
     step = policy.objective.replay(part, 0)
     assert torch.equal(step.mean, part.trajectory.old_mean[:, 0])
@@ -204,7 +242,7 @@ def test_a_run_from_a_lora_is_computed_this_way_too(compute, tmp_path):
     kinds = {
         type(layer).__name__ for layer in policy.transformer.modules() if hasattr(layer, "lora_A")
     }
-    assert kinds == {{"base": "BaseDtypeLinear", "merged": "MergedLinear"}[compute]}
+    assert kinds == {{"base_dtype": "BaseDtypeLinear", "merged": "MergedLinear"}[compute]}
 
 
 @pytest.fixture
@@ -224,7 +262,11 @@ def walks(monkeypatch):
 def test_a_reference_term_walks_over_no_modules(walks):
     """A large transformer has thousands. Mutation: look for the layers at every term."""
     policy, _, _ = make()
+    layers = [layer for layer in policy.transformer.modules() if hasattr(layer, "lora_A")]
     walks.clear()
     with policy.tuning.at_reference():
         policy.tuning.parameters()
+        assert all(layer.disable_adapters for layer in layers)
+    assert layers and not any(layer.disable_adapters for layer in layers)
+    assert all(value.requires_grad for value in policy.tuning.parameters().values())
     assert not any(module is policy.transformer for module in walks)

@@ -3,6 +3,7 @@ is the base.
 """
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -26,9 +27,22 @@ LEGAL = [
 ]
 
 
-@pytest.mark.parametrize("micro_batch", [1, 4])
-@pytest.mark.parametrize("is_checkpointed", [False, True])
-@pytest.mark.parametrize("guidance", [(), GUIDED], ids=["plain", "guided"])
+def ways(*fast):
+    """Guidance, checkpointing and rows in all combinations, of which those not in `fast` are slow
+    tests.
+    """
+    names = {"plain": (), "guided": GUIDED}
+    for name, is_checkpointed, rows in itertools.product(names, (False, True), (1, 4)):
+        marks = () if (name, is_checkpointed, rows) in fast else pytest.mark.slow
+        words = f"{name}-{is_checkpointed}-{rows}"
+        yield pytest.param(names[name], is_checkpointed, rows, marks=marks, id=words)
+
+
+WAY = ("guidance", "is_checkpointed", "micro_batch")
+PLAIN, WITH_ALL = ("plain", False, 1), ("guided", True, 4)
+
+
+@pytest.mark.parametrize(WAY, ways(PLAIN, WITH_ALL, ("plain", True, 1), ("guided", False, 4)))
 @pytest.mark.parametrize("sampler", ["cps", "flow_sde", "dance_sde"])
 def test_replay_of_a_fresh_rollout_is_bitwise(sampler, guidance, is_checkpointed, micro_batch):
     """Ratio 1 and divergence 0 before the first update, with gradients on, for LoRA weights away
@@ -49,9 +63,7 @@ def test_replay_of_a_fresh_rollout_is_bitwise(sampler, guidance, is_checkpointed
             assert not policy.algorithm.likelihood.log_ratio(step, old_mean, x_next).any()
 
 
-@pytest.mark.parametrize("micro_batch", [1, 4])
-@pytest.mark.parametrize("is_checkpointed", [False, True])
-@pytest.mark.parametrize("guidance", [(), GUIDED], ids=["plain", "guided"])
+@pytest.mark.parametrize(WAY, ways(PLAIN, WITH_ALL))
 @pytest.mark.parametrize(("sampler", "loss", "form"), LEGAL)
 def test_the_first_gradient_is_the_policy_gradient(
     sampler, loss, form, guidance, is_checkpointed, micro_batch
@@ -265,6 +277,23 @@ def test_rows_of_two_prompts_keep_their_own_velocity():
     )
     torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-5)
     assert (each[0] - each[2]).abs().max() > 0.1
+
+
+def test_shared_rows_copy_no_others(monkeypatch):
+    """Embeddings of long texts are large. Mutation: copy those of all rows for every field."""
+    policy, data, _ = make()
+    prompts = policy.embed(data.iterations[0].prompts[:2])
+    conditioned = ConditionedRows(prompts, torch.tensor([0, 0, 1, 1]), [0, 0, 1, 1])
+    copies = []
+    whole = conditioned.conditioning
+    monkeypatch.setattr(conditioned, "conditioning", lambda: copies.append(1) or whole())
+    field = conditioned.field(lambda x, sigma, conditioning: x)
+    x = torch.zeros(4, *policy.model.latent_shape)
+    field(x, 0.5, True)
+    assert not copies
+    field(x, 0.5, False)
+    field(x, 0.4, False)
+    assert len(copies) == 1
 
 
 def test_penalty_adds_its_gradient():

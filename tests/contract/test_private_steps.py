@@ -73,7 +73,7 @@ def trained_pairs(policy, parts):
     return pairs
 
 
-@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("penalty", [(), ("penalty=mean_squared", "penalty.beta=100")])
 def test_untrained_pairs_give_no_gradient(size, penalty, monkeypatch):
     """Noise in every step but the last, and each sample trains on a random share of them: the

@@ -14,7 +14,8 @@ from flowrl.errors import UserError
 from flowrl.models.quantization import KINDS, QuantizedLinear
 from flowrl.types import RewardOutput
 
-SMALL = ("sd3", "flux1", "flux2_klein")
+OTHERS = [("sd3", "nf4"), ("flux1", "int8"), ("flux2_klein", "int8")]
+"""Families and kinds whose runs are slow tests."""
 
 
 class Brightness:
@@ -31,8 +32,15 @@ def settings(name, tiny_pipelines, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("is_checkpointed", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "is_checkpointed"),
+    [
+        ("float32", False),
+        ("bfloat16", True),
+        pytest.param("float32", True, marks=pytest.mark.slow),
+        pytest.param("bfloat16", False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_replay_is_bitwise(kind, dtype, is_checkpointed):
     """In the network's dtype, with gradients and without, for LoRA weights away from zero: ratio 1.
 
@@ -48,8 +56,15 @@ def test_a_replay_is_bitwise(kind, dtype, is_checkpointed):
             assert torch.equal(step.mean, part.trajectory.old_mean[:, index])
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sd3", "int8"),
+        ("flux1", "nf4"),
+        ("flux2_klein", "nf4"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS),
+    ],
+)
 def test_training_moves_lora_alone_and_its_export_is_loaded(name, kind, tiny_pipelines, tmp_path):
     """Two iterations: every layer with LoRA lies on a quantised one, the LoRA moves in float32, the
     bits stay, and the stock pipeline, which is not quantised, loads the export weight by weight.

@@ -57,7 +57,7 @@ def trained(sampler, loss, *model):
     return policy, weights, evaluator.evaluate(policy).metrics
 
 
-@pytest.mark.parametrize("kind", ["Flat", "Frames"])
+@pytest.mark.parametrize("kind", [pytest.param("Flat", marks=pytest.mark.slow), "Frames"])
 @pytest.mark.parametrize(("sampler", "loss"), METHODS)
 def test_two_iterations_are_the_same_whatever_the_axes(sampler, loss, kind):
     """Rollout, gate, replay, penalty, losses, optimizer, average and evaluation: every metric and

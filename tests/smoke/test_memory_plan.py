@@ -13,6 +13,7 @@ from flowrl.cli import memory_plan
 from flowrl.cli import plan as plan_memory
 from flowrl.cli.memory_plan import Plan
 from flowrl.cli.plan_costs import Choice, Costs, fastest
+from flowrl.errors import UserError
 from flowrl.models import meta_memory
 from flowrl.tuning.weights import swapped
 
@@ -168,18 +169,26 @@ def test_a_plan_counts_the_pixels_of_a_picture_that_is_no_square(call, tiny_pipe
             # second moment
         ),
         (("trainer=ddp",), 7, 1),  # the buckets in which gradients are reduced
-        (("trainer=fsdp",), 3, 0.5),  # two processes
+        (("trainer=fsdp",), 3, None),  # two processes
         (("sampler=dpm2", "loss=nft", "penalty=velocity"), 7, 1),  # the old policy
     ],
 )
 def test_a_plan_of_full_fine_tuning(overrides, expected, step, tiny_pipelines):
-    """Multiples of the weights. Mutation: a copy less, a moment less, or the weights undivided."""
+    """Multiples of the weights; divided ones are stepped one by one, with two temporaries of the
+    largest.
+
+    Mutation: a copy less, a moment less, or the weights undivided.
+    """
     plan = planned(tiny_pipelines, "tuning=full", *overrides)
     transformer, vae = plan.model.transformer, plan.model.vae
     constants = sum(buffer.nbytes for buffer in transformer.buffers())
     costs = plan.costs(1)
     assert costs.fixed == expected * bytes_of(transformer) + constants + memory_plan.size(vae)
-    assert costs.step == step * bytes_of(transformer)
+    if step is None:
+        largest = max(value.nbytes for value in transformer.parameters())
+        assert costs.step == pytest.approx(2 * largest / 2, rel=0.01)
+    else:
+        assert costs.step == step * bytes_of(transformer)
     assert costs.peak >= costs.fixed + max(costs.iteration + costs.step, costs.evaluation)
 
 
@@ -338,6 +347,14 @@ def test_the_fastest_choice_that_fits(plain, recomputed, num_rows, expected):
     assert fastest(tables, 4, num_rows) == expected
 
 
+def test_a_row_more_is_not_worth_recomputing():
+    """Three of twelve without, four with it. Mutation: recompute for any row more."""
+    plain, recomputed = (
+        {rows: Costs(rows + more, *[0] * 6) for rows in (1, 2, 3, 4)} for more in (1, 0)
+    )
+    assert fastest({False: plain, True: recomputed}, 4, 12) == Choice(3, False)
+
+
 def test_scorers_lie_beside_the_weights(tiny_pipelines, plan):
     """PickScore's 986,109,441 parameters in 2 bytes each; shapes are judged by rules.
 
@@ -360,16 +377,25 @@ def test_a_private_reward_is_said_not_to_be_counted(tiny_pipelines, capsys):
 
 
 def test_loading_takes_the_hosts_memory(tiny_pipelines, plan, monkeypatch):
-    """Transformer and autoencoder in float32, and a thousand weights of text encoders beside them;
-    of a transformer in fewer bits the whole one before that.
+    """Transformer, autoencoder and the average of what is trained in float32, and a thousand
+    weights of text encoders beside them; of a transformer in fewer bits the whole one before that.
 
     Mutation: leave one of them out, or the whole transformer.
     """
     network = memory_plan.size(plan.model.transformer)
     coder = memory_plan.size(plan.model.vae)
-    assert plan.loading() == network + coder
+    average = sum(value.nbytes for value in plan.trained.values())
+    assert plan.loading() == network + coder + average
+    forward = planned(tiny_pipelines, *TWELVE, "sampler=ode", "loss=nft")
+    assert forward.loading() == network + coder + 2 * average
     quantised = planned(tiny_pipelines, *TWELVE, "model.quantization=int8")
     assert memory_plan.size(quantised.model.transformer) < network
     assert quantised.loading() == network + coder
     monkeypatch.setitem(memory_plan.TEXT_PARAMETERS, plan.source, 1000)
-    assert plan.loading() == network + coder + 4000
+    assert plan.loading() == network + coder + average + 4000
+
+
+def test_what_training_refuses_is_not_planned(tiny_pipelines):
+    """Mutation: attach the LoRA without a look at the layers."""
+    with pytest.raises(UserError, match="names no linear layer"):
+        planned(tiny_pipelines, *TWELVE, "lora.targets=[nowhere]")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from flowrl.training import optimization
 from flowrl.training.optimization import at_once
 
 SHAPES = [(4, 16), (16, 4), (16,), ()]
@@ -41,6 +42,18 @@ def test_what_was_asked_for_is_kept(words):
     optimizer = torch.optim.AdamW([torch.zeros(2, requires_grad=True)], **words)
     before = optimizer.param_groups[0]["foreach"]
     assert at_once(optimizer).param_groups[0]["foreach"] is before
+
+
+class Divided(torch.Tensor):
+    """Stands for a weight that processes hold a part each of."""
+
+
+def test_divided_weights_are_left_alone(monkeypatch):
+    """A step would hold a temporary of all of them. Mutation: look at the optimizer alone."""
+    monkeypatch.setattr(optimization, "DTensor", Divided)
+    weight = torch.zeros(2).as_subclass(Divided).requires_grad_()
+    optimizer = torch.optim.AdamW([weight])
+    assert at_once(optimizer).param_groups[0]["foreach"] is None
 
 
 @pytest.mark.parametrize("kind", [torch.optim.NAdam, torch.optim.SGD, torch.optim.SparseAdam])
