@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +96,10 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
     if num_threads != torch.get_num_threads():
         # The call slows attention on some processors, even with the number that holds already.
         torch.set_num_threads(num_threads)
+    if not torch.cuda.is_available():
+        # Lightning has PyTorch look for the driver's library whenever it asks for a GPU, as every
+        # optimizer step does: milliseconds, where there is none to be found.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     # Runs from before there was the key computed with PyTorch's default.
     torch.set_float32_matmul_precision(cfg.get("matmul_precision", "highest"))
     prepared = prepare(cfg, examine)

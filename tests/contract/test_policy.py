@@ -296,6 +296,22 @@ def test_shared_rows_copy_no_others(monkeypatch):
     assert len(copies) == 1
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver to be found")
+def test_no_step_looks_for_a_driver(monkeypatch):
+    """Lightning has PyTorch look for its library at every step, for milliseconds where there is
+    none. Mutation: leave it at that.
+    """
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    policy, _, _ = make()
+    optimizer = policy.configure_optimizers()
+    for parameter in policy.tuning.parameters().values():
+        parameter.grad = torch.ones_like(parameter)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: asked.append(1) or 0)
+    optimizer.step()
+    assert not asked
+
+
 def test_penalty_adds_its_gradient():
     """The loss is the policy loss plus beta times the distance to the base model.
 
