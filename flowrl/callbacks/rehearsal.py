@@ -188,14 +188,18 @@ def _pass_gate(policy: Policy, batch: PromptBatch, micro_batch: MicroBatch) -> N
 
 
 def _evaluate_term(policy: Policy, batch: MicroBatch) -> None:
-    """Evaluate the last term that has samples, forwards and backwards, and drop the gradients."""
+    """Evaluate a term that has the most samples, the last of these, forwards and backwards, and
+    drop the gradients.
+    """
     objective = policy.objective
-    indices = [k for k in range(objective.num_terms(batch)) if objective.num_rows(batch, k)]
-    if not indices:
+    step = policy.num_optimizer_steps
+    counts = [objective.num_rows(batch, k, step) for k in range(objective.num_terms(batch))]
+    if not any(counts):
         return
+    index = max(range(len(counts)), key=lambda k: (counts[k], k))
     # As before an update's last term: gradients of processes do not meet.
     with synchronised(policy, is_last=False):
-        output = objective.term(batch, indices[-1], policy.num_optimizer_steps)
+        output = objective.term(batch, index, step)
         policy.manual_backward(output.loss)
     for parameter in policy.tuning.parameters().values():
         parameter.grad = None

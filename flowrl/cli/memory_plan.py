@@ -238,11 +238,13 @@ class Plan:
 
     @property
     def num_terms(self) -> int:
-        """Return the number of an update's terms that a sample passes through in each inner epoch,
-        for micro-batches of which some row trains on every step that any may train on.
+        """Return the number of an update's terms that a sample passes through in each inner epoch:
+        the sigmas that it trains on, or every step that some row of its micro-batch trains on.
         """
-        is_forward = self.method.loss.kind == "forward"
-        return self.method.num_steps if is_forward else self.num_kept
+        loss = self.method.loss
+        if loss.kind == "forward":
+            return loss.num_sigmas(self.method.num_steps)
+        return self.num_kept
 
     def work(self, is_checkpointed: bool | None = None) -> Work:
         """Count the operations behind one image of an iteration, with gradient checkpointing or

@@ -33,6 +33,9 @@ ADDED: dict[str, dict[str, Any]] = {
     "flowrl.algorithm.Algorithm": {
         "trained": {"_target_": "flowrl.samplers.trained.AllStochastic"},
     },
+    "flowrl.models.flux1.Flux1": {"channels_last": False},
+    "flowrl.models.flux2.Flux2Dev": {"channels_last": False},
+    "flowrl.models.flux2.Flux2Klein": {"channels_last": False},
     "flowrl.samplers.steps.Window": {"stride": None, "rolls_back": True, "shrinks": False},
 }
 """Keys that targets have been given since, with the values by which older runs go on as before."""

@@ -24,7 +24,7 @@ from flowrl.models.latents import (
     unscale,
     weight_dtype,
 )
-from flowrl.models.loading import Source, image_components
+from flowrl.models.loading import Source, autoencoder, image_components
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Quantization, Resolution, Text, TextLength
@@ -41,7 +41,8 @@ class Flux1:
     which does not.
 
     `max_sequence_length` is the number of T5 tokens; CLIP gives the pooled embedding alone.
-    `resolution` is the image's size in pixels.
+    `resolution` is the image's size in pixels, and `channels_last` the memory layout of the
+    autoencoder, which matters to its speed.
     """
 
     negative_prompt = None
@@ -55,12 +56,13 @@ class Flux1:
         resolution: Resolution,
         max_sequence_length: TextLength,
         has_guidance: bool,
+        channels_last: bool,
         quantization: Quantization | None = None,
     ) -> None:
         source = Source(FluxPipeline, pretrained, revision, dtype, quantization=quantization)
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
-        self.vae = self.pipeline.vae.requires_grad_(False).eval()
+        self.vae = autoencoder(self.pipeline, channels_last)
         image_side = image_components(self.pipeline)
         self.text = TextEncoders(lambda: source.load(**image_side), TEXT)
         check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.1")

@@ -27,7 +27,7 @@ from flowrl.models.latents import (
     unpack,
     weight_dtype,
 )
-from flowrl.models.loading import Source, image_components
+from flowrl.models.loading import Source, autoencoder, image_components
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Quantization, Resolution, Text, TextLength
@@ -44,7 +44,8 @@ class Flux2Klein:
     no guidance.
 
     `max_sequence_length` is the number of text tokens, chat template included. `resolution` is the
-    image's size in pixels.
+    image's size in pixels, and `channels_last` the memory layout of the autoencoder, which matters
+    to its speed.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Flux2Klein:
         resolution: Resolution,
         max_sequence_length: TextLength,
         has_guidance: bool,
+        channels_last: bool,
         quantization: Quantization | None = None,
     ) -> None:
         source = Source(Flux2KleinPipeline, pretrained, revision, dtype, quantization=quantization)
@@ -66,7 +68,7 @@ class Flux2Klein:
                 "it to false"
             )
         self.transformer = self.pipeline.transformer.requires_grad_(False)
-        self.vae = self.pipeline.vae.requires_grad_(False).eval()
+        self.vae = autoencoder(self.pipeline, channels_last)
         image_side = image_components(self.pipeline)
         self.text = TextEncoders(lambda: source.load(**image_side), TEXT)
         self.negative_prompt = "" if has_guidance else None
@@ -116,7 +118,8 @@ class Flux2Dev:
     prompt.
 
     `max_sequence_length` is the number of text tokens, system message included. `resolution` is the
-    image's size in pixels.
+    image's size in pixels, and `channels_last` the memory layout of the autoencoder, which matters
+    to its speed.
     """
 
     negative_prompt = None
@@ -130,12 +133,13 @@ class Flux2Dev:
         resolution: Resolution,
         max_sequence_length: TextLength,
         has_guidance: bool,
+        channels_last: bool,
         quantization: Quantization | None = None,
     ) -> None:
         source = Source(Flux2Pipeline, pretrained, revision, dtype, quantization=quantization)
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
-        self.vae = self.pipeline.vae.requires_grad_(False).eval()
+        self.vae = autoencoder(self.pipeline, channels_last)
         image_side = image_components(self.pipeline)
         self.text = TextEncoders(lambda: source.load(**image_side), TEXT)
         check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.2")

@@ -207,6 +207,17 @@ def image_components(pipeline: Any) -> dict[str, Any]:
     return {name: pipeline.components[name] for name in ("transformer", "vae", "scheduler")}
 
 
+def autoencoder(pipeline: Any, channels_last: bool) -> Any:
+    """Return a pipeline's autoencoder for decoding: frozen, and with the weights of its
+    convolutions in the layout asked for.
+    """
+    vae = pipeline.vae.requires_grad_(False).eval()
+    if channels_last:
+        # Video's weights, of one dimension more, stay as they are.
+        vae.to(memory_format=torch.channels_last)
+    return vae
+
+
 def resolve(pretrained: str) -> str:
     """Return a local folder or hub id. Raises UserError where a local path is meant and missing."""
     if pretrained.startswith(EMBEDDED):

@@ -15,7 +15,7 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.models.guidance import classifier_free
 from flowrl.models.latents import latent_size, per_row, to_images, unscale, weight_dtype
-from flowrl.models.loading import Source, image_components
+from flowrl.models.loading import Source, autoencoder, image_components
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Quantization, Resolution, Text, TextLength
@@ -63,12 +63,10 @@ class SD3:
             )
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
-        self.vae = self.pipeline.vae.requires_grad_(False).eval()
+        self.vae = autoencoder(self.pipeline, channels_last)
         image_side = image_components(self.pipeline)
         left_out = {} if max_sequence_length else dict.fromkeys(T5)
         self.text = TextEncoders(lambda: source.load(**image_side, **left_out), TEXT)
-        if channels_last:
-            self.vae.to(memory_format=torch.channels_last)
         self.max_sequence_length = max_sequence_length
         config = self.transformer.config
         self.conditioning_shapes = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -39,6 +40,9 @@ class ForwardObjective:
         self.loss = cast(ForwardLoss, context.algorithm.loss)
         weights = context.tuning.parameters()
         self.old = {name: value.detach().clone() for name, value in weights.items()}
+        # The choice of sigmas of an optimizer step, by the rows of a micro-batch.
+        self._step = (-1, -1)
+        self._chosen: dict[range, Bool[Tensor, "B K"]] = {}
 
     @staticmethod
     def check_method(algorithm: Algorithm) -> None:
@@ -99,8 +103,8 @@ class ForwardObjective:
     def num_terms(self, batch: MicroBatch) -> int:
         return self.algorithm.num_steps
 
-    def num_rows(self, batch: MicroBatch, index: int) -> int:
-        return len(batch.rows)
+    def num_rows(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> int:
+        return len(self.trained_rows(batch, index, num_optimizer_steps))
 
     def check_gate(self, batch: MicroBatch) -> None:
         """Do nothing: nothing of the rollout but its samples is used again."""
@@ -120,64 +124,89 @@ class ForwardObjective:
     def term(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> LossOutput:
         """Compute loss plus penalty of the samples that train on the grid's `index`-th sigma.
 
-        The loss is a mean over all samples of the micro-batch, of which a share of num_trained of
-        num_terms trains on this sigma. Dividing by that share makes the mean over the grid's terms
-        one over the trained pairs of sample and sigma. The loss's other metrics are not divided.
+        Nothing is evaluated of the others. Both are means over the samples that train on it, times
+        their share of all and the terms for each sigma that a sample trains on, so that the mean
+        over terms is one over trained pairs of sample and sigma.
         """
-        x0 = batch.trajectory.x0
-        is_trained = self.is_trained(batch, num_optimizer_steps)[:, index]
-        share = self.num_trained() / self.algorithm.num_steps
+        rows = self.trained_rows(batch, index, num_optimizer_steps)
+        # Where processes wait for each other a term may be asked for that none of the samples
+        # trains on: it passes through the networks with one that counts for nothing.
+        asked = rows or [0]
+        places = on_device(torch.tensor(asked), batch.is_used.device)
+        x0 = batch.trajectory.x0.index_select(0, places)
         sigma = self.algorithm.intervals[index].sigma
-        x = torch.lerp(x0, self.noise(batch, index, num_optimizer_steps), sigma)
-        field = batch.conditioned.field(self.context.velocity)
+        noise = self.noise(batch, asked, index, num_optimizer_steps)
+        x = torch.lerp(x0, noise, sigma)
+        conditioning = batch.conditioned.conditioning(places)
         # The old policy comes first: its weights are swapped in place, which would break the graph
         # of a velocity that was computed before.
         with torch.no_grad(), self.at_behaviour():
-            old_velocity = field(x, sigma, False)
-        velocity = field(x, sigma, False)
+            old_velocity = self.context.velocity(x, sigma, conditioning)
+        velocity = self.context.velocity(x, sigma, conditioning)
+        beta = self.algorithm.penalty.beta
+        distance = None
+        if beta:
+            ref_velocity = self.context.reference.velocity(x, sigma, conditioning)
+            distance = self.algorithm.penalty.of_velocities(velocity, ref_velocity).mean()
+        if not rows:
+            # A backward pass without a gradient.
+            return LossOutput(torch.where(torch.zeros_like(x).bool(), velocity, 0.0).sum(), {})
         inputs = ForwardInputs(
             x0=x0,
             x=x,
             sigma=x0.new_full((len(x0),), sigma),
             velocity=velocity,
             old_velocity=old_velocity,
-            advantage=batch.advantage_at(index),
-            is_used=batch.is_used & is_trained,
+            advantage=batch.advantage_at(index).index_select(0, places),
+            is_used=batch.is_used.index_select(0, places),
         )
         output = self.loss(inputs)
-        beta = self.algorithm.penalty.beta
-        distance = None
-        if beta:
-            reference = batch.conditioned.field(self.context.reference.velocity)
-            gap = self.algorithm.penalty.of_velocities(velocity, reference(x, sigma, False))
-            distance = torch.where(is_trained, gap, 0.0).mean() / share
         metrics = output.metrics | {"trust/velocity_old": velocity_distance(inputs)}
-        return with_penalty(output.loss / share, metrics, beta=beta, distance=distance)
+        total = with_penalty(output.loss, metrics, beta=beta, distance=distance)
+        share = len(rows) / len(batch.rows)
+        num_terms = self.num_terms(batch)
+        return replace(total, loss=total.loss * (share * num_terms / self.num_trained()))
+
+    def trained_rows(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> list[int]:
+        """Return the places in a micro-batch of the samples that train on the `index`-th sigma."""
+        step = (batch.iteration, num_optimizer_steps)
+        if self._step != step:
+            self._step = step
+            self._chosen.clear()
+        if batch.rows not in self._chosen:
+            self._chosen[batch.rows] = self.is_trained(batch, num_optimizer_steps)
+        return self._chosen[batch.rows][:, index].nonzero().flatten().tolist()
 
     def is_trained(self, batch: MicroBatch, num_optimizer_steps: int) -> Bool[Tensor, "B K"]:
         """Choose at random the sigmas that each sample trains on, the same whatever the batch."""
-        scores = self._draw(batch, [self.algorithm.num_steps], CHOICE + num_optimizer_steps)
+        every_row = range(len(batch.rows))
+        step = CHOICE + num_optimizer_steps
+        scores = self._draw(batch, every_row, [self.algorithm.num_steps], step)
         # The argsort of an argsort is each sigma's rank among a sample's scores, so this picks
         # `num_trained` of them uniformly.
         ranks = scores.argsort(1).argsort(1)
-        return on_device(ranks < self.num_trained(), batch.is_used.device)
+        return ranks < self.num_trained()
 
     def noise(
-        self, batch: MicroBatch, index: int, num_optimizer_steps: int
+        self, batch: MicroBatch, places: Sequence[int], index: int, num_optimizer_steps: int
     ) -> Float[Tensor, "B *X"]:
-        """Draw the noise that takes samples to the `index`-th sigma, whatever the batch."""
+        """Draw the noise that takes the samples at `places` of a micro-batch to the `index`-th
+        sigma, whatever the batch.
+        """
         # Counted by optimizer step, so that every inner epoch has noise of its own.
         step = FORWARD + num_optimizer_steps * self.algorithm.num_steps + index
-        noise = self._draw(batch, self.context.latent_shape, step)
+        noise = self._draw(batch, places, self.context.latent_shape, step)
         return on_device(noise, batch.is_used.device)
 
-    def _draw(self, batch: MicroBatch, shape: Sequence[int], step: int) -> Float[Tensor, "B ..."]:
-        """Draw one row of noise a sample, on the CPU."""
+    def _draw(
+        self, batch: MicroBatch, places: Sequence[int], shape: Sequence[int], step: int
+    ) -> Float[Tensor, "B ..."]:
+        """Draw one row of noise for each of the samples at `places`, on the CPU."""
         return gaussian_noise(
             shape,
             seed=self.context.seed,
             iteration=batch.iteration,
-            samples=[self.context.member(row) for row in batch.rows],
+            samples=[self.context.member(batch.rows[place]) for place in places],
             step=step,
         )
 

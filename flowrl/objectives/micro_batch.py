@@ -47,9 +47,12 @@ class ConditionedRows:
         self._first_of_row = torch.tensor([place[start] for start in starts], device=device)
         self._is_whole = len(first) == len(starts)
 
-    def conditioning(self) -> Conditioning:
-        """Return one row a sample, which copies those of the prompts at every call."""
-        return self.embedded[self._prompt_of_row]
+    def conditioning(self, places: Int[Tensor, "N"] | None = None) -> Conditioning:
+        """Return one row a sample, or one for each of those at `places`; every call copies those of
+        the prompts.
+        """
+        numbers = self._prompt_of_row if places is None else self._prompt_of_row[places]
+        return self.embedded[numbers]
 
     def field(self, velocity: ConditionedVelocity) -> Velocity:
         """Return `velocity` bound to this conditioning."""

@@ -99,9 +99,9 @@ class Objective(Protocol):
         """Count the steps or sigmas that any sample of a micro-batch may train on."""
         ...
 
-    def num_rows(self, batch: MicroBatch, index: int) -> int:
-        """Count the samples behind the metrics of a micro-batch's `index`-th term; a term of none
-        needs no pass.
+    def num_rows(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> int:
+        """Count the samples that train on a micro-batch's `index`-th term, in the update after so
+        many optimizer steps; a term of none needs no pass.
         """
         ...
 

@@ -139,7 +139,7 @@ class ReverseObjective:
     def num_terms(self, batch: MicroBatch) -> int:
         return len(batch.trajectory.steps)
 
-    def num_rows(self, batch: MicroBatch, index: int) -> int:
+    def num_rows(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> int:
         return len(self._trained(batch).at(batch.trajectory.steps[index]))
 
     def _trained(self, batch: MicroBatch) -> TrainedRows:

@@ -88,7 +88,7 @@ def accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: R
             output = objective.term(batch, index, policy.num_optimizer_steps)
             # Mean squares of one update and step are pooled over micro-batches before their root.
             term = (policy.num_optimizer_steps, index)
-            num_rows = objective.num_rows(batch, index)
+            num_rows = objective.num_rows(batch, index, policy.num_optimizer_steps)
             for name, value in output.metrics.items():
                 record.add(name, value, num_rows, term=term)
             loss = output.loss / divisor
@@ -122,7 +122,8 @@ def _terms(policy: Policy, update: Sequence[MicroBatch]) -> list[tuple[MicroBatc
     # Processes gather divided weights in every pass, so all of them make as many.
     needs_all = is_divided(policy.transformer)
     terms = [(batch, index) for batch in update for index in range(objective.num_terms(batch))]
-    return [term for term in terms if needs_all or objective.num_rows(*term)]
+    step = policy.num_optimizer_steps
+    return [term for term in terms if needs_all or objective.num_rows(*term, step)]
 
 
 def _optimizer(policy: Policy) -> Optimizer:

@@ -1,5 +1,6 @@
 """Diffusion-NFT in the loop on the embedded model."""
 
+import pytest
 import torch
 from runs import first_batch, make, term_loss
 
@@ -70,7 +71,12 @@ def test_forward_noise_does_not_depend_on_the_batch():
             batch = first_batch(policy, data)
         noises.append(
             [
-                torch.cat([policy.objective.noise(part, index, 0) for part in batch])
+                torch.cat(
+                    [
+                        policy.objective.noise(part, range(len(part.rows)), index, 0)
+                        for part in batch
+                    ]
+                )
                 for index in (0, 1)
             ]
         )
@@ -110,3 +116,49 @@ def test_each_sample_leaves_out_sigmas_of_its_own():
             parameter.add_(0.05)
     losses = [term_loss(parts, part, index).item() for index in range(6)]
     assert [loss != 0 for loss in losses] == own.tolist()
+
+
+def test_only_samples_that_train_on_a_sigma_are_evaluated_at_it():
+    """Terms of four samples are, in the mean over samples, those of each alone; three networks'
+    passes have five rows a sample and not six.
+
+    Mutation: evaluate every row, take the rows of another sigma, or leave out a share.
+    """
+    (whole, data, _), (parts, others, _) = (
+        nft("batch.max_micro_batch=4"),
+        nft("batch.max_micro_batch=1"),
+    )
+    with whole.objective.at_behaviour():
+        batch = first_batch(whole, data)[0]
+    with parts.objective.at_behaviour():
+        singles = first_batch(parts, others)[: len(batch.rows)]
+    advantages = torch.tensor([0.9, -0.4, 0.3, -0.8])
+    batch.advantage, batch.is_used = advantages, torch.ones(4, dtype=torch.bool)
+    for single, advantage in zip(singles, advantages, strict=True):
+        single.advantage, single.is_used = advantage[None], torch.ones(1, dtype=torch.bool)
+    for policy in (whole, parts):
+        with torch.no_grad():
+            for parameter in policy.tuning.parameters().values():
+                parameter.add_(0.05)
+    expected = sum(
+        term_loss(parts, single, index).item()
+        for single in singles
+        for index in range(6)
+        if parts.objective.num_rows(single, index, 0)
+    )
+    chosen = whole.objective.is_trained(batch, 1)
+    for index in range(6):
+        expected_rows = chosen[:, index].nonzero().flatten().tolist()
+        assert whole.objective.trained_rows(batch, index, 1) == expected_rows
+    num_rows = []
+    with whole.transformer.register_forward_pre_hook(
+        lambda _, positional, named: num_rows.append(len([*positional, *named.values()][0])),
+        with_kwargs=True,
+    ):
+        losses = [
+            term_loss(whole, batch, index).item()
+            for index in range(6)
+            if whole.objective.num_rows(batch, index, 0)
+        ]
+    assert sum(losses) == pytest.approx(expected / 4, rel=1e-4)
+    assert sum(num_rows) == 3 * 5 * 4

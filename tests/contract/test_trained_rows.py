@@ -40,6 +40,7 @@ def test_each_sample_draws_once_an_iteration_however_many_terms_ask():
             if iteration == 1:
                 expected.reverse()
             for _ in range(2):
-                assert [policy.objective.num_rows(part, index) for index in range(2)] == expected
+                counts = [policy.objective.num_rows(part, index, 0) for index in range(2)]
+                assert counts == expected
         members = [divmod(row, group_size) for part in parts for row in part.rows]
         assert choice.drawn == [(iteration, *member) for member in members]

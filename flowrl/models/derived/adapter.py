@@ -30,7 +30,7 @@ from flowrl.models.derived.standin import flow_settings
 from flowrl.models.derived.stock import Asked, Sampling, Stock
 from flowrl.models.derived.trees import LAYOUT, Layout, groups, read, to_tensor
 from flowrl.models.experts import as_one, components_of
-from flowrl.models.loading import META, Source, read_index, resolve
+from flowrl.models.loading import META, Source, autoencoder, read_index, resolve
 from flowrl.models.protocol import Use
 from flowrl.models.text import TextEncoders, device
 from flowrl.models.weights import DTYPES
@@ -93,9 +93,7 @@ class Derived:
             check_networks(self.pipeline)
             self.settings = flow_settings(self.pipeline.scheduler)
         self.transformer = as_one(components_of(self.pipeline)).requires_grad_(False).eval()
-        self.vae = self.pipeline.vae.requires_grad_(False).eval()
-        if channels_last:
-            self.vae.to(memory_format=torch.channels_last)
+        self.vae = autoencoder(self.pipeline, channels_last)
         kept = {
             name: part
             for name, part in self.pipeline.components.items()
