@@ -124,10 +124,10 @@ def test_only_samples_that_train_on_a_sigma_are_evaluated_at_it():
 
     Mutation: evaluate every row, take the rows of another sigma, or leave out a share.
     """
-    (whole, data, _), (parts, others, _) = (
-        nft("batch.max_micro_batch=4"),
-        nft("batch.max_micro_batch=1"),
-    )
+    # Two prompts in a micro-batch of four samples.
+    words = ("batch.group_size=2", "batch.prompts_per_iteration=4")
+    whole, data, _ = nft(*words, "batch.max_micro_batch=4")
+    parts, others, _ = nft(*words, "batch.max_micro_batch=1")
     with whole.objective.at_behaviour():
         batch = first_batch(whole, data)[0]
     with parts.objective.at_behaviour():
