@@ -3,18 +3,40 @@ time goes.
 
     python scripts/benchmark.py                       # time: 10 iterations of the main job
     python scripts/benchmark.py --memory    # peak memory against steps and group size
+    python scripts/benchmark.py --profile             # one iteration, operator by operator
     python scripts/benchmark.py sampler=flow_sde      # any override of train.py
     # On a GPU, SD3.5 Medium's size, 2 prompts x 16:
     python scripts/random_pipelines.py model=sd35_medium weights
     python scripts/benchmark.py experiment=flow_dppo_sd35 model.pretrained=weights \
         batch.prompts_per_iteration=2 \
         data.prompts.count=32 reward=jpeg_compressibility batch.max_micro_batch=8 --iterations 5
-
-The share of a large matrix product's speed that the networks reach is given too: bare, and over the
-run's phases.
+    # Its peak memory, a case for each value; --profile goes behind these words, too:
+    python scripts/benchmark.py experiment=flow_dppo_sd35 model.pretrained=weights \
+        batch.prompts_per_iteration=2 \
+        data.prompts.count=32 reward=jpeg_compressibility --memory batch.max_micro_batch=4,8,16
+    # On two GPUs, as train.py: trainer=ddp, or tuning=full trainer=fsdp
+    python scripts/benchmark.py experiment=flow_dppo_sd35 trainer=ddp reward=jpeg_compressibility
 
 The bare parts are the same transformer forwards and backwards, decodes and reward calls, batched as
-the run batches them, in plain loops with nothing around them.
+the run batches them, in plain loops with nothing around them. Two iterations come first without
+them. The first one's surplus over the median is what compiling, the gate and first calls cost; the
+peak memory is that of the two, from the moment training starts: neither loading nor bare parts are
+in it. On a GPU that is memory allocated to tensors; what PyTorch reserved for them stands beside
+it, and what `scripts/plan_memory.py` predicts for the same configuration, evaluations left out.
+
+In several processes each times the bare parts of its own share, which ask nothing of the others but
+the weights that FSDP gathers in each pass. Of each iteration those of the slowest process are
+compared with the longest time of the iteration: everything else is the run's own work, reductions
+over processes, and waiting for each other. The peak is the largest of all processes, and the first
+one prints.
+
+The speed that the networks reach is given too, bare and over the run's phases: as a share of a
+large matrix product's, measured here in the model's dtype and as `matmul_precision` rounds it, and
+on a card that `flowrl/speed/cards.py` knows as a share of its rating. Operations are those of
+matrix products, convolutions and attention; recomputation counts as none.
+
+`--profile` runs PyTorch's profiler over one iteration without bare parts. It keeps every operator,
+so take few prompts. Operators that a scorer calls in a thread of its own have no names there.
 """
 
 from __future__ import annotations
@@ -22,271 +44,151 @@ from __future__ import annotations
 from flowrl.launch.program import run_program
 
 import argparse
+import itertools
+import json
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
+import diffusers
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
 from lightning import Callback, Trainer
-from torch.utils.flop_counter import FlopCounterMode
+from omegaconf import DictConfig
 
-from flowrl.callbacks.record import peak_memory_gib
+from flowrl.callbacks.timing import ALONE, STRETCH, Alternate, Peak, Profile
+from flowrl.cli.memory_plan import Plan
+from flowrl.errors import UserError
 from flowrl.launch.build import build
+from flowrl.launch.checks import check_accelerator
 from flowrl.launch.compose import compose
 from flowrl.launch.quiet import quieten
-from flowrl.objectives.micro_batch import ConditionedRows
-from flowrl.rewards.attempt import attempt
-from flowrl.rewards.clips import Clips
+from flowrl.models.loading import EMBEDDED
+from flowrl.parallel.strategies import is_later_rank
+from flowrl.speed.bare_parts import Seconds
+from flowrl.speed.cards import rating
+from flowrl.speed.operations import utilisation
+from flowrl.speed.trace import Breakdown, break_down
 from flowrl.training.policy import Policy
-from flowrl.training.prompt_data import PromptBatch
-from flowrl.training.sampling import sample_update
+
+GIB = 2**30
+STEPS_AND_GROUPS = ((6, 12), (12, 12), (24, 12), (6, 24), (6, 48))
+"""The cases of the main job that are measured where none are asked for."""
+SHORT_NAMES = {"rollout.num_steps": "steps", "batch.group_size": "group"}
+TRACE = "trace.json.gz"
+NUM_OPERATORS = 15
 
 
-class BareParts:
-    """The parts of one iteration of a policy, each as a plain loop over its micro-batches.
-
-    Rows of a group are evaluated once while they are equal, exactly as the run does for the same
-    iteration's steps.
+def fit(
+    overrides: Sequence[str], num_iterations: int, callbacks: list[Callback]
+) -> tuple[Policy, DictConfig]:
+    """Train for some iterations, with nothing evaluated or written; return the policy and its
+    configuration.
     """
-
-    def __init__(self, policy: Policy, batch: PromptBatch) -> None:
-        self.policy = policy
-        plan = policy.plan
-        method = policy.algorithm
-        stochastic = policy.objective.stochastic_steps(batch.iteration, 0)
-        shares = method.shared_initial_noise
-        sigmas = [interval.sigma for interval in method.intervals]
-        self.rollout_steps = [
-            (sigma, shares and k <= stochastic[0]) for k, sigma in enumerate(sigmas)
-        ]
-        trained = method.trained.candidates(stochastic)
-        self.trained_steps = [(sigmas[k], shares and k == stochastic[0]) for k in trained]
-        self.num_micro_batches = plan.num_samples // plan.micro_batch
-        self.prompts = [batch.prompts[row // plan.group_size] for row in range(plan.num_samples)]
-        starts = [row // plan.group_size if shares else row for row in range(plan.micro_batch)]
-        self.group = group = ConditionedRows(
-            *policy.embed.shared(self.prompts[: plan.micro_batch]), starts
-        )
-        self.is_checkpointed = bool(policy.transformer.is_gradient_checkpointing)
-        self.field = group.field(policy.velocity)
-        self.ref_field = group.field(policy.reference.velocity)
-        self.x = torch.randn(plan.micro_batch, *policy.model.latent_shape, device=policy.device)
-        # Real images: the verifier is slower on noise.
-        [micro_batch] = sample_update(policy, batch, 0, [range(plan.micro_batch)])
-        micro_batch.score.result()  # or it would go on beside what is timed next
-        images = policy.model.decode(micro_batch.trajectory.x0)
-        self.images = torch.cat([images] * self.num_micro_batches)
-
-    @torch.no_grad()
-    def rollout(self) -> None:
-        """Evaluate the velocity at each step of the grid."""
-        for _ in range(self.num_micro_batches):
-            for sigma, is_shared in self.rollout_steps:
-                self.field(self.x, sigma, is_shared)
-
-    def decode(self) -> None:
-        """Decode as many latents as a rollout ends with."""
-        for _ in range(self.num_micro_batches):
-            self.policy.model.decode(self.x)
-
-    def reward(self) -> None:
-        """Score all images of an iteration, or of clips the frames that are shown."""
-        module = self.policy.reward
-        if module.frames is not None and self.images.ndim == 5:
-            attempt(module.reward, Clips(self.images, module.frames), self.prompts)
-        else:
-            module.reward(self.images, self.prompts)
-
-    def update(self) -> None:
-        """Evaluate trained steps forwards and backwards."""
-        for _ in range(self.num_micro_batches * self.policy.plan.inner_epochs):
-            for sigma, is_shared in self.trained_steps:
-                velocity = self.field(self.x, sigma, is_shared)
-                velocity.backward(torch.ones_like(velocity))
-        for parameter in self.policy.parameters():
-            parameter.grad = None
-
-    @torch.no_grad()
-    def reference(self) -> None:
-        """Evaluate the reference at trained steps, where there is a penalty."""
-        if self.policy.algorithm.penalty.beta:
-            for _ in range(self.num_micro_batches * self.policy.plan.inner_epochs):
-                for sigma, is_shared in self.trained_steps:
-                    self.ref_field(self.x, sigma, is_shared)
-
-    def parts(self) -> dict[str, Callable[[], None]]:
-        """Return the loops by name."""
-        names = ("rollout", "decode", "reward", "update", "reference")
-        return {name: getattr(self, name) for name in names}
+    quieten()
+    settings = ["name=benchmark", "logger=none", "evaluation.max_prompts=1"]
+    cfg = compose([*settings, "embeddings.folder=null", *overrides])
+    cfg.num_iterations = max(cfg.num_iterations, num_iterations)
+    check_accelerator(cfg)
+    policy, data, _ = build(cfg)
+    trainer: Trainer = instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        limit_train_batches=num_iterations,
+    )
+    trainer.fit(policy, datamodule=data)
+    return policy, cfg
 
 
-class Alternate(Callback):
-    """The callback that times the bare parts before every iteration, and then the iteration."""
-
-    def __init__(self) -> None:
-        self.bare: list[dict[str, float]] = []
-        self.whole: list[float] = []
-        self.laps: list[dict[str, float]] = []
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.batch = batch
-        parts = BareParts(pl_module, batch)
-        self.bare.append({name: seconds(part) for name, part in parts.parts().items()})
-        wait_for_gpu()
-        self.start = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        wait_for_gpu()
-        self.whole.append(time.perf_counter() - self.start)
-        self.laps.append(dict(pl_module.last_metrics))
-
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        # Now, since Lightning moves the network to the CPU when training ends.
-        self.peak = peak_memory_gib()
-        self.flops = model_flops(BareParts(pl_module, self.batch))
-        self.best = matmul_flops(pl_module.transformer.dtype, pl_module.device)
-
-
-def seconds(part: Callable[[], object]) -> float:
-    """Time a call, and what it left for the GPU to do."""
-    wait_for_gpu()
-    start = time.perf_counter()
-    part()
-    wait_for_gpu()
-    return time.perf_counter() - start
-
-
-def wait_for_gpu() -> None:
-    """Wait until the GPU, where there is one, has nothing left to do."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Measure floating-point operations per second, of the best of ten large matrix products."""
-    n = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(n, n, device=device, dtype=dtype)
-    b = torch.randn(n, n, device=device, dtype=dtype)
-    return 2 * n**3 / min(seconds(lambda: a @ b) for _ in range(10))
-
-
-@torch.compiler.set_stance("force_eager")  # compiled blocks cannot be counted
-def flops_per_row(parts: BareParts) -> dict[str, int]:
-    """Count floating-point operations on one sample, of one velocity and of decoding; recomputation
-    is left out.
+def predicted_gib(cfg: DictConfig) -> float | None:
+    """Return the peak of a process that the planner predicts for a configuration, in GiB, without
+    evaluations; None for one that it refuses.
     """
-    policy = parts.policy
-    transformer: Any = policy.transformer
-    x = parts.x[:1]
-    one = parts.group.conditioning()[:1]
-    transformer.disable_gradient_checkpointing()
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        policy.velocity(x, 0.5, one)
-    with FlopCounterMode(display=False) as both:
-        velocity = policy.velocity(x, 0.5, one)
-        velocity.backward(torch.ones_like(velocity))
-    with FlopCounterMode(display=False) as reference:
-        policy.reference.velocity(x, 0.5, one)
-    with FlopCounterMode(display=False) as decode:
-        policy.model.decode(x)
-    if parts.is_checkpointed:
-        transformer.enable_gradient_checkpointing()
-    for parameter in policy.parameters():
-        parameter.grad = None
-    counts = {"rollout": forward, "update": both, "reference": reference, "decode": decode}
-    return {name: count.get_total_flops() for name, count in counts.items()}
+    # Its warning about casts concerns weights, of which there are none.
+    diffusers.utils.logging.set_verbosity_error()
+    try:
+        plan = Plan(cfg)
+    except UserError:
+        return None
+    return plan.costs(plan.plan.micro_batch).training / GIB
 
 
-def model_flops(parts: BareParts) -> dict[str, float]:
-    """Count floating-point operations of each bare part of an iteration that runs a network."""
-
-    def rows(is_shared: bool) -> int:
-        """Count the rows that reach the network, of which equal ones are evaluated once."""
-        seen: list[int] = []
-
-        def count(x: torch.Tensor, sigma: float, conditioning: Any) -> torch.Tensor:
-            seen.append(len(x))
-            return x
-
-        parts.group.field(count)(parts.x, 0.5, is_shared)
-        return seen[0]
-
-    trained = parts.trained_steps * parts.policy.plan.inner_epochs
-    has_reference = parts.policy.algorithm.penalty.beta != 0
-    steps = {
-        "rollout": parts.rollout_steps,
-        "update": trained,
-        "reference": trained if has_reference else [],
-    }
-    count = {is_shared: rows(is_shared) for is_shared in (False, True)}
-    num_rows = {}
-    for name, pairs in steps.items():
-        num_rows[name] = sum(count[is_shared] for _, is_shared in pairs)
-    num_rows["decode"] = len(parts.x)
-    cost = flops_per_row(parts)
-    return {name: float(parts.num_micro_batches * cost[name] * num_rows[name]) for name in cost}
+def print_peak(peak: Peak, cfg: DictConfig) -> None:
+    """Print the peak memory, and on a GPU what is to be compared with it."""
+    print(f"peak memory                       {peak.allocated:.2f} GiB", flush=True)
+    if peak.reserved is None:
+        return
+    print(f"peak memory reserved              {peak.reserved:.2f} GiB", flush=True)
+    predicted = predicted_gib(cfg)
+    words = "unknown" if predicted is None else f"{predicted:.2f} GiB (scripts/plan_memory.py)"
+    print(f"peak memory predicted             {words}")
 
 
-def report_utilisation(alternate: Alternate, num_samples: int, bare: dict[str, float]) -> None:
-    """Print how much of a large matrix product's speed the networks reach, and images per second of
-    the two phases.
+def report_utilisation(alternate: Alternate, num_samples: int, bare: Seconds) -> None:
+    """Print how much of a large matrix product's speed the networks reach, and of the card's
+    rating, and images per second of the two phases.
 
     A phase of the run is all it does: rollouts decode and wait for the last rewards, updates ask
     the reference.
     """
-    flops = alternate.flops
-    best = alternate.best
-    print(f"a large matrix product            {best / 1e12:.3g} TFLOP/s")
+    operations = alternate.operations
+    precision = torch.get_float32_matmul_precision()
+    is_on_gpu = alternate.device.type == "cuda"
+    how = []
+    if is_on_gpu:
+        how.append(str(alternate.dtype).removeprefix("torch."))
+    if alternate.dtype == torch.float32 and (is_on_gpu or precision != "highest"):
+        how.append(f"matmul_precision={precision}")
+    print(
+        f"a large matrix product            {alternate.best / 1e12:.3g} TFLOP/s"
+        + "".join(f", {word}" for word in how)
+    )
+    yardsticks = {"": alternate.best}
+    if is_on_gpu:
+        yardsticks = yardsticks_of_card(alternate, precision)
     laps_of = {"rollout": ("rollout", "reward"), "update": ("update",)}
     parts_of = {"rollout": ("rollout", "decode"), "update": ("update", "reference")}
     for name in laps_of:
         took = statistics.median(
             sum(lap[f"perf/{phase}_seconds"] for phase in laps_of[name])
-            for lap in alternate.laps[1:]
+            for lap in alternate.laps[ALONE:]
         )
-        whole = sum(flops[part] for part in parts_of[name])
-        print(
-            f"{name}: {num_samples / took:.2f} images/s, model FLOP utilisation "
-            f"{flops[name] / bare[name] / best:.1%} bare, {whole / took / best:.1%} in the run"
-        )
+        whole = sum(operations[part] for part in parts_of[name])
+        for words, speed in yardsticks.items():
+            print(
+                f"{name}: {num_samples / took:.2f} images/s, model FLOP utilisation "
+                f"{utilisation(operations[name], bare[name], speed):.1%} bare, "
+                f"{utilisation(whole, took, speed):.1%} in the run{words}"
+            )
 
 
-def fit(overrides: list[str], num_iterations: int, callbacks: list[Callback]) -> Policy:
-    """Train for some iterations, with nothing evaluated or written."""
-    quieten()
-    settings = ["name=benchmark", "logger=none", f"num_iterations={num_iterations}"]
-    settings += ["evaluation.max_prompts=1", "embeddings.folder=null"]
-    cfg = compose([*settings, *overrides])
-    policy, data, _ = build(cfg)
-    trainer = Trainer(
-        accelerator="auto",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        callbacks=callbacks,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-    )
-    trainer.fit(policy, datamodule=data)
-    return policy
+def yardsticks_of_card(alternate: Alternate, precision: str) -> dict[str, float]:
+    """Return what speeds on a GPU are compared with, in operations a second, by its name."""
+    name = torch.cuda.get_device_name(alternate.device)
+    rated = rating(name, alternate.dtype, precision)
+    measured = {" of a product measured here": alternate.best}
+    if rated is None:
+        print(f"{name}: no rating for these products is known here")
+        return measured
+    return {f" of the card's rating ({rated})": rated.speed} | measured
 
 
-def time_table(overrides: list[str], num_iterations: int) -> None:
+def time_table(overrides: Sequence[str], num_iterations: int) -> None:
     """Print what an iteration takes, and the share of its bare parts."""
     alternate = Alternate()
-    policy = fit(overrides, num_iterations + 1, [alternate])
-    # The first one warms up.
-    bare = alternate.bare[1:]
-    whole = alternate.whole[1:]
-    laps = alternate.laps[1:]
+    peak = Peak()
+    policy, cfg = fit(overrides, ALONE + num_iterations, [peak, alternate])
+    if is_later_rank():
+        return
+    bare = alternate.bare
+    first, *_ = alternate.whole
+    whole = alternate.whole[ALONE:]
+    laps = alternate.laps[ALONE:]
     median = {name: statistics.median(row[name] for row in bare) for name in bare[0]}
     total = statistics.median(whole)
     ratio = statistics.median(w / sum(b.values()) for w, b in zip(whole, bare, strict=True))
@@ -308,22 +210,122 @@ def time_table(overrides: list[str], num_iterations: int) -> None:
         f"{1 - sum(median.values()) / total:>8.1%}"
     )
     print(f"{'iteration':<34}{total:>9.3f}{1:>8.0%}")
+    print(f"{'first iteration (compiling, ...)':<34}{first - total:>+9.3f}")
     print(f"images per second                 {policy.plan.num_samples / total:.1f}")
     print(f"iteration over bare parts         {ratio:.3f}")
     print(f"rollout with scoring over bare    {rollout:.3f}")
-    print(f"peak memory                       {alternate.peak:.2f} GiB")
+    print_peak(peak, cfg)
     report_utilisation(alternate, policy.plan.num_samples, median)
 
 
-def memory_table(overrides: list[str]) -> None:
-    """Print the peak memory for several numbers of steps and group sizes."""
-    print(f"{'steps':>6}{'group':>6}{'peak GiB':>10}")
-    for num_steps, group_size in ((6, 12), (12, 12), (24, 12), (6, 24), (6, 48)):
-        case = [f"rollout.num_steps={num_steps}", f"batch.group_size={group_size}"]
-        command = [sys.executable, __file__, "--one-memory-case", *overrides, *case]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peak = done.stdout.split()[-1]
-        print(f"{num_steps:>6}{group_size:>6}{float(peak):>10.3f}", flush=True)
+def cases_of(overrides: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
+    """Divide overrides into those that hold for all cases of memory, and the cases, by key: all
+    combinations of the values of keys that are given several.
+
+    Raises UserError where none is and the model is another than the main job's.
+    """
+    fixed = []
+    choices = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            choices.append([(key, value) for value in override.sweep_string_iterator()])
+        else:
+            fixed.append(str(override.input_line))
+    if choices:
+        return fixed, [dict(case) for case in itertools.product(*choices)]
+    cfg = compose(["name=benchmark", *fixed])
+    if not cfg.model.pretrained.startswith(EMBEDDED):
+        raise UserError(
+            "--memory: give a key several values, each of them a case, such as "
+            "batch.max_micro_batch=4,8; the cases that are measured without are those of the "
+            "embedded model"
+        )
+    return fixed, [
+        dict(zip(SHORT_NAMES, map(str, numbers), strict=True)) for numbers in STEPS_AND_GROUPS
+    ]
+
+
+def memory_table(overrides: Sequence[str]) -> None:
+    """Print the peak memory of each case, which is a process of its own."""
+    fixed, cases = cases_of(overrides)
+    names = [SHORT_NAMES.get(key, key) for key in cases[0]]
+    rows = [list(case.values()) for case in cases]
+    columns = zip(names, *rows, strict=True)
+    widths = [max(6, 1 + max(map(len, column))) for column in columns]
+    head = ["peak GiB"]
+    if torch.cuda.is_available():
+        head += ["reserved", "predicted"]
+    print(in_columns(names, widths) + in_columns(head, [10] * len(head)))
+    for case, row in zip(cases, rows, strict=True):
+        words = [f"{key}={value}" for key, value in case.items()]
+        command = [sys.executable, __file__, "--one-memory-case", *fixed, *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            # What failed, such as a device without memory, says so in its last line.
+            measured = "  " + done.stderr.strip().rpartition("\n")[2]
+        else:
+            cells = json.loads(done.stdout.splitlines()[-1])
+            measured = in_columns(cells, [10] * len(cells))
+        print(in_columns(row, widths) + measured, flush=True)
+
+
+def in_columns(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Return a line of cells, each at the right of its column."""
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def one_memory_case(overrides: Sequence[str]) -> None:
+    """Print the peak of one case and, on a GPU, what is reserved and what was predicted, in GiB."""
+    peak = Peak()
+    _, cfg = fit(overrides, ALONE, [peak])
+    numbers: list[float | None] = [peak.allocated]
+    if peak.reserved is not None:
+        numbers += [peak.reserved, predicted_gib(cfg)]
+    print(json.dumps(["-" if number is None else f"{number:.3f}" for number in numbers]))
+
+
+def profile_table(overrides: Sequence[str], path: Path) -> None:
+    """Print where one iteration's time goes, operator by operator, and write its trace."""
+    if not path.parent.is_dir():
+        raise UserError(f"--profile={path}: no such folder; make it, or choose another")
+    profile = Profile()
+    fit(overrides, ALONE + 1, [profile])
+    if is_later_rank():
+        return
+    profile.profiler.export_chrome_trace(str(path))
+    breakdown = break_down(profile.profiler.events(), STRETCH, has_device=profile.has_device)
+    print_breakdown(breakdown, profile.plain_seconds)
+    print(f"trace: {path}, for https://ui.perfetto.dev")
+
+
+def print_breakdown(breakdown: Breakdown, plain_seconds: float) -> None:
+    """Print the operators of an iteration that take longest, and when the device was idle."""
+    took = breakdown.seconds
+    print(f"an iteration took {took:.3f} seconds under the profiler, {plain_seconds:.3f} without")
+    place = "the CPU"
+    rest = "in no operator (Python)"
+    if idle := breakdown.idle:
+        place = "the GPU"
+        rest = "kernels of no operator here"
+        print(
+            f"the GPU had nothing to do {idle.total / took:.1%} of it, in {idle.count} gaps of at "
+            f"most {idle.longest:.6f} seconds"
+        )
+    shown = breakdown.operators[:NUM_OPERATORS]
+    others = breakdown.operators[NUM_OPERATORS:]
+    print(f"{'operator, itself on ' + place:<50}{'seconds':>9}{'share':>8}{'calls':>9}")
+    rows = [(operator.name, operator.seconds, operator.num_calls) for operator in shown]
+    rows.append(
+        (
+            f"{len(others)} others",
+            sum(operator.seconds for operator in others),
+            sum(operator.num_calls for operator in others),
+        )
+    )
+    for name, seconds, num_calls in rows:
+        print(f"{name[:49]:<50}{seconds:>9.3f}{seconds / took:>8.1%}{num_calls:>9}")
+    print(f"{rest:<50}{breakdown.rest:>9.3f}{breakdown.rest / took:>8.1%}")
 
 
 def main() -> None:
@@ -334,15 +336,27 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="configuration overrides, as for train.py")
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument(
+        "--profile", nargs="?", const=TRACE, metavar="FILE", help=f"its trace, {TRACE} by default"
+    )
     parser.add_argument("--one-memory-case", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args()
+    overrides = args.overrides
+    trace = args.profile
+    if trace and "=" in trace:
+        # An override behind --profile, which is no file.
+        overrides = [trace, *overrides]
+        trace = TRACE
+    if args.iterations < 1:
+        raise UserError(f"--iterations={args.iterations} must be at least 1")
     if args.one_memory_case:
-        fit(args.overrides, 2, [])
-        print(peak_memory_gib())
+        one_memory_case(overrides)
     elif args.memory:
-        memory_table(args.overrides)
+        memory_table(overrides)
+    elif trace:
+        profile_table(overrides, Path(trace))
     else:
-        time_table(args.overrides, args.iterations)
+        time_table(overrides, args.iterations)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,15 @@ class Costs:
     evaluation: int
 
     @property
+    def training(self) -> int:
+        """Return the most bytes that are there at once while it trains, evaluations left out."""
+        phase = max(self.rollout, self.decode, self.update, self.step)
+        return self.fixed + self.iteration + phase
+
+    @property
     def peak(self) -> int:
         """Return the most bytes that are there at once."""
-        iteration = self.iteration + max(self.rollout, self.decode, self.update, self.step)
-        return self.fixed + max(iteration, self.evaluation)
+        return max(self.training, self.fixed + self.evaluation)
 
     def beyond(self, other: Costs, times: int) -> Costs:
         """Return the costs that lie `times` the step from `other` to these further on, of which

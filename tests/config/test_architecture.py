@@ -116,6 +116,7 @@ ROOMS = {
             "lightning",
         ),
     ),
+    "speed": ("parallel", "rewards", "training"),
     "report": (
         "errors",
         *("runs.changes", "runs.description", "runs.files", "runs.folder", "runs.glossary"),
@@ -163,6 +164,7 @@ ROOMS = {
             "parallel",
             "prompts",
             "runs",
+            "speed",
             "statistics",
             "training",
         ),

@@ -1,0 +1,123 @@
+"""The bare parts of an iteration: its forwards and backwards, decodes and reward calls, batched as
+the run batches them, in plain loops with nothing around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from flowrl.parallel.strategies import synchronised
+from flowrl.rewards.attempt import attempt
+from flowrl.rewards.clips import Clips
+from flowrl.rewards.protocol import asks_for_whole_groups
+from flowrl.training.policy import Policy
+from flowrl.training.prompt_data import PromptBatch
+from flowrl.training.sampling import draw
+
+Seconds = dict[str, float]
+"""What each part of an iteration took, by its name."""
+
+
+class BareParts:
+    """The parts of a process's share of one iteration of a policy, each as a plain loop over its
+    micro-batches; the first of these alone where it `is_short`.
+
+    Rows of a group are evaluated once while they are equal, exactly as the run does for the same
+    iteration's steps, which are those of the share's first prompt for all. All processes must make
+    the same parts: passes of weights that are divided gather them.
+    """
+
+    def __init__(self, policy: Policy, batch: PromptBatch, *, is_short: bool = False) -> None:
+        self.policy = policy
+        plan = policy.plan
+        method = policy.algorithm
+        micro_batches = [rows for update in plan.updates(policy.global_rank) for rows in update]
+        rows = micro_batches[0]
+        shares = method.shared_initial_noise
+        sigmas = [interval.sigma for interval in method.intervals]
+        stochastic = policy.objective.stochastic_steps(batch.iteration, plan.member(rows[0])[0])
+        first_noise = min(stochastic, default=len(sigmas))
+        self.rollout_steps = [
+            (sigma, shares and k <= first_noise) for k, sigma in enumerate(sigmas)
+        ]
+        # A loss on samples that are noised again trains on the whole grid, and asks the old policy.
+        self.has_old_policy = method.loss.kind == "forward"
+        trained = range(len(sigmas))
+        if not self.has_old_policy:
+            trained = method.trained.candidates(stochastic)
+        self.trained_steps = [(sigmas[k], shares and k == first_noise) for k in trained]
+        self.num_micro_batches = 1 if is_short else len(micro_batches)
+        self.group, trajectory = draw(policy, batch, rows, stochastic)
+        self.is_checkpointed = bool(policy.transformer.is_gradient_checkpointing)
+        self.field = self.group.field(policy.velocity)
+        self.ref_field = self.group.field(policy.reference.velocity)
+        self.x = torch.randn(len(rows), *policy.model.latent_shape, device=policy.device)
+        # Real images: the verifier is slower on noise.
+        images = policy.model.decode(trajectory.x0)
+        size = plan.group_size if asks_for_whole_groups(policy.reward.reward) else len(rows)
+        self.images = torch.cat([images] * -(-size // len(rows)))[:size]
+        prompts = [batch.prompts[plan.member(row)[0]] for part in micro_batches for row in part]
+        calls = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        self.calls = calls[:1] if is_short else calls
+
+    @torch.no_grad()
+    def rollout(self) -> None:
+        """Evaluate the velocity at each step of the grid."""
+        for _ in range(self.num_micro_batches):
+            for sigma, is_shared in self.rollout_steps:
+                self.field(self.x, sigma, is_shared)
+
+    def decode(self) -> None:
+        """Decode as many latents as a rollout ends with."""
+        for _ in range(self.num_micro_batches):
+            self.policy.model.decode(self.x)
+
+    @torch.no_grad()
+    def reward(self) -> None:
+        """Score as many images as there are, or of clips the frames that are shown."""
+        module = self.policy.reward
+        for prompts in self.calls:
+            if module.frames is not None and self.images.ndim == 5:
+                attempt(module.reward, Clips(self.images, module.frames), prompts)
+            else:
+                module.reward(self.images, prompts)
+
+    def update(self) -> None:
+        """Evaluate trained steps forwards and backwards, and before that the old policy, where
+        there is one.
+        """
+        # As before an update's last term: gradients of processes do not meet.
+        with synchronised(self.policy, is_last=False):
+            for _ in range(self.num_micro_batches * self.policy.plan.inner_epochs):
+                for sigma, is_shared in self.trained_steps:
+                    if self.has_old_policy:
+                        with torch.no_grad():
+                            self.field(self.x, sigma, is_shared)
+                    velocity = self.field(self.x, sigma, is_shared)
+                    velocity.backward(torch.ones_like(velocity))
+        for parameter in self.policy.parameters():
+            parameter.grad = None
+
+    @torch.no_grad()
+    def reference(self) -> None:
+        """Evaluate the reference at trained steps, where there is a penalty."""
+        if self.policy.algorithm.penalty.beta:
+            for _ in range(self.num_micro_batches * self.policy.plan.inner_epochs):
+                for sigma, is_shared in self.trained_steps:
+                    self.ref_field(self.x, sigma, is_shared)
+
+    def parts(self) -> dict[str, Callable[[], None]]:
+        """Return the loops by name."""
+        names = ("rollout", "decode", "reward", "update", "reference")
+        return {name: getattr(self, name) for name in names}
+
+
+def slowest(processes: Sequence[Sequence[Seconds]]) -> list[Seconds]:
+    """Return, of each iteration, the parts of the process whose parts take longest together.
+
+    `processes` has what each process measured, an entry an iteration.
+    """
+    iterations = zip(*processes, strict=True)
+    return [max(parts, key=lambda seconds: sum(seconds.values())) for parts in iterations]

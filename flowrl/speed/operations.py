@@ -1,0 +1,110 @@
+"""The floating-point operations of an iteration's networks, and the measured speed of a large
+matrix product.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowrl.speed.bare_parts import BareParts
+
+SIDE = {"cuda": 8192, "cpu": 1024}
+"""Rows and columns of the matrices that are multiplied, by the type of device."""
+
+
+def wait_for_gpu() -> None:
+    """Wait until the GPU, where there is one, has nothing left to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(part: Callable[[], object]) -> float:
+    """Time a call, and what it left for the GPU to do."""
+    wait_for_gpu()
+    start = time.perf_counter()
+    part()
+    wait_for_gpu()
+    return time.perf_counter() - start
+
+
+def matmul_speed(dtype: torch.dtype, device: torch.device) -> float:
+    """Measure floating-point operations a second, of the best of ten large matrix products.
+
+    Products of float32 are rounded as `torch.get_float32_matmul_precision()` says at that moment.
+    """
+    n = SIDE[device.type]
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    b = torch.randn(n, n, device=device, dtype=dtype)
+    return 2 * n**3 / min(seconds(lambda: a @ b) for _ in range(10))
+
+
+def utilisation(operations: float, took: float, speed: float) -> float:
+    """Return the share of `speed`, in operations a second, at which so many operations were done in
+    `took` seconds.
+    """
+    return operations / took / speed
+
+
+@torch.compiler.set_stance("force_eager")  # compiled blocks cannot be counted
+def operations_per_row(parts: BareParts) -> dict[str, int]:
+    """Count floating-point operations on one sample, of one velocity and of decoding; recomputation
+    is left out.
+    """
+    policy = parts.policy
+    transformer: Any = policy.transformer
+    x = parts.x[:1]
+    one = parts.group.conditioning()[:1]
+    transformer.disable_gradient_checkpointing()
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        policy.velocity(x, 0.5, one)
+    with FlopCounterMode(display=False) as both:
+        velocity = policy.velocity(x, 0.5, one)
+        velocity.backward(torch.ones_like(velocity))
+    with FlopCounterMode(display=False) as reference:
+        policy.reference.velocity(x, 0.5, one)
+    with FlopCounterMode(display=False) as decode:
+        policy.model.decode(x)
+    if parts.is_checkpointed:
+        transformer.enable_gradient_checkpointing()
+    for parameter in policy.parameters():
+        parameter.grad = None
+    counts = {"rollout": forward, "update": both, "reference": reference, "decode": decode}
+    cost = {name: count.get_total_flops() for name, count in counts.items()}
+    if parts.has_old_policy:
+        cost["update"] += cost["rollout"]
+    return cost
+
+
+def operations_of(parts: BareParts) -> dict[str, float]:
+    """Count floating-point operations of each bare part of an iteration that runs a network."""
+
+    def rows(is_shared: bool) -> int:
+        """Count the rows that reach the network, of which equal ones are evaluated once."""
+        seen: list[int] = []
+
+        def count(x: torch.Tensor, sigma: float, conditioning: Any) -> torch.Tensor:
+            seen.append(len(x))
+            return x
+
+        parts.group.field(count)(parts.x, 0.5, is_shared)
+        return seen[0]
+
+    trained = parts.trained_steps * parts.policy.plan.inner_epochs
+    has_reference = parts.policy.algorithm.penalty.beta != 0
+    steps = {
+        "rollout": parts.rollout_steps,
+        "update": trained,
+        "reference": trained if has_reference else [],
+    }
+    count = {is_shared: rows(is_shared) for is_shared in (False, True)}
+    num_rows = {}
+    for name, pairs in steps.items():
+        num_rows[name] = sum(count[is_shared] for _, is_shared in pairs)
+    num_rows["decode"] = len(parts.x)
+    cost = operations_per_row(parts)
+    return {name: float(parts.num_micro_batches * cost[name] * num_rows[name]) for name in cost}
