@@ -34,6 +34,7 @@ _CPS = Method(
     "2509.05952",
 )
 _DANCE = Method("DanceGRPO", _GRPO.formula, "2505.07818")
+_RETHINKING = "rethinking-diffusion-rl (ICML 2026)"
 
 METHODS: Mapping[str, Method] = {
     "flowrl.losses.dppo.DPPO": Method(
@@ -61,7 +62,18 @@ METHODS: Mapping[str, Method] = {
     "flowrl.losses.pepg.PEPG": Method(
         "PEPG",
         "-exp(rho) (A - rho) elbo, rho = elbo - old_elbo",
-        "rethinking-diffusion-rl (ICML 2026)",
+        _RETHINKING,
+    ),
+    "flowrl.losses.epg.EPG": Method("EPG", "-exp(rho) A elbo, rho = elbo - old_elbo", _RETHINKING),
+    "flowrl.losses.par.PAR": Method(
+        "PAR", "exp(rho) (A - rho)^2 / 2, rho = elbo - old_elbo", _RETHINKING
+    ),
+    "flowrl.losses.forward_dppo.ForwardDPPO": Method(
+        "Forward DPPO",
+        "-A exp(rho) where kept, 0 where dropped; dropped if w mean (v - old_v)^2 >= delta and "
+        "(A > 0 and rho > 0, or A < 0 and rho < 0), rho = w mean ((u - old_v)^2 - (u - v)^2), "
+        "u = eps - x0",
+        "FlowRL's own, after 2606.11025",
     ),
 }
 """The methods that FlowRL's losses are, by their import paths."""
