@@ -49,6 +49,11 @@ METHODS: Mapping[str, Method] = {
         f"{_SURROGATE} / -dt, r = exp((log_prob - old_log_prob + KL) std)",
         "2510.22319",
     ),
+    "flowrl.losses.tempflow.TempFlow": Method(
+        "TempFlow-GRPO's weight",
+        f"std_weight std {_SURROGATE}, r = exp(log_prob - old_log_prob)",
+        "2508.04324",
+    ),
     "flowrl.losses.nft.NFT": Method(
         "Diffusion-NFT",
         "advantage_clip / beta (r |x0_plus - x0|^2 / w_plus + (1 - r) |x0_minus - x0|^2 / w_minus)",

@@ -194,6 +194,7 @@ def test_every_base_model_on_the_hub_has_an_architecture():
         (["loss=grpo", "sampler=dance_sde"], "DanceGRPO"),
         (["loss=cps", "sampler=cps"], "Flow-CPS"),
         (["loss=guard", "sampler=flow_sde"], "GRPO-Guard"),
+        (["loss=tempflow", "sampler=flow_sde"], "TempFlow-GRPO's weight"),
         (["loss=nft", "sampler=ode"], "Diffusion-NFT"),
         (["loss=awm", "sampler=ode"], "Advantage Weighted Matching"),
         (["loss=pepg", "sampler=ode"], "PEPG"),
