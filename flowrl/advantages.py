@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from flowrl.values.bounds import Positive
+
 STD_OFFSET = 1e-4
 """Added to a standard deviation before dividing (Flow-GRPO, arXiv 2505.05470, and its reference
 code).
@@ -120,6 +122,28 @@ def global_std(
     centred, std = _centre(total, groups, has_value)
     values = centred / (_std(total, has_value) + STD_OFFSET)
     values = values.to(rewards)
+    return _finish(values, std=std, members=_group(groups, has_value), has_value=has_value)
+
+
+def from_mean(
+    rewards: Float[Tensor, "B R"],
+    weights: Float[Tensor, "R"],
+    groups: Int[Tensor, "B"],
+    is_valid: Bool[Tensor, "B"],
+    *,
+    scale: Positive,
+) -> Advantages:
+    """Compute scale (r - mean_g), with the mean of each group; r is the weighted sum of the
+    rewards.
+
+    No spread divides it, so it stays in units of the reward: for losses that weigh an advantage
+    against a log-ratio, as PEPG and PAR do. Source: `exact` of rethinking-diffusion-rl (ICML 2026),
+    whose recipes have a scale of 0.1, as the quotient of two numbers that also serve elsewhere.
+    """
+    total = weighted_sum(rewards.double(), weights.double())
+    has_value = is_valid & ~total.isnan()
+    centred, std = _centre(total, groups, has_value)
+    values = (scale * centred).to(rewards)
     return _finish(values, std=std, members=_group(groups, has_value), has_value=has_value)
 
 

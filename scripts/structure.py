@@ -145,7 +145,7 @@ def loss_checks(trees: dict[str, ast.Module]) -> int:
     for tree in trees.values():
         for node in ast.walk(tree):
             text = ast.unparse(node) if isinstance(node, ast.Call | ast.Compare) else ""
-            is_class = bool(re.match(r"isinstance\(.*(NFT|DPPO|GRPO|Guard|AWM|PEPG)\b", text))
+            is_class = bool(re.match(r"isinstance\(.*(NFT|DPPO|GRPO|Guard|AWM|EPG|PAR)\b", text))
             is_identity = isinstance(node, ast.Compare) and bool(
                 re.search(r"\bis (not )?(guard|grpo|dppo)\b", text)
             )

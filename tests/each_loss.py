@@ -29,6 +29,10 @@ VARIANTS = {
         ("loss.divergence=velocity", "loss.calibrated_for=velocity"),
         ("likelihood.reduction=sum", "loss.calibrated_for=sum_kl"),
     ),
+    "forward_dppo": (
+        ("loss.weighting=uniform",),
+        ("loss.weighting=sigma_squared",),
+    ),
     "grpo": (("likelihood.reduction=sum", "loss.calibrated_for=sum_gaussian"),),
     "nft": (("loss.beta=0.1",),),
 }

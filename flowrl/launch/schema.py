@@ -82,6 +82,7 @@ class Trust:
     cps_clip: ClipLow
     guard_clip: ClipLow
     awm_clip: ClipLow
+    forward_delta: Threshold
     above_floor: bool
 
 

@@ -1,4 +1,4 @@
-"""Ratio clipping as in PPO, which Flow-GRPO, Flow-CPS, GRPO-Guard and AWM share."""
+"""Ratio clipping as in PPO, which Flow-GRPO, Flow-CPS, GRPO-Guard, TempFlow and AWM share."""
 
 from __future__ import annotations
 

@@ -31,7 +31,9 @@ class NFT(ForwardLoss):
     optimality. `advantage_clip` scales the loss, so infinity is no way to leave it out.
 
     Paper: Diffusion-NFT (Zheng et al. 2025, arXiv 2509.16117) and its code, which scales by
-    advantage_clip. How fast the old policy follows is `ForwardLoss.decay`.
+    advantage_clip. UniRL's `adv_std_saturate` is the same number under another name, and its
+    `ref_deviation_coef` is the weight of `penalty=velocity`. How fast the old policy follows is
+    `ForwardLoss.decay`.
     """
 
     name: ClassVar[str] = "nft"

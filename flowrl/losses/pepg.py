@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flowrl.losses.nft import weighted_error
+from flowrl.losses.elbo import elbo_and_change
 from flowrl.losses.protocol import ForwardLoss
 from flowrl.losses.used import keep_used
 from flowrl.types import ForwardInputs, LossOutput
@@ -22,7 +22,8 @@ class PEPG(ForwardLoss):
     to +-advantage_clip. A sample that is not used gives no gradient and counts in the mean.
 
     Source: the study of objectives and estimators published as rethinking-diffusion-rl (ICML 2026),
-    its PEPG.
+    its PEPG. Its recipes take A = 0.1 (r - mean_g), not divided by a standard deviation and not
+    clipped; the variant without exp(rho) is left out.
     """
 
     name: ClassVar[str] = "pepg"
@@ -31,9 +32,8 @@ class PEPG(ForwardLoss):
 
     def __call__(self, inputs: ForwardInputs) -> LossOutput:
         used = keep_used(inputs)
-        elbo = -weighted_error(used, velocity=used.velocity)
-        old_elbo = -weighted_error(used, velocity=used.old_velocity)
-        rho = (elbo - old_elbo).detach()
+        elbo, change = elbo_and_change(used)
+        rho = change.detach()
         advantage = used.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         # Neither factor has a gradient; that of the loss is -ratio (A - rho) d elbo.
         losses = -rho.exp() * (advantage - rho) * elbo

@@ -15,6 +15,7 @@ OWNED_BY_LOSSES = (
     "trust/masked_positive",
     "trust/masked_negative",
     "trust/delta",
+    "trust/divergence_old",
 )
 """The glossary's metrics that losses return; all its others are logged by FlowRL itself."""
 

@@ -34,6 +34,7 @@ _CPS = Method(
     "2509.05952",
 )
 _DANCE = Method("DanceGRPO", _GRPO.formula, "2505.07818")
+_RETHINKING = "rethinking-diffusion-rl (ICML 2026)"
 
 METHODS: Mapping[str, Method] = {
     "flowrl.losses.dppo.DPPO": Method(
@@ -48,6 +49,11 @@ METHODS: Mapping[str, Method] = {
         f"{_SURROGATE} / -dt, r = exp((log_prob - old_log_prob + KL) std)",
         "2510.22319",
     ),
+    "flowrl.losses.tempflow.TempFlow": Method(
+        "TempFlow-GRPO's weight",
+        f"std_weight std {_SURROGATE}, r = exp(log_prob - old_log_prob)",
+        "2508.04324",
+    ),
     "flowrl.losses.nft.NFT": Method(
         "Diffusion-NFT",
         "advantage_clip / beta (r |x0_plus - x0|^2 / w_plus + (1 - r) |x0_minus - x0|^2 / w_minus)",
@@ -61,7 +67,18 @@ METHODS: Mapping[str, Method] = {
     "flowrl.losses.pepg.PEPG": Method(
         "PEPG",
         "-exp(rho) (A - rho) elbo, rho = elbo - old_elbo",
-        "rethinking-diffusion-rl (ICML 2026)",
+        _RETHINKING,
+    ),
+    "flowrl.losses.epg.EPG": Method("EPG", "-exp(rho) A elbo, rho = elbo - old_elbo", _RETHINKING),
+    "flowrl.losses.par.PAR": Method(
+        "PAR", "exp(rho) (A - rho)^2 / 2, rho = elbo - old_elbo", _RETHINKING
+    ),
+    "flowrl.losses.forward_dppo.ForwardDPPO": Method(
+        "Forward DPPO",
+        "-A exp(rho) where kept, 0 where dropped; dropped if w mean (v - old_v)^2 >= delta and "
+        "(A > 0 and rho > 0, or A < 0 and rho < 0), rho = w mean ((u - old_v)^2 - (u - v)^2), "
+        "u = eps - x0",
+        "FlowRL's own, after 2606.11025",
     ),
 }
 """The methods that FlowRL's losses are, by their import paths."""

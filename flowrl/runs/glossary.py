@@ -49,7 +49,7 @@ GLOSSARY: dict[str, str] = {
     ),
     "trust/delta": (
         "Threshold of the divergence mask that is in force; it starts at `loss.delta` (Flow-DPPO "
-        "only)."
+        "and Forward DPPO only)."
     ),
     "trust/kl_floor/*": (
         "KL of one step, by its number, between the rollout and a replay under weights moved by "
@@ -59,6 +59,10 @@ GLOSSARY: dict[str, str] = {
     "trust/kl_old/*": "The same KL at one step of the grid, by its number.",
     "trust/tv_old/*": "The same total variation at one step of the grid, by its number.",
     "trust/velocity_old": "Mean (v - old_v)^2 at noised samples (forward-process losses only).",
+    "trust/divergence_old": (
+        "Mean w (v - old_v)^2 at noised samples, with the weight w of `loss.weighting`: what the "
+        "mask compares with its threshold (Forward DPPO only)."
+    ),
     "trust/tv_old_max": "The largest such total variation of the iteration.",
     "trust/ratio_std": (
         "Root mean square of the probability ratio minus 1 over all samples of a step and update, "

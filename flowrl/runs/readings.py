@@ -65,6 +65,10 @@ READINGS = {
         "As `trust/kl_old`, for losses without a likelihood: a rise means larger updates; lower "
         "the learning rate, or let the old policy follow faster (`loss.decay_rate`)."
     ),
+    "trust/divergence_old": (
+        "Compare with `trust/delta`: far below it the mask drops nothing. A rise means larger "
+        "updates, or an old policy that is left behind."
+    ),
     "trust/tv_old_max": "As `trust/kl_old_max`, as a probability.",
     "trust/ratio_std": (
         "Small against the clip range, a clip does nothing; far above it, the clip decides by "

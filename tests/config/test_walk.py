@@ -52,11 +52,11 @@ RULES = {
     "a seed may be any number of 63 bits": ("0|huge", r"seed|.*\.seed"),
     "an infinite or large threshold masks nothing": (
         "inf|huge",
-        r".*\.(delta|diagnostics\.clip|clip_high)",
+        r".*\.(delta|forward_delta|diagnostics\.clip|clip_high)",
     ),
     "a threshold of 0 masks all that moves away": (
         "0",
-        r".*\.(delta|clip|cps_clip|guard_clip|awm_clip|clip_low|clip_high)",
+        r".*\.(delta|forward_delta|clip|cps_clip|guard_clip|awm_clip|clip_low|clip_high)",
     ),
     "inf is no bound, and a large one next to none": (
         "inf|huge",
@@ -195,6 +195,9 @@ NEEDED = {
     "nft": ("sampler=ode", "penalty=velocity"),
     "awm": ("sampler=ode", "penalty=velocity"),
     "pepg": ("sampler=ode", "penalty=velocity"),
+    "epg": ("sampler=ode", "penalty=velocity"),
+    "par": ("sampler=ode", "penalty=velocity"),
+    "forward_dppo": ("sampler=ode", "penalty=velocity"),
 }
 SKIPPED = ("hydra/launcher", "hydra/sweeper", "experiment", "experiment/base", "debug")
 """Hydra's own, and groups that only choose among the others."""

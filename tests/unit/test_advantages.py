@@ -1,11 +1,19 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from flowrl.advantages import gdpo, global_std, group, weighted_sum, zscore
+from flowrl.advantages import from_mean, gdpo, global_std, group, weighted_sum, zscore
 
-ALL = pytest.mark.parametrize("function", [group, global_std, zscore, gdpo])
+OPTIONS = {
+    "group": group,
+    "global_std": global_std,
+    "from_mean": partial(from_mean, scale=0.5),
+    "zscore": zscore,
+    "gdpo": gdpo,
+}
+ALL = pytest.mark.parametrize("function", OPTIONS.values(), ids=OPTIONS)
 
 
 def run(function, rewards, groups, is_valid=None, weights=(1.0,)):
@@ -34,6 +42,12 @@ def test_global_std_by_hand():
     assert run(global_std, [0.0, 1.0, 2.0, 3.0], [0, 1, 0, 1]).values.tolist() == pytest.approx(
         [-one, -one, one, one], rel=1e-12
     )
+
+
+def test_from_mean_by_hand():
+    """Groups (0, 2) and (1, 4), scale 1/2. Mutation: divide by a spread, or leave out the scale."""
+    got = run(OPTIONS["from_mean"], [0.0, 1.0, 2.0, 4.0], [0, 1, 0, 1])
+    assert got.values.tolist() == [-0.5, -0.75, 0.5, 0.75]
 
 
 @ALL

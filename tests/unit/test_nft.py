@@ -6,6 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowrl.losses.nft import NFT
+from flowrl.losses.reference import ReferencePenalty
 from flowrl.losses.sums import paired_mean
 from flowrl.types import ForwardInputs
 
@@ -63,6 +64,32 @@ def test_optimality_is_clamped(advantage, expected):
     """
     loss = NFT(beta=1.0, **DEFAULTS)(one(0.6, 0.4, advantage)).loss
     assert loss.item() == pytest.approx(5 * expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("saturates_at", [1.0, 5.0])
+def test_unirls_additions_are_keys_that_there_are(saturates_at):
+    """Its `adv_std_saturate` C and `ref_deviation_coef`, with its loss written down once more:
+    C mean(r e_plus / beta + (1 - r) e_minus / beta) + coefficient mean (v - ref_v)^2.
+
+    Mutation: a bound that clips alone, without the slope and the gain that go with it.
+    """
+    draw = np.random.default_rng(0).normal(size=(5, 4, 3))
+    x0, x, v, old_v, ref_v = draw
+    advantage, sigma, beta = np.array([0.4, -0.7, 1.3, -6.0]), 0.6, 0.3
+    r = np.clip(advantage, -saturates_at, saturates_at) / saturates_at / 2 + 0.5
+    errors = []
+    for velocity in (beta * v + (1 - beta) * old_v, (1 + beta) * old_v - beta * v):
+        error = x - sigma * velocity - x0
+        errors.append((error**2).mean(1) / np.abs(error).mean(1))
+    policy = (r * errors[0] / beta + (1 - r) * errors[1] / beta).mean() * saturates_at
+    total = policy + 0.1 * ((v - ref_v) ** 2).mean()
+
+    tensors = [torch.from_numpy(values) for values in (x0, x, v, old_v, ref_v, advantage)]
+    rows = torch.full((4,), sigma, dtype=torch.float64)
+    inputs = ForwardInputs(tensors[0], tensors[1], rows, *tensors[2:4], tensors[5], rows > 0)
+    loss = NFT(beta=beta, **DEFAULTS | {"advantage_clip": saturates_at})(inputs).loss
+    distance = ReferencePenalty.of_velocities(tensors[2], tensors[4]).mean()
+    assert (loss + 0.1 * distance).item() == pytest.approx(total, rel=1e-12)
 
 
 def test_published_decays():
