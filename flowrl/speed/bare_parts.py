@@ -42,9 +42,10 @@ class BareParts:
         self.rollout_steps = [
             (sigma, shares and k <= first_noise) for k, sigma in enumerate(sigmas)
         ]
-        # A loss on samples that are noised again trains on the whole grid, and asks the old policy.
+        # A loss on samples that are noised again asks the old policy too. Each sample trains on as
+        # many sigmas as any other, on whichever of the grid.
         self.has_old_policy = method.loss.kind == "forward"
-        trained = range(len(sigmas))
+        trained = range(policy.objective.num_trained())
         if not self.has_old_policy:
             trained = method.trained.candidates(stochastic)
         self.trained_steps = [(sigmas[k], shares and k == first_noise) for k in trained]
