@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from flowrl.algorithm import Algorithm
 from flowrl.cli.plan_costs import Costs, Work
-from flowrl.launch.checks import check_guidance, check_trainer
+from flowrl.cli.plan_division import can_be_divided, gathered
+from flowrl.launch.checks import check_division, check_guidance, check_trainer
 from flowrl.models.architectures import TEXT_PARAMETERS
 from flowrl.models.experts import networks_of
 from flowrl.models.loading import EMBEDDED, META, resolve
@@ -37,12 +38,6 @@ STRATEGIES = {
     "flowrl.parallel.strategies.replicas": "ddp",
     "flowrl.parallel.strategies.parts": "fsdp",
 }
-
-BLOCKS_OF_A_PASS = 3
-BLOCKS_OF_AN_UPDATE = 6
-"""Whole blocks that FSDP2 holds at worst: one, the buffer it came in and the next one's; in a
-backward pass also its gradients, the buffer they leave in and the last one's.
-"""
 
 
 def size(module: nn.Module) -> int:
@@ -65,6 +60,7 @@ class Plan:
         self.model: Any = instantiate(cfg.model, pretrained=META + self.source)
         self.recipe: TuningRecipe = instantiate(cfg.tuning)
         self.recipe.check_layers(self.model.transformer)
+        check_division(cfg, self.model.transformer)
         with torch.device("meta"):
             self.tuning = self.recipe.attach(self.model.transformer, seed=0)
         # Compiled, or with another attention, nothing could be counted.
@@ -81,9 +77,10 @@ class Plan:
         self.share = self.whole // self.parts
         # Copies of the trained weights while others stand in their place: Diffusion-NFT's old ones
         # in rollouts and updates; the reference where its weights are divided, since then a pass
-        # reads them in place.
+        # reads them in place. A LoRA that began from none is switched off instead.
         self.aside_for_old = self.share if self.method.loss.kind == "forward" else 0
-        self.aside_for_ref = self.share if self.parts > 1 else 0
+        has_weights = self.tuning.reference is not None
+        self.aside_for_ref = self.share if self.parts > 1 and has_weights else 0
         for parameter in self.trained.values():
             parameter.grad = torch.empty_like(parameter)  # counted among what is there all along
         reward: Any = OmegaConf.to_container(cfg.reward, resolve=True)
@@ -104,10 +101,13 @@ class Plan:
         """Count what is there all along, from the first optimizer step on, by name."""
         share = self.share
         reference = self.tuning.reference or {}
-        reference_size = sum(value.nbytes for value in reference.values()) // self.parts
-        # All trained: buffers and the start. LoRA: the base, and the LoRA that it began from.
+        # All trained: the start and buffers. LoRA: the base, and the LoRA that it began from.
+        # Buffers are not divided.
+        buffers = sum(value.nbytes for value in self.model.transformer.buffers())
+        frozen = size(self.model.transformer) - self.whole - buffers
+        frozen += sum(value.nbytes for value in reference.values())
         return {
-            "frozen weights": size(self.model.transformer) - self.whole + reference_size,
+            "frozen weights": frozen // self.parts + buffers,
             "autoencoder": size(self.model.vae),
             "trained weights": share,
             "their gradients": share,
@@ -147,14 +147,7 @@ class Plan:
         """
         if self.parts == 1:
             return 0, 0
-        kinds = set(getattr(self.model.transformer, "_no_split_modules", None) or ())
-        blocks = []
-        for module in self.model.transformer.modules():
-            if type(module).__name__ in kinds:
-                blocks.append(sum(value.nbytes for value in module.parameters()))
-        outside = self.whole - sum(blocks)
-        largest = max(blocks, default=0)
-        return outside + BLOCKS_OF_A_PASS * largest, 2 * outside + BLOCKS_OF_AN_UPDATE * largest
+        return gathered(self.model.transformer, self.trained.values())
 
     @torch.no_grad()
     def look(self, x: Tensor, embeddings: Conditioning, scale: float, aside: int) -> None:
@@ -386,6 +379,6 @@ class Plan:
             keys.insert(0, "evaluation.batch_size, evaluation.max_prompts")
         if self.scorers_size:
             keys.append("reward (a smaller one, or one that is served: reward=remote)")
-        if self.recipe.can_be_divided and self.parts == 1:
+        if self.parts == 1 and can_be_divided(self.model.transformer):
             keys.insert(0, "trainer=fsdp (weights divided over GPUs)")
         return ", ".join(keys)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from flowrl.algorithm import Algorithm
 from flowrl.evaluation.evaluator import Evaluator
-from flowrl.launch.checks import check_floor, check_rules
+from flowrl.launch.checks import check_division, check_floor, check_rules
 from flowrl.launch.interrupts import heed_swallowed
 from flowrl.launch.pictured import check_model_of_prompts
 from flowrl.launch.scores import check_prompts
@@ -118,6 +118,7 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
         follow(algorithm.schedule, model)
         check_method(algorithm)  # again, now that its sigmas are known
     prepared.recipe.check_layers(model.transformer)
+    check_division(cfg, model.transformer)
     tuning = prepared.recipe.attach(model.transformer, cfg.seed)
     reference = ReferenceModule(
         model=model, tuning=tuning, guidance_scale=algorithm.penalty.guidance_scale

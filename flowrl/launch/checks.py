@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from flowrl.errors import UserError
 from flowrl.losses.protocol import Loss
+from flowrl.models.experts import networks_of
 from flowrl.models.loading import EMBEDDED
 from flowrl.runs.files import read_object
 from flowrl.sweep.job import num_ranks
-from flowrl.tuning.protocol import TuningRecipe
 from flowrl.values.sizes import height_and_width
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR", "NODE_RANK", "GROUP_RANK")
@@ -105,15 +105,32 @@ def check_trainer(cfg: DictConfig) -> None:
             "are below its smallest number; take bfloat16"
         )
     check_processes(cfg)
-    if OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.parallel.strategies.parts":
-        recipe: type[TuningRecipe] = get_class(cfg.tuning._target_)
-        if not recipe.can_be_divided:
-            raise UserError(
-                "trainer=fsdp is for tuning=full, whose weights it divides; for LoRA take "
-                "trainer=ddp"
-            )
+    if divides_weights(cfg):
         if cfg.backend.compile:
             raise UserError("trainer=fsdp does not go with backend.compile=true; set it to false")
+        quantization = cfg.model.get("quantization")
+        if quantization is not None:
+            raise UserError(
+                f"trainer=fsdp does not go with model.quantization={quantization}; set it to null, "
+                "or take trainer=ddp"
+            )
+
+
+def divides_weights(cfg: DictConfig) -> bool:
+    """Tell whether each process of the run holds a part of every weight."""
+    return OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.parallel.strategies.parts"
+
+
+def check_division(cfg: DictConfig, transformer: nn.Module) -> None:
+    """Check that what is to be divided is one network, whose passes all processes make alike.
+    Raises UserError naming the key.
+    """
+    num_networks = len(networks_of(transformer))
+    if divides_weights(cfg) and num_networks > 1:
+        raise UserError(
+            f"trainer=fsdp divides one network, and the pipeline has {num_networks}; take "
+            "trainer=ddp"
+        )
 
 
 def check_accelerator(cfg: DictConfig) -> None:

@@ -35,7 +35,7 @@ def replicas(*, timeout_minutes: Minutes, bucket_megabytes: Count) -> DDPStrateg
 
 def parts(*, num_processes: Count, timeout_minutes: Minutes) -> ModelParallelStrategy:
     """Keep a part of every weight, gradient and optimizer state in each process (FSDP2): for full
-    fine-tuning.
+    fine-tuning, and for a LoRA on a base that no single card holds.
     """
     return ModelParallelStrategy(
         data_parallel_size=num_processes,  # Lightning's own choice would be the number of nodes
@@ -48,16 +48,16 @@ def parts(*, num_processes: Count, timeout_minutes: Minutes) -> ModelParallelStr
 def shard(
     module: LightningModule, transformer: nn.Module, reference: dict[str, Tensor] | None
 ) -> bool:
-    """Divide the transformer, and in place its reference's weights, where the strategy is `parts`;
-    return True where this was done now.
+    """Divide the transformer, and in place its reference's weights where it has some, if the
+    strategy is `parts`; return True where this was done now.
     """
     strategy = module.trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy) or is_divided(transformer):
         return False
     divide(transformer, strategy.device_mesh["data_parallel"])
-    assert reference is not None  # the launch refuses LoRA
-    for name, weight in transformer.named_parameters():
-        reference[name] = part_of(reference[name], weight)
+    if reference is not None:
+        weights = dict(transformer.named_parameters())
+        reference.update({name: part_of(whole, weights[name]) for name, whole in reference.items()})
     return True
 
 

@@ -35,7 +35,6 @@ class Full:
     """
 
     dtype: Text
-    can_be_divided: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.dtype != "float32":

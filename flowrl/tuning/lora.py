@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from flowrl.errors import UserError
 from flowrl.models.experts import networks_of
+from flowrl.parallel import sharding
 from flowrl.tuning import formats
 from flowrl.tuning.lora_file import LoRAFile
 from flowrl.tuning.lora_layers import Compute, check_compute, set_compute
@@ -51,7 +52,6 @@ class LoRA:
     start: Text | None = None
     reference: Literal["start", "base"] = "start"
     compute: Compute = "adapter"
-    can_be_divided: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self, "lora")
@@ -193,14 +193,14 @@ class Adapter:
         self._layers = [
             layer for layer in transformer.modules() if isinstance(layer, BaseTunerLayer)
         ]
-        self._parameters = {
-            name: parameter
-            for name, parameter in transformer.named_parameters()
-            if f".{ADAPTER}." in name
-        }
+        self._places: dict[str, tuple[nn.Module, str]] = {}
+        for name, _ in transformer.named_parameters():
+            if f".{ADAPTER}." in name:
+                module, _, attribute = name.rpartition(".")
+                self._places[name] = (transformer.get_submodule(module), attribute)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self._parameters)
+        return {name: getattr(*place) for name, place in self._places.items()}
 
     @contextmanager
     def at_reference(self) -> Iterator[None]:
@@ -227,6 +227,10 @@ class Adapter:
         network; where it has none, so that its transformer's `load_lora_adapter` does.
         """
         layers = get_peft_model_state_dict(self.transformer, adapter_name=ADAPTER)
+        if sharding.is_divided(self.transformer):
+            layers = sharding.gathered_by_first(layers)
+            if layers is None:
+                return
         # diffusers' loaders take one network's LoRA from a file, and its writers write one.
         is_several = len(networks_of(self.transformer)) > 1
         if is_several or not hasattr(pipeline, "save_lora_weights"):

@@ -26,7 +26,9 @@ class Tuning(Protocol):
     """
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters by name, in a fixed order."""
+        """Return the trained parameters by name, in a fixed order: those that are there now, since
+        dividing the weights puts others in their places.
+        """
         ...
 
     def at_reference(self) -> AbstractContextManager[None]:
@@ -40,9 +42,6 @@ class Tuning(Protocol):
 
 class TuningRecipe(Protocol):
     """The content of a file of conf/tuning, which makes a `Tuning` of a transformer."""
-
-    can_be_divided: ClassVar[bool]
-    """True where the trained weights are so many that processes may each hold a part of them."""
 
     def check_layers(self, transformer: nn.Module) -> None:
         """Raise UserError, naming the key, where the transformer has no layers for it."""

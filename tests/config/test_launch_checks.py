@@ -6,17 +6,23 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from runs import composed
+from torch import nn
 
+from flowrl.errors import UserError
 from flowrl.launch.build import build, prepare
-from flowrl.launch.checks import check_deadlines, check_trainer
+from flowrl.launch.checks import check_deadlines, check_division, check_trainer
 from flowrl.launch.validate import validate
+from flowrl.models.experts import Experts
 from flowrl.parallel.strategies import clip, norm_limit
 
 
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        (("trainer=fsdp",), ("trainer=fsdp", "tuning=full", "trainer=ddp")),
+        (
+            ("trainer=fsdp", "+model.quantization=nf4"),
+            ("trainer=fsdp", "model.quantization=nf4", "trainer=ddp"),
+        ),
         (
             ("trainer=fsdp", "tuning=full", "backend.compile=true"),
             ("trainer=fsdp", "backend.compile=true"),
@@ -37,9 +43,10 @@ from flowrl.parallel.strategies import clip, norm_limit
     ],
 )
 def test_ways_to_spread_a_run_that_would_go_wrong_are_refused(overrides, names):
-    """Mutation: divide weights that are not trained, count one node's processes only, or let
-    autocast keep old ones.
+    """Mutation: divide bits that are no weights, count one node's processes only, or let autocast
+    keep old ones.
     """
+    check_trainer(composed("trainer=fsdp", "+model.quantization=null"))
     check_trainer(composed("trainer=fsdp", "tuning=full"))
     check_trainer(
         composed("trainer=fsdp", "tuning=full", "trainer.num_nodes=2", "batch.num_processes=4")
@@ -47,6 +54,15 @@ def test_ways_to_spread_a_run_that_would_go_wrong_are_refused(overrides, names):
     with pytest.raises(ValueError) as error:
         check_trainer(composed(*overrides))
     assert all(name in str(error.value) for name in names)
+
+
+def test_two_networks_are_not_divided():
+    """Mutation: divide what has no forward pass of its own."""
+    networks = Experts({"transformer": nn.Linear(2, 2), "transformer_2": nn.Linear(2, 2)})
+    check_division(composed("trainer=ddp"), networks)
+    check_division(composed("trainer=fsdp"), nn.Linear(2, 2))
+    with pytest.raises(UserError, match=r"^trainer=fsdp .* the pipeline has 2; take trainer=ddp$"):
+        check_division(composed("trainer=fsdp"), networks)
 
 
 def test_scores_are_given_up_before_other_processes_are():

@@ -1,5 +1,7 @@
 """Weights divided among processes (FSDP2) give the numbers that whole weights give."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from parallel import run, spawn
 from torch import distributed, nn
 
 from flowrl.runs.checkpoint import load_optimizer_tensors, optimizer_tensors
+from flowrl.tuning import formats
 from flowrl.tuning.full import Full
+from flowrl.tuning.lora import LoRA, weights_of
 
 LATENT, TOKENS, DIMENSIONS = (4, 8, 8), 3, {"joint_attention_dim": 16, "pooled_projection_dim": 12}
 
@@ -30,6 +34,24 @@ def transformer():
     ).eval()
 
 
+def recipe(dtype):
+    """Full fine-tuning in float32; a LoRA of some of the blocks' layers on a base in bfloat16."""
+    if dtype == "float32":
+        return Full(dtype=dtype)
+    return LoRA(rank=2, alpha=4, targets=["to_q", "to_out.0"], init="gaussian")
+
+
+def tuned(dtype):
+    """The transformer with what is trained, of which no weight is zero."""
+    tuning = recipe(dtype).attach(transformer().to(getattr(torch, dtype)), 0)
+    if dtype == "bfloat16":
+        tuning.transformer.enable_gradient_checkpointing()
+        with torch.no_grad():
+            for i, value in enumerate(tuning.parameters().values()):
+                value.normal_(0, 0.3, generator=torch.Generator().manual_seed(i))
+    return tuning
+
+
 def loss(network, rows):
     """A mean over rows of the global batch of four, so that the mean over processes is the mean
     over the batch.
@@ -37,11 +59,9 @@ def loss(network, rows):
     generator = torch.Generator().manual_seed(1)
     shapes = ((4, *LATENT), (4, TOKENS, 16), (4, 12), (4, *LATENT))
     x, tokens, pooled, target = (torch.randn(shape, generator=generator)[rows] for shape in shapes)
-    return (
-        (network(x, tokens, pooled, torch.full((len(x),), 500.0), return_dict=False)[0] - target)
-        .square()
-        .mean()
-    )
+    inputs = (value.to(network.dtype) for value in (x, tokens, pooled))
+    output = network(*inputs, torch.full((len(x),), 500.0), return_dict=False)[0]
+    return (output.float() - target).square().mean()
 
 
 def step(tuning, optimizer, rows):
@@ -59,29 +79,30 @@ def step(tuning, optimizer, rows):
     return reference
 
 
-def parts(rank, count, folder):
+def parts(rank, count, folder, dtype="float32"):
     """The step with divided weights: this process's shares, and what is gathered and written."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    from flowrl.parallel import sharding
-    from flowrl.parallel.strategies import clip
+    from flowrl.parallel import sharding, strategies
 
     distributed.init_process_group("gloo", rank=rank, world_size=count)
-    network = transformer()
-    tuning = Full(dtype="float32").attach(network, 0)
-    sharding.divide(network, init_device_mesh("cpu", (count,)))
-    for name, weight in network.named_parameters():
-        tuning.reference[name] = sharding.part_of(tuning.reference[name], weight)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, eps=1e-2)
+    tuning = tuned(dtype)
+    network = tuning.transformer
+    strategy = strategies.parts(num_processes=count, timeout_minutes=2)
+    strategy._device_mesh = init_device_mesh("cpu", (count,), mesh_dim_names=("data_parallel",))
+    module = SimpleNamespace(trainer=SimpleNamespace(strategy=strategy))
+    assert strategies.shard(module, network, tuning.reference)
+    trained = list(tuning.parameters().values())
+    optimizer = torch.optim.AdamW(trained, lr=0.01, eps=1e-2)
     rows = torch.arange(4).chunk(count)[rank]
     first = step(tuning, optimizer, rows)
-    norm = clip(list(network.parameters()), 1e9)
+    norm = strategies.clip(trained, 1e9)
     tensors = sharding.gathered(optimizer_tensors(optimizer), is_kept=True)
-    fresh = torch.optim.AdamW(network.parameters(), lr=0.01, eps=1e-2)
+    fresh = torch.optim.AdamW(trained, lr=0.01, eps=1e-2)
     load_optimizer_tensors(fresh, tensors)
     second = step(tuning, fresh, rows)
-    whole = sharding.gathered(network.state_dict(), is_kept=True)
-    sharding.save(network, folder)
+    whole = sharding.gathered(tuning.parameters(), is_kept=True)
+    tuning.save(None, folder)
     held = sum(weight.to_local().numel() for weight in network.parameters())
     distributed.destroy_process_group()
     return (
@@ -90,7 +111,7 @@ def parts(rank, count, folder):
         second,
         float(norm),
         held,
-        {name: value.numpy() for name, value in whole.items()},
+        {name: value.detach().numpy() for name, value in whole.items()},
     )
 
 
@@ -127,22 +148,54 @@ def test_a_step_of_divided_weights_is_that_of_whole_ones(tmp_path):
     assert all(np.array_equal(ours[name].detach().numpy(), answers[0][5][name]) for name in before)
 
 
-def loss_of_start(rows):
-    network = transformer()
+def loss_of_start(rows, dtype="float32"):
+    network = transformer().to(getattr(torch, dtype))
     with torch.no_grad():
         return float(loss(network, rows))
 
 
+def test_a_lora_is_divided_with_its_base(tmp_path):
+    """In float32 beside a base in bfloat16, whose blocks are recomputed: two steps and the norm are
+    those of whole weights, the reference is the base alone, each process holds half of either, and
+    the exported file has what was trained.
+
+    Mutation: keep the parameters that were there before, leave the base whole, or write the first
+    process's parts.
+    """
+    whole = tuned("bfloat16")
+    before = {name: value.detach().clone() for name, value in whole.parameters().items()}
+    optimizer = torch.optim.AdamW(whole.parameters().values(), lr=0.01, eps=1e-2)
+    step(whole, optimizer, torch.arange(4))
+    norm = float(nn.utils.clip_grad_norm_(whole.parameters().values(), 1e9))
+    step(whole, optimizer, torch.arange(4))
+    answers = sorted(spawn(parts, 2, tmp_path, "bfloat16"), key=lambda own: own[0])
+    num_weights = sum(value.numel() for value in whole.transformer.parameters())
+    for rank, first, second, own_norm, held, weights in answers:
+        last = torch.arange(4).chunk(2)[rank][1:]
+        assert first == second == loss_of_start(last, "bfloat16")
+        assert own_norm == pytest.approx(norm, rel=1e-2)
+        assert held < 0.6 * num_weights
+        for name, value in whole.parameters().items():
+            moved = np.abs(value.detach().numpy() - before[name].numpy())
+            gap = np.abs(value.detach().numpy() - weights[name])
+            assert moved.max() > 1e-3 and gap.max() < 0.05 * moved.max()
+    exported = weights_of(formats.read(tmp_path))
+    ours = answers[0][5]
+    assert exported.keys() == ours.keys()
+    assert all(np.array_equal(value.numpy(), ours[name]) for name, value in exported.items())
+
+
 @pytest.mark.slow
-def test_divided_runs_equal_replicated_ones():
-    """Full fine-tuning by Lightning's strategies, two processes each: 1e-4 apart at most, after
-    moving much further.
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_divided_runs_equal_replicated_ones(tuning):
+    """Runs by Lightning's strategies, two processes each: 1e-4 apart at most, after moving much
+    further.
 
     Three batches of evaluation do not split evenly, so one process draws one for nothing. Mutation:
     let it rest, which hangs; sum gradients in place of their mean; or keep the EMA whole.
     """
     given = (
-        "tuning=full",
+        f"tuning={tuning}",
         "optimizer.lr=1e-3",
         "optimizer.eps=1e-5",
         "penalty=mean_squared",

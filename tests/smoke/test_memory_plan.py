@@ -205,6 +205,31 @@ def test_a_plan_of_divided_weights_makes_blocks_whole(tiny_pipelines):
     assert plan.costs(1).rollout > whole
 
 
+def test_a_plan_of_a_divided_lora(tiny_pipelines):
+    """Four processes: a quarter of the base, whose buffers stay whole, and of the LoRA with
+    gradient, average and both moments; a pass gathers either, and reduces the LoRA's gradients
+    alone. Nothing is set aside for the reference, the base without it.
+
+    Mutation: leave the base whole, or count its gradients.
+    """
+    plan = planned(tiny_pipelines, "trainer=fsdp", "trainer.devices=4")
+    network, trained = plan.model.transformer, sum(v.nbytes for v in plan.trained.values())
+    constants = sum(buffer.nbytes for buffer in network.buffers())
+    rows = plan.weights()
+    assert constants and rows["frozen weights"] == (bytes_of(network) - trained) // 4 + constants
+    assert rows["trained weights"] == rows["their gradients"] == rows["EMA"] == trained // 4
+    assert rows["optimizer"] == pytest.approx(trained / 2, rel=1e-3)
+    blocks = [bytes_of(block) for block in network.transformer_blocks]
+    in_pass = bytes_of(network) - sum(blocks) + 3 * max(blocks)
+    of_blocks = [
+        sum(v.nbytes for v in block.parameters() if v.requires_grad)
+        for block in network.transformer_blocks
+    ]
+    assert trained == sum(of_blocks)  # no layer outside of blocks has a LoRA
+    assert plan.gathered == (in_pass, in_pass + 3 * max(of_blocks))
+    assert plan.aside_for_ref == 0
+
+
 def test_a_plan_counts_an_evaluation_as_it_is_run(tiny_pipelines):
     """The weights that `swapped` sets aside and a batch of 3 with guidance; 5 prompts of 2 images:
     10 times 4 x 4 x 8 x 8 bytes of noise, and of the images, 12 x 32 x 32 bytes each, those of the

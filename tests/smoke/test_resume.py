@@ -232,6 +232,14 @@ def test_a_resumed_run_is_the_run_it_was(tmp_path):
             "loss=nft",
             "sampler=ode",
         ),
+        (
+            "trainer=fsdp",
+            "trainer.accelerator=cpu",
+            "num_threads=1",
+            "loss=nft",
+            "sampler=ode",
+            "penalty=velocity",
+        ),
     ],
 )
 def test_methods_with_a_state_of_their_own_resume_bitwise(method, tmp_path):

@@ -1,0 +1,46 @@
+"""The share of a plan that comes of weights divided over processes (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from flowrl.models.experts import networks_of
+from flowrl.models.quantization import is_quantized
+
+BLOCKS_OF_A_PASS = 3
+"""Whole blocks that FSDP2 holds at worst: one, the buffer it came in and the next one's."""
+BLOCKS_OF_GRADIENTS = 3
+"""Blocks whose whole gradients it holds in a backward pass on top of that: one's, the buffer they
+leave in and the last one's. Frozen weights have none.
+"""
+
+
+def gathered(transformer: nn.Module, trained: Iterable[Tensor]) -> tuple[int, int]:
+    """Count what of divided weights is whole in a pass, and in an update: what is in no block, and
+    some blocks.
+    """
+    outside, largest = _in_blocks(transformer, transformer.parameters())
+    in_pass = outside + BLOCKS_OF_A_PASS * largest
+    outside, largest = _in_blocks(transformer, trained)
+    return in_pass, in_pass + outside + BLOCKS_OF_GRADIENTS * largest
+
+
+def _in_blocks(transformer: nn.Module, weights: Iterable[Tensor]) -> tuple[int, int]:
+    """Count the bytes of those of the transformer's weights that are in no block, and of those in
+    the block that has most of them.
+    """
+    left = {id(weight): weight.nbytes for weight in weights}
+    kinds = set(getattr(transformer, "_no_split_modules", None) or ())
+    largest = 0
+    for block in transformer.modules():
+        if type(block).__name__ in kinds:
+            size = sum(left.pop(id(weight), 0) for weight in block.parameters())
+            largest = max(largest, size)
+    return sum(left.values()), largest
+
+
+def can_be_divided(transformer: nn.Module) -> bool:
+    """Tell whether the launch lets weights be divided: those of one network, as it was released."""
+    return len(networks_of(transformer)) == 1 and not is_quantized(transformer)
