@@ -96,10 +96,6 @@ class Checkpoint(Callback):
             # Only now, since all processes have read theirs.
             checkpoint.set_aside_after(self.restored)
             checkpoint.remove_leftovers(self.folder / CHECKPOINTS)
-        # Lightning has moved the policy by now, but knows nothing of these.
-        device = pl_module.device
-        averages = pl_module.ema.weights
-        pl_module.ema.weights = {name: value.to(device) for name, value in averages.items()}
         if self.restored is not None:
             # Read again, since the optimizer that takes its state back did not exist before.
             weights, _ = checkpoint.load(self.restored)

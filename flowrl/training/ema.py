@@ -32,6 +32,10 @@ class EMA:
         """Begin from the given weights."""
         self.weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
+    def to(self, device: torch.device) -> None:
+        """Move the average to a device."""
+        self.weights = {name: value.to(device) for name, value in self.weights.items()}
+
     @torch.no_grad()
     def update(self, parameters: Mapping[str, Tensor], num_optimizer_steps: int) -> None:
         """Take in the weights after optimizer step number `num_optimizer_steps`, counted from 1."""

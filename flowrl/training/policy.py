@@ -183,8 +183,8 @@ class Policy(LightningModule):
     def on_fit_start(self) -> None:
         """Check the number of processes, and move what Lightning does not know of."""
         self.plan.require_processes(self.trainer.world_size)
-        for frozen in (self.model, self.embed, self.reward, self.objective):
-            frozen.to(self.device)
+        for component in (self.model, self.embed, self.reward, self.objective, self.ema):
+            component.to(self.device)
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the sets of weights that a checkpoint needs, by what they are."""
