@@ -36,8 +36,8 @@ METHODS = {
     "grpo": ((*RATIO, "sampler=flow_sde", "loss=grpo"), 0.01),
     "awm": ((*NOISED, "loss=awm", "trust.awm_clip=3e-3"), 0.015),
     "pepg": ((*NOISED, "loss=pepg", "loss.advantage_clip=1.0"), 0.015),
-    "epg": ((*NOISED, "loss=epg", "loss.advantage_clip=1.0"), 0.015),
-    "forward_dppo": ((*NOISED, "loss=forward_dppo"), 0.015),
+    "epg": ((*NOISED, "loss=epg", "loss.advantage_clip=1.0"), 0.03),
+    "forward_dppo": ((*NOISED, "loss=forward_dppo"), 0.025),
 }
 """Overrides, for methods on noised samples at the sizes of experiments/methods, and the margin.
 
