@@ -34,6 +34,7 @@ GROUPS = {
     "loss": "The policy loss.",
     "penalty": "The distance to the frozen reference that is added to the loss.",
     "advantage": "How rewards become advantages.",
+    "optimizer": "What turns gradients into steps.",
     "learning_rate": "The course of the learning rate over the run.",
     "model": "The base model.",
     "backend": "How a model is computed; a model chooses its own.",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from flowrl.algorithm import Algorithm
 from flowrl.cli.plan_costs import Costs, Work
 from flowrl.cli.plan_division import can_be_divided, gathered
-from flowrl.launch.checks import check_division, check_guidance, check_trainer
+from flowrl.launch.checks import check_division, check_guidance, check_trainer, has_8_bits
 from flowrl.models.architectures import TEXT_PARAMETERS
 from flowrl.models.experts import networks_of
 from flowrl.models.loading import EMBEDDED, META, resolve
@@ -29,6 +29,7 @@ from flowrl.models.quantization import QuantizedLinear
 from flowrl.models.weights import DTYPES
 from flowrl.objectives import check_method, stochastic_steps
 from flowrl.rewards.parameters import ScorerNetwork, networks_of_reward
+from flowrl.training import eight_bits
 from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.reward import MOST_WAITING
 from flowrl.tuning.protocol import TuningRecipe
@@ -127,6 +128,9 @@ class Plan:
     def optimizer(self) -> tuple[int, int]:
         """Count what the optimizer keeps, and what a step takes on top of that."""
         optimizer = instantiate(self.cfg.optimizer)(list(self.trained.values()))
+        if has_8_bits(self.cfg):
+            # Its kernels work in place.
+            return eight_bits.first_state(optimizer), 0
         for group in optimizer.param_groups:
             is_open = group.get("foreach", False) is None and not group.get("fused")
             if is_open and self.parts == 1:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from flowrl.algorithm import Algorithm
 from flowrl.evaluation.evaluator import Evaluator
-from flowrl.launch.checks import check_division, check_floor, check_rules
+from flowrl.launch.checks import check_division, check_floor, check_optimizer, check_rules
 from flowrl.launch.interrupts import heed_swallowed
 from flowrl.launch.pictured import check_model_of_prompts
 from flowrl.launch.scores import check_prompts
@@ -68,6 +68,7 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     ema = instantiate(cfg.ema)
     check_rules(cfg)
     check_floor(cfg, algorithm.loss)
+    check_optimizer(cfg)
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
     if examine is not None:

@@ -20,6 +20,7 @@ from flowrl.models.experts import networks_of
 from flowrl.models.loading import EMBEDDED
 from flowrl.runs.files import read_object
 from flowrl.sweep.job import num_ranks
+from flowrl.training import eight_bits
 from flowrl.values.sizes import height_and_width
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR", "NODE_RANK", "GROUP_RANK")
@@ -108,12 +109,29 @@ def check_trainer(cfg: DictConfig) -> None:
     if divides_weights(cfg):
         if cfg.backend.compile:
             raise UserError("trainer=fsdp does not go with backend.compile=true; set it to false")
+        if has_8_bits(cfg):
+            raise UserError(
+                "trainer=fsdp does not go with optimizer=adamw_8bit, whose kernels take whole "
+                "weights; set optimizer=adamw, whose state is divided"
+            )
         quantization = cfg.model.get("quantization")
         if quantization is not None:
             raise UserError(
                 f"trainer=fsdp does not go with model.quantization={quantization}; set it to null, "
                 "or take trainer=ddp"
             )
+
+
+def has_8_bits(cfg: DictConfig) -> bool:
+    """Tell whether the optimizer is one of bitsandbytes'."""
+    target = str(cfg.optimizer.get("_target_"))
+    return target.startswith(("flowrl.training.eight_bits.", "bitsandbytes."))
+
+
+def check_optimizer(cfg: DictConfig) -> None:
+    """Check that the optimizer's package is installed. Raises UserError naming its extra."""
+    if has_8_bits(cfg):
+        eight_bits.require()
 
 
 def divides_weights(cfg: DictConfig) -> bool:

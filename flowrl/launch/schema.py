@@ -12,15 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, MaxLen, MinLen
+from annotated_types import Ge, Le
 
 from flowrl.values.bounds import (
     BelowOne,
+    Betas,
     ClipLow,
     Count,
     Duration,
     FolderName,
     Guidance,
+    LearningRate,
     Limit,
     Natural,
     NonNegative,
@@ -180,13 +182,8 @@ _ITERATIONS = "an epoch is a run, and its length num_iterations"
 FOREIGN = {
     "torch.optim.optimizer.Optimizer": Foreign(
         hints={
-            "lr": Annotated[Rate, Told("a number above 0 and at most 1: at 0 nothing is trained")],
-            "betas": Annotated[
-                Sequence[BelowOne],
-                MinLen(2),
-                MaxLen(2),
-                Told("a list of two numbers of at least 0 and below 1"),
-            ],
+            "lr": LearningRate,
+            "betas": Betas,
             "eps": Rate,
             "weight_decay": NonNegative,
             "momentum": BelowOne,

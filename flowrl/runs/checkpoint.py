@@ -356,12 +356,16 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's per-parameter state as tensors, each by the number of its parameter
     and its name, such as `3.exp_avg`.
     """
-    state = optimizer.state_dict()["state"]
-    tensors = {}
-    for index, values in state.items():
-        for name, value in values.items():
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for index, parameter in enumerate(_parameters_of(optimizer)):
+        # Not by `state_dict`, where bitsandbytes nests what FSDP should pass over.
+        for name, value in optimizer.state.get(parameter, {}).items():
             # A count of steps may be a plain number, which safetensors does not hold.
-            tensors[f"{index}.{name}"] = torch.as_tensor(value)
+            tensor = torch.as_tensor(value)
+            # All of bitsandbytes' states hold the same tables, which it would not write twice.
+            tensors[f"{index}.{name}"] = tensor.clone() if id(tensor) in seen else tensor
+            seen.add(id(tensor))
     return tensors
 
 
@@ -369,14 +373,22 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
     """Take back what `optimizer_tensors` gave, divided as the parameters are; the optimizer keeps
     its hyperparameters.
     """
-    # A state's number counts the parameters over all groups.
-    parameters: list[Tensor] = []
-    for group in optimizer.param_groups:
-        parameters += group["params"]
-    state: dict[int, dict[str, Tensor]] = {}
+    parameters = _parameters_of(optimizer)
+    state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
         index = int(number)
-        state.setdefault(index, {})[name] = part_of(value, parameters[index])
+        # A whole number was a plain one; PyTorch's own counts of steps are of float32.
+        is_count = not value.ndim and not value.is_floating_point()
+        content = value.item() if is_count else part_of(value, parameters[index])
+        state.setdefault(index, {})[name] = content
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """List the parameters of all groups in order, by which states are numbered."""
+    parameters: list[Tensor] = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
+    return parameters

@@ -106,6 +106,14 @@ Rate = Portion
 """The word for the same bounds where a number is no share: a threshold, a rate or a power."""
 BelowOne = Annotated[float, Ge(0), Lt(1)]
 """A decay or a momentum, which at 1 would never move."""
+LearningRate = Annotated[Rate, Told("a number above 0 and at most 1: at 0 nothing is trained")]
+Betas = Annotated[
+    Sequence[BelowOne],
+    MinLen(2),
+    MaxLen(2),
+    Told("a list of two numbers of at least 0 and below 1"),
+]
+"""The decays of Adam's two moments."""
 
 Seconds = Annotated[float, Ge(0), Le(10**7)]
 Duration = Annotated[float, Gt(0), Le(10**7)]

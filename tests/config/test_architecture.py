@@ -102,6 +102,7 @@ ROOMS = {
             "noise",
             "objectives",
             "PIL",
+            "bitsandbytes",
         ),
         *(
             "parallel",

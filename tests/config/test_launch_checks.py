@@ -28,6 +28,14 @@ from flowrl.parallel.strategies import clip, norm_limit
             ("trainer=fsdp", "backend.compile=true"),
         ),
         (
+            ("trainer=fsdp", "optimizer=adamw_8bit"),
+            ("trainer=fsdp", "optimizer=adamw_8bit", "optimizer=adamw,"),
+        ),
+        (
+            ("trainer=fsdp", "optimizer._target_=bitsandbytes.optim.Lion8bit"),
+            ("trainer=fsdp", "optimizer=adamw_8bit", "optimizer=adamw,"),
+        ),
+        (
             ("trainer=fsdp", "tuning=full", "trainer.num_nodes=2"),
             ("trainer.num_nodes=2", "batch.num_processes=4"),
         ),

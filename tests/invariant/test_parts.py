@@ -186,10 +186,10 @@ def test_a_lora_is_divided_with_its_base(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_divided_runs_equal_replicated_ones(tuning):
-    """Runs by Lightning's strategies, two processes each: 1e-4 apart at most, after moving much
-    further.
+@pytest.mark.parametrize(("tuning", "bound"), [("full", 1e-4), ("lora", 1e-6)])
+def test_divided_runs_equal_replicated_ones(tuning, bound):
+    """Runs by Lightning's strategies, two processes each, after moving much further: a LoRA's are
+    1.5e-8 apart, and 9.5e-8 from that of one process, which from the replicated ones is 8.9e-8.
 
     Three batches of evaluation do not split evenly, so one process draws one for nothing. Mutation:
     let it rest, which hangs; sum gradients in place of their mean; or keep the EMA whole.
@@ -213,7 +213,7 @@ def test_divided_runs_equal_replicated_ones(tuning):
                 np.abs(ours.parameters[name] - value).max()
                 for name, value in theirs.parameters.items()
             )
-            < 1e-4
+            < bound
         )
         assert ours.rewards == pytest.approx(theirs.rewards, abs=1e-4)
         assert ours.evaluation == pytest.approx(theirs.evaluation, rel=1e-3, abs=1e-5)
