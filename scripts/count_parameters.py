@@ -7,7 +7,7 @@
 The networks are built on PyTorch's meta device, from the released configurations. The memory that
 is printed is what a GPU holds all along: the frozen weights in the option's dtype, and the LoRA in
 float32 with its gradients, Adam's two averages and the EMA. The autoencoder, activations and
-samples come on top; `scripts/plan_memory.py` counts them for models with an adapter of their own.
+samples come on top, which `scripts/plan_memory.py` counts.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from families.published import EXPERTS, PUBLISHED
 from hydra.utils import instantiate
 from torch import nn
 
 from flowrl.errors import UserError
 from flowrl.launch.compose import CONF, compose
-from flowrl.models.architectures import ARCHITECTURES
-from flowrl.models.experts import FIRST, as_one
+from flowrl.models.architectures import ARCHITECTURES, on_meta
+from flowrl.models.experts import as_one
+from flowrl.models.published import PUBLISHED
 from flowrl.models.weights import DTYPES
 from flowrl.tuning.lora import LoRA
 
-KNOWN = {**ARCHITECTURES, **PUBLISHED}
 GIB = 2**30
 FLOAT32 = 4
 COPIES = 5
@@ -71,16 +70,14 @@ def network_of(pretrained: str) -> nn.Module:
 
     Raises UserError for one whose configuration is not known here.
     """
-    if pretrained not in KNOWN:
-        raise UserError(
-            f"model.pretrained={pretrained}: no configuration of it is known here; known are "
-            f"{', '.join(KNOWN)}"
-        )
-    kind, arguments = KNOWN[pretrained]
-    with torch.device("meta"):
-        names = EXPERTS.get(pretrained, (FIRST,))
-        networks: dict[str, nn.Module] = {name: kind(**arguments) for name in names}
-    return as_one(networks)
+    if pretrained in PUBLISHED:
+        return as_one(PUBLISHED[pretrained].networks())
+    if pretrained in ARCHITECTURES:
+        return on_meta(pretrained, torch.float32)
+    raise UserError(
+        f"model.pretrained={pretrained}: no configuration of it is known here; known are "
+        f"{', '.join((*ARCHITECTURES, *PUBLISHED))}"
+    )
 
 
 def count(overrides: Sequence[str]) -> Count:

@@ -10,6 +10,7 @@ import argparse
 import ast
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from flowrl.cli.parser import Parser, add_config_dir, make_parser
@@ -131,9 +132,9 @@ def doctor() -> Parser:
     return parser
 
 
-def sizes(text: str) -> tuple[float, ...]:
-    """Read sizes in GiB with commas between them. Raises argparse's error, which the parser tells
-    in one line, for anything else.
+def positives(text: str, meaning: str, example: str) -> tuple[float, ...]:
+    """Read numbers above 0 with commas between them. Raises argparse's error, which the parser
+    tells in one line, for anything else.
     """
     try:
         values = tuple(float(word) for word in text.split(","))
@@ -141,8 +142,8 @@ def sizes(text: str) -> tuple[float, ...]:
         values = ()
     if not values or not all(0 < value < math.inf for value in values):
         raise argparse.ArgumentTypeError(
-            f"{text!r} must be a number of GiB above 0, or several with commas between them, such "
-            "as 16,24,80"
+            f"{text!r} must be {meaning} above 0, or several with commas between them, such as "
+            f"{example}"
         )
     return values
 
@@ -154,10 +155,31 @@ def plan() -> Parser:
     add_config_dir(parser)
     parser.add_argument(
         "--gpu",
-        type=sizes,
+        type=partial(positives, meaning="a number of GiB", example="16,24,80"),
         default=(80.0,),
         metavar="GIB",
         help="GiB of one GPU, or of several kinds as in 16,24,80; default: 80",
+    )
+    parser.add_argument(
+        "--tflops",
+        type=partial(positives, meaning="a rating in TFLOP/s", example="97,165"),
+        metavar="TFLOPS",
+        help="the rating of the GPU, or of each, in dense products of the model's dtype, to "
+        "predict hours",
+    )
+    parser.add_argument(
+        "--share",
+        type=partial(positives, meaning="a share of the rating", example="0.2,0.4"),
+        default=(0.2, 0.4),
+        metavar="SHARES",
+        help="the shares of the rating between which a run is taken to lie; default: 0.2,0.4, an "
+        "assumption",
+    )
+    parser.add_argument(
+        "--price",
+        type=partial(positives, meaning="a price an hour", example="0.3,0.4"),
+        metavar="PRICES",
+        help="the price of an hour of the GPU, or of each",
     )
     return parser
 

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowrl.algorithm import Algorithm
 from flowrl.cli.plan_costs import Costs, Work
 from flowrl.cli.plan_division import can_be_divided, gathered
 from flowrl.launch.checks import check_division, check_guidance, check_trainer, has_8_bits
-from flowrl.models.architectures import TEXT_PARAMETERS
 from flowrl.models.experts import networks_of
 from flowrl.models.loading import EMBEDDED, META, resolve
-from flowrl.models.meta_memory import flops_of, peak_of
+from flowrl.models.meta_memory import flops_of, peak_of, size, tokens_of
+from flowrl.models.published import text_parameters
 from flowrl.models.quantization import QuantizedLinear
 from flowrl.models.weights import DTYPES
 from flowrl.objectives import check_method, stochastic_steps
@@ -39,11 +39,6 @@ STRATEGIES = {
     "flowrl.parallel.strategies.replicas": "ddp",
     "flowrl.parallel.strategies.parts": "fsdp",
 }
-
-
-def size(module: nn.Module) -> int:
-    """Count the bytes of a module's parameters and buffers."""
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 class Plan:
@@ -90,11 +85,11 @@ class Plan:
 
     def conditioning(self, rows: int) -> Conditioning:
         """Make the embeddings of so many prompts, with the negative prompt's where there is one."""
-        dtype = self.model.transformer.dtype
-        tensors = {
-            name: torch.empty(rows, *shape, dtype=dtype, device="meta")
-            for name, shape in self.model.conditioning_shapes.items()
-        }
+        usual = next(iter(networks_of(self.model.transformer).values())).dtype
+        tensors = {}
+        for name, shape in self.model.conditioning_shapes.items():
+            dtype = self.model.conditioning_dtypes.get(name, usual)
+            tensors[name] = torch.empty(rows, *shape, dtype=dtype, device="meta")
         has_negative = self.model.negative_prompt is not None
         return Conditioning(tensors, Conditioning(tensors) if has_negative else None)
 
@@ -233,6 +228,14 @@ class Plan:
         network = flops_of(lambda: self.look(x, embeddings, self.method.guidance_scale, 0))
         return network, flops_of(lambda: self.model.decode(x))
 
+    @cached_property
+    def num_tokens(self) -> int:
+        """Return the tokens of a row in the network; guidance that goes through it in one pass
+        with the prompt has as many again.
+        """
+        arguments = (self.noise(1), self.conditioning(1), self.method.guidance_scale, 0)
+        return tokens_of(self.model.transformer, lambda: self.look(*arguments))
+
     @property
     def num_terms(self) -> int:
         """Return the number of an update's terms that a sample passes through in each inner epoch:
@@ -299,9 +302,15 @@ class Plan:
         return peak_of(lambda: self.model.decode(latents)) + 4 * 3 * rows * self.pixels
 
     @cached_property
+    def picture(self) -> tuple[int, int, int]:
+        """Return the frames of what is drawn, one where it is an image, its height and width."""
+        *frames, _, height, width = self.model.decode(self.noise(1)).shape[1:]
+        return (frames[0] if frames else 1), height, width
+
+    @property
     def pixels(self) -> int:
-        """Return the number of an image's pixels."""
-        return math.prod(self.model.decode(self.noise(1)).shape[-2:])
+        """Return the number of pixels of an image, or of all frames of a clip."""
+        return math.prod(self.picture)
 
     def images(self, rows: int, count: int) -> int:
         """Count the images of `count` that wait for their scores, at worst, in batches of so many
@@ -364,7 +373,7 @@ class Plan:
 
     def text_encoders(self) -> int | None:
         """Count the bytes of the text encoders; None where the model is not a released one."""
-        count = TEXT_PARAMETERS.get(self.source)
+        count = text_parameters(self.source)
         return None if count is None else count * DTYPES[self.cfg.model.dtype].itemsize
 
     def micro_batches(self) -> list[int]:

@@ -1,5 +1,5 @@
-"""The numbers of a plan: bytes of each phase, operations behind an image, and the fastest choice
-that fits a GPU.
+"""The numbers of a plan: bytes of each phase, operations behind an image, the fastest choice that
+fits a GPU, and the hours that it would take.
 """
 
 from __future__ import annotations
@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 
-ENOUGH = 4
-"""Rows of a micro-batch that are taken to keep a GPU busy. No card has measured it: rows of many
-tokens need fewer, small ones more.
+TERA = 10**12
+ENOUGH_TOKENS = 4096
+"""Tokens of a micro-batch that are taken to keep a GPU busy: their product with a matrix of 3,072
+columns falls into 384 tiles of 128 x 256 numbers, three for each of some 130 multiprocessors, where
+a quarter of the tokens leaves some of these without any. No card has measured it.
 """
 WORTH = 2
 """How many times the rows must fit with recomputed blocks for these to be proposed where some fit
@@ -74,15 +76,36 @@ class Choice:
     is_checkpointed: bool
 
 
+@dataclass(frozen=True)
+class Pace:
+    """The speed that a GPU is taken to have: its rating in 10^12 operations a second, the shares of
+    it that may be reached, and its price an hour.
+    """
+
+    tflops: float
+    shares: tuple[float, ...]
+    price: float | None
+
+    def hours(self, operations: float) -> list[float]:
+        """Return the hours that so many operations take, the shortest time first."""
+        return sorted(operations / (3600 * TERA * self.tflops * share) for share in self.shares)
+
+
+def enough(num_tokens: int) -> int:
+    """Return the rows of so many tokens that are taken to keep a GPU busy."""
+    return -(-ENOUGH_TOKENS // num_tokens)
+
+
 def fastest(
-    tables: Mapping[bool, Mapping[int, Costs]], room: float, num_rows: int
+    tables: Mapping[bool, Mapping[int, Costs]], room: float, num_rows: int, num_enough: int
 ) -> Choice | None:
     """Choose what should take the least time of all that fits `room` bytes; None where nothing
     does.
 
     `tables` has the costs by rows with checkpointing (True) and without, as far as the network
-    allows it, and `num_rows` is the largest micro-batch that there may be. Blocks are recomputed
-    where nothing fits otherwise, or fewer rows than ENOUGH and WORTH times as many with it.
+    allows it, `num_rows` is the largest micro-batch that there may be, and `num_enough` the rows
+    that keep a GPU busy. Blocks are recomputed where nothing fits otherwise, or fewer rows than
+    these and WORTH times as many with it.
     """
     most = {True: 0, False: 0}
     for is_checkpointed, costs in tables.items():
@@ -90,6 +113,6 @@ def fastest(
         most[is_checkpointed] = max(fitting, default=0)
     if not any(most.values()):
         return None
-    is_enough = most[False] >= min(ENOUGH, num_rows)
+    is_enough = most[False] >= min(num_enough, num_rows)
     is_checkpointed = not is_enough and most[True] >= WORTH * most[False]
     return Choice(most[is_checkpointed], is_checkpointed)

@@ -4,7 +4,7 @@ of 2x2 patches in here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,6 +73,7 @@ class Flux1:
             "tokens": (max_sequence_length, config.joint_attention_dim),
             "pooled": (config.pooled_projection_dim,),
         }
+        self.conditioning_dtypes: Mapping[str, torch.dtype] = {}
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.size = latent_size(resolution, self.pipeline.vae_scale_factor, PATCH)
         # A token holds the channels of all its patch's latents.

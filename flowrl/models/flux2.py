@@ -7,7 +7,7 @@ stay in here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,7 @@ class Flux2Klein:
         self.negative_prompt = "" if has_guidance else None
         self.max_sequence_length = max_sequence_length
         self.conditioning_shapes = _conditioning_shapes(self.transformer, max_sequence_length)
+        self.conditioning_dtypes: Mapping[str, torch.dtype] = {}
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = _latent_shape(self.pipeline, resolution)
 
@@ -145,6 +146,7 @@ class Flux2Dev:
         check_embedded(has_guidance, self.transformer.config.guidance_embeds, "FLUX.2")
         self.max_sequence_length = max_sequence_length
         self.conditioning_shapes = _conditioning_shapes(self.transformer, max_sequence_length)
+        self.conditioning_dtypes: Mapping[str, torch.dtype] = {}
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = _latent_shape(self.pipeline, resolution)
 

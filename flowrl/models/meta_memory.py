@@ -1,5 +1,5 @@
 """The bytes that code on PyTorch's meta device would have alive at once, with attention as a fused
-kernel's, and the operations that it would take.
+kernel's, and the operations that it would take, on how many tokens.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 from weakref import finalize
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -75,6 +75,11 @@ def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tens
     return FusedAttention.apply(query, key, value)
 
 
+def size(module: nn.Module) -> int:
+    """Count the bytes of a module's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
 def peak_of(work: Callable[[], object]) -> int:
     """Return the most bytes that were alive at once in `work`, beyond what was there before."""
     plain = functional.scaled_dot_product_attention
@@ -94,3 +99,22 @@ def flops_of(work: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
+
+
+def tokens_of(network: nn.Module, work: Callable[[], object]) -> int:
+    """Return the most tokens, of all rows together, that went through one of the network's linear
+    layers in `work`.
+    """
+    counts: list[int] = []
+
+    def note(layer: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
+        counts.append(inputs[0].numel() // layer.in_features)
+
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        work()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(counts, default=1)

@@ -64,6 +64,8 @@ class FlowModel(TextModel, Protocol):
     latent_shape: tuple[int, ...]
     conditioning_shapes: Mapping[str, tuple[int, ...]]
     """The shape of one row of each tensor of the conditioning, for plans of memory."""
+    conditioning_dtypes: Mapping[str, torch.dtype]
+    """The dtypes of those of these tensors that do not have the transformer's."""
 
     def to(self, device: torch.device) -> object:
         """Move every network but the text encoders, which have a place of their own."""

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,6 +73,7 @@ class SD3:
             "tokens": (CLIP_TOKENS + max_sequence_length, config.joint_attention_dim),
             "pooled": (config.pooled_projection_dim,),
         }
+        self.conditioning_dtypes: Mapping[str, torch.dtype] = {}
         self.negative_prompt = "" if has_guidance else None
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = self._latent_shape(resolution)

@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from layer_products import products
 from runs import composed
 from tiny import FAMILIES
 from torch import nn
-from torch.nn import functional
 
 from flowrl.cli import memory_plan
 from flowrl.cli import plan as plan_memory
 from flowrl.cli.memory_plan import Plan
 from flowrl.cli.plan_costs import Choice, Costs, fastest
 from flowrl.errors import UserError
-from flowrl.models import meta_memory
+from flowrl.models import architectures, meta_memory
 from flowrl.tuning.weights import swapped
 
 TWELVE = (
@@ -282,29 +282,6 @@ def test_recomputing_blocks_is_planned_either_way(plan):
     assert plan.costs(2) == recomputed
 
 
-def products(plan, modules, run):
-    """The operations of a pass by hand: two for each weight of a layer and each of its outputs'
-    places; in attention two for each number of the queries and each key, and as many for values.
-    """
-    counts = []
-
-    def layer(module, inputs, output):
-        counts.append(2 * output.numel() * module.weight[0].numel())
-
-    def attention(query, key, value, **options):
-        counts.append(4 * query.numel() * key.shape[-2])
-        return torch.empty_like(query)
-
-    layers = [module for module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
-    handles = [module.register_forward_hook(layer) for module in layers]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functional, "scaled_dot_product_attention", attention)
-        run()
-    for handle in handles:
-        handle.remove()
-    return sum(counts)
-
-
 def test_the_operations_of_an_image_by_hand(plan, monkeypatch):
     """Four steps of a rollout, and two trained terms, in each of which the blocks' forward pass is
     made once more where they are recomputed.
@@ -315,7 +292,7 @@ def test_the_operations_of_an_image_by_hand(plan, monkeypatch):
     arguments = (plan.noise(1), plan.conditioning(1), plan.method.guidance_scale, 0)
 
     def count(modules):
-        return products(plan, modules, lambda: plan.look(*arguments))
+        return products(modules, lambda: plan.look(*arguments))
 
     plain, recomputed = plan.work(False), plan.work(True)
     assert plain.rollout == recomputed.rollout == 4 * count(network.modules())
@@ -369,7 +346,7 @@ def test_the_fastest_choice_that_fits(plain, recomputed, num_rows, expected):
     tables = {False: table(*plain)}
     if recomputed is not None:
         tables[True] = table(*recomputed)
-    assert fastest(tables, 4, num_rows) == expected
+    assert fastest(tables, 4, num_rows, 4) == expected
 
 
 def test_a_row_more_is_not_worth_recomputing():
@@ -377,7 +354,7 @@ def test_a_row_more_is_not_worth_recomputing():
     plain, recomputed = (
         {rows: Costs(rows + more, *[0] * 6) for rows in (1, 2, 3, 4)} for more in (1, 0)
     )
-    assert fastest({False: plain, True: recomputed}, 4, 12) == Choice(3, False)
+    assert fastest({False: plain, True: recomputed}, 4, 12, 4) == Choice(3, False)
 
 
 def test_scorers_lie_beside_the_weights(tiny_pipelines, plan):
@@ -416,7 +393,7 @@ def test_loading_takes_the_hosts_memory(tiny_pipelines, plan, monkeypatch):
     quantised = planned(tiny_pipelines, *TWELVE, "model.quantization=int8")
     assert memory_plan.size(quantised.model.transformer) < network
     assert quantised.loading() == network + coder
-    monkeypatch.setitem(memory_plan.TEXT_PARAMETERS, plan.source, 1000)
+    monkeypatch.setitem(architectures.TEXT_PARAMETERS, plan.source, 1000)
     assert plan.loading() == network + coder + average + 4000
 
 

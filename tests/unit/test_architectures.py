@@ -155,6 +155,8 @@ RECIPES = {
     "diffusion_nft_sd35": ("DPM2", None, None, 0, 1152),
     "flow_dppo_sd35_teacher": ("CPS", 0.8, 1e-6, 3, 1152),
     "flow_dppo_qwen_image_edit": ("FlowSDE", 0.7, 1e-5, 3, 768),
+    "flow_dppo_qwen_image": ("FlowSDE", 1.2, 1e-5, 2, 512),
+    "flow_grpo_z_image": ("FlowSDE", 0.7, None, 1, 768),
     "diffusion_nft_sana15": ("ODE", None, None, 0, 1152),
 }
 """Sampler, noise level, threshold, trained steps and images an iteration, as the authors have them.
@@ -177,7 +179,12 @@ def test_recipes_carry_the_authors_numbers(name):
     assert found == RECIPES[name]
     assert not method.shared_initial_noise
     assert cfg.optimizer.lr == (1e-4 if name == "grpo_guard_sd35" else 3e-4)
-    has_own_std = name in ("flow_dppo_flux1", "flow_grpo_flux2", "grpo_guard_sd35")
+    has_own_std = name in (
+        "flow_dppo_flux1",
+        "flow_grpo_flux2",
+        "flow_grpo_z_image",
+        "grpo_guard_sd35",
+    )
     usual = "gdpo" if name.endswith("_multi") else "global_std"
     assert method.advantage.func.__name__ == ("group" if has_own_std else usual)
     assert (list(cfg.optimizer.betas), cfg.optimizer.eps) == ([0.9, 0.999], 1e-8)

@@ -6,13 +6,13 @@ from functools import cache
 
 import pytest
 from count_parameters import count, network_of, options
-from families.published import PUBLISHED
 from hydra.utils import instantiate
 from runs import composed
 
 from flowrl.errors import UserError
 from flowrl.launch.checks import check_guidance
 from flowrl.models.architectures import ARCHITECTURES
+from flowrl.models.published import PUBLISHED
 from flowrl.objectives import check_method
 
 SIZES = {

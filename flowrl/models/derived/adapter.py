@@ -15,6 +15,7 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.models.conditioning import join
 from flowrl.models.derived import arguments as call_arguments
+from flowrl.models.derived import planning
 from flowrl.models.derived.cutting import watching
 from flowrl.models.derived.edits import (
     encoding_on,
@@ -75,12 +76,11 @@ class Derived:
     ) -> None:
         self.pretrained = pretrained
         self.dtype = dtype
-        if pretrained.startswith(META):
-            raise UserError(
-                f"model.pretrained={pretrained.removeprefix(META)}: model=derived is planned with "
-                "its weights alone, by a short run"
-            )
-        index = read_index(resolve(pretrained), pretrained, revision)
+        is_planned = pretrained.startswith(META)
+        if is_planned:
+            index = planning.index_of(pretrained.removeprefix(META))
+        else:
+            index = read_index(resolve(pretrained), pretrained, revision)
         source = Source(
             class_of(index, pretrained), pretrained, revision, dtype, quantization=quantization
         )
@@ -88,7 +88,11 @@ class Derived:
             self.arguments = call_arguments.read(source.kind, call or {}, guidance, has_guidance)
         check_without(without, source.kind)
         text_side = _text_side(index)
-        self.pipeline: Any = source.load(**dict.fromkeys(text_side))
+        self.pipeline: Any = (
+            planning.pipeline_on_meta(source, index)
+            if is_planned
+            else source.load(**dict.fromkeys(text_side))
+        )
         with refusing(pretrained, source.kind):
             check_networks(self.pipeline)
             self.settings = flow_settings(self.pipeline.scheduler)
@@ -100,7 +104,13 @@ class Derived:
             if name not in (*text_side, *without)
         }
         left_out = dict.fromkeys(without)
-        self.text = TextEncoders(lambda: source.load(**kept, **left_out), text_side)
+
+        def with_texts() -> Any:
+            if is_planned:
+                return planning.reading_blanks(self.pipeline)
+            return source.load(**kept, **left_out)
+
+        self.text = TextEncoders(with_texts, text_side)
         settings = [
             f"derived {FORMAT}",
             json.dumps(dict(self.arguments.fixed), sort_keys=True, default=str),
@@ -124,12 +134,15 @@ class Derived:
             self.stock = Stock(
                 self.pipeline, self.settings, self.arguments, self._probe, DTYPES[dtype]
             )
+        if is_planned:
+            self.to(torch.device("meta"))
         self.kind = source.kind
         self._grouped: tuple[Tensor, dict[bytes, list[int]]] | None = None
         self._edit_probe: Probe | None = self._probe if self.use == "always" else None
         self.latent_shape = self._probe.state_shape
         row = self._row(self._probe.texts, self._probe.text_layout)
         self.conditioning_shapes = {name: tuple(value.shape) for name, value in row.items()}
+        self.conditioning_dtypes = {name: value.dtype for name, value in row.items()}
 
     @classmethod
     def picture_use(cls, pretrained: str, revision: str | None) -> tuple[str, Use]:
@@ -249,8 +262,12 @@ class Derived:
 
     def _groups(self, layouts: Tensor) -> dict[bytes, list[int]]:
         """Return the rows of each layout; of the tensor before it is known, as for a rollout's
-        steps, without waiting for the device.
+        steps, without waiting for the device. On the meta device, where there is nothing to read,
+        all rows have the probe's.
         """
+        if layouts.is_meta:
+            layout = to_tensor(self._probe.text_layout).numpy().tobytes()
+            return {layout: list(range(len(layouts)))}
         if self._grouped is None or self._grouped[0] is not layouts:
             self._grouped = (layouts, groups(layouts))
         return self._grouped[1]

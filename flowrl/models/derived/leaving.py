@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from flowrl.errors import UserError, first_line
+from flowrl.models.loading import META
 
 
 class Ended(Exception):  # no error: how a pipeline's call is left
@@ -20,13 +21,23 @@ class Refused(UserError):
 
 @contextmanager
 def refusing(pretrained: str, kind: type) -> Iterator[None]:
-    """Name the pipeline and its class before the reason of a refusal."""
+    """Name the pipeline and its class before the reason of a refusal; on the meta device calls may
+    fail too, at numbers that they read.
+    """
     try:
         yield
     except Refused as error:
         raise UserError(
             f"model.pretrained={pretrained}: a {kind.__name__} cannot be trained by model=derived: "
             f"{error}"
+        ) from error
+    except RuntimeError as error:
+        if not pretrained.startswith(META):
+            raise
+        raise UserError(
+            f"model.pretrained={pretrained.removeprefix(META)}: a {kind.__name__} called so cannot "
+            f"be planned, since its numbers are not there ({first_line(error)}); a short run "
+            "measures it"
         ) from error
 
 

@@ -75,9 +75,12 @@ class StandIn(Euler):
     ) -> None:
         """Install the times that were asked for."""
         values, times = self.asked
-        self.timesteps = times.to(device)
+        # Calls compare their times, which have no numbers on the meta device.
+        is_planned = device is not None and torch.device(device).type == "meta"
+        place = "cpu" if is_planned else device
+        self.timesteps = times.to(place)
         # As in the scheduler proper, one value more than there are timesteps.
-        self.sigmas = torch.tensor([*values, 0.0], dtype=torch.float32, device=device)
+        self.sigmas = torch.tensor([*values, 0.0], dtype=torch.float32, device=place)
         self.num_inference_steps = len(values)
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, **__: Any) -> Any:

@@ -1,0 +1,154 @@
+"""Write which card takes which recipe, and what that should take of time and money, into
+`docs/how-to/cards.md`.
+
+    python scripts/cards_page.py                        # all rows, some minutes each
+    python scripts/cards_page.py flow_grpo_z_image      # these rows, and the others as they are
+
+Everything is what `scripts/plan_memory.py` predicts without weights or a GPU, for the command line
+that stands in the row.
+"""
+
+from __future__ import annotations
+
+from flowrl.launch.program import run_program
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+
+from flowrl.cli import plan as planner
+from flowrl.cli.memory_plan import Plan
+from flowrl.cli.plan_costs import Choice, Pace
+from flowrl.errors import UserError
+from flowrl.launch.compose import compose
+
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "cards.md"
+SHARES = (0.2, 0.4)
+"""Shares of a card's rating that training is assumed to reach; nothing has measured them."""
+PETA = 10**15
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card of so many GiB: its rating in dense products of bfloat16 that add in float32, by its
+    maker's data sheet, in TFLOP/s, and an assumed price in euros an hour.
+    """
+
+    name: str
+    gib: int
+    tflops: float
+    price: float
+
+    @property
+    def pace(self) -> Pace:
+        """Return the speed that it is taken to have."""
+        return Pace(self.tflops, SHARES, self.price)
+
+
+CARDS = (
+    Card("RTX 4070 Ti", 12, 80.2, 0.15),
+    Card("RTX 4080", 16, 97.5, 0.25),
+    Card("RTX 4090", 24, 165.2, 0.40),
+    Card("A100", 40, 312, 1.20),
+    Card("H100 SXM", 80, 989.4, 2.50),
+)
+NF4 = "model.quantization=nf4"
+ROWS = (
+    "flow_dppo_sd35",
+    "flow_grpo_sd35",
+    "diffusion_nft_sd35",
+    "diffusion_nft_sana15",
+    "flow_grpo_z_image",
+    "flow_grpo_z_image_24gb",
+    "flow_dppo_flux1",
+    f"flow_dppo_flux1 {NF4}",
+    "flow_dppo_flux1_24gb",
+    "flow_grpo_flux2",
+    f"flow_grpo_flux2 {NF4}",
+    "flow_dppo_flux2",
+    "flow_dppo_flux2_24gb",
+    "flow_dppo_qwen_image",
+    "flow_dppo_qwen_image_24gb",
+)
+"""Recipes, and what is overridden."""
+PARTS = ("fits", "takes")
+"""The page's tables, whose rows stand between `<!-- begin PART -->` and `<!-- end PART -->`."""
+
+
+def lines_of(row: str) -> tuple[str, str]:
+    """Return the lines of a recipe in both tables."""
+    name, *overrides = shlex.split(row)
+    plan = Plan(compose(["name=plan", f"experiment={name}", *overrides]))
+    room = planner.room_of(max(card.gib for card in CARDS))
+    tables = {way: planner.count_table(plan, way, room) for way in planner.ways_of(plan)}
+    choices = [planner.choose(plan, tables, card.gib) for card in CARDS]
+    fits = [_fit(choice, tables) for choice in choices]
+    takes = [_take(plan, choice, card.pace) for choice, card in zip(choices, CARDS, strict=True)]
+    work = plan.work(plan.is_checkpointed).total * plan.samples / PETA
+    head = f"| `{row}` |"
+    return (
+        f"{head} {' | '.join(fits)} |",
+        f"{head} {plan.cfg.num_iterations:,} x {work:,.3g} | {' | '.join(takes)} |",
+    )
+
+
+def _fit(choice: Choice | None, tables: planner.Tables) -> str:
+    """Say a micro-batch, whether its blocks are recomputed, and the peak."""
+    if choice is None:
+        return "-"
+    rows = choice.max_micro_batch
+    peak = tables[choice.is_checkpointed][rows].peak / planner.GIB
+    return f"{rows}{' r' if choice.is_checkpointed else ''} ({peak:.1f})"
+
+
+def _take(plan: Plan, choice: Choice | None, pace: Pace) -> str:
+    """Say the hours of a run, and its price in euros."""
+    if choice is None:
+        return "-"
+    assert pace.price is not None
+    operations = plan.work(choice.is_checkpointed).total * plan.samples * plan.cfg.num_iterations
+    hours = pace.hours(operations)
+    prices = planner.between([hour * pace.price * plan.plan.num_processes for hour in hours])
+    return f"{planner.between(hours)} h, {prices} €"
+
+
+def inserted(text: str, row: str, lines: Sequence[str]) -> str:
+    """Return the page with the lines of a row in the place of those that it has, or at the end of
+    its tables.
+    """
+    for part, line in zip(PARTS, lines, strict=True):
+        head, rest = text.split(f"<!-- begin {part} -->\n", 1)
+        body, tail = rest.split(f"<!-- end {part} -->", 1)
+        rows = {old.split("|")[1].strip(): old for old in body.splitlines()}
+        rows[f"`{row}`"] = line
+        order = {f"`{name}`": number for number, name in enumerate(ROWS)}
+        kept = sorted((name for name in rows if name in order), key=lambda name: order[name])
+        body = "".join(f"{rows[name]}\n" for name in kept)
+        text = f"{head}<!-- begin {part} -->\n{body}<!-- end {part} -->{tail}"
+    return text
+
+
+def main() -> None:
+    """Write the rows that the command line names, or all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", nargs="*", help="rows by their first cell; all where none is given")
+    args = parser.parse_args()
+    unknown = [row for row in args.rows if row not in ROWS]
+    if unknown:
+        raise UserError(f"{unknown[0]}: no row of the page; rows are {', '.join(ROWS)}")
+    diffusers.utils.logging.set_verbosity_error()
+    for row in args.rows or ROWS:
+        lines = lines_of(row)
+        print("\n".join(lines), flush=True)
+        # Read and written for each, since a row takes minutes.
+        PAGE.write_text(inserted(PAGE.read_text("utf-8"), row, lines), "utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_program(main))
