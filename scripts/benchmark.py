@@ -55,6 +55,7 @@ from pathlib import Path
 import diffusers
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from omegaconf import DictConfig
@@ -65,6 +66,7 @@ from flowrl.errors import UserError
 from flowrl.launch.build import build
 from flowrl.launch.checks import check_accelerator
 from flowrl.launch.compose import compose
+from flowrl.launch.errors import root_of
 from flowrl.launch.quiet import quieten
 from flowrl.models.loading import EMBEDDED
 from flowrl.parallel.strategies import is_later_rank
@@ -113,9 +115,12 @@ def predicted_gib(cfg: DictConfig) -> float | None:
     diffusers.utils.logging.set_verbosity_error()
     try:
         plan = Plan(cfg)
-    except UserError:
-        return None
-    return plan.costs(plan.plan.micro_batch).training / GIB
+        return plan.costs(plan.plan.micro_batch).training / GIB
+    except (UserError, InstantiationException) as error:
+        # A refusal by the model's class comes within an error of Hydra's.
+        if isinstance(root_of(error), UserError):
+            return None
+        raise
 
 
 def print_peak(peak: Peak, cfg: DictConfig) -> None:

@@ -25,6 +25,7 @@ from flowrl.cli.memory_plan import Plan
 from flowrl.cli.plan_costs import Choice, Pace
 from flowrl.errors import UserError
 from flowrl.launch.compose import compose
+from flowrl.speed.cards import CARDS
 
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "cards.md"
 SHARES = (0.2, 0.4)
@@ -33,28 +34,29 @@ PETA = 10**15
 
 
 @dataclass(frozen=True)
-class Card:
-    """A card of so many GiB: its rating in dense products of bfloat16 that add in float32, by its
-    maker's data sheet, in TFLOP/s, and an assumed price in euros an hour.
+class Offer:
+    """A card of `flowrl.speed.cards`, by its name there, of so many GiB, and an assumed price in
+    euros an hour.
     """
 
     name: str
     gib: int
-    tflops: float
     price: float
 
     @property
     def pace(self) -> Pace:
-        """Return the speed that it is taken to have."""
-        return Pace(self.tflops, SHARES, self.price)
+        """Return the speed that it is taken to have: of its rating in bfloat16."""
+        [rating] = [card.bfloat16 for card in CARDS if card.name == self.name]
+        assert rating is not None
+        return Pace(rating, SHARES, self.price)
 
 
-CARDS = (
-    Card("RTX 4070 Ti", 12, 80.2, 0.15),
-    Card("RTX 4080", 16, 97.5, 0.25),
-    Card("RTX 4090", 24, 165.2, 0.40),
-    Card("A100", 40, 312, 1.20),
-    Card("H100 SXM", 80, 989.4, 2.50),
+OFFERS = (
+    Offer("RTX 4070 Ti", 12, 0.15),
+    Offer("RTX 4080", 16, 0.25),
+    Offer("RTX 4090", 24, 0.40),
+    Offer("A100", 40, 1.20),
+    Offer("H100 SXM", 80, 2.50),
 )
 NF4 = "model.quantization=nf4"
 ROWS = (
@@ -83,11 +85,11 @@ def lines_of(row: str) -> tuple[str, str]:
     """Return the lines of a recipe in both tables."""
     name, *overrides = shlex.split(row)
     plan = Plan(compose(["name=plan", f"experiment={name}", *overrides]))
-    room = planner.room_of(max(card.gib for card in CARDS))
+    room = planner.room_of(max(offer.gib for offer in OFFERS))
     tables = {way: planner.count_table(plan, way, room) for way in planner.ways_of(plan)}
-    choices = [planner.choose(plan, tables, card.gib) for card in CARDS]
+    choices = [planner.choose(plan, tables, offer.gib) for offer in OFFERS]
     fits = [_fit(choice, tables) for choice in choices]
-    takes = [_take(plan, choice, card.pace) for choice, card in zip(choices, CARDS, strict=True)]
+    takes = [_take(plan, choice, offer.pace) for choice, offer in zip(choices, OFFERS, strict=True)]
     work = plan.work(plan.is_checkpointed).total * plan.samples / PETA
     head = f"| `{row}` |"
     return (

@@ -87,8 +87,10 @@ class Plan:
         """Make the embeddings of so many prompts, with the negative prompt's where there is one."""
         usual = next(iter(networks_of(self.model.transformer).values())).dtype
         tensors = {}
+        # An adapter of an earlier version does not say them.
+        dtypes = getattr(self.model, "conditioning_dtypes", {})
         for name, shape in self.model.conditioning_shapes.items():
-            dtype = self.model.conditioning_dtypes.get(name, usual)
+            dtype = dtypes.get(name, usual)
             tensors[name] = torch.empty(rows, *shape, dtype=dtype, device="meta")
         has_negative = self.model.negative_prompt is not None
         return Conditioning(tensors, Conditioning(tensors) if has_negative else None)

@@ -54,7 +54,7 @@ def one_line_errors(main: Callable[[], Any], log: Path | None = None) -> int:
         if os.environ.get("FLOWRL_TRACEBACK") or (log is None and not is_users(error)):
             raise
         text = explain(error)
-        if log is not None and not is_users(_root(error)):
+        if log is not None and not is_users(root_of(error)):
             text += _keep_traceback(error, log)
         print(f"error: {text}", file=sys.stderr)
         return 1
@@ -72,7 +72,7 @@ def _keep_traceback(error: Exception, log: Path) -> str:
     return f" (its traceback is in {log})"
 
 
-def _root(error: BaseException) -> BaseException:
+def root_of(error: BaseException) -> BaseException:
     """Return what made Hydra's instantiation of a configuration node fail, or the error itself
     where that is another one.
     """
@@ -102,7 +102,7 @@ def explain(error: BaseException) -> str:
     option.
     """
     place = _place(error)
-    error = _root(error)
+    error = root_of(error)
     text = place + (str(error).strip() or type(error).__name__)
     if (refusal := _refused_override(text)) is not None:
         return refusal

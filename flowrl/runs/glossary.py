@@ -70,7 +70,7 @@ GLOSSARY: dict[str, str] = {
     ),
     "trust/masked_fraction": (
         "Share of the pairs of sample and step that the clip or the mask removes from the "
-        "gradient; with forward losses of those of sample and sigma, trained on or not."
+        "gradient; with forward losses of those of sample and sigma that are trained on."
     ),
     "trust/masked_positive": "The share masked on the side of positive advantages.",
     "trust/masked_negative": "The share masked on the side of negative advantages.",

@@ -71,6 +71,8 @@ CARDS = (
     Card("L40S", "L40S", 362.05, 362.05, 183, 91.6, L40S),
     Card("A10G", "A10G", 70, 70, 35, 35, A10G),
     Card("RTX 3090", "GeForce RTX 3090", 71, 71, 35.6, 35.6, GA102),
+    Card("RTX 4070 Ti", "GeForce RTX 4070 Ti", 80.2, 80.2, 40.1, 40.1, ADA),
+    Card("RTX 4080", "GeForce RTX 4080", 97.5, 97.5, 48.7, 48.7, ADA),
     Card("RTX 4090", "GeForce RTX 4090", 165.2, 165.2, 82.6, 82.6, ADA),
     Card("RTX 5090", "GeForce RTX 5090", 209.5, 209.5, 104.8, 104.8, RTX_BLACKWELL),
     Card("V100 SXM2", r"V100-SXM2-(16|32)GB", None, 125, None, 15.7, V100),

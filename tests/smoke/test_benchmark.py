@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from runs import composed, load_script
 from second_device import lacks, second_device
 
@@ -155,6 +156,17 @@ def test_on_a_gpu_the_planners_number_stands_beside_the_peak(benchmark, capsys, 
     gib = of_rows.training / 2**30
     assert rows == 4
     assert predicted == f"peak memory predicted             {gib:.2f} GiB (scripts/plan_memory.py)"
+
+
+def test_what_the_planner_refuses_is_not_predicted(benchmark):
+    """A network of a class that Hydra makes, whose refusal comes within Hydra's error; another
+    error is raised. Mutation: let the refusal end the benchmark, or hide what is a fault.
+    """
+    cfg = composed(*SMALL, "model=qwen_image_edit_plus")
+    assert benchmark.predicted_gib(cfg) is None
+    cfg.model._target_ = "builtins.int"
+    with pytest.raises(InstantiationException):
+        benchmark.predicted_gib(cfg)
 
 
 @pytest.mark.slow

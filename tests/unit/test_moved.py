@@ -110,3 +110,6 @@ def test_older_targets_are_given_the_keys_that_they_lack():
     algorithm["trained"]["_target_"] = "mine"
     again = move({"_target_": "flowrl.algorithm.Algorithm"})
     assert again["trained"]["_target_"] != "mine"
+    for name in ("flux1.Flux1", "flux2.Flux2Dev", "flux2.Flux2Klein"):
+        model = {"_target_": f"flowrl.models.{name}", "has_guidance": True}
+        assert move(model) == model | {"channels_last": False}
