@@ -23,7 +23,7 @@ from flowrl.cli.plan_division import can_be_divided, gathered
 from flowrl.launch.checks import check_division, check_guidance, check_trainer, has_8_bits
 from flowrl.models.experts import networks_of
 from flowrl.models.loading import EMBEDDED, META, resolve
-from flowrl.models.meta_memory import flops_of, peak_of, size, tokens_of
+from flowrl.models.meta_memory import flops_of, peak_of, size, step_at_once, tokens_of
 from flowrl.models.published import text_parameters
 from flowrl.models.quantization import QuantizedLinear
 from flowrl.models.weights import DTYPES
@@ -128,11 +128,8 @@ class Plan:
         if has_8_bits(self.cfg):
             # Its kernels work in place.
             return eight_bits.first_state(optimizer), 0
-        for group in optimizer.param_groups:
-            is_open = group.get("foreach", False) is None and not group.get("fused")
-            if is_open and self.parts == 1:
-                # It is PyTorch's choice on a GPU for weights that are whole: a temporary of all.
-                group["foreach"] = True
+        if self.parts == 1:
+            step_at_once(optimizer)
         optimizer.step()
         num_bytes = 0
         for state in optimizer.state.values():

@@ -11,6 +11,7 @@ from weakref import finalize
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -90,6 +91,15 @@ def peak_of(work: Callable[[], object]) -> int:
         return counter.peak
     finally:
         functional.scaled_dot_product_attention = plain
+
+
+def step_at_once(optimizer: Optimizer) -> None:
+    """Have a step take all weights together, with a temporary of all, unless it was told how: on a
+    GPU this is PyTorch's choice for weights that are whole.
+    """
+    for group in optimizer.param_groups:
+        if group.get("foreach", False) is None and not group.get("fused"):
+            group["foreach"] = True
 
 
 def flops_of(work: Callable[[], object]) -> int:

@@ -32,12 +32,32 @@ class BareParts:
     def __init__(self, policy: Policy, batch: PromptBatch, *, is_short: bool = False) -> None:
         self.policy = policy
         plan = policy.plan
-        method = policy.algorithm
         micro_batches = [rows for update in plan.updates(policy.global_rank) for rows in update]
         rows = micro_batches[0]
+        stochastic = policy.objective.stochastic_steps(batch.iteration, plan.member(rows[0])[0])
+        self.num_micro_batches = 1 if is_short else len(micro_batches)
+        self.group, trajectory = draw(policy, batch, rows, stochastic)
+        self.is_checkpointed = bool(policy.transformer.is_gradient_checkpointing)
+        self.field = self.group.field(policy.velocity)
+        self.ref_field = self.group.field(policy.reference.velocity)
+        self.x = torch.randn(len(rows), *policy.model.latent_shape, device=policy.device)
+        self._set_steps(stochastic)
+        # Real images: the verifier is slower on noise.
+        images = policy.model.decode(trajectory.x0)
+        size = plan.group_size if asks_for_whole_groups(policy.reward.reward) else len(rows)
+        self.images = torch.cat([images] * -(-size // len(rows)))[:size]
+        prompts = [batch.prompts[plan.member(row)[0]] for part in micro_batches for row in part]
+        calls = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        self.calls = calls[:1] if is_short else calls
+
+    def _set_steps(self, stochastic: Sequence[int]) -> None:
+        """List the sigmas of rollouts and of updates, each with whether equal rows are evaluated
+        once.
+        """
+        policy = self.policy
+        method = policy.algorithm
         shares = method.shared_initial_noise
         sigmas = [interval.sigma for interval in method.intervals]
-        stochastic = policy.objective.stochastic_steps(batch.iteration, plan.member(rows[0])[0])
         first_noise = min(stochastic, default=len(sigmas))
         self.rollout_steps = [
             (sigma, shares and k <= first_noise) for k, sigma in enumerate(sigmas)
@@ -49,19 +69,6 @@ class BareParts:
         if not self.has_old_policy:
             trained = method.trained.candidates(stochastic)
         self.trained_steps = [(sigmas[k], shares and k == first_noise) for k in trained]
-        self.num_micro_batches = 1 if is_short else len(micro_batches)
-        self.group, trajectory = draw(policy, batch, rows, stochastic)
-        self.is_checkpointed = bool(policy.transformer.is_gradient_checkpointing)
-        self.field = self.group.field(policy.velocity)
-        self.ref_field = self.group.field(policy.reference.velocity)
-        self.x = torch.randn(len(rows), *policy.model.latent_shape, device=policy.device)
-        # Real images: the verifier is slower on noise.
-        images = policy.model.decode(trajectory.x0)
-        size = plan.group_size if asks_for_whole_groups(policy.reward.reward) else len(rows)
-        self.images = torch.cat([images] * -(-size // len(rows)))[:size]
-        prompts = [batch.prompts[plan.member(row)[0]] for part in micro_batches for row in part]
-        calls = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        self.calls = calls[:1] if is_short else calls
 
     @torch.no_grad()
     def rollout(self) -> None:

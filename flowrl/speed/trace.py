@@ -72,15 +72,23 @@ def break_down(events: Sequence[Any], stretch: str, *, has_device: bool) -> Brea
     """
     on_cpu = [event for event in events if event.device_type == DeviceType.CPU]
     [whole] = [event for event in on_cpu if event.name == stretch]
-    start = whole.time_range.start
-    end = whole.time_range.end
-    length = (end - start) * MICROSECOND
     if not has_device:
-        annotations = [event for event in on_cpu if event.is_user_annotation]
-        rest = sum(event.self_cpu_time_total for event in annotations) * MICROSECOND
-        return Breakdown(length, add_up(on_cpu, _seconds_on_cpu), rest, None)
-    # An annotation is drawn on the device too, over the kernels that began within it.
+        return _on_cpu(on_cpu, whole.time_range)
     kernels = [event for event in events if event.device_type != DeviceType.CPU]
+    return _on_device(on_cpu, kernels, whole.time_range)
+
+
+def _on_cpu(on_cpu: Sequence[Any], whole: Any) -> Breakdown:
+    """Break the time from the start to the end of `whole` down by what the CPU did."""
+    length = (whole.end - whole.start) * MICROSECOND
+    annotations = [event for event in on_cpu if event.is_user_annotation]
+    rest = sum(event.self_cpu_time_total for event in annotations) * MICROSECOND
+    return Breakdown(length, add_up(on_cpu, _seconds_on_cpu), rest, None)
+
+
+def _on_device(on_cpu: Sequence[Any], kernels: Sequence[Any], whole: Any) -> Breakdown:
+    """Break the time from the start to the end of `whole` down by the kernels of its operators."""
+    # An annotation is drawn on the device too, over the kernels that began within it.
     busy = [
         (event.time_range.start * MICROSECOND, event.time_range.end * MICROSECOND)
         for event in kernels
@@ -89,8 +97,9 @@ def break_down(events: Sequence[Any], stretch: str, *, has_device: bool) -> Brea
     operators = add_up(on_cpu, _seconds_on_device)
     of_operators = sum(operator.seconds for operator in operators)
     rest = sum(last - first for first, last in busy) - of_operators
-    idle = find_idle(busy, start * MICROSECOND, end * MICROSECOND)
-    return Breakdown(length, operators, rest, idle)
+    start = whole.start * MICROSECOND
+    end = whole.end * MICROSECOND
+    return Breakdown(end - start, operators, rest, find_idle(busy, start, end))
 
 
 def add_up(events: Sequence[Any], seconds_of: Callable[[Any], float]) -> list[Operator]:
