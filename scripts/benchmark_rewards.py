@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import fit, seconds
+from benchmark import fit
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from torch import Tensor
@@ -37,6 +37,7 @@ from flowrl.prompts.shapes import shapes_prompts
 from flowrl.rewards.shapes import ShapesReward
 from flowrl.shapes.grammar import parse
 from flowrl.shapes.render import lay_out, render
+from flowrl.speed.operations import seconds
 from flowrl.training.policy import Policy
 from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt, RewardOutput

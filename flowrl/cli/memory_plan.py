@@ -27,7 +27,7 @@ from flowrl.models.meta_memory import flops_of, peak_of, size, step_at_once, tok
 from flowrl.models.published import text_parameters
 from flowrl.models.quantization import QuantizedLinear
 from flowrl.models.weights import DTYPES
-from flowrl.objectives import check_method, stochastic_steps
+from flowrl.objectives import check_method, num_trained, stochastic_steps
 from flowrl.rewards.parameters import ScorerNetwork, networks_of_reward
 from flowrl.training import eight_bits
 from flowrl.training.batch_plan import BatchPlan
@@ -240,9 +240,8 @@ class Plan:
         """Return the number of an update's terms that a sample passes through in each inner epoch:
         the sigmas that it trains on, or every step that some row of its micro-batch trains on.
         """
-        loss = self.method.loss
-        if loss.kind == "forward":
-            return loss.num_sigmas(self.method.num_steps)
+        if self.method.loss.kind == "forward":
+            return num_trained(self.method, seed=self.cfg.seed)
         return self.num_kept
 
     def work(self, is_checkpointed: bool | None = None) -> Work:

@@ -50,7 +50,7 @@ class BareParts:
         calls = [prompts[start : start + size] for start in range(0, len(prompts), size)]
         self.calls = calls[:1] if is_short else calls
 
-    def _set_steps(self, stochastic: Sequence[int]) -> None:
+    def _set_steps(self, stochastic: tuple[int, ...]) -> None:
         """List the sigmas of rollouts and of updates, each with whether equal rows are evaluated
         once.
         """
@@ -65,7 +65,7 @@ class BareParts:
         # A loss on samples that are noised again asks the old policy too. Each sample trains on as
         # many sigmas as any other, on whichever of the grid.
         self.has_old_policy = method.loss.kind == "forward"
-        trained = range(policy.objective.num_trained())
+        trained: Sequence[int] = range(policy.objective.num_trained())
         if not self.has_old_policy:
             trained = method.trained.candidates(stochastic)
         self.trained_steps = [(sigmas[k], shares and k == first_noise) for k in trained]
