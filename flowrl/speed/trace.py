@@ -37,7 +37,7 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """Where the `seconds` of a profiled stretch went.
+    """A profiled stretch of so many `seconds`, broken down.
 
     `operators` have their time on the device, or on the CPU where no device was profiled, longest
     first. `rest` are the seconds in none of them: of kernels that no operator started, such as
