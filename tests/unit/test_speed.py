@@ -77,7 +77,7 @@ def test_gaps_by_hand():
     """
     busy = [(6.0, 7.0), (1.0, 3.0), (-2.0, 0.5), (2.0, 4.0), (2.5, 2.6), (9.0, 12.0)]
     assert find_idle(busy, 0.0, 10.0) == Idle(total=4.5, longest=2.0, count=3)
-    assert find_idle([(1.0, 2.0), (11.0, 12.0)], 0.0, 10.0) == Idle(9.0, 8.0, 2)
+    assert find_idle([(1.0, 2.0), (11.0, 12.0), (13.0, 14.0)], 0.0, 10.0) == Idle(9.0, 8.0, 2)
     assert find_idle([], 0.0, 10.0) == Idle(10.0, 10.0, 1)
     assert find_idle([(-1.0, 11.0)], 0.0, 10.0) == Idle(0.0, 0.0, 0)
 
