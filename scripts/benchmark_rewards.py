@@ -37,7 +37,7 @@ from flowrl.prompts.shapes import shapes_prompts
 from flowrl.rewards.shapes import ShapesReward
 from flowrl.shapes.grammar import parse
 from flowrl.shapes.render import lay_out, render
-from flowrl.speed.operations import seconds
+from flowrl.speed.clock import seconds
 from flowrl.training.policy import Policy
 from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt, RewardOutput

@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity, record_function
 from flowrl.callbacks.record import peak_memory_gib, reset_peak_memory
 from flowrl.parallel.collectives import gather
 from flowrl.speed.bare_parts import BareParts, Seconds, slowest
-from flowrl.speed.operations import matmul_speed, operations_of, seconds, wait_for_gpu
+from flowrl.speed.clock import matmul_speed, seconds, wait_for_gpu
+from flowrl.speed.operations import operations_of
 
 ALONE = 2
 """The number of first iterations, which nothing disturbs: one that warms up, and one that has an

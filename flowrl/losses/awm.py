@@ -46,9 +46,12 @@ class AWM(ForwardLoss):
         used = keep_used(inputs)
         log_prob = self.log_prob(used, used.velocity)
         log_ratio = log_prob - self.log_prob(used, used.old_velocity)
-        advantage = used.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         losses, metrics = clipped_surrogate(
-            advantage, log_ratio=log_ratio, clip_low=self.clip_low, clip_high=self.clip_high
+            used.advantage,
+            log_ratio=log_ratio,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            advantage_clip=self.advantage_clip,
         )
         return LossOutput(losses.mean(), metrics)
 

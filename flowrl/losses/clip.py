@@ -15,13 +15,15 @@ def clipped_surrogate(
     log_ratio: Float[Tensor, "B"],
     clip_low: float,
     clip_high: float,
+    advantage_clip: float,
 ) -> tuple[Float[Tensor, "B"], dict[str, Float[Tensor, ""]]]:
     """Compute max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)) of each sample, and the share of
-    samples that was clipped on each side.
+    samples that was clipped on each side. A is clipped to +-advantage_clip first.
 
     Paper: Proximal Policy Optimization (Schulman et al. 2017, arXiv 1707.06347), its equation 7
     with the sign of a loss.
     """
+    advantage = advantage.clamp(-advantage_clip, advantage_clip)
     with torch.no_grad():
         ratio = log_ratio.exp()
         high = (advantage > 0) & (ratio > 1 + clip_high)

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.losses.likelihood import require_gaussian
+from flowrl.losses.mask import masked_surrogate
 from flowrl.losses.protocol import ReverseLoss
-from flowrl.losses.ratio import masked_shares, moves_down, moves_up, safe_ratio
 from flowrl.types import LogProbForm, LossInputs, LossOutput, Reduction
 from flowrl.values.bounds import Limit, Positive, Threshold
 from flowrl.values.check import check_fields
@@ -109,20 +108,14 @@ class DPPO(ReverseLoss):
     def __call__(self, inputs: LossInputs) -> LossOutput:
         # Once more, for whoever calls the loss without a method that was checked.
         self._check_likelihood(inputs.form, inputs.reduction)
-        advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
-        log_ratio = inputs.log_ratio
-        with torch.no_grad():
-            # The mask M of the paper: far from the old policy already, and moving away from it.
-            is_far = self._distance(inputs) >= self._limit(inputs)
-            positive = is_far & moves_up(advantage, log_ratio=log_ratio)
-            negative = is_far & moves_down(advantage, log_ratio=log_ratio)
-            is_dropped = positive | negative
-        # The ratio itself carries the gradient: unlike PPO's it is never replaced by a bound.
-        surrogate = advantage * safe_ratio(log_ratio, is_ignored=is_dropped | (advantage == 0))
-        loss = torch.where(is_dropped, 0.0, -surrogate).mean()
-        metrics = masked_shares(positive=positive, negative=negative)
-        metrics["trust/delta"] = loss.new_full((), self.threshold)
-        return LossOutput(loss, metrics)
+        losses, metrics = masked_surrogate(
+            inputs.advantage,
+            log_ratio=inputs.log_ratio,
+            is_far=self._distance(inputs) >= self._limit(inputs),
+            advantage_clip=self.advantage_clip,
+        )
+        metrics["trust/delta"] = losses.new_full((), self.threshold)
+        return LossOutput(losses.mean(), metrics)
 
     def _distance(self, inputs: LossInputs) -> Float[Tensor, "B"]:
         distances = {"kl": inputs.kl, "tv": inputs.tv, "velocity": inputs.velocity_change}

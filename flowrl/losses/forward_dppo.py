@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl.gaussian import broadcast, latent_axes, mean_square
+from flowrl.losses.mask import masked_surrogate
 from flowrl.losses.protocol import ForwardLoss
-from flowrl.losses.ratio import masked_shares, moves_down, moves_up, safe_ratio
 from flowrl.losses.used import keep_used
 from flowrl.types import ForwardInputs, LossOutput
 from flowrl.values.bounds import Limit, Threshold
@@ -51,19 +51,15 @@ class ForwardDPPO(ForwardLoss):
 
     def __call__(self, inputs: ForwardInputs) -> LossOutput:
         used = keep_used(inputs)
-        advantage = used.advantage.clamp(-self.advantage_clip, self.advantage_clip)
-        log_ratio = self.log_ratio(used)
-        with torch.no_grad():
-            is_far = self.divergence(used) >= self.delta
-            positive = is_far & moves_up(advantage, log_ratio=log_ratio)
-            negative = is_far & moves_down(advantage, log_ratio=log_ratio)
-            is_dropped = positive | negative
-        surrogate = advantage * safe_ratio(log_ratio, is_ignored=is_dropped | (advantage == 0))
-        loss = torch.where(is_dropped, 0.0, -surrogate).mean()
-        metrics = masked_shares(positive=positive, negative=negative)
-        metrics["trust/delta"] = loss.new_full((), self.delta)
+        losses, metrics = masked_surrogate(
+            used.advantage,
+            log_ratio=self.log_ratio(used),
+            is_far=self.divergence(used) >= self.delta,
+            advantage_clip=self.advantage_clip,
+        )
+        metrics["trust/delta"] = losses.new_full((), self.delta)
         metrics["trust/divergence_old"] = self._mean_divergence(inputs)
-        return LossOutput(loss, metrics)
+        return LossOutput(losses.mean(), metrics)
 
     def log_ratio(self, inputs: ForwardInputs) -> Float[Tensor, "B"]:
         """Compute rho of each sample, as ((u - old_v) + (u - v)) (v - old_v), which is exactly 0

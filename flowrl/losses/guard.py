@@ -52,11 +52,14 @@ class Guard(ReverseLoss):
     def __call__(self, inputs: LossInputs) -> LossOutput:
         # Once more, for whoever calls the loss without a method that was checked.
         self._check_likelihood(inputs.form, inputs.reduction)
-        advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         # The log-ratio is mean(eps d) / std - KL, with d = mean - old_mean: what is left is
         # mean(eps d), which is centred at 0 and spreads alike at all steps.
         log_ratio = (inputs.log_ratio + inputs.kl) * inputs.std
         losses, metrics = clipped_surrogate(
-            advantage, log_ratio=log_ratio, clip_low=self.clip_low, clip_high=self.clip_high
+            inputs.advantage,
+            log_ratio=log_ratio,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            advantage_clip=self.advantage_clip,
         )
         return LossOutput(losses.mean() / -inputs.dt, metrics)

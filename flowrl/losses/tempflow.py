@@ -40,11 +40,11 @@ class TempFlow(ReverseLoss):
     def __call__(self, inputs: LossInputs) -> LossOutput:
         # Once more, for whoever calls the loss without a method that was checked.
         require_calibration(self.calibrated_for, form=inputs.form, reduction=inputs.reduction)
-        advantage = inputs.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         losses, metrics = clipped_surrogate(
-            advantage,
+            inputs.advantage,
             log_ratio=inputs.log_ratio,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
+            advantage_clip=self.advantage_clip,
         )
         return LossOutput(self.std_weight * inputs.std * losses.mean(), metrics)
