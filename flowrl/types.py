@@ -232,8 +232,8 @@ class ForwardInputs:
 
     `x = (1 - sigma) x0 + sigma eps`; the velocities are the current and the old policy's at x.
     `is_used` is False for a sample without an advantage, whose reward is missing or which is alone
-    in its group, and for one that does not train on this sigma: it counts in the mean and gives no
-    gradient, whatever its numbers are (see `flowrl.losses.used`).
+    in its group: it counts in the mean and gives no gradient, whatever its numbers are (see
+    `flowrl.losses.used`).
     """
 
     x0: Float[Tensor, "B *X"]

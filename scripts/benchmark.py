@@ -75,8 +75,8 @@ from flowrl.speed.cards import rating
 from flowrl.speed.operations import utilisation
 from flowrl.speed.trace import Breakdown, break_down
 from flowrl.training.policy import Policy
+from flowrl.values.units import GIB
 
-GIB = 2**30
 STEPS_AND_GROUPS = ((6, 12), (12, 12), (24, 12), (6, 24), (6, 48))
 """The cases of the main job that are measured where none are asked for."""
 SHORT_NAMES = {"rollout.num_steps": "steps", "batch.group_size": "group"}
@@ -314,8 +314,8 @@ def print_breakdown(breakdown: Breakdown, plain_seconds: float) -> None:
         place = "the GPU"
         rest = "kernels of no operator here"
         print(
-            f"the GPU had nothing to do {idle.total / took:.1%} of it, in {idle.count} gaps of at "
-            f"most {idle.longest:.6f} seconds"
+            f"the GPU had nothing to do {idle.total / took:.1%} of it, in {idle.num_gaps} gaps of "
+            f"at most {idle.longest:.6f} seconds"
         )
     shown = breakdown.operators[:NUM_OPERATORS]
     others = breakdown.operators[NUM_OPERATORS:]

@@ -21,15 +21,15 @@ from pathlib import Path
 import diffusers
 
 from flowrl.cli import plan as planner
+from flowrl.cli.arguments import ASSUMED_SHARES
 from flowrl.cli.memory_plan import Plan
 from flowrl.cli.plan_costs import Choice, Pace
 from flowrl.errors import UserError
 from flowrl.launch.compose import compose
 from flowrl.speed.cards import CARDS
+from flowrl.values.units import GIB
 
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "cards.md"
-SHARES = (0.2, 0.4)
-"""Shares of a card's rating that training is assumed to reach; nothing has measured them."""
 PETA = 10**15
 
 
@@ -45,10 +45,10 @@ class Offer:
 
     @property
     def pace(self) -> Pace:
-        """Return the speed that it is taken to have: of its rating in bfloat16."""
+        """Return the speed that it is taken to have, a share of its rating in bfloat16."""
         [rating] = [card.bfloat16 for card in CARDS if card.name == self.name]
         assert rating is not None
-        return Pace(rating, SHARES, self.price)
+        return Pace(rating, ASSUMED_SHARES, self.price)
 
 
 OFFERS = (
@@ -103,7 +103,7 @@ def _fit(choice: Choice | None, tables: planner.Tables) -> str:
     if choice is None:
         return "-"
     rows = choice.max_micro_batch
-    peak = tables[choice.is_checkpointed][rows].peak / planner.GIB
+    peak = tables[choice.is_checkpointed][rows].peak / GIB
     return f"{rows}{' r' if choice.is_checkpointed else ''} ({peak:.1f})"
 
 
@@ -119,17 +119,16 @@ def _take(plan: Plan, choice: Choice | None, pace: Pace) -> str:
 
 
 def inserted(text: str, row: str, lines: Sequence[str]) -> str:
-    """Return the page with the lines of a row in the place of those that it has, or at the end of
-    its tables.
+    """Return the page with the lines of a row in both tables, in the order of ROWS; lines of a row
+    that is not among these are dropped.
     """
+    cells = [f"`{name}`" for name in ROWS]
     for part, line in zip(PARTS, lines, strict=True):
         head, rest = text.split(f"<!-- begin {part} -->\n", 1)
         body, tail = rest.split(f"<!-- end {part} -->", 1)
         rows = {old.split("|")[1].strip(): old for old in body.splitlines()}
         rows[f"`{row}`"] = line
-        order = {f"`{name}`": number for number, name in enumerate(ROWS)}
-        kept = sorted((name for name in rows if name in order), key=lambda name: order[name])
-        body = "".join(f"{rows[name]}\n" for name in kept)
+        body = "".join(f"{rows[cell]}\n" for cell in cells if cell in rows)
         text = f"{head}<!-- begin {part} -->\n{body}<!-- end {part} -->{tail}"
     return text
 

@@ -32,8 +32,8 @@ from flowrl.models.experts import as_one
 from flowrl.models.published import PUBLISHED
 from flowrl.models.weights import DTYPES
 from flowrl.tuning.lora import LoRA
+from flowrl.values.units import GIB
 
-GIB = 2**30
 FLOAT32 = 4
 COPIES = 5
 """Of the LoRA's weights: themselves, gradients, two averages of Adam's, and the EMA."""

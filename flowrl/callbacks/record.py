@@ -26,6 +26,7 @@ from flowrl.runs.files import METRICS, SUMMARY, set_aside, write_whole
 from flowrl.runs.metrics import ITERATION, read_figures
 from flowrl.runs.provenance import environment
 from flowrl.training.policy import Policy
+from flowrl.values.units import GIB
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_PEAK = Path("/proc/self/clear_refs")
@@ -227,14 +228,14 @@ def peak_memory_gib() -> float:
     GiB.
     """
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_allocated() / GIB
     status = _STATUS.read_text() if _STATUS.is_file() else ""
     if match := re.search(r"VmHWM:\s+(\d+) kB", status):
         return int(match[1]) / 2**20
     # Without Linux's files, which unlike this number can be set back. It is in bytes on macOS and
     # in KiB elsewhere.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    units_per_gib = 2**30 if platform.system() == "Darwin" else 2**20
+    units_per_gib = GIB if platform.system() == "Darwin" else 2**20
     return peak / units_per_gib
 
 

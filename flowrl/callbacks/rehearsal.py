@@ -28,6 +28,7 @@ from flowrl.training.prompt_data import PromptBatch
 from flowrl.training.sampling import draw
 from flowrl.types import Prompt
 from flowrl.values.bounds import Natural
+from flowrl.values.units import GIB
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _timed(phases: list[Phase], name: str, what: str) -> Iterator[None]:
     peak = None
     if is_cuda:
         torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated() / 2**30
+        peak = torch.cuda.max_memory_allocated() / GIB
     phases.append(Phase(name, what, time.perf_counter() - start, peak))
 
 

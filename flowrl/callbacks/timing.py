@@ -16,6 +16,7 @@ from flowrl.parallel.collectives import gather
 from flowrl.speed.bare_parts import BareParts, Seconds, slowest
 from flowrl.speed.clock import matmul_speed, seconds, wait_for_gpu
 from flowrl.speed.operations import operations_of
+from flowrl.values.units import GIB
 
 ALONE = 2
 """The number of first iterations, which nothing disturbs: one that warms up, and one that has an
@@ -46,7 +47,7 @@ class Peak(Callback):
             return
         self.allocated = max(gather(peak_memory_gib()))
         if pl_module.device.type == "cuda":
-            self.reserved = max(gather(torch.cuda.max_memory_reserved() / 2**30))
+            self.reserved = max(gather(torch.cuda.max_memory_reserved() / GIB))
 
 
 class Alternate(Callback):

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from flowrl.cli.parser import Parser, add_config_dir, make_parser
 
+ASSUMED_SHARES = (0.2, 0.4)
+"""Shares of a card's rating that training is assumed to reach; nothing has measured them."""
+
 
 def head_of(name: str) -> str:
     """Read the docstring of a program's module, without importing it."""
@@ -170,7 +173,7 @@ def plan() -> Parser:
     parser.add_argument(
         "--share",
         type=partial(positives, meaning="a share of the rating", example="0.2,0.4"),
-        default=(0.2, 0.4),
+        default=ASSUMED_SHARES,
         metavar="SHARES",
         help="the shares of the rating between which a run is taken to lie; default: 0.2,0.4, an "
         "assumption",

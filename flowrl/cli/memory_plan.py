@@ -19,8 +19,15 @@ from torch import Tensor
 
 from flowrl.algorithm import Algorithm
 from flowrl.cli.plan_costs import Costs, Work
-from flowrl.cli.plan_division import can_be_divided, gathered
-from flowrl.launch.checks import check_division, check_guidance, check_trainer, has_8_bits
+from flowrl.cli.plan_division import Gathered, can_be_divided, count_gathered
+from flowrl.launch.checks import (
+    check_division,
+    check_guidance,
+    check_trainer,
+    divides_weights,
+    has_8_bits,
+    has_replicas,
+)
 from flowrl.models.experts import networks_of
 from flowrl.models.loading import EMBEDDED, META, resolve
 from flowrl.models.meta_memory import flops_of, peak_of, size, step_at_once, tokens_of
@@ -34,11 +41,6 @@ from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.reward import MOST_WAITING
 from flowrl.tuning.protocol import TuningRecipe
 from flowrl.types import Conditioning
-
-STRATEGIES = {
-    "flowrl.parallel.strategies.replicas": "ddp",
-    "flowrl.parallel.strategies.parts": "fsdp",
-}
 
 
 class Plan:
@@ -66,8 +68,7 @@ class Plan:
         stochastic = stochastic_steps(self.method, iteration=0, seed=0, prompt=0)
         self.num_kept = len(self.method.trained.candidates(stochastic))
         self.slices = cfg.backend.slice_decoding
-        self.strategy = STRATEGIES.get(OmegaConf.select(cfg, "trainer.strategy._target_"))
-        self.parts = self.plan.num_processes if self.strategy == "fsdp" else 1
+        self.parts = self.plan.num_processes if divides_weights(cfg) else 1
         self.trained = self.tuning.parameters()
         self.whole = sum(value.nbytes for value in self.trained.values())
         self.share = self.whole // self.parts
@@ -109,7 +110,7 @@ class Plan:
             "autoencoder": size(self.model.vae),
             "trained weights": share,
             "their gradients": share,
-            "buckets of gradients": share if self.strategy == "ddp" else 0,
+            "buckets of gradients": share if has_replicas(self.cfg) else 0,
             "optimizer": self.optimizer[0],
             "EMA": share,
             "old policy": self.aside_for_old,
@@ -139,13 +140,11 @@ class Plan:
         return num_bytes // self.parts, peak_of(optimizer.step) // self.parts
 
     @cached_property
-    def gathered(self) -> tuple[int, int]:
-        """Count what of divided weights is whole in a pass, and in an update: what is in no block,
-        and some blocks.
-        """
+    def gathered(self) -> Gathered:
+        """Count what of divided weights is whole, if they are divided."""
         if self.parts == 1:
-            return 0, 0
-        return gathered(self.model.transformer, self.trained.values())
+            return Gathered(0, 0)
+        return count_gathered(self.model.transformer, self.trained.values())
 
     @torch.no_grad()
     def look(self, x: Tensor, embeddings: Conditioning, scale: float, aside: int) -> None:
@@ -194,7 +193,7 @@ class Plan:
             embeddings = self.conditioning(rows)
             scale = self.method.guidance_scale
             network = peak_of(lambda: self.look(x, embeddings, scale, self.aside_for_old))
-            self._drawing[rows] = (network + self.gathered[0], self.decode(rows))
+            self._drawing[rows] = (network + self.gathered.in_pass, self.decode(rows))
         return self._drawing[rows]
 
     def costs(self, rows: int, is_checkpointed: bool | None = None) -> Costs:
@@ -214,7 +213,7 @@ class Plan:
             self.iteration(rows, embeddings),
             rollout + prompts + kept,
             decode + self.aside_for_old + kept,
-            max(update + self.gathered[1] + 3 * x.nbytes, rollout) + prompts,
+            max(update + self.gathered.in_update + 3 * x.nbytes, rollout) + prompts,
             self.optimizer[1],
             self.evaluation,
         )
@@ -283,7 +282,7 @@ class Plan:
         aside = self.aside_for_ref if settings.kl_samples else 0
         network = (
             peak_of(lambda: self.look(x, embeddings, settings.guidance_scale, aside))
-            + self.gathered[0]
+            + self.gathered.in_pass
         )
         count = (settings.max_prompts or 0) * settings.images_per_prompt
         share = -(-count // self.plan.num_processes)

@@ -50,8 +50,8 @@ from flowrl.launch.compose import compose
 from flowrl.launch.search_path import with_config_dir
 from flowrl.launch.validate import validate
 from flowrl.values.sizes import in_words
+from flowrl.values.units import GIB
 
-GIB = 2**30
 SPARE = 0.08
 """Share of the GPU left to the CUDA context, kernels' workspace and fragmentation."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from flowrl.models.experts import networks_of
 from flowrl.models.quantization import is_quantized
+from flowrl.parallel.sharding import blocks_of
 
 BLOCKS_OF_A_PASS = 3
 """Whole blocks that FSDP2 holds at worst: one, the buffer it came in and the next one's."""
@@ -17,14 +19,22 @@ leave in and the last one's. Frozen weights have none.
 """
 
 
-def gathered(transformer: nn.Module, trained: Iterable[Tensor]) -> tuple[int, int]:
-    """Count what of divided weights is whole in a pass, and in an update: what is in no block, and
-    some blocks.
+class Gathered(NamedTuple):
+    """The bytes of divided weights, and of their gradients, that a process holds whole."""
+
+    in_pass: int
+    in_update: int
+
+
+def count_gathered(transformer: nn.Module, trained: Iterable[Tensor]) -> Gathered:
+    """Count what is whole at worst in a pass, and in an update: what is in no block, and some
+    blocks.
     """
     outside, largest = _in_blocks(transformer, transformer.parameters())
     in_pass = outside + BLOCKS_OF_A_PASS * largest
-    outside, largest = _in_blocks(transformer, trained)
-    return in_pass, in_pass + outside + BLOCKS_OF_GRADIENTS * largest
+    trained_outside, most_trained = _in_blocks(transformer, trained)
+    gradients = trained_outside + BLOCKS_OF_GRADIENTS * most_trained
+    return Gathered(in_pass, in_pass + gradients)
 
 
 def _in_blocks(transformer: nn.Module, weights: Iterable[Tensor]) -> tuple[int, int]:
@@ -32,12 +42,10 @@ def _in_blocks(transformer: nn.Module, weights: Iterable[Tensor]) -> tuple[int, 
     the block that has most of them.
     """
     left = {id(weight): weight.nbytes for weight in weights}
-    kinds = set(getattr(transformer, "_no_split_modules", None) or ())
     largest = 0
-    for block in transformer.modules():
-        if type(block).__name__ in kinds:
-            size = sum(left.pop(id(weight), 0) for weight in block.parameters())
-            largest = max(largest, size)
+    for block in blocks_of(transformer):
+        size = sum(left.pop(id(weight), 0) for weight in block.parameters())
+        largest = max(largest, size)
     return sum(left.values()), largest
 
 

@@ -136,7 +136,18 @@ def check_optimizer(cfg: DictConfig) -> None:
 
 def divides_weights(cfg: DictConfig) -> bool:
     """Tell whether each process of the run holds a part of every weight."""
-    return OmegaConf.select(cfg, "trainer.strategy._target_") == "flowrl.parallel.strategies.parts"
+    return _strategy(cfg) == "flowrl.parallel.strategies.parts"
+
+
+def has_replicas(cfg: DictConfig) -> bool:
+    """Tell whether each of several processes holds all weights."""
+    return _strategy(cfg) == "flowrl.parallel.strategies.replicas"
+
+
+def _strategy(cfg: DictConfig) -> str | None:
+    """Return the name of the function that makes the strategy, where one is configured."""
+    target: str | None = OmegaConf.select(cfg, "trainer.strategy._target_")
+    return target
 
 
 def check_division(cfg: DictConfig, transformer: nn.Module) -> None:

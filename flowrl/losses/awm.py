@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.gaussian import broadcast, mean_square
+from flowrl.gaussian import mean_square
 from flowrl.losses.clip import clipped_surrogate
 from flowrl.losses.protocol import ForwardLoss
+from flowrl.losses.regression import flow_target, sigma_weight
 from flowrl.losses.used import keep_used
 from flowrl.types import ForwardInputs, LossOutput
 from flowrl.values.bounds import ClipHigh, ClipLow, Limit, Rate
@@ -27,8 +28,7 @@ class AWM(ForwardLoss):
     as minus its weighted flow-matching error, log_prob = -w(e), with e = mean (v - (eps - x0))^2
     over latent dimensions and eps - x0 = (x - x0) / sigma. The weightings are w(e) = e, sigma e,
     sigma^2 e, and the generalised Huber loss sigma ((e + s)^p - s^p) / p with p = `huber_power` and
-    s = 1e-10. A is clipped to +-advantage_clip. A sample that is not used has an
-    advantage of 0.
+    s = 1e-10. A is clipped to +-advantage_clip. A sample that is not used has an advantage of 0.
 
     Paper: Advantage Weighted Matching (Xue et al. 2025, arXiv 2509.25050). Its penalty by the
     velocity of the reference is `penalty=velocity`; that by an average of the weights is left out.
@@ -59,17 +59,9 @@ class AWM(ForwardLoss):
         self, inputs: ForwardInputs, velocity: Float[Tensor, "B *X"]
     ) -> Float[Tensor, "B"]:
         """Compute minus the weighted flow-matching error of a velocity at the noised samples."""
-        sigma = inputs.sigma
-        # x = (1 - sigma) x0 + sigma eps, so that (x - x0) / sigma = eps - x0, the velocity that
-        # flow matching regresses on.
-        target = (inputs.x - inputs.x0) / broadcast(sigma, inputs.x)
-        error = mean_square(velocity - target)
-        if self.weighting == "uniform":
-            return -error
-        if self.weighting == "sigma":
-            return -sigma * error
-        if self.weighting == "sigma_squared":
-            return -(sigma**2) * error
+        error = mean_square(velocity - flow_target(inputs))
+        if self.weighting != "generalised_huber":
+            return -sigma_weight(inputs.sigma, weighting=self.weighting) * error
         power = self.huber_power
         root = (error + ERROR_OFFSET) ** power - ERROR_OFFSET**power
-        return -sigma * root / power
+        return -inputs.sigma * root / power

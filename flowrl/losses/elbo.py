@@ -16,9 +16,11 @@ def elbo_and_change(inputs: ForwardInputs) -> tuple[Float[Tensor, "B"], Float[Te
     w is the detached mean absolute error of the same estimate, so both carry the gradient of the
     squared error alone.
 
-    Source: the `adaptive` estimator of rethinking-diffusion-rl (ICML 2026), which its recipes take.
-    Its division by a training guidance, which they leave at 1, and its other estimators are left
-    out.
+    Source: the study of objectives and estimators published as rethinking-diffusion-rl (ICML 2026),
+    its EPG, PEPG and PAR with its `adaptive` estimator, as its recipes take them. These have
+    advantages A = 0.1 (r - mean_g), not divided by a standard deviation and not clipped. Left out
+    are its division by a training guidance, which they leave at 1, its other estimators, and the
+    variants without exp(rho).
     """
     elbo = -weighted_error(inputs, velocity=inputs.velocity)
     old_elbo = -weighted_error(inputs, velocity=inputs.old_velocity)

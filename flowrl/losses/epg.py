@@ -16,14 +16,10 @@ from flowrl.values.bounds import Limit
 class EPG(ForwardLoss):
     """Mean over samples of -exp(rho) A elbo, where rho = elbo - old_elbo has no gradient.
 
-    The bound is that of `flowrl.losses.elbo`. exp(rho) weighs a sample of the old policy by the
-    ratio of the current one; nothing bounds it or pulls back, so that the old policy's pace and a
-    penalty by the reference are all that holds the policy. A is clipped to +-advantage_clip. A
-    sample that is not used gives no gradient and counts in the mean.
-
-    Source: the study of objectives and estimators published as rethinking-diffusion-rl (ICML 2026),
-    its EPG. Its recipes take A = 0.1 (r - mean_g), not divided by a standard deviation and not
-    clipped; the variant without exp(rho) is left out.
+    The bound and its source are those of `flowrl.losses.elbo`. exp(rho) weighs a sample of the old
+    policy by the ratio of the current one; nothing bounds it or pulls back, so that the old
+    policy's pace and a penalty by the reference are all that holds the policy. A is clipped to
+    +-advantage_clip. A sample that is not used gives no gradient and counts in the mean.
     """
 
     name: ClassVar[str] = "epg"
@@ -33,7 +29,7 @@ class EPG(ForwardLoss):
     def __call__(self, inputs: ForwardInputs) -> LossOutput:
         used = keep_used(inputs)
         elbo, change = elbo_and_change(used)
-        ratio = change.detach().exp()
+        rho = change.detach()
         advantage = used.advantage.clamp(-self.advantage_clip, self.advantage_clip)
-        losses = -ratio * advantage * elbo
+        losses = -rho.exp() * advantage * elbo
         return LossOutput(losses.mean(), {})

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl.gaussian import broadcast, latent_axes, mean_square
+from flowrl.gaussian import latent_axes, mean_square
 from flowrl.losses.mask import masked_surrogate
 from flowrl.losses.protocol import ForwardLoss
+from flowrl.losses.regression import flow_target, sigma_weight
 from flowrl.losses.used import keep_used
 from flowrl.types import ForwardInputs, LossOutput
 from flowrl.values.bounds import Limit, Threshold
@@ -65,19 +66,17 @@ class ForwardDPPO(ForwardLoss):
         """Compute rho of each sample, as ((u - old_v) + (u - v)) (v - old_v), which is exactly 0
         where the velocities are equal and rounds relative to their difference.
         """
-        # x = (1 - sigma) x0 + sigma eps, so that (x - x0) / sigma = eps - x0.
-        target = (inputs.x - inputs.x0) / broadcast(inputs.sigma, inputs.x)
+        target = flow_target(inputs)
         moved = inputs.velocity - inputs.old_velocity
         product = ((target - inputs.old_velocity) + (target - inputs.velocity)) * moved
-        return self._weight(inputs.sigma) * product.mean(latent_axes(product))
+        return sigma_weight(inputs.sigma, weighting=self.weighting) * product.mean(
+            latent_axes(product)
+        )
 
     def divergence(self, inputs: ForwardInputs) -> Float[Tensor, "B"]:
         """Compute D of each sample."""
-        return self._weight(inputs.sigma) * mean_square(inputs.velocity - inputs.old_velocity)
-
-    def _weight(self, sigma: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
-        powers = {"uniform": 0, "sigma": 1, "sigma_squared": 2}
-        return sigma ** powers[self.weighting]
+        moved = mean_square(inputs.velocity - inputs.old_velocity)
+        return sigma_weight(inputs.sigma, weighting=self.weighting) * moved
 
     @torch.no_grad()
     def _mean_divergence(self, inputs: ForwardInputs) -> Float[Tensor, ""]:

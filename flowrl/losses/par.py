@@ -17,18 +17,14 @@ class PAR(ForwardLoss):
     """Mean over samples of exp(rho) (A - rho)^2 / 2, where rho = elbo - old_elbo and the first of
     its two places has no gradient.
 
-    The bound is that of `flowrl.losses.elbo`. The log-ratio rho is fitted to the advantage, which
-    it equals, up to a constant of the prompt, under the policy that gains most after it has paid a
-    KL to the old one. A is clipped to +-advantage_clip. A sample that is not used gives no gradient
-    and counts in the mean.
+    The bound and its source are those of `flowrl.losses.elbo`. The log-ratio rho is fitted to the
+    advantage, which it equals, up to a constant of the prompt, under the policy that gains most
+    after it has paid a KL to the old one. A is clipped to +-advantage_clip. A sample that is not
+    used gives no gradient and counts in the mean.
 
     Since d rho = d elbo, the gradient is -exp(rho) (A - rho) d elbo, which is that of PEPG, in the
     published code as here: runs of the two differ in their rounding and in the loss that is logged,
     which is 0 where the fit is perfect.
-
-    Source: the study of objectives and estimators published as rethinking-diffusion-rl (ICML 2026),
-    its PAR. Its recipes take A = 0.1 (r - mean_g), not divided by a standard deviation and not
-    clipped; the variant without exp(rho) is left out.
     """
 
     name: ClassVar[str] = "par"

@@ -16,14 +16,9 @@ from flowrl.values.bounds import Limit
 class PEPG(ForwardLoss):
     """Mean over samples of -exp(rho) (A - rho) elbo, where rho = elbo - old_elbo has no gradient.
 
-    The bound of a sample noised to sigma is elbo = -mean (x - sigma v - x0)^2 / w over latent
-    dimensions, with w the detached mean absolute error of the same estimate. The factor A - rho is
-    what a penalty by the KL to the old policy leaves in the gradient, so nothing is clipped but A,
-    to +-advantage_clip. A sample that is not used gives no gradient and counts in the mean.
-
-    Source: the study of objectives and estimators published as rethinking-diffusion-rl (ICML 2026),
-    its PEPG. Its recipes take A = 0.1 (r - mean_g), not divided by a standard deviation and not
-    clipped; the variant without exp(rho) is left out.
+    The bound and its source are those of `flowrl.losses.elbo`. The factor A - rho is what a penalty
+    by the KL to the old policy leaves in the gradient, so nothing is clipped but A, to
+    +-advantage_clip. A sample that is not used gives no gradient and counts in the mean.
     """
 
     name: ClassVar[str] = "pepg"
@@ -35,6 +30,6 @@ class PEPG(ForwardLoss):
         elbo, change = elbo_and_change(used)
         rho = change.detach()
         advantage = used.advantage.clamp(-self.advantage_clip, self.advantage_clip)
-        # Neither factor has a gradient; that of the loss is -ratio (A - rho) d elbo.
+        # Neither factor has a gradient; that of the loss is -exp(rho) (A - rho) d elbo.
         losses = -rho.exp() * (advantage - rho) * elbo
         return LossOutput(losses.mean(), {})

@@ -1,6 +1,4 @@
-"""The ratio of two policies, from its logarithm, and which samples move
-away from the old one.
-"""
+"""The ratio of two policies, from its logarithm, and which samples move away from the old one."""
 
 from __future__ import annotations
 
@@ -36,8 +34,8 @@ def moves_down(
 def masked_shares(
     *, positive: Bool[Tensor, "B"], negative: Bool[Tensor, "B"]
 ) -> dict[str, Float[Tensor, ""]]:
-    """Return the metrics of a clip or a mask: the shares of samples whose gradient it removes, in
-    all, and among positive and negative advantages.
+    """Return the metrics of a clip or a mask: which share of all samples loses its gradient to it,
+    and which of these have a positive and a negative advantage, as shares of all samples too.
     """
     return {
         "trust/masked_fraction": (positive | negative).float().mean(),

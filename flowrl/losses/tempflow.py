@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from flowrl.losses.clip import clipped_surrogate
-from flowrl.losses.likelihood import require_calibration
-from flowrl.losses.protocol import ReverseLoss
-from flowrl.types import LogProbForm, LossInputs, LossOutput, Reduction
-from flowrl.values.bounds import ClipHigh, ClipLow, Limit, Positive
-from flowrl.values.check import check_fields
+from flowrl.losses.grpo import GRPO
+from flowrl.types import LossInputs, LossOutput
+from flowrl.values.bounds import Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class TempFlow(ReverseLoss):
+class TempFlow(GRPO):
     """The clipped surrogate of Flow-GRPO times std_weight std, with the std of the whole step.
 
     Paper: TempFlow-GRPO (He et al. 2025, arXiv 2508.04324), its weight by noise; its code has 2.25
@@ -25,26 +22,9 @@ class TempFlow(ReverseLoss):
 
     name: ClassVar[str] = "tempflow"
 
-    clip_low: ClipLow
-    clip_high: ClipHigh
-    advantage_clip: Limit
     std_weight: Positive
     calibrated_for: Literal["gaussian", "sum_gaussian"]
 
-    def __post_init__(self) -> None:
-        check_fields(self, "loss")
-
-    def check(self, *, form: LogProbForm, reduction: Reduction, sampler: str) -> None:
-        require_calibration(self.calibrated_for, form=form, reduction=reduction)
-
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        # Once more, for whoever calls the loss without a method that was checked.
-        require_calibration(self.calibrated_for, form=inputs.form, reduction=inputs.reduction)
-        losses, metrics = clipped_surrogate(
-            inputs.advantage,
-            log_ratio=inputs.log_ratio,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            advantage_clip=self.advantage_clip,
-        )
-        return LossOutput(self.std_weight * inputs.std * losses.mean(), metrics)
+        output = super().__call__(inputs)
+        return replace(output, loss=self.std_weight * inputs.std * output.loss)

@@ -71,19 +71,24 @@ ARCHITECTURES: Mapping[str, tuple[type[Any], Mapping[str, Any]]] = {
     "black-forest-labs/FLUX.2-dev": (Flux2Transformer2DModel, {}),
 }
 
+CLIP_L = 123_000_000
+CLIP_G = 695_000_000
+T5_XXL = 4_760_000_000
+QWEN3_4B = 4_020_000_000
+QWEN3_8B = 8_190_000_000
+MISTRAL3_24B = 24_010_000_000
+
 TEXT_PARAMETERS: Mapping[str, int] = {
-    "stabilityai/stable-diffusion-3.5-medium": 5_580_000_000,
-    "stabilityai/stable-diffusion-3.5-large": 5_580_000_000,
-    "black-forest-labs/FLUX.1-dev": 4_890_000_000,
-    "black-forest-labs/FLUX.2-klein-base-4B": 4_020_000_000,
-    "black-forest-labs/FLUX.2-klein-4B": 4_020_000_000,
-    "black-forest-labs/FLUX.2-klein-base-9B": 8_190_000_000,
-    "black-forest-labs/FLUX.2-klein-9B": 8_190_000_000,
-    "black-forest-labs/FLUX.2-dev": 24_010_000_000,
+    "stabilityai/stable-diffusion-3.5-medium": CLIP_L + CLIP_G + T5_XXL,
+    "stabilityai/stable-diffusion-3.5-large": CLIP_L + CLIP_G + T5_XXL,
+    "black-forest-labs/FLUX.1-dev": CLIP_L + T5_XXL,
+    "black-forest-labs/FLUX.2-klein-base-4B": QWEN3_4B,
+    "black-forest-labs/FLUX.2-klein-4B": QWEN3_4B,
+    "black-forest-labs/FLUX.2-klein-base-9B": QWEN3_8B,
+    "black-forest-labs/FLUX.2-klein-9B": QWEN3_8B,
+    "black-forest-labs/FLUX.2-dev": MISTRAL3_24B,
 }
-"""Parameters of the text encoders, rounded: two CLIPs and T5-XXL; CLIP-L and T5-XXL; Qwen3;
-Mistral.
-"""
+"""Parameters of a model's text encoders, rounded, by the model's name on the hub."""
 
 AUTOENCODER = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,

@@ -31,10 +31,10 @@ from flowrl.runs.files import grant_usual_mode
 from flowrl.types import Conditioning, Prompt
 from flowrl.values.bounds import Chunk, Processes, Text
 from flowrl.values.check import checked
+from flowrl.values.units import GIB
 
 log = logging.getLogger(__name__)
 
-GIB = 2**30
 TOLD = GIB
 """The number of bytes from which a user is told what goes to the disk."""
 ABANDONED = 24 * 60 * 60

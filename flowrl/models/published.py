@@ -37,7 +37,14 @@ from diffusers import (
 )
 from torch import nn
 
-from flowrl.models.architectures import AUTOENCODER, SCALING, TEXT_PARAMETERS
+from flowrl.models.architectures import (
+    AUTOENCODER,
+    CLIP_L,
+    QWEN3_4B,
+    SCALING,
+    T5_XXL,
+    TEXT_PARAMETERS,
+)
 from flowrl.models.experts import FIRST
 
 
@@ -99,8 +106,9 @@ WAN22_AUTOENCODER = {
     "latents_mean": (0.0,) * 48,
     "latents_std": (1.0,) * 48,
 }
-QWEN25_VL_7B, QWEN3_4B, GEMMA2_2B = 8_290_000_000, 4_020_000_000, 2_610_000_000
-UMT5_XXL, T5_XXL, CLIP_L = 5_680_000_000, 4_760_000_000, 123_000_000
+QWEN25_VL_7B = 8_290_000_000
+GEMMA2_2B = 2_610_000_000
+UMT5_XXL = 5_680_000_000
 LLAMA3_8B = 7_500_000_000
 
 

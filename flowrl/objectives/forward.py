@@ -111,7 +111,7 @@ class ForwardObjective:
 
     @property
     def kl_threshold(self) -> float | None:
-        """None, since there are no steps that could have a KL."""
+        """Return None: there are no steps that could have a KL."""
         return None
 
     def replayed_steps(self) -> tuple[int, ...]:
@@ -125,8 +125,8 @@ class ForwardObjective:
         """Compute loss plus penalty of the samples that train on the grid's `index`-th sigma.
 
         Nothing is evaluated of the others. Both are means over the samples that train on it, times
-        their share of all and the terms for each sigma that a sample trains on, so that the mean
-        over terms is one over trained pairs of sample and sigma.
+        their share of all samples times the number of terms over the number of sigmas that a sample
+        trains on: the mean over terms is then one over trained pairs of sample and sigma.
         """
         rows = self.trained_rows(batch, index, num_optimizer_steps)
         # Where processes wait for each other a term may be asked for that none of the samples

@@ -54,6 +54,10 @@ class ConditionedRows:
         numbers = self._prompt_of_row if places is None else self._prompt_of_row[places]
         return self.embedded[numbers]
 
+    def num_evaluated(self, is_shared: bool) -> int:
+        """Return how many rows a field passes to the network."""
+        return len(self._firsts if is_shared else self._first_of_row)
+
     def field(self, velocity: ConditionedVelocity) -> Velocity:
         """Return `velocity` bound to this conditioning."""
         # Copied once a field, and not at all where each call is of shared rows.

@@ -30,15 +30,20 @@ def divide(transformer: nn.Module, mesh: DeviceMesh) -> None:
     Each part is gathered for a pass and freed after it, the rest too: a pass under other weights
     may come between a forward pass and its backward pass (the reference's does).
     """
-    # By class name, diffusers lists the blocks that must stay on one device.
-    blocks = set(getattr(transformer, "_no_split_modules", None) or ())
-    modules = [module for module in transformer.modules() if type(module).__name__ in blocks]
     # The whole comes last and takes the weights that no block has taken.
-    for module in [*modules, transformer]:
+    for module in [*blocks_of(transformer), transformer]:
         divided = fully_shard(module, mesh=mesh, reshard_after_forward=True)
         if mesh.device_type == "cpu":
             # gloo's reduce-scatter sums where a mean is asked for.
             divided.set_force_sum_reduction_for_comms(True)
+
+
+def blocks_of(transformer: nn.Module) -> list[nn.Module]:
+    """Return the modules whose weights are divided each by themselves: those whose class diffusers
+    lists, by its name, as one that must stay on one device.
+    """
+    names = set(getattr(transformer, "_no_split_modules", None) or ())
+    return [module for module in transformer.modules() if type(module).__name__ in names]
 
 
 def is_divided(transformer: nn.Module) -> bool:
@@ -74,8 +79,8 @@ def divide_copies(
 
 
 def gathered(tensors: Mapping[str, Tensor], is_kept: bool) -> dict[str, Tensor]:
-    """Return the tensors made whole one after the other, on the CPU, where `is_kept`; to be called
-    by all processes alike.
+    """Return the tensors where `is_kept`, and none where not: a divided one is made whole on the
+    CPU, another is returned as it is. All processes must call this alike.
     """
     whole_tensors = {}
     for name, value in tensors.items():

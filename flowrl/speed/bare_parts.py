@@ -118,8 +118,13 @@ class BareParts:
 
     def parts(self) -> dict[str, Callable[[], None]]:
         """Return the loops by name."""
-        names = ("rollout", "decode", "reward", "update", "reference")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "rollout": self.rollout,
+            "decode": self.decode,
+            "reward": self.reward,
+            "update": self.update,
+            "reference": self.reference,
+        }
 
 
 def slowest(processes: Sequence[Sequence[Seconds]]) -> list[Seconds]:

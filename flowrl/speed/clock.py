@@ -7,14 +7,16 @@ from collections.abc import Callable
 
 import torch
 
-SIDE = {"cuda": 8192, "cpu": 1024}
-"""Rows and columns of the matrices that are multiplied, by the type of device."""
+SIDE_ON_GPU = 8192
+"""Rows and columns of the matrices that are multiplied on a GPU."""
+SIDE_ON_CPU = 1024
+"""Rows and columns of those that are multiplied on a CPU."""
 
 
 def wait_for_gpu() -> None:
     """Wait until the GPU, where there is one, has nothing left to do."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def seconds(part: Callable[[], object]) -> float:
@@ -31,7 +33,7 @@ def matmul_speed(dtype: torch.dtype, device: torch.device) -> float:
 
     Products of float32 are rounded as `torch.get_float32_matmul_precision()` says at that moment.
     """
-    n = SIDE[device.type]
+    n = SIDE_ON_CPU if device.type == "cpu" else SIDE_ON_GPU
     a = torch.randn(n, n, device=device, dtype=dtype)
     b = torch.randn(n, n, device=device, dtype=dtype)
     return 2 * n**3 / min(seconds(lambda: a @ b) for _ in range(10))

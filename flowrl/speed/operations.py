@@ -49,18 +49,6 @@ def operations_per_row(parts: BareParts) -> dict[str, int]:
 
 def operations_of(parts: BareParts) -> dict[str, float]:
     """Count floating-point operations of each bare part of an iteration that runs a network."""
-
-    def rows(is_shared: bool) -> int:
-        """Count the rows that reach the network, of which equal ones are evaluated once."""
-        seen: list[int] = []
-
-        def count(x: torch.Tensor, sigma: float, conditioning: Any) -> torch.Tensor:
-            seen.append(len(x))
-            return x
-
-        parts.group.field(count)(parts.x, 0.5, is_shared)
-        return seen[0]
-
     trained = parts.trained_steps * parts.policy.plan.inner_epochs
     has_reference = parts.policy.algorithm.penalty.beta != 0
     steps = {
@@ -68,10 +56,9 @@ def operations_of(parts: BareParts) -> dict[str, float]:
         "update": trained,
         "reference": trained if has_reference else [],
     }
-    count = {is_shared: rows(is_shared) for is_shared in (False, True)}
     num_rows = {}
     for name, pairs in steps.items():
-        num_rows[name] = sum(count[is_shared] for _, is_shared in pairs)
+        num_rows[name] = sum(parts.group.num_evaluated(is_shared) for _, is_shared in pairs)
     num_rows["decode"] = len(parts.x)
     cost = operations_per_row(parts)
     return {name: float(parts.num_micro_batches * cost[name] * num_rows[name]) for name in cost}

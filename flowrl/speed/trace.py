@@ -21,7 +21,7 @@ class Idle:
 
     total: float
     longest: float
-    count: int
+    num_gaps: int
 
 
 @dataclass(frozen=True, slots=True)

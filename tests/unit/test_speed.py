@@ -76,7 +76,7 @@ def test_gaps_by_hand():
     begin at the first kernel, or end at the last.
     """
     busy = [(6.0, 7.0), (1.0, 3.0), (-2.0, 0.5), (2.0, 4.0), (2.5, 2.6), (9.0, 12.0)]
-    assert find_idle(busy, 0.0, 10.0) == Idle(total=4.5, longest=2.0, count=3)
+    assert find_idle(busy, 0.0, 10.0) == Idle(total=4.5, longest=2.0, num_gaps=3)
     assert find_idle([(1.0, 2.0), (11.0, 12.0), (13.0, 14.0)], 0.0, 10.0) == Idle(9.0, 8.0, 2)
     assert find_idle([], 0.0, 10.0) == Idle(10.0, 10.0, 1)
     assert find_idle([(-1.0, 11.0)], 0.0, 10.0) == Idle(0.0, 0.0, 0)
@@ -125,7 +125,7 @@ def test_a_breakdown_on_a_device_by_hand():
     assert [o.seconds for o in breakdown.operators] == pytest.approx([40e-6, 10e-6])
     assert breakdown.rest == pytest.approx(4e-6)
     idle = breakdown.idle
-    assert (idle.total, idle.longest) == pytest.approx((46e-6, 16e-6)) and idle.count == 4
+    assert (idle.total, idle.longest) == pytest.approx((46e-6, 16e-6)) and idle.num_gaps == 4
 
 
 def test_a_breakdown_on_the_cpu_by_hand():

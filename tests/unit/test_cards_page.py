@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from runs import load_script
+
+TABLES = (
+    "a\n<!-- begin fits -->\n{}<!-- end fits -->\nb\n<!-- begin takes -->\n{}<!-- end takes -->\n"
+)
+
+
+def test_a_row_comes_to_its_place_in_both_tables(monkeypatch):
+    """Mutation: write it at the end, in one table alone, or beside what it had."""
+    page = load_script("cards_page")
+    monkeypatch.setattr(page, "ROWS", ("one", "two nf4", "three"))
+    text = TABLES.format(
+        "| `one` | 1 |\n| `gone` | - |\n| `three` | 3 |\n", "| `two nf4` | old |\n"
+    )
+    expected = TABLES.format(
+        "| `one` | 1 |\n| `two nf4` | 2 |\n| `three` | 3 |\n", "| `two nf4` | 5 h |\n"
+    )
+    assert page.inserted(text, "two nf4", ["| `two nf4` | 2 |", "| `two nf4` | 5 h |"]) == expected
