@@ -47,7 +47,7 @@ setup: $(VENV)/.dev ## Install into .venv, with development tools; CPU=1 TORCH_I
 train: $(VENV)/.installed ## Run the main job on the embedded model: make train sampler=flow_sde loss=grpo; a sweep: ARGS=-m seed=0,1
 	$(BIN)/python train.py$(if $(ARGS), $(ARGS))$(if $(OVERRIDES), $(OVERRIDES))
 
-test: setup ## Run the tests (10 to 15 minutes on two cores)
+test: setup ## Run the tests (15 to 35 minutes on two cores)
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: setup ## Run all tests, the slow ones too
