@@ -186,8 +186,17 @@ def test_a_lora_is_divided_with_its_base(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tuning", "bound"), [("full", 1e-4), ("lora", 1e-6)])
-def test_divided_runs_equal_replicated_ones(tuning, bound):
+@pytest.mark.parametrize(
+    ("overrides", "bound"),
+    [
+        ("tuning=full penalty=mean_squared", 1e-4),
+        ("tuning=lora penalty=mean_squared", 1e-6),
+        ("tuning=lora lora.compute=merged penalty=mean_squared", 1e-6),
+        ("tuning=lora lora.compute=base_dtype penalty=mean_squared", 1e-6),
+        ("tuning=lora loss=nft sampler=ode penalty=velocity", 1e-6),
+    ],
+)
+def test_divided_runs_equal_replicated_ones(overrides, bound):
     """Runs by Lightning's strategies, two processes each, after moving much further: a LoRA's are
     1.5e-8 apart, and 9.5e-8 from that of one process, which from the replicated ones is 8.9e-8.
 
@@ -195,10 +204,9 @@ def test_divided_runs_equal_replicated_ones(tuning, bound):
     let it rest, which hangs; sum gradients in place of their mean; or keep the EMA whole.
     """
     given = (
-        f"tuning={tuning}",
+        *overrides.split(),
         "optimizer.lr=1e-3",
         "optimizer.eps=1e-5",
-        "penalty=mean_squared",
         "evaluation.batch_size=5",
     )
     whole, parts = run(2, *given), run(2, *given, "trainer=fsdp")
