@@ -20,13 +20,10 @@ from flowrl.launch.program import run_program
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from flowrl.cli import arguments
 from flowrl.launch.compose import compose
 from flowrl.launch.search_path import with_config_dir
-from flowrl.models.architectures import on_meta
-from flowrl.models.loading import resolve
+from flowrl.models.outline import outline
 from flowrl.runs.base_model import named_here
 from flowrl.runs.description import base_model_of
 from flowrl.tuning import formats
@@ -53,7 +50,9 @@ def main() -> None:
     lora_file = formats.read(file)
     if overrides:
         model = compose(["name=export", *overrides]).model
-        formats.check(lora_file, on_meta(resolve(model.pretrained), torch.float32), file)
+        transformer = outline(model.pretrained, model.get("revision"))
+        if transformer is not None:
+            formats.check(lora_file, transformer, file)
         base = {BASE: base_model_of(named_here({"model": model}))}
         # What the file itself says comes first.
         lora_file = replace(lora_file, notes={**base, **lora_file.notes})

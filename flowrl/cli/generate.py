@@ -37,7 +37,7 @@ from flowrl.launch.compose import compose
 from flowrl.launch.pictured import check_model_of_prompts
 from flowrl.launch.search_path import with_config_dir
 from flowrl.launch.validate import validate
-from flowrl.models import loading
+from flowrl.models.outline import outline
 from flowrl.models.text import device
 from flowrl.prompts.files import file_prompts
 from flowrl.prompts.lines import checked_text
@@ -71,14 +71,14 @@ def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> Imag
     return page
 
 
-def read(args: argparse.Namespace, pretrained: str) -> LoRAFile | None:
+def read(args: argparse.Namespace, model: DictConfig) -> LoRAFile | None:
     """Read the LoRA that was asked for, if any, and compare it with the base's architecture before
     weights load.
     """
     if args.lora is None:
         return None
     lora_file = formats.read(args.lora)
-    transformer = loading.transformer_on_meta(pretrained)
+    transformer = outline(model.pretrained, model.get("revision"))
     if transformer is not None:
         formats.check(lora_file, transformer, args.lora)
     print(f"{args.lora}: {lora_file.describe()}")
@@ -110,7 +110,7 @@ def generate(cfg: DictConfig, args: argparse.Namespace, prompts: Sequence[Prompt
     """
     check_guidance(cfg)
     check_model_of_prompts(cfg, prompts)
-    lora_file = read(args, cfg.model.pretrained)
+    lora_file = read(args, cfg.model)
     evaluator = instantiate(cfg.evaluation)
     model: Any = instantiate(cfg.model)
     variants: dict[str, Any] = {"base": nullcontext()}

@@ -83,6 +83,7 @@ class Plan:
         reward: Any = OmegaConf.to_container(cfg.reward, resolve=True)
         self.scorers: list[ScorerNetwork] = networks_of_reward(reward)
         self._drawing: dict[int, tuple[int, int]] = {}
+        self._terms: dict[bool | None, int] = {}
 
     def conditioning(self, rows: int) -> Conditioning:
         """Make the embeddings of so many prompts, with the negative prompt's where there is one."""
@@ -247,10 +248,12 @@ class Plan:
         """Count the operations behind one image of an iteration, with gradient checkpointing or
         without; None is as configured. Rows that begin equal are counted each.
         """
-        x = self.noise(1)
-        embeddings = self.conditioning(1)
-        with self.checkpointing(is_checkpointed):
-            term = flops_of(lambda: self.update(x, embeddings))
+        if is_checkpointed not in self._terms:
+            x = self.noise(1)
+            embeddings = self.conditioning(1)
+            with self.checkpointing(is_checkpointed):
+                self._terms[is_checkpointed] = flops_of(lambda: self.update(x, embeddings))
+        term = self._terms[is_checkpointed]
         network, decode = self.operations
         if self.method.loss.kind == "forward":
             term += network  # the old policy's velocity

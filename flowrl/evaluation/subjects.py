@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from flowrl.errors import UserError
-from flowrl.models import loading
+from flowrl.models.outline import outline
 from flowrl.runs.files import CONFIG, file_digest
 from flowrl.training.policy import Policy
 from flowrl.tuning import formats, full
@@ -83,7 +83,7 @@ class Subject:
             return not any(".lora_" in key for key in _keys(files[0]))
         return any(path.name.startswith(formats.WHOLE) for path in files)
 
-    def examine(self, pretrained: str) -> str | None:
+    def examine(self, pretrained: str, revision: str | None) -> str | None:
         """Read its weights and compare them with the base model's architecture, before anything is
         loaded or drawn.
 
@@ -93,7 +93,7 @@ class Subject:
         """
         if self.path is None:
             return None
-        transformer = loading.transformer_on_meta(pretrained)
+        transformer = outline(pretrained, revision)
         if self.is_full:
             if transformer is not None:
                 full.check_whole(transformer, self.weights())

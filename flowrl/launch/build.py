@@ -15,6 +15,7 @@ from flowrl.algorithm import Algorithm
 from flowrl.evaluation.evaluator import Evaluator
 from flowrl.launch.checks import check_division, check_floor, check_optimizer, check_rules
 from flowrl.launch.interrupts import heed_swallowed
+from flowrl.launch.networks import check_networks
 from flowrl.launch.pictured import check_model_of_prompts
 from flowrl.launch.scores import check_prompts
 from flowrl.launch.services import check_services
@@ -80,6 +81,7 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     num_updates = plan.updates_per_iteration * plan.inner_epochs
     algorithm.loss.check_updates(num_updates)
     check_services(cfg.reward)
+    check_networks(cfg, recipe)
     return Prepared(algorithm, plan, recipe, ema, data, evaluator, max_grad_norm)
 
 

@@ -4,6 +4,7 @@ the seconds of their other imports ends the process without a traceback.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,9 @@ if "torch" not in sys.modules:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     busy_line = give_way_when_busy()
+    # Where it is installed, diffusers imports it at every start, and on some processors it asks
+    # for a package that only speeds up inference there.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def run_program(

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from flowrl.errors import UserError
 from flowrl.launch.lora_keys import absolute
-from flowrl.models import loading
+from flowrl.models.outline import outline
 from flowrl.tuning import formats
 from flowrl.tuning.writer import write
 
@@ -36,8 +36,7 @@ def check_start(cfg: DictConfig, recipe: Any) -> None:
             "and give that as model.pretrained"
         )
     lora_file = recipe.read_start()
-    # None for a repository whose architecture is not listed: then loading will tell.
-    transformer = loading.transformer_on_meta(cfg.model.pretrained)
+    transformer = outline(cfg.model.pretrained, cfg.model.get("revision"))
     if transformer is not None:
         formats.check(lora_file, transformer, Path(start))
         recipe.check_targets(lora_file, transformer)

@@ -26,10 +26,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from torch import nn
 
 from flowrl.errors import UserError, first_line
-from flowrl.models.architectures import is_listed, on_meta, pipeline_on_meta
+from flowrl.models.architectures import pipeline_on_meta
 from flowrl.models.components import AGAIN, read_json, variants_of
 from flowrl.models.components import load as load_component
 from flowrl.models.experts import NETWORK
@@ -133,7 +132,7 @@ class Source:
         """
         if self.pretrained.startswith(META):
             return True
-        return _entry(self.index(), name) is not None
+        return entry_of(self.index(), name) is not None
 
     def _entries(
         self, index: Mapping[str, Any], replaced: Mapping[str, Any]
@@ -143,7 +142,7 @@ class Source:
         """
         entries = {}
         for name in self.kind._get_signature_keys(self.kind)[0]:
-            entry = _entry(index, name)
+            entry = entry_of(index, name)
             if name in replaced:
                 continue
             if entry is not None:
@@ -285,7 +284,7 @@ def _fetch_index(source: str, revision: str | None) -> str:
     return str(hf_hub_download(source, INDEX, revision=revision))
 
 
-def _entry(index: Mapping[str, Any], name: str) -> tuple[str, str] | None:
+def entry_of(index: Mapping[str, Any], name: str) -> tuple[str, str] | None:
     """Return library and class of a component; None where the index has none, which it says by
     nulls.
     """
@@ -294,13 +293,3 @@ def _entry(index: Mapping[str, Any], name: str) -> tuple[str, str] | None:
         case [str(library), str(kind)]:
             return library, kind
     return None
-
-
-def transformer_on_meta(pretrained: str) -> nn.Module | None:
-    """Make the transformer of a base model without its weights; None for a repository or a folder
-    whose architecture is not listed.
-    """
-    source = resolve(pretrained)
-    if not is_listed(source):
-        return None
-    return on_meta(source, torch.float32)

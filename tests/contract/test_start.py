@@ -21,7 +21,7 @@ from flowrl.launch.compose import compose
 from flowrl.launch.errors import explain
 from flowrl.launch.lora_keys import take_from_file
 from flowrl.launch.start import keep_copy, refuse_other_start, with_copy
-from flowrl.models import loading
+from flowrl.models.outline import outline
 from flowrl.models.sd3 import SD3
 from flowrl.tuning.formats import read
 from flowrl.tuning.lora_file import LoRAFile
@@ -42,7 +42,7 @@ def start(tmp_path_factory):
     configuration leaves out.
     """
     torch.manual_seed(0)
-    network = dict(loading.transformer_on_meta("embedded:pipeline").named_modules())
+    network = dict(outline("embedded:pipeline", None).named_modules())
     ranks = dict(zip(LAYERS, (4, 2, 2), strict=True))
     a = {name: 0.1 * torch.randn(rank, network[name].in_features) for name, rank in ranks.items()}
     b = {name: 0.1 * torch.randn(network[name].out_features, rank) for name, rank in ranks.items()}

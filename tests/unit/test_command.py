@@ -67,6 +67,21 @@ def test_the_command_alone_lists_and_loads_nothing_heavy(tmp_path):
     assert flowrl("--help", cwd=tmp_path).stdout == f"{overview()}\n"
 
 
+def test_a_program_does_not_ask_for_packages_that_nobody_needs(tmp_path):
+    """bitsandbytes, where it is installed, does on some processors, at every start.
+
+    Mutation: let it warn.
+    """
+    code = (
+        "import flowrl.launch.program, logging\n"
+        "logging.getLogger('bitsandbytes.backends.cpu.ops').warning('install kernels')\n"
+    )
+    line = [sys.executable, "-c", code]
+    env = {"PYTHONPATH": str(PACKAGE.parent), "PATH": "/usr/bin:/bin", "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_server_without_its_packages_says_so_at_once(tmp_path):
     """Mutation: import PyTorch first, which takes seconds."""
     code = (

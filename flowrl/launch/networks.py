@@ -1,0 +1,33 @@
+"""What is trained is compared with the tuning and with how it is spread over processes, before its
+weights load.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from flowrl.launch.checks import check_division
+from flowrl.models.outline import outline
+from flowrl.models.weights import DTYPES
+from flowrl.tuning.protocol import TuningRecipe
+
+OWN = "flowrl.models."
+"""What the names of models begin with whose `pretrained` is a pipeline of diffusers. In another
+package's the key may mean anything, so that its networks are looked at when they are loaded.
+"""
+
+
+def check_networks(cfg: DictConfig, recipe: TuningRecipe) -> None:
+    """Check, without weights, that the tuning suits the configured model's layers, and that they
+    can be divided where they are to be.
+
+    Raises UserError naming the key, and where the model is not to be had.
+    """
+    if not str(cfg.model.get("_target_")).startswith(OWN):
+        return
+    network = outline(cfg.model.pretrained, cfg.model.get("revision"))
+    if network is None:
+        return
+    network = network.to(DTYPES[cfg.model.dtype])
+    recipe.check_layers(network)
+    check_division(cfg, network)
