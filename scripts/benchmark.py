@@ -32,7 +32,7 @@ one prints.
 
 The speed that the networks reach is given too, bare and over the run's phases: as a share of a
 large matrix product's, measured here in the model's dtype and as `matmul_precision` rounds it, and
-on a card that `flowrl/speed/cards.py` knows as a share of its rating. Operations are those of
+on a GPU that `flowrl/speed/gpus.py` knows as a share of its rating. Operations are those of
 matrix products, convolutions and attention; recomputation counts as none.
 
 `--profile` runs PyTorch's profiler over one iteration without bare parts. It keeps every operator,
@@ -71,7 +71,7 @@ from flowrl.launch.quiet import quieten
 from flowrl.models.loading import EMBEDDED
 from flowrl.parallel.strategies import is_later_rank
 from flowrl.speed.bare_parts import Seconds
-from flowrl.speed.cards import rating
+from flowrl.speed.gpus import rating
 from flowrl.speed.operations import utilisation
 from flowrl.speed.trace import Breakdown, break_down
 from flowrl.training.policy import Policy
@@ -135,7 +135,7 @@ def print_peak(peak: Peak, cfg: DictConfig) -> None:
 
 
 def report_utilisation(alternate: Alternate, num_samples: int, bare: Seconds) -> None:
-    """Print how much of a large matrix product's speed the networks reach, and of the card's
+    """Print how much of a large matrix product's speed the networks reach, and of the GPU's
     rating, and images per second of the two phases.
 
     A phase of the run is all it does: rollouts decode and wait for the last rewards, updates ask
@@ -180,7 +180,7 @@ def yardsticks_of_card(alternate: Alternate, precision: str) -> dict[str, float]
     if rated is None:
         print(f"{name}: no rating for these products is known here")
         return measured
-    return {f" of the card's rating ({rated})": rated.speed} | measured
+    return {f" of the GPU's rating ({rated})": rated.speed} | measured
 
 
 def time_table(overrides: Sequence[str], num_iterations: int) -> None:

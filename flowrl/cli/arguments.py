@@ -16,7 +16,7 @@ from pathlib import Path
 from flowrl.cli.parser import Parser, add_config_dir, make_parser
 
 ASSUMED_SHARES = (0.2, 0.4)
-"""Shares of a card's rating that training is assumed to reach; nothing has measured them."""
+"""Shares of a GPU's rating that training is assumed to reach; nothing has measured them."""
 
 
 def head_of(name: str) -> str:

@@ -21,12 +21,12 @@ A network that can recompute its blocks in updates has a table with that and one
 configured first. How much longer an iteration takes with it is predicted from the floating-point
 operations of matrix products and convolutions alone, without the scorer's. For each GPU it
 proposes what should be fastest of all that fits: without recomputing where the rows that fit, or
-all that there are, have 4,096 tokens, or are half as many as with it. No card has measured that
+all that there are, have 4,096 tokens, or are half as many as with it. No GPU has measured that
 rule. Either way nothing changes but memory and speed.
 
-With --tflops, a card's rating in dense products of the model's dtype, the hours of the run are
+With --tflops, a GPU's rating in dense products of the model's dtype, the hours of the run are
 predicted too, as if the operations of all its iterations were done at a share of that rating:
---share, 0.2 to 0.4 unless it is given. No card has measured that share. Evaluations, the scorer,
+--share, 0.2 to 0.4 unless it is given. No GPU has measured that share. Evaluations, the scorer,
 restoring quantised weights and all that is no matrix product are left out. --price makes it money.
 
 Of model=derived prompts are counted as long as they may be, model.call.max_sequence_length.
@@ -79,10 +79,10 @@ def paces(
     there are GPUs, and for a share above 1.
     """
     if max(shares) > 1:
-        raise UserError(f"--share={max(shares):g}: no card does more than it is rated for")
+        raise UserError(f"--share={max(shares):g}: no GPU does more than it is rated for")
     if tflops is None:
         if prices is not None:
-            raise UserError("--price wants --tflops, the card's rating, from which hours follow")
+            raise UserError("--price wants --tflops, the GPU's rating, from which hours follow")
         return [None] * len(gpus)
     ratings = _one_each("--tflops", tflops, len(gpus))
     costs = [None] * len(gpus) if prices is None else _one_each("--price", prices, len(gpus))

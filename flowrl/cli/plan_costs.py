@@ -11,7 +11,7 @@ TERA = 10**12
 ENOUGH_TOKENS = 4096
 """Tokens of a micro-batch that are taken to keep a GPU busy: their product with a matrix of 3,072
 columns falls into 384 tiles of 128 x 256 numbers, three for each of some 130 multiprocessors, where
-a quarter of the tokens leaves some of these without any. No card has measured it.
+a quarter of the tokens leaves some of these without any. No GPU has measured it.
 """
 WORTH = 2
 """How many times the rows must fit with recomputed blocks for these to be proposed where some fit

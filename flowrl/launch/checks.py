@@ -183,7 +183,7 @@ def emulation(device: torch.device, dtype: str) -> str | None:
     """Say in a line that a GPU computes the model's bfloat16 by way of float32; None where it does
     not.
 
-    Such are cards older than NVIDIA's Ampere, as T4 and V100: they save the memory, and take
+    Such are GPUs older than NVIDIA's Ampere, as T4 and V100: they save the memory, and take
     several times as long.
     """
     if device.type != "cuda" or dtype != "bfloat16":

@@ -1,5 +1,5 @@
 """A frozen transformer's blocks are held in fewer bits, so that a LoRA is trained beside a base
-that does not fit its card otherwise.
+that does not fit its GPU otherwise.
 
 `int8` and `fp8` (e4m3) round each weight to 8 bits after division by its row's largest over the
 format's, both symmetric. `nf4` is the 4-bit NormalFloat of QLoRA (Dettmers et al. 2023, arXiv

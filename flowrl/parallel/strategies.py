@@ -35,7 +35,7 @@ def replicas(*, timeout_minutes: Minutes, bucket_megabytes: Count) -> DDPStrateg
 
 def parts(*, num_processes: Count, timeout_minutes: Minutes) -> ModelParallelStrategy:
     """Keep a part of every weight, gradient and optimizer state in each process (FSDP2): for full
-    fine-tuning, and for a LoRA on a base that no single card holds.
+    fine-tuning, and for a LoRA on a base that no single GPU holds.
     """
     return ModelParallelStrategy(
         data_parallel_size=num_processes,  # Lightning's own choice would be the number of nodes

@@ -1,1 +1,1 @@
-"""How fast iterations are: beside their bare parts, beside a card's rating, by operator."""
+"""How fast iterations are: beside their bare parts, beside a GPU's rating, by operator."""

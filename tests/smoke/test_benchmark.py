@@ -50,7 +50,7 @@ def begins(line, start):
 
 def test_a_run_on_the_cpu_prints_what_records_quote(benchmark, call):
     """Of a forward-process loss too, whose updates have no stochastic steps. Mutation: print a
-    card's or a planner's line, or leave the grid out of its updates.
+    GPU's or a planner's line, or leave the grid out of its updates.
     """
     status, out, err = call(benchmark, "experiment=diffusion_nft", *SMALL, "--iterations", "1")
     assert status == 0, err
@@ -173,7 +173,7 @@ def test_what_the_planner_refuses_is_not_predicted(benchmark):
 @pytest.mark.skipif(bool(lacks()), reason=lacks() or "nothing is missing")
 @pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3", "NVIDIA Nothing"])
 def test_on_a_gpu_both_yardsticks_are_named(name, benchmark, call, monkeypatch):
-    """A card that is not known says so. Mutation: rate it as another."""
+    """A GPU that is not known says so. Mutation: rate it as another."""
     monkeypatch.setitem(operations.SIDE, "cuda", 64)
     monkeypatch.setattr(benchmark, "predicted_gib", lambda cfg: 3.0)
     with second_device():
@@ -184,7 +184,7 @@ def test_on_a_gpu_both_yardsticks_are_named(name, benchmark, call, monkeypatch):
     assert " TFLOP/s, float32, matmul_precision=high" in out
     lines = [line for line in out.splitlines() if line.startswith("update:")]
     assert lines[-1].endswith(" in the run of a product measured here")
-    told = " in the run of the card's rating (H100 SXM, 495 TFLOP/s in TF32, dense)"
+    told = " in the run of the GPU's rating (H100 SXM, 495 TFLOP/s in TF32, dense)"
     if name == "NVIDIA Nothing":
         assert f"{name}: no rating for these products is known here" in out and len(lines) == 1
     else:

@@ -74,7 +74,7 @@ def test_a_runs_hours_are_those_of_its_images():
     [
         (((24.0,), None, (0.2,), (0.5,)), "--price wants --tflops"),
         (((24.0, 80.0), (1.0, 2.0, 3.0), (0.2,), None), "--tflops has 3 values for 2 of --gpu"),
-        (((24.0,), (1.0,), (0.2, 1.5), None), "--share=1.5: no card does more"),
+        (((24.0,), (1.0,), (0.2, 1.5), None), "--share=1.5: no GPU does more"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(arguments, words):

@@ -1,4 +1,4 @@
-"""What is said of an iteration's speed: cards' ratings, a device's gaps, operators, utilisation."""
+"""What is said of an iteration's speed: GPUs' ratings, a device's gaps, operators, utilisation."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import torch
 from torch.autograd import DeviceType
 
 from flowrl.speed.bare_parts import slowest
-from flowrl.speed.cards import CARDS, rating
+from flowrl.speed.gpus import GPUS, rating
 from flowrl.speed.operations import utilisation
 from flowrl.speed.trace import Idle, break_down, find_idle
 
@@ -32,8 +32,8 @@ from flowrl.speed.trace import Idle, break_down, find_idle
         ("Tesla T4", "float16", "highest", "T4, 65 TFLOP/s in float16"),
     ],
 )
-def test_a_cards_rating_is_that_of_its_products(device, dtype, precision, told):
-    """Mutation: rate float32 products that are rounded to TF32 as exact ones, or a card that has no
+def test_a_gpus_rating_is_that_of_its_products(device, dtype, precision, told):
+    """Mutation: rate float32 products that are rounded to TF32 as exact ones, or a GPU that has no
     TF32 as if it had.
     """
     assert str(rating(device, getattr(torch, dtype), precision)) == f"{told}, dense"
@@ -51,19 +51,19 @@ def test_a_cards_rating_is_that_of_its_products(device, dtype, precision, told):
         ("NVIDIA H200", torch.float64),
     ],
 )
-def test_a_card_or_a_format_that_is_not_known_has_no_rating(device, dtype):
-    """Mutation: match the beginning of a name, and rate a part of a card, or its sister, as it."""
+def test_a_gpu_or_a_format_that_is_not_known_has_no_rating(device, dtype):
+    """Mutation: match the beginning of a name, and rate a part of a GPU, or its sister, as it."""
     assert rating(device, dtype, "highest") is None
 
 
 def test_half_the_bits_are_at_least_as_fast():
-    """Each card's ratings in the order of their bits, and no name twice. Mutation: exchange two."""
-    assert len({card.name for card in CARDS}) == len(CARDS)
-    for card in CARDS:
-        ratings = [card.float32, card.tf32, card.bfloat16, card.float16]
+    """Each GPU's ratings in the order of their bits, and no name twice. Mutation: exchange two."""
+    assert len({gpu.name for gpu in GPUS}) == len(GPUS)
+    for gpu in GPUS:
+        ratings = [gpu.float32, gpu.tf32, gpu.bfloat16, gpu.float16]
         known = [number for number in ratings if number is not None]
-        assert known == sorted(known), card.name
-        assert card.source.startswith("https://")
+        assert known == sorted(known), gpu.name
+        assert gpu.source.startswith("https://")
 
 
 def test_utilisation_by_hand():

@@ -1,8 +1,8 @@
-"""Write which card takes which recipe, and what that should take of time and money, into
-`docs/how-to/cards.md`.
+"""Write which GPU takes which recipe, and what that should take of time and money, into
+`docs/how-to/gpus.md`.
 
-    python scripts/cards_page.py                        # all rows, some minutes each
-    python scripts/cards_page.py flow_grpo_z_image      # these rows, and the others as they are
+    python scripts/gpus_page.py                        # all rows, some minutes each
+    python scripts/gpus_page.py flow_grpo_z_image      # these rows, and the others as they are
 
 Everything is what `scripts/plan_memory.py` predicts without weights or a GPU, for the command line
 that stands in the row.
@@ -26,16 +26,16 @@ from flowrl.cli.memory_plan import Plan
 from flowrl.cli.plan_costs import Choice, Pace
 from flowrl.errors import UserError
 from flowrl.launch.compose import compose
-from flowrl.speed.cards import CARDS
+from flowrl.speed.gpus import GPUS
 from flowrl.values.units import GIB
 
-PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "cards.md"
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "gpus.md"
 PETA = 10**15
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A card of `flowrl.speed.cards`, by its name there, of so many GiB, and an assumed price in
+    """A GPU of `flowrl.speed.gpus`, by its name there, of so many GiB, and an assumed price in
     euros an hour.
     """
 
@@ -46,7 +46,7 @@ class Offer:
     @property
     def pace(self) -> Pace:
         """Return the speed that it is taken to have, a share of its rating in bfloat16."""
-        [rating] = [card.bfloat16 for card in CARDS if card.name == self.name]
+        [rating] = [gpu.bfloat16 for gpu in GPUS if gpu.name == self.name]
         assert rating is not None
         return Pace(rating, ASSUMED_SHARES, self.price)
 
@@ -118,18 +118,32 @@ def _take(plan: Plan, choice: Choice | None, pace: Pace) -> str:
     return f"{planner.between(hours)} h, {prices} €"
 
 
+def offers() -> str:
+    """Return the lines of the table of GPUs, with what is taken of each."""
+    cells = [
+        (offer.name, f"{offer.gib} GiB", f"{offer.pace.tflops:g}", f"{offer.price:.2f}")
+        for offer in OFFERS
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+def replaced(text: str, part: str, body: str) -> str:
+    """Return the page with other lines in one part."""
+    head, rest = text.split(f"<!-- begin {part} -->\n", 1)
+    _, tail = rest.split(f"<!-- end {part} -->", 1)
+    return f"{head}<!-- begin {part} -->\n{body}<!-- end {part} -->{tail}"
+
+
 def inserted(text: str, row: str, lines: Sequence[str]) -> str:
     """Return the page with the lines of a row in both tables, in the order of ROWS; lines of a row
     that is not among these are dropped.
     """
     cells = [f"`{name}`" for name in ROWS]
     for part, line in zip(PARTS, lines, strict=True):
-        head, rest = text.split(f"<!-- begin {part} -->\n", 1)
-        body, tail = rest.split(f"<!-- end {part} -->", 1)
+        body = text.split(f"<!-- begin {part} -->\n", 1)[1].split(f"<!-- end {part} -->", 1)[0]
         rows = {old.split("|")[1].strip(): old for old in body.splitlines()}
         rows[f"`{row}`"] = line
-        body = "".join(f"{rows[cell]}\n" for cell in cells if cell in rows)
-        text = f"{head}<!-- begin {part} -->\n{body}<!-- end {part} -->{tail}"
+        text = replaced(text, part, "".join(f"{rows[cell]}\n" for cell in cells if cell in rows))
     return text
 
 
@@ -144,6 +158,7 @@ def main() -> None:
     if unknown:
         raise UserError(f"{unknown[0]}: no row of the page; rows are {', '.join(ROWS)}")
     diffusers.utils.logging.set_verbosity_error()
+    PAGE.write_text(replaced(PAGE.read_text("utf-8"), "gpus", offers()), "utf-8")
     for row in args.rows or ROWS:
         lines = lines_of(row)
         print("\n".join(lines), flush=True)
