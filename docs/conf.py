@@ -15,6 +15,10 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from flowrl.launch.imports import hush_imports  # noqa: E402
+
+hush_imports()
+
 project = "FlowRL"
 author = "The FlowRL authors"
 project_copyright = author

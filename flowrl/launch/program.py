@@ -4,7 +4,6 @@ the seconds of their other imports ends the process without a traceback.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flowrl.launch.imports import hush_imports
 from flowrl.launch.interrupts import INTERRUPTED
 from flowrl.launch.load import give_way_when_busy
 
@@ -29,9 +29,7 @@ if "torch" not in sys.modules:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     busy_line = give_way_when_busy()
-    # Where it is installed, diffusers imports it at every start, and on some processors it asks
-    # for a package that only speeds up inference there.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    hush_imports()
 
 
 def run_program(
