@@ -175,8 +175,8 @@ def plan() -> Parser:
         type=partial(positives, meaning="a share of the rating", example="0.2,0.4"),
         default=ASSUMED_SHARES,
         metavar="SHARES",
-        help="the shares of the rating between which a run is taken to lie; default: 0.2,0.4, an "
-        "assumption",
+        help="the shares of the rating between which a run is taken to lie; default: "
+        f"{','.join(map(str, ASSUMED_SHARES))}, an assumption",
     )
     parser.add_argument(
         "--price",
