@@ -5,6 +5,7 @@ weights load.
 from __future__ import annotations
 
 from omegaconf import DictConfig
+from torch import nn
 
 from flowrl.launch.checks import check_division
 from flowrl.models.outline import outline
@@ -28,6 +29,7 @@ def check_networks(cfg: DictConfig, recipe: TuningRecipe) -> None:
     network = outline(cfg.model.pretrained, cfg.model.get("revision"))
     if network is None:
         return
-    network = network.to(DTYPES[cfg.model.dtype])
+    # Not by its own method, which in diffusers warns of every cast.
+    network = nn.Module.to(network, DTYPES[cfg.model.dtype])
     recipe.check_layers(network)
     check_division(cfg, network)

@@ -5,7 +5,9 @@ import shutil
 
 import diffusers
 import pytest
+from diffusers.models import modeling_utils
 from families import FAMILIES
+from hydra.utils import instantiate
 from runs import composed, make
 
 from flowrl.errors import UserError
@@ -91,6 +93,15 @@ def test_what_does_not_come_about_without_weights_is_left_to_loading(folder_of, 
         changed = index | {"transformer": entry}
         (folder / "model_index.json").write_text(json.dumps(changed))
         assert outline(str(folder), None) is None
+
+
+def test_nothing_is_said_of_a_model_that_suits(folder_of, monkeypatch):
+    """diffusers warns of every cast. Mutation: cast by its own method."""
+    said = []
+    monkeypatch.setattr(modeling_utils.logger, "warning", lambda *words: said.append(words))
+    cfg = composed(*settings_of("sd3", folder_of("sd3")), "model.dtype=bfloat16")
+    check_networks(cfg, instantiate(cfg.tuning))
+    assert not said
 
 
 def test_a_model_of_another_package_is_not_looked_for(folder_of, monkeypatch):
