@@ -20,6 +20,16 @@ def test_a_row_comes_to_its_place_in_both_tables(monkeypatch):
     assert page.inserted(text, "two nf4", ["| `two nf4` | 2 |", "| `two nf4` | 5 h |"]) == expected
 
 
+def test_every_recipe_of_the_page_is_counted_in_both_tables():
+    """Mutation: leave a row for another day, or keep one that the script no longer has."""
+    page = load_script("gpus_page")
+    text = page.PAGE.read_text("utf-8")
+    for part in page.PARTS:
+        body = text.split(f"<!-- begin {part} -->\n")[1].split("<!-- end")[0]
+        cells = [line.split("|")[1].strip() for line in body.splitlines()]
+        assert cells == [f"`{row}`" for row in page.ROWS]
+
+
 def test_the_page_takes_of_each_gpu_what_the_script_takes():
     """Ratings, prices, and the columns of both tables. Mutation: change one of them here alone."""
     page = load_script("gpus_page")
