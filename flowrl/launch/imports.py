@@ -1,4 +1,4 @@
-"""What libraries say while they are imported, before anything of this package computes."""
+"""The messages of libraries while they are imported, before anything of this package computes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What is trained is compared with the tuning and with how it is spread over processes, before its
-weights load.
+"""The networks that are trained are compared with the tuning and with how they are spread over
+processes, before their weights load.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from flowrl.models.weights import DTYPES
 from flowrl.tuning.protocol import TuningRecipe
 
 OWN = "flowrl.models."
-"""What the names of models begin with whose `pretrained` is a pipeline of diffusers. In another
+"""The beginning of the names of models whose `pretrained` is a pipeline of diffusers. In another
 package's the key may mean anything, so that its networks are looked at when they are loaded.
 """
 

@@ -1,5 +1,5 @@
-"""What is trained of a pipeline, made on PyTorch's meta device from configurations alone, so that
-it can be compared with a LoRA or with other settings before minutes of loading.
+"""The networks of a pipeline that are trained, made on PyTorch's meta device from configurations
+alone, so that they can be compared with a LoRA or with other settings before minutes of loading.
 """
 
 from __future__ import annotations

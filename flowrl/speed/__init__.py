@@ -1,1 +1,1 @@
-"""How fast iterations are: beside their bare parts, beside a GPU's rating, by operator."""
+"""The speed of iterations: beside their bare parts, beside a GPU's rating, by operator."""
