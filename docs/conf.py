@@ -15,9 +15,7 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from flowrl.launch.imports import hush_imports  # noqa: E402
-
-hush_imports()
+import flowrl  # noqa: E402, F401 - first of all, since it silences what other imports say
 
 project = "FlowRL"
 author = "The FlowRL authors"

@@ -1,9 +1,14 @@
 """FlowRL: reinforcement-learning fine-tuning of flow-matching image models."""
 
+import logging
 from typing import TYPE_CHECKING
 
 DISTRIBUTION = "flowrl-lightning"
 """The name to install; the one to import belongs to another project there."""
+
+# diffusers imports bitsandbytes where it is installed, which on some processors asks for a package
+# that only speeds up inference there.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __version__: str
 

@@ -229,8 +229,7 @@ def examined(words: Sequence[str], prompts: str | None) -> tuple[list[Subject], 
     common = configure(subjects, overrides, prompts)
     configs = [subject_config(subject, common, overrides) for subject in subjects]
     for subject, cfg in zip(subjects, configs, strict=True):
-        passed_over = subject.examine(cfg.model.pretrained, cfg.model.get("revision"))
-        if passed_over is not None:
+        if (passed_over := subject.examine(cfg.model)) is not None:
             print(f"{subject.label}: {passed_over}")
     return subjects, configs
 

@@ -50,7 +50,7 @@ def main() -> None:
     lora_file = formats.read(file)
     if overrides:
         model = compose(["name=export", *overrides]).model
-        transformer = outline(model.pretrained, model.get("revision"))
+        transformer = outline(model)
         if transformer is not None:
             formats.check(lora_file, transformer, file)
         base = {BASE: base_model_of(named_here({"model": model}))}

@@ -78,7 +78,7 @@ def read(args: argparse.Namespace, model: DictConfig) -> LoRAFile | None:
     if args.lora is None:
         return None
     lora_file = formats.read(args.lora)
-    transformer = outline(model.pretrained, model.get("revision"))
+    transformer = outline(model)
     if transformer is not None:
         formats.check(lora_file, transformer, args.lora)
     print(f"{args.lora}: {lora_file.describe()}")

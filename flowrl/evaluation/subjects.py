@@ -83,7 +83,7 @@ class Subject:
             return not any(".lora_" in key for key in _keys(files[0]))
         return any(path.name.startswith(formats.WHOLE) for path in files)
 
-    def examine(self, pretrained: str, revision: str | None) -> str | None:
+    def examine(self, model: Mapping[str, Any]) -> str | None:
         """Read its weights and compare them with the base model's architecture, before anything is
         loaded or drawn.
 
@@ -93,7 +93,7 @@ class Subject:
         """
         if self.path is None:
             return None
-        transformer = outline(pretrained, revision)
+        transformer = outline(model)
         if self.is_full:
             if transformer is not None:
                 full.check_whole(transformer, self.weights())

@@ -230,8 +230,7 @@ def _suggest_similar(key: str) -> str:
     tops |= {path.name for path in CONF.iterdir() if path.is_dir()}
     tops |= {path.parent.name for path in _option_files()}
     if first in tops:
-        nearest = _nearest_anywhere(below)
-        nearest = nearest and f"{key.rpartition('.')[0]}.{nearest}"
+        nearest = _nearest_below(key)
     elif close := difflib.get_close_matches(first, sorted(tops), n=1):
         nearest = ".".join(filter(None, (*close, below)))
     else:
@@ -241,8 +240,28 @@ def _suggest_similar(key: str) -> str:
 
 def _places_of(word: str) -> list[str]:
     """List the dotted keys that end in a word, the shortest first."""
+    places = [key for key in _all_keys() if key.endswith(f".{word}")]
+    return sorted(places, key=lambda key: key.count("."))
+
+
+def _nearest_below(key: str) -> str:
+    """Return the end of a key that is a key itself, as of one that stands below another group; or
+    else the nearest one of its first word's. Empty where there is none.
+    """
+    known = _all_keys()
+    words = key.split(".")
+    ends = [".".join(words[number:]) for number in range(1, len(words))]
+    if standing := [end for end in ends if end in known]:
+        return standing[0]
+    below = [name for name in known if name.startswith(f"{words[0]}.")]
+    close = difflib.get_close_matches(key, sorted(set(below)), n=1, cutoff=0.8)
+    return close[0] if close else ""
+
+
+def _all_keys() -> list[str]:
+    """List the dotted keys of the main file and of all options, where they stand once composed."""
     main = yaml.load((CONF / "config.yaml").read_text(), LOADER)
-    places = [key for key in _keys(main) if key.endswith(f".{word}")]
+    found = list(_keys(main))
     for path in _option_files():
         text = path.read_text(errors="replace")
         prefix = "" if "@package _global_" in text else f"{path.parent.name}."
@@ -250,9 +269,8 @@ def _places_of(word: str) -> list[str]:
             content = yaml.load(text, LOADER)
         except yaml.YAMLError:
             continue  # one of the user's, which says so itself where it is chosen
-        keys = [f"{prefix}{key}" for key in _keys(content)]
-        places += [key for key in keys if key.endswith(f".{word}")]
-    return sorted(places, key=lambda key: key.count("."))
+        found += [f"{prefix}{key}" for key in _keys(content)]
+    return found
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -8,14 +8,11 @@ from omegaconf import DictConfig
 from torch import nn
 
 from flowrl.launch.checks import check_division
+from flowrl.models.experts import networks_of
 from flowrl.models.outline import outline
+from flowrl.models.quantization import quantize
 from flowrl.models.weights import DTYPES
 from flowrl.tuning.protocol import TuningRecipe
-
-OWN = "flowrl.models."
-"""The beginning of the names of models whose `pretrained` is a pipeline of diffusers. In another
-package's the key may mean anything, so that its networks are looked at when they are loaded.
-"""
 
 
 def check_networks(cfg: DictConfig, recipe: TuningRecipe) -> None:
@@ -24,12 +21,14 @@ def check_networks(cfg: DictConfig, recipe: TuningRecipe) -> None:
 
     Raises UserError naming the key, and where the model is not to be had.
     """
-    if not str(cfg.model.get("_target_")).startswith(OWN):
-        return
-    network = outline(cfg.model.pretrained, cfg.model.get("revision"))
+    network = outline(cfg.model)
     if network is None:
         return
     # Not by its own method, which in diffusers warns of every cast.
     network = nn.Module.to(network, DTYPES[cfg.model.dtype])
+    quantization = cfg.model.get("quantization")
+    if quantization is not None:
+        for part in networks_of(network).values():
+            quantize(part, quantization)
     recipe.check_layers(network)
     check_division(cfg, network)

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flowrl.launch.imports import hush_imports
 from flowrl.launch.interrupts import INTERRUPTED
 from flowrl.launch.load import give_way_when_busy
 
@@ -29,7 +28,6 @@ if "torch" not in sys.modules:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     busy_line = give_way_when_busy()
-    hush_imports()
 
 
 def run_program(

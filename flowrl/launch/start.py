@@ -36,7 +36,7 @@ def check_start(cfg: DictConfig, recipe: Any) -> None:
             "and give that as model.pretrained"
         )
     lora_file = recipe.read_start()
-    transformer = outline(cfg.model.pretrained, cfg.model.get("revision"))
+    transformer = outline(cfg.model)
     if transformer is not None:
         formats.check(lora_file, transformer, Path(start))
         recipe.check_targets(lora_file, transformer)

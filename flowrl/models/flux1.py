@@ -5,7 +5,7 @@ of 2x2 patches in here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import FluxPipeline
@@ -45,6 +45,8 @@ class Flux1:
     autoencoder, which matters to its speed.
     """
 
+    pipeline_class: ClassVar[type[Any]] = FluxPipeline
+
     negative_prompt = None
 
     def __init__(
@@ -59,7 +61,7 @@ class Flux1:
         channels_last: bool,
         quantization: Quantization | None = None,
     ) -> None:
-        source = Source(FluxPipeline, pretrained, revision, dtype, quantization=quantization)
+        source = Source(self.pipeline_class, pretrained, revision, dtype, quantization=quantization)
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = autoencoder(self.pipeline, channels_last)

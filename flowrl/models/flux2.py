@@ -8,7 +8,7 @@ stay in here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
@@ -48,6 +48,8 @@ class Flux2Klein:
     to its speed.
     """
 
+    pipeline_class: ClassVar[type[Any]] = Flux2KleinPipeline
+
     def __init__(
         self,
         *,
@@ -60,7 +62,7 @@ class Flux2Klein:
         channels_last: bool,
         quantization: Quantization | None = None,
     ) -> None:
-        source = Source(Flux2KleinPipeline, pretrained, revision, dtype, quantization=quantization)
+        source = Source(self.pipeline_class, pretrained, revision, dtype, quantization=quantization)
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         if has_guidance and self.pipeline.config.is_distilled:
             raise UserError(
@@ -123,6 +125,8 @@ class Flux2Dev:
     to its speed.
     """
 
+    pipeline_class: ClassVar[type[Any]] = Flux2Pipeline
+
     negative_prompt = None
 
     def __init__(
@@ -137,7 +141,7 @@ class Flux2Dev:
         channels_last: bool,
         quantization: Quantization | None = None,
     ) -> None:
-        source = Source(Flux2Pipeline, pretrained, revision, dtype, quantization=quantization)
+        source = Source(self.pipeline_class, pretrained, revision, dtype, quantization=quantization)
         self.pipeline: Any = source.load(**dict.fromkeys(TEXT))
         self.transformer = self.pipeline.transformer.requires_grad_(False)
         self.vae = autoencoder(self.pipeline, channels_last)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -39,6 +39,8 @@ class SD3:
     positions, and for T5 tokens of a pipeline without T5.
     """
 
+    pipeline_class: ClassVar[type[Any]] = StableDiffusion3Pipeline
+
     def __init__(
         self,
         *,
@@ -53,7 +55,7 @@ class SD3:
         quantization: Quantization | None = None,
     ) -> None:
         source = Source(
-            StableDiffusion3Pipeline, pretrained, revision, dtype, decode_dtype, quantization
+            self.pipeline_class, pretrained, revision, dtype, decode_dtype, quantization
         )
         if max_sequence_length and not source.has("text_encoder_3"):
             raise UserError(

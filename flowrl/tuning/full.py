@@ -44,7 +44,14 @@ class Full:
             )
 
     def check_layers(self, transformer: nn.Module) -> None:
-        """Raise UserError for a pipeline of several networks, which no export would hold."""
+        """Raise UserError for quantised weights, and for a pipeline of several networks, which no
+        export would hold.
+        """
+        if is_quantized(transformer):
+            raise UserError(
+                "tuning=full trains all weights, and quantised ones cannot be trained: set "
+                "model.quantization=null, or tuning=lora"
+            )
         networks = networks_of(transformer)
         if len(networks) > 1:
             raise UserError(
@@ -56,14 +63,10 @@ class Full:
         """Make every weight trainable and keep a copy of it; nothing is drawn, so `seed` has no
         effect.
 
-        Raises UserError for quantised weights, and for weights that are not float32, whatever the
+        Raises UserError as `check_layers`, and for weights that are not float32, whatever the
         configuration says they are.
         """
-        if is_quantized(transformer):
-            raise UserError(
-                "tuning=full trains all weights, and quantised ones cannot be trained: set "
-                "model.quantization=null, or tuning=lora"
-            )
+        self.check_layers(transformer)
         # The weights themselves are asked: `dtype` is only what the configuration says.
         dtypes = {str(weight.dtype) for weight in transformer.parameters()}
         if dtypes != {"torch.float32"}:

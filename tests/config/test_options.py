@@ -93,6 +93,13 @@ def test_an_unknown_key_fails_and_is_named(override):
             "noise_level=1",
             "noise_level: unknown configuration key (did you mean 'sampler.noise_level'?)",
         ),
+        (
+            "model.lora.targets=x",
+            "model.lora.targets: unknown configuration key (did you mean 'lora.targets'?)",
+        ),
+        ("trust.dleta=1", "trust.dleta: unknown configuration key (did you mean 'trust.delta'?)"),
+        # Nothing below `trainer` is like it, though a key of another group is.
+        ("trainer.precision=16", "trainer.precision: unknown configuration key;"),
         ("lor=1", "lor: unknown configuration key (did you mean 'lora'?)"),
         ("seed=0,1", "seed=0,1: several values are a sweep, add -m"),
     ],

@@ -7,10 +7,12 @@ import diffusers
 import pytest
 from diffusers.models import modeling_utils
 from families import FAMILIES
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from runs import composed, make
 
 from flowrl.errors import UserError
+from flowrl.launch.errors import explain
 from flowrl.launch.networks import check_networks
 from flowrl.models.experts import as_one, components_of
 from flowrl.models.loading import Source
@@ -40,23 +42,37 @@ def settings_of(name, folder):
     return (*options, "reward=jpeg_compressibility", "embeddings.folder=null")
 
 
+def model_of(folder, target="flowrl.models.derived.adapter.Derived"):
+    """The part of a configuration that says what is loaded."""
+    return {"_target_": target, "pretrained": str(folder)}
+
+
 @pytest.mark.parametrize("name", SOME)
 def test_it_has_the_names_and_shapes_of_what_is_loaded(name, folder_of):
     """And no numbers. Mutation: one of two networks, or names without their network's."""
     folder = folder_of(name)
     kind = getattr(diffusers, json.loads((folder / "model_index.json").read_text())["_class_name"])
     loaded = as_one(components_of(Source(kind, str(folder), None, "float32").load()))
-    found = outline(str(folder), None)
+    found = outline(model_of(folder))
     assert {key: value.shape for key, value in found.state_dict().items()} == {
         key: value.shape for key, value in loaded.state_dict().items()
     }
     assert all(weight.is_meta for weight in found.parameters())
 
 
+@pytest.fixture
+def never_loaded(monkeypatch):
+    def load(*_, **__):
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr(Source, "load", load)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ("tuning=full", "^tuning=full trains one network, and the pipeline has 2; set tuning=lora"),
+        ("tuning=full +model.quantization=nf4", "^tuning=full .* quantised ones cannot be trained"),
         ("trainer=fsdp", "^trainer=fsdp divides one network, and the pipeline has 2; take"),
         ("lora.targets=query", "^lora.targets=query names no linear layer of the model"),
         ("lora.rank=4000", "^lora.rank=4000 must be at most"),
@@ -66,33 +82,57 @@ def test_it_has_the_names_and_shapes_of_what_is_loaded(name, folder_of):
         ),
     ],
 )
-def test_what_does_not_suit_the_networks_is_refused_before_they_load(
-    change, words, folder_of, monkeypatch
-):
-    """Mutation: ask the loaded model first, or one in another dtype."""
-
-    def load(*_, **__):
-        pytest.fail("the model was loaded")
-
-    monkeypatch.setattr(Source, "load", load)
+@pytest.mark.usefixtures("never_loaded")
+def test_what_does_not_suit_the_networks_is_refused_before_they_load(change, words, folder_of):
+    """Mutation: ask the loaded model first, one in another dtype, or one of whole bits."""
     with pytest.raises(UserError, match=words):
         make(*settings_of("wan22", folder_of("wan22")), *change.split())
 
 
-def test_what_does_not_come_about_without_weights_is_left_to_loading(folder_of, tmp_path):
-    """A class of another library, and a network whose configuration is gone. Mutation: an error."""
+@pytest.mark.parametrize(("name", "key"), [("wan21", "num_layers"), ("sd3", "qk_norm")])
+def test_what_does_not_come_about_without_weights_is_left_to_loading(
+    name, key, folder_of, tmp_path
+):
+    """A damaged configuration, of a listed class and of another, and a class that is none of
+    diffusers' networks. Mutation: an error of its own.
+    """
     folder = tmp_path / "copy"
-    shutil.copytree(folder_of("wan21"), folder)
+    shutil.copytree(folder_of(name), folder)
     config = folder / "transformer" / "config.json"
-    whole = config.read_text()
-    config.write_text("{")
-    assert outline(str(folder), None) is None
-    config.write_text(whole)
+    whole = json.loads(config.read_text())
+    for damaged in ("{", "[]", json.dumps(whole | {key: "nonsense"})):
+        config.write_text(damaged)
+        assert outline(model_of(folder)) is None, damaged
+    config.write_text(json.dumps(whole | {"_class_name": "WanTransformer3DModel"}))
     index = json.loads((folder / "model_index.json").read_text())
-    for entry in (["mine", "WanTransformer3DModel"], ["diffusers", "Unknown"], [None, None]):
+    for entry in (
+        ["mine", "WanTransformer3DModel"],
+        ["diffusers", "Unknown"],
+        ["diffusers", "utils"],
+        ["diffusers", "WanPipeline"],
+        [None, None],
+    ):
         changed = index | {"transformer": entry}
         (folder / "model_index.json").write_text(json.dumps(changed))
-        assert outline(str(folder), None) is None
+        assert outline(model_of(folder)) is None, entry
+
+
+def test_a_damaged_configuration_is_one_line_that_names_it(folder_of, tmp_path):
+    """Mutation: let the outline fail first."""
+    folder = tmp_path / "copy"
+    shutil.copytree(folder_of("wan21"), folder)
+    (folder / "transformer" / "config.json").write_text("[]")
+    with pytest.raises((UserError, InstantiationException)) as error:
+        make(*settings_of("wan21", folder))
+    line = explain(error.value)
+    assert "transformer" in line and "\n" not in line
+
+
+def test_a_pipeline_of_another_family_is_left_to_loading(folder_of):
+    """Mutation: compare the LoRA with the layers of the wrong family first."""
+    flux = "flowrl.models.flux1.Flux1"
+    assert outline(model_of(folder_of("sd3"), flux)) is None
+    assert outline(model_of(folder_of("sd3"), "flowrl.models.sd3.SD3")) is not None
 
 
 def test_nothing_is_said_of_a_model_that_suits(folder_of, monkeypatch):
@@ -104,8 +144,17 @@ def test_nothing_is_said_of_a_model_that_suits(folder_of, monkeypatch):
     assert not said
 
 
-def test_a_model_of_another_package_is_not_looked_for(folder_of, monkeypatch):
-    """Its `pretrained` may mean anything. Mutation: look for a folder or a hub id."""
-    cfg = composed("model.pretrained=/of/its/own")
-    cfg.model._target_ = "acme.Model"
-    check_networks(cfg, None)
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"_target_": "acme.Model", "pretrained": "acme/net"},
+        {"_target_": "acme.Model", "pretrained": "/no/folder"},
+        {"_target_": "flowrl.models.sd3.SD3", "pretrained": "meta:stabilityai/none"},
+        {"_target_": "flowrl.models.sd3.SD3"},
+    ],
+)
+def test_what_is_no_pipeline_is_not_looked_for(model):
+    """In another package `pretrained` may mean anything. Mutation: look for a folder or a hub
+    id.
+    """
+    assert outline(model) is None

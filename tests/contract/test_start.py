@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 from lightning import Trainer
-from runs import awake, draw, fit, make
+from runs import awake, composed, draw, fit, make
 
 from flowrl.api import load
 from flowrl.callbacks.checkpoint import Checkpoint
@@ -42,7 +42,7 @@ def start(tmp_path_factory):
     configuration leaves out.
     """
     torch.manual_seed(0)
-    network = dict(outline("embedded:pipeline", None).named_modules())
+    network = dict(outline(composed().model).named_modules())
     ranks = dict(zip(LAYERS, (4, 2, 2), strict=True))
     a = {name: 0.1 * torch.randn(rank, network[name].in_features) for name, rank in ranks.items()}
     b = {name: 0.1 * torch.randn(network[name].out_features, rank) for name, rank in ranks.items()}

@@ -67,13 +67,13 @@ def test_the_command_alone_lists_and_loads_nothing_heavy(tmp_path):
     assert flowrl("--help", cwd=tmp_path).stdout == f"{overview()}\n"
 
 
-def test_a_program_does_not_ask_for_packages_that_nobody_needs(tmp_path):
+def test_packages_that_nobody_needs_are_not_asked_for(tmp_path):
     """bitsandbytes, where it is installed, does on some processors, at every start.
 
     Mutation: let it warn.
     """
     code = (
-        "import flowrl.launch.program, logging\n"
+        "import flowrl, logging\n"
         "logging.getLogger('bitsandbytes.backends.cpu.ops').warning('install kernels')\n"
     )
     line = [sys.executable, "-c", code]
