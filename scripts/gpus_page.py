@@ -94,7 +94,7 @@ def lines_of(row: str) -> tuple[str, str]:
     head = f"| `{row}` |"
     return (
         f"{head} {' | '.join(fits)} |",
-        f"{head} {plan.cfg.num_iterations:,} x {work:,.3g} | {' | '.join(takes)} |",
+        f"{head} {plan.cfg.num_iterations:,} x {_three_digits(work)} | {' | '.join(takes)} |",
     )
 
 
@@ -105,6 +105,11 @@ def _fit(choice: Choice | None, tables: planner.Tables) -> str:
     rows = choice.max_micro_batch
     peak = tables[choice.is_checkpointed][rows].peak / GIB
     return f"{rows}{' r' if choice.is_checkpointed else ''} ({peak:.1f})"
+
+
+def _three_digits(value: float) -> str:
+    """Write a number to three digits, in full."""
+    return f"{float(f'{value:.3g}'):,g}"
 
 
 def _take(plan: Plan, choice: Choice | None, pace: Pace) -> str:
