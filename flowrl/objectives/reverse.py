@@ -23,16 +23,10 @@ from flowrl.objectives.gate import check_replay
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context
+from flowrl.objectives.step_checks import check_number, check_penalty, check_step, check_trained
 from flowrl.rollout import replay
 from flowrl.samplers.protocol import HasPublishedStd
-from flowrl.schedule import PipelineGrid
 from flowrl.types import LossInputs, LossOutput, Trajectory
-
-MIN_STEP_STD = 0.01
-"""Steps with a smaller std are refused: their log-probabilities overwhelm all others.
-
-Such are the last step, and the second-to-last on diffusers' default grid.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +80,16 @@ class ReverseObjective:
                 "loss needs one"
             )
         for number in candidates:
-            _check_number(algorithm, number)
+            check_number(algorithm, number)
         for number in algorithm.trained.candidates(candidates):
-            _check_step(algorithm, number)
-        _check_penalty(algorithm)
+            check_step(algorithm, number)
+        check_penalty(algorithm)
         loss = cast(ReverseLoss, algorithm.loss)
         drawn = ReverseObjective.steps_of(algorithm, iteration=0, seed=0, prompt=0)
         # A choice of one's own may promise other candidates than it draws.
         if not set(drawn) <= set(candidates):
             raise UserError(f"steps: {drawn} were drawn, which are not among {candidates}")
-        _check_trained(algorithm, drawn)
+        check_trained(algorithm, drawn)
         # Made-up samples: the names of the loss's metrics are looked at, not its numbers.
         zero = torch.zeros(2)
         inputs = LossInputs(
@@ -309,60 +303,3 @@ def loss_inputs(
         reduction=likelihood.reduction,
         dimensions=old_mean[0].numel(),
     )
-
-
-def _check_penalty(algorithm: Algorithm) -> None:
-    """Raise UserError where the published penalty is asked of a sampler that has none."""
-    penalty = algorithm.penalty
-    is_published = penalty.beta > 0 and penalty.form == "flow_grpo"
-    if is_published and not isinstance(algorithm.sampler, HasPublishedStd):
-        kind = type(algorithm.sampler).__name__
-        raise UserError(
-            f"penalty.form=flow_grpo needs a sampler that says by published_std what its published "
-            f"penalty divides by, which {kind} does not: choose penalty=kl, or give {kind} that "
-            "method"
-        )
-
-
-def _check_number(algorithm: Algorithm, number: int) -> None:
-    """Raise UserError where a step that may be stochastic is none of the grid's."""
-    num_steps = algorithm.num_steps
-    if number >= num_steps:
-        raise UserError(
-            f"steps may pick step {number}, but the last of rollout.num_steps={num_steps} is step "
-            f"{num_steps - 1}; lower steps.high"
-        )
-
-
-def _check_trained(algorithm: Algorithm, stochastic: tuple[int, ...]) -> None:
-    """Raise UserError where what is drawn to be trained on is nothing, or not what may be."""
-    candidates = algorithm.trained.candidates(stochastic)
-    drawn = algorithm.trained.draw(stochastic, 0, 0, 0, 0)
-    if not drawn or not set(drawn) <= set(candidates) <= set(stochastic):
-        raise UserError(
-            f"trained: {drawn} were drawn of {candidates}, where {stochastic} are stochastic; a "
-            "sample must train on one or more steps of those that may be trained, and these must "
-            "be stochastic"
-        )
-
-
-def _check_step(algorithm: Algorithm, number: int) -> None:
-    """Raise UserError where a step that may be trained on has no noise, or hardly any."""
-    num_steps = algorithm.num_steps
-    sampler = sampler_option(algorithm.sampler)
-    schedule = algorithm.schedule
-    if isinstance(schedule, PipelineGrid) and schedule.is_open:
-        return  # this is asked again once the model's grid is known
-    std = algorithm.sampler.std(algorithm.intervals[number])
-    if std == 0 and number < num_steps - 1:
-        raise UserError(
-            f"sampler={sampler} is deterministic (std 0 at step {number}), but the loss needs a "
-            "stochastic step: choose sampler=cps or sampler=flow_sde with sampler.noise_level "
-            "above 0, or loss=nft"
-        )
-    if std < MIN_STEP_STD:
-        raise UserError(
-            f"steps may pick step {number} of rollout.num_steps={num_steps}, where "
-            f"sampler={sampler} has std {std:.2g} < {MIN_STEP_STD}: a zero-variance step is never "
-            "trained on; lower steps.high or use steps=all_but_last"
-        )
