@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -43,11 +44,17 @@ Advantage = Callable[
 ]
 
 
+Credit = Literal["trajectory", "step"]
+"""The part of a rollout that has an advantage of its own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
     """The parts of a method: sampler, grid, steps, likelihood, loss, penalty and advantage.
 
     `steps` says which steps are stochastic, and `trained` which of these each sample trains on.
+    `credit` says whether a sample has one advantage for its whole trajectory, or each of its steps
+    one of its own, for what it changed in the score (see `flowrl.training.credit`).
     `flowrl.objectives.check_method` says whether they suit each other.
     """
 
@@ -63,6 +70,7 @@ class Algorithm:
     penalty: ReferencePenalty
     advantage: Advantage
     diagnostics: Diagnostics
+    credit: Credit
 
     @property
     def intervals(self) -> tuple[Interval, ...]:

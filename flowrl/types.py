@@ -2,10 +2,10 @@
 
 Shape letters, in jaxtyping annotations everywhere:
     B samples (prompts times group), P prompts, G group, K sampling steps, T trained terms (a
-    trajectory's steps, or a grid's sigmas), `*X` the axes of one sample's latents, as many
-    as the base model has (C h w, or F C h w of a video, or N Q of packed tokens); H W an image's
-    height and width in pixels; F a clip's frames, `*F` where an image has no such axis; R rewards;
-    N selected rows. D is the number of latent dimensions, the product of X.
+    trajectory's steps, or a grid's sigmas), E earlier ones of them, `*X` the axes of one sample's
+    latents, as many as the base model has (C h w, or F C h w of a video, or N Q of packed tokens);
+    H W an image's height and width in pixels; F a clip's frames, `*F` where an image has no such
+    axis; R rewards; N selected rows. D is the number of latent dimensions, the product of X.
 
 `index` counts a trajectory's steps, which are trained, `step_number` those of its grid.
 
@@ -200,6 +200,10 @@ class LossInputs:
     `flowrl.gaussian.Likelihood`), over D = `dimensions`. `kl_floor` is the part of the KL, in its
     own units, that a mask does not count, since rounding alone gives it at this step; 0 unless
     `trust.above_floor`.
+
+    A loss that looks back is given `earlier_kl`, the KLs of the trajectory's E earlier steps above
+    their floors, in sampling order and without a gradient, under the weights of the same update;
+    `num_steps` counts the steps of the trajectory that are trained.
     """
 
     log_ratio: Float[Tensor, "B"]
@@ -213,6 +217,8 @@ class LossInputs:
     reduction: Reduction
     dimensions: int
     kl_floor: float = 0.0
+    earlier_kl: Float[Tensor, "B E"] | None = None
+    num_steps: int = 1
 
     def of_rows(self, rows: Int[Tensor, "N"]) -> LossInputs:
         """Return the inputs of some of the samples, in the order of `rows`."""

@@ -22,6 +22,7 @@ from flowrl.models.backend import variants
 from flowrl.objectives.gate import GateFailed, explain
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.parallel.strategies import synchronised
+from flowrl.training.credit import completions
 from flowrl.training.memory import SMALLER_EVALUATION, memory_for, smaller_micro_batch
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptBatch
@@ -159,6 +160,8 @@ def _roll_out(policy: Policy, batch: PromptBatch, rows: range) -> MicroBatch:
     with policy.objective.at_behaviour():
         conditioned, trajectory = draw(policy, batch, rows, stochastic)
         policy.model.decode(trajectory.x0)
+        for _ in completions(policy, conditioned, trajectory):
+            pass  # drawn and decoded, as an iteration would
     signs = 1.0 - 2.0 * (torch.arange(len(rows), device=policy.device) % 2)
     return MicroBatch(
         rows=rows,

@@ -38,6 +38,7 @@ from flowrl.objectives import check_method, num_trained, stochastic_steps
 from flowrl.rewards.parameters import ScorerNetwork, networks_of_reward
 from flowrl.training import eight_bits
 from flowrl.training.batch_plan import BatchPlan
+from flowrl.training.credit import completed_steps
 from flowrl.training.reward import MOST_WAITING
 from flowrl.tuning.protocol import TuningRecipe
 from flowrl.types import Conditioning
@@ -65,8 +66,8 @@ class Plan:
         instantiate(cfg.backend, compile=False, attention=None).apply(self.model)
         self.is_checkpointed: bool = cfg.backend.gradient_checkpointing
         self.ref_scale = self.method.penalty.guidance_scale if self.method.penalty.beta else None
-        stochastic = stochastic_steps(self.method, iteration=0, seed=0, prompt=0)
-        self.num_kept = len(self.method.trained.candidates(stochastic))
+        self.stochastic = stochastic_steps(self.method, iteration=0, seed=0, prompt=0)
+        self.num_kept = len(self.method.trained.candidates(self.stochastic))
         self.slices = cfg.backend.slice_decoding
         self.parts = self.plan.num_processes if divides_weights(cfg) else 1
         self.trained = self.tuning.parameters()
@@ -258,7 +259,9 @@ class Plan:
         if self.method.loss.kind == "forward":
             term += network  # the old policy's velocity
         num_terms = self.plan.inner_epochs * self.num_terms
-        return Work(self.method.num_steps * network, decode, num_terms * term)
+        stages = completed_steps(self.method, self.stochastic)
+        num_evaluations = self.method.num_steps + sum(stages)
+        return Work(num_evaluations * network, (1 + len(stages)) * decode, num_terms * term)
 
     def extrapolated(self, rows: int, one: Costs, two: Costs) -> Costs:
         """Return the costs of micro-batches of so many rows without a pass of theirs, from those of

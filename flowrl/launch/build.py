@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from flowrl.algorithm import Algorithm
+from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import Evaluator
 from flowrl.launch.checks import check_division, check_floor, check_optimizer, check_rules
 from flowrl.launch.interrupts import heed_swallowed
@@ -116,6 +117,12 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
     )
     if asks_for_whole_groups(reward.reward):
         prepared.plan.require_whole_groups()
+        if algorithm.credit == "step":
+            raise UserError(
+                f"rollout.credit=step scores images of unfinished samples, which "
+                f"{type(reward.reward).__name__}, a scorer of whole groups, cannot tell from the "
+                "finished ones: set rollout.credit=trajectory"
+            )
     model = instantiate(cfg.model)
     if isinstance(algorithm.schedule, PipelineGrid):
         follow(algorithm.schedule, model)

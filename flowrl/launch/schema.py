@@ -61,6 +61,7 @@ class Rollout:
     guidance_scale: Guidance
     shared_initial_noise: bool
     trained: Trained
+    credit: Literal["trajectory", "step"]
 
 
 @dataclass

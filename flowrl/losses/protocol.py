@@ -62,6 +62,10 @@ class ReverseLoss(Loss, ABC):
 
     kind: ClassVar[Kind] = "reverse"
 
+    looks_back: ClassVar[bool] = False
+    """True for a loss that needs `LossInputs.earlier_kl`; every sample must then train on all
+    stochastic steps."""
+
     @abstractmethod
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Compute the loss and its metrics for one step of B samples."""

@@ -16,8 +16,8 @@ class TempFlow(GRPO):
 
     Paper: TempFlow-GRPO (He et al. 2025, arXiv 2508.04324), its weight by noise; its code has 2.25
     std, on Flow-SDE steps at 0.7. There 2.25 makes the mean weight of the first nine steps of
-    SD3.5's grid of ten 1. The paper's other half, rollouts that branch at one step whose reward
-    that step then gets, is left out: here all steps of a sample share its advantage.
+    SD3.5's grid of ten 1. The paper's other half, rollouts that branch at one step, which then has
+    their reward for itself, is `flowrl.samplers.steps.Branch`.
     """
 
     name: ClassVar[str] = "tempflow"

@@ -65,6 +65,11 @@ class ForwardObjective:
                 f"loss={loss.name} draws equal samples in each group with "
                 "rollout.shared_initial_noise=true: set it to false"
             )
+        if algorithm.credit == "step":
+            raise UserError(
+                f"loss={loss.name} has no stochastic steps that could have an advantage of their "
+                "own: set rollout.credit=trajectory"
+            )
         loss.check(form=likelihood.form, reduction=likelihood.reduction, sampler=sampler)
         # Made-up samples: the names of the loss's metrics are looked at, not its numbers.
         state = torch.zeros(2, 4, 8, 8)

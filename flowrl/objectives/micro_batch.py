@@ -79,7 +79,9 @@ class ConditionedRows:
 class MicroBatch:
     """The samples that one forward pass handles, in rollout and updates alike.
 
-    `score` may still be under way. `advantage` is one number a sample, or one a sample and term.
+    `score` may still be under way, as may those of `stages`, the samples' ODE completions before
+    their first trained step and after each but the last, where steps have rewards of their own.
+    `advantage` is one number a sample, or one a sample and term.
     """
 
     rows: range
@@ -90,6 +92,7 @@ class MicroBatch:
     score: Future[RewardOutput]
     advantage: Float[Tensor, "B *T"]
     is_used: Bool[Tensor, "B"]
+    stages: Sequence[Future[RewardOutput]] = ()
 
     def advantage_at(self, index: int) -> Float[Tensor, "B"]:
         """Return the samples' advantages at the `index`-th step or sigma that they train on."""

@@ -61,6 +61,8 @@ class ReverseObjective:
         # Of one iteration at a time: every term asks again for what its micro-batch drew.
         self._iteration = -1
         self._trained_rows: dict[range, TrainedRows] = {}
+        # The KLs of the terms of an update that came before, for a loss that looks back.
+        self._kls: dict[range, list[Float[Tensor, "B"]]] = {}
 
     @staticmethod
     def check_method(algorithm: Algorithm) -> None:
@@ -141,6 +143,7 @@ class ReverseObjective:
         if self._iteration != batch.iteration:
             self._iteration = batch.iteration
             self._trained_rows.clear()
+            self._kls.clear()
         if batch.rows not in self._trained_rows:
             self._trained_rows[batch.rows] = self._draw_trained(batch.rows, batch.iteration)
         return self._trained_rows[batch.rows]
@@ -207,8 +210,9 @@ class ReverseObjective:
         number = trajectory.steps[index]
         inputs = loss_inputs(self.algorithm, step, trajectory, index, batch.advantage_at(index))
         inputs = replace(inputs, kl_floor=self.allowed.get(number, 0.0))
-        distance = self._distance(batch, step, index)
         trained = self._trained(batch)
+        inputs = self._look_back(inputs, batch, index)
+        distance = self._distance(batch, step, index)
         rows = trained.at(number)
         if not rows:
             # A backward pass without a gradient, for processes that wait for it.
@@ -228,6 +232,20 @@ class ReverseObjective:
         share = len(rows) / len(batch.rows)
         num_terms = self.num_terms(batch)
         return replace(total, loss=total.loss * (share * num_terms / trained.num_trained))
+
+    def _look_back(self, inputs: LossInputs, batch: MicroBatch, index: int) -> LossInputs:
+        """Add the KLs of a trajectory's earlier steps for a loss that looks at them, and keep this
+        one's: an update's terms come in the order of the steps. Earlier ones that were not asked
+        for, as in a rehearsal, which evaluates a single term, count as 0.
+        """
+        if not self.loss.looks_back:
+            return inputs
+        kl = (inputs.kl - inputs.kl_floor).clamp(min=0).detach()
+        earlier = self._kls.get(batch.rows, [])[:index]
+        earlier += [torch.zeros_like(kl)] * (index - len(earlier))
+        self._kls[batch.rows] = [*earlier, kl]
+        so_far = torch.stack(earlier, 1) if earlier else kl.new_zeros(len(kl), 0)
+        return replace(inputs, earlier_kl=so_far, num_steps=self.num_terms(batch))
 
     def _distance(
         self, batch: MicroBatch, step: GaussianStep, index: int

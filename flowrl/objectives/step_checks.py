@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from flowrl.algorithm import Algorithm, sampler_option
 from flowrl.errors import UserError
+from flowrl.losses.protocol import ReverseLoss
 from flowrl.samplers.protocol import HasPublishedStd
 from flowrl.schedule import PipelineGrid
 
@@ -46,6 +49,17 @@ def check_trained(algorithm: Algorithm, stochastic: tuple[int, ...]) -> None:
             f"trained: {drawn} were drawn of {candidates}, where {stochastic} are stochastic; a "
             "sample must train on one or more steps of those that may be trained, and these must "
             "be stochastic"
+        )
+    if algorithm.credit == "step" and set(candidates) != set(stochastic):
+        raise UserError(
+            "rollout.credit=step needs the states of all stochastic steps, but trained keeps those "
+            f"of {candidates} among {stochastic}: choose trained=all"
+        )
+    loss = cast(ReverseLoss, algorithm.loss)
+    if loss.looks_back and set(drawn) != set(stochastic):
+        raise UserError(
+            f"loss={loss.name} looks back over all stochastic steps of a sample, but each trains "
+            f"on {len(drawn)} of {len(stochastic)}: choose trained=all"
         )
 
 

@@ -43,6 +43,13 @@ METHODS: Mapping[str, Method] = {
         "and r < 1), with D the exact divergence of the step from the old policy's",
         "2606.11025",
     ),
+    "flowrl.losses.cppo.CPPO": Method(
+        "CPPO",
+        "-A r where kept, 0 where dropped; dropped if w D > min(delta, delta (1 + budget_share W) "
+        "- S) and (A > 0 and r > 1, or A < 0 and r < 1), with D the step's exact KL from the old "
+        "policy's, S and W the sums of w D and w over the sample's earlier steps",
+        "2606.10968",
+    ),
     "flowrl.losses.grpo.GRPO": _GRPO,
     "flowrl.losses.guard.Guard": Method(
         "GRPO-Guard",

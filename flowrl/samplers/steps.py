@@ -126,6 +126,37 @@ class Subset:
         return tuple(sorted(rng.sample(range(self.low, self.high), self.count)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """One step of [low, high) for each prompt, at which its samples part.
+
+    With a shared initial noise the samples of a prompt are equal up to that step, so that their
+    rewards differ by what it drew alone (TempFlow-GRPO, He et al. 2025, arXiv 2508.04324). Steps
+    are dealt evenly: `in_a_row` prompts have one and the same, the next ones another, and all have
+    been had before one comes again. The order is drawn anew each iteration. Prompts in a row make
+    micro-batches together.
+    """
+
+    low: StepNumber
+    high: StepCount
+    in_a_row: Count
+
+    def __post_init__(self) -> None:
+        check_fields(self, "steps")
+        if self.low >= self.high:
+            raise UserError(f"steps.low={self.low} must be below steps.high={self.high}")
+
+    def candidates(self, num_steps: int) -> tuple[int, ...]:
+        return (*range(self.low, self.high),)
+
+    def draw(self, num_steps: int, iteration: int, seed: int, prompt: int) -> tuple[int, ...]:
+        steps = range(self.low, self.high)
+        deal, place = divmod(prompt // self.in_a_row, len(steps))
+        # Seeded by a text, whose digest is the same in every process and Python release.
+        rng = random.Random(f"steps {seed} {iteration} {deal}")
+        return (rng.sample(steps, len(steps))[place],)
+
+
 def _check_room(name: str, number: int, low: int, high: int) -> None:
     """Raise UserError unless [low, high) holds so many steps."""
     if low + number > high:

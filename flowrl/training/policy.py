@@ -22,6 +22,7 @@ from flowrl.objectives.protocol import Context, Objective
 from flowrl.parallel.sharding import divide_copies
 from flowrl.parallel.strategies import shard
 from flowrl.training.batch_plan import BatchPlan
+from flowrl.training.credit import completions
 from flowrl.training.ema import EMA
 from flowrl.training.floor import Floor
 from flowrl.training.learning import Learning
@@ -153,12 +154,17 @@ class Policy(LightningModule):
         """Draw the samples numbered `rows`, decode them and start scoring them."""
         conditioned, trajectory = draw(self, batch, rows, stochastic)
         prompts = [batch.prompts[self.plan.member(row)[0]] for row in rows]
+        stages = [
+            self.reward.submit(images, prompts)
+            for images in completions(self, conditioned, trajectory)
+        ]
         return MicroBatch(
             rows=rows,
             iteration=batch.iteration,
             prompts=prompts,
             conditioned=conditioned,
             trajectory=trajectory.on_host(),
+            stages=stages,
             score=self.reward.submit(
                 self.model.decode(trajectory.x0),
                 prompts,

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowrl.advantages import weighted_sum
 from flowrl.errors import NotFinite, UserError
 from flowrl.objectives.micro_batch import MicroBatch
+from flowrl.training.credit import advantages_of_gains
 from flowrl.training.metric_means import Record, record_rewards
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     values = weighted_sum(terms, weights)
     groups = torch.tensor([policy.plan.member(row)[0] for row in rows.tolist()])
     advantages = policy.algorithm.advantage(terms, weights, groups, is_valid)
+    if policy.algorithm.credit == "step":
+        stages = [*_earlier_stages(policy, batches), (terms, is_valid)]
+        advantages = advantages_of_gains(policy, stages, weights, groups)
     if not advantages.values.isfinite().all():
         raise NotFinite("an advantage is NaN or infinite: look at the rewards' weights")
     # Processes come one after the other, and samples of an update do not: back to global order.
@@ -53,6 +58,25 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     record_rewards(record, output, values, is_valid)
     for name, value in advantages.metrics().items():
         record.add(name, value)
+
+
+def _earlier_stages(
+    policy: Policy, batches: Sequence[MicroBatch]
+) -> list[tuple[Float[Tensor, "B R"], Bool[Tensor, "B"]]]:
+    """Wait for the scores of the samples' completions, and return the terms and validity of each
+    stage before the last, of all processes.
+
+    Raises TooManyMissingRewards as RewardModule.check does.
+    """
+    stages = []
+    for scores in zip(*(batch.stages for batch in batches), strict=True):
+        output = policy.reward.collect(scores)
+        assert output.terms is not None
+        terms = gather_rows(policy, output.terms)
+        is_valid = gather_rows(policy, output.is_valid)
+        policy.reward.check(is_valid, terms, output.info)
+        stages.append((terms, is_valid))
+    return stages
 
 
 def _check_width(policy: Policy, batches: Sequence[MicroBatch], advantages: Tensor) -> None:

@@ -65,7 +65,7 @@ RULES = {
     "0 switches it off": (
         "0",
         r".*guidance_scale|evaluation\.kl_samples|evaluation\.sampler\.noise_level|optimizer\.weight_decay|ema\.decay|"
-        r"max_missing|gate_tolerance|viewing\.every|penalty\.beta|.*refresh_rate|loss\.(fraction|decay_\w+)|learning_rate\.final|"
+        r"max_missing|gate_tolerance|viewing\.every|penalty\.beta|.*refresh_rate|loss\.(fraction|decay_\w+|budget_share)|learning_rate\.final|"
         r".*\.(min_confidence|max_sequence_length|retries|backoff|max_backoff|open_seconds|start_seconds)",
     ),
     "a tracker of Lightning's is checked by its own hints": (

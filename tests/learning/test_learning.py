@@ -34,6 +34,9 @@ NOISED = ("num_iterations=6", "optimizer.lr=3e-3", "sampler=dpm2", "penalty=none
 METHODS = {
     "dppo": ((*RATIO, "sampler=cps", "loss=dppo"), 0.01),
     "grpo": ((*RATIO, "sampler=flow_sde", "loss=grpo"), 0.01),
+    "cppo": ((*RATIO, "sampler=flow_sde", "loss=cppo", "steps=all_but_last"), 0.006),
+    "branch": ((*RATIO, "sampler=flow_sde", "loss=tempflow", "steps=branch"), 0.014),
+    "gains": ((*RATIO, "sampler=flow_sde", "loss=grpo", "rollout.credit=step"), 0.02),
     "awm": ((*NOISED, "loss=awm", "trust.awm_clip=3e-3"), 0.015),
     "pepg": ((*NOISED, "loss=pepg", "loss.advantage_clip=1.0"), 0.015),
     "epg": ((*NOISED, "loss=epg", "loss.advantage_clip=1.0"), 0.03),
@@ -43,7 +46,7 @@ METHODS = {
 
 PAR is left out: its gradient is PEPG's, as its unit test says.
 """
-ALWAYS = ("dppo", "grpo", "awm", "pepg")
+ALWAYS = ("dppo", "grpo", "branch", "awm", "pepg")
 """Methods whose first seed is no slow test."""
 
 

@@ -303,6 +303,20 @@ def test_the_operations_of_an_image_by_hand(plan, monkeypatch):
     assert plan.work(False) == replace(plain, update=3 * plain.update)
 
 
+def test_the_completions_of_steps_are_counted(tiny_pipelines):
+    """Of four steps the first three are stochastic: completions of 4, 3 and 2 steps, and their
+    images. Mutation: count the rollout alone.
+    """
+    words = (*TWELVE, "steps=all_but_last", "rollout.credit")
+    whole, by_step = (
+        planned(tiny_pipelines, *words[:-1], f"{words[-1]}={credit}").work(False)
+        for credit in ("trajectory", "step")
+    )
+    assert by_step.rollout == whole.rollout * (4 + 4 + 3 + 2) / 4
+    assert by_step.decode == 4 * whole.decode
+    assert by_step.update == whole.update
+
+
 def test_operations_of_a_forward_loss_count_the_old_policy(tiny_pipelines):
     """A sample trains on three of the grid's four sigmas, and each takes a pass of the old policy's
     too. Mutation: count none of these, or the whole grid.

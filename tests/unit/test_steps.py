@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from flowrl.samplers.steps import AllButLast, Subset
+from flowrl.errors import UserError
+from flowrl.samplers.steps import AllButLast, Branch, Subset
 from flowrl.samplers.steps import Window as AnyWindow
 from flowrl.samplers.trained import AllStochastic, RandomShare
 
@@ -184,3 +185,29 @@ def test_impossible_ranges_are_named(build, name):
     """Mutation: drop one bound of the check."""
     with pytest.raises(ValueError, match=name):
         build()
+
+
+def test_branches_are_dealt_evenly():
+    """Three prompts in a row part at one step, the next three at another, and each of the steps 1
+    to 4 comes once before one comes again. Mutation: draw each prompt's step by itself, or the same
+    order in every deal or iteration.
+    """
+    branch = Branch(low=1, high=5, in_a_row=3)
+    assert branch.candidates(10) == (1, 2, 3, 4)
+    orders = []
+    for iteration in range(3):
+        steps = [branch.draw(10, iteration, 0, prompt) for prompt in range(24)]
+        rows = [steps[first : first + 3] for first in range(0, 24, 3)]
+        assert all(len(set(row)) == 1 for row in rows)
+        places = [row[0][0] for row in rows]
+        assert sorted(places[:4]) == sorted(places[4:]) == [1, 2, 3, 4]
+        orders += [tuple(places[:4]), tuple(places[4:])]
+    assert len(set(orders)) > 3
+    assert steps == [branch.draw(10, 2, 0, prompt) for prompt in range(24)]
+    assert steps != [branch.draw(10, 2, 1, prompt) for prompt in range(24)]
+
+
+def test_branches_need_a_step():
+    """Mutation: deal from nothing."""
+    with pytest.raises(UserError, match=r"steps\.low=5 must be below steps\.high=5"):
+        Branch(low=5, high=5, in_a_row=1)

@@ -1,0 +1,98 @@
+"""The steps' own rewards: what each stochastic step changed in the score of its sample.
+
+The policy scores the images that samples would have become without their later noise, and an
+advantage of a step compares what it gained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl.advantages import Advantages
+from flowrl.algorithm import Algorithm
+from flowrl.objectives.micro_batch import ConditionedRows
+from flowrl.rollout import rollout
+from flowrl.samplers.ode import ODE
+from flowrl.types import Trajectory
+
+if TYPE_CHECKING:
+    from flowrl.training.policy import Policy
+
+
+@torch.no_grad()
+def completions(
+    policy: Policy, conditioned: ConditionedRows, trajectory: Trajectory
+) -> Iterator[Float[Tensor, "B *F 3 H W"]]:
+    """Complete each sample by the ODE from before its first stochastic step, and from after each
+    but the last, and decode it, in the order of the steps. Nothing where a sample has one advantage
+    for all its steps.
+
+    After its last stochastic step a sample is its own completion. Source: DenseGRPO (Deng et al.
+    2026, arXiv 2601.20218), which completes every step from its own state; where ODE steps lie
+    between two stochastic ones, both completions are the same image, drawn once here.
+    """
+    method = policy.algorithm
+    if method.credit == "trajectory":
+        return
+    field = conditioned.field(policy.velocity)
+    for stage, first_step in enumerate(first_steps(trajectory.steps)):
+        state = trajectory.x[:, 0] if stage == 0 else trajectory.x_next[:, stage - 1]
+        completed = rollout(
+            field,
+            state.contiguous(),
+            method.intervals[first_step:],
+            sampler=ODE(),
+            stochastic=(),
+            noise=_no_noise,
+            shares_start=trajectory.shares_start and stage == 0,
+        )
+        yield policy.model.decode(completed.x0)
+
+
+def first_steps(stochastic: Sequence[int]) -> list[int]:
+    """Return the grid's step at which each completion begins: the first stochastic one, and those
+    that follow each but the last.
+    """
+    return [stochastic[0], *(step + 1 for step in stochastic[:-1])]
+
+
+def completed_steps(method: Algorithm, stochastic: Sequence[int]) -> list[int]:
+    """Count the steps of each completion of a sample with these stochastic steps; none where a
+    sample has one advantage for all its steps.
+    """
+    if method.credit == "trajectory":
+        return []
+    return [method.num_steps - first for first in first_steps(stochastic)]
+
+
+def _no_noise(step: int) -> Tensor:
+    raise AssertionError(f"an ODE step asked for noise: {step}")
+
+
+def advantages_of_gains(
+    policy: Policy,
+    stages: Sequence[tuple[Float[Tensor, "B R"], Tensor]],
+    weights: Float[Tensor, "R"],
+    groups: Tensor,
+) -> Advantages:
+    """Compute advantages of T steps from the terms and validity of T + 1 stages: those of the gains
+    from each stage to the next, each step's compared within its groups as one of rewards.
+
+    A gain is missing where one of its two scores is.
+    """
+    of_steps = [
+        policy.algorithm.advantage(after - before, weights, groups, was_valid & is_valid)
+        for (before, was_valid), (after, is_valid) in pairwise(stages)
+    ]
+    return Advantages(
+        values=torch.stack([step.values for step in of_steps], 1),
+        is_used=torch.stack([step.is_used for step in of_steps], 1).any(1),
+        constant_share=sum(step.constant_share for step in of_steps) / len(of_steps),
+        dropped_share=sum(step.dropped_share for step in of_steps) / len(of_steps),
+    )
