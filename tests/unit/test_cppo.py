@@ -90,6 +90,8 @@ def test_the_share_of_terms_with_less_than_delta_left(loss_inputs):
     _, output = dropped(inputs, [[0.0], [0.01], [0.0101]])
     assert output.metrics["budget/limited"] == pytest.approx(1 / 3)
     assert output.metrics["trust/delta"] == pytest.approx(0.1)
+    _, first = dropped(inputs, [[], [], []])
+    assert first.metrics["budget/limited"] == 0
 
 
 def test_one_step_or_an_infinite_delta(loss_inputs):
