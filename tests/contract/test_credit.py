@@ -102,6 +102,10 @@ def test_advantages_of_gains_by_hand():
     assert advantages.is_used.tolist() == [True, True, True, True]
     assert advantages.constant_share == pytest.approx(0.25)  # one of two groups, then none
     assert advantages.dropped_share == pytest.approx(0.25)  # none, then one of two
+    # A gain over a score that is missing is missing, which leaves one of two.
+    stages = [stage([0.0, 0.0], [True, False]), stage([1.0, 3.0])]
+    lone = advantages_of_gains(policy, stages, torch.ones(1), torch.tensor([0, 0]))
+    assert lone.values.tolist() == [[0.0], [0.0]] and not lone.is_used.any()
 
 
 def test_updates_train_each_step_on_its_own_gain():
