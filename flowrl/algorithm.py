@@ -73,6 +73,11 @@ class Algorithm:
     credit: Credit
 
     @property
+    def needs_reference(self) -> bool:
+        """True where updates evaluate the reference: for the penalty, or for the loss."""
+        return self.penalty.beta > 0 or self.loss.needs_reference
+
+    @property
     def intervals(self) -> tuple[Interval, ...]:
         """The steps of the rollout's sigma grid."""
         return intervals(self.schedule, self.num_steps)

@@ -236,10 +236,13 @@ class LossInputs:
 class ForwardInputs:
     """All that a forward-process loss may look at: B generated samples x0, noised again to `sigma`.
 
-    `x = (1 - sigma) x0 + sigma eps`; the velocities are the current and the old policy's at x.
-    `is_used` is False for a sample without an advantage, whose reward is missing or which is alone
-    in its group: it counts in the mean and gives no gradient, whatever its numbers are (see
-    `flowrl.losses.used`).
+    `x = (1 - sigma) x0 + sigma eps`; the velocities are the current and the old policy's at x, the
+    latter NaN unless the loss `needs_old`, and the reference's where it `needs_reference` or a
+    penalty does. `group` numbers the samples' prompts; for a loss that `compares` samples, those of
+    a prompt have one `eps` and `sigma`, and `group_size` of them were drawn, of whom the loss may
+    have selected some. `is_used` is False for a sample without an advantage, whose reward is
+    missing or which is alone in its group: it counts in the mean and gives no gradient, whatever
+    its numbers are (see `flowrl.losses.used`).
     """
 
     x0: Float[Tensor, "B *X"]
@@ -249,6 +252,9 @@ class ForwardInputs:
     old_velocity: Float[Tensor, "B *X"]
     advantage: Float[Tensor, "B"]
     is_used: Bool[Tensor, "B"]
+    ref_velocity: Float[Tensor, "B *X"] | None = None
+    group: Int[Tensor, "B"] | None = None
+    group_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,17 @@ VARIANTS = {
         ("loss.weighting=sigma_squared",),
         ("loss.weighting=generalised_huber",),
     ),
+    "dgpo": (("loss.anchor=old",), ("loss.clip_low=1e-3", "loss.clip_high=1e-3")),
     "dppo": (
         ("loss.delta=auto", "loss.kl_budget=1e-5"),
         ("loss.delta=1e-4", "loss.final_delta=1e-6"),
         ("loss.divergence=tv", "loss.calibrated_for=tv"),
         ("loss.divergence=velocity", "loss.calibrated_for=velocity"),
         ("likelihood.reduction=sum", "loss.calibrated_for=sum_kl"),
+    ),
+    "flow_dpo": (
+        ("loss.anchor=old",),
+        ("loss.weighting=one_minus_sigma_squared",),
     ),
     "forward_dppo": (
         ("loss.weighting=uniform",),
@@ -39,6 +44,10 @@ VARIANTS = {
 """Overrides under which an option computes or keeps something else."""
 CASES = [(option, *more) for option in OPTIONS for more in ((), *VARIANTS.get(option, ()))]
 ADVANTAGES = (1.5, -0.5, 2.0, -3.0)
+GROUP_SIZE = 2
+"""Samples of a prompt, for losses that compare them: a better one and a worse one."""
+BY_RANK = ("flow_dpo",)
+"""Losses that look at the order of advantages and not at their size."""
 
 
 @cache
@@ -60,7 +69,9 @@ def method(option, *overrides):
 
 @dataclasses.dataclass
 class Samples:
-    """Samples at one step or sigma: what a loss's inputs are made of. The velocity is a leaf."""
+    """Samples at one step or sigma: what a loss's inputs are made of. The velocity is a leaf; the
+    reference's is the old one.
+    """
 
     x: torch.Tensor
     x0: torch.Tensor
@@ -68,6 +79,7 @@ class Samples:
     velocity: torch.Tensor
     old_velocity: torch.Tensor
     advantage: torch.Tensor
+    group: torch.Tensor
 
     def __getitem__(self, rows):
         """The samples of these rows, with a velocity of their own."""
@@ -87,7 +99,10 @@ def draw(distance, advantage=ADVANTAGES, dtype=torch.float64):
         torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(5)
     )
     velocity = (old_velocity + distance * moved).requires_grad_()
-    return Samples(x, x0, noise, velocity, old_velocity, torch.tensor(advantage, dtype=dtype))
+    group = torch.arange(len(advantage)) // GROUP_SIZE
+    return Samples(
+        x, x0, noise, velocity, old_velocity, torch.tensor(advantage, dtype=dtype), group
+    )
 
 
 def inputs_of(algorithm, samples, is_used=None):
@@ -104,6 +119,9 @@ def inputs_of(algorithm, samples, is_used=None):
             old_velocity=samples.old_velocity,
             advantage=samples.advantage,
             is_used=is_used,
+            ref_velocity=samples.old_velocity if algorithm.needs_reference else None,
+            group=samples.group,
+            group_size=GROUP_SIZE,
         )
     interval = algorithm.intervals[1]
     old_step = algorithm.sampler.step(samples.x, samples.old_velocity, interval)

@@ -53,7 +53,7 @@ class Plan:
         self.cfg = cfg
         self.method: Algorithm = instantiate(cfg.algorithm)
         check_method(self.method)
-        self.plan: BatchPlan = instantiate(cfg.batch)
+        self.plan: BatchPlan = instantiate(cfg.batch).suited_to(self.method.loss)
         name = cfg.model.pretrained
         self.source = resolve(name) if name.startswith(EMBEDDED) else str(Path(name).expanduser())
         self.model: Any = instantiate(cfg.model, pretrained=META + self.source)
@@ -65,7 +65,7 @@ class Plan:
         # Compiled, or with another attention, nothing could be counted.
         instantiate(cfg.backend, compile=False, attention=None).apply(self.model)
         self.is_checkpointed: bool = cfg.backend.gradient_checkpointing
-        self.ref_scale = self.method.penalty.guidance_scale if self.method.penalty.beta else None
+        self.ref_scale = self.method.penalty.guidance_scale if self.method.needs_reference else None
         self.stochastic = stochastic_steps(self.method, iteration=0, seed=0, prompt=0)
         self.num_kept = len(self.method.trained.candidates(self.stochastic))
         self.slices = cfg.backend.slice_decoding
@@ -256,7 +256,7 @@ class Plan:
                 self._terms[is_checkpointed] = flops_of(lambda: self.update(x, embeddings))
         term = self._terms[is_checkpointed]
         network, decode = self.operations
-        if self.method.loss.kind == "forward":
+        if self.method.loss.needs_old:
             term += network  # the old policy's velocity
         num_terms = self.plan.inner_epochs * self.num_terms
         stages = completed_steps(self.method, self.stochastic)
@@ -381,8 +381,7 @@ class Plan:
 
     def micro_batches(self) -> list[int]:
         """List the numbers of rows that a process's share of an update can be divided into."""
-        share = self.plan.samples_per_process
-        return [rows for rows in range(1, share + 1) if share % rows == 0]
+        return self.plan.micro_batches_up_to(self.plan.samples_per_process)
 
     def remedies(self, costs: Costs) -> str:
         """Name what may be changed where not even these costs fit."""

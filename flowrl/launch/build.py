@@ -66,6 +66,7 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     algorithm: Algorithm = instantiate(cfg.algorithm)
     check_method(algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
+    plan = plan.suited_to(algorithm.loss)
     recipe: TuningRecipe = instantiate(cfg.tuning)
     ema = instantiate(cfg.ema)
     check_rules(cfg)

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
 from flowrl.types import ForwardInputs, LogProbForm, LossInputs, LossOutput, Reduction
 from flowrl.values.bounds import Natural, NonNegative, Share
 from flowrl.values.check import check_fields
@@ -36,6 +40,29 @@ class Loss:
     A private one has a first segment of its own, such as `acme/weight`. The run refuses a loss that
     returns any other name before its first rollout.
     """
+
+    compares: ClassVar[bool] = False
+    """True for a loss that compares the samples of a prompt: micro-batches then hold whole groups.
+    """
+
+    @property
+    def needs_old(self) -> bool:
+        """True for a loss that is given the old policy's velocities."""
+        return False
+
+    @property
+    def needs_reference(self) -> bool:
+        """True for a loss that is given the reference's velocities, whether or not they are
+        penalised.
+        """
+        return False
+
+    def num_selected(self, group_size: int) -> int:
+        """Count the samples of a group that may train: all of them, unless the loss `compares`.
+
+        Raises UserError where a group has too few for the loss.
+        """
+        return group_size
 
     def check(self, *, form: LogProbForm, reduction: Reduction, sampler: str) -> None:
         """Raise UserError unless the likelihood and the sampler, by name, suit this loss."""
@@ -84,6 +111,9 @@ class ForwardLoss(Loss, ABC):
     an iteration it becomes d old + (1 - d) current, with d = min(decay_rate max(n - decay_start,
     0), decay_limit) after n optimizer steps. Each sample trains on a `fraction` of the grid's
     sigmas, at least one, picked at random.
+
+    With `compares` the samples of a group train on the same sigmas and are noised alike, and
+    `selected` says which of them train.
     """
 
     kind: ClassVar[Kind] = "forward"
@@ -95,6 +125,22 @@ class ForwardLoss(Loss, ABC):
 
     def __post_init__(self) -> None:
         check_fields(self, "loss")
+
+    @property
+    def needs_old(self) -> bool:
+        return True
+
+    def selected(
+        self,
+        advantage: Float[Tensor, "B"],
+        *,
+        group: Int[Tensor, "B"],
+        is_used: Bool[Tensor, "B"],
+    ) -> Bool[Tensor, "B"]:
+        """Tell which samples of whole groups train, all of them unless the loss `compares`; the
+        others are not evaluated. A group has at most `num_selected` of them.
+        """
+        return torch.ones_like(is_used)
 
     @abstractmethod
     def __call__(self, inputs: ForwardInputs) -> LossOutput:

@@ -19,12 +19,16 @@ def keep_used(inputs: ForwardInputs) -> ForwardInputs:
     the losses alone an infinite one would give 0 times infinity backwards, which is NaN.
     """
     is_used = broadcast(inputs.is_used, inputs.x)
+    ref_velocity = inputs.ref_velocity
+    if ref_velocity is not None:
+        ref_velocity = torch.where(is_used, ref_velocity, 0.0)
     return replace(
         inputs,
         x0=torch.where(is_used, inputs.x0, 0.0),
         x=torch.where(is_used, inputs.x, 0.0),
         velocity=torch.where(is_used, inputs.velocity, 0.0),
         old_velocity=torch.where(is_used, inputs.old_velocity, 0.0),
+        ref_velocity=ref_velocity,
         advantage=torch.where(inputs.is_used, inputs.advantage, 0.0),
     )
 

@@ -16,6 +16,8 @@ OWNED_BY_LOSSES = (
     "trust/masked_negative",
     "trust/delta",
     "trust/divergence_old",
+    "preference/margin",
+    "preference/accuracy",
 )
 """The glossary's metrics that losses return; all its others are logged by FlowRL itself."""
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowrl.algorithm import Algorithm, sampler_option
@@ -30,7 +30,9 @@ class ForwardObjective:
 
     The rollouts are those of an old policy, a second set of the trained weights that follows them.
     Every term is one sigma of the grid, for the samples that train on it; the noise that takes them
-    there is a function of seed, iteration, sample, optimizer step and sigma, whatever the batch.
+    there is a function of seed, iteration, sample, optimizer step and sigma, whatever the batch;
+    for a loss that compares the samples of a prompt, all of these have their first one's noise and
+    sigmas.
     """
 
     def __init__(self, context: Context) -> None:
@@ -81,6 +83,9 @@ class ForwardObjective:
             old_velocity=state,
             advantage=torch.ones(2),
             is_used=torch.ones(2, dtype=torch.bool),
+            ref_velocity=state,
+            group=torch.zeros(2, dtype=torch.long),
+            group_size=2,
         )
         require_declared(loss, loss(inputs))
 
@@ -130,8 +135,9 @@ class ForwardObjective:
         """Compute loss plus penalty of the samples that train on the grid's `index`-th sigma.
 
         Nothing is evaluated of the others. Both are means over the samples that train on it, times
-        their share of all samples times the number of terms over the number of sigmas that a sample
-        trains on: the mean over terms is then one over trained pairs of sample and sigma.
+        their share of all samples that may train times the number of terms over the number of
+        sigmas that a sample trains on: the mean over terms is then one over trained pairs of sample
+        and sigma. Where a loss compares samples, those that it could have selected count as 0.
         """
         rows = self.trained_rows(batch, index, num_optimizer_steps)
         # Where processes wait for each other a term may be asked for that none of the samples
@@ -145,14 +151,14 @@ class ForwardObjective:
         conditioning = batch.conditioned.conditioning(places)
         # The old policy comes first: its weights are swapped in place, which would break the graph
         # of a velocity that was computed before.
-        with torch.no_grad(), self.at_behaviour():
-            old_velocity = self.context.velocity(x, sigma, conditioning)
+        old_velocity = torch.full_like(x, torch.nan)
+        if self.loss.needs_old:
+            with torch.no_grad(), self.at_behaviour():
+                old_velocity = self.context.velocity(x, sigma, conditioning)
         velocity = self.context.velocity(x, sigma, conditioning)
-        beta = self.algorithm.penalty.beta
-        distance = None
-        if beta:
+        ref_velocity = None
+        if self.algorithm.needs_reference:
             ref_velocity = self.context.reference.velocity(x, sigma, conditioning)
-            distance = self.algorithm.penalty.of_velocities(velocity, ref_velocity).mean()
         if not rows:
             # A backward pass without a gradient.
             return LossOutput(torch.where(torch.zeros_like(x).bool(), velocity, 0.0).sum(), {})
@@ -164,13 +170,46 @@ class ForwardObjective:
             old_velocity=old_velocity,
             advantage=batch.advantage_at(index).index_select(0, places),
             is_used=batch.is_used.index_select(0, places),
+            ref_velocity=ref_velocity,
+            group=on_device(self.groups(batch)[asked], batch.is_used.device),
+            group_size=self._group_size(batch),
         )
-        output = self.loss(inputs)
-        metrics = output.metrics | {"trust/velocity_old": velocity_distance(inputs)}
-        total = with_penalty(output.loss, metrics, beta=beta, distance=distance)
-        share = len(rows) / len(batch.rows)
+        total = self._penalised(inputs)
+        share = len(rows) / self._num_candidates(batch)
         num_terms = self.num_terms(batch)
         return replace(total, loss=total.loss * (share * num_terms / self.num_trained()))
+
+    def _penalised(self, inputs: ForwardInputs) -> LossOutput:
+        """Compute the loss plus penalty of samples, with the distance from the old policy, where it
+        is evaluated, among the metrics.
+        """
+        output = self.loss(inputs)
+        metrics = output.metrics
+        if self.loss.needs_old:
+            metrics = metrics | {"trust/velocity_old": velocity_distance(inputs)}
+        penalty = self.algorithm.penalty
+        distance = None
+        if penalty.beta:
+            assert inputs.ref_velocity is not None
+            distance = penalty.of_velocities(inputs.velocity, inputs.ref_velocity).mean()
+        return with_penalty(output.loss, metrics, beta=penalty.beta, distance=distance)
+
+    def groups(self, batch: MicroBatch) -> Int[Tensor, "B"]:
+        """Return the prompts of a micro-batch's samples, by number, on the CPU."""
+        return torch.tensor([self.context.member(row)[0] for row in batch.rows])
+
+    def _group_size(self, batch: MicroBatch) -> int | None:
+        """Return the samples of each group, where the loss needs whole ones."""
+        if not self.loss.compares:
+            return None
+        return len(batch.rows) // len(self.groups(batch).unique())
+
+    def _num_candidates(self, batch: MicroBatch) -> int:
+        """Count the samples of a micro-batch that may train, whatever their advantages."""
+        group_size = self._group_size(batch)
+        if group_size is None:
+            return len(batch.rows)
+        return len(batch.rows) // group_size * self.loss.num_selected(group_size)
 
     def trained_rows(self, batch: MicroBatch, index: int, num_optimizer_steps: int) -> list[int]:
         """Return the places in a micro-batch of the samples that train on the `index`-th sigma."""
@@ -180,10 +219,18 @@ class ForwardObjective:
             self._chosen.clear()
         if batch.rows not in self._chosen:
             self._chosen[batch.rows] = self.is_trained(batch, num_optimizer_steps)
-        return self._chosen[batch.rows][:, index].nonzero().flatten().tolist()
+        chosen = self._chosen[batch.rows][:, index]
+        if self.loss.compares:
+            chosen = chosen & self._selected(batch, index)
+        return chosen.nonzero().flatten().tolist()
+
+    def _selected(self, batch: MicroBatch, index: int) -> Bool[Tensor, "B"]:
+        """Tell, on the CPU, which samples the loss selects by their advantages at a sigma."""
+        advantage = batch.advantage_at(index).cpu()
+        return self.loss.selected(advantage, group=self.groups(batch), is_used=batch.is_used.cpu())
 
     def is_trained(self, batch: MicroBatch, num_optimizer_steps: int) -> Bool[Tensor, "B K"]:
-        """Choose at random the sigmas that each sample trains on, the same whatever the batch."""
+        """Choose at random the sigmas that each sample may train on, whatever the batch."""
         every_row = range(len(batch.rows))
         step = CHOICE + num_optimizer_steps
         scores = self._draw(batch, every_row, [self.algorithm.num_steps], step)
@@ -211,9 +258,14 @@ class ForwardObjective:
             shape,
             seed=self.context.seed,
             iteration=batch.iteration,
-            samples=[self.context.member(batch.rows[place]) for place in places],
+            samples=[self._drawn_as(batch.rows[place]) for place in places],
             step=step,
         )
+
+    def _drawn_as(self, row: int) -> tuple[int, int]:
+        """Return the prompt and the place in its group of the sample whose noise a sample has."""
+        prompt, place = self.context.member(row)
+        return (prompt, 0) if self.loss.compares else (prompt, place)
 
     @torch.no_grad()
     def follow(self, num_optimizer_steps: int) -> None:

@@ -80,6 +80,18 @@ METHODS: Mapping[str, Method] = {
     "flowrl.losses.par.PAR": Method(
         "PAR", "exp(rho) (A - rho)^2 / 2, rho = elbo - old_elbo", _RETHINKING
     ),
+    "flowrl.losses.flow_dpo.FlowDPO": Method(
+        "Flow-DPO",
+        "-log sigmoid(-beta / 2 ((d_w - anchor_d_w) - (d_l - anchor_d_l))) of a pair, "
+        "d = mean (v - (eps - x0))^2",
+        "2501.13918",
+    ),
+    "flowrl.losses.dgpo.DGPO": Method(
+        "DGPO",
+        "sigmoid(beta / G sum over the group of A (d - anchor_d)) A d, the sigmoid without "
+        "gradient, d = mean (v - (eps - x0))^2",
+        "2510.08425",
+    ),
     "flowrl.losses.forward_dppo.ForwardDPPO": Method(
         "Forward DPPO",
         "-A exp(rho) where kept, 0 where dropped; dropped if w mean (v - old_v)^2 >= delta and "

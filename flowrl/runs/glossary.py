@@ -63,6 +63,12 @@ GLOSSARY: dict[str, str] = {
         "Mean w (v - old_v)^2 at noised samples, with the weight w of `loss.weighting`: what the "
         "mask compares with its threshold (Forward DPPO only)."
     ),
+    "preference/margin": (
+        "Mean by which preferred samples are fitted better than the anchor, beside those that they "
+        "are preferred to, times `loss.beta`: the logit of the loss's sigmoid (Flow-DPO, by pairs; "
+        "DGPO, by groups)."
+    ),
+    "preference/accuracy": "Share of these pairs or groups with a margin above 0.",
     "trust/tv_old_max": "The largest such total variation of the iteration.",
     "trust/ratio_std": (
         "Root mean square of the probability ratio minus 1 over all samples of a step and update, "

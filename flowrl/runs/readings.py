@@ -69,6 +69,14 @@ READINGS = {
         "Compare with `trust/delta`: far below it the mask drops nothing. A rise means larger "
         "updates, or an old policy that is left behind."
     ),
+    "preference/margin": (
+        "Rises from 0. Far above 3 the sigmoid is flat and little is learned: lower `loss.beta`. "
+        "Below 0.1 the loss is nearly linear, and the anchor holds nothing: raise it."
+    ),
+    "preference/accuracy": (
+        "At a half the policy has not taken up the preferences. Near 1 while the reward stands "
+        "still, it fits the pairs of the moment: lower the learning rate."
+    ),
     "trust/tv_old_max": "As `trust/kl_old_max`, as a probability.",
     "trust/ratio_std": (
         "Small against the clip range, a clip does nothing; far above it, the clip decides by "

@@ -64,9 +64,9 @@ class BareParts:
         ]
         # A loss on samples that are noised again asks the old policy too. Each sample trains on as
         # many sigmas as any other, on whichever of the grid.
-        self.has_old_policy = method.loss.kind == "forward"
+        self.has_old_policy = method.loss.needs_old
         trained: Sequence[int] = range(policy.objective.num_trained())
-        if not self.has_old_policy:
+        if method.loss.kind == "reverse":
             trained = method.trained.candidates(stochastic)
         self.trained_steps = [(sigmas[k], shares and k == first_noise) for k in trained]
 
@@ -110,8 +110,8 @@ class BareParts:
 
     @torch.no_grad()
     def reference(self) -> None:
-        """Evaluate the reference at trained steps, where there is a penalty."""
-        if self.policy.algorithm.penalty.beta:
+        """Evaluate the reference at trained steps, where penalty or loss need it."""
+        if self.policy.algorithm.needs_reference:
             for _ in range(self.num_micro_batches * self.policy.plan.inner_epochs):
                 for sigma, is_shared in self.trained_steps:
                     self.ref_field(self.x, sigma, is_shared)

@@ -50,7 +50,7 @@ def operations_per_row(parts: BareParts) -> dict[str, int]:
 def operations_of(parts: BareParts) -> dict[str, float]:
     """Count floating-point operations of each bare part of an iteration that runs a network."""
     trained = parts.trained_steps * parts.policy.plan.inner_epochs
-    has_reference = parts.policy.algorithm.penalty.beta != 0
+    has_reference = parts.policy.algorithm.needs_reference
     steps = {
         "rollout": parts.rollout_steps,
         "update": trained,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowrl.errors import UserError
+from flowrl.losses.protocol import Loss
 from flowrl.values.bounds import Count, Processes, Samples
 from flowrl.values.check import check_fields
 from flowrl.values.plural import counted
@@ -18,7 +19,8 @@ class BatchPlan:
     `inner_epochs`. Local and without effect on the result beyond rounding: `num_processes`,
     `max_micro_batch`. Samples are numbered prompt by prompt; update u takes the u-th contiguous
     part of them, process r the r-th part of that, and micro-batches are contiguous. Rollout and
-    updates share their micro-batches, so that a replay has the rollout's batch shape.
+    updates share their micro-batches, so that a replay has the rollout's batch shape. With
+    `has_whole_groups` no group is split over them.
     """
 
     prompts_per_iteration: Samples
@@ -27,6 +29,7 @@ class BatchPlan:
     inner_epochs: Samples
     max_micro_batch: Count
     num_processes: Processes
+    has_whole_groups: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "batch")
@@ -53,13 +56,34 @@ class BatchPlan:
                 f"batch.num_processes={self.num_processes}; make them equal"
             )
 
-    def require_whole_groups(self) -> None:
-        """Raise UserError unless each process holds whole groups in each update."""
+    def suited_to(self, loss: Loss) -> BatchPlan:
+        """Return the plan for a loss: of whole groups, if it compares the samples of a prompt.
+
+        Raises UserError where groups would be split, or are too small for the loss.
+        """
+        loss.num_selected(self.group_size)
+        return self.of_whole_groups() if loss.compares else self
+
+    def of_whole_groups(self) -> BatchPlan:
+        """Return the plan with micro-batches of whole groups, for a loss that compares the samples
+        of a prompt. Raises UserError where there can be none.
+        """
+        self.require_whole_groups("the loss compares the samples")
+        if self.max_micro_batch < self.group_size:
+            raise UserError(
+                f"batch.max_micro_batch={self.max_micro_batch}: the loss compares the samples of a "
+                f"prompt, so micro-batches hold all batch.group_size={self.group_size} of them; "
+                "raise the first or lower the second"
+            )
+        return replace(self, has_whole_groups=True)
+
+    def require_whole_groups(self, reason: str = "the reward compares the images") -> None:
+        """Raise UserError, with the reason, unless processes hold whole groups in each update."""
         num_shares = self.updates_per_iteration * self.num_processes
         if self.prompts_per_iteration % num_shares:
             raise UserError(
-                f"batch.prompts_per_iteration={self.prompts_per_iteration}: the reward compares "
-                "the images of a prompt, so these must not be split over "
+                f"batch.prompts_per_iteration={self.prompts_per_iteration}: {reason} of a prompt, "
+                "so these must not be split over "
                 f"batch.updates_per_iteration={self.updates_per_iteration} x {self.num_processes} "
                 f"processes; make it a multiple of {num_shares}"
             )
@@ -85,12 +109,18 @@ class BatchPlan:
 
     @property
     def micro_batch(self) -> int:
-        """The size of micro-batches: the largest divisor of a process's share of an update that
-        stays within `max_micro_batch`.
+        """The size of micro-batches: the largest divisor of a process's share of an update, by
+        whole groups if so, that stays within `max_micro_batch`.
+        """
+        return max(self.micro_batches_up_to(min(self.samples_per_process, self.max_micro_batch)))
+
+    def micro_batches_up_to(self, size: int) -> list[int]:
+        """List the sizes of micro-batches, of at most `size` samples, that a process's share of an
+        update may be divided into.
         """
         share = self.samples_per_process
-        sizes = range(1, min(share, self.max_micro_batch) + 1)
-        return max(size for size in sizes if share % size == 0)
+        step = self.group_size if self.has_whole_groups else 1
+        return [rows for rows in range(step, size + 1, step) if share % rows == 0]
 
     def updates(self, rank: int) -> list[list[range]]:
         """Return the micro-batches of process `rank`, for each optimizer step, as ranges of global

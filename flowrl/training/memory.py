@@ -67,6 +67,11 @@ def smaller_micro_batch(plan: BatchPlan) -> str:
             "micro-batches are of one sample, so set backend.gradient_checkpointing=true, or "
             "choose a smaller resolution or model"
         )
+    if plan.has_whole_groups and plan.micro_batch < 2 * plan.group_size:
+        return (
+            "micro-batches are of one group, which the loss compares, so set a smaller "
+            "batch.group_size or backend.gradient_checkpointing=true"
+        )
     return f"set batch.max_micro_batch={plan.micro_batch // 2}, which changes no result"
 
 

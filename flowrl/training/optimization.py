@@ -117,13 +117,16 @@ def _zero_of(policy: Policy) -> Tensor:
 
 
 def _terms(policy: Policy, update: Sequence[MicroBatch]) -> list[tuple[MicroBatch, int]]:
-    """List the terms of an update that need a pass, as micro-batches and numbers."""
+    """List the terms of an update that need a pass, as micro-batches and numbers, and one at least:
+    processes meet at their last one, and a loss may find nothing to train on.
+    """
     objective = policy.objective
     # Processes gather divided weights in every pass, so all of them make as many.
     needs_all = is_divided(policy.transformer)
     terms = [(batch, index) for batch in update for index in range(objective.num_terms(batch))]
     step = policy.num_optimizer_steps
-    return [term for term in terms if needs_all or objective.num_rows(*term, step)]
+    needed = [term for term in terms if needs_all or objective.num_rows(*term, step)]
+    return needed or terms[-1:]
 
 
 def _optimizer(policy: Policy) -> Optimizer:

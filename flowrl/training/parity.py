@@ -113,7 +113,7 @@ def _in_words(steps: Sequence[int]) -> str:
 def scales_of(method: Algorithm, evaluation_scale: float) -> list[float]:
     """Return the different guidance scales that a run draws, evaluates and penalises with."""
     scales = [method.guidance_scale, evaluation_scale]
-    if method.penalty.beta:
+    if method.needs_reference:
         scales.append(method.penalty.guidance_scale)
     return list(dict.fromkeys(scales))
 

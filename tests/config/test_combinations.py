@@ -26,7 +26,7 @@ NEEDED = {"guard": "flow_sde", "cps": "cps"}
 PATHS = (("data.prompts.path", "mine"), ("evaluation.sets.held_in.path", "others"))
 FORMS = {"cps": "unnormalised"}
 """The log-probability form that a loss's YAML brings along."""
-FORWARD = ("awm", "epg", "forward_dppo", "nft", "par", "pepg")
+FORWARD = ("awm", "dgpo", "epg", "flow_dpo", "forward_dppo", "nft", "par", "pepg")
 """Losses over samples that are noised again."""
 
 

@@ -84,9 +84,9 @@ def test_an_unknown_key_fails_and_is_named(override):
     [
         (
             "loss=dpoo",
-            "loss=dpoo: no such option (did you mean 'dppo'?); choose one of awm, cppo, cps, dppo",
+            "loss=dpoo: no such option (did you mean 'dppo'?); choose one of awm, cppo, cps, dgpo",
         ),
-        ("loss=zzzz", "loss=zzzz: no such option; choose one of awm, cppo, cps, dppo"),
+        ("loss=zzzz", "loss=zzzz: no such option; choose one of awm, cppo, cps, dgpo"),
         ("model=sd35", "model=sd35: no such option (did you mean 'sd35_large' or 'sd35_medium'?)"),
         ("lr=1e-4", "lr: unknown configuration key (did you mean 'optimizer.lr'?)"),
         (

@@ -198,6 +198,8 @@ NEEDED = {
     "epg": ("sampler=ode", "penalty=velocity"),
     "par": ("sampler=ode", "penalty=velocity"),
     "forward_dppo": ("sampler=ode", "penalty=velocity"),
+    "flow_dpo": ("sampler=ode",),
+    "dgpo": ("sampler=ode", "penalty=velocity"),
 }
 SKIPPED = ("hydra/launcher", "hydra/sweeper", "experiment", "experiment/base", "debug")
 """Hydra's own, and groups that only choose among the others."""

@@ -8,7 +8,9 @@ import pytest
 import torch
 from each_loss import (
     ADVANTAGES,
+    BY_RANK,
     FAR,
+    GROUP_SIZE,
     NEAR,
     OPTIONS,
     Samples,
@@ -104,7 +106,7 @@ def plain_direction(algorithm, samples):
 
 def test_the_first_gradient_is_the_policy_gradient(algorithm):
     """At the rollout's weights it points along -A grad log p for every sample, and nothing is
-    held back; twice the advantage is twice the gradient.
+    held back; twice the advantage is twice the gradient, or the same for a loss that ranks.
 
     Mutation: a flipped sign, a mask that drops what is equal, or an advantage that is squared.
     """
@@ -118,7 +120,8 @@ def test_the_first_gradient_is_the_policy_gradient(algorithm):
     assert not any(masked)
     half = tuple(value / 2 for value in ADVANTAGES)
     _, smaller = output_of(algorithm, draw(0.0, half))
-    torch.testing.assert_close(gradient, 2 * smaller, rtol=1e-9, atol=1e-15)
+    factor = 1 if algorithm.loss.name in BY_RANK else 2
+    torch.testing.assert_close(gradient, factor * smaller, rtol=1e-9, atol=1e-15)
 
 
 def test_without_an_advantage_nothing_pulls_away_from_the_rollouts_policy(algorithm):
@@ -147,24 +150,28 @@ def test_the_order_of_samples_does_not_matter(algorithm, distance):
 
 @distances
 def test_micro_batches_add_up(algorithm, distance):
-    """The loss and its metrics are means over samples. Mutation: a sum, or a mean over those that
-    were kept.
+    """The loss and its metrics are means over samples; micro-batches of a loss that compares them
+    hold whole groups. Mutation: a sum, or a mean over those that were kept.
     """
     samples = draw(distance)
     whole, gradient = output_of(algorithm, samples)
-    pieces = [output_of(algorithm, samples[rows]) for rows in (slice(0, 1), slice(1, 4))]
+    cut = GROUP_SIZE if algorithm.loss.compares else 1
+    pieces = [output_of(algorithm, samples[rows]) for rows in (slice(0, cut), slice(cut, 4))]
     (first, left), (second, right) = pieces
-    mean = 0.25 * first.loss + 0.75 * second.loss
+    part, rest = cut / 4, 1 - cut / 4
+    mean = part * first.loss + rest * second.loss
     torch.testing.assert_close(mean, whole.loss, rtol=1e-12, atol=1e-14)
-    together = torch.cat([0.25 * left, 0.75 * right])
+    together = torch.cat([part * left, rest * right])
     torch.testing.assert_close(together, gradient, rtol=1e-10, atol=1e-15)
     a, b = numbers(first), numbers(second)
-    mixed = {name: 0.25 * a[name] + 0.75 * b[name] for name in a}
+    mixed = {name: part * a[name] + rest * b[name] for name in a}
     assert mixed == pytest.approx(numbers(whole), rel=1e-6)
 
 
 def test_advantages_are_clipped(algorithm):
     """Beyond the bound all count alike. Mutation: drop the clip, or clip one side."""
+    if algorithm.loss.name in BY_RANK:
+        return
     bound = algorithm.loss.advantage_clip
     far = draw(NEAR, (3 * bound, -2 * bound, 1.0, -40 * bound))
     near = draw(NEAR, (bound, -bound, 1.0, -bound))
@@ -175,6 +182,8 @@ def test_advantages_are_clipped(algorithm):
 @pytest.mark.parametrize("value", [0.0, -5.0, math.nan])
 def test_advantages_keep_their_sign(algorithm, value):
     """A bound of -5 would make every advantage -5, and 0 every one 0. Mutation: drop the check."""
+    if algorithm.loss.name in BY_RANK:
+        return
     with pytest.raises(ValueError, match=f"loss.advantage_clip={value} must be a number above 0"):
         dataclasses.replace(algorithm.loss, advantage_clip=value)
 

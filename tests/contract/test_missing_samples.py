@@ -37,11 +37,11 @@ def test_what_is_not_used_is_zero_before_a_loss_computes(broken):
     """Every tensor of it, and nothing else, so that a loss of one's own needs no mask. Mutation:
     leave one of them as it is.
     """
-    algorithm = method("nft")
+    algorithm = method("flow_dpo")
     spoiled, _ = spoiled_forward(algorithm, draw(0.1), 1, broken)
     used = keep_used(spoiled)
     others = torch.tensor([0, 2, 3])
-    for name in ("x0", "x", "velocity", "old_velocity", "advantage"):
+    for name in ("x0", "x", "velocity", "old_velocity", "ref_velocity", "advantage"):
         assert not getattr(used, name)[1].any(), name
         assert torch.equal(getattr(used, name)[others], getattr(spoiled, name)[others])
 
@@ -68,7 +68,10 @@ def spoiled_forward(algorithm, samples, lost, broken):
     is_used = torch.arange(len(samples.x0)) != lost
     inputs = inputs_of(algorithm, samples, is_used)
     changes = {}
-    for name in ("x0", "x", "velocity", "old_velocity", "advantage"):
+    names = ["x0", "x", "velocity", "old_velocity", "advantage"]
+    if inputs.ref_velocity is not None:
+        names.append("ref_velocity")
+    for name in names:
         changes[name] = getattr(inputs, name).detach().clone()
         changes[name][lost] = broken
     velocity = changes["velocity"].requires_grad_()

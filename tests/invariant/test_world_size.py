@@ -83,3 +83,19 @@ def test_processes_hold_one_threshold():
         2, "loss.delta=auto", "loss.kl_budget=1e-5", "batch.inner_epochs=2", "num_iterations=2"
     )
     assert one.delta == two.delta != 0
+
+
+PAIRS = ("loss=flow_dpo", "sampler=ode", "num_iterations=2")
+
+
+def test_processes_may_hold_different_numbers_of_pairs():
+    """Each has the groups of two prompts whole, and those with equal rewards no pair.
+
+    Mutation: pairs of a process's own statistics, or a process that makes no backward pass.
+    """
+    one = run(1, *PAIRS)[0]
+    two = run(2, *PAIRS)
+    assert_equal_runs(two, one)
+    assert {own.num_reduces for own in two} == {one.num_optimizer_steps} == {4}
+    for ours, theirs in zip(two[0].metrics, one.metrics, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)

@@ -41,6 +41,7 @@ METHODS = {
     "pepg": ((*NOISED, "loss=pepg", "loss.advantage_clip=1.0"), 0.015),
     "epg": ((*NOISED, "loss=epg", "loss.advantage_clip=1.0"), 0.03),
     "forward_dppo": ((*NOISED, "loss=forward_dppo"), 0.025),
+    "flow_dpo": ((*NOISED, "loss=flow_dpo", "loss.beta=30"), 0.015),
 }
 """Overrides, for methods on noised samples at the sizes of experiments/methods, and the margin.
 

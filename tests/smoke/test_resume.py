@@ -221,6 +221,7 @@ def test_a_resumed_run_is_the_run_it_was(tmp_path):
     "method",
     [
         ("loss=nft", "sampler=ode"),
+        ("loss=dgpo", "sampler=ode", "penalty=velocity"),
         ("loss.delta=auto", "loss.kl_budget=1e-7", "batch.inner_epochs=2"),
         ("loss.final_delta=1e-7",),
         ("tuning=full", "trainer=fsdp", "trainer.accelerator=cpu", "num_threads=1"),

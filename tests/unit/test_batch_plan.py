@@ -1,6 +1,8 @@
 import pytest
 
+from flowrl.errors import UserError
 from flowrl.training.batch_plan import BatchPlan
+from flowrl.training.memory import smaller_micro_batch
 
 BASE = {
     "prompts_per_iteration": 4,
@@ -59,3 +61,42 @@ def test_impossible_plans_are_named(change, message):
     """Mutation: drop a bound, or round the split down."""
     with pytest.raises(ValueError, match=message):
         BatchPlan(**BASE | change)
+
+
+WHOLE = {"prompts_per_iteration": 24, "group_size": 6, "updates_per_iteration": 2}
+
+
+@pytest.mark.parametrize(
+    ("max_micro_batch", "size"), [(6, 6), (11, 6), (12, 12), (23, 18), (35, 18), (36, 36), (99, 36)]
+)
+def test_whole_groups_are_not_split(max_micro_batch, size):
+    """Six groups of six in a process's share of an update: micro-batches of 1, 2, 3 or 6 of them.
+
+    Mutation: divide the samples, or start at another multiple.
+    """
+    plan = BatchPlan(**BASE | WHOLE | {"max_micro_batch": max_micro_batch}).of_whole_groups()
+    assert plan.micro_batch == size
+    for rank in (0, 1):
+        for update in plan.updates(rank):
+            assert all(rows.start % 6 == 0 and len(rows) == size for rows in update)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_micro_batch": 5}, "batch.max_micro_batch=5: the loss compares .*group_size=6"),
+        ({"prompts_per_iteration": 6}, "the loss compares the samples of a prompt.*multiple of 4"),
+    ],
+)
+def test_groups_that_would_be_split_are_refused(change, message):
+    """Mutation: drop either check."""
+    plan = BatchPlan(**BASE | WHOLE | {"max_micro_batch": 6} | change)
+    with pytest.raises(UserError, match=message):
+        plan.of_whole_groups()
+
+
+def test_what_is_too_large_for_the_device_may_be_halved_while_groups_stay_whole():
+    """Mutation: advise a micro-batch that cannot hold a group."""
+    for size, told in ((12, "batch.max_micro_batch=6"), (6, "smaller batch.group_size")):
+        plan = BatchPlan(**BASE | WHOLE | {"max_micro_batch": size}).of_whole_groups()
+        assert told in smaller_micro_batch(plan)

@@ -88,3 +88,11 @@ def test_one_rating_stands_for_all_gpus():
     assert plan_memory.paces((24, 80), None, (0.2,), None) == [None, None]
     paces = plan_memory.paces((24, 80), (165.0, 990.0), (0.2,), (0.4,))
     assert paces == [Pace(165.0, (0.2,), 0.4), Pace(990.0, (0.2,), 0.4)]
+
+
+def test_micro_batches_of_a_loss_that_compares_hold_whole_groups():
+    """A process's 30 samples of an update are three groups of ten. Mutation: list all divisors."""
+    counted = Counted()
+    assert counted.micro_batches() == [1, 2, 3, 5, 6, 10, 15, 30]
+    counted.plan = counted.plan.of_whole_groups()
+    assert counted.micro_batches() == [10, 30]
