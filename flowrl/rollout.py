@@ -39,9 +39,9 @@ def rollout(
     """Sample from noise `x` to data; `stochastic` steps use `sampler` and `noise(k)`, the others
     the Euler ODE, or `sampler` itself where it is deterministic.
 
-    Only the states of `trained` steps are kept, which are stochastic ones; None keeps all of these.
-    With no such step the trajectory holds `x0` alone. With `shares_start` the rows of a group begin
-    equal, and stay so until the first noise is drawn.
+    Only the states of `trained` steps are kept; None keeps those of the stochastic ones. The mean
+    of a deterministic step is the next state. With no step kept the trajectory holds `x0` alone.
+    With `shares_start` the rows of a group begin equal, and stay so until the first noise is drawn.
     """
     kept_steps = tuple(sorted(stochastic if trained is None else trained))
     solver = sampler if isinstance(sampler, Solver) else ODE()
@@ -52,7 +52,10 @@ def rollout(
         is_shared = shares_start and k <= first_noise
         v = velocity(x, interval.sigma, is_shared)
         if k not in stochastic:
-            x, history = solver.advance(x, v, interval, history)
+            x_next, history = solver.advance(x, v, interval, history)
+            if k in kept_steps:
+                trained_steps.append((x, x_next, x_next))
+            x = x_next
             continue
         step = sampler.step(x, v, interval)
         x_next = step.sample(noise(k).to(x))

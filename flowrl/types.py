@@ -115,7 +115,8 @@ class Prompt:
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """A rollout of B samples: final latents, and the states of its T trained steps, which are
-    stochastic ones that any of its samples may train on.
+    stochastic ones that any of its samples may train on; or that of the one deterministic step from
+    which a direct loss goes on once more, whose mean is the next state.
 
     `old_mean` is kept in float32: in bfloat16 its rounding alone gives divergences of 3e-6 to 1e-5.
     `shares_start` says that samples of one group are equal in the state of the first trained step:
@@ -255,6 +256,19 @@ class ForwardInputs:
     ref_velocity: Float[Tensor, "B *X"] | None = None
     group: Int[Tensor, "B"] | None = None
     group_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DirectInputs:
+    """All that a direct loss may look at: the rewards of B samples, with a graph that leads through
+    the scorer, the autoencoder and steps of the rollout to the trained weights.
+
+    `is_used` is False for a sample that has no score of its own: it counts in the mean and gives no
+    gradient, whatever its reward is.
+    """
+
+    reward: Float[Tensor, "B"]
+    is_used: Bool[Tensor, "B"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,12 @@ from flowrl.objectives import check_method
 from flowrl.objectives.reverse import loss_inputs
 from flowrl.types import ForwardInputs, Trajectory
 
-OPTIONS = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
+EVERY = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
+DIRECT = ("draft",)
+"""Losses of rewards, which see neither advantages nor velocities; tests/unit/test_draft.py has
+theirs.
+"""
+OPTIONS = [option for option in EVERY if option not in DIRECT]
 SAMPLERS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
 VARIANTS = {
     "awm": (

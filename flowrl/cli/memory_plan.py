@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flowrl.algorithm import Algorithm
 from flowrl.cli.plan_costs import Costs, Work
+from flowrl.cli.plan_direct import draw_with_graph
 from flowrl.cli.plan_division import Gathered, can_be_divided, count_gathered
 from flowrl.launch.checks import (
     check_division,
@@ -28,13 +29,14 @@ from flowrl.launch.checks import (
     has_8_bits,
     has_replicas,
 )
+from flowrl.models.backend import recompute_blocks
 from flowrl.models.experts import networks_of
 from flowrl.models.loading import EMBEDDED, META, resolve
 from flowrl.models.meta_memory import flops_of, peak_of, size, step_at_once, tokens_of
 from flowrl.models.published import text_parameters
 from flowrl.models.quantization import QuantizedLinear
 from flowrl.models.weights import DTYPES
-from flowrl.objectives import check_method, num_trained, stochastic_steps
+from flowrl.objectives import check_method, num_kept, num_trained, stochastic_steps
 from flowrl.rewards.parameters import ScorerNetwork, networks_of_reward
 from flowrl.training import eight_bits
 from flowrl.training.batch_plan import BatchPlan
@@ -67,7 +69,7 @@ class Plan:
         self.is_checkpointed: bool = cfg.backend.gradient_checkpointing
         self.ref_scale = self.method.penalty.guidance_scale if self.method.needs_reference else None
         self.stochastic = stochastic_steps(self.method, iteration=0, seed=0, prompt=0)
-        self.num_kept = len(self.method.trained.candidates(self.stochastic))
+        self.num_kept = num_kept(self.method)
         self.slices = cfg.backend.slice_decoding
         self.parts = self.plan.num_processes if divides_weights(cfg) else 1
         self.trained = self.tuning.parameters()
@@ -167,24 +169,21 @@ class Plan:
         if is_checkpointed is None or is_checkpointed == self.is_checkpointed:
             yield
             return
-        self._recompute_blocks(is_checkpointed)
+        recompute_blocks(self.model, is_checkpointed)
         try:
             yield
         finally:
-            self._recompute_blocks(self.is_checkpointed)
-
-    def _recompute_blocks(self, is_on: bool) -> None:
-        if is_on:
-            self.model.transformer.enable_gradient_checkpointing()
-        else:
-            self.model.transformer.disable_gradient_checkpointing()
+            recompute_blocks(self.model, self.is_checkpointed)
 
     def update(self, x: Tensor, embeddings: Conditioning) -> None:
         """Make the passes of one term of an update, forwards and backwards."""
-        velocity = self.model.velocity(x, 0.5, embeddings, self.method.guidance_scale)
+        if self.method.loss.kind == "direct":
+            outcome = draw_with_graph(self, x, embeddings)
+        else:
+            outcome = self.model.velocity(x, 0.5, embeddings, self.method.guidance_scale)
         if self.ref_scale is not None:
             self.look(x, embeddings, self.ref_scale, self.aside_for_ref)
-        velocity.square().mean().backward()
+        outcome.square().mean().backward()
 
     def drawing(self, rows: int) -> tuple[int, int]:
         """Count a rollout's pass and the decoding of so many rows, once: whether blocks are
@@ -239,9 +238,10 @@ class Plan:
     @property
     def num_terms(self) -> int:
         """Return the number of an update's terms that a sample passes through in each inner epoch:
-        the sigmas that it trains on, or every step that some row of its micro-batch trains on.
+        the sigmas or ways to the data that it trains on, or every step that some row of its
+        micro-batch trains on.
         """
-        if self.method.loss.kind == "forward":
+        if self.method.loss.kind != "reverse":
             return num_trained(self.method, seed=self.cfg.seed)
         return self.num_kept
 

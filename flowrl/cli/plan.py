@@ -13,7 +13,9 @@ minutes.
 The networks are built on PyTorch's meta device and run there, forwards and backwards as a run
 would; what each operation allocates and frees is counted, with attention as a fused kernel keeps
 it. Kernels' own workspace is not counted, so a share of the GPU is kept free. Of scorers the
-weights are counted, where their networks are known, and not their passes. trainer=ddp adds the
+weights are counted, where their networks are known, and not their passes: with loss=draft, whose
+gradients go through decoding and the scorer, an update takes more than the table says by what the
+scorer keeps. trainer=ddp adds the
 buckets of its reduction; trainer=fsdp divides weights, gradients and optimizer state over
 `batch.num_processes` and makes blocks whole for a pass, of which an upper bound is counted.
 
@@ -128,6 +130,8 @@ def print_weights(plan: Plan, gpus: Sequence[float]) -> None:
     for network in plan.scorers:
         if network.num_parameters is None:
             print(f"  not counted: {network.name}, of reward")
+    if plan.method.loss.kind == "direct":
+        print("  not counted: what the scorer keeps in updates, through which gradients go")
     encoders = plan.text_encoders()
     if encoders is not None:
         note = "dropped; the networks above come after"

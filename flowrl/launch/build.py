@@ -15,6 +15,7 @@ from flowrl.algorithm import Algorithm
 from flowrl.errors import UserError
 from flowrl.evaluation.evaluator import Evaluator
 from flowrl.launch.checks import check_division, check_floor, check_optimizer, check_rules
+from flowrl.launch.gradients import check_gradients, check_single
 from flowrl.launch.interrupts import heed_swallowed
 from flowrl.launch.networks import check_networks
 from flowrl.launch.pictured import check_model_of_prompts
@@ -29,6 +30,7 @@ from flowrl.rewards.protocol import asks_for_whole_groups
 from flowrl.schedule import PipelineGrid
 from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.floor import Floor
+from flowrl.training.graph import require_graph
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptData
 from flowrl.training.reference import ReferenceModule
@@ -84,6 +86,7 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     algorithm.loss.check_updates(num_updates)
     check_services(cfg.reward)
     check_networks(cfg, recipe)
+    check_gradients(cfg, algorithm.loss)
     return Prepared(algorithm, plan, recipe, ema, data, evaluator, max_grad_norm)
 
 
@@ -130,6 +133,9 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
         check_method(algorithm)  # again, now that its sigmas are known
     prepared.recipe.check_layers(model.transformer)
     check_division(cfg, model.transformer)
+    if algorithm.loss.kind == "direct":
+        check_single(algorithm.loss, model.transformer)
+        require_graph(model)
     tuning = prepared.recipe.attach(model.transformer, cfg.seed)
     reference = ReferenceModule(
         model=model, tuning=tuning, guidance_scale=algorithm.penalty.guidance_scale

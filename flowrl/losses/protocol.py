@@ -1,7 +1,10 @@
-"""The contract of a loss: over stochastic steps that are replayed, or over samples noised again."""
+"""The contract of a loss: over stochastic steps that are replayed, over samples noised again, or
+over rewards whose gradient is taken.
+"""
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,16 +14,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowrl.types import ForwardInputs, LogProbForm, LossInputs, LossOutput, Reduction
-from flowrl.values.bounds import Natural, NonNegative, Share
+from flowrl.types import (
+    DirectInputs,
+    ForwardInputs,
+    LogProbForm,
+    LossInputs,
+    LossOutput,
+    Reduction,
+)
+from flowrl.values.bounds import Natural, NonNegative, Repeats, Share, StepCount
 from flowrl.values.check import check_fields
 from flowrl.values.portion import portion
 
-Kind = Literal["reverse", "forward"]
+Kind = Literal["reverse", "forward", "direct"]
 
 
 class Loss:
-    """The part of the contract that losses of both kinds share.
+    """The part of the contract that losses of all kinds share.
 
     A loss is a dataclass whose fields are the options of its YAML file, and a call of it changes
     nothing: before the first rollout it is called on made-up samples. It may state what it needs
@@ -29,7 +39,7 @@ class Loss:
     """
 
     kind: ClassVar[Kind]
-    """The objective that evaluates the loss: that of a ReverseLoss or of a ForwardLoss."""
+    """The objective that evaluates the loss: that of a ReverseLoss, ForwardLoss or DirectLoss."""
 
     name: ClassVar[str]
     """The option of `loss=` that messages name."""
@@ -156,3 +166,37 @@ class ForwardLoss(Loss, ABC):
         rounded down, at least one.
         """
         return portion(num_steps, self.fraction)
+
+
+@dataclass(kw_only=True)
+class DirectLoss(Loss, ABC):
+    """A loss of the rewards themselves, whose gradient goes through the scorer, the autoencoder and
+    the last steps of a deterministic rollout, each evaluated once more.
+
+    With `path` steps the gradient goes through all of the `last_steps` steps. With jump it goes
+    through a single one of these, drawn anew each iteration, and from there straight to the
+    estimate x - sigma v of the data, which the scorer sees in place of the sample. Beside that,
+    each sample is noised again `num_noises` times to the last step's sigma, and comes back from
+    there in one step.
+    """
+
+    kind: ClassVar[Kind] = "direct"
+
+    last_steps: StepCount
+    path: Literal["steps", "jump"]
+    num_noises: Repeats
+
+    def __post_init__(self) -> None:
+        check_fields(self, "loss")
+
+    @abstractmethod
+    def __call__(self, inputs: DirectInputs) -> LossOutput:
+        """Compute the loss, a mean over all B samples, and its metrics."""
+
+    def first_step(self, num_steps: int, *, iteration: int, seed: int) -> int:
+        """Return the number of the first step, of a grid of `num_steps`, that has a gradient."""
+        first = num_steps - self.last_steps
+        if self.path == "steps":
+            return first
+        rng = random.Random(f"direct {seed} {iteration}")
+        return first + rng.randrange(self.last_steps)

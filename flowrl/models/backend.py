@@ -42,8 +42,9 @@ IS_ALLOWED: Mapping[str, Callable[[], bool]] = {
 class Backend:
     """Options of diffusers' networks.
 
-    `gradient_checkpointing` recomputes the transformer's blocks in backward passes; without
-    gradients, in rollouts, it is off by itself. `attention` is one of diffusers' attention
+    `gradient_checkpointing` recomputes the transformer's blocks in backward passes, and the
+    autoencoder's where gradients go through it; without gradients, in rollouts, it is off by
+    itself. `attention` is one of diffusers' attention
     backends, null PyTorch's own choice; a network that always uses PyTorch's takes those that are
     kernels of PyTorch's, and then all attention of the process is computed by it. `compile`
     compiles each of the transformer's blocks in place, so that no weight changes its name.
@@ -66,7 +67,7 @@ class Backend:
         # Another model of this process may have asked for one kernel.
         _allow_kernels(KERNELS)
         if self.gradient_checkpointing:
-            _switch_on("gradient_checkpointing", transformer.enable_gradient_checkpointing)
+            _switch_on("gradient_checkpointing", lambda: recompute_blocks(model, True))
         networks = networks_of(transformer).values()
         if self.attention is not None:
             for network in networks:
@@ -103,6 +104,21 @@ class Backend:
         except (ValueError, RuntimeError, ImportError) as error:
             reason = first_line(error)
             raise UserError(f"backend.attention={attention} cannot be used: {reason}") from error
+
+
+def recompute_blocks(model: FlowModel, is_on: bool) -> None:
+    """Let backward passes recompute the blocks of the transformer, and those of an autoencoder that
+    can: only a loss of kind direct passes gradients through decoding. Raises ValueError for a
+    transformer that cannot.
+    """
+    networks: list[Any] = [model.transformer]
+    if getattr(model.vae, "_supports_gradient_checkpointing", False):
+        networks.append(model.vae)
+    for network in networks:
+        if is_on:
+            network.enable_gradient_checkpointing()
+        else:
+            network.disable_gradient_checkpointing()
 
 
 def variants(transformer: Any) -> Iterator[tuple[str, AbstractContextManager[None]]]:

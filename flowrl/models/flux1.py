@@ -131,4 +131,7 @@ class Flux1:
 
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        return self.decode_with_graph(x0)
+
+    def decode_with_graph(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         return to_images(unscale(x0, self.vae), self.vae)

@@ -112,8 +112,12 @@ class Flux2Klein:
 
         return classifier_free(forward, x, conditioning, guidance_scale)
 
+    @torch.no_grad()
     def decode(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        return _decode(x0, self.vae)
+        return self.decode_with_graph(x0)
+
+    def decode_with_graph(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        return to_images(denormalise(x0, self.vae), self.vae)
 
 
 class Flux2Dev:
@@ -186,8 +190,12 @@ class Flux2Dev:
     ) -> Float[Tensor, "B C h w"]:
         return _velocity(self.transformer, x, sigma, conditioning, guidance_scale)
 
+    @torch.no_grad()
     def decode(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        return _decode(x0, self.vae)
+        return self.decode_with_graph(x0)
+
+    def decode_with_graph(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        return to_images(denormalise(x0, self.vae), self.vae)
 
 
 def _message(role: str, text: str) -> dict[str, Any]:
@@ -239,11 +247,6 @@ def _velocity(
         return_dict=False,
     )[0]
     return unpack(output.float(), size)
-
-
-@torch.no_grad()
-def _decode(x0: Tensor, vae: Any) -> Tensor:
-    return to_images(denormalise(x0, vae), vae)
 
 
 def denormalise(x: Float[Tensor, "B C h w"], vae: Any) -> Float[Tensor, "B C h w"]:

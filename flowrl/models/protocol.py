@@ -88,3 +88,16 @@ class FlowModel(TextModel, Protocol):
         above 1; in [0, 1], float32.
         """
         ...
+
+
+@runtime_checkable
+class DecodesWithGraph(FlowModel, Protocol):
+    """A base model that a loss of kind direct can train, since gradients go through its
+    autoencoder.
+    """
+
+    def decode_with_graph(self, x0: Float[Tensor, "B *X"]) -> Float[Tensor, "B *F 3 H W"]:
+        """Decode as `decode` does, and keep the graph from x0 to the images where autograd is on.
+        Where an image is cut off at 0 or 1, its gradient is 0.
+        """
+        ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flowrl.algorithm import Algorithm
 from flowrl.errors import UserError
 from flowrl.losses.protocol import Loss
+from flowrl.objectives.direct import DirectObjective
 from flowrl.objectives.forward import ForwardObjective
 from flowrl.objectives.protocol import Objective
 from flowrl.objectives.reverse import ReverseObjective
@@ -12,6 +13,7 @@ from flowrl.objectives.reverse import ReverseObjective
 OBJECTIVES: dict[str, type[Objective]] = {
     "reverse": ReverseObjective,
     "forward": ForwardObjective,
+    "direct": DirectObjective,
 }
 """The objective that evaluates losses of each kind."""
 
@@ -21,7 +23,7 @@ def check_method(algorithm: Algorithm) -> None:
     loss: object = algorithm.loss
     if not isinstance(loss, Loss) or getattr(loss, "kind", None) not in OBJECTIVES:
         raise UserError(
-            f"loss={type(loss).__name__} is no ReverseLoss or ForwardLoss of "
+            f"loss={type(loss).__name__} is no ReverseLoss, ForwardLoss or DirectLoss of "
             "flowrl.losses.protocol; a function that was a loss becomes the __call__ of one"
         )
     if not isinstance(getattr(loss, "name", None), str):
@@ -32,6 +34,14 @@ def check_method(algorithm: Algorithm) -> None:
 def num_trained(algorithm: Algorithm, *, seed: int) -> int:
     """Count the steps or sigmas that each sample trains on in the first iteration."""
     return OBJECTIVES[algorithm.loss.kind].num_trained_of(algorithm, seed=seed)
+
+
+def num_kept(algorithm: Algorithm) -> int:
+    """Count the steps of a rollout whose states are kept, in the first iteration."""
+    if algorithm.loss.kind == "direct":
+        return 1
+    stochastic = stochastic_steps(algorithm, iteration=0, seed=0, prompt=0)
+    return len(algorithm.trained.candidates(stochastic))
 
 
 def stochastic_steps(

@@ -102,6 +102,9 @@ class ForwardObjective:
     def stochastic_steps(self, iteration: int, prompt: int) -> tuple[int, ...]:
         return ()
 
+    def kept_steps(self, stochastic: tuple[int, ...], iteration: int) -> tuple[int, ...]:
+        return ()
+
     @staticmethod
     def num_trained_of(algorithm: Algorithm, *, seed: int) -> int:
         """Count the sigmas that a method trains each sample on."""

@@ -16,7 +16,7 @@ from flowrl.objectives.micro_batch import ConditionedRows, ConditionedVelocity, 
 from flowrl.samplers.protocol import Sampler
 from flowrl.schedule import Interval
 from flowrl.tuning.protocol import Tuning
-from flowrl.types import Conditioning, LossOutput, Trajectory
+from flowrl.types import Conditioning, LossOutput, Prompt, Trajectory
 
 
 class Reference(Protocol):
@@ -47,10 +47,17 @@ class Context:
     `velocity` is the current policy's. `latent_shape` is X of one sample. Random choices are a
     function of `seed`, iteration and `member(row)`, a sample's prompt and its place in the group.
     `gate_tolerance` bounds the drift that the gate allows.
+
+    `decode` and `score` are the model's decoding and the reward, both with a graph; each raises
+    UserError where there is none. `recomputes` tells whether backward passes are to recompute what
+    they need, in place of keeping it.
     """
 
     algorithm: Algorithm
     velocity: ConditionedVelocity
+    decode: Callable[[Float[Tensor, "B *X"]], Float[Tensor, "B *F 3 H W"]]
+    score: Callable[[Float[Tensor, "B *F 3 H W"], Sequence[Prompt]], Float[Tensor, "B"]]
+    recomputes: Callable[[], bool]
     reference: Reference
     tuning: Tuning
     latent_shape: tuple[int, ...]
@@ -60,7 +67,9 @@ class Context:
 
 
 class Objective(Protocol):
-    """One way to train on rollouts: over their stochastic steps, or over their samples noised."""
+    """One way to train on rollouts: over their stochastic steps, over their samples noised again,
+    or through their last steps.
+    """
 
     def __init__(self, context: Context) -> None: ...
 
@@ -89,6 +98,12 @@ class Objective(Protocol):
 
     def stochastic_steps(self, iteration: int, prompt: int) -> tuple[int, ...]:
         """Choose the stochastic steps of the rollouts of an iteration's `prompt`-th prompt."""
+        ...
+
+    def kept_steps(self, stochastic: tuple[int, ...], iteration: int) -> tuple[int, ...]:
+        """Return the steps of an iteration's rollouts, of which these are stochastic, whose states
+        are kept.
+        """
         ...
 
     def num_trained(self) -> int:

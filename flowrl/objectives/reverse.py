@@ -122,6 +122,9 @@ class ReverseObjective:
         seed = self.context.seed
         return self.steps_of(self.algorithm, iteration=iteration, seed=seed, prompt=prompt)
 
+    def kept_steps(self, stochastic: tuple[int, ...], iteration: int) -> tuple[int, ...]:
+        return self.algorithm.trained.candidates(stochastic)
+
     @staticmethod
     def num_trained_of(algorithm: Algorithm, *, seed: int) -> int:
         """Count the steps that a method trains each sample on in the first iteration."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from flowrl.errors import UserError
 from flowrl.rewards.clip import CLIP
@@ -63,7 +64,15 @@ class Aesthetic(CLIP):
     part_names = ()
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        features = self.image_features(images)  # [B, D], of length 1 as in training
+        return all_valid(self._predict(self.image_features(images)).cpu())
+
+    def score_with_graph(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, "B"]:
+        return self._predict(self.image_features_with_graph(images))
+
+    def _predict(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B"]:
+        """Return the predictor's score of features of length 1, as in its training."""
         for layer in self.layers.values():
             features = layer(features)
-        return all_valid(features[:, 0].cpu())
+        return features[:, 0]

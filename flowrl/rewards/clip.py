@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torchvision.transforms.functional import center_crop
 from transformers import CLIPModel, CLIPProcessor
 
 from flowrl.models.weights import DTYPES
+from flowrl.rewards.differentiable import normalise, resize
 from flowrl.rewards.images import batches, to_pictures
 from flowrl.rewards.loading import load_pretrained
 from flowrl.rewards.protocol import Images
@@ -64,12 +66,33 @@ class CLIP(nn.Module):
         features = []
         for rows in batches(len(pictures), self.batch_size):
             inputs = process(pictures[rows], return_tensors="pt")
-            pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
-            output = self.model.get_image_features(pixel_values=pixels)
-            # With the projection: [B, D].
-            features.append(output.pooler_output.float())
-        # Norms are taken in float32, whatever dtype the network computes in.
-        return normalize(torch.cat(features), dim=-1)
+            features.append(self._features(inputs["pixel_values"]))
+        return torch.cat(features)
+
+    def image_features_with_graph(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Return unit vectors of images in [0, 1] with a graph that leads to them; they are
+        prepared as the processor does it, but for its rounding to 8 bits.
+        """
+        features = []
+        for rows in batches(len(images), self.batch_size):
+            features.append(self._features(self._prepare(images[rows])))
+        return torch.cat(features)
+
+    def _prepare(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 S S"]:
+        """Resize, crop and normalise images as the processor's settings say."""
+        settings = self.processor.image_processor
+        pixels = resize(images.float(), settings.size["shortest_edge"])
+        crop = settings.crop_size
+        pixels = center_crop(pixels, [crop["height"], crop["width"]])
+        return normalise(pixels, settings.image_mean, settings.image_std)
+
+    def _features(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        """Return unit vectors of prepared images."""
+        pixels = pixels.to(self.model.device, self.model.dtype)
+        output = self.model.get_image_features(pixel_values=pixels)
+        # With the projection: [B, D]. Norms are taken in float32, whatever dtype the network
+        # computes in.
+        return normalize(output.pooler_output.float(), dim=-1)
 
     def text_features(self, texts: Sequence[str]) -> Float[Tensor, "B D"]:
         """Return unit vectors of the texts, cut at the model's length (77 tokens); equal texts are

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from flowrl.rewards.clip import CLIP
 from flowrl.rewards.outputs import all_valid
 from flowrl.rewards.protocol import Images
@@ -41,8 +45,21 @@ class CLIPScore(CLIP):
     part_names = ("cosine",)
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        texts = self.text_features([prompt.text for prompt in prompts])
-        # Both are unit vectors, so their product is the cosine.
-        cosine = (self.image_features(images) * texts).sum(-1)
+        cosine = self._cosine(self.image_features(images), prompts)
         values = self.scale * cosine / self.divisor
         return all_valid(values.cpu(), {"cosine": cosine.cpu()})
+
+    def score_with_graph(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, "B"]:
+        features = self.image_features_with_graph(images)
+        return self.scale * self._cosine(features, prompts) / self.divisor
+
+    def _cosine(
+        self, features: Float[Tensor, "B D"], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, "B"]:
+        """Return the cosine of each image's features and its own prompt's."""
+        with torch.no_grad():
+            texts = self.text_features([prompt.text for prompt in prompts])
+        # Both are unit vectors, so their product is the cosine.
+        return (features * texts).sum(-1)

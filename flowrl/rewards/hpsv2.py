@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from flowrl.errors import UserError
 from flowrl.models.weights import DTYPES
+from flowrl.rewards.differentiable import fit_inside, normalise
 from flowrl.rewards.images import batches, to_pictures
 from flowrl.rewards.loading import load_weights, require
 from flowrl.rewards.outputs import all_valid
@@ -61,25 +63,49 @@ class HPSv2(nn.Module):
             is_train=False,
             resize_mode="longest",
         )
+        # Those that open_clip's own transform takes, too.
+        self.mean = open_clip.OPENAI_DATASET_MEAN
+        self.std = open_clip.OPENAI_DATASET_STD
         self.batch_size = batch_size
 
     part_names = ()
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
+        pictures = to_pictures(images)
+
+        def prepare(rows: slice) -> Tensor:
+            return torch.stack([self.preprocess(picture) for picture in pictures[rows]])
+
+        return all_valid(self._cosines(prepare, prompts).cpu())
+
+    def score_with_graph(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, "B"]:
+        side, _ = self.model.visual.image_size
+
+        def prepare(rows: slice) -> Tensor:
+            return normalise(fit_inside(images[rows].float(), side), self.mean, self.std)
+
+        return self._cosines(prepare, prompts)
+
+    def _cosines(
+        self, prepare: Callable[[slice], Tensor], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, "B"]:
+        """Return the cosines of all images, in batches; `prepare` gives the pixels of some rows as
+        the network takes them, [B, 3, S, S].
+        """
         # Each different text is encoded once: a group of samples shares its prompt.
         unique = sorted({prompt.text for prompt in prompts})
         row_of = {text: row for row, text in enumerate(unique)}
         weight = next(self.model.parameters())
-        tokens = self.tokenize(unique).to(weight.device)
-        texts = self.model.encode_text(tokens, normalize=True).float()  # [texts, D]
-        pictures = to_pictures(images)
+        with torch.no_grad():
+            tokens = self.tokenize(unique).to(weight.device)
+            texts = self.model.encode_text(tokens, normalize=True).float()  # [texts, D]
         cosines = []
-        for rows in batches(len(pictures), self.batch_size):
-            preprocessed = [self.preprocess(picture) for picture in pictures[rows]]
-            pixels = torch.stack(preprocessed).to(weight)  # [B, 3, S, S]
+        for rows in batches(len(prompts), self.batch_size):
+            pixels = prepare(rows).to(weight)
             features = self.model.encode_image(pixels, normalize=True).float()
             text_rows = [row_of[prompt.text] for prompt in prompts[rows]]
             # Both are unit vectors, so their product is the cosine.
-            cosine = (features * texts[text_rows]).sum(-1)
-            cosines.append(cosine)
-        return all_valid(torch.cat(cosines).cpu())
+            cosines.append((features * texts[text_rows]).sum(-1))
+        return torch.cat(cosines)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.transforms import (
     CenterCrop,
@@ -21,11 +22,13 @@ from torchvision.transforms import (
     Resize,
     ToTensor,
 )
+from torchvision.transforms.functional import center_crop
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from flowrl.errors import UserError
 from flowrl.models.weights import DTYPES
+from flowrl.rewards.differentiable import normalise, resize
 from flowrl.rewards.images import batches, to_pictures
 from flowrl.rewards.loading import load_pretrained, load_weights
 from flowrl.rewards.outputs import all_valid
@@ -112,14 +115,25 @@ class ImageReward(nn.Module):
         scores = []
         for rows in batches(len(pictures), self.batch_size):
             texts = [prompt.text for prompt in prompts[rows]]
-            scores.append(self._score(pictures[rows], texts))
+            pixels = torch.stack([self.preprocess(picture) for picture in pictures[rows]])
+            scores.append(self._score(pixels, texts))
         return all_valid(torch.cat(scores).cpu())
 
-    def _score(self, pictures: Sequence[object], texts: list[str]) -> Tensor:
-        """Return the standardised scores of one batch (B)."""
+    def score_with_graph(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, "B"]:
+        side = self.vision.config.image_size
+        scores = []
+        for rows in batches(len(prompts), self.batch_size):
+            pixels = center_crop(resize(images[rows].float(), side), [side, side])
+            texts = [prompt.text for prompt in prompts[rows]]
+            scores.append(self._score(normalise(pixels, PIXEL_MEAN, PIXEL_STD), texts))
+        return torch.cat(scores)
+
+    def _score(self, pixels: Float[Tensor, "B 3 S S"], texts: list[str]) -> Float[Tensor, "B"]:
+        """Return the standardised scores of one batch of prepared images."""
         weight = next(self.vision.parameters())
-        preprocessed = [self.preprocess(picture) for picture in pictures]
-        pixels = torch.stack(preprocessed).to(weight)  # [B, 3, S, S]
+        pixels = pixels.to(weight)
         tokens = self.tokenizer(
             texts,
             padding="max_length",

@@ -12,6 +12,7 @@ from flowrl.advantages import weighted_sum
 from flowrl.errors import UserError
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.clips import Clips
+from flowrl.rewards.differentiable import DifferentiableReward, no_gradient
 from flowrl.rewards.outputs import REASON
 from flowrl.rewards.protocol import (
     Images,
@@ -82,6 +83,19 @@ class Mixture(nn.Module):
             weights=self.weights,
             applies=applies,
         )
+
+    def score_with_graph(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, "B"]:
+        """Return the weighted sum of the rewards whose weight is not 0, each of which must have a
+        gradient. Raises UserError for one that has none.
+        """
+        total = torch.zeros(len(prompts), device=images.device)
+        for (name, reward), weight in zip(self.trained.items(), self.weights, strict=True):
+            if not isinstance(reward, DifferentiableReward):
+                raise UserError(no_gradient(f"{type(reward).__name__} ({name})"))
+            total = total + weight * reward.score_with_graph(images, prompts)
+        return total
 
     def _monitor(
         self, images: Images | Clips, prompts: Sequence[Prompt]

@@ -75,16 +75,27 @@ class ShapesProxy(nn.Module):
     part_names = ("cosine",)
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        pixels = to_tensor(images).to(self.model.logit_scale.device)
+        cosine = self._cosine(to_tensor(images), prompts).cpu()
+        scale = self.model.logit_scale.exp().cpu()
+        values = scale * cosine / self.divisor
+        return all_valid(values, {"cosine": cosine})
+
+    def score_with_graph(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, "B"]:
+        return self.model.logit_scale.exp() * self._cosine(images, prompts) / self.divisor
+
+    def _cosine(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, "B"]:
+        """Return the cosine of each image and its own prompt."""
+        pixels = images.to(self.model.logit_scale.device)
         texts = [prompt.text for prompt in prompts]
         tokens = tokenize(texts, self.model.context_length).to(pixels.device)
         # Both are unit vectors, so their product is the cosine.
         image_features = self.model.encode_image(normalised(pixels), normalize=True)
         text_features = self.model.encode_text(tokens, normalize=True)
-        cosine = (image_features * text_features).sum(-1).cpu()
-        scale = self.model.logit_scale.exp().cpu()
-        values = scale * cosine / self.divisor
-        return all_valid(values, {"cosine": cosine})
+        return (image_features * text_features).sum(-1)
 
 
 def build(config: dict[str, Any]) -> nn.Module:

@@ -92,6 +92,12 @@ METHODS: Mapping[str, Method] = {
         "gradient, d = mean (v - (eps - x0))^2",
         "2510.08425",
     ),
+    "flowrl.losses.draft.DRaFT": Method(
+        "DRaFT",
+        "-min(r, reward_cap), with the gradient of the reward r through the scorer, the "
+        "autoencoder and the last steps of the sampler",
+        "2309.17400",
+    ),
     "flowrl.losses.forward_dppo.ForwardDPPO": Method(
         "Forward DPPO",
         "-A exp(rho) where kept, 0 where dropped; dropped if w mean (v - old_v)^2 >= delta and "

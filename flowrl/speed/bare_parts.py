@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from flowrl.errors import UserError
 from flowrl.parallel.strategies import synchronised
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.clips import Clips
@@ -26,10 +27,16 @@ class BareParts:
 
     Rows of a group are evaluated once while they are equal, exactly as the run does for the same
     iteration's steps, which are those of the share's first prompt for all. All processes must make
-    the same parts: passes of weights that are divided gather them.
+    the same parts: passes of weights that are divided gather them. Raises UserError for a loss of
+    kind direct, whose updates are made of other parts.
     """
 
     def __init__(self, policy: Policy, batch: PromptBatch, *, is_short: bool = False) -> None:
+        if policy.algorithm.loss.kind == "direct":
+            raise UserError(
+                f"loss={policy.algorithm.loss.name}: an update that passes through decoding and "
+                "the scorer is not measured; benchmark another loss"
+            )
         self.policy = policy
         plan = policy.plan
         micro_batches = [rows for update in plan.updates(policy.global_rank) for rows in update]

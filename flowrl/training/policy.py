@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -25,6 +26,7 @@ from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.credit import completions
 from flowrl.training.ema import EMA
 from flowrl.training.floor import Floor
+from flowrl.training.graph import decode_with_graph, recomputes
 from flowrl.training.learning import Learning
 from flowrl.training.memory import memory_of_iteration
 from flowrl.training.metric_means import Clock, Record
@@ -92,6 +94,9 @@ class Policy(LightningModule):
         context = Context(
             algorithm=algorithm,
             velocity=self.velocity,
+            decode=partial(decode_with_graph, model),
+            score=reward.score_with_graph,
+            recomputes=partial(recomputes, self.transformer),
             reference=reference,
             tuning=tuning,
             latent_shape=model.latent_shape,

@@ -19,6 +19,7 @@ from flowrl.errors import UserError
 from flowrl.parallel import background
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.clips import Clips, Frames
+from flowrl.rewards.differentiable import score_with_graph
 from flowrl.rewards.outputs import (
     LARGEST,
     REASON,
@@ -138,6 +139,16 @@ class RewardModule(LightningModule):
             self.held_back = []
             self._in_background(lambda: self._answer(whole, group_size))
         return scores
+
+    def score_with_graph(
+        self, images: Float[Tensor, "B *F 3 H W"], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, "B"]:
+        """Return the values of images, or of clips as `frames` says, with a graph that leads back
+        to them; on the reward's device, and checked by nobody.
+
+        Raises UserError where the reward has no gradient.
+        """
+        return score_with_graph(self.reward, images, prompts, self.frames)
 
     def _in_background(self, work: Callable[[], Result]) -> Future[Result]:
         """Do `work` after all work that began before: in a thread, where that gains anything."""

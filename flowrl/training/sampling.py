@@ -62,7 +62,7 @@ def draw(
         method.intervals,
         sampler=method.sampler,
         stochastic=stochastic,
-        trained=method.trained.candidates(stochastic),
+        trained=policy.objective.kept_steps(stochastic, batch.iteration),
         noise=lambda k: on_device(noise(samples=members, step=k), policy.device),
         shares_start=method.shared_initial_noise,
     )

@@ -136,6 +136,13 @@ Limit = Annotated[
     Gt(0),
     Told("a number above 0; for no bound set it to inf (in YAML .inf)"),
 ]
+Repeats = Annotated[int, Ge(0), Le(1000)]
+"""Times that something is done once more, with all that it costs."""
+Ceiling = Annotated[
+    float,
+    Predicate(lambda value: value > -math.inf),
+    Told("a number; for no bound set it to inf (in YAML .inf)"),
+]
 ClipLow = Annotated[
     float,
     Ge(0),

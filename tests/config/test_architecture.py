@@ -117,7 +117,7 @@ ROOMS = {
             "lightning",
         ),
     ),
-    "speed": ("parallel", "rewards", "training"),
+    "speed": ("errors", "parallel", "rewards", "training"),
     "report": (
         "errors",
         *("runs.changes", "runs.description", "runs.files", "runs.folder", "runs.glossary"),
@@ -182,9 +182,9 @@ ROOMS = {
     ),
     # The programs, above all rooms.
     "cli": (
-        *("algorithm", "errors", "evaluation", "images", "launch", "models", "noise"),
+        *("algorithm", "errors", "evaluation", "images", "launch", "losses", "models", "noise"),
         *("objectives", "parallel", "prompts", "report", "rewards", "runs", "serving", "sharing"),
-        *("studies", "sweep", "training", "tuning", "types", "values"),
+        *("samplers", "schedule", "studies", "sweep", "training", "tuning", "types", "values"),
         *("flowrl.DISTRIBUTION", "diffusers", "hydra", "jinja2", "omegaconf", "PIL"),
     ),
     # What a notebook imports, above all rooms too.

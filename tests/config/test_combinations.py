@@ -28,6 +28,8 @@ FORMS = {"cps": "unnormalised"}
 """The log-probability form that a loss's YAML brings along."""
 FORWARD = ("awm", "dgpo", "epg", "flow_dpo", "forward_dppo", "nft", "par", "pepg")
 """Losses over samples that are noised again."""
+UNSHARED = (*FORWARD, "draft")
+"""These and a direct loss: their rollouts are deterministic."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def nodes():
 def is_legal(sampler, loss, penalty):
     """The rules between sampler, loss and penalty, written down once more."""
     is_deterministic = sampler in ("ode", "dpm2")
-    if loss in FORWARD:
+    if loss in UNSHARED:
         return is_deterministic and penalty in ("none", "velocity")
     if loss in NEEDED:
         return sampler == NEEDED[loss]
@@ -72,13 +74,13 @@ def test_every_combination_instantiates_or_is_refused_by_name(base, nodes, sampl
         chosen = {"steps": steps, "penalty": penalty_node, "advantage": advantage}
         cfg = combine(base, sampler=nodes["sampler"][sampler], loss=nodes["loss"][loss], **chosen)
         cfg.likelihood.form = FORMS.get(loss, "gaussian")
-        cfg.rollout.shared_initial_noise = loss not in FORWARD
+        cfg.rollout.shared_initial_noise = loss not in UNSHARED
         if is_legal(sampler, loss, penalty):
             algorithm = instantiate(cfg.algorithm)
             assert isinstance(algorithm, Algorithm)
             check_method(algorithm)
             assert len(stochastic_steps(algorithm, iteration=0, seed=0, prompt=0)) == (
-                0 if loss in FORWARD else len(algorithm.steps.draw(6, 0, 0, 0))
+                0 if loss in UNSHARED else len(algorithm.steps.draw(6, 0, 0, 0))
             )
         else:
             with pytest.raises(
@@ -136,6 +138,31 @@ def test_the_other_nodes_instantiate(base, tmp_path):
         (
             ("loss=nft", "sampler=ode", "rollout.shared_initial_noise=true"),
             ("loss=nft", "shared_initial_noise"),
+        ),
+        (("loss=draft",), ("loss=draft", "sampler=cps", "sampler=ode")),
+        (
+            ("loss=draft", "sampler=ode", "penalty=kl"),
+            ("loss=draft", "penalty.form=kl", "penalty=velocity"),
+        ),
+        (
+            ("loss=draft", "sampler=ode", "rollout.shared_initial_noise=true"),
+            ("loss=draft", "shared_initial_noise"),
+        ),
+        (
+            ("loss=draft", "sampler=ode", "loss.last_steps=7"),
+            ("loss.last_steps=7", "rollout.num_steps=6"),
+        ),
+        (
+            ("loss=draft", "sampler=dpm2", "loss.last_steps=2"),
+            ("loss.last_steps=2", "sampler=dpm2", "sampler=ode"),
+        ),
+        (
+            ("loss=draft", "sampler=ode", "loss.last_steps=2", "loss.num_noises=1"),
+            ("loss.num_noises=1", "loss.last_steps=1"),
+        ),
+        (
+            ("loss=draft", "sampler=ode", "loss.path=jump", "loss.num_noises=1"),
+            ("loss.num_noises=1", "loss.path=steps"),
         ),
         (("loss=cps", "sampler=flow_sde"), ("loss=cps", "sampler=cps", "flow_sde")),
         (("loss.divergence=tv",), ("loss.divergence=tv", "loss.calibrated_for=kl")),

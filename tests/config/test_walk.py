@@ -88,6 +88,7 @@ RULES = {
         r"model\.(call|guidance)",
     ),
     "a reward may prefer what its score falls with": ("-1", r"reward(\.\w+)*\.scale"),
+    "a reward's cap may be any number, as the reward may": ("-1|0|huge|inf", r"loss\.reward_cap"),
     "a reward's weight may be any number": ("-1|0|huge", r"reward\.weights\.\w+"),
 }
 """Which values (a pattern) may pass for which keys (a pattern), and why."""
@@ -200,6 +201,7 @@ NEEDED = {
     "forward_dppo": ("sampler=ode", "penalty=velocity"),
     "flow_dpo": ("sampler=ode",),
     "dgpo": ("sampler=ode", "penalty=velocity"),
+    "draft": ("sampler=ode", "penalty=velocity"),
 }
 SKIPPED = ("hydra/launcher", "hydra/sweeper", "experiment", "experiment/base", "debug")
 """Hydra's own, and groups that only choose among the others."""

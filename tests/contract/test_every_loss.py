@@ -21,7 +21,7 @@ from each_loss import (
     output_of,
 )
 
-from flowrl.losses.protocol import ForwardLoss, Loss, ReverseLoss
+from flowrl.losses.protocol import DirectLoss, ForwardLoss, Loss, ReverseLoss
 from flowrl.objectives import OBJECTIVES
 from flowrl.objectives.declared import require_declared
 
@@ -55,7 +55,7 @@ def test_numbers_do_not_depend_on_the_rank(algorithm, distance, shape):
 def test_it_says_what_it_is(algorithm):
     """Mutation: a kind that no objective evaluates, or a name that is no option of `loss=`."""
     loss = algorithm.loss
-    kinds = {"reverse": ReverseLoss, "forward": ForwardLoss}
+    kinds = {"reverse": ReverseLoss, "forward": ForwardLoss, "direct": DirectLoss}
     assert isinstance(loss, Loss) and isinstance(loss, kinds[loss.kind])
     assert kinds.keys() == OBJECTIVES.keys()
     assert loss.name in OPTIONS

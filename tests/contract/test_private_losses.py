@@ -183,5 +183,5 @@ def test_what_is_no_loss_is_refused_by_name():
     """Mutation: ask for its kind alone."""
     policy, _, _ = make(*SMALL)
     put(policy, loss=len)
-    with pytest.raises(UserError, match="is no ReverseLoss or ForwardLoss"):
+    with pytest.raises(UserError, match="is no ReverseLoss, ForwardLoss or DirectLoss"):
         check_method(policy.algorithm)

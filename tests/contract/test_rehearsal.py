@@ -29,6 +29,7 @@ METHODS = {
         "batch.inner_epochs=2",
     ),
     "forward process": ("experiment=diffusion_nft",),
+    "reward gradients": ("experiment=draft",),
 }
 
 

@@ -99,3 +99,15 @@ def test_processes_may_hold_different_numbers_of_pairs():
     assert {own.num_reduces for own in two} == {one.num_optimizer_steps} == {4}
     for ours, theirs in zip(two[0].metrics, one.metrics, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
+def test_processes_change_nothing_where_the_rewards_gradient_is_taken():
+    """Two of a sample's ways to the data come from noise. Mutation: draw it by the place in a
+    batch, or average over a micro-batch in place of the samples.
+    """
+    words = ("loss=draft", "sampler=ode", "loss.num_noises=2", "reward=shapes_proxy")
+    words += ("num_iterations=2", "evaluation.max_prompts=2")
+    [alone] = run(1, *words)
+    seen = run(2, "batch.max_micro_batch=2", *words)
+    assert_equal_runs(seen, alone)
+    assert {own.num_reduces for own in seen} == {alone.num_optimizer_steps} == {4}

@@ -222,6 +222,7 @@ def test_a_resumed_run_is_the_run_it_was(tmp_path):
     [
         ("loss=nft", "sampler=ode"),
         ("loss=dgpo", "sampler=ode", "penalty=velocity"),
+        ("loss=draft", "sampler=ode", "loss.num_noises=1", "reward=shapes_proxy"),
         ("loss.delta=auto", "loss.kl_budget=1e-7", "batch.inner_epochs=2"),
         ("loss.final_delta=1e-7",),
         ("tuning=full", "trainer=fsdp", "trainer.accelerator=cpu", "num_threads=1"),

@@ -274,6 +274,9 @@ class Derived:
 
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "B *X"]) -> Float[Tensor, "B *F 3 H W"]:
+        return self.decode_with_graph(x0)
+
+    def decode_with_graph(self, x0: Float[Tensor, "B *X"]) -> Float[Tensor, "B *F 3 H W"]:
         with refusing(self.pretrained, self.kind):
             return self.stock.decode(x0)
 
