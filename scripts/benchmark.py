@@ -204,7 +204,7 @@ def time_table(overrides: Sequence[str], num_iterations: int) -> None:
         for lap, b in zip(laps, bare, strict=True)
     )
     print(
-        f"{num_iterations} iterations of {policy.plan.num_samples} images, "
+        f"{num_iterations} iterations of {policy.scouting.num_drawn} images, "
         f"{torch.get_num_threads()} threads; medians"
     )
     print(f"{'part':<34}{'seconds':>9}{'share':>8}")
@@ -216,7 +216,7 @@ def time_table(overrides: Sequence[str], num_iterations: int) -> None:
     )
     print(f"{'iteration':<34}{total:>9.3f}{1:>8.0%}")
     print(f"{'first iteration (compiling, ...)':<34}{first - total:>+9.3f}")
-    print(f"images per second                 {policy.plan.num_samples / total:.1f}")
+    print(f"images per second                 {policy.scouting.num_drawn / total:.1f}")
     print(f"iteration over bare parts         {ratio:.3f}")
     print(f"rollout with scoring over bare    {rollout:.3f}")
     print_peak(peak, cfg)

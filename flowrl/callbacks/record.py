@@ -199,7 +199,7 @@ class RunRecord(Callback):
             "status": status,
             "error": self.error,
             "iterations": policy.num_iterations,
-            "images": policy.num_iterations * policy.plan.num_samples,
+            "images": policy.num_iterations * policy.scouting.num_drawn,
             "eval": self.evaluations,
             "seconds": round(self.seconds, 1),
             "images_per_second": speed,

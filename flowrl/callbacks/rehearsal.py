@@ -26,7 +26,7 @@ from flowrl.training.credit import completions
 from flowrl.training.memory import SMALLER_EVALUATION, memory_for, smaller_micro_batch
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptBatch
-from flowrl.training.sampling import draw
+from flowrl.training.sampling import Piece, draw
 from flowrl.types import Prompt
 from flowrl.values.bounds import Natural
 from flowrl.values.units import GIB
@@ -107,8 +107,9 @@ class Rehearse(Callback):
 
 
 def rehearse(policy: Policy, batch: PromptBatch, evaluator: Evaluator) -> Rehearsal:
-    """Roll out and replay one micro-batch, pass the gate with it, evaluate one term forwards and
-    backwards, and draw and score one batch of the evaluation.
+    """Draw a micro-batch of candidates where there is scouting, roll out and replay one, pass the
+    gate with it, evaluate one term forwards and backwards, and draw and score one batch of the
+    evaluation.
 
     All processes must call it. Raises GateFailed, and OutOfMemory with the phase's name.
     """
@@ -117,6 +118,9 @@ def rehearse(policy: Policy, batch: PromptBatch, evaluator: Evaluator) -> Rehear
     rows = updates[0][0]
     remedy = smaller_micro_batch(plan)
     phases: list[Phase] = []
+    candidates = policy.scouting.pieces(policy, batch.iteration, policy.global_rank)
+    if candidates:
+        _scout(policy, batch, candidates[0], phases)
     with _timed(phases, "rollout", f"{len(rows)} samples"), memory_for("rollout", remedy):
         micro_batch = _roll_out(policy, batch, rows)
     policy.algorithm.loss.begin(batch.progress)
@@ -132,9 +136,11 @@ def rehearse(policy: Policy, batch: PromptBatch, evaluator: Evaluator) -> Rehear
     seconds = {phase.name: phase.seconds for phase in phases}
     num_micro_batches = sum(map(len, updates))
     per_micro_batch = seconds["rollout"] + plan.inner_epochs * num_terms * seconds["update"]
+    scouting = len(candidates) * seconds.get("scouting", 0.0)
     num_images = evaluator.images_per_prompt * len(evaluator.prompts)
     per_image = seconds["evaluation"] / len(prompts) / plan.num_processes
-    return Rehearsal(phases, num_micro_batches * per_micro_batch, num_images * per_image)
+    per_iteration = num_micro_batches * per_micro_batch + scouting
+    return Rehearsal(phases, per_iteration, num_images * per_image)
 
 
 @contextmanager
@@ -151,6 +157,17 @@ def _timed(phases: list[Phase], name: str, what: str) -> Iterator[None]:
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() / GIB
     phases.append(Phase(name, what, time.perf_counter() - start, peak))
+
+
+def _scout(policy: Policy, batch: PromptBatch, piece: Piece, phases: list[Phase]) -> None:
+    """Draw a piece of the candidates, and choose nothing."""
+    remedy = smaller_micro_batch(policy.plan)
+    with (
+        _timed(phases, "scouting", f"{len(piece[0])} candidates"),
+        memory_for("scouting", remedy),
+        policy.objective.at_behaviour(),
+    ):
+        policy.scouting.draw(policy, batch, piece)
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from flowrl.launch.lora_keys import take_from_file
 from flowrl.launch.search_path import with_config_dir
 from flowrl.launch.sweep_jobs import Jobs, jobs_of
 from flowrl.objectives import num_trained
+from flowrl.training.scouting import Scouting
 from flowrl.values.plural import counted
 
 TOLD = ("model", "tuning", "sampler", "loss", "penalty", "reward", "data", "trainer", "logger")
@@ -62,8 +63,9 @@ def check(overrides: Sequence[str]) -> list[str]:
     rows += [(f"evaluated {name}", evaluator.describe(name)) for name in evaluator.sets]
     rows.append(("iterations", str(cfg.num_iterations)))
     steps = num_trained(prepared.algorithm, seed=cfg.seed)
-    plan = prepared.plan.describe(steps)
-    return [*(f"  {name:<30} {text}" for name, text in rows), plan, *_files(cfg)]
+    plan = [prepared.plan.describe(steps)]
+    plan += Scouting(prepared.scouting, prepared.plan).describe()
+    return [*(f"  {name:<30} {text}" for name, text in rows), *plan, *_files(cfg)]
 
 
 def _option(cfg: DictConfig, choices: Any, name: str) -> str:

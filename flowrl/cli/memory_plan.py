@@ -21,6 +21,7 @@ from flowrl.algorithm import Algorithm
 from flowrl.cli.plan_costs import Costs, Work
 from flowrl.cli.plan_direct import draw_with_graph
 from flowrl.cli.plan_division import Gathered, can_be_divided, count_gathered
+from flowrl.cli.plan_work import count_work
 from flowrl.launch.checks import (
     check_division,
     check_guidance,
@@ -36,12 +37,13 @@ from flowrl.models.meta_memory import flops_of, peak_of, size, step_at_once, tok
 from flowrl.models.published import text_parameters
 from flowrl.models.quantization import QuantizedLinear
 from flowrl.models.weights import DTYPES
-from flowrl.objectives import check_method, num_kept, num_trained, stochastic_steps
+from flowrl.objectives import check_method, num_kept, stochastic_steps
 from flowrl.rewards.parameters import ScorerNetwork, networks_of_reward
 from flowrl.training import eight_bits
 from flowrl.training.batch_plan import BatchPlan
-from flowrl.training.credit import completed_steps
+from flowrl.training.best_worst import Choice
 from flowrl.training.reward import MOST_WAITING
+from flowrl.training.scouting import check_scouting
 from flowrl.tuning.protocol import TuningRecipe
 from flowrl.types import Conditioning
 
@@ -56,6 +58,8 @@ class Plan:
         self.method: Algorithm = instantiate(cfg.algorithm)
         check_method(self.method)
         self.plan: BatchPlan = instantiate(cfg.batch).suited_to(self.method.loss)
+        self.scouting: Choice | None = instantiate(cfg.get("scouting"))
+        check_scouting(self.scouting, self.plan, self.method)
         name = cfg.model.pretrained
         self.source = resolve(name) if name.startswith(EMBEDDED) else str(Path(name).expanduser())
         self.model: Any = instantiate(cfg.model, pretrained=META + self.source)
@@ -235,33 +239,20 @@ class Plan:
         arguments = (self.noise(1), self.conditioning(1), self.method.guidance_scale, 0)
         return tokens_of(self.model.transformer, lambda: self.look(*arguments))
 
-    @property
-    def num_terms(self) -> int:
-        """Return the number of an update's terms that a sample passes through in each inner epoch:
-        the sigmas or ways to the data that it trains on, or every step that some row of its
-        micro-batch trains on.
-        """
-        if self.method.loss.kind != "reverse":
-            return num_trained(self.method, seed=self.cfg.seed)
-        return self.num_kept
-
     def work(self, is_checkpointed: bool | None = None) -> Work:
         """Count the operations behind one image of an iteration, with gradient checkpointing or
         without; None is as configured. Rows that begin equal are counted each.
         """
+        return count_work(self, is_checkpointed)
+
+    def operations_of_term(self, is_checkpointed: bool | None) -> int:
+        """Count the operations of one row's term of an update, the old policy's left out."""
         if is_checkpointed not in self._terms:
             x = self.noise(1)
             embeddings = self.conditioning(1)
             with self.checkpointing(is_checkpointed):
                 self._terms[is_checkpointed] = flops_of(lambda: self.update(x, embeddings))
-        term = self._terms[is_checkpointed]
-        network, decode = self.operations
-        if self.method.loss.needs_old:
-            term += network  # the old policy's velocity
-        num_terms = self.plan.inner_epochs * self.num_terms
-        stages = completed_steps(self.method, self.stochastic)
-        num_evaluations = self.method.num_steps + sum(stages)
-        return Work(num_evaluations * network, (1 + len(stages)) * decode, num_terms * term)
+        return self._terms[is_checkpointed]
 
     def extrapolated(self, rows: int, one: Costs, two: Costs) -> Costs:
         """Return the costs of micro-batches of so many rows without a pass of theirs, from those of
@@ -332,7 +323,10 @@ class Plan:
         ones.
         """
         num_prompts = -(-self.samples // self.plan.group_size)
-        held = self.samples * self.noise(1).nbytes + self.images(rows, self.samples)
+        # Candidates are scored before the first rollout, and nothing but their images is held.
+        per_prompt = self.plan.group_size if self.scouting is None else self.scouting.candidates
+        most = self.samples * per_prompt // self.plan.group_size
+        held = self.samples * self.noise(1).nbytes + self.images(rows, most)
         return held + num_prompts * self.prompt(embeddings)
 
     def host(self) -> int:

@@ -189,6 +189,8 @@ def print_work(plan: Plan, tables: Tables) -> None:
     print("operations of an image, 10^12: ", end="")
     plain = plan.work(False)
     shares = {"rollout": plain.rollout, "decode": plain.decode, "update": plain.update}
+    if plain.scouting:
+        shares["scouting"] = plain.scouting
     print(", ".join(f"{name} {value / TERA:.3g}" for name, value in shares.items()))
     if plan.can_checkpoint:
         recomputed = plan.work(True)

@@ -54,18 +54,19 @@ class Costs:
 
 @dataclass(frozen=True)
 class Work:
-    """The floating-point operations behind one image of an iteration: all steps of its rollout, its
-    decoding, and all its terms of updates.
+    """The floating-point operations behind one image that is trained on: all steps of its rollout,
+    its decoding, all its terms of updates, and its share of the candidates that were scouted.
     """
 
     rollout: int
     decode: int
     update: int
+    scouting: int = 0
 
     @property
     def total(self) -> int:
         """Return all operations behind the image."""
-        return self.rollout + self.decode + self.update
+        return self.rollout + self.decode + self.update + self.scouting
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,14 @@ from flowrl.parallel.strategies import norm_limit
 from flowrl.rewards.protocol import asks_for_whole_groups
 from flowrl.schedule import PipelineGrid
 from flowrl.training.batch_plan import BatchPlan
+from flowrl.training.best_worst import Choice
 from flowrl.training.floor import Floor
 from flowrl.training.graph import require_graph
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptData
 from flowrl.training.reference import ReferenceModule
 from flowrl.training.reward import RewardModule
+from flowrl.training.scouting import check_scouting
 from flowrl.tuning.protocol import TuningRecipe
 from flowrl.types import Prompt
 
@@ -52,6 +54,7 @@ class Prepared:
 
     algorithm: Algorithm
     plan: BatchPlan
+    scouting: Choice | None
     recipe: TuningRecipe
     ema: Any
     data: PromptData
@@ -69,6 +72,9 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     check_method(algorithm)
     plan: BatchPlan = instantiate(cfg.batch)
     plan = plan.suited_to(algorithm.loss)
+    # Runs from before there was the key draw what they train on.
+    scouting: Choice | None = instantiate(cfg.get("scouting"))
+    check_scouting(scouting, plan, algorithm)
     recipe: TuningRecipe = instantiate(cfg.tuning)
     ema = instantiate(cfg.ema)
     check_rules(cfg)
@@ -87,7 +93,7 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     check_services(cfg.reward)
     check_networks(cfg, recipe)
     check_gradients(cfg, algorithm.loss)
-    return Prepared(algorithm, plan, recipe, ema, data, evaluator, max_grad_norm)
+    return Prepared(algorithm, plan, scouting, recipe, ema, data, evaluator, max_grad_norm)
 
 
 def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, PromptData, Evaluator]:
@@ -154,6 +160,7 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
         gate_tolerance=cfg.gate_tolerance,
         floor=Floor(is_added=bool(cfg.trust.get("above_floor", False))),
         seed=cfg.seed,
+        scouting=prepared.scouting,
     )
     # After the tuning is attached, whose layers the backend prepares with the others.
     instantiate(cfg.backend).apply(model)

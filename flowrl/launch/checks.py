@@ -227,17 +227,23 @@ def check_nodes(cfg: DictConfig) -> None:
 
 
 def check_amounts(cfg: DictConfig) -> None:
-    """Check that an iteration's samples stay within what can be held. Raises UserError naming the
-    keys.
+    """Check that an iteration's samples, and the candidates of scouting, stay within what can be
+    held. Raises UserError naming the keys.
     """
     plan = cfg.batch
-    count = plan.prompts_per_iteration * plan.group_size
-    if count > MAX_SAMPLES:
-        raise UserError(
-            f"batch.prompts_per_iteration={plan.prompts_per_iteration} x "
-            f"batch.group_size={plan.group_size} are {count} samples an iteration, more than the "
-            f"{MAX_SAMPLES} that are held at once; lower one of them"
-        )
+    amounts = {"batch.group_size": plan.group_size}
+    # Runs of earlier versions have no such key, and a choice of one's own may have other options.
+    candidates = OmegaConf.select(cfg, "scouting.candidates")
+    if isinstance(candidates, int):
+        amounts["scouting.candidates"] = candidates
+    for key, amount in amounts.items():
+        count = plan.prompts_per_iteration * amount
+        if count > MAX_SAMPLES:
+            raise UserError(
+                f"batch.prompts_per_iteration={plan.prompts_per_iteration} x {key}={amount} are "
+                f"{count} samples an iteration, more than the {MAX_SAMPLES} that are held at once; "
+                "lower one of them"
+            )
 
 
 def check_average(cfg: DictConfig) -> None:

@@ -47,6 +47,7 @@ OPEN = (
     "samplers",
     "rewards",
     "callbacks.progress",
+    "training.best_worst",
     "training.learning_rate",
     "schedule",
     "prompts",

@@ -132,8 +132,8 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
         keep_copy(cfg, folder)
         provenance.write()
     viewer = Evaluate(evaluator=evaluator, record=record, folder=str(folder), **cfg.viewing)
-    plan = policy.plan.describe(policy.objective.num_trained())
-    print(f"run directory: {folder}\nbatch plan:\n{plan}")
+    plan = [policy.plan.describe(policy.objective.num_trained()), *policy.scouting.describe()]
+    print("\n".join([f"run directory: {folder}", "batch plan:", *plan]))
     if data.start_iteration:
         print(f"  resuming after iteration  {data.start_iteration}")
     # The order matters: the signal's handler stands before what works long, a model is checked and

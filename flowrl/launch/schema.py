@@ -150,6 +150,7 @@ class Settings:
     sampler: Node
     steps: Node
     trained: Node
+    scouting: Node | None
     loss: Node
     penalty: Node
     advantage: Node

@@ -19,7 +19,7 @@ from flowrl.noise import CHOICE, FORWARD, gaussian_noise, on_device
 from flowrl.objectives.declared import require_declared
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.penalty import with_penalty
-from flowrl.objectives.protocol import Context
+from flowrl.objectives.protocol import Context, Member
 from flowrl.samplers.protocol import Solver
 from flowrl.tuning.weights import swapped
 from flowrl.types import ForwardInputs, LossOutput
@@ -42,9 +42,9 @@ class ForwardObjective:
         self.loss = cast(ForwardLoss, context.algorithm.loss)
         weights = context.tuning.parameters()
         self.old = {name: value.detach().clone() for name, value in weights.items()}
-        # The choice of sigmas of an optimizer step, by the rows of a micro-batch.
+        # The choice of sigmas of an optimizer step, by the samples of a micro-batch.
         self._step = (-1, -1)
-        self._chosen: dict[range, Bool[Tensor, "B K"]] = {}
+        self._chosen: dict[tuple[Member, ...], Bool[Tensor, "B K"]] = {}
 
     @staticmethod
     def check_method(algorithm: Algorithm) -> None:
@@ -220,9 +220,11 @@ class ForwardObjective:
         if self._step != step:
             self._step = step
             self._chosen.clear()
-        if batch.rows not in self._chosen:
-            self._chosen[batch.rows] = self.is_trained(batch, num_optimizer_steps)
-        chosen = self._chosen[batch.rows][:, index]
+        # Not by their rows, of which scouting chooses the samples anew after a rehearsal.
+        members = tuple(self.context.member(row) for row in batch.rows)
+        if members not in self._chosen:
+            self._chosen[members] = self.is_trained(batch, num_optimizer_steps)
+        chosen = self._chosen[members][:, index]
         if self.loss.compares:
             chosen = chosen & self._selected(batch, index)
         return chosen.nonzero().flatten().tolist()

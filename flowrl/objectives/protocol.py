@@ -18,6 +18,9 @@ from flowrl.schedule import Interval
 from flowrl.tuning.protocol import Tuning
 from flowrl.types import Conditioning, LossOutput, Prompt, Trajectory
 
+Member = tuple[int, int]
+"""A sample of an iteration: its prompt, and its number among the samples of this prompt."""
+
 
 class Reference(Protocol):
     """The frozen policy that a penalty measures the distance from."""
@@ -45,7 +48,7 @@ class Context:
     """The policy's side of an objective: the method and the networks.
 
     `velocity` is the current policy's. `latent_shape` is X of one sample. Random choices are a
-    function of `seed`, iteration and `member(row)`, a sample's prompt and its place in the group.
+    function of `seed`, iteration and `member(row)`, the sample that a row is in this iteration.
     `gate_tolerance` bounds the drift that the gate allows.
 
     `decode` and `score` are the model's decoding and the reward, both with a graph; each raises
@@ -61,7 +64,7 @@ class Context:
     reference: Reference
     tuning: Tuning
     latent_shape: tuple[int, ...]
-    member: Callable[[int], tuple[int, int]]
+    member: Callable[[int], Member]
     seed: int
     gate_tolerance: float
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from flowrl.objectives.declared import require_declared
 from flowrl.objectives.gate import check_replay
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.penalty import with_penalty
-from flowrl.objectives.protocol import Context
+from flowrl.objectives.protocol import Context, Member
 from flowrl.objectives.step_checks import check_number, check_penalty, check_step, check_trained
 from flowrl.rollout import replay
 from flowrl.samplers.protocol import HasPublishedStd
@@ -60,7 +60,7 @@ class ReverseObjective:
         self.allowed: Mapping[int, float] = {}
         # Of one iteration at a time: every term asks again for what its micro-batch drew.
         self._iteration = -1
-        self._trained_rows: dict[range, TrainedRows] = {}
+        self._trained_rows: dict[tuple[Member, ...], TrainedRows] = {}
         # The KLs of the terms of an update that came before, for a loss that looks back.
         self._kls: dict[range, list[Float[Tensor, "B"]]] = {}
 
@@ -147,17 +147,18 @@ class ReverseObjective:
             self._iteration = batch.iteration
             self._trained_rows.clear()
             self._kls.clear()
-        if batch.rows not in self._trained_rows:
-            self._trained_rows[batch.rows] = self._draw_trained(batch.rows, batch.iteration)
-        return self._trained_rows[batch.rows]
+        # By the samples, not by their rows: scouting chooses these anew after a rehearsal.
+        members = tuple(self.context.member(row) for row in batch.rows)
+        if members not in self._trained_rows:
+            self._trained_rows[members] = self._draw_trained(members, batch.iteration)
+        return self._trained_rows[members]
 
-    def _draw_trained(self, rows: range, iteration: int) -> TrainedRows:
-        """Draw the steps that each of the samples numbered `rows` trains on.
+    def _draw_trained(self, members: Sequence[Member], iteration: int) -> TrainedRows:
+        """Draw the steps that each of these samples trains on.
 
         Raises UserError where samples train on different numbers of steps.
         """
         algorithm = self.algorithm
-        members = [self.context.member(row) for row in rows]
         # The same for all of them: micro-batches are split where prompts differ in their steps.
         stochastic = self.stochastic_steps(iteration, members[0][0])
         draws = [

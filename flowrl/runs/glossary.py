@@ -15,10 +15,13 @@ GLOSSARY: dict[str, str] = {
     "iteration": (
         "Number of finished iterations (rollout, reward and updates): the x axis of every chart."
     ),
-    "samples": "Images generated for training so far, over all processes.",
+    "samples": (
+        "Images generated for training so far, over all processes, those of scouting included."
+    ),
     "reward/mean": (
         "Mean training reward of the iteration's valid samples, under stochastic sampling; samples "
-        "whose prompt no reward judges are left out."
+        "whose prompt no reward judges are left out. With scouting of the kept ones alone, which "
+        "are extremes."
     ),
     "reward/std": "Population standard deviation of the same rewards.",
     "reward/missing": "Share of samples whose reward failed; they are left out of all statistics.",
@@ -27,6 +30,20 @@ GLOSSARY: dict[str, str] = {
         "With reward=shapes: soft (mean over the caption's atoms), strict (1 where all hold), "
         "off_palette (share of pixels that no blend of background and one colour explains), "
         "clean_objects (share of found objects that fit a shape)."
+    ),
+    "scouting/reward_mean": (
+        "Mean reward of all candidates with a score, in the steps of `scouting.num_steps`."
+    ),
+    "scouting/reward_std": "Population standard deviation of the same rewards.",
+    "scouting/missing": (
+        "Share of candidates without a score: it failed, or no reward judges their prompt."
+    ),
+    "scouting/constant_groups": (
+        "Share of prompts whose candidates have fewer than two different scores."
+    ),
+    "scouting/agreement": (
+        "Share of the pairs of a kept best and a kept worst candidate, of different scores, whose "
+        "rewards have the same order when they are drawn in full; equal rewards count a half."
     ),
     "advantage/largest": (
         "Largest absolute advantage of the iteration: xi of the improvement bound."
@@ -109,7 +126,12 @@ GLOSSARY: dict[str, str] = {
     "update/grad_rms_over_eps": (
         "Root mean square gradient over Adam's epsilon: below 1, epsilon damps every step."
     ),
-    "perf/images_per_second": "Training images over the wall time of the whole iteration.",
+    "perf/images_per_second": (
+        "Training images, those of scouting included, over the wall time of the whole iteration."
+    ),
+    "perf/scouting_seconds": (
+        "Wall time of drawing, decoding and scoring all candidates, before the rollout."
+    ),
     "perf/rollout_seconds": (
         "Wall time of sampling and decoding, with the scoring that goes on beside it."
     ),

@@ -12,6 +12,23 @@ READINGS = {
         "has changed; lower it, or take learning_rate=cosine. Rising while the pictures get worse: "
         "the reward is being cheated; see the hacking panel."
     ),
+    "scouting/reward_mean": (
+        "Should rise: with scouting this is the policy's own curve, as `reward/mean` is without. "
+        "Fewer steps shift it, so compare it with itself."
+    ),
+    "scouting/reward_std": (
+        "Much larger than 0: the extremes stand out, and scouting has something to find."
+    ),
+    "scouting/missing": "Should be 0. Above `max_missing` the run stops, as for the rewards.",
+    "scouting/constant_groups": (
+        "High: candidates are chosen by their numbers alone, and scouting costs without gain; a "
+        "softer score, harder prompts, or more `scouting.candidates`."
+    ),
+    "scouting/agreement": (
+        "1: scores tell what the rewards will be, as they do where candidates take all steps of a "
+        "rollout. Near 0.5: they tell nothing; more `scouting.num_steps`, or less noise in the "
+        "rollouts' steps."
+    ),
     "reward/std": (
         "Falls as the policy settles. Near 0, nothing is left to compare: harder prompts, or a "
         "larger group."
@@ -117,6 +134,10 @@ READINGS = {
     ),
     "perf/images_per_second": (
         "Falls: another program on the machine, or a scorer that has become slow."
+    ),
+    "perf/scouting_seconds": (
+        "Grows with `scouting.candidates` and `scouting.num_steps`; what scouting gains must be "
+        "worth it, so compare runs at equal `samples` or seconds."
     ),
     "perf/rollout_seconds": "Most of an iteration; fewer steps, or a larger micro-batch.",
     "perf/reward_seconds": (

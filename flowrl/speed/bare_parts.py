@@ -49,6 +49,9 @@ class BareParts:
         self.ref_field = self.group.field(policy.reference.velocity)
         self.x = torch.randn(len(rows), *policy.model.latent_shape, device=policy.device)
         self._set_steps(stochastic)
+        self.batch = batch
+        pieces = policy.scouting.pieces(policy, batch.iteration, policy.global_rank)
+        self.candidates = pieces[:1] if is_short else pieces
         # Real images: the verifier is slower on noise.
         images = policy.model.decode(trajectory.x0)
         size = plan.group_size if asks_for_whole_groups(policy.reward.reward) else len(rows)
@@ -76,6 +79,17 @@ class BareParts:
         if method.loss.kind == "reverse":
             trained = method.trained.candidates(stochastic)
         self.trained_steps = [(sigmas[k], shares and k == first_noise) for k in trained]
+
+    def scouting(self) -> None:
+        """Draw and score the candidates as the run does, noise included; a scorer that asks for
+        whole groups, which micro-batches need not be, scores none of them.
+        """
+        policy = self.policy
+        for piece in self.candidates:
+            images = policy.scouting.draw(policy, self.batch, piece)
+            if not asks_for_whole_groups(policy.reward.reward):
+                members = policy.scouting.members(piece[0])
+                policy.reward.score(images, [self.batch.prompts[prompt] for prompt, _ in members])
 
     @torch.no_grad()
     def rollout(self) -> None:
@@ -125,7 +139,8 @@ class BareParts:
 
     def parts(self) -> dict[str, Callable[[], None]]:
         """Return the loops by name."""
-        return {
+        scouting = {"scouting": self.scouting} if self.candidates else {}
+        return scouting | {
             "rollout": self.rollout,
             "decode": self.decode,
             "reward": self.reward,

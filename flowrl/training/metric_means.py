@@ -40,10 +40,12 @@ class Clock:
         self.laps[name] = now - self.last
         self.last = now
 
-    def report(self, num_samples: int) -> dict[str, float]:
-        """Return all laps, and the images per second since the start."""
+    def report(self, num_images: int) -> dict[str, float]:
+        """Return all laps, and the images per second since the start, of which so many were
+        drawn.
+        """
         return self.laps | {
-            "perf/images_per_second": num_samples / (time.perf_counter() - self.start)
+            "perf/images_per_second": num_images / (time.perf_counter() - self.start)
         }
 
 

@@ -23,6 +23,7 @@ from flowrl.objectives.protocol import Context, Objective
 from flowrl.parallel.sharding import divide_copies
 from flowrl.parallel.strategies import shard
 from flowrl.training.batch_plan import BatchPlan
+from flowrl.training.best_worst import Choice
 from flowrl.training.credit import completions
 from flowrl.training.ema import EMA
 from flowrl.training.floor import Floor
@@ -37,6 +38,7 @@ from flowrl.training.reporting import report_iteration
 from flowrl.training.reward import RewardModule
 from flowrl.training.sampling import draw, sample_update
 from flowrl.training.scoring import assign_advantages
+from flowrl.training.scouting import Scouting
 from flowrl.tuning.protocol import Tuning
 from flowrl.tuning.weights import load
 from flowrl.types import Conditioning
@@ -73,6 +75,7 @@ class Policy(LightningModule):
         gate_tolerance: float,
         floor: Floor,
         seed: int,
+        scouting: Choice | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -80,6 +83,7 @@ class Policy(LightningModule):
         self.transformer = model.transformer.eval()
         self.algorithm = algorithm
         self.plan = plan
+        self.scouting = Scouting(scouting, plan)
         self.ema = ema
         self.make_optimizer = optimizer
         self.rate_factor = rate_factor
@@ -100,7 +104,7 @@ class Policy(LightningModule):
             reference=reference,
             tuning=tuning,
             latent_shape=model.latent_shape,
-            member=plan.member,
+            member=self.scouting.member,
             seed=seed,
             gate_tolerance=gate_tolerance,
         )
@@ -130,6 +134,7 @@ class Policy(LightningModule):
         """Make rollouts, rewards, advantages and updates, and end a lap of the clock with each."""
         record = Record()
         with self.objective.at_behaviour():
+            self.scouting.scout(self, batch, record, clock)
             updates = [
                 sample_update(self, batch, number, micro_batches)
                 for number, micro_batches in enumerate(self.plan.updates(self.global_rank))
@@ -152,7 +157,7 @@ class Policy(LightningModule):
         values = record.means()
         values |= bound(values, len(self.objective.stochastic_steps(batch.iteration, prompt=0)))
         self.algorithm.loss.observe(values, self.plan.inner_epochs * len(updates))
-        self.report(values | clock.report(self.plan.num_samples))
+        self.report(values | clock.report(self.scouting.num_drawn))
 
     @torch.no_grad()
     def sample(self, batch: PromptBatch, rows: range, stochastic: tuple[int, ...]) -> MicroBatch:

@@ -17,7 +17,7 @@ def report_iteration(policy: Policy, values: Mapping[str, float]) -> None:
     Raises KeyError for a metric that neither the glossary nor the loss defines.
     """
     glossary.check(values, policy.algorithm.loss.metrics)
-    num_samples = policy.num_iterations * policy.plan.num_samples
+    num_samples = policy.num_iterations * policy.scouting.num_drawn
     counters = {"iteration": policy.num_iterations, "samples": num_samples}
     policy.last_metrics = {**counters, **values}
     _log_to_trackers(policy, policy.last_metrics)

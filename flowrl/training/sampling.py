@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,11 @@ import torch
 from flowrl.errors import UserError
 from flowrl.noise import INITIAL, gaussian_noise, on_device
 from flowrl.objectives.micro_batch import ConditionedRows, MicroBatch
+from flowrl.objectives.protocol import Member
 from flowrl.parallel.sharding import is_divided
 from flowrl.rollout import rollout
+from flowrl.schedule import Interval
+from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.prompt_data import PromptBatch
 from flowrl.types import Trajectory
 
@@ -31,7 +34,7 @@ def sample_update(
     Raises UserError where prompts have different numbers of steps, or where sharded weights, which
     all processes must gather equally often, meet processes with different numbers of pieces.
     """
-    pieces = split_by_steps(policy, batch.iteration, micro_batches)
+    pieces = split_by_steps(policy, batch.iteration, micro_batches, policy.plan)
     if len({len(stochastic) for _, stochastic in pieces}) > 1:
         raise UserError("steps: each prompt must have as many stochastic steps as any other")
     if is_divided(policy.transformer):
@@ -47,7 +50,23 @@ def draw(
     and what it is conditioned on.
     """
     method = policy.algorithm
-    members = [policy.plan.member(row) for row in rows]
+    members = [policy.scouting.member(row) for row in rows]
+    kept = policy.objective.kept_steps(stochastic, batch.iteration)
+    return draw_members(policy, batch, members, stochastic, kept, method.intervals)
+
+
+def draw_members(
+    policy: Policy,
+    batch: PromptBatch,
+    members: Sequence[Member],
+    stochastic: tuple[int, ...],
+    kept: tuple[int, ...],
+    grid: Sequence[Interval],
+) -> tuple[ConditionedRows, Trajectory]:
+    """Roll out samples over a grid, all with these stochastic steps, of which the states of the
+    `kept` ones are kept.
+    """
+    method = policy.algorithm
     prompts = [batch.prompts[prompt] for prompt, _ in members]
     shape = policy.model.latent_shape
     noise = partial(gaussian_noise, shape, seed=policy.seed, iteration=batch.iteration)
@@ -59,19 +78,20 @@ def draw(
     trajectory = rollout(
         conditioned.field(policy.velocity),
         on_device(noise(samples=starts, step=INITIAL), policy.device),
-        method.intervals,
+        grid,
         sampler=method.sampler,
         stochastic=stochastic,
-        trained=policy.objective.kept_steps(stochastic, batch.iteration),
+        trained=kept,
         noise=lambda k: on_device(noise(samples=members, step=k), policy.device),
         shares_start=method.shared_initial_noise,
     )
     return conditioned, trajectory
 
 
-def split_by_steps(policy: Policy, iteration: int, micro_batches: Sequence[range]) -> list[Piece]:
-    """Split micro-batches into pieces whose samples have the same stochastic steps."""
-    plan = policy.plan
+def split_by_steps(
+    policy: Policy, iteration: int, micro_batches: Sequence[range], plan: BatchPlan
+) -> list[Piece]:
+    """Split micro-batches of a plan into pieces whose samples have the same stochastic steps."""
     pieces = []
     for rows in micro_batches:
         prompts = [plan.member(row)[0] for row in rows]
@@ -93,11 +113,16 @@ def _require_equal_piece_counts(policy: Policy, iteration: int, number: int) -> 
 
     Steps are a function of iteration and prompt, so every process can count those of the others.
     """
-    counts = {
-        len(split_by_steps(policy, iteration, policy.plan.updates(rank)[number]))
+    plan = policy.plan
+    require_equal_counts(
+        len(split_by_steps(policy, iteration, plan.updates(rank)[number], plan))
         for rank in range(policy.plan.num_processes)
-    }
-    if len(counts) > 1:
+    )
+
+
+def require_equal_counts(counts: Iterable[int]) -> None:
+    """Raise UserError unless all processes make as many passes through weights that are divided."""
+    if len(set(counts)) > 1:
         raise UserError(
             "trainer=fsdp: processes would make different numbers of passes, since prompts differ "
             "in their stochastic steps; take trainer=ddp, or steps that are alike"

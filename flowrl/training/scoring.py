@@ -56,6 +56,7 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
         batch.is_used = is_used[list(batch.rows)].to(policy.device)
     policy.learning.take(bool((is_valid & values.isfinite()).any()), advantages)
     record_rewards(record, output, values, is_valid)
+    policy.scouting.compare(rows, values, is_valid, record)
     for name, value in advantages.metrics().items():
         record.add(name, value)
 

@@ -20,14 +20,14 @@ class Darkness:
         return 1 - images.mean((1, 2, 3))
 
 
-def gain(seed, *overrides):
-    """Mean reward of the last three iterations minus that of the first three."""
+def gain(seed, *overrides, name="reward/mean"):
+    """Mean reward of the last three iterations minus that of the first three, by a metric."""
     size = ("batch.prompts_per_iteration=4", "batch.group_size=12")
     policy, data, _ = make(f"seed={seed}", *size, *overrides)
     del policy.reward.reward  # a network, perhaps, which nothing but a network may replace
     policy.reward.reward = Darkness()
     rewards = []
-    policy.report = lambda values: rewards.append(values["reward/mean"])
+    policy.report = lambda values: rewards.append(values[name])
     fit(policy, data)
     return sum(rewards[-3:]) / 3 - sum(rewards[:3]) / 3
 
@@ -70,6 +70,17 @@ def test_reward_rises(method, seed):
     """
     overrides, margin = METHODS[method]
     assert gain(seed, *overrides) > margin
+
+
+SCOUTED = (*NOISED, "loss=nft", "scouting=best_worst", "scouting.candidates=24")
+
+
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_the_reward_of_all_candidates_rises(seed):
+    """Diffusion-NFT on the best and the worst 12 of 24 candidates. Mutation: keep the middle."""
+    assert gain(seed, *SCOUTED, name="scouting/reward_mean") > SCOUTED_MARGIN
 
 
 RECIPES = sorted(

@@ -327,6 +327,24 @@ def test_operations_of_a_forward_loss_count_the_old_policy(tiny_pipelines):
     assert work.update == 3 * (term + work.rollout // 4)
 
 
+def test_candidates_are_in_the_operations_and_among_the_images_that_wait(tiny_pipelines):
+    """24 candidates in two steps each for 6 images in four. Of a process's 12 samples in one
+    micro-batch at most 12 images wait for their scores, of its 48 candidates three times as many.
+
+    Mutation: count a candidate as a rollout, or once for every kept one.
+    """
+    forward = (*TWELVE, "sampler=dpm2", "loss=nft", "penalty=velocity")
+    scouted = ("scouting=best_worst", "scouting.candidates=24", "scouting.num_steps=2")
+    plain = planned(tiny_pipelines, *forward)
+    plan = planned(tiny_pipelines, *forward, *scouted)
+    work = plan.work()
+    assert work.scouting == 24 * (2 * work.rollout // 4 + work.decode) // 6
+    assert work.total - work.scouting == plain.work().total and not plain.work().scouting
+    embeddings = plan.conditioning(1)
+    more = plan.iteration(12, embeddings) - plain.iteration(12, embeddings)
+    assert more == (36 - 12) * 12 * plan.pixels
+
+
 def test_operations_are_those_of_products():
     """A layer of 3 x 5 weights and 2 rows: 60 forwards and, for its weights alone, 60 backwards.
 

@@ -153,6 +153,7 @@ RECIPES = {
     "grpo_guard_sd35": ("FlowSDE", 0.7, None, 9, 1152),
     "diffusion_nft_sd35": ("DPM2", None, None, 0, 1152),
     "draft_sd35": ("ODE", None, None, 0, 64),
+    "sol_rl_sd35_large": ("DPM2", None, None, 0, 1152),
     "flow_dppo_sd35_teacher": ("CPS", 0.8, 1e-6, 3, 1152),
     "flow_dppo_qwen_image_edit": ("FlowSDE", 0.7, 1e-5, 3, 768),
     "flow_dppo_qwen_image": ("FlowSDE", 1.2, 1e-5, 2, 512),
