@@ -9,6 +9,7 @@ PROGRAMS = {
     "report": ("report.py", "compare runs on one page: curves, tables, samples"),
     "study": ("study.py", "run, collect and write up the studies below experiments/"),
     "serve": ("serve_reward.py", "serve a reward over HTTP, for reward=remote to ask"),
+    "vote": ("", "vote on a run's pictures in a browser, for reward=votes"),
     "doctor": (
         "reward_doctor.py",
         "examine a reward: does it order, repeat, how fast is it",

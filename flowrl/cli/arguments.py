@@ -123,6 +123,22 @@ def serve() -> Parser:
     return parser
 
 
+def vote() -> Parser:
+    """Describe the command line of `flowrl vote`."""
+    parser = make_parser("vote", head_of("vote"))
+    parser.add_argument("run", type=Path, help="the folder of a run, or of its votes")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: this one"
+    )
+    parser.add_argument("--port", type=int, default=8001, help="0 takes a free one; default: 8001")
+    parser.add_argument(
+        "--token-env",
+        metavar="NAME",
+        help="environment variable with the token; default: a new one",
+    )
+    return parser
+
+
 def doctor() -> Parser:
     """Describe the command line of `flowrl doctor`."""
     parser = make_parser("doctor", head_of("doctor"))
@@ -258,6 +274,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "report": report,
     "study": study,
     "serve": serve,
+    "vote": vote,
     "doctor": doctor,
     "plan": plan,
     "check": check,

@@ -54,6 +54,7 @@ from flowrl.launch.quiet import quieten
 from flowrl.launch.saved import read_saved
 from flowrl.launch.search_path import searched_folders, with_config_dir
 from flowrl.launch.start import with_copy
+from flowrl.launch.votes import with_votes_of
 from flowrl.parallel import background
 from flowrl.prompts.files import prompt_set
 from flowrl.runs.command_line import key_of
@@ -96,6 +97,8 @@ def configure(
         candidates = COMMON if "model" in chosen else (*COMMON, *OF_RUN)
         keys = [key for key in candidates if key not in chosen]
         cfg = with_keys_of_run(cfg, run_config(first, cfg, overrides), keys, overrides)
+        assert first.path is not None
+        cfg = with_votes_of(cfg, first.path)
     if prompts is not None:
         cfg.evaluation.sets = {Path(prompts).stem: prompt_set(prompts)}
         # All of them, unless the command line itself asks for a subset, which then is one of the

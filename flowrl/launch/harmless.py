@@ -36,6 +36,7 @@ HARMLESS = {
 HARMLESS_OF_REWARDS = {
     "client": "how a scoring server is asked",
     "url": "where a scoring server is",
+    "wait_seconds": "how long people's votes are waited for",
 }
 """The same of keys and nodes anywhere below `reward`."""
 

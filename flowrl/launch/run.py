@@ -25,6 +25,7 @@ from flowrl.callbacks.parity import ParityCheck
 from flowrl.callbacks.record import RunRecord
 from flowrl.callbacks.rehearsal import Rehearse
 from flowrl.callbacks.stop import Stop
+from flowrl.callbacks.votes import FollowVotes, votes_in
 from flowrl.errors import NotFinite
 from flowrl.evaluation.evaluator import Evaluator
 from flowrl.launch import foreign_targets
@@ -39,6 +40,7 @@ from flowrl.launch.quiet import quieten
 from flowrl.launch.resume import configure, write_config
 from flowrl.launch.search_path import project_folders
 from flowrl.launch.start import keep_copy, with_copy
+from flowrl.launch.votes import with_folder as with_votes_folder
 from flowrl.parallel import background
 from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs import disk
@@ -118,7 +120,9 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
     provenance.check_paths()
     # Before weights load: whether a tracker can be reached is answered in seconds.
     loggers: list[Logger] = _instantiated(cfg.logger)
-    policy, data, evaluator = build(with_copy(cfg, folder), provenance.check_prompts)
+    policy, data, evaluator = build(
+        with_votes_folder(with_copy(cfg, folder), folder), provenance.check_prompts
+    )
     # Again, since loading may have moved a hub repository to a newer commit.
     provenance.check_paths()
     stop = Stop()
@@ -140,7 +144,7 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
     # the run rehearsed before it is evaluated, an evaluation's scores go into the row that the
     # record writes, and a checkpoint keeps both.
     first = [stop, *_instantiated(cfg.callbacks), *_examiners(cfg, evaluator, folder)]
-    callbacks = [*first, viewer, record, saver]
+    callbacks = [*first, *_followers(policy, stop, folder), viewer, record, saver]
     trainer = _trainer(cfg, callbacks, loggers)
     _prepare(loggers, cfg)
     status = "failed"
@@ -179,6 +183,14 @@ def _examiners(cfg: DictConfig, evaluator: Evaluator, folder: Path) -> list[Call
     if cfg.get("rehearsal"):
         examiners.append(Rehearse(evaluator=evaluator, every=cfg.viewing.every))
     return examiners
+
+
+def _followers(policy: Policy, stop: Stop, folder: Path) -> list[Callback]:
+    """Return what follows people's votes, where the reward is fitted to them."""
+    scorer = votes_in(policy)
+    if scorer is None:
+        return []
+    return [FollowVotes(scorer=scorer, stop=stop, folder=str(folder))]
 
 
 def _trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:

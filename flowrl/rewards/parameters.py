@@ -13,6 +13,7 @@ KEYS: Mapping[str, str] = {
     "flowrl.rewards.clip_score.CLIPScore": "pretrained",
     "flowrl.rewards.colours.Colours": "pretrained",
     "flowrl.rewards.hpsv2.HPSv2": "architecture",
+    "flowrl.rewards.looks.CLIPFeatures": "pretrained",
     "flowrl.rewards.image_reward.ImageReward": "weights",
     "flowrl.rewards.mask2former.Mask2Former": "pretrained",
     "flowrl.rewards.owlv2.OWLv2": "pretrained",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 
 import torch
 import uvicorn
@@ -16,6 +15,7 @@ from flowrl.serving.app import Limits, Pages, at_most, build_app
 from flowrl.serving.batcher import Batcher
 from flowrl.serving.connections import Connection
 from flowrl.serving.counters import Counters
+from flowrl.serving.listening import bind
 from flowrl.training.reward import RewardModule
 from flowrl.values.bounds import Bytes, Count, Seconds
 from flowrl.values.check import checked
@@ -111,26 +111,6 @@ def serve(
     bound_port = listening.getsockname()[1]
     print(f"serving {name} on http://{host}:{bound_port}/score (device {place})", flush=True)
     uvicorn.Server(config).run(sockets=[listening])
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket at `host`:`port`, to listen on. Raises UserError where none can be had: it is
-    taken, is no address of this machine, or needs rights.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    # A port is not taken by connections that an earlier server has left.
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listening.close()
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"port={port} on host={host}: {reason}; choose another port, where port=0 takes a free "
-            "one, and for the host an address of this machine"
-        ) from error
-    return listening
 
 
 def _read_token(token_env: str | None) -> str | None:

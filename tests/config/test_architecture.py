@@ -61,8 +61,10 @@ ROOMS = {
         *LEARNING,
     ),
     "parallel": ("errors", "values", "lightning"),
+    "votes": ("errors", "runs.files", "types", "values", "PIL"),
     "rewards": (
         *(
+            "votes",
             "advantages",
             "errors",
             "images",
@@ -164,15 +166,28 @@ ROOMS = {
             "objectives.micro_batch",  # the rehearsal makes one
             "parallel",
             "prompts",
+            "rewards.images",
+            "rewards.votes",
             "runs",
             "speed",
             "statistics",
             "training",
         ),
-        *("tuning", "types", "values", "httpx", "lightning", "numpy", "PIL", "wandb", *LEARNING),
+        *(
+            "tuning",
+            "types",
+            "values",
+            "votes",
+            "httpx",
+            "lightning",
+            "numpy",
+            "PIL",
+            "wandb",
+            *LEARNING,
+        ),
     ),
     "serving": (
-        *("errors", "parallel", "rewards", "training", "types", "values"),
+        *("errors", "parallel", "rewards", "runs.files", "training", "types", "values", "votes"),
         *("prometheus_client", "starlette", "uvicorn"),
     ),
     "sweep": ("errors", "runs", "values"),
@@ -184,7 +199,7 @@ ROOMS = {
     "cli": (
         *("algorithm", "errors", "evaluation", "images", "launch", "losses", "models", "noise"),
         *("objectives", "parallel", "prompts", "report", "rewards", "runs", "serving", "sharing"),
-        *("samplers", "schedule", "studies", "sweep", "training", "tuning", "types", "values"),
+        *("samplers", "schedule", "studies", "sweep", "training", "tuning", "types", "values", "votes"),
         *("flowrl.DISTRIBUTION", "diffusers", "hydra", "jinja2", "omegaconf", "PIL"),
     ),
     # What a notebook imports, above all rooms too.

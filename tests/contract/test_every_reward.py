@@ -5,6 +5,7 @@ Weights are small random ones, and judges and servers are threads that answer by
 
 import base64
 import io
+import itertools
 import json
 import math
 from functools import cache, partial
@@ -12,6 +13,7 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
+from ballots import fill
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
@@ -73,6 +75,17 @@ def draw_pictures():
     return [Image.blend(scene, textured, 0.1), written, textured, smudged]
 
 
+def save_votes(folder):
+    """Votes of people who prefer what is bright."""
+    pictures = draw_pictures()
+    light = [float(np.asarray(picture).mean()) for picture in pictures]
+    said = []
+    for i, j in itertools.combinations(range(len(pictures)), 2):
+        said.append((pictures[i], pictures[j], "left" if light[i] > light[j] else "right"))
+    fill(folder, said)
+    return str(folder)
+
+
 def judge(handler, body):
     """A judge that finds bright pictures good, whatever it is asked."""
     request = json.loads(body)
@@ -96,6 +109,7 @@ def stand_ins(tmp_path_factory):
     folder = cache(tmp_path_factory.mktemp)
     clip = cache(lambda: save_clip(folder("clip")))
     aesthetic = cache(lambda: save_aesthetic(folder("aesthetic"))[1])
+    votes = cache(lambda: save_votes(folder("votes")))
     hps = cache(lambda: save_hps(folder("hps"))[1])
     image_reward = cache(lambda: save_image_reward(folder("image_reward")))
     owlv2 = cache(lambda: save_owlv2(folder("owlv2")))
@@ -115,6 +129,8 @@ def stand_ins(tmp_path_factory):
             "Mask2Former": lambda: {"pretrained": mask2former(), "shorter_side": 64},
             "Judge": lambda: {"url": judge_url},
             "Remote": lambda: {"url": scorer_url},
+            "CLIPFeatures": lambda: {"pretrained": clip(), "processor": clip()},
+            "Votes": lambda: {"folder": votes(), "min_votes": 4},
             "OCR": lambda: {"side": 320},
         }
 

@@ -9,7 +9,8 @@ from serving_app import LIMITS
 from flowrl.errors import UserError
 from flowrl.rewards.outputs import all_valid
 from flowrl.serving.app import Limits
-from flowrl.serving.server import bind, serve
+from flowrl.serving.listening import bind
+from flowrl.serving.server import serve
 
 
 @pytest.mark.parametrize("name", LIMITS)
