@@ -200,7 +200,8 @@ class LossInputs:
     `dt` are those of the step; `form` and `reduction` say how log-probabilities were taken (see
     `flowrl.gaussian.Likelihood`), over D = `dimensions`. `kl_floor` is the part of the KL, in its
     own units, that a mask does not count, since rounding alone gives it at this step; 0 unless
-    `trust.above_floor`.
+    `trust.above_floor`. `teacher_kl` is KL(current || teacher) of the step, reduced as `kl` and
+    with a gradient; None unless the loss needs teachers.
 
     A loss that looks back is given `earlier_kl`, the KLs of the trajectory's E earlier steps above
     their floors, in sampling order and without a gradient, under the weights of the same update;
@@ -220,6 +221,7 @@ class LossInputs:
     kl_floor: float = 0.0
     earlier_kl: Float[Tensor, "B E"] | None = None
     num_steps: int = 1
+    teacher_kl: Float[Tensor, "B"] | None = None
 
     def of_rows(self, rows: Int[Tensor, "N"]) -> LossInputs:
         """Return the inputs of some of the samples, in the order of `rows`."""
@@ -275,7 +277,10 @@ class DirectInputs:
 class LossOutput:
     """A scalar loss to minimise, and metrics named as in `flowrl.runs.glossary` or in the loss's
     own `metrics`; whoever records them detaches them.
+
+    `counts` has the number of samples behind a metric that is a mean over some of them alone.
     """
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Float[Tensor, ""]]
+    counts: Mapping[str, int] = field(default_factory=dict)

@@ -18,6 +18,9 @@ FILLED = {
     ("evaluation", "hub"): ("data=hub", TABLE),
     ("evaluation", "jsonl"): ("data=jsonl", FILE),
     ("evaluation", "geneval2"): ("evaluation.sets.held_in.path=prompts.jsonl",),
+    ("experiment", "diffusion_opd_sd35"): tuple(
+        f"teachers.{name}.lora={name}" for name in ("ocr", "pickscore", "geneval")
+    ),
     ("reward", "remote"): ("reward.url=http://localhost:8000",),
 }
 """Values that an option leaves to the user."""

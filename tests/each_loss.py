@@ -44,6 +44,7 @@ VARIANTS = {
         ("loss.weighting=sigma_squared",),
     ),
     "grpo": (("likelihood.reduction=sum", "loss.calibrated_for=sum_gaussian"),),
+    "opd": (("likelihood.reduction=sum",),),
     "nft": (("loss.beta=0.1",),),
 }
 """Overrides under which an option computes or keeps something else."""
@@ -133,9 +134,18 @@ def inputs_of(algorithm, samples, is_used=None):
     x_next = old_step.sample(samples.noise)
     states = (value[:, None] for value in (samples.x, x_next, old_step.mean))
     step = algorithm.sampler.step(samples.x, samples.velocity, interval)
-    return loss_inputs(
+    inputs = loss_inputs(
         algorithm, step, Trajectory((1,), False, *states, x_next), 0, samples.advantage
     )
+    if not algorithm.loss.needs_teachers:
+        return inputs
+    teacher = algorithm.sampler.step(samples.x, teacher_velocity(samples), interval)
+    return dataclasses.replace(inputs, teacher_kl=algorithm.likelihood.kl(step, teacher.mean))
+
+
+def teacher_velocity(samples):
+    """A velocity of another policy at the samples' states."""
+    return samples.old_velocity - 0.5 * samples.x0
 
 
 def output_of(algorithm, samples):

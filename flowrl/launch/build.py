@@ -22,6 +22,7 @@ from flowrl.launch.pictured import check_model_of_prompts
 from flowrl.launch.scores import check_prompts
 from flowrl.launch.services import check_services
 from flowrl.launch.start import check_start
+from flowrl.launch.teachers import build_teachers, check_teachers, teacher_module
 from flowrl.launch.validate import validate
 from flowrl.models.grids import follow
 from flowrl.objectives import check_method
@@ -75,6 +76,8 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     # Runs from before there was the key draw what they train on.
     scouting: Choice | None = instantiate(cfg.get("scouting"))
     check_scouting(scouting, plan, algorithm)
+    if algorithm.loss.needs_rewards:
+        plan.require_groups()
     recipe: TuningRecipe = instantiate(cfg.tuning)
     ema = instantiate(cfg.ema)
     check_rules(cfg)
@@ -85,6 +88,7 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     if examine is not None:
         examine(data.prompts, evaluator.sets)
     check_start(cfg, recipe)
+    check_teachers(cfg, algorithm.loss, data.prompts)
     check_prompts(cfg, data.prompts)
     check_model_of_prompts(cfg, data.prompts + evaluator.prompts)
     max_grad_norm = norm_limit(cfg.max_grad_norm)
@@ -142,6 +146,8 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
     if algorithm.loss.kind == "direct":
         check_single(algorithm.loss, model.transformer)
         require_graph(model)
+    # Before an adapter gives layers other names.
+    teachers = build_teachers(cfg, model.transformer)
     tuning = prepared.recipe.attach(model.transformer, cfg.seed)
     reference = ReferenceModule(
         model=model, tuning=tuning, guidance_scale=algorithm.penalty.guidance_scale
@@ -161,6 +167,7 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
         floor=Floor(is_added=bool(cfg.trust.get("above_floor", False))),
         seed=cfg.seed,
         scouting=prepared.scouting,
+        teachers=teacher_module(cfg, teachers, model, tuning),
     )
     # After the tuning is attached, whose layers the backend prepares with the others.
     instantiate(cfg.backend).apply(model)

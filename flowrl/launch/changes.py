@@ -18,7 +18,7 @@ from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs import provenance
 from flowrl.runs.changes import Change, read_changes, with_changes
 from flowrl.runs.command_line import key_of
-from flowrl.runs.files import PROVENANCE, SUMMARY, read_object, write_whole
+from flowrl.runs.files import PROVENANCE, SUMMARY, TEACHERS, read_object, write_whole
 from flowrl.tuning.formats import START
 from flowrl.types import Prompt
 from flowrl.values.plural import counted
@@ -88,14 +88,17 @@ class Provenance:
 
     An input is a set of prompts, or a file, folder or hub repository that a key names. One that
     changed is refused unless the run's `overrides` name its key with `++`; where the key has
-    another value, it was changed on purpose. The LoRA that a run began from is no input any more
-    once the run has its copy.
+    another value, it was changed on purpose. The LoRAs that a run began from and learns from are no
+    inputs any more once the run has its copies.
     """
 
     def __init__(self, cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
         self.cfg = cfg
         self.path = folder / PROVENANCE
-        self.has_start = (folder / START).is_dir()
+        # By its keys, what the run has copies of.
+        self.kept = {f"teachers.{copy.name}.lora" for copy in (folder / TEACHERS).glob("*")}
+        if (folder / START).is_dir():
+            self.kept.add("lora.start")
         self.told: set[str] = set()
         self.changes: list[_Json] = []
         self.accepted = [key_of(item) for item in overrides if item.startswith("++")]
@@ -133,7 +136,7 @@ class Provenance:
         for key, value in values.items():
             if is_harmless(key) or key.startswith(below_prompts):
                 continue
-            if key == "lora.start" and self.has_start:
+            if key in self.kept:
                 continue
             # A hub repository's revision stands beside its name.
             node = key.rpartition(".")[0]

@@ -17,13 +17,13 @@ from flowrl.models.loading import EMBEDDED, read_index, resolve
 from flowrl.runs.provenance import HUB_ID, PATH_WORDS, hub_commit, short
 from flowrl.values.plural import counted
 
-GROUPS = ("model", "reward", "lora")
+GROUPS = ("model", "reward", "lora", "teachers")
 """The groups whose keys name weights; prompts are read whole, wherever they stand."""
 
 
 def describe_files(cfg: DictConfig) -> list[str]:
-    """Say of each file, folder and hub repository that the model, the reward and the LoRA name
-    where it is.
+    """Say of each file, folder and hub repository that the model, the reward, the LoRA and the
+    teachers name where it is.
 
     Raises UserError for a path where nothing is, and for a repository that is not to be had. Of the
     model's its index is fetched, which is small.
@@ -39,6 +39,8 @@ def describe_files(cfg: DictConfig) -> list[str]:
 def _named(cfg: DictConfig) -> Iterator[tuple[str, str, str | None]]:
     """Walk the keys that name a place, with their values and revisions."""
     for group in GROUPS:
+        if cfg.get(group) is None:
+            continue
         node = OmegaConf.to_container(cfg[group], resolve=True)
         values = dict(leaves(node, group))
         for key, value in values.items():

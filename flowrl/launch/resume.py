@@ -28,6 +28,7 @@ from flowrl.launch.moved import move
 from flowrl.launch.saved import read_saved
 from flowrl.launch.search_path import project_folders, search_flags
 from flowrl.launch.start import refuse_other_start
+from flowrl.launch.teachers import refuse_other_teachers
 from flowrl.parallel.strategies import is_later_rank
 from flowrl.runs.changes import Change
 from flowrl.runs.command_line import resume_command
@@ -99,6 +100,7 @@ def _resumed(run: Path, folder: str, *, is_trusted: bool) -> tuple[DictConfig, l
     of_launch = ("resume", foreign_targets.KEY)
     task = [str(item.input_line) for item in overrides if item.key_or_group not in of_launch]
     refuse_other_start(task, OmegaConf.select(saved, "lora.start"))
+    refuse_other_teachers(task)
     merged = with_overrides(saved, task)
     # A run's folder may have been moved since.
     OmegaConf.update(merged, "run_dir", folder)

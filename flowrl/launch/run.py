@@ -40,6 +40,7 @@ from flowrl.launch.quiet import quieten
 from flowrl.launch.resume import configure, write_config
 from flowrl.launch.search_path import project_folders
 from flowrl.launch.start import keep_copy, with_copy
+from flowrl.launch.teachers import keep_copies, with_copies
 from flowrl.launch.votes import with_folder as with_votes_folder
 from flowrl.parallel import background
 from flowrl.parallel.strategies import is_later_rank
@@ -121,7 +122,8 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
     # Before weights load: whether a tracker can be reached is answered in seconds.
     loggers: list[Logger] = _instantiated(cfg.logger)
     policy, data, evaluator = build(
-        with_votes_folder(with_copy(cfg, folder), folder), provenance.check_prompts
+        with_votes_folder(with_copies(with_copy(cfg, folder), folder), folder),
+        provenance.check_prompts,
     )
     # Again, since loading may have moved a hub repository to a newer commit.
     provenance.check_paths()
@@ -134,6 +136,7 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
         provenance.tell_changes(changes, data.start_iteration)
         write_config(cfg, folder)
         keep_copy(cfg, folder)
+        keep_copies(cfg, folder)
         provenance.write()
     viewer = Evaluate(evaluator=evaluator, record=record, folder=str(folder), **cfg.viewing)
     plan = [policy.plan.describe(policy.objective.num_trained()), *policy.scouting.describe()]

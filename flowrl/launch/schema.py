@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MinLen
 
 from flowrl.values.bounds import (
     BelowOne,
@@ -90,6 +90,17 @@ class Trust:
 
 
 @dataclass
+class Teacher:
+    """One teacher of a distilling loss. `families` null is all that no other teacher names,
+    `guidance_scale` null that of rollouts.
+    """
+
+    lora: Text
+    families: Annotated[Sequence[Text], MinLen(1)] | None = None
+    guidance_scale: Guidance | None = None
+
+
+@dataclass
 class Checkpointing:
     """The options of `flowrl.callbacks.checkpoint.Checkpoint`."""
 
@@ -143,6 +154,10 @@ class Settings:
     evaluation: Node
     likelihood: Node
     lora: Node
+    teachers: Annotated[
+        Mapping[str, Annotated[Teacher, Told("keys of a teacher, as {lora: FILE}")]] | None,
+        Told("null or teachers by their names, as {NAME: {lora: FILE, families: [FAMILY]}}"),
+    ]
     tuning: Node
     optimizer: Node
     ema: Node

@@ -205,12 +205,12 @@ class _Walk:
             self.check((*place, str(key)), value, hint)
 
     def check_fields(self, place: Path, node: dict[str, Any], group: type) -> None:
-        """Check a group of keys whose types are in the schema."""
+        """Check a group of keys whose types are in the schema; one with a default may be absent."""
         hints = hints_of(group)
         for key, hint in hints.items():
             if key in node:
                 self.check((*place, key), node[key], hint)
-            elif not self.allows_other_keys:
+            elif not self.allows_other_keys and not hasattr(group, key):
                 raise UserError(_absent(name_of((*place, key))))
         for key, value in node.items():
             if key not in hints and not self.allows_other_keys:

@@ -74,6 +74,14 @@ class Loss:
         """
         return group_size
 
+    needs_rewards: ClassVar[bool] = True
+    """False of a loss that looks at no advantage: rewards are then scored for the log alone, and a
+    run neither stops for want of them nor needs groups of several samples.
+    """
+
+    needs_teachers: ClassVar[bool] = False
+    """True of a loss over `LossInputs.teacher_kl`, for which `teachers` must be configured."""
+
     def check(self, *, form: LogProbForm, reduction: Reduction, sampler: str) -> None:
         """Raise UserError unless the likelihood and the sampler, by name, suit this loss."""
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from flowrl.noise import on_device
 from flowrl.rollout import Velocity
 from flowrl.types import Conditioning, Prompt, RewardOutput, Trajectory
 
@@ -41,6 +42,8 @@ class ConditionedRows:
         place = {start: number for number, start in enumerate(first)}
         device = embedded.device
         self.embedded = embedded
+        self._starts = starts
+        self._chosen: dict[tuple[int, ...], ConditionedRows] = {}
         self._prompt_of_row = numbers
         self._firsts = torch.tensor(list(first.values()), device=device)
         self._prompt_of_first = numbers[self._firsts]
@@ -53,6 +56,16 @@ class ConditionedRows:
         """
         numbers = self._prompt_of_row if places is None else self._prompt_of_row[places]
         return self.embedded[numbers]
+
+    def of_rows(self, places: Sequence[int]) -> ConditionedRows:
+        """Return the rows at `places` with their conditioning and starts, made once."""
+        key = tuple(places)
+        if key not in self._chosen:
+            rows = on_device(torch.tensor(key), self.embedded.device)
+            starts = [self._starts[place] for place in places]
+            numbers = self._prompt_of_row.index_select(0, rows)
+            self._chosen[key] = ConditionedRows(self.embedded, numbers, starts)
+        return self._chosen[key]
 
     def num_evaluated(self, is_shared: bool) -> int:
         """Return how many rows a field passes to the network."""

@@ -43,13 +43,42 @@ class Reference(Protocol):
         ...
 
 
+class Teachers(Protocol):
+    """The frozen policies that are distilled, each for the prompts of its families."""
+
+    def name_for(self, prompt: Prompt) -> str:
+        """Return the name of a prompt's teacher."""
+        ...
+
+    def mean(
+        self,
+        batch: MicroBatch,
+        places: Sequence[int],
+        index: int,
+        intervals: Sequence[Interval],
+        sampler: Sampler,
+    ) -> Float[Tensor, "N *X"]:
+        """Evaluate the teachers' means of the trajectory's `index`-th step for the N samples at
+        `places` of a micro-batch, each by the teacher of its prompt.
+
+        Where processes wait for each other in every pass, all must call it alike, also without
+        samples.
+        """
+        ...
+
+    def to(self, device: torch.device) -> object:
+        """Move the teachers' weights to a device."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """The policy's side of an objective: the method and the networks.
 
-    `velocity` is the current policy's. `latent_shape` is X of one sample. Random choices are a
-    function of `seed`, iteration and `member(row)`, the sample that a row is in this iteration.
-    `gate_tolerance` bounds the drift that the gate allows.
+    `velocity` is the current policy's, and `teachers` are there where its loss needs them.
+    `latent_shape` is X of one sample. Random choices are a function of `seed`, iteration and
+    `member(row)`, the sample that a row is in this iteration. `gate_tolerance` bounds the drift
+    that the gate allows.
 
     `decode` and `score` are the model's decoding and the reward, both with a graph; each raises
     UserError where there is none. `recomputes` tells whether backward passes are to recompute what
@@ -67,6 +96,7 @@ class Context:
     member: Callable[[int], Member]
     seed: int
     gate_tolerance: float
+    teachers: Teachers | None = None
 
 
 class Objective(Protocol):

@@ -20,6 +20,7 @@ from flowrl.losses.protocol import ReverseLoss
 from flowrl.noise import on_device
 from flowrl.objectives.declared import require_declared
 from flowrl.objectives.gate import check_replay
+from flowrl.objectives.lesson import lesson_of
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context, Member
@@ -105,6 +106,7 @@ class ReverseObjective:
             form=likelihood.form,
             reduction=likelihood.reduction,
             dimensions=1,
+            teacher_kl=zero if loss.needs_teachers else None,
         )
         require_declared(loss, loss(inputs))
 
@@ -218,6 +220,7 @@ class ReverseObjective:
         inputs = self._look_back(inputs, batch, index)
         distance = self._distance(batch, step, index)
         rows = trained.at(number)
+        lesson = lesson_of(self.context, batch, step, index, rows)
         if not rows:
             # A backward pass without a gradient, for processes that wait for it.
             is_trained = torch.zeros_like(inputs.log_ratio, dtype=torch.bool)
@@ -226,16 +229,25 @@ class ReverseObjective:
             places = on_device(torch.tensor(rows), inputs.advantage.device)
             inputs = inputs.of_rows(places)
             distance = None if distance is None else distance.index_select(0, places)
+        if lesson is not None:
+            inputs = replace(inputs, teacher_kl=lesson.kl)
         output = self.loss(inputs)
+        metrics = output.metrics | self.diagnose(inputs, number)
+        if lesson is not None:
+            metrics |= lesson.metrics
         total = with_penalty(
             output.loss,
-            output.metrics | self.diagnose(inputs, number),
+            metrics,
             beta=self.algorithm.penalty.beta,
             distance=None if distance is None else distance.mean(),
         )
         share = len(rows) / len(batch.rows)
         num_terms = self.num_terms(batch)
-        return replace(total, loss=total.loss * (share * num_terms / trained.num_trained))
+        return replace(
+            total,
+            loss=total.loss * (share * num_terms / trained.num_trained),
+            counts={} if lesson is None else lesson.counts,
+        )
 
     def _look_back(self, inputs: LossInputs, batch: MicroBatch, index: int) -> LossInputs:
         """Add the KLs of a trajectory's earlier steps for a loss that looks at them, and keep this
@@ -295,7 +307,9 @@ class ReverseObjective:
         """Do nothing: there are no weights to take back."""
 
     def to(self, device: torch.device) -> None:
-        """Do nothing: there are no weights to move."""
+        """Move the teachers' weights, where there are teachers."""
+        if self.context.teachers is not None:
+            self.context.teachers.to(device)
 
 
 def loss_inputs(

@@ -105,6 +105,12 @@ METHODS: Mapping[str, Method] = {
         "u = eps - x0",
         "FlowRL's own, after 2606.11025",
     ),
+    "flowrl.losses.opd.OPD": Method(
+        "DiffusionOPD",
+        "KL(N(mean, std^2) || N(teacher_mean, std^2)) = |mean - teacher_mean|^2 / (2 std^2), on "
+        "the student's own states",
+        "2605.15055",
+    ),
 }
 """The methods that FlowRL's losses are, by their import paths."""
 

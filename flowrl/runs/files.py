@@ -40,6 +40,9 @@ LOG = "train.log"
 
 CHECKPOINTS = "checkpoints"
 
+TEACHERS = "teachers"
+"""The folder where a run keeps copies of the LoRAs that it distils, by the teachers' names."""
+
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The safe loader in C, where it was built: ten times faster, which counts for hundreds of runs."""
 

@@ -1,7 +1,8 @@
 """The glossary: every scalar that is ever logged, with what it means. Logging an unknown name is an
 error.
 
-Names ending in `/*` stand for a family whose last part is a reward part or a task family.
+Names ending in `/*` stand for a family whose last part is a reward part, a task family or a
+teacher.
 `docs/metrics.md` is this table, rendered by `scripts/metrics_page.py`.
 """
 
@@ -56,6 +57,11 @@ GLOSSARY: dict[str, str] = {
         "The policy loss, without the reference penalty, averaged over the iteration's updates."
     ),
     "loss/penalty": "The reference penalty before its weight beta; missing where beta is 0.",
+    "teacher/kl/*": (
+        "Exact KL(current || teacher) per step under the configured reduction, to the teacher of "
+        "that name, mean over the trained pairs of a sample of its prompts and a step (`loss=opd` "
+        "only)."
+    ),
     "trust/kl_old": (
         "Exact KL(old || current) per step under the configured reduction, mean over updates' "
         "samples."

@@ -24,7 +24,8 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "hydra-co
 
 FLOWRL = "flowrl"
 
-PATH_WORDS = {"path", "file", "folder", "pretrained", "processor", "weights", "exclude", "start"}
+PATH_WORDS = {"path", "file", "folder", "pretrained", "processor", "weights", "exclude"}
+PATH_WORDS |= {"start", "lora"}
 """Last words of the keys that name files, folders or hub repositories."""
 
 READ_WHOLE = 2**26

@@ -57,6 +57,11 @@ READINGS = {
         "Rises as the policy leaves the reference. Too fast for the reward gained: a larger "
         "`penalty.beta`."
     ),
+    "teacher/kl/*": (
+        "Should fall. One teacher's falls and another's rises: the student gives up one for the "
+        "other; more of the latter's prompts, or a larger `lora.rank`. All flat: a higher learning "
+        "rate."
+    ),
     "trust/kl_old": (
         "How far an iteration's updates went. Rising over the run: updates get larger; lower the "
         "learning rate, the threshold or the number of updates an iteration. Near 0 with a flat "

@@ -33,11 +33,6 @@ class BatchPlan:
 
     def __post_init__(self) -> None:
         check_fields(self, "batch")
-        if self.group_size < 2:
-            raise UserError(
-                f"batch.group_size={self.group_size} must be at least 2: advantages compare the "
-                "samples of one prompt"
-            )
         if self.num_samples % (self.updates_per_iteration * self.num_processes):
             parts = self.updates_per_iteration * self.num_processes
             raise UserError(
@@ -76,6 +71,14 @@ class BatchPlan:
                 "raise the first or lower the second"
             )
         return replace(self, has_whole_groups=True)
+
+    def require_groups(self) -> None:
+        """Raise UserError unless prompts have several samples each, which advantages compare."""
+        if self.group_size < 2:
+            raise UserError(
+                f"batch.group_size={self.group_size} must be at least 2: advantages compare the "
+                "samples of one prompt"
+            )
 
     def require_whole_groups(self, reason: str = "the reward compares the images") -> None:
         """Raise UserError, with the reason, unless processes hold whole groups in each update."""

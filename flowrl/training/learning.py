@@ -45,16 +45,18 @@ class Learning:
     A run has learned if in one of its iterations a sample had an advantage other than 0 and a step
     of the optimizer with a gradient other than 0 changed a weight. So weight decay and a reference
     penalty alone teach nothing, and a run that learns as slowly as its numbers allow has learned.
+    Where a loss needs no rewards, rewards and advantages are no conditions.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, needs_rewards: bool = True) -> None:
+        self.needs_rewards = needs_rewards
         self.met: set[str] = set()
         self.has_advantage = False
 
     def take(self, has_reward: bool, advantages: Advantages) -> None:
         """Take in the rewards and advantages of an iteration, which its updates then use."""
-        self.has_advantage = bool(advantages.values.any())
-        if has_reward:
+        self.has_advantage = not self.needs_rewards or bool(advantages.values.any())
+        if has_reward or not self.needs_rewards:
             self.met.add("rewards")
         if self.has_advantage:
             self.met.add("advantages")

@@ -90,7 +90,8 @@ def accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: R
             term = (policy.num_optimizer_steps, index)
             num_rows = objective.num_rows(batch, index, policy.num_optimizer_steps)
             for name, value in output.metrics.items():
-                record.add(name, value, num_rows, term=term)
+                count = output.counts.get(name, num_rows)
+                record.add(name, value, count, term=term)
             loss = output.loss / divisor
             if number == len(terms) and leaves_weights_out(policy):
                 loss = loss + _zero_of(policy)

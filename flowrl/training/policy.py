@@ -19,7 +19,7 @@ from flowrl.models.embeddings import PromptEmbeddings
 from flowrl.models.protocol import FlowModel
 from flowrl.objectives import OBJECTIVES
 from flowrl.objectives.micro_batch import MicroBatch
-from flowrl.objectives.protocol import Context, Objective
+from flowrl.objectives.protocol import Context, Objective, Teachers
 from flowrl.parallel.sharding import divide_copies
 from flowrl.parallel.strategies import shard
 from flowrl.training.batch_plan import BatchPlan
@@ -76,6 +76,7 @@ class Policy(LightningModule):
         floor: Floor,
         seed: int,
         scouting: Choice | None = None,
+        teachers: Teachers | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -93,7 +94,7 @@ class Policy(LightningModule):
         self.num_optimizer_steps = 0
         self.has_passed_gate = False
         self.floor = floor
-        self.learning = Learning()
+        self.learning = Learning(needs_rewards=algorithm.loss.needs_rewards)
         self.last_metrics: dict[str, float] = {}
         context = Context(
             algorithm=algorithm,
@@ -107,6 +108,7 @@ class Policy(LightningModule):
             member=self.scouting.member,
             seed=seed,
             gate_tolerance=gate_tolerance,
+            teachers=teachers,
         )
         # Past LightningModule's registration: frozen modules stay out of parameters and state.
         self.__dict__.update(model=model, reward=reward, reference=reference)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Record) -> None:
     """Wait for all scores and give every sample its advantage, from those of all processes.
 
-    Raises TooManyMissingRewards as RewardModule.check does, and NotFinite for an advantage that is
-    no number.
+    Raises TooManyMissingRewards as RewardModule.check does, unless the loss needs no rewards, and
+    NotFinite for an advantage that is no number.
     """
     reward = policy.reward
     output = reward.collect([batch.score for batch in batches])
@@ -34,9 +34,10 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     terms = gather_rows(policy, output.terms)
     is_valid = gather_rows(policy, output.is_valid)
     rows = gather_rows(policy, rows_here)
-    reward.check(is_valid, terms, output.info)
+    if policy.algorithm.loss.needs_rewards:
+        reward.check(is_valid, terms, output.info)
+        reward.check_applies(terms)
     weights = torch.tensor(output.weights)
-    reward.check_applies(terms)
     values = weighted_sum(terms, weights)
     groups = torch.tensor([policy.plan.member(row)[0] for row in rows.tolist()])
     advantages = policy.algorithm.advantage(terms, weights, groups, is_valid)

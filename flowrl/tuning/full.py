@@ -97,6 +97,10 @@ class AllWeights:
         assert self.reference is not None
         return in_place_of_trained(self.transformer, self.parameters(), self.reference)
 
+    def at_base(self) -> AbstractContextManager[None]:
+        """Run the model as it was before training, which is the reference here."""
+        return self.at_reference()
+
     def save(self, pipeline: Any, folder: Path) -> None:
         """Write the whole transformer, for its class's `from_pretrained`."""
         if sharding.is_divided(self.transformer):

@@ -212,6 +212,12 @@ class Adapter:
             with in_place_of_trained(self.transformer, self.parameters(), self.reference):
                 yield
             return
+        with self.at_base():
+            yield
+
+    @contextmanager
+    def at_base(self) -> Iterator[None]:
+        """Run the base model without its adapter. Nothing may be backpropagated meanwhile."""
         self._switch(is_on=False)
         try:
             yield

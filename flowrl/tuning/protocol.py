@@ -35,6 +35,12 @@ class Tuning(Protocol):
         """Run under the reference's weights; nothing may be backpropagated meanwhile."""
         ...
 
+    def at_base(self) -> AbstractContextManager[None]:
+        """Run the base model alone, as it was before anything was trained, whatever the reference
+        is; nothing may be backpropagated meanwhile.
+        """
+        ...
+
     def save(self, pipeline: Any, folder: Path) -> None:
         """Write the weights for the stock classes of diffusers; `pipeline` is the transformer's."""
         ...

@@ -199,7 +199,17 @@ ROOMS = {
     "cli": (
         *("algorithm", "errors", "evaluation", "images", "launch", "losses", "models", "noise"),
         *("objectives", "parallel", "prompts", "report", "rewards", "runs", "serving", "sharing"),
-        *("samplers", "schedule", "studies", "sweep", "training", "tuning", "types", "values", "votes"),
+        *(
+            "samplers",
+            "schedule",
+            "studies",
+            "sweep",
+            "training",
+            "tuning",
+            "types",
+            "values",
+            "votes",
+        ),
         *("flowrl.DISTRIBUTION", "diffusers", "hydra", "jinja2", "omegaconf", "PIL"),
     ),
     # What a notebook imports, above all rooms too.

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conf_options import OPTIONS
+from conf_options import FILLED, OPTIONS
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -38,6 +38,17 @@ REFUSED = {
         "lora.rank=100000 must be null or a whole number of at least 1 and at most 16384"
     ),
     "lora.targets='['": "lora.targets=[ must be null or a regular expression",
+    "teachers=runs/a": "teachers=runs/a must be null or teachers by their names, as {NAME: {lora",
+    "teachers={a:5}": "teachers.a=5 must be keys of a teacher, as {lora: FILE}",
+    "teachers={a:{families:[x]}}": "missing configuration key teachers.a.lora",
+    "teachers={a:{lora:f,families:x}}": "teachers.a.families=x must be null or a list",
+    "teachers={a:{lora:f,families:[]}}": "teachers.a.families=[] must be null or a list",
+    "teachers={a:{lora:f,family:[x]}}": (
+        "teachers.a.family=[x]: no such key (did you mean 'families'?)"
+    ),
+    "teachers={a:{lora:f,guidance_scale:-1}}": (
+        "teachers.a.guidance_scale=-1 must be null or a number of at least 0"
+    ),
     "optimizer.lr=0": (
         "optimizer.lr=0 must be a number above 0 and at most 1: at 0 nothing is trained"
     ),
@@ -266,7 +277,7 @@ def test_a_new_key_needs_a_type():
 @pytest.mark.parametrize("option", [name for group, name in OPTIONS if group == "experiment"])
 def test_every_recipe_is_valid(option):
     """Mutation: as above."""
-    examine(f"experiment={option}")
+    examine(f"experiment={option}", *FILLED.get(("experiment", option), ()))
 
 
 def test_a_run_of_another_version_may_lack_and_have_keys_of_the_schema():

@@ -69,7 +69,7 @@ def test_what_it_returns_is_declared_and_what_it_declares_is_returned(algorithm,
     assert algorithm.loss.metrics.keys() <= output.metrics.keys()
     for name, value in output.metrics.items():
         assert value.shape == () and value.isfinite() and not value.requires_grad, name
-    if algorithm.loss.kind == "reverse":
+    if algorithm.loss.kind == "reverse" and algorithm.loss.needs_rewards:
         assert {name.split("/")[0] for name in output.metrics} >= {"trust"}
 
 
@@ -104,14 +104,14 @@ def plain_direction(algorithm, samples):
     return torch.autograd.grad(objective, samples.velocity)[0]
 
 
-def test_the_first_gradient_is_the_policy_gradient(algorithm):
+def test_the_first_gradient_is_the_policy_gradient(rewarded):
     """At the rollout's weights it points along -A grad log p for every sample, and nothing is
     held back; twice the advantage is twice the gradient, or the same for a loss that ranks.
 
     Mutation: a flipped sign, a mask that drops what is equal, or an advantage that is squared.
     """
-    output, gradient = output_of(algorithm, draw(0.0))
-    raised = plain_direction(algorithm, draw(0.0))
+    output, gradient = output_of(rewarded, draw(0.0))
+    raised = plain_direction(rewarded, draw(0.0))
     for row, advantage in enumerate(ADVANTAGES):
         wanted = -math.copysign(1.0, advantage) * raised[row].flatten()
         cosine = torch.cosine_similarity(gradient[row].flatten(), wanted, 0)
@@ -119,20 +119,20 @@ def test_the_first_gradient_is_the_policy_gradient(algorithm):
     masked = [value for name, value in numbers(output).items() if "/masked_" in name]
     assert not any(masked)
     half = tuple(value / 2 for value in ADVANTAGES)
-    _, smaller = output_of(algorithm, draw(0.0, half))
-    factor = 1 if algorithm.loss.name in BY_RANK else 2
+    _, smaller = output_of(rewarded, draw(0.0, half))
+    factor = 1 if rewarded.loss.name in BY_RANK else 2
     torch.testing.assert_close(gradient, factor * smaller, rtol=1e-9, atol=1e-15)
 
 
-def test_without_an_advantage_nothing_pulls_away_from_the_rollouts_policy(algorithm):
+def test_without_an_advantage_nothing_pulls_away_from_the_rollouts_policy(rewarded):
     """No gradient at its weights, and for a ratio's loss nowhere. Mutation: an offset to the
     advantage.
     """
     nothing = (0.0,) * 4
-    _, gradient = output_of(algorithm, draw(0.0, nothing))
+    _, gradient = output_of(rewarded, draw(0.0, nothing))
     assert gradient.abs().max() < 1e-15
-    if algorithm.loss.kind == "reverse":
-        output, gradient = output_of(algorithm, draw(FAR, nothing))
+    if rewarded.loss.kind == "reverse":
+        output, gradient = output_of(rewarded, draw(FAR, nothing))
         assert output.loss == 0 and not gradient.any()
 
 
@@ -168,24 +168,24 @@ def test_micro_batches_add_up(algorithm, distance):
     assert mixed == pytest.approx(numbers(whole), rel=1e-6)
 
 
-def test_advantages_are_clipped(algorithm):
+def test_advantages_are_clipped(rewarded):
     """Beyond the bound all count alike. Mutation: drop the clip, or clip one side."""
-    if algorithm.loss.name in BY_RANK:
+    if rewarded.loss.name in BY_RANK:
         return
-    bound = algorithm.loss.advantage_clip
+    bound = rewarded.loss.advantage_clip
     far = draw(NEAR, (3 * bound, -2 * bound, 1.0, -40 * bound))
     near = draw(NEAR, (bound, -bound, 1.0, -bound))
-    (got, gradient), (expected, wanted) = (output_of(algorithm, s) for s in (far, near))
+    (got, gradient), (expected, wanted) = (output_of(rewarded, s) for s in (far, near))
     assert torch.equal(got.loss, expected.loss) and torch.equal(gradient, wanted)
 
 
 @pytest.mark.parametrize("value", [0.0, -5.0, math.nan])
-def test_advantages_keep_their_sign(algorithm, value):
+def test_advantages_keep_their_sign(rewarded, value):
     """A bound of -5 would make every advantage -5, and 0 every one 0. Mutation: drop the check."""
-    if algorithm.loss.name in BY_RANK:
+    if rewarded.loss.name in BY_RANK:
         return
     with pytest.raises(ValueError, match=f"loss.advantage_clip={value} must be a number above 0"):
-        dataclasses.replace(algorithm.loss, advantage_clip=value)
+        dataclasses.replace(rewarded.loss, advantage_clip=value)
 
 
 @pytest.mark.parametrize("value", [-1e-4, math.nan])

@@ -155,6 +155,7 @@ RECIPES = {
     "draft_sd35": ("ODE", None, None, 0, 64),
     "sol_rl_sd35_large": ("DPM2", None, None, 0, 1152),
     "flow_dppo_sd35_teacher": ("CPS", 0.8, 1e-6, 3, 1152),
+    "diffusion_opd_sd35": ("FlowSDE", 0.7, None, 9, 72),
     "flow_dppo_qwen_image_edit": ("FlowSDE", 0.7, 1e-5, 3, 768),
     "flow_dppo_qwen_image": ("FlowSDE", 1.2, 1e-5, 2, 512),
     "flow_grpo_z_image": ("FlowSDE", 0.7, None, 1, 768),
@@ -185,6 +186,7 @@ def test_recipes_carry_the_authors_numbers(name):
         "flow_grpo_flux2",
         "flow_grpo_z_image",
         "grpo_guard_sd35",
+        "diffusion_opd_sd35",  # which looks at no advantage
     )
     usual = "gdpo" if name.endswith("_multi") else "global_std"
     assert method.advantage.func.__name__ == ("group" if has_own_std else usual)

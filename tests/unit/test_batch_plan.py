@@ -52,8 +52,7 @@ def test_micro_batches_of_one_are_told_with_the_remedy():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        *(({name: 0}, f"batch.{name}=0") for name in BASE if name != "group_size"),
-        ({"group_size": 1}, "batch.group_size=1"),
+        *(({name: 0}, f"batch.{name}=0") for name in BASE),
         ({"updates_per_iteration": 5}, "batch.updates_per_iteration=5.*multiple of 10"),
     ],
 )
@@ -100,3 +99,11 @@ def test_what_is_too_large_for_the_device_may_be_halved_while_groups_stay_whole(
     for size, told in ((12, "batch.max_micro_batch=6"), (6, "smaller batch.group_size")):
         plan = BatchPlan(**BASE | WHOLE | {"max_micro_batch": size}).of_whole_groups()
         assert told in smaller_micro_batch(plan)
+
+
+def test_advantages_need_groups():
+    """A loss that looks at none does not. Mutation: compare a sample with itself."""
+    BatchPlan(**BASE | {"group_size": 2}).require_groups()
+    alone = BatchPlan(**BASE | {"group_size": 1, "prompts_per_iteration": 240})
+    with pytest.raises(ValueError, match=r"batch\.group_size=1 must be at least 2: advantages"):
+        alone.require_groups()

@@ -204,6 +204,7 @@ def test_every_base_model_on_the_hub_has_an_architecture():
         (["loss=flow_dpo", "sampler=ode"], "Flow-DPO"),
         (["loss=dgpo", "sampler=ode"], "DGPO"),
         (["loss=draft", "sampler=ode"], "DRaFT"),
+        (["loss=opd"], "DiffusionOPD"),
     ],
 )
 def test_every_loss_is_a_method_with_a_formula_and_a_paper(overrides, name):
