@@ -6,7 +6,7 @@ import pytest
 import torch
 from runs import awake, composed, first_batch, fit, make
 
-from flowrl.speed.bare_parts import BareParts
+from flowrl.speed import bare_parts
 from flowrl.training import optimization
 from flowrl.training.metric_means import Record
 from flowrl.training.optimization import accumulate_gradients
@@ -20,7 +20,8 @@ ADVANTAGES = torch.tensor([0.9, -0.4, 0.3, -0.8, 0.2, 0.2, 0.2, 0.2])
 @pytest.fixture(autouse=True)
 def no_trainer(monkeypatch):
     """Gradients are of one process, which needs no strategy."""
-    monkeypatch.setattr(optimization, "synchronised", lambda *arguments, **options: nullcontext())
+    for module in (optimization, bare_parts):
+        monkeypatch.setattr(module, "synchronised", lambda *arguments, **options: nullcontext())
     monkeypatch.setattr(optimization, "averages_gradients", lambda policy: False)
 
 
@@ -214,7 +215,7 @@ def test_the_bare_parts_are_those_of_an_iteration():
     policy of a loss that does not ask it, or no reference without a penalty.
     """
     policy, data, _ = make(*PAIRS, *SMALL)
-    parts = BareParts(policy, data.iterations[0])
+    parts = bare_parts.BareParts(policy, data.iterations[0])
     num_rows = calls_of(policy)
     parts.update()
     assert num_rows == [8] * 5
