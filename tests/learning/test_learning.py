@@ -34,7 +34,7 @@ def gain(seed, *overrides, name="reward/mean"):
 
 RATIO = ("num_iterations=15", "optimizer.lr=1e-3")
 NOISED = ("num_iterations=6", "optimizer.lr=3e-3", "sampler=dpm2", "penalty=none")
-THROUGH = ("num_iterations=6", "optimizer.lr=1e-3", "reward=shapes_proxy")
+THROUGH = ("num_iterations=6", "optimizer.lr=3e-3", "reward=shapes_proxy")
 METHODS = {
     "dppo": ((*RATIO, "sampler=cps", "loss=dppo"), 0.01),
     "grpo": ((*RATIO, "sampler=flow_sde", "loss=grpo"), 0.01),
@@ -46,7 +46,7 @@ METHODS = {
     "epg": ((*NOISED, "loss=epg", "loss.advantage_clip=1.0"), 0.03),
     "forward_dppo": ((*NOISED, "loss=forward_dppo"), 0.025),
     "flow_dpo": ((*NOISED, "loss=flow_dpo", "loss.beta=30"), 0.015),
-    "draft": ((*THROUGH, "loss=draft", "sampler=ode"), 0.03),
+    "draft": ((*THROUGH, "loss=draft", "sampler=ode"), 0.05),
 }
 """Overrides, for methods on noised samples at the sizes of experiments/methods, and the margin.
 
