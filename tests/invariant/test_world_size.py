@@ -102,12 +102,21 @@ def test_processes_may_hold_different_numbers_of_pairs():
 
 
 def test_processes_change_nothing_where_the_rewards_gradient_is_taken():
-    """Two of a sample's ways to the data come from noise. Mutation: draw it by the place in a
-    batch, or average over a micro-batch in place of the samples.
+    """Two of a sample's ways to the data come from noise. Scores are of 8-bit pictures, which
+    rounding of the weights may move by a level. Mutation: draw the noise by the place in a batch.
     """
     words = ("loss=draft", "sampler=ode", "loss.num_noises=2", "reward=shapes_proxy")
     words += ("num_iterations=2", "evaluation.max_prompts=2")
     [alone] = run(1, *words)
     seen = run(2, "batch.max_micro_batch=2", *words)
-    assert_equal_runs(seen, alone)
+    assert union(seen, "prompts") == alone.prompts and union(seen, "noise") == alone.noise
+    rewards = union(seen, "rewards")
+    assert rewards.keys() == alone.rewards.keys()
+    assert max(abs(rewards[key] - value) for key, value in alone.rewards.items()) < 1e-3
+    for own in seen:
+        gaps = {
+            name: np.abs(own.parameters[name] - value).max()
+            for name, value in alone.parameters.items()
+        }
+        assert max(gaps.values()) < 2e-5, gaps
     assert {own.num_reduces for own in seen} == {alone.num_optimizer_steps} == {4}
