@@ -293,3 +293,14 @@ def test_the_gate_holds_for_the_rollouts_weights_and_for_no_others(sampler):
         line.w.fill_(math.nan)
     with pytest.raises(GateFailed):
         line.objective.check_gate(batch)
+
+
+def test_what_does_not_go_together_is_refused():
+    """Noises of a way of several steps, and a solver that remembers from the middle on. Mutation:
+    train on something else, in silence.
+    """
+    for options in ({"last_steps": 2}, {"path": "jump"}):
+        with pytest.raises(ValueError, match=r"loss\.num_noises=1 .*loss\.last_steps=1"):
+            Line(draft(num_noises=1, **options))
+    with pytest.raises(ValueError, match=r"loss\.last_steps=2 .*sampler=ode"):
+        Line(draft(last_steps=2), sampler=DPM2())
