@@ -73,6 +73,7 @@ def test_reward_rises(method, seed):
 
 
 SCOUTED = (*NOISED, "loss=nft", "scouting=best_worst", "scouting.candidates=24")
+SCOUTED_MARGIN = 0.0
 
 
 @pytest.mark.parametrize(
