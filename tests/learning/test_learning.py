@@ -73,14 +73,15 @@ def test_reward_rises(method, seed):
 
 
 SCOUTED = (*NOISED, "loss=nft", "scouting=best_worst", "scouting.candidates=24")
-SCOUTED_MARGIN = 0.0
+SCOUTED_MARGIN = 0.005
+"""A third of the smallest gain seen, .015 and .027 with seeds 0 and 1."""
 
 
-@pytest.mark.parametrize(
-    "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_reward_of_all_candidates_rises(seed):
-    """Diffusion-NFT on the best and the worst 12 of 24 candidates. Mutation: keep the middle."""
+    """Diffusion-NFT on the best and the worst 12 of 24 candidates. Mutation: flip the
+    advantage's sign.
+    """
     assert gain(seed, *SCOUTED, name="scouting/reward_mean") > SCOUTED_MARGIN
 
 
