@@ -51,19 +51,17 @@ def rollout(
     for k, interval in enumerate(intervals):
         is_shared = shares_start and k <= first_noise
         v = velocity(x, interval.sigma, is_shared)
-        if k not in stochastic:
+        if k in stochastic:
+            step = sampler.step(x, v, interval)
+            x_next, mean = step.sample(noise(k).to(x)), step.mean
+            # A multi-step solver may not look back over fresh noise.
+            history = None
+        else:
             x_next, history = solver.advance(x, v, interval, history)
-            if k in kept_steps:
-                trained_steps.append((x, x_next, x_next))
-            x = x_next
-            continue
-        step = sampler.step(x, v, interval)
-        x_next = step.sample(noise(k).to(x))
+            mean = x_next
         if k in kept_steps:
-            trained_steps.append((x, x_next, step.mean))
+            trained_steps.append((x, x_next, mean))
         x = x_next
-        # A multi-step solver may not look back over fresh noise.
-        history = None
     if not trained_steps:
         none = x.new_zeros(len(x), 0, *x.shape[1:])
         return Trajectory(

@@ -177,15 +177,17 @@ class FollowVotes(Callback):
                     policy.print(f"{count} of {needed} votes after {limit:g} s: stopping")
                 return False
             if told < 0:
-                until = "" if limit is None else f", until {_clock(limit)}"
-                policy.print(
-                    f"waiting for votes ({count} of {needed}{until}); vote with: "
-                    f"flowrl vote {self.run}"
-                )
+                policy.print(self._call_to_vote(count, needed))
             if count != told and not is_later_rank():
                 self._tell_page(num_iterations, num_all, needed)
             told = count
             time.sleep(PAUSE)
+
+    def _call_to_vote(self, count: int, needed: int) -> str:
+        """Say what is waited for, how long, and how to vote."""
+        limit = self.scorer.wait_seconds
+        until = "" if limit is None else f", until {_clock(limit)}"
+        return f"waiting for votes ({count} of {needed}{until}); vote with: flowrl vote {self.run}"
 
     def _fit(self, policy: Policy, iteration: int) -> None:
         """Fit scores to the votes of an iteration, and say so where there are others than before.

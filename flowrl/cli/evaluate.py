@@ -100,13 +100,18 @@ def configure(
         assert first.path is not None
         cfg = with_votes_of(cfg, first.path)
     if prompts is not None:
-        cfg.evaluation.sets = {Path(prompts).stem: prompt_set(prompts)}
-        # All of them, unless the command line itself asks for a subset, which then is one of the
-        # whole file.
-        for key, value in (("max_prompts", None), ("subset", "even")):
-            if not has_key(overrides, f"evaluation.{key}"):
-                cfg.evaluation[key] = value
+        _take_prompts(cfg, prompts, overrides)
     return cfg
+
+
+def _take_prompts(cfg: DictConfig, prompts: str, overrides: Sequence[str]) -> None:
+    """Evaluate the prompts of a file, all of them unless the command line itself asks for a subset,
+    which then is one of the whole file.
+    """
+    cfg.evaluation.sets = {Path(prompts).stem: prompt_set(prompts)}
+    for key, value in (("max_prompts", None), ("subset", "even")):
+        if not has_key(overrides, f"evaluation.{key}"):
+            cfg.evaluation[key] = value
 
 
 def groups(overrides: Sequence[str]) -> set[str]:

@@ -127,11 +127,7 @@ def print_weights(plan: Plan, gpus: Sequence[float]) -> None:
     for name, value in plan.weights().items():
         if value:
             print_row(name, value)
-    for network in plan.scorers:
-        if network.num_parameters is None:
-            print(f"  not counted: {network.name}, of reward")
-    if plan.method.loss.kind == "direct":
-        print("  not counted: what the scorer keeps in updates, through which gradients go")
+    print_not_counted(plan)
     encoders = plan.text_encoders()
     if encoders is not None:
         note = "dropped; the networks above come after"
@@ -142,6 +138,15 @@ def print_weights(plan: Plan, gpus: Sequence[float]) -> None:
     print_row("host memory, states", plan.host())
     note = "a process" if encoders is not None else "a process, without text encoders"
     print_row("host memory, loading", plan.loading(), note)
+
+
+def print_not_counted(plan: Plan) -> None:
+    """Name what takes memory, too, and is in none of the numbers."""
+    for network in plan.scorers:
+        if network.num_parameters is None:
+            print(f"  not counted: {network.name}, of reward")
+    if plan.method.loss.kind == "direct":
+        print("  not counted: what the scorer keeps in updates, through which gradients go")
 
 
 def print_row(name: str, num_bytes: int, note: str = "") -> None:

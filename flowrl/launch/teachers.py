@@ -145,14 +145,8 @@ def _check_prompts(families: Families, named: Mapping[str, str], prompts: Sequen
     """
     counts = Counter(prompt.family for prompt in prompts)
     known = ", ".join(repr(family) for family in sorted(counts))
-    for family, count in counts.items():
-        if teacher_of(families, family) is None:
-            example = next(prompt.text for prompt in prompts if prompt.family == family)
-            raise UserError(
-                f"teachers: none is for family {family!r} of {counted(count, 'prompt')} of data, "
-                f"such as {example!r}; add it to a teacher's families, or let one teacher have "
-                "families=null, which is all others"
-            )
+    for prompt in prompts:
+        _check_prompt(families, prompt, counts[prompt.family])
     for family, name in named.items():
         if family not in counts:
             raise UserError(
@@ -164,6 +158,16 @@ def _check_prompts(families: Families, named: Mapping[str, str], prompts: Sequen
         raise UserError(
             f"teachers.{min(idle)}.families=null is for no prompt of data: other teachers name "
             f"all of its families, {known}; leave it out"
+        )
+
+
+def _check_prompt(families: Families, prompt: Prompt, count: int) -> None:
+    """Raise UserError where none of the teachers is for a prompt, of whose family are so many."""
+    if teacher_of(families, prompt.family) is None:
+        raise UserError(
+            f"teachers: none is for family {prompt.family!r} of {counted(count, 'prompt')} of "
+            f"data, such as {prompt.text!r}; add it to a teacher's families, or let one teacher "
+            "have families=null, which is all others"
         )
 
 

@@ -1,4 +1,4 @@
-"""What votes on pictures are explained by: features of images, by rules or by CLIP."""
+"""Features of images that votes on them are explained by, by rules or by CLIP."""
 
 from __future__ import annotations
 

@@ -161,16 +161,7 @@ class VotingPages:
         """Say what a tab is to show: the pairs that it has had, then the newest ones."""
         waiting = open_pairs(self.folder)
         now = self.clock()
-        mine = []
-        others = []
-        # The sort keeps the order within an iteration.
-        for pair in sorted(waiting, key=lambda pair: -pair.iteration):
-            holder, until = self.leases.get(pair.key, (tab, 0.0))
-            if holder == tab and until > now:
-                mine.append(pair)
-            elif until <= now:
-                others.append(pair)
-        chosen = [*mine, *others]
+        chosen = self._free_for(tab, waiting, now)
         if first is not None:
             chosen = [first, *(pair for pair in chosen if pair.key != first.key)]
         chosen = chosen[:AHEAD]
@@ -184,6 +175,19 @@ class VotingPages:
             "has_vote": any(vote.tab == tab for vote in ballot.votes),
             "training": self._training(),
         }
+
+    def _free_for(self, tab: str, waiting: Sequence[Pair], now: float) -> list[Pair]:
+        """List the pairs that a tab has, then those that no other one has, the newest first."""
+        mine = []
+        others = []
+        # The sort keeps the order within an iteration.
+        for pair in sorted(waiting, key=lambda pair: -pair.iteration):
+            holder, until = self.leases.get(pair.key, (tab, 0.0))
+            if holder == tab and until > now:
+                mine.append(pair)
+            elif until <= now:
+                others.append(pair)
+        return [*mine, *others]
 
     def _training(self) -> dict[str, Any] | None:
         """Return what training last said of itself; None where that is nothing, or damaged."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from flowrl.errors import UserError
+from flowrl.losses.protocol import Loss
 from flowrl.parallel.strategies import synchronised
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.clips import Clips
@@ -19,6 +20,15 @@ from flowrl.training.sampling import draw
 
 Seconds = dict[str, float]
 """What each part of an iteration took, by its name."""
+
+
+def _require_measured(loss: Loss) -> None:
+    """Raise UserError for a loss whose updates are made of other parts."""
+    if loss.kind == "direct":
+        raise UserError(
+            f"loss={loss.name}: an update that passes through decoding and the scorer is not "
+            "measured; benchmark another loss"
+        )
 
 
 class BareParts:
@@ -32,11 +42,7 @@ class BareParts:
     """
 
     def __init__(self, policy: Policy, batch: PromptBatch, *, is_short: bool = False) -> None:
-        if policy.algorithm.loss.kind == "direct":
-            raise UserError(
-                f"loss={policy.algorithm.loss.name}: an update that passes through decoding and "
-                "the scorer is not measured; benchmark another loss"
-            )
+        _require_measured(policy.algorithm.loss)
         self.policy = policy
         plan = policy.plan
         micro_batches = [rows for update in plan.updates(policy.global_rank) for rows in update]

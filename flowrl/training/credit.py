@@ -7,6 +7,7 @@ advantage of a step compares what it gained.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,23 @@ from flowrl.algorithm import Algorithm
 from flowrl.objectives.micro_batch import ConditionedRows
 from flowrl.rollout import rollout
 from flowrl.samplers.ode import ODE
-from flowrl.types import Trajectory
+from flowrl.types import Prompt, RewardOutput, Trajectory
 
 if TYPE_CHECKING:
     from flowrl.training.policy import Policy
+
+
+def score_completions(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    conditioned: ConditionedRows,
+    trajectory: Trajectory,
+) -> list[Future[RewardOutput]]:
+    """Draw the completions of samples, and start scoring each stage as it is there."""
+    return [
+        policy.reward.submit(images, prompts)
+        for images in completions(policy, conditioned, trajectory)
+    ]
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from flowrl.parallel.sharding import divide_copies
 from flowrl.parallel.strategies import shard
 from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.best_worst import Choice
-from flowrl.training.credit import completions
+from flowrl.training.credit import score_completions
 from flowrl.training.ema import EMA
 from flowrl.training.floor import Floor
 from flowrl.training.graph import decode_with_graph, recomputes
@@ -166,10 +166,7 @@ class Policy(LightningModule):
         """Draw the samples numbered `rows`, decode them and start scoring them."""
         conditioned, trajectory = draw(self, batch, rows, stochastic)
         prompts = [batch.prompts[self.plan.member(row)[0]] for row in rows]
-        stages = [
-            self.reward.submit(images, prompts)
-            for images in completions(self, conditioned, trajectory)
-        ]
+        stages = score_completions(self, prompts, conditioned, trajectory)
         return MicroBatch(
             rows=rows,
             iteration=batch.iteration,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flowrl.advantages import weighted_sum
+from flowrl.advantages import Advantages, weighted_sum
 from flowrl.errors import NotFinite, UserError
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.training.credit import advantages_of_gains
@@ -44,8 +44,7 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     if policy.algorithm.credit == "step":
         stages = [*_earlier_stages(policy, batches), (terms, is_valid)]
         advantages = advantages_of_gains(policy, stages, weights, groups)
-    if not advantages.values.isfinite().all():
-        raise NotFinite("an advantage is NaN or infinite: look at the rewards' weights")
+    _require_finite(advantages)
     # Processes come one after the other, and samples of an update do not: back to global order.
     num_samples = policy.plan.num_samples
     by_row = advantages.values.new_zeros(num_samples, *advantages.values.shape[1:])
@@ -60,6 +59,12 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     policy.scouting.compare(rows, values, is_valid, record)
     for name, value in advantages.metrics().items():
         record.add(name, value)
+
+
+def _require_finite(advantages: Advantages) -> None:
+    """Raise NotFinite for an advantage that is no number."""
+    if not advantages.values.isfinite().all():
+        raise NotFinite("an advantage is NaN or infinite: look at the rewards' weights")
 
 
 def _earlier_stages(

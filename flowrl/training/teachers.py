@@ -83,12 +83,12 @@ class TeacherModule:
         x = trajectory.at("x", index).contiguous()
         interval = intervals[trajectory.steps[index]]
         is_shared = trajectory.shares_start and index == 0
-        names = [self.name_for(batch.prompts[place]) for place in places]
+        rows_of = self._rows_by_teacher(batch, places)
         makes_all_passes = is_divided(self.model.transformer)
         means: list[Tensor] = []
         order: list[int] = []
         for name in self.teachers:
-            rows = [row for row, own in enumerate(names) if own == name]
+            rows = rows_of[name]
             if not rows and not makes_all_passes:
                 continue
             # A pass for nothing takes the first sample.
@@ -98,13 +98,14 @@ class TeacherModule:
             if rows:
                 means.append(sampler.step(states, velocity, interval).mean)
                 order += rows
-        if not means:
-            return x[:0]
-        if len(means) == 1:
-            return means[0]
-        # The inverse of the order in which teachers had them puts samples back in their places.
-        back = on_device(torch.tensor(order).argsort(), x.device)
-        return torch.cat(means).index_select(0, back)
+        return _back_in_order(means, order) if means else x[:0]
+
+    def _rows_by_teacher(self, batch: MicroBatch, places: Sequence[int]) -> dict[str, list[int]]:
+        """List, for each teacher, which of the samples at `places` are its own."""
+        rows_of: dict[str, list[int]] = {name: [] for name in self.teachers}
+        for row, place in enumerate(places):
+            rows_of[self.name_for(batch.prompts[place])].append(row)
+        return rows_of
 
     @torch.no_grad()
     def _velocity(
@@ -134,6 +135,14 @@ class TeacherModule:
         for teacher in self.teachers.values():
             teacher.lora.to(device)
         return self
+
+
+def _back_in_order(means: Sequence[Float[Tensor, "_ *X"]], order: Sequence[int]) -> Tensor:
+    """Join what teachers gave, sample `order[i]` in the i-th row, in the order of samples."""
+    if len(means) == 1:
+        return means[0]
+    back = on_device(torch.tensor(order).argsort(), means[0].device)
+    return torch.cat(list(means)).index_select(0, back)
 
 
 def _rows_of(

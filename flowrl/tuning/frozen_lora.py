@@ -19,7 +19,7 @@ from flowrl.tuning.lora_file import LoRAFile
 
 @dataclass(slots=True)
 class _Addition:
-    """What a LoRA adds to one layer: scale B (A x)."""
+    """The term that a LoRA adds to one layer: scale B (A x)."""
 
     layer: nn.Module
     a: Float[Tensor, "R I"]
