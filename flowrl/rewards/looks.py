@@ -1,4 +1,4 @@
-"""Features of images that votes on them are explained by, by rules or by CLIP."""
+"""Features of images, by rules or by CLIP, which explain the votes on them."""
 
 from __future__ import annotations
 
