@@ -17,6 +17,8 @@ from flowrl.studies.plan import Planned
 Record = dict[str, Any]
 Metric = str | Sequence[str]
 """A metric by its name in metrics.csv, or several whose mean is meant."""
+HIGHEST = "highest of "
+"""Before a metric's name: its highest value among a run's evaluations, wherever in the course."""
 Metrics = Mapping[str, Metric]
 """Metrics by the names that tables and figures show."""
 Results = Mapping[str, Any]
@@ -125,19 +127,23 @@ def evaluated(record: Mapping[str, Any], metric: Metric, index: int) -> float:
     """Return a metric of a run's evaluation, by its number; NaN without one.
 
     Number -1 is the last one: that after training, or of a run that failed the last before it did,
-    be it the base model's.
+    be it the base model's. Of a metric that begins with `HIGHEST` it is the highest of all after
+    the first.
     """
     evaluations = record["evaluations"]
     # The only evaluation of a finished run is the base model's, not one after training.
     if index == -1 and record["status"] == "finished" and len(evaluations) < 2:
         return math.nan
+    if index == -1 and isinstance(metric, str) and metric.startswith(HIGHEST):
+        scores = [mean_of(row, metric) for row in evaluations[1:]]
+        return max((score for score in scores if not math.isnan(score)), default=math.nan)
     row = evaluations[index] if evaluations else {}
     return mean_of(row, metric)
 
 
 def mean_of(row: Mapping[str, float], metric: Metric) -> float:
     """Return a metric of one evaluation; NaN where it, or one of several, is missing."""
-    names = [metric] if isinstance(metric, str) else metric
+    names = [metric.removeprefix(HIGHEST)] if isinstance(metric, str) else metric
     return average([row.get(name, math.nan) for name in names])
 
 

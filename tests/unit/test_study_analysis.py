@@ -10,6 +10,7 @@ from flowrl.studies.analysis import (
     compare,
     conditions,
     difference_at_equal,
+    gains,
     interaction,
     kl_ratio_at_equal,
     value_at,
@@ -199,3 +200,11 @@ def test_a_base_model_stands_above_what_began_from_it():
     rows = main_table(groups, {"reward": REWARD}).rows
     assert [row[0] for row in rows] == ["base model", "a", "b", "base model, weak", "c weak"]
     assert [row[2] for row in rows if not row[1]] == [0.5, 0.25]
+
+
+def test_the_highest_score_of_a_course():
+    """Wherever it was, but before training. Mutation: take the last one, or the base model's."""
+    highest = f"highest of {REWARD}"
+    runs = [run(0, (0, 0.9), (1, 0.75), (2, 0.5)), run(1, (0, 0.1), (1, 0.25))]
+    assert by_seed(runs, highest) == {"0": 0.75, "1": 0.25}
+    assert gains(runs, highest) == pytest.approx({"0": -0.15, "1": 0.15})
