@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import torch
 
 from flowrl.errors import UserError
-from flowrl.losses.protocol import Loss
 from flowrl.parallel.strategies import synchronised
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.clips import Clips
@@ -22,8 +21,9 @@ Seconds = dict[str, float]
 """What each part of an iteration took, by its name."""
 
 
-def _require_measured(loss: Loss) -> None:
+def _require_measured(policy: Policy) -> None:
     """Raise UserError for a loss whose updates are made of other parts."""
+    loss = policy.algorithm.loss
     if loss.kind == "direct":
         raise UserError(
             f"loss={loss.name}: an update that passes through decoding and the scorer is not "
@@ -42,7 +42,7 @@ class BareParts:
     """
 
     def __init__(self, policy: Policy, batch: PromptBatch, *, is_short: bool = False) -> None:
-        _require_measured(policy.algorithm.loss)
+        _require_measured(policy)
         self.policy = policy
         plan = policy.plan
         micro_batches = [rows for update in plan.updates(policy.global_rank) for rows in update]

@@ -135,10 +135,15 @@ def evaluated(record: Mapping[str, Any], metric: Metric, index: int) -> float:
     if index == -1 and record["status"] == "finished" and len(evaluations) < 2:
         return math.nan
     if index == -1 and isinstance(metric, str) and metric.startswith(HIGHEST):
-        scores = [mean_of(row, metric) for row in evaluations[1:]]
-        return max((score for score in scores if not math.isnan(score)), default=math.nan)
+        return _highest(evaluations, metric)
     row = evaluations[index] if evaluations else {}
     return mean_of(row, metric)
+
+
+def _highest(evaluations: Sequence[Mapping[str, float]], metric: str) -> float:
+    """Return the highest value after that before training; NaN where there is none."""
+    scores = [mean_of(row, metric) for row in evaluations[1:]]
+    return max((score for score in scores if not math.isnan(score)), default=math.nan)
 
 
 def mean_of(row: Mapping[str, float], metric: Metric) -> float:
