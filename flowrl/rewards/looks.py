@@ -32,6 +32,9 @@ class Statistics(nn.Module):
     They are enough for tastes in colour and texture, and know nothing of what a picture shows.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> Float[Tensor, "B 9"]:
         return torch.stack([self._describe(picture) for picture in to_pictures(images)])
 
