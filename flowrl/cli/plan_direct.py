@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -12,14 +12,11 @@ from flowrl.samplers.protocol import Solver
 from flowrl.schedule import Interval
 from flowrl.types import Conditioning
 
-if TYPE_CHECKING:
-    from flowrl.cli.memory_plan import Plan
-
 STEP = Interval(0.5, 0.25, 0.5)
 """Any step: its sigmas change neither memory nor operations."""
 
 
-def draw_with_graph(plan: Plan, x: Tensor, embeddings: Conditioning) -> Tensor:
+def draw_with_graph(plan: Any, x: Tensor, embeddings: Conditioning) -> Tensor:
     """Make the passes of a term, from the state before the last steps to images, with a graph. The
     scorer's are left out: its network is not built.
     """

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from flowrl.cli.plan_costs import Work
 from flowrl.objectives import num_trained
 from flowrl.training.credit import completed_steps
 
-if TYPE_CHECKING:
-    from flowrl.cli.memory_plan import Plan
 
-
-def count_work(plan: Plan, is_checkpointed: bool | None) -> Work:
+def count_work(plan: Any, is_checkpointed: bool | None) -> Work:
     """Count the operations behind one image of an iteration, with gradient checkpointing or
     without; None is as configured. Completions of steps and candidates are counted with it.
     """
@@ -27,7 +24,7 @@ def count_work(plan: Plan, is_checkpointed: bool | None) -> Work:
     return Work(num_evaluations * network, num_images * decode, num_terms * term, scouted(plan))
 
 
-def count_terms(plan: Plan) -> int:
+def count_terms(plan: Any) -> int:
     """Count an update's terms that a sample passes through in each inner epoch: the sigmas or ways
     to the data that it trains on, or every step that some row of its micro-batch trains on.
     """
@@ -36,7 +33,7 @@ def count_terms(plan: Plan) -> int:
     return plan.num_kept
 
 
-def scouted(plan: Plan) -> int:
+def scouted(plan: Any) -> int:
     """Count the operations of the candidates that are drawn for one image that is trained on."""
     if plan.scouting is None:
         return 0

@@ -47,7 +47,7 @@ RULES = {
     "null leaves the choice to FlowRL, as its YAML says": (
         "null",
         r"run_dir|embeddings\.folder|evaluation\.max_prompts|frames\.count|.*\.(family|exclude|image|tags|version|revision|attention|config)|"
-        r"logger\.\w+\.(name|group|run_name|tracking_uri)|.*\.(final_delta|token_env)|scorer_timeout|.*\.start_seconds",
+        r"logger\.\w+\.(name|group|run_name|tracking_uri)|.*\.(final_delta|token_env)|scorer_timeout|.*\.start_seconds|reward\.wait_seconds",
     ),
     "a seed may be any number of 63 bits": ("0|huge", r"seed|.*\.seed"),
     "an infinite or large threshold masks nothing": (
@@ -77,11 +77,12 @@ RULES = {
         r"reward\.client\.deadline|reward\.judge\.top_logprobs",
     ),
     "with a threshold of 0 every detection counts": ("0", r"reward\.(counting_)?threshold"),
+    "no line of votes counts, which whoever scores by them tells": ("0", r"reward\.lines"),
     "steps and windows begin at 0": ("0", r"(steps|rollout\.trained)\.low"),
     "a whole number is a name, too": ("0|-1|huge", "name"),
     "text where text may stand; what it names is looked for when it is needed": (
         "wrong",
-        r"resume|condition|sweep|lora\.start|backend\.attention|embeddings\.folder|(model|reward\.detector)\.revision|.*\.token_env|logger\.\w+\.\w+|run_dir",
+        r"resume|condition|sweep|lora\.start|reward\.folder|backend\.attention|embeddings\.folder|(model|reward\.detector)\.revision|.*\.token_env|logger\.\w+\.\w+|run_dir",
     ),
     "what a pipeline's call takes is asked of the pipeline": (
         r"wrong|\{a: 1\}",

@@ -14,19 +14,19 @@ BROKEN = (math.inf, -math.inf, math.nan)
 
 @pytest.mark.parametrize("broken", BROKEN)
 @distances
-def test_a_missing_sample_gives_no_gradient_and_spoils_nothing(algorithm, distance, broken):
+def test_a_missing_sample_gives_no_gradient_and_spoils_nothing(rewarded, distance, broken):
     """Whatever its numbers are; it counts in the mean. Mutation: mask after the arithmetic, which
     gives 0 times infinity, or take the mean over the others.
     """
     samples, lost = draw(distance, (1.5, 0.0, 2.0, -3.0)), 1
-    spoil = spoiled_forward if algorithm.loss.kind == "forward" else spoiled_reverse
-    inputs, leaves = spoil(algorithm, samples, lost, broken)
-    output = algorithm.loss(inputs)
+    spoil = spoiled_forward if rewarded.loss.kind == "forward" else spoiled_reverse
+    inputs, leaves = spoil(rewarded, samples, lost, broken)
+    output = rewarded.loss(inputs)
     gradients = torch.autograd.grad(output.loss, leaves, allow_unused=True)
     for gradient in gradients:
         if gradient is not None:
             assert gradient.isfinite().all() and not gradient[lost].any()
-    others, _ = output_of(algorithm, samples[torch.tensor([0, 2, 3])])
+    others, _ = output_of(rewarded, samples[torch.tensor([0, 2, 3])])
     torch.testing.assert_close(output.loss, 0.75 * others.loss, rtol=1e-12, atol=1e-14)
     mean = {name: value.isfinite() for name, value in output.metrics.items()}
     assert all(mean.values()), mean

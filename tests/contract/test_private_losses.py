@@ -141,6 +141,7 @@ class Listening:
     """Stands for a loss in its objective, and lets a function see its inputs."""
 
     kl_threshold = None
+    looks_back = False
 
     def __init__(self, function):
         self.function = function

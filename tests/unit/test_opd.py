@@ -83,6 +83,9 @@ def two_pixels(places, reduction="mean"):
     context = Context(
         algorithm=replace(method("opd"), likelihood=likelihood),
         velocity=None,
+        decode=None,
+        score=None,
+        recomputes=None,
         reference=None,
         tuning=None,
         latent_shape=(2,),

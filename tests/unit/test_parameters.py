@@ -111,4 +111,5 @@ def test_each_class_with_weights_is_known():
             if issubclass(kind, nn.Module) and kind.__module__ == module.__name__:
                 names.add(f"{kind.__module__}.{kind.__name__}")
     holders = ("clip.CLIP", "geneval.GenEval", "mixture.Mixture", "routed.Routed")
+    holders += ("looks.Statistics", "votes.Votes")
     assert names - {f"flowrl.rewards.{name}" for name in holders} == set(KEYS)
