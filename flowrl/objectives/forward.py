@@ -186,15 +186,16 @@ class ForwardObjective:
         """Compute the loss plus penalty of samples, with the distance from the old policy, where it
         is evaluated, among the metrics.
         """
-        output = self.loss(inputs)
-        metrics = output.metrics
-        if self.loss.needs_old:
-            metrics = metrics | {"trust/velocity_old": velocity_distance(inputs)}
+        # Before the loss: autograd adds the two gradients of the velocity in this order.
         penalty = self.algorithm.penalty
         distance = None
         if penalty.beta:
             assert inputs.ref_velocity is not None
             distance = penalty.of_velocities(inputs.velocity, inputs.ref_velocity).mean()
+        output = self.loss(inputs)
+        metrics = output.metrics
+        if self.loss.needs_old:
+            metrics = metrics | {"trust/velocity_old": velocity_distance(inputs)}
         return with_penalty(output.loss, metrics, beta=penalty.beta, distance=distance)
 
     def groups(self, batch: MicroBatch) -> Int[Tensor, "B"]:
