@@ -260,6 +260,11 @@ def test_the_penalty_pulls_at_the_first_state_of_the_way():
         loss, gradient = line.term(batch)
         assert loss - plain[0] == pytest.approx(0.5 * 0.25**2 * size)
         assert gradient - plain[1] == pytest.approx(0.5 * 2 * 0.25 * size)
+    # A sample that is not used counts as 0 in the mean over both.
+    batch = Line(draft()).batch(is_used=(True, False))
+    x = X * math.prod(FACTORS[:-1])
+    gap = Line(draft(), beta=0.5).term(batch)[0] - Line(draft()).term(batch)[0]
+    assert gap == pytest.approx(0.5 * 0.25**2 * x[0].square().mean().item() / 2)
 
 
 @pytest.mark.parametrize("index", [0, 1])
