@@ -108,6 +108,20 @@ def mean(
     return _estimate(_resampled(totals, 0, sizes), centre, count)
 
 
+def geometric_mean(ratios: Sequence[float]) -> Estimate:
+    """Return the geometric mean of positive ratios, one a seed, with the interval of `mean` on
+    their logarithms, so that exchanging the two sides inverts the result.
+    """
+    log_mean = mean([math.log(ratio) for ratio in ratios])
+    return Estimate(
+        mean=math.exp(log_mean.mean),
+        low=math.exp(log_mean.low),
+        high=math.exp(log_mean.high),
+        count=log_mean.count,
+        is_paired=True,
+    )
+
+
 def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Estimate:
     """Return `values` minus `baseline`, both by seed: over shared seeds as pairs, if there are two
     or more.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from flowrl.report.charts import Point
-from flowrl.statistics import Estimate, difference, mean, ratio
+from flowrl.statistics import Estimate, difference, geometric_mean, mean, ratio
 from flowrl.studies.record import Metric, Record, evaluated, mean_of
 
 Runs = Sequence[Record]
@@ -116,17 +116,8 @@ def kl_ratio_at_equal(ours: Runs, theirs: Runs, reward: Metric, kl: Metric) -> E
     seeds, `count` of them.
     """
     pairs = pairs_at_equal(ours, theirs, reward, kl, power=0.5)
-    # Ratios are averaged as logarithms, so that exchanging the two conditions inverts the result. A
-    # KL of 0 has no logarithm; its pair is left out.
-    log_ratios = [math.log(our_kl / kl) for our_kl, kl in pairs if min(our_kl, kl) > 0]
-    log_ratio = mean(log_ratios)
-    return Estimate(
-        mean=math.exp(log_ratio.mean),
-        low=math.exp(log_ratio.low),
-        high=math.exp(log_ratio.high),
-        count=log_ratio.count,
-        is_paired=True,
-    )
+    # A KL of 0 has no logarithm; its pair is left out.
+    return geometric_mean([our_kl / kl for our_kl, kl in pairs if min(our_kl, kl) > 0])
 
 
 def difference_at_equal(ours: Runs, theirs: Runs, reward: Metric, value: Metric) -> Estimate:

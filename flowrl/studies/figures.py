@@ -14,6 +14,7 @@ from typing import Any
 from flowrl.report.charts import Point, columns
 from flowrl.statistics import average, mean
 from flowrl.studies.analysis import Groups, by_seed, conditions, course
+from flowrl.studies.budget import groups_at, seconds_of_an_image, spent
 from flowrl.studies.plan import Section, Study
 from flowrl.studies.record import Metric, Metrics, Record, Results, Simulation, mean_of
 
@@ -50,6 +51,7 @@ CAPTIONS = {
         "training; thin: the runs."
     ),
     "curves": "Means over runs; the band holds all of them. Images: drawn for training.",
+    "speeds": "Means over runs; the band holds all of them. Seconds: of training alone.",
     "dots": (
         "After training: means over seeds with 95 % intervals, cut where they leave the frame; "
         "faint: the runs."
@@ -95,9 +97,13 @@ def figure_names(study: Study, results: Results) -> list[str]:
 
 
 def _groups(study: Study, spec: Section, results: Results) -> Groups:
-    """Return the runs that a figure shows, by condition."""
+    """Return the runs that a figure shows, by condition; those `at` a budget of the report as if
+    they had ended there.
+    """
     stages = spec.get("stages", study.report["stages"])
-    return conditions(results["runs"], stages)
+    groups = conditions(results["runs"], stages)
+    unit = spec.get("at")
+    return groups_at(groups, unit, study.report["budgets"][unit]) if unit else groups
 
 
 def fingerprint(study: Study, results: Results) -> str:
@@ -105,6 +111,8 @@ def fingerprint(study: Study, results: Results) -> str:
     so that a stale figure can be told.
     """
     settings = [study.report.get(key) for key in ("stages", "metrics", "figures")]
+    if "budgets" in study.report:
+        settings.append(study.report["budgets"])
     text = json.dumps([results, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -216,39 +224,43 @@ def curves_figure(figure: Any, groups: Groups, metrics: Metrics, spec: Section) 
 
     `spec` names the score, `y`, by its key in `metrics`.
     """
+    _draw_curves(figure, groups, metrics[spec["y"]], "images")
+    figure.axes[0].set_ylabel(spec["y"])
+
+
+def speeds_figure(figure: Any, groups: Groups, metrics: Metrics, spec: Section) -> None:
+    """Draw a score over the seconds of training as `curves_figure` does over the images."""
+    _draw_curves(figure, groups, metrics[spec["y"]], "seconds")
+    figure.axes[0].set_ylabel(spec["y"])
+
+
+def _draw_curves(figure: Any, groups: Groups, score: Metric, unit: str) -> None:
     axes = figure.subplots()
-    score = metrics[spec["y"]]
     numbers = looks(list(groups))
     for number, (label, runs) in zip(numbers, groups.items(), strict=True):
         look = style(number)
-        images_drawn: list[float] = []
+        image_costs = seconds_of_an_image(runs) if unit == "seconds" else 1.0
+        costs: list[float] = []
         scores: list[Sequence[float]] = []
-        for images, values in columns(_scores(run, score) for run in runs):
+        for cost, values in columns(_scores(run, score, image_costs) for run in runs):
             # A mean over other runs than the one before it would move for that alone.
             if len(values) == len(runs) and not math.isnan(sum(values)):
-                images_drawn.append(images)
+                costs.append(cost)
                 scores.append(values)
         lowest = [min(values) for values in scores]
         highest = [max(values) for values in scores]
         band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
-        axes.fill_between(images_drawn, lowest, highest, **band)
+        axes.fill_between(costs, lowest, highest, **band)
         means = [average(values) for values in scores]
-        axes.plot(images_drawn, means, **look, label=label)
-    axes.set_xlabel("images")
-    axes.set_ylabel(spec["y"])
+        axes.plot(costs, means, **look, label=label)
+    axes.set_xlabel(unit)
     _outside(figure)
 
 
-def _scores(run: Record, metric: Metric) -> list[Point]:
-    """Return (images drawn for training, score) of a run's evaluations."""
-    images = run["images"]
-    # A run that failed in its first iteration has finished none.
-    iterations = max(run["iterations"], 1)
-    points = []
-    for row in run["evaluations"]:
-        images_by_then = row["iteration"] * images / iterations
-        points.append((images_by_then, mean_of(row, metric)))
-    return points
+def _scores(run: Record, metric: Metric, image_costs: float) -> list[Point]:
+    """Return (spent on training, score) of a run's evaluations."""
+    scores = [mean_of(row, metric) for row in run["evaluations"]]
+    return list(zip(spent(run, image_costs), scores, strict=True))
 
 
 def dots_figure(figure: Any, groups: Groups, metrics: Metrics, spec: Section) -> None:
@@ -345,5 +357,10 @@ def _has_labels(axes: Any) -> bool:
     return bool(handles)
 
 
-KINDS = {"paths": paths_figure, "curves": curves_figure, "dots": dots_figure}
+KINDS = {
+    "paths": paths_figure,
+    "curves": curves_figure,
+    "speeds": speeds_figure,
+    "dots": dots_figure,
+}
 SIMULATED = {"noise": noise_figure, "contradictions": contradictions_figure}

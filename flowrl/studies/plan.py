@@ -32,6 +32,7 @@ ORDER = (
     "forgetting",
     "multi_reward",
     "published",
+    "field",
 )
 """All studies, the one that tunes first."""
 

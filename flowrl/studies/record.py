@@ -16,7 +16,10 @@ from flowrl.studies.plan import Planned
 
 Record = dict[str, Any]
 Metric = str | Sequence[str]
-"""A metric by its name in metrics.csv, or several whose mean is meant."""
+"""A metric by its name in metrics.csv, or several whose mean is meant. `NAME | OTHER` is the first
+of them that an evaluation has: with another reward a score may have another name.
+"""
+OR = " | "
 HIGHEST = "highest of "
 """Before a metric's name: its highest value among a run's evaluations, wherever in the course."""
 Metrics = Mapping[str, Metric]
@@ -148,8 +151,20 @@ def _highest(evaluations: Sequence[Mapping[str, float]], metric: str) -> float:
 
 def mean_of(row: Mapping[str, float], metric: Metric) -> float:
     """Return a metric of one evaluation; NaN where it, or one of several, is missing."""
-    names = [metric.removeprefix(HIGHEST)] if isinstance(metric, str) else metric
-    return average([row.get(name, math.nan) for name in names])
+    return average([_first_of(row, alternatives) for alternatives in names_of(metric)])
+
+
+def names_of(metric: Metric) -> list[list[str]]:
+    """Return the names of each of the metrics whose mean is meant: several where an evaluation may
+    have one or another.
+    """
+    texts = [metric.removeprefix(HIGHEST)] if isinstance(metric, str) else metric
+    return [text.split(OR) for text in texts]
+
+
+def _first_of(row: Mapping[str, float], names: Sequence[str]) -> float:
+    """Return the first of some metrics that an evaluation has, NaN where it has none."""
+    return next((row[name] for name in names if name in row), math.nan)
 
 
 def write(path: Path, results: Results) -> None:

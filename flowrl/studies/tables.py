@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flowrl.report.tables import Cell, Table
@@ -19,6 +20,8 @@ from flowrl.studies.analysis import (
     interaction,
     kl_ratio_at_equal,
 )
+from flowrl.studies.budget import groups_at
+from flowrl.studies.budget_tables import cost_ratio_table, scores_table
 from flowrl.studies.plan import Section, Study
 from flowrl.studies.record import Metrics, Record, Results, evaluated
 
@@ -33,11 +36,18 @@ def tables(study: Study, results: Results) -> list[Table]:
     made: list[Table] = []
     if groups:
         made.append(main_table(groups, report["metrics"]))
-    # Of a study that is under way, the comparisons both of whose sides have runs.
-    claims = report.get("compare", ())
-    pairs = [pair for pair in claims if groups.keys() >= set(pair)]
-    if pairs:
+    budgets = report.get("budgets", {})
+    for unit, amount in budgets.items():
+        made += _budget_tables(groups_at(groups, unit, amount), report, unit, amount)
+    pairs = _pairs(groups, report)
+    # Where runs differ in length their ends are no equal budget.
+    if pairs and not budgets:
         made.append(comparison_table(groups, pairs, report))
+    if groups and report.get("scores"):
+        made.append(scores_table(groups, report))
+    ratios = [pair for pair in report.get("cost_ratios", ()) if groups.keys() >= set(pair)]
+    if ratios:
+        made.append(cost_ratio_table(groups, ratios, report))
     if report.get("interactions"):
         made.append(interaction_table(groups, report))
     if groups and report.get("training"):
@@ -45,6 +55,33 @@ def tables(study: Study, results: Results) -> list[Table]:
     if results.get("tuned"):
         made.append(chosen_table(results["tuned"], study))
         made.append(tuning_table(study, results))
+    return made
+
+
+def _pairs(groups: Groups, report: Section) -> list[Sequence[str]]:
+    """Return the comparisons both of whose sides have runs: a study may be under way."""
+    return [pair for pair in report.get("compare", ()) if groups.keys() >= set(pair)]
+
+
+def _budget_tables(groups: Groups, report: Section, unit: str, amount: float) -> list[Table]:
+    """Make the tables of conditions and of comparisons at equal images or seconds; none where no
+    run went so far.
+    """
+    if not groups:
+        return []
+    place = f"at {amount:,} {unit}"
+    main = main_table(groups, report["metrics"])
+    note = (
+        f"Means over seeds with 95 % intervals {place} of training, interpolated between "
+        "evaluations; of the runs that went so far."
+    )
+    title = place.capitalize()
+    made = [replace(main, stem=f"at_{unit}", title=title, note=note)]
+    pairs = _pairs(groups, report)
+    if pairs:
+        table = comparison_table(groups, pairs, report)
+        title = f"Comparisons {place}"
+        made.append(replace(table, stem=f"comparisons_at_{unit}", title=title))
     return made
 
 

@@ -11,7 +11,7 @@ from flowrl.launch.scores import check_parts
 from flowrl.launch.validate import validate
 from flowrl.runs.glossary import check
 from flowrl.studies.plan import ORDER, read
-from flowrl.studies.record import HIGHEST
+from flowrl.studies.record import names_of
 from flowrl.studies.tables import sides
 
 EXPERIMENTS = ROOT / "experiments"
@@ -27,7 +27,8 @@ def first_runs(name, is_quick):
     alone.
     """
     for stage in read(name, EXPERIMENTS, is_quick).stages:
-        tuning = read(stage.tuned or "methods", EXPERIMENTS, is_quick).stages[0]
+        stages = read(stage.tuned or "methods", EXPERIMENTS, is_quick).stages
+        tuning = next(stage for stage in stages if stage.chooses)
         chosen = {
             method: list(variants.values())[-1] for method, variants in tuning.variants.items()
         }
@@ -87,19 +88,24 @@ def test_a_report_names_what_its_study_has(name):
     labels = {
         run.condition for run in first_runs(name, is_quick=False) if run.stage in report["stages"]
     }
-    assert {own for pair in report.get("compare", ()) for own in pair} <= labels
+    assert {
+        own for key in ("compare", "cost_ratios") for pair in report.get(key, ()) for own in pair
+    } <= labels
     drawn = [
-        spec for spec in report["figures"].values() if spec["kind"] in ("paths", "curves", "dots")
+        spec
+        for spec in report["figures"].values()
+        if spec["kind"] in ("paths", "curves", "speeds", "dots")
     ]
     axes = {spec[key] for spec in drawn for key in ("x", "y") if key in spec}
     named = {*report.get("rewards", ()), report["kl"], *report.get("differences", ()), *axes}
     named |= {own[key] for own in report.get("equal", ()) for key in ("of", "at")}
+    named |= set(report.get("scores", {}))
     for own in report.get("interactions", ()):
         assert {label for pairs in sides(own) for pair in pairs for label in pair} <= labels
     named |= {metric for spec in drawn for metric in spec.get("metrics", ())}
     assert named <= report["metrics"].keys()
     for metric in report["metrics"].values():
-        check([metric.removeprefix(HIGHEST)] if isinstance(metric, str) else metric)
+        check([name for names in names_of(metric) for name in names])
     check(report.get("training", {}).values())
     assert {stage for spec in drawn for stage in spec.get("stages", ())} <= set(report["stages"])
 

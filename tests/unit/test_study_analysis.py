@@ -15,6 +15,7 @@ from flowrl.studies.analysis import (
     kl_ratio_at_equal,
     value_at,
 )
+from flowrl.studies.record import mean_of
 from flowrl.studies.tables import course_table, interaction_table, main_table, quarters
 
 REWARD, KL = "eval/held_in/part/soft", "eval/held_in/kl_ref"
@@ -208,3 +209,14 @@ def test_the_highest_score_of_a_course():
     runs = [run(0, (0, 0.9), (1, 0.75), (2, 0.5)), run(1, (0, 0.1), (1, 0.25))]
     assert by_seed(runs, highest) == {"0": 0.75, "1": 0.25}
     assert gains(runs, highest) == pytest.approx({"0": -0.15, "1": 0.15})
+
+
+def test_a_metric_may_have_another_name():
+    """The first that a row has; of several metrics the mean, NaN where one is missing.
+
+    Mutation: take the first name alone.
+    """
+    row = {"b": 0.25, "c": 0.75}
+    assert mean_of(row, "a | b") == 0.25 and mean_of(row, "b | c") == 0.25
+    assert mean_of(row, ["a | c", "b"]) == 0.5
+    assert math.isnan(mean_of(row, "a | d")) and math.isnan(mean_of(row, ["a", "b"]))
