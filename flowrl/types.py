@@ -201,7 +201,9 @@ class LossInputs:
     `flowrl.gaussian.Likelihood`), over D = `dimensions`. `kl_floor` is the part of the KL, in its
     own units, that a mask does not count, since rounding alone gives it at this step; 0 unless
     `trust.above_floor`. `teacher_kl` is KL(current || teacher) of the step, reduced as `kl` and
-    with a gradient; None unless the loss needs teachers.
+    with a gradient; None unless the loss needs teachers. `pair_log_ratio` says how far the velocity
+    has gone from a sample's partner towards the sample itself (`flowrl.objectives.pair`), with a
+    gradient; None unless the loss `compares`, and `advantage` then is the pair's.
 
     A loss that looks back is given `earlier_kl`, the KLs of the trajectory's E earlier steps above
     their floors, in sampling order and without a gradient, under the weights of the same update;
@@ -222,6 +224,7 @@ class LossInputs:
     earlier_kl: Float[Tensor, "B E"] | None = None
     num_steps: int = 1
     teacher_kl: Float[Tensor, "B"] | None = None
+    pair_log_ratio: Float[Tensor, "B"] | None = None
 
     def of_rows(self, rows: Int[Tensor, "N"]) -> LossInputs:
         """Return the inputs of some of the samples, in the order of `rows`."""

@@ -137,6 +137,10 @@ def inputs_of(algorithm, samples, is_used=None):
     inputs = loss_inputs(
         algorithm, step, Trajectory((1,), False, *states, x_next), 0, samples.advantage
     )
+    if algorithm.loss.compares:
+        moved = (samples.velocity - samples.old_velocity).flatten(1)
+        ratio = -moved.square().mean(1) - 2 * (moved * samples.x0.flatten(1)).mean(1)
+        return dataclasses.replace(inputs, pair_log_ratio=ratio)
     if not algorithm.loss.needs_teachers:
         return inputs
     teacher = algorithm.sampler.step(samples.x, teacher_velocity(samples), interval)

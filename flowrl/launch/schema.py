@@ -26,6 +26,7 @@ from flowrl.values.bounds import (
     Limit,
     Natural,
     NonNegative,
+    Positive,
     Rate,
     Seed,
     Share,
@@ -85,6 +86,7 @@ class Trust:
     cps_clip: ClipLow
     guard_clip: ClipLow
     awm_clip: ClipLow
+    pair_clip: Positive
     forward_delta: Threshold
     above_floor: bool
 

@@ -22,6 +22,7 @@ from flowrl.objectives.declared import require_declared
 from flowrl.objectives.gate import check_replay
 from flowrl.objectives.lesson import lesson_of
 from flowrl.objectives.micro_batch import MicroBatch
+from flowrl.objectives.pair import paired
 from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context, Member
 from flowrl.objectives.step_checks import check_number, check_penalty, check_step, check_trained
@@ -107,6 +108,7 @@ class ReverseObjective:
             reduction=likelihood.reduction,
             dimensions=1,
             teacher_kl=zero if loss.needs_teachers else None,
+            pair_log_ratio=zero if loss.compares else None,
         )
         require_declared(loss, loss(inputs))
 
@@ -218,6 +220,8 @@ class ReverseObjective:
         inputs = replace(inputs, kl_floor=self.allowed.get(number, 0.0))
         trained = self._trained(batch)
         inputs = self._look_back(inputs, batch, index)
+        if self.loss.compares:
+            inputs = self._paired(inputs, batch, step, index)
         distance = self._distance(batch, step, index)
         rows = trained.at(number)
         lesson = lesson_of(self.context, batch, step, index, rows)
@@ -262,6 +266,21 @@ class ReverseObjective:
         self._kls[batch.rows] = [*earlier, kl]
         so_far = torch.stack(earlier, 1) if earlier else kl.new_zeros(len(kl), 0)
         return replace(inputs, earlier_kl=so_far, num_steps=self.num_terms(batch))
+
+    def _paired(
+        self, inputs: LossInputs, batch: MicroBatch, step: GaussianStep, index: int
+    ) -> LossInputs:
+        """Compare the samples of whole groups in pairs."""
+        trajectory = batch.trajectory
+        gain = self.algorithm.sampler.gain(self.algorithm.intervals[trajectory.steps[index]])
+        return paired(
+            inputs,
+            # A step's mean is linear in the velocity.
+            moved=(step.mean - trajectory.at("old_mean", index)) / gain,
+            x0=trajectory.x0.float(),
+            is_used=batch.is_used,
+            members=[self.context.member(row) for row in batch.rows],
+        )
 
     def _distance(
         self, batch: MicroBatch, step: GaussianStep, index: int

@@ -61,6 +61,12 @@ METHODS: Mapping[str, Method] = {
         f"std_weight std {_SURROGATE}, r = exp(log_prob - old_log_prob)",
         "2508.04324",
     ),
+    "flowrl.losses.fdfo.FDFO": Method(
+        "FDFO",
+        "-A r + |A| (r - 1)^2 / (2 clip), r = exp(mean d^2 - mean (v - v_old + d)^2), with d the "
+        "half difference of a pair's samples over its mean square",
+        "2603.12893",
+    ),
     "flowrl.losses.nft.NFT": Method(
         "Diffusion-NFT",
         "advantage_clip / beta (r |x0_plus - x0|^2 / w_plus + (1 - r) |x0_minus - x0|^2 / w_minus)",

@@ -93,11 +93,13 @@ def test_the_loss_is_a_finite_number_with_a_gradient(algorithm, distance):
 def plain_direction(algorithm, samples):
     """The gradient that raises the log-probability of each sample, to any scale.
 
-    Of a rollout's step for reverse losses; for forward ones minus the flow-matching error's.
+    Of a rollout's step for reverse losses, or of what a pair pulls; for forward ones minus the
+    flow-matching error's.
     """
     inputs = inputs_of(algorithm, samples)
     if algorithm.loss.kind == "reverse":
-        objective = inputs.log_ratio.sum()
+        compared = inputs.pair_log_ratio
+        objective = (inputs.log_ratio if compared is None else compared).sum()
     else:
         target = (inputs.x - inputs.x0) / inputs.sigma.view(-1, 1, 1, 1)
         objective = -(samples.velocity - target).square().sum()

@@ -35,12 +35,14 @@ def gain(seed, *overrides, name="reward/mean"):
 RATIO = ("num_iterations=15", "optimizer.lr=1e-3")
 NOISED = ("num_iterations=6", "optimizer.lr=3e-3", "sampler=dpm2", "penalty=none")
 THROUGH = ("num_iterations=6", "optimizer.lr=3e-3", "reward=shapes_proxy")
+DIFFERENCES = ("advantage=from_mean", "advantage.scale=1.0")
 METHODS = {
     "dppo": ((*RATIO, "sampler=cps", "loss=dppo"), 0.01),
     "grpo": ((*RATIO, "sampler=flow_sde", "loss=grpo"), 0.01),
     "cppo": ((*RATIO, "sampler=flow_sde", "loss=cppo", "steps=all_but_last"), 0.006),
     "branch": ((*RATIO, "sampler=flow_sde", "loss=tempflow", "steps=branch"), 0.014),
     "gains": ((*RATIO, "sampler=flow_sde", "loss=grpo", "rollout.credit=step"), 0.02),
+    "fdfo": ((*RATIO, "sampler=cps", "loss=fdfo", "steps=all_but_last", *DIFFERENCES), 0.05),
     "awm": ((*NOISED, "loss=awm", "trust.awm_clip=3e-3"), 0.015),
     "pepg": ((*NOISED, "loss=pepg", "loss.advantage_clip=1.0"), 0.015),
     "epg": ((*NOISED, "loss=epg", "loss.advantage_clip=1.0"), 0.03),
