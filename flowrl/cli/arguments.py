@@ -109,6 +109,9 @@ def study() -> Parser:
     parser.add_argument(
         "--retry", action="store_true", help="run failed runs again, which are results otherwise"
     )
+    parser.add_argument(
+        "--stage", action="append", default=[], help="run this one alone; may be given again"
+    )
     parser.add_argument("--slots", type=int, help="runs at a time; default: one for each core")
     return parser
 

@@ -82,9 +82,19 @@ def show_plan(where: Place, study: Study) -> None:
         print(f"  {stage.name}: {over} of {stage.num_runs} over, {stage.seconds:.0f} s each{waits}")
 
 
-def run(where: Place, study: Study, slots: int | None, is_retry: bool) -> None:
-    """Run every stage to its end; the next one begins when the one before is over."""
+def run(
+    where: Place, study: Study, slots: int | None, is_retry: bool, asked: Sequence[str] = ()
+) -> None:
+    """Run every stage to its end, or those that are asked for; the next one begins when the one
+    before is over. Raises UserError for a stage that the study does not have.
+    """
+    names = [stage.name for stage in study.stages]
+    for name in asked:
+        if name not in names:
+            raise UserError(f"--stage {name}: {study.name} has the stages {', '.join(names)}")
     for stage in study.stages:
+        if asked and stage.name not in asked:
+            continue
         runs = stage.runs(where.chosen(stage.tuned) if stage.tuned else {})
         sweep(where, study, runs, slots, is_retry)
         if stage.chooses:
@@ -226,7 +236,7 @@ def main() -> None:
         if "plan" in steps:
             show_plan(where, study)
         if "run" in steps:
-            run(where, study, args.slots, args.retry)
+            run(where, study, args.slots, args.retry, args.stage)
         if "collect" in steps:
             collect(where, study)
     if "render" in steps:

@@ -14,8 +14,8 @@ from flowrl.studies.record import Metric, Record, mean_of
 
 UNITS = ("images", "seconds")
 """What a budget may be counted in: images drawn for training, candidates of scouting among them; or
-seconds of training without evaluations, from the median speed of a condition's iterations, which
-neither the first one's warm-up nor a busy moment moves.
+seconds of training without evaluations, from the median speed of a condition's iterations or of its
+method's in a stage of its own, which neither the first one's warm-up nor a busy moment moves.
 """
 
 
@@ -25,6 +25,15 @@ def seconds_of_an_image(runs: Runs) -> float:
     """
     speeds = [run["images_per_second"] for run in runs if run["images_per_second"]]
     return 1 / median(speeds) if speeds else math.nan
+
+
+def paced(runs: Runs, stages: Sequence[str]) -> list[Record]:
+    """Return the runs at the speed that their method has in `stages`, where it has a run there:
+    short runs that were made side by side while nothing else ran.
+    """
+    speeds = {run["method"]: run["images_per_second"] for run in runs if run["stage"] in stages}
+    own = "images_per_second"
+    return [{**run, own: speeds.get(run["method"], run[own])} for run in runs]
 
 
 def spent(run: Record, image_costs: float) -> list[float]:

@@ -33,7 +33,7 @@ def scores_table(groups: Groups, report: Section) -> Table:
     note = (
         "Spent until an evaluation first reached the score, on the line from the one before: the "
         "median run [the first, the last]; `-` where it did not within its length. Seconds are of "
-        "training alone, by the median iteration of the median run."
+        "training alone, by the median iteration."
     )
     return Table("scores", "To a score", note, ("condition", *heads), rows)
 

@@ -14,7 +14,7 @@ from typing import Any
 from flowrl.report.charts import Point, columns
 from flowrl.statistics import average, mean
 from flowrl.studies.analysis import Groups, by_seed, conditions, course
-from flowrl.studies.budget import groups_at, seconds_of_an_image, spent
+from flowrl.studies.budget import groups_at, paced, seconds_of_an_image, spent
 from flowrl.studies.plan import Section, Study
 from flowrl.studies.record import Metric, Metrics, Record, Results, Simulation, mean_of
 
@@ -101,7 +101,8 @@ def _groups(study: Study, spec: Section, results: Results) -> Groups:
     they had ended there.
     """
     stages = spec.get("stages", study.report["stages"])
-    groups = conditions(results["runs"], stages)
+    runs = paced(results["runs"], study.report.get("pace", ()))
+    groups = conditions(runs, stages)
     unit = spec.get("at")
     return groups_at(groups, unit, study.report["budgets"][unit]) if unit else groups
 
@@ -111,8 +112,7 @@ def fingerprint(study: Study, results: Results) -> str:
     so that a stale figure can be told.
     """
     settings = [study.report.get(key) for key in ("stages", "metrics", "figures")]
-    if "budgets" in study.report:
-        settings.append(study.report["budgets"])
+    settings += [study.report[key] for key in ("budgets", "pace") if key in study.report]
     text = json.dumps([results, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

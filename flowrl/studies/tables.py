@@ -20,7 +20,7 @@ from flowrl.studies.analysis import (
     interaction,
     kl_ratio_at_equal,
 )
-from flowrl.studies.budget import groups_at
+from flowrl.studies.budget import groups_at, paced
 from flowrl.studies.budget_tables import cost_ratio_table, scores_table
 from flowrl.studies.plan import Section, Study
 from flowrl.studies.record import Metrics, Record, Results, evaluated
@@ -32,7 +32,7 @@ def tables(study: Study, results: Results) -> list[Table]:
     """Make all tables that the record gives: conditions, comparisons, and what was tuned."""
     runs = results["runs"]
     report = study.report
-    groups = conditions(runs, report["stages"])
+    groups = conditions(paced(runs, report.get("pace", ())), report["stages"])
     made: list[Table] = []
     if groups:
         made.append(main_table(groups, report["metrics"]))

@@ -108,6 +108,9 @@ def test_a_report_names_what_its_study_has(name):
         check([name for names in names_of(metric) for name in names])
     check(report.get("training", {}).values())
     assert {stage for spec in drawn for stage in spec.get("stages", ())} <= set(report["stages"])
+    assert set(report.get("pace", ())) <= {
+        stage.name for stage in read(name, EXPERIMENTS, False).stages
+    }
 
 
 def test_both_passes_over_half_the_rollouts_are_as_many_updates_of_the_same_size():

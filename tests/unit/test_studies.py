@@ -206,6 +206,20 @@ def test_the_script_runs_a_study_from_nothing(tmp_path, monkeypatch, capsys):
     assert "0 are over" in capsys.readouterr().out
 
 
+def test_a_stage_may_be_run_alone(study_place, monkeypatch):
+    """Mutation: run the others too, or none under a name that is misspelt."""
+    swept = []
+    monkeypatch.setattr(script, "sweep", lambda where, study, runs, *_: swept.append(runs[0].stage))
+    study = study_place.study("mine")
+    finish(study_place)
+    last = study.stages[-1].name
+    script.run(study_place, study, 1, False, [last])
+    assert swept == [last]
+    names = ", ".join(stage.name for stage in study.stages)
+    with pytest.raises(ValueError, match=f"--stage tets: mine has the stages {names}"):
+        script.run(study_place, study, 1, False, ["tets"])
+
+
 def test_all_studies_are_not_reproduced_by_accident(monkeypatch):
     """Mutation: let a bare `reproduce` begin half a day of runs."""
     monkeypatch.setattr(sys, "argv", ["study.py", "reproduce"])

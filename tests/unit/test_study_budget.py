@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from flowrl.studies.budget import at_budget, cost_ratio, costs_of, groups_at, seconds_of_an_image
+from flowrl.studies.budget import (
+    at_budget,
+    cost_ratio,
+    costs_of,
+    groups_at,
+    paced,
+    seconds_of_an_image,
+)
 from flowrl.studies.budget_tables import cost_ratio_table, scores_table
 from flowrl.studies.plan import Study
 from flowrl.studies.tables import tables
@@ -70,6 +77,17 @@ def test_seconds_are_of_the_median_run():
         assert cut["evaluations"][-1][STRICT] == pytest.approx(0.6)
         assert cut["images"] == pytest.approx(300) and cut["seconds"] == pytest.approx(30)
     assert math.isnan(seconds_of_an_image([run(0, 0.2, speed=None)]))
+
+
+def test_a_stage_of_its_own_tells_the_speed():
+    """y was timed at 40 images a second, x at none. Mutation: the speed of the run itself, or that
+    of another method.
+    """
+    runs = [run(0, 0.2, 0.4, method="x"), run(0, 0.2, 0.4, method="y", speed=7.0)]
+    timed = run(100, 0.2, 0.3, method="y", speed=40.0) | {"stage": "pace"}
+    found = paced([*runs, timed], ["pace"])
+    assert [own["images_per_second"] for own in found] == [10.0, 40.0, 40.0]
+    assert paced(runs, []) == runs
 
 
 def test_a_failed_run_stays_and_a_short_one_leaves():
