@@ -20,6 +20,9 @@ QUOTED := $(foreach word,$(subst ','\'',$(WORDS)),'$(word)')
 OVERRIDES := $(subst <backslash>,\,$(subst <space>,$(space),$(QUOTED)))
 # Their values are for Hydra: as variables of the environment, make would expand a $ in them.
 unexport $(foreach word,$(WORDS),$(firstword $(subst =,$(space),$(word))))
+# The main job, unless a word chooses a method or a model, or which run to go on with: then the words say it all.
+CHOOSING := experiment sampler steps trained scouting loss penalty advantage model resume
+MAIN := $(if $(filter $(addsuffix =%,$(CHOOSING)),$(subst +,,$(WORDS) $(ARGS))),,experiment=diffusion_nft_fast)
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
@@ -44,8 +47,8 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.installed
 
 setup: $(VENV)/.dev ## Install into .venv, with development tools; CPU=1 TORCH_INDEX=URL without CUDA, CONSTRAINTS=constraints.txt as CI has it
 
-train: $(VENV)/.installed ## Run the main job on the embedded model: make train sampler=flow_sde loss=grpo; a sweep: ARGS=-m seed=0,1
-	$(BIN)/python train.py$(if $(ARGS), $(ARGS))$(if $(OVERRIDES), $(OVERRIDES))
+train: $(VENV)/.installed ## Run the main job, the fastest recipe on the embedded model; or what you say: make train sampler=cps loss=dppo; a sweep: ARGS=-m seed=0,1
+	$(BIN)/python train.py$(if $(MAIN), $(MAIN))$(if $(ARGS), $(ARGS))$(if $(OVERRIDES), $(OVERRIDES))
 
 test: setup ## Run the tests (15 to 35 minutes on two cores)
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -8,6 +8,8 @@ import sys
 import pytest
 from runs import ROOT
 
+MAIN = "experiment=diffusion_nft_fast"
+
 
 def make(*words, **options):
     """What make would run, line by line."""
@@ -40,8 +42,27 @@ def test_words_behind_train_are_overrides(installed):
     assert sorted(others) == ["'loss.delta=1e-6,1e-5'", "'sampler=cps'"]
     (line,) = make("train", installed, "name=a b", "PYTHON=python3.12", "ARGS=seed=1 loss=grpo")
     assert line.endswith("train.py seed=1 loss=grpo 'name=a b'")
-    (line,) = make("train", installed)
-    assert line.endswith("train.py")
+
+
+@pytest.mark.parametrize(
+    ("words", "behind"),
+    [
+        ((), MAIN),
+        (("ARGS=-m seed=0,1",), f"{MAIN} -m seed=0,1"),
+        (("seed=1", "name=a b"), f"{MAIN} 'name=a b' 'seed=1'"),
+        (("loss.beta=0.3",), f"{MAIN} 'loss.beta=0.3'"),
+        (("loss=dppo", "sampler=cps"), "'loss=dppo' 'sampler=cps'"),
+        (("experiment=flow_dppo_cps",), "'experiment=flow_dppo_cps'"),
+        (("ARGS=-m seed=0,1 sampler=cps",), "-m seed=0,1 sampler=cps"),
+        (("ARGS=+experiment=grpo_guard",), "+experiment=grpo_guard"),
+        (("resume=outputs/latest",), "'resume=outputs/latest'"),
+    ],
+)
+def test_train_is_the_main_job_unless_told_otherwise(installed, words, behind):
+    """Mutation: the main job's recipe behind another method's words, or no recipe without any."""
+    (line,) = make("train", installed, *words)
+    _, _, found = line.partition("train.py ")
+    assert sorted(found.split()) == sorted(behind.split())
 
 
 @pytest.mark.parametrize(
@@ -70,7 +91,7 @@ def test_a_value_reaches_the_program_as_it_was_typed(tmp_path, word):
     command = ["make", "--silent", "--no-print-directory", "train", f"VENV={tmp_path}", word]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert ast.literal_eval(done.stdout)[1:] == ["train.py", word]
+    assert ast.literal_eval(done.stdout)[1:] == ["train.py", MAIN, word]
 
 
 def test_training_installs_no_development_tools(tmp_path):

@@ -38,6 +38,7 @@ def test_train_commands_compose(command):
     words = shlex.split(command)
     if words[0] == "make":
         words = shlex.split(words[-1].removeprefix("ARGS=")) if "ARGS" in command else []
+        words = ["experiment=diffusion_nft_fast", *words]
     else:
         words = words[2:]
     pairs = [word.split("=", 1) for word in words if "=" in word and not word.startswith("resume=")]
