@@ -40,6 +40,10 @@ class Seen:
     num_optimizer_steps: int = 0
     evaluation: dict = field(default_factory=dict)
     drawn: dict = field(default_factory=dict)
+    candidates: dict = field(default_factory=dict)
+    """Hashes of last state and image, by iteration, prompt and number."""
+    trained: dict = field(default_factory=dict)
+    """Those of what is trained on."""
     delta: float = 0.0
 
 
@@ -86,6 +90,43 @@ def _work(work, rank, count, port, arguments, queue):
         queue.put(traceback.format_exc())
 
 
+def _hash(values):
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
+
+
+def _note_states(policy, own):
+    """Note the last state and the image of each sample as it is decoded: of candidates, and of what
+    is trained on.
+    """
+    from flowrl.training import sampling, scouting
+
+    decode = policy.model.decode
+    latest = []
+
+    def noting(table):
+        def drawn(policy, batch, members, *rest):
+            conditioned, trajectory = draw_members(policy, batch, members, *rest)
+            samples = [(batch.iteration, *member) for member in members]
+            latest[:] = [trajectory.x0, table, samples]
+            return conditioned, trajectory
+
+        return drawn
+
+    def decoded(x0):
+        images = decode(x0)
+        # Evaluations decode others, and a floor's rollout is not decoded.
+        if latest and latest[0] is x0:
+            _, table, samples = latest
+            for sample, state, image in zip(samples, x0, images, strict=True):
+                table[sample] = (_hash(state), _hash(image))
+        return images
+
+    draw_members = sampling.draw_members
+    sampling.draw_members = noting(own.trained)
+    scouting.draw_members = noting(own.candidates)
+    policy.model.decode = decoded
+
+
 def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing watched
     from lightning import Callback, Trainer
 
@@ -109,7 +150,7 @@ def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing wa
         noise = draw(shape, seed=seed, iteration=iteration, samples=samples, step=step)
         if step == sampling.INITIAL:
             for sample, values in zip(samples, noise, strict=True):
-                own.noise[iteration, sample] = hashlib.sha256(values.numpy().tobytes()).hexdigest()
+                own.noise[iteration, sample] = _hash(values)
         return noise
 
     def collected(futures):
@@ -157,6 +198,7 @@ def _watch(rank, count, overrides):  # noqa: C901, one closure for each thing wa
             own.evaluation = dict(result.metrics)
             own.drawn = {name: list(images) for name, images in result.images.items()}
 
+    _note_states(policy, own)
     sampling.gaussian_noise, policy.reward.collect = drawn, collected
     module.assign_advantages, policy.report = assigned, reported
     strategies = {

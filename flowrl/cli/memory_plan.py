@@ -21,6 +21,7 @@ from flowrl.algorithm import Algorithm
 from flowrl.cli.plan_costs import Costs, Work
 from flowrl.cli.plan_direct import draw_with_graph
 from flowrl.cli.plan_division import Gathered, can_be_divided, count_gathered
+from flowrl.cli.plan_teachers import bytes_of, read_teachers, teach, with_unnamed
 from flowrl.cli.plan_work import count_work
 from flowrl.launch.checks import (
     check_division,
@@ -66,6 +67,7 @@ class Plan:
         self.recipe: TuningRecipe = instantiate(cfg.tuning)
         self.recipe.check_layers(self.model.transformer)
         check_division(cfg, self.model.transformer)
+        planned = read_teachers(cfg, self.model.transformer)
         with torch.device("meta"):
             self.tuning = self.recipe.attach(self.model.transformer, seed=0)
         # Compiled, or with another attention, nothing could be counted.
@@ -79,6 +81,7 @@ class Plan:
         self.trained = self.tuning.parameters()
         self.whole = sum(value.nbytes for value in self.trained.values())
         self.share = self.whole // self.parts
+        self.teachers = with_unnamed(planned, cfg, self.tuning)
         # Copies of the trained weights while others stand in their place: Diffusion-NFT's old ones
         # in rollouts and updates; the reference where its weights are divided, since then a pass
         # reads them in place. A LoRA that began from none is switched off instead.
@@ -122,6 +125,7 @@ class Plan:
             "optimizer": self.optimizer[0],
             "EMA": share,
             "old policy": self.aside_for_old,
+            "teachers": bytes_of(self.teachers),
             "scorers": self.scorers_size,
         }
 
@@ -187,6 +191,7 @@ class Plan:
             outcome = self.model.velocity(x, 0.5, embeddings, self.method.guidance_scale)
         if self.ref_scale is not None:
             self.look(x, embeddings, self.ref_scale, self.aside_for_ref)
+        teach(self, x, embeddings)
         outcome.square().mean().backward()
 
     def drawing(self, rows: int) -> tuple[int, int]:
@@ -344,7 +349,7 @@ class Plan:
         reference = self.tuning.reference or {}
         num_copies = 2 if self.method.loss.kind == "forward" else 1
         held = size(self.model.transformer) + num_copies * self.whole
-        held += sum(value.nbytes for value in reference.values())
+        held += sum(value.nbytes for value in reference.values()) + bytes_of(self.teachers)
         most = max(held + (self.text_encoders() or 0), self.released())
         return most + size(self.model.vae) + self.scorers_size
 

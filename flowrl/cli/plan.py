@@ -15,9 +15,11 @@ would; what each operation allocates and frees is counted, with attention as a f
 it. Kernels' own workspace is not counted, so a share of the GPU is kept free. Of scorers the
 weights are counted, where their networks are known, and not their passes: with loss=draft, whose
 gradients go through decoding and the scorer, an update takes more than the table says by what the
-scorer keeps. trainer=ddp adds the
-buckets of its reduction; trainer=fsdp divides weights, gradients and optimizer state over
-`batch.num_processes` and makes blocks whole for a pass, of which an upper bound is counted.
+scorer keeps. Of loss=opd the teachers' LoRAs are read and counted, and their pass as if all samples
+were those of the teacher whose pass takes most; a teacher without a LoRA yet, as recipes leave it
+open, is taken to be as large as the LoRA that is trained. trainer=ddp adds the buckets of its
+reduction; trainer=fsdp divides weights, gradients and optimizer state over `batch.num_processes`
+and makes blocks whole for a pass, of which an upper bound is counted.
 
 A network that can recompute its blocks in updates has a table with that and one without, as
 configured first. How much longer an iteration takes with it is predicted from the floating-point
@@ -47,6 +49,7 @@ from omegaconf import DictConfig
 from flowrl.cli import arguments
 from flowrl.cli.memory_plan import Plan
 from flowrl.cli.plan_costs import TERA, Choice, Costs, Pace, enough, fastest
+from flowrl.cli.plan_teachers import named, unnamed
 from flowrl.errors import UserError
 from flowrl.launch.compose import compose
 from flowrl.launch.search_path import with_config_dir
@@ -141,12 +144,14 @@ def print_weights(plan: Plan, gpus: Sequence[float]) -> None:
 
 
 def print_not_counted(plan: Plan) -> None:
-    """Name what takes memory, too, and is in none of the numbers."""
+    """Name what takes memory, too, and is in none of the numbers, or assumed."""
     for network in plan.scorers:
         if network.num_parameters is None:
             print(f"  not counted: {network.name}, of reward")
     if plan.method.loss.kind == "direct":
         print("  not counted: what the scorer keeps in updates, through which gradients go")
+    if names := unnamed(plan.cfg):
+        print(f"  taken to be as large as the LoRA that is trained: teachers {', '.join(names)}")
 
 
 def print_row(name: str, num_bytes: int, note: str = "") -> None:
@@ -255,7 +260,7 @@ def main() -> None:
     diffusers.utils.logging.set_verbosity_error()
     speeds = paces(args.gpu, args.tflops, args.share, args.price)
     cfg = compose(["name=plan", *with_config_dir(args.overrides, args.config_dir)])
-    validate(cfg)
+    validate(named(cfg))
     report(cfg, args.gpu, speeds)
 
 

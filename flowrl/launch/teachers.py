@@ -180,9 +180,14 @@ def build_teachers(cfg: DictConfig, transformer: nn.Module) -> dict[str, Teacher
     for name, node in nodes_of(cfg).items():
         path = Path(node["lora"])
         lora = FrozenLoRA(formats.read(path), transformer, path)
-        scale = node.get("guidance_scale")
-        teachers[name] = Teacher(lora, cfg.rollout.guidance_scale if scale is None else scale)
+        teachers[name] = Teacher(lora, guidance_of(cfg, node))
     return teachers
+
+
+def guidance_of(cfg: DictConfig, node: Mapping[str, Any]) -> float:
+    """Return the guidance scale that a teacher with these settings is evaluated at."""
+    scale = node.get("guidance_scale")
+    return float(cfg.rollout.guidance_scale if scale is None else scale)
 
 
 def teacher_module(

@@ -21,6 +21,7 @@ from flowrl.objectives.gate import GateFailed
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context
+from flowrl.objectives.rollout_checks import check_no_steps
 from flowrl.rollout import Velocity
 from flowrl.samplers.protocol import Solver
 from flowrl.schedule import Interval
@@ -67,21 +68,7 @@ class DirectObjective:
                 f"sampler={sampler} remembers the step before: choose sampler=ode, or "
                 "loss.last_steps=1"
             )
-        if algorithm.penalty.beta and algorithm.penalty.form != "velocity":
-            raise UserError(
-                f"loss={loss.name} has no steps to compare means of, but "
-                f"penalty.form={algorithm.penalty.form}: choose penalty=velocity or penalty=none"
-            )
-        if algorithm.shared_initial_noise:
-            raise UserError(
-                f"loss={loss.name} draws equal samples in each group with "
-                "rollout.shared_initial_noise=true: set it to false"
-            )
-        if algorithm.credit == "step":
-            raise UserError(
-                f"loss={loss.name} has no stochastic steps that could have an advantage of their "
-                "own: set rollout.credit=trajectory"
-            )
+        check_no_steps(algorithm)
         loss.check(form=likelihood.form, reduction=likelihood.reduction, sampler=sampler)
         # Made-up samples: the names of the loss's metrics are looked at, not its numbers.
         inputs = DirectInputs(torch.zeros(2), torch.ones(2, dtype=torch.bool))

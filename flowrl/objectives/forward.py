@@ -20,6 +20,7 @@ from flowrl.objectives.declared import require_declared
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context, Member
+from flowrl.objectives.rollout_checks import check_no_steps
 from flowrl.samplers.protocol import Solver
 from flowrl.tuning.weights import swapped
 from flowrl.types import ForwardInputs, LossOutput
@@ -57,21 +58,7 @@ class ForwardObjective:
                 f"loss={loss.name} needs a deterministic rollout, but sampler={sampler}: choose "
                 "sampler=ode or sampler=dpm2"
             )
-        if algorithm.penalty.beta and algorithm.penalty.form != "velocity":
-            raise UserError(
-                f"loss={loss.name} has no steps to compare means of, but "
-                f"penalty.form={algorithm.penalty.form}: choose penalty=velocity or penalty=none"
-            )
-        if algorithm.shared_initial_noise:
-            raise UserError(
-                f"loss={loss.name} draws equal samples in each group with "
-                "rollout.shared_initial_noise=true: set it to false"
-            )
-        if algorithm.credit == "step":
-            raise UserError(
-                f"loss={loss.name} has no stochastic steps that could have an advantage of their "
-                "own: set rollout.credit=trajectory"
-            )
+        check_no_steps(algorithm)
         loss.check(form=likelihood.form, reduction=likelihood.reduction, sampler=sampler)
         # Made-up samples: the names of the loss's metrics are looked at, not its numbers.
         state = torch.zeros(2, 4, 8, 8)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from flowrl.serving.uploads import GRACE
@@ -82,3 +84,31 @@ class Connection(H11Protocol):
     def _lose_patience(self) -> None:
         if self.is_idle or self.flow.write_paused:
             self.close()
+
+
+def settings_for(
+    app: Starlette,
+    *,
+    host: str,
+    port: int,
+    max_connections: int,
+    idle_seconds: int,
+    shutdown_seconds: int,
+) -> uvicorn.Config:
+    """Return uvicorn's settings for an application whose clients connect by `Connection` alone.
+
+    Up to `max_connections` may wait for `idle_seconds` without a request. Requests under way when
+    the server ends are finished, within `shutdown_seconds`.
+    """
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=Connection,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        limit_concurrency=max_connections,
+        timeout_keep_alive=idle_seconds,
+        timeout_graceful_shutdown=shutdown_seconds,
+    )

@@ -13,7 +13,7 @@ from flowrl.rewards.client import LOCAL
 from flowrl.rewards.protocol import Reward, asks_for_whole_clips, asks_for_whole_groups
 from flowrl.serving.app import Limits, Pages, at_most, build_app
 from flowrl.serving.batcher import Batcher
-from flowrl.serving.connections import Connection
+from flowrl.serving.connections import settings_for
 from flowrl.serving.counters import Counters
 from flowrl.serving.listening import bind
 from flowrl.training.reward import RewardModule
@@ -94,17 +94,13 @@ def serve(
         max_requests=max_connections,
         token=token,
     )
-    config = uvicorn.Config(
+    config = settings_for(
         build_app(pages),
         host=host,
         port=port,
-        http=Connection,
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        limit_concurrency=max_connections,
-        timeout_keep_alive=idle_seconds,
-        timeout_graceful_shutdown=shutdown_seconds,
+        max_connections=max_connections,
+        idle_seconds=idle_seconds,
+        shutdown_seconds=shutdown_seconds,
     )
     # Bound before it is announced, so that port 0 is known, and whoever reads the line can connect.
     listening = bind(host, port)

@@ -31,7 +31,7 @@ from starlette.routing import Route
 
 from flowrl.errors import UserError
 from flowrl.runs.files import read_object
-from flowrl.serving.connections import Connection
+from flowrl.serving.connections import settings_for
 from flowrl.serving.listening import bind
 from flowrl.votes.files import (
     DIGEST,
@@ -281,17 +281,13 @@ def serve_votes(folder: Path, *, host: str, port: int, token: str) -> None:
 
     Raises UserError for a port that is taken.
     """
-    config = uvicorn.Config(
+    config = settings_for(
         build_app(VotingPages(folder, token)),
         host=host,
         port=port,
-        http=Connection,
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        max_connections=MAX_CONNECTIONS,
+        idle_seconds=IDLE_SECONDS,
+        shutdown_seconds=SHUTDOWN_SECONDS,
     )
     listening = bind(host, port)
     shown = f"[{host}]" if ":" in host else host

@@ -3,8 +3,9 @@ kept are drawn in full, from the very same noise, and trained on (Sol-RL, arXiv 
 
 Noise is a function of seed, iteration, prompt, sample and step, so a sample that is kept is drawn
 again by its number alone. A candidate that takes as many steps as a rollout is the rollout itself,
-without the states that updates replay, and its image comes again bitwise in a micro-batch of the
-same size; one that takes fewer is drawn from the same initial noise without any in its steps.
+without the states that updates replay, and its image comes again bitwise where as many rows pass
+through the network together: in a micro-batch of the same size, with as many starts where samples
+share theirs. One that takes fewer is drawn from the same initial noise without any in its steps.
 """
 
 from __future__ import annotations
