@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import pytest
 import torch
 from runs import train
 from safetensors.torch import load_file
@@ -39,6 +40,29 @@ def test_a_run_counts_its_candidates_and_resumes_bitwise(tmp_path):
         ours, theirs = load_file(part / file), load_file(whole / file)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.slow
+def test_two_processes_as_a_user_starts_them_choose_what_one_does(tmp_path):
+    """In the first iteration, before weights differ by rounding: the scores of all candidates, and
+    the rewards of what is trained on and how well the scores told them.
+
+    Mutation: choose among a process's own candidates.
+    """
+    words = (*WORDS, "num_iterations=1", "batch.max_micro_batch=2", "trainer.accelerator=cpu")
+    tables = []
+    for name, more in (("one", ()), ("two", ("trainer=ddp", "trainer.devices=2"))):
+        run = tmp_path / name
+        result = train(*words, *more, f"run_dir={run}", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        tables.append(rows(run)[0])
+    alone, both = tables
+    exact = [key for key in alone if key.startswith("scouting/")] + ["samples"]
+    assert len(exact) == 6 and {key: both[key] for key in exact} == {
+        key: alone[key] for key in exact
+    }
+    for key in ("reward/mean", "reward/std"):
+        assert float(both[key]) == pytest.approx(float(alone[key]), rel=1e-6)
 
 
 def test_what_does_not_go_together_is_told_in_a_line(tmp_path):
