@@ -12,10 +12,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowrl.advantages import Advantages
+from flowrl.advantages import ROUNDING, Advantages
 from flowrl.algorithm import Algorithm
 from flowrl.objectives.micro_batch import ConditionedRows
 from flowrl.rollout import rollout
@@ -89,6 +89,34 @@ def _no_noise(step: int) -> Tensor:
     raise AssertionError(f"an ODE step asked for noise: {step}")
 
 
+def gains_of(
+    before: Float[Tensor, "B R"],
+    after: Float[Tensor, "B R"],
+    groups: Int[Tensor, "B"],
+    is_valid: Bool[Tensor, "B"],
+) -> Float[Tensor, "B R"]:
+    """Return after - before, where gains of a group that differ by rounding alone are made equal.
+
+    Such are those whose extremes are no further apart than `ROUNDING` times the largest score, in
+    size, of the group: the last bits of a score are those of a number of its size, and a gain may
+    be much smaller, so that an advantage that divides by the gains' spread could not tell.
+    """
+    gains = after - before
+    _, index = groups.unique(return_inverse=True)
+    # Left alone where it is no number, for which no reward applies or the run stops.
+    counts = is_valid[:, None] & gains.isfinite()
+    largest = torch.where(counts, torch.maximum(before.abs(), after.abs()), 0.0)
+    places = index[:, None].expand_as(gains)
+    shape = (int(index.max()) + 1, gains.shape[1])
+    size = gains.new_zeros(shape).scatter_reduce(0, places, largest, "amax")
+    low = gains.new_full(shape, torch.inf)
+    low = low.scatter_reduce(0, places, torch.where(counts, gains, torch.inf), "amin")
+    high = gains.new_full(shape, -torch.inf)
+    high = high.scatter_reduce(0, places, torch.where(counts, gains, -torch.inf), "amax")
+    is_rounding = (high - low <= ROUNDING * size)[index] & counts
+    return torch.where(is_rounding, low[index], gains)
+
+
 def advantages_of_gains(
     policy: Policy,
     stages: Sequence[tuple[Float[Tensor, "B R"], Tensor]],
@@ -100,10 +128,11 @@ def advantages_of_gains(
 
     A gain is missing where one of its two scores is.
     """
-    of_steps = [
-        policy.algorithm.advantage(after - before, weights, groups, was_valid & is_valid)
-        for (before, was_valid), (after, is_valid) in pairwise(stages)
-    ]
+    of_steps = []
+    for (before, was_valid), (after, is_valid) in pairwise(stages):
+        has_both = was_valid & is_valid
+        gains = gains_of(before, after, groups, has_both)
+        of_steps.append(policy.algorithm.advantage(gains, weights, groups, has_both))
     return Advantages(
         values=torch.stack([step.values for step in of_steps], 1),
         is_used=torch.stack([step.is_used for step in of_steps], 1).any(1),

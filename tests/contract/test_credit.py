@@ -1,15 +1,22 @@
 """Steps with advantages of their own, for what each changed in the score of its sample."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from parallel import run
 from runs import SMALL, awake, make, put
 
-from flowrl.advantages import group
+from flowrl.advantages import from_mean, gdpo, global_std, group, zscore
 from flowrl.errors import UserError
 from flowrl.objectives import check_method
-from flowrl.training.credit import advantages_of_gains, completed_steps, completions
+from flowrl.training.credit import (
+    advantages_of_gains,
+    completed_steps,
+    completions,
+    gains_of,
+)
 from flowrl.training.metric_means import Record
 from flowrl.training.sampling import draw, sample_update
 from flowrl.training.scoring import assign_advantages
@@ -106,6 +113,50 @@ def test_advantages_of_gains_by_hand():
     stages = [stage([0.0, 0.0], [True, False]), stage([1.0, 3.0])]
     lone = advantages_of_gains(policy, stages, torch.ones(1), torch.tensor([0, 0]))
     assert lone.values.tolist() == [[0.0], [0.0]] and not lone.is_used.any()
+
+
+EPS = torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("kind", [group, global_std, zscore, gdpo, partial(from_mean, scale=1e6)])
+@pytest.mark.parametrize("gain", [0.0, 0.25])
+def test_rounding_of_scores_is_no_gain(kind, gain):
+    """Scores of 5 that a step leaves as they are, or raises by 1/4, but for 4 float32 roundings: no
+    sample has gained more than another, and the group is constant. In the other one, where samples
+    gain 1 and 2 more, nothing changes; a missing sample's score is no size.
+
+    Mutation: take rounding relative to the gains, or to another group's scores.
+    """
+    policy, _, _ = make(*STEPS)
+    put(policy, advantage=kind)
+    groups = torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    before = torch.full((7,), 5.0)
+    jitter = 5 * EPS * torch.tensor([4.0, -4.0, 0.0, 2.0, 0.0, 0.0, 0.0])
+    more = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 0.0])
+    after = before + gain + jitter + more
+    assert len(set((after - before)[:4].tolist())) > 2
+    before[6] = after[6] = 1e9
+    stages = [stage(before.tolist()), stage(after.tolist(), [True] * 6 + [False])]
+    advantages = advantages_of_gains(policy, stages, torch.ones(1), groups)
+    assert not advantages.values[:4].any()
+    assert advantages.constant_share == 0.5 and advantages.is_used.tolist() == [True] * 6 + [False]
+    low, high = advantages.values[4:6, 0].tolist()
+    assert low == pytest.approx(-high) and high > 0.4
+    alone = advantages_of_gains(
+        policy, [(terms[:4], valid[:4]) for terms, valid in stages], torch.ones(1), groups[:4]
+    )
+    assert not alone.values.any() and alone.constant_share == 1
+
+
+def test_small_gains_above_rounding_count():
+    """1e-4 of scores of 5, and any gain from 0. A gain that is no number is refused later.
+
+    Mutation: a wider tolerance, or an infinite gain that becomes equal to the others.
+    """
+    before = torch.tensor([[5.0], [5.0], [0.0], [0.0], [1.0], [1.0]])
+    after = torch.tensor([[5.0], [5.0004], [0.0], [1e-9], [1.0], [torch.inf]])
+    gains = gains_of(before, after, torch.tensor([0, 0, 1, 1, 2, 2]), torch.ones(6, dtype=bool))
+    assert torch.equal(gains, after - before) and gains[1] > 3e-4 and gains[5] == torch.inf
 
 
 def test_updates_train_each_step_on_its_own_gain():
