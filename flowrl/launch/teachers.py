@@ -129,14 +129,21 @@ def _check_families(families: Families, prompts: Sequence[Prompt]) -> None:
     first: dict[str, str] = {}
     for family, name in named:
         if family in first:
-            raise UserError(
-                f"teachers.{name}.families names {family!r}, as does "
-                f"teachers.{first[family]}.families; a prompt has one teacher"
-            )
+            raise UserError(_named_again(family, name, first[family]))
         first[family] = name
     # Plans and evaluations draw no prompt.
     if prompts:
         _check_prompts(families, first, prompts)
+
+
+def _named_again(family: str, name: str, first: str) -> str:
+    """Say that a teacher names a family which this one, or another, has named first."""
+    if name == first:
+        return f"teachers.{name}.families names {family!r} twice; once is enough"
+    return (
+        f"teachers.{name}.families names {family!r}, as does teachers.{first}.families; a prompt "
+        "has one teacher"
+    )
 
 
 def _check_prompts(families: Families, named: Mapping[str, str], prompts: Sequence[Prompt]) -> None:

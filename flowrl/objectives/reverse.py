@@ -25,7 +25,13 @@ from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.pair import paired
 from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context, Member
-from flowrl.objectives.step_checks import check_number, check_penalty, check_step, check_trained
+from flowrl.objectives.step_checks import (
+    check_branches,
+    check_number,
+    check_penalty,
+    check_step,
+    check_trained,
+)
 from flowrl.rollout import replay
 from flowrl.samplers.protocol import HasPublishedStd
 from flowrl.types import LossInputs, LossOutput, Trajectory
@@ -87,6 +93,7 @@ class ReverseObjective:
             check_number(algorithm, number)
         for number in algorithm.trained.candidates(candidates):
             check_step(algorithm, number)
+        check_branches(algorithm)
         check_penalty(algorithm)
         loss = cast(ReverseLoss, algorithm.loss)
         drawn = ReverseObjective.steps_of(algorithm, iteration=0, seed=0, prompt=0)

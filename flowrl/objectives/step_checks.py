@@ -6,8 +6,9 @@ from typing import cast
 
 from flowrl.algorithm import Algorithm, sampler_option
 from flowrl.errors import UserError
-from flowrl.losses.protocol import ReverseLoss
+from flowrl.losses.protocol import DirectLoss, ReverseLoss
 from flowrl.samplers.protocol import HasPublishedStd
+from flowrl.samplers.steps import Branch
 from flowrl.schedule import PipelineGrid
 
 MIN_STEP_STD = 0.01
@@ -60,6 +61,39 @@ def check_trained(algorithm: Algorithm, stochastic: tuple[int, ...]) -> None:
         raise UserError(
             f"loss={loss.name} looks back over all stochastic steps of a sample, but each trains "
             f"on {len(drawn)} of {len(stochastic)}: choose trained=all"
+        )
+    if loss.looks_back and len(stochastic) < 2:
+        raise UserError(
+            f"loss={loss.name} looks back over the stochastic steps of a sample, but steps makes "
+            f"{len(stochastic)} of them: choose more, as steps=all_but_last does, or loss=dppo"
+        )
+
+
+def check_branches(algorithm: Algorithm) -> None:
+    """Raise UserError where samples that are to part at one step have parted before it."""
+    if isinstance(algorithm.steps, Branch) and not algorithm.shared_initial_noise:
+        raise UserError(
+            "steps=branch lets the samples of a prompt part at one step, but with "
+            "rollout.shared_initial_noise=false they differ from the start: set it to true, or "
+            "choose another option of steps"
+        )
+
+
+def check_last_step(algorithm: Algorithm) -> None:
+    """Raise UserError where a loss would train the last step alone, or noise samples to it, and
+    this step begins so near the data that neither changes an image.
+    """
+    schedule = algorithm.schedule
+    loss = cast(DirectLoss, algorithm.loss)
+    if loss.last_steps > 1 or (isinstance(schedule, PipelineGrid) and schedule.is_open):
+        return  # an open grid is asked about again once the model's is known
+    sigma = algorithm.intervals[-1].sigma
+    if sigma < MIN_STEP_STD:
+        raise UserError(
+            f"loss.last_steps=1 trains the last of rollout.num_steps={algorithm.num_steps} alone, "
+            f"which begins at sigma {sigma:.2g} < {MIN_STEP_STD}: a change of the velocity there "
+            f"hardly changes an image, nor do the noises of loss.num_noises={loss.num_noises}; "
+            "choose schedule=linear_shift, or a higher loss.last_steps with loss.num_noises=0"
         )
 
 

@@ -30,6 +30,8 @@ FORWARD = ("awm", "dgpo", "epg", "flow_dpo", "forward_dppo", "nft", "par", "pepg
 """Losses over samples that are noised again."""
 UNSHARED = (*FORWARD, "draft")
 """These and a direct loss: their rollouts are deterministic."""
+TWICE_SHIFTED = ("schedule=diffusers", "grid.shift=3")
+"""diffusers' grid for SD3.5, whose last step begins at a sigma of .0089."""
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +57,10 @@ def nodes():
     }
 
 
-def is_legal(sampler, loss, penalty):
-    """The rules between sampler, loss and penalty, written down once more."""
+def is_legal(sampler, loss, penalty, steps):
+    """The rules between sampler, loss, penalty and steps, written down once more."""
+    if loss == "cppo" and steps == "branch":
+        return False
     is_deterministic = sampler in ("ode", "dpm2")
     if loss in UNSHARED:
         return is_deterministic and penalty in ("none", "velocity")
@@ -70,12 +74,12 @@ def is_legal(sampler, loss, penalty):
 def test_every_combination_instantiates_or_is_refused_by_name(base, nodes, sampler, loss):
     """Mutation: lose a rule between sampler, loss and penalty, or refuse a good combination."""
     rest = [nodes[group].items() for group in ("steps", "penalty", "advantage")]
-    for (_, steps), (penalty, penalty_node), (_, advantage) in itertools.product(*rest):
-        chosen = {"steps": steps, "penalty": penalty_node, "advantage": advantage}
+    for (steps, steps_node), (penalty, penalty_node), (_, advantage) in itertools.product(*rest):
+        chosen = {"steps": steps_node, "penalty": penalty_node, "advantage": advantage}
         cfg = combine(base, sampler=nodes["sampler"][sampler], loss=nodes["loss"][loss], **chosen)
         cfg.likelihood.form = FORMS.get(loss, "gaussian")
         cfg.rollout.shared_initial_noise = loss not in UNSHARED
-        if is_legal(sampler, loss, penalty):
+        if is_legal(sampler, loss, penalty, steps):
             algorithm = instantiate(cfg.algorithm)
             assert isinstance(algorithm, Algorithm)
             check_method(algorithm)
@@ -84,7 +88,7 @@ def test_every_combination_instantiates_or_is_refused_by_name(base, nodes, sampl
             )
         else:
             with pytest.raises(
-                Exception, match=r"(?s)loss.*(sampler|penalty)|sampler.*loss"
+                Exception, match=r"(?s)loss.*(sampler|penalty|steps)|sampler.*loss"
             ) as error:
                 check_method(instantiate(cfg.algorithm))
             assert "loss" in explain(error.value)
@@ -164,6 +168,31 @@ def test_the_other_nodes_instantiate(base, tmp_path):
             ("loss=draft", "sampler=ode", "loss.path=jump", "loss.num_noises=1"),
             ("loss.num_noises=1", "loss.path=steps"),
         ),
+        (
+            ("loss=draft", "sampler=ode", *TWICE_SHIFTED, "loss.num_noises=2"),
+            ("loss.last_steps=1", "loss.num_noises=2", "0.0089 < 0.01", "schedule=linear_shift"),
+        ),
+        (
+            ("loss=draft", "sampler=ode", *TWICE_SHIFTED, "rollout.num_steps=40"),
+            ("loss.last_steps=1", "rollout.num_steps=40", "0.0089 < 0.01"),
+        ),
+        (
+            ("steps=branch", "rollout.shared_initial_noise=false"),
+            ("steps=branch", "rollout.shared_initial_noise=false", "set it to true"),
+        ),
+        (
+            ("experiment=tempflow_grpo", "rollout.shared_initial_noise=false"),
+            ("steps=branch", "rollout.shared_initial_noise=false"),
+        ),
+        (
+            ("experiment=flow_grpo_sd35", "loss=tempflow", "steps=branch"),
+            ("steps=branch", "rollout.shared_initial_noise=false"),
+        ),
+        (
+            ("experiment=tempflow_grpo", "loss=cppo"),
+            ("loss=cppo looks back", "makes 1", "steps=all_but_last"),
+        ),
+        (("loss=cppo", "steps.count=1"), ("loss=cppo looks back", "makes 1")),
         (("loss=cps", "sampler=flow_sde"), ("loss=cps", "sampler=cps", "flow_sde")),
         (("loss.divergence=tv",), ("loss.divergence=tv", "loss.calibrated_for=kl")),
         (
@@ -194,6 +223,16 @@ def test_rules_between_components_name_their_keys(overrides, names):
     with pytest.raises(Exception) as error:
         check_method(instantiate(composed(*overrides).algorithm))
     assert all(name in explain(error.value) for name in names), explain(error.value)
+
+
+def test_more_steps_of_a_grid_that_ends_near_the_data_are_trained():
+    """Of its last two steps the first begins far from the data. Mutation: refuse the grid whatever
+    is trained.
+    """
+    words = ("loss=draft", "sampler=ode", *TWICE_SHIFTED, "loss.last_steps=2")
+    algorithm = instantiate(composed(*words).algorithm)
+    assert algorithm.intervals[-1].sigma < 0.01 < algorithm.intervals[-2].sigma
+    check_method(algorithm)
 
 
 @pytest.mark.parametrize("data", ["text", "jsonl", "geneval", "geneval2", "compositions"])

@@ -298,6 +298,10 @@ REFUSED = {
         ("teachers={{a: {{lora: {one}}}, b: {{lora: {one}}}}}",),
         r"^teachers\.b\.families=null and teachers\.a\.families=null",
     ),
+    "a family that one teacher names twice": (
+        ("teachers={{a: {{lora: {one}, families: [counting, counting]}}, b: {{lora: {one}}}}}",),
+        r"^teachers\.a\.families names 'counting' twice; once is enough$",
+    ),
     "a family that no prompt has": (
         ("teachers={{a: {{lora: {one}, families: [countin]}}, b: {{lora: {one}}}}}",),
         r"^teachers\.a\.families names 'countin', which no prompt of data has; .* 'counting'",
