@@ -76,7 +76,7 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     # Runs from before there was the key draw what they train on.
     scouting: Choice | None = instantiate(cfg.get("scouting"))
     check_scouting(scouting, plan, algorithm)
-    if algorithm.loss.needs_rewards:
+    if algorithm.loss.needs_advantages:
         plan.require_groups()
     recipe: TuningRecipe = instantiate(cfg.tuning)
     ema = instantiate(cfg.ema)

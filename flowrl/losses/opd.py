@@ -24,6 +24,7 @@ class OPD(ReverseLoss):
 
     name: ClassVar[str] = "opd"
     needs_rewards: ClassVar[bool] = False
+    needs_advantages: ClassVar[bool] = False
     needs_teachers: ClassVar[bool] = True
 
     def __call__(self, inputs: LossInputs) -> LossOutput:

@@ -75,8 +75,14 @@ class Loss:
         return group_size
 
     needs_rewards: ClassVar[bool] = True
-    """False of a loss that looks at no advantage: rewards are then scored for the log alone, and a
-    run neither stops for want of them nor needs groups of several samples.
+    """False of a loss that looks at no reward: rewards are then scored for the log alone, and a run
+    does not stop for want of them.
+    """
+
+    needs_advantages: ClassVar[bool] = True
+    """False of a loss that compares no sample with others of its prompt: a sample is then used
+    wherever it has a reward of its own, and a prompt may have a single one. Advantages are computed
+    for the log alone.
     """
 
     needs_teachers: ClassVar[bool] = False
@@ -189,6 +195,7 @@ class DirectLoss(Loss, ABC):
     """
 
     kind: ClassVar[Kind] = "direct"
+    needs_advantages: ClassVar[bool] = False
 
     last_steps: StepCount
     path: Literal["steps", "jump"]

@@ -48,7 +48,10 @@ READINGS = {
         "High at the start: the prompts are too hard, or the reward too coarse; take a larger "
         "`batch.group_size` or a softer score. High at the end: the prompts are learned."
     ),
-    "advantage/dropped_groups": "Rises with `reward/missing`; mend the scorer.",
+    "advantage/dropped_groups": (
+        "Rises with `reward/missing`; mend the scorer. 1 with `batch.group_size=1`, for losses "
+        "that compare no samples."
+    ),
     "loss/policy": (
         "Tells little: with ratio losses it is near 0, since the advantages of a group cancel. "
         "Follow the reward and the KL."

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from flowrl.advantages import Advantages
+from flowrl.losses.protocol import Loss
 from flowrl.parallel.collectives import gather
 from flowrl.values.plural import counted
 
@@ -45,26 +46,35 @@ class Learning:
     A run has learned if in one of its iterations a sample had an advantage other than 0 and a step
     of the optimizer with a gradient other than 0 changed a weight. So weight decay and a reference
     penalty alone teach nothing, and a run that learns as slowly as its numbers allow has learned.
-    Where a loss needs no rewards, rewards and advantages are no conditions.
+    Where a loss needs no advantages, a sample with a reward is enough; where it needs no rewards,
+    neither is a condition.
     """
 
-    def __init__(self, *, needs_rewards: bool = True) -> None:
+    def __init__(self, *, needs_rewards: bool = True, needs_advantages: bool = True) -> None:
         self.needs_rewards = needs_rewards
+        self.needs_advantages = needs_advantages
         self.met: set[str] = set()
-        self.has_advantage = False
+        self.has_lesson = False
+
+    @classmethod
+    def of(cls, loss: Loss) -> Learning:
+        """Begin the record of a run with this loss."""
+        return cls(needs_rewards=loss.needs_rewards, needs_advantages=loss.needs_advantages)
 
     def take(self, has_reward: bool, advantages: Advantages) -> None:
         """Take in the rewards and advantages of an iteration, which its updates then use."""
-        self.has_advantage = not self.needs_rewards or bool(advantages.values.any())
-        if has_reward or not self.needs_rewards:
+        has_what_it_needs = has_reward or not self.needs_rewards
+        is_compared = bool(advantages.values.any()) or not self.needs_advantages
+        self.has_lesson = has_what_it_needs and is_compared
+        if has_what_it_needs:
             self.met.add("rewards")
-        if self.has_advantage:
+        if self.has_lesson:
             self.met.add("advantages")
 
     @contextmanager
     def watch(self, parameters: Sequence[Tensor], gradient_norm: Tensor) -> Iterator[None]:
         """Compare the weights before and after an optimizer step, until one has changed them."""
-        is_due = self.has_advantage and "changes" not in self.met and bool(gradient_norm > 0)
+        is_due = self.has_lesson and "changes" not in self.met and bool(gradient_norm > 0)
         before = _fingerprint(parameters) if is_due else None
         yield
         if before is not None:

@@ -94,7 +94,7 @@ class Policy(LightningModule):
         self.num_optimizer_steps = 0
         self.has_passed_gate = False
         self.floor = floor
-        self.learning = Learning(needs_rewards=algorithm.loss.needs_rewards)
+        self.learning = Learning.of(algorithm.loss)
         self.last_metrics: dict[str, float] = {}
         context = Context(
             algorithm=algorithm,

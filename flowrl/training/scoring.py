@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from flowrl.advantages import Advantages, weighted_sum
 from flowrl.errors import NotFinite, UserError
+from flowrl.losses.protocol import Loss
 from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.training.credit import advantages_of_gains
 from flowrl.training.metric_means import Record, record_rewards
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Record) -> None:
-    """Wait for all scores and give every sample its advantage, from those of all processes.
+    """Wait for all scores and give every sample its advantage, from those of all processes. Where
+    the loss needs no advantages, a sample is used if it has a reward.
 
     Raises TooManyMissingRewards as RewardModule.check does, unless the loss needs no rewards, and
     NotFinite for an advantage that is no number.
@@ -44,6 +47,7 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     if policy.algorithm.credit == "step":
         stages = [*_earlier_stages(policy, batches), (terms, is_valid)]
         advantages = advantages_of_gains(policy, stages, weights, groups)
+    advantages = _suited_to(policy.algorithm.loss, advantages, is_valid & ~values.isnan())
     _require_finite(advantages)
     # Processes come one after the other, and samples of an update do not: back to global order.
     num_samples = policy.plan.num_samples
@@ -59,6 +63,13 @@ def assign_advantages(policy: Policy, batches: Sequence[MicroBatch], record: Rec
     policy.scouting.compare(rows, values, is_valid, record)
     for name, value in advantages.metrics().items():
         record.add(name, value)
+
+
+def _suited_to(loss: Loss, advantages: Advantages, has_reward: Bool[Tensor, "B"]) -> Advantages:
+    """Return the advantages, with all samples used that have a reward where the loss needs nothing
+    else, whatever became of the others of their prompts.
+    """
+    return advantages if loss.needs_advantages else replace(advantages, is_used=has_reward)
 
 
 def _require_finite(advantages: Advantages) -> None:

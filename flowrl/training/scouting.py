@@ -47,6 +47,11 @@ def check_scouting(choice: Choice | None, plan: BatchPlan, algorithm: Algorithm)
     if choice is None:
         return
     num_steps, full = choice.num_steps, algorithm.num_steps
+    if not algorithm.loss.needs_advantages:
+        raise UserError(
+            f"scouting keeps the best and the worst samples of a prompt to be compared, but "
+            f"loss={algorithm.loss.name} compares none: set scouting=none"
+        )
     if choice.candidates <= plan.group_size:
         raise UserError(
             f"scouting.candidates={choice.candidates} must be more than batch.group_size="

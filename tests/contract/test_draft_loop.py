@@ -1,11 +1,12 @@
 """DRaFT in the loop on the embedded model and its learned reward."""
 
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra.utils import instantiate
-from runs import awake, composed, first_batch, make, term_loss
+from runs import awake, composed, first_batch, fit, make, put, term_loss
 from torch import nn
 from toys import derive
 
@@ -16,6 +17,9 @@ from flowrl.models.experts import as_one
 from flowrl.models.protocol import FlowModel, TextModel
 from flowrl.objectives.gate import GateFailed
 from flowrl.training.graph import require_graph
+from flowrl.training.metric_means import Record
+from flowrl.training.scoring import assign_advantages
+from flowrl.types import RewardOutput
 
 SMALL = ("num_iterations=1", "batch.updates_per_iteration=1", "batch.max_micro_batch=8")
 DRAFT = ("loss=draft", "sampler=ode", "reward=shapes_proxy")
@@ -145,6 +149,50 @@ def test_the_gate_stops_other_weights():
             weight.mul_(1.01)
     with pytest.raises(GateFailed, match="step 5"):
         policy.objective.check_gate(batch)
+
+
+def test_one_sample_a_prompt_is_enough():
+    """DRaFT's natural batch: it trains, and counts as having learned; a loss that compares samples
+    needs two. Mutation: ask for groups or advantages, of which the loss has none.
+    """
+    lone = ("batch.prompts_per_iteration=8", "batch.group_size=1")
+    policy, data = draft(*lone)
+    before = {name: value.detach().clone() for name, value in policy.tuning.parameters().items()}
+    fit(policy, data)
+    assert policy.last_metrics["advantage/dropped_groups"] == 1
+    after = policy.tuning.parameters()
+    assert any(not torch.equal(after[name], value) for name, value in before.items())
+    policy.learning.check(1)
+    with pytest.raises(UserError, match=r"batch\.group_size=1 must be at least 2: advantages"):
+        prepare(composed("debug=smoke", *lone))
+
+
+def test_a_sample_is_used_whatever_became_of_the_others():
+    """Of two samples a prompt one is missing, or the reward judges none of them; a loss that
+    compares samples uses none of these four.
+
+    Mutation: leave out a sample whose sibling is missing, or use one that nothing judges.
+    """
+    policy, data = draft("batch.prompts_per_iteration=4", "batch.group_size=2")
+    [batch] = first_batch(policy, data)
+    rewards = torch.tensor([[1.0], [2.0], [3.0], [3.0], [torch.nan], [torch.nan], [5.0], [6.0]])
+    is_valid = torch.tensor([True, False, True, True, True, True, True, True])
+    output = RewardOutput(
+        values=rewards[:, 0],
+        is_valid=is_valid,
+        terms=rewards,
+        applies=~rewards.isnan(),
+    )
+    used = {}
+    for loss in (policy.algorithm.loss, instantiate(composed("loss=nft", "sampler=ode").loss)):
+        batch.score = Future()
+        batch.score.set_result(output)
+        put(policy, loss=loss)
+        policy.reward.max_missing = 0.5
+        assign_advantages(policy, [batch], Record())
+        used[loss.name] = batch.is_used.tolist()
+    assert used["draft"] == [True, False, True, True, False, False, True, True]
+    assert used["nft"] == [False, False, True, True, False, False, True, True]
 
 
 REFUSED = {

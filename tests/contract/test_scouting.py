@@ -357,6 +357,17 @@ def test_what_does_not_go_together_is_refused(words, told):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("loss", "sampler"), [("draft", "ode"), ("opd", "cps")])
+def test_losses_that_compare_nothing_are_not_scouted_for(loss, sampler):
+    """Reward gradients and teachers: of one sample a prompt the worst would be kept. Mutation: keep
+    extremes for nobody.
+    """
+    words = (f"loss={loss}", f"sampler={sampler}", OWN_NOISE, "reward=shapes_proxy")
+    told = rf"^scouting keeps .* but loss={loss} compares none: set scouting=none$"
+    with pytest.raises(UserError, match=told):
+        prepare(composed("scouting=best_worst", "batch.group_size=1", *words))
+
+
 def test_what_goes_together_is_taken():
     """As many steps as the rollouts', whose noise tells candidates of one start apart; and a run of
     an earlier version has no such key. Mutation: refuse shared initial noise at all.

@@ -111,3 +111,24 @@ def test_a_resumed_run_remembers():
     fresh = Learning()
     fresh.load_state([])
     assert CONDITIONS["rewards"] in verdict(fresh)
+
+
+@pytest.mark.parametrize("has_reward", [True, False])
+def test_rewards_are_enough_where_nothing_is_compared(has_reward):
+    """One sample a prompt, whose advantage is 0: a gradient of its own reward has taught, and one
+    of a penalty alone, without any reward, has not.
+
+    Mutation: ask for an advantage whatever the loss, or for none of the two.
+    """
+    learning = Learning(needs_advantages=False)
+    alone = group(torch.ones(2, 1), WEIGHTS, torch.tensor([0, 1]), torch.tensor([has_reward] * 2))
+    assert not alone.values.any()
+    learning.take(has_reward, alone)
+    weight = torch.zeros(2)
+    with learning.watch([weight], torch.ones(())):
+        weight.add_(1.0)
+    if has_reward:
+        learning.check(7)
+    else:
+        assert CONDITIONS["rewards"] in verdict(learning)
+        assert not learning.met

@@ -170,7 +170,7 @@ def test_a_run_without_rewards_may_have_learned():
     )
     weight = torch.zeros(2)
     for needs_rewards in (False, True):
-        learning = Learning(needs_rewards=needs_rewards)
+        learning = Learning(needs_rewards=needs_rewards, needs_advantages=needs_rewards)
         learning.take(False, alone)
         with learning.watch([weight], torch.ones(())):
             weight.add_(1.0)
