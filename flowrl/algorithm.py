@@ -53,6 +53,8 @@ class Algorithm:
     """The parts of a method: sampler, grid, steps, likelihood, loss, penalty and advantage.
 
     `steps` says which steps are stochastic, and `trained` which of these each sample trains on.
+    Rollouts are drawn at `guidance_scale`, and updates evaluate the policies at
+    `training_guidance_scale`; None is the same.
     `credit` says whether a sample has one advantage for its whole trajectory, or each of its steps
     one of its own, for what it changed in the score (see `flowrl.training.credit`).
     `flowrl.objectives.check_method` says whether they suit each other.
@@ -64,6 +66,7 @@ class Algorithm:
     steps: StochasticSteps
     trained: TrainedSteps
     guidance_scale: Guidance
+    training_guidance_scale: Guidance | None
     shared_initial_noise: bool
     likelihood: Likelihood
     loss: Loss
@@ -71,6 +74,13 @@ class Algorithm:
     advantage: Advantage
     diagnostics: Diagnostics
     credit: Credit
+
+    @property
+    def scale_of_updates(self) -> float:
+        """The guidance scale at which updates evaluate the current and the old policy."""
+        if self.training_guidance_scale is None:
+            return self.guidance_scale
+        return self.training_guidance_scale
 
     @property
     def needs_reference(self) -> bool:

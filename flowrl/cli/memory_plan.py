@@ -188,7 +188,7 @@ class Plan:
         if self.method.loss.kind == "direct":
             outcome = draw_with_graph(self, x, embeddings)
         else:
-            outcome = self.model.velocity(x, 0.5, embeddings, self.method.guidance_scale)
+            outcome = self.model.velocity(x, 0.5, embeddings, self.method.scale_of_updates)
         if self.ref_scale is not None:
             self.look(x, embeddings, self.ref_scale, self.aside_for_ref)
         teach(self, x, embeddings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flowrl.cli.plan_costs import Work
+from flowrl.models.meta_memory import flops_of
 from flowrl.objectives import num_trained
 from flowrl.training.credit import completed_steps
 
@@ -16,12 +17,18 @@ def count_work(plan: Any, is_checkpointed: bool | None) -> Work:
     term = plan.operations_of_term(is_checkpointed)
     network, decode = plan.operations
     if plan.method.loss.needs_old:
-        term += network  # the old policy's velocity
+        term += of_old_policy(plan)
     num_terms = plan.plan.inner_epochs * count_terms(plan)
     stages = completed_steps(plan.method, plan.stochastic)
     num_evaluations = plan.method.num_steps + sum(stages)
     num_images = 1 + len(stages)
     return Work(num_evaluations * network, num_images * decode, num_terms * term, scouted(plan))
+
+
+def of_old_policy(plan: Any) -> int:
+    """Count the operations of one row's pass of the old policy in an update."""
+    arguments = (plan.noise(1), plan.conditioning(1), plan.method.scale_of_updates, 0)
+    return flops_of(lambda: plan.look(*arguments))
 
 
 def count_terms(plan: Any) -> int:

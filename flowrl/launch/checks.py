@@ -46,6 +46,8 @@ def check_guidance(cfg: DictConfig) -> None:
     """
     scales = {
         "rollout.guidance_scale": cfg.rollout.guidance_scale,
+        # Runs from before there was the key train at the rollouts' scale.
+        "rollout.training_guidance_scale": cfg.rollout.get("training_guidance_scale", 1),
         "evaluation.guidance_scale": cfg.evaluation.guidance_scale,
         "penalty.guidance_scale": cfg.penalty.guidance_scale,
     }

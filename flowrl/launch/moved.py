@@ -33,6 +33,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "flowrl.algorithm.Algorithm": {
         "trained": {"_target_": "flowrl.samplers.trained.AllStochastic"},
         "credit": "trajectory",
+        "training_guidance_scale": None,
     },
     "flowrl.models.flux1.Flux1": {"channels_last": False},
     "flowrl.models.flux2.Flux2Dev": {"channels_last": False},

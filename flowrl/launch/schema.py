@@ -60,6 +60,7 @@ class Rollout:
 
     num_steps: StepCount
     guidance_scale: Guidance
+    training_guidance_scale: Guidance
     shared_initial_noise: bool
     trained: Trained
     credit: Literal["trajectory", "step"]

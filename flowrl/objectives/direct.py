@@ -22,7 +22,7 @@ from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context
 from flowrl.objectives.rollout_checks import check_no_steps
-from flowrl.objectives.step_checks import check_last_step
+from flowrl.objectives.step_checks import check_guidance_of_updates, check_last_step
 from flowrl.rollout import Velocity
 from flowrl.samplers.protocol import Solver
 from flowrl.schedule import Interval
@@ -69,6 +69,7 @@ class DirectObjective:
                 f"sampler={sampler} remembers the step before: choose sampler=ode, or "
                 "loss.last_steps=1"
             )
+        check_guidance_of_updates(algorithm)
         check_last_step(algorithm)
         check_no_steps(algorithm)
         loss.check(form=likelihood.form, reduction=likelihood.reduction, sampler=sampler)

@@ -75,10 +75,10 @@ class Teachers(Protocol):
 class Context:
     """The policy's side of an objective: the method and the networks.
 
-    `velocity` is the current policy's, and `teachers` are there where its loss needs them.
-    `latent_shape` is X of one sample. Random choices are a function of `seed`, iteration and
-    `member(row)`, the sample that a row is in this iteration. `gate_tolerance` bounds the drift
-    that the gate allows.
+    `velocity` is the current policy's, at the guidance scale of updates, and `teachers` are there
+    where its loss needs them. `latent_shape` is X of one sample. Random choices are a function of
+    `seed`, iteration and `member(row)`, the sample that a row is in this iteration.
+    `gate_tolerance` bounds the drift that the gate allows.
 
     `decode` and `score` are the model's decoding and the reward, both with a graph; each raises
     UserError where there is none. `recomputes` tells whether backward passes are to recompute what

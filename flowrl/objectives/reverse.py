@@ -27,6 +27,7 @@ from flowrl.objectives.penalty import with_penalty
 from flowrl.objectives.protocol import Context, Member
 from flowrl.objectives.step_checks import (
     check_branches,
+    check_guidance_of_updates,
     check_number,
     check_penalty,
     check_step,
@@ -93,6 +94,7 @@ class ReverseObjective:
             check_number(algorithm, number)
         for number in algorithm.trained.candidates(candidates):
             check_step(algorithm, number)
+        check_guidance_of_updates(algorithm)
         check_branches(algorithm)
         check_penalty(algorithm)
         loss = cast(ReverseLoss, algorithm.loss)

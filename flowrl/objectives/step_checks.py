@@ -18,6 +18,19 @@ Such are the last step, and the second-to-last on diffusers' default grid.
 """
 
 
+def check_guidance_of_updates(algorithm: Algorithm) -> None:
+    """Raise UserError where updates that pass through a rollout's own steps would have another
+    guidance scale than these.
+    """
+    if algorithm.scale_of_updates != algorithm.guidance_scale:
+        raise UserError(
+            f"rollout.training_guidance_scale={algorithm.scale_of_updates:g} is not "
+            f"rollout.guidance_scale={algorithm.guidance_scale:g}, but loss={algorithm.loss.name} "
+            "passes through the rollout's own steps again: leave it out, or set "
+            "penalty.guidance_scale, that of the reference alone"
+        )
+
+
 def check_penalty(algorithm: Algorithm) -> None:
     """Raise UserError where the published penalty is asked of a sampler that has none."""
     penalty = algorithm.penalty

@@ -5,6 +5,7 @@ the run batches them, in plain loops with nothing around them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -13,6 +14,7 @@ from flowrl.parallel.strategies import synchronised
 from flowrl.rewards.attempt import attempt
 from flowrl.rewards.clips import Clips
 from flowrl.rewards.protocol import asks_for_whole_groups
+from flowrl.training.optimization import velocity_in_updates
 from flowrl.training.policy import Policy
 from flowrl.training.prompt_data import PromptBatch
 from flowrl.training.sampling import draw
@@ -52,6 +54,7 @@ class BareParts:
         self.group, trajectory = draw(policy, batch, rows, stochastic)
         self.is_checkpointed = bool(policy.transformer.is_gradient_checkpointing)
         self.field = self.group.field(policy.velocity)
+        self.update_field = self.group.field(partial(velocity_in_updates, policy))
         self.ref_field = self.group.field(policy.reference.velocity)
         self.x = torch.randn(len(rows), *policy.model.latent_shape, device=policy.device)
         self._set_steps(stochastic)
@@ -129,8 +132,8 @@ class BareParts:
                 for sigma, is_shared in self.trained_steps:
                     if self.has_old_policy:
                         with torch.no_grad():
-                            self.field(self.x, sigma, is_shared)
-                    velocity = self.field(self.x, sigma, is_shared)
+                            self.update_field(self.x, sigma, is_shared)
+                    velocity = self.update_field(self.x, sigma, is_shared)
                     velocity.backward(torch.ones_like(velocity))
         for parameter in self.policy.parameters():
             parameter.grad = None

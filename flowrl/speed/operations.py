@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowrl.speed.bare_parts import BareParts
+from flowrl.training.optimization import velocity_in_updates
 
 
 def utilisation(operations: float, took: float, speed: float) -> float:
@@ -30,8 +31,10 @@ def operations_per_row(parts: BareParts) -> dict[str, int]:
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         policy.velocity(x, 0.5, one)
     with FlopCounterMode(display=False) as both:
-        velocity = policy.velocity(x, 0.5, one)
+        velocity = velocity_in_updates(policy, x, 0.5, one)
         velocity.backward(torch.ones_like(velocity))
+    with FlopCounterMode(display=False) as old, torch.no_grad():
+        velocity_in_updates(policy, x, 0.5, one)
     with FlopCounterMode(display=False) as reference:
         policy.reference.velocity(x, 0.5, one)
     with FlopCounterMode(display=False) as decode:
@@ -43,7 +46,7 @@ def operations_per_row(parts: BareParts) -> dict[str, int]:
     counts = {"rollout": forward, "update": both, "reference": reference, "decode": decode}
     cost = {name: count.get_total_flops() for name, count in counts.items()}
     if parts.has_old_policy:
-        cost["update"] += cost["rollout"]
+        cost["update"] += old.get_total_flops()
     return cost
 
 

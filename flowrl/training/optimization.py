@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Adam, AdamW, Optimizer
@@ -16,6 +17,7 @@ from flowrl.objectives.micro_batch import MicroBatch
 from flowrl.parallel.sharding import is_divided
 from flowrl.parallel.strategies import averages_gradients, clip, synchronised
 from flowrl.training.metric_means import Record
+from flowrl.types import Conditioning
 
 if TYPE_CHECKING:
     from flowrl.training.policy import Policy
@@ -74,6 +76,13 @@ def step_weights(policy: Policy, update: Sequence[MicroBatch], record: Record) -
         optimizer.step()
     policy.num_optimizer_steps += 1
     policy.ema.update(weights, policy.num_optimizer_steps)
+
+
+def velocity_in_updates(
+    policy: Policy, x: Float[Tensor, "B *X"], sigma: float, conditioning: Conditioning
+) -> Float[Tensor, "B *X"]:
+    """Evaluate the current policy's velocity, at the guidance scale of updates."""
+    return policy.model.velocity(x, sigma, conditioning, policy.algorithm.scale_of_updates)
 
 
 def accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: Record) -> None:

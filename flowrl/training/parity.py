@@ -111,8 +111,10 @@ def _in_words(steps: Sequence[int]) -> str:
 
 
 def scales_of(method: Algorithm, evaluation_scale: float) -> list[float]:
-    """Return the different guidance scales that a run draws, evaluates and penalises with."""
-    scales = [method.guidance_scale, evaluation_scale]
+    """Return the different guidance scales that a run draws, trains, evaluates and penalises
+    with.
+    """
+    scales = [method.guidance_scale, evaluation_scale, method.scale_of_updates]
     if method.needs_reference:
         scales.append(method.penalty.guidance_scale)
     return list(dict.fromkeys(scales))

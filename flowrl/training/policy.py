@@ -31,7 +31,12 @@ from flowrl.training.graph import decode_with_graph, recomputes
 from flowrl.training.learning import Learning
 from flowrl.training.memory import memory_of_iteration
 from flowrl.training.metric_means import Clock, Record
-from flowrl.training.optimization import at_once, set_learning_rate, step_weights
+from flowrl.training.optimization import (
+    at_once,
+    set_learning_rate,
+    step_weights,
+    velocity_in_updates,
+)
 from flowrl.training.prompt_data import PromptBatch
 from flowrl.training.reference import ReferenceModule
 from flowrl.training.reporting import report_iteration
@@ -98,7 +103,7 @@ class Policy(LightningModule):
         self.last_metrics: dict[str, float] = {}
         context = Context(
             algorithm=algorithm,
-            velocity=self.velocity,
+            velocity=partial(velocity_in_updates, self),
             decode=partial(decode_with_graph, model),
             score=reward.score_with_graph,
             recomputes=partial(recomputes, self.transformer),

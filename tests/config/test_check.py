@@ -33,6 +33,10 @@ def test_it_tells_what_would_be_trained(tmp_path, monkeypatch):
     [
         (["lora.rank=0"], r"lora\.rank=0 must be"),
         (["rollout.guidance_scale=3"], r"needs model\.has_guidance"),
+        (
+            ["loss=nft", "sampler=ode", "penalty=velocity", "rollout.training_guidance_scale=3"],
+            r"rollout\.training_guidance_scale=3(\.0)? needs model\.has_guidance",
+        ),
         (["evaluation.headline=beauty"], r"evaluation\.headline=beauty: the reward has no such"),
         (["data=text", "data.prompts.path=no.txt"], r"prompts path=no\.txt: no such file"),
         (["trainer.accelerator=tpu"], r"trainer\.accelerator=tpu: none is found"),

@@ -192,6 +192,14 @@ def test_the_other_nodes_instantiate(base, tmp_path):
             ("experiment=tempflow_grpo", "loss=cppo"),
             ("loss=cppo looks back", "makes 1", "steps=all_but_last"),
         ),
+        (
+            ("rollout.guidance_scale=4.5", "rollout.training_guidance_scale=1"),
+            ("rollout.training_guidance_scale=1", "rollout.guidance_scale=4.5", "loss=dppo"),
+        ),
+        (
+            ("loss=draft", "sampler=ode", "rollout.training_guidance_scale=2"),
+            ("rollout.training_guidance_scale=2", "rollout.guidance_scale=1", "loss=draft"),
+        ),
         (("loss=cppo", "steps.count=1"), ("loss=cppo looks back", "makes 1")),
         (("loss=cps", "sampler=flow_sde"), ("loss=cps", "sampler=cps", "flow_sde")),
         (("loss.divergence=tv",), ("loss.divergence=tv", "loss.calibrated_for=kl")),

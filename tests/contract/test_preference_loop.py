@@ -7,6 +7,7 @@ import torch
 from runs import awake, composed, first_batch, fit, make
 
 from flowrl.speed import bare_parts
+from flowrl.speed.operations import operations_per_row
 from flowrl.training import optimization
 from flowrl.training.metric_means import Record
 from flowrl.training.optimization import accumulate_gradients
@@ -208,6 +209,51 @@ def test_the_reference_has_the_guidance_of_the_rollouts():
     """
     cfg = composed(*PAIRS, "rollout.guidance_scale=3.5")
     assert cfg.penalty.beta == 0 and cfg.penalty.guidance_scale == 3.5
+    assert cfg.algorithm.training_guidance_scale == 3.5
+    cfg = composed(*PAIRS, "rollout.guidance_scale=3.5", "rollout.training_guidance_scale=1")
+    assert cfg.algorithm.guidance_scale == 3.5 and cfg.penalty.guidance_scale == 1
+
+
+GUIDED = ("model.has_guidance=true", "rollout.guidance_scale=3")
+UNGUIDED_UPDATES = (*GUIDED, "rollout.training_guidance_scale=1")
+
+
+def test_rollouts_with_guidance_may_train_without():
+    """As flow_grpo's DPO and DGPO do: images are those of guided rollouts, and an update's loss is
+    that of velocities without guidance, of the policy, the old one and the reference.
+
+    Mutation: draw without guidance, or guide one of the three in updates.
+    """
+    for method in ((), ("loss=dgpo", "penalty=velocity", "penalty.beta=0.5")):
+        policy, _, [batch] = with_rollout(*UNGUIDED_UPDATES, *method)
+        _, _, [guided] = with_rollout(*GUIDED, *method)
+        assert torch.equal(batch.trajectory.x0, guided.trajectory.x0)
+        plain, _, [other] = with_rollout("model.has_guidance=true", *method)
+        assert not torch.equal(other.trajectory.x0, guided.trajectory.x0)
+        index = next(k for k in range(6) if policy.objective.trained_rows(batch, k, 0))
+        num_rows = calls_of(policy)
+        output = policy.objective.term(batch, index, 0)
+        count = len(policy.objective.trained_rows(batch, index, 0))
+        assert num_rows == [count] * len(num_rows) and len(num_rows) >= 2
+        expected = plain.objective.term(batch, index, 0)
+        assert output.loss.item() == expected.loss.item() != 0
+
+
+def test_the_parts_of_an_iteration_have_the_guidance_of_each():
+    """Twice the rows in rollouts alone, for the clock and for the operations. Mutation: time or
+    count updates at the rollouts' scale.
+    """
+    policy, data, _ = make("loss=nft", "sampler=ode", *SMALL, *UNGUIDED_UPDATES)
+    parts = bare_parts.BareParts(policy, data.iterations[0])
+    num_rows = calls_of(policy)
+    parts.rollout()
+    assert num_rows == [16] * 6
+    parts.update()
+    assert num_rows[6:] == [8] * 10
+    cost = operations_per_row(parts)
+    alone = make("loss=nft", "sampler=ode", *SMALL, "model.has_guidance=true")
+    unguided = operations_per_row(bare_parts.BareParts(alone[0], alone[1].iterations[0]))
+    assert cost["update"] == unguided["update"] and cost["rollout"] > 1.5 * unguided["rollout"]
 
 
 def test_the_bare_parts_are_those_of_an_iteration():

@@ -119,6 +119,7 @@ class Line:
             steps=AllButLast(),
             trained=AllStochastic(),
             guidance_scale=1.0,
+            training_guidance_scale=None,
             shared_initial_noise=False,
             credit="trajectory",
             likelihood=MEAN_KL,

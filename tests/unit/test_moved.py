@@ -107,6 +107,7 @@ def test_older_targets_are_given_the_keys_that_they_lack():
     assert move(window | {"stride": 1, "shrinks": True})["stride"] == 1
     algorithm = move({"_target_": "flowrl.algorithm.Algorithm", "num_steps": 6})
     assert algorithm["trained"] == {"_target_": "flowrl.samplers.trained.AllStochastic"}
+    assert algorithm["credit"] == "trajectory" and algorithm["training_guidance_scale"] is None
     algorithm["trained"]["_target_"] = "mine"
     again = move({"_target_": "flowrl.algorithm.Algorithm"})
     assert again["trained"]["_target_"] != "mine"
