@@ -35,32 +35,37 @@ def tables(study: Study, results: Results) -> list[Table]:
     groups = conditions(paced(runs, report.get("pace", ())), report["stages"])
     made: list[Table] = []
     if groups:
-        made.append(main_table(groups, report["metrics"]))
-    budgets = report.get("budgets", {})
-    for unit, amount in budgets.items():
-        made += _budget_tables(groups_at(groups, unit, amount), report, unit, amount)
-    pairs = _pairs(groups, report)
-    # Where runs differ in length their ends are no equal budget.
-    if pairs and not budgets:
-        made.append(comparison_table(groups, pairs, report))
-    if groups and report.get("scores"):
-        made.append(scores_table(groups, report))
-    ratios = [pair for pair in report.get("cost_ratios", ()) if groups.keys() >= set(pair)]
-    if ratios:
-        made.append(cost_ratio_table(groups, ratios, report))
-    if report.get("interactions"):
-        made.append(interaction_table(groups, report))
-    if groups and report.get("training"):
-        made.append(course_table(groups, report["training"]))
+        made += _result_tables(groups, report)
     if results.get("tuned"):
         made.append(chosen_table(results["tuned"], study))
         made.append(tuning_table(study, results))
     return made
 
 
-def _pairs(groups: Groups, report: Section) -> list[Sequence[str]]:
-    """Return the comparisons both of whose sides have runs: a study may be under way."""
-    return [pair for pair in report.get("compare", ()) if groups.keys() >= set(pair)]
+def _result_tables(groups: Groups, report: Section) -> list[Table]:
+    """Make the tables of the conditions that have runs, of which a study under way has some."""
+    made = [main_table(groups, report["metrics"])]
+    budgets = report.get("budgets", {})
+    for unit, amount in budgets.items():
+        made += _budget_tables(groups_at(groups, unit, amount), report, unit, amount)
+    pairs = _with_runs(report.get("compare", ()), groups)
+    # Where runs differ in length their ends are no equal budget.
+    if pairs and not budgets:
+        made.append(comparison_table(groups, pairs, report))
+    if report.get("scores"):
+        made.append(scores_table(groups, report))
+    if ratios := _with_runs(report.get("cost_ratios", ()), groups):
+        made.append(cost_ratio_table(groups, ratios, report))
+    if report.get("interactions"):
+        made.append(interaction_table(groups, report))
+    if report.get("training"):
+        made.append(course_table(groups, report["training"]))
+    return made
+
+
+def _with_runs(pairs: Sequence[Sequence[str]], groups: Groups) -> list[Sequence[str]]:
+    """Return the comparisons both of whose sides have runs."""
+    return [pair for pair in pairs if groups.keys() >= set(pair)]
 
 
 def _budget_tables(groups: Groups, report: Section, unit: str, amount: float) -> list[Table]:
@@ -77,8 +82,7 @@ def _budget_tables(groups: Groups, report: Section, unit: str, amount: float) ->
     )
     title = place.capitalize()
     made = [replace(main, stem=f"at_{unit}", title=title, note=note)]
-    pairs = _pairs(groups, report)
-    if pairs:
+    if pairs := _with_runs(report.get("compare", ()), groups):
         table = comparison_table(groups, pairs, report)
         title = f"Comparisons {place}"
         made.append(replace(table, stem=f"comparisons_at_{unit}", title=title))
