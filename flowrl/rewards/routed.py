@@ -54,7 +54,7 @@ class Routed(nn.Module):
         self.name = f"reward for {key} in {sorted(self.values)}"
 
     def forward(self, images: Images | Clips, prompts: Sequence[Prompt]) -> RewardOutput:
-        rows = [row for row, prompt in enumerate(prompts) if self._is_for(prompt)]
+        rows = [row for row, prompt in enumerate(prompts) if self.is_for(prompt)]
         nowhere = torch.zeros(len(prompts), dtype=torch.bool)
         unscored = torch.full((len(prompts),), torch.nan)
         if not rows:
@@ -87,7 +87,8 @@ class Routed(nn.Module):
             return attempt(self.reward, images[rows], chosen, self.name)
         return attempt(self.reward, [images[row] for row in rows], chosen, self.name)
 
-    def _is_for(self, prompt: Prompt) -> bool:
+    def is_for(self, prompt: Prompt) -> bool:
+        """Tell whether the reward applies to a prompt."""
         value = prompt.family if self.key == "family" else prompt.metadata.get(self.key)
         return value is not None and _text(value) in self.values
 

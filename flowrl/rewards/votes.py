@@ -14,22 +14,18 @@ from torch import Tensor, nn
 
 from flowrl.errors import UserError
 from flowrl.images.pictures import to_rgb
-from flowrl.rewards.images import batches, to_pictures
 from flowrl.rewards.looks import Features
 from flowrl.rewards.outputs import all_valid
 from flowrl.rewards.protocol import Images
 from flowrl.types import Prompt, RewardOutput
 from flowrl.values.bounds import Count, Duration, Natural, Positive, Text
 from flowrl.values.check import checked
-from flowrl.votes.album import Album
-from flowrl.votes.files import VOTES, Ballot, Vote, has_pictures, picture_path, read_votes
+from flowrl.votes.files import VOTES, Ballot, Vote, picture_path, read_votes, usable_votes
 from flowrl.votes.fit import Fit, fit_scores
 
 log = logging.getLogger(__name__)
 
 PREFERENCE = {"left": 1.0, "right": 0.0, "equal": 0.5}
-BATCH = 32
-"""Pictures whose features are taken at once."""
 
 
 class Votes(nn.Module):
@@ -74,14 +70,11 @@ class Votes(nn.Module):
         self.wait_seconds = wait_seconds
         self.pairs = pairs
         self.keep = keep
-        self.album: Album | None = None
         self.in_force: Fit | None = None
         self.is_followed = False
         self.known: dict[tuple[str, str], Tensor] = {}
 
     def forward(self, images: Images, prompts: Sequence[Prompt]) -> RewardOutput:
-        if self.album is not None:
-            self.album.offer(prompts, lambda row: to_pictures(images[row : row + 1])[0])
         fit = self.in_force if self.is_followed else self._fit_to_all()
         if fit is None:
             return _abstain(len(prompts))
@@ -107,7 +100,7 @@ class Votes(nn.Module):
         than `min_votes`.
         """
         folder = self.place()
-        votes = [vote for vote in ballot.votes if has_pictures(folder, vote)]
+        votes = usable_votes(folder, ballot)
         if len(votes) < len(ballot.votes):
             lost = len(ballot.votes) - len(votes)
             log.warning("%s: the pictures of %d votes are gone; they do not count", folder, lost)
@@ -129,21 +122,24 @@ class Votes(nn.Module):
             self.in_force = self.fit(ballot)
             if self.in_force is None:
                 raise UserError(
-                    f"{folder / VOTES}: {len(ballot.votes)} votes, fewer than "
+                    f"{folder / VOTES}: {len(usable_votes(folder, ballot))} votes, fewer than "
                     f"reward.min_votes={self.min_votes}; vote on more, or lower it"
                 )
         return self.in_force
 
     @torch.no_grad()
     def _features_of(self, votes: Sequence[Vote], digests: Sequence[str]) -> Float[Tensor, "N D"]:
-        """Return the features of the pictures with these digests, one a vote; each is read once."""
+        """Return the features of the pictures with these digests, one a vote; each is read once.
+
+        A network's features depend on how many pictures it is given, in their last bits. A resumed
+        run has other ones to take at once, so each picture is taken alone.
+        """
         keys = [(digest, vote.prompt) for vote, digest in zip(votes, digests, strict=True)]
-        new = [key for key in dict.fromkeys(keys) if key not in self.known]
-        for rows in batches(len(new), BATCH):
-            pictures = [_read(picture_path(self.place(), digest)) for digest, _ in new[rows]]
-            prompts = [Prompt(text) for _, text in new[rows]]
-            features = self.features(pictures, prompts).cpu()
-            self.known |= dict(zip(new[rows], features, strict=True))
+        for digest, text in keys:
+            if (digest, text) not in self.known:
+                picture = _read(picture_path(self.place(), digest))
+                [features] = self.features([picture], [Prompt(text)]).cpu()
+                self.known[digest, text] = features
         return torch.stack([self.known[key] for key in keys])
 
 

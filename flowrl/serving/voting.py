@@ -42,10 +42,12 @@ from flowrl.votes.files import (
     Vote,
     cast,
     has_pictures,
+    mark_as_seen,
     open_pairs,
     picture_path,
     read_pairs,
     read_votes,
+    usable_votes,
 )
 
 PAGE = Path(__file__).parent / "templates" / "vote.html"
@@ -167,10 +169,11 @@ class VotingPages:
         chosen = chosen[:AHEAD]
         for pair in chosen:
             self.leases[pair.key] = (tab, now + LEASE)
+            mark_as_seen(self.folder, pair)
         ballot = read_votes(self.folder)
         return {
             "pairs": [_shown(pair) for pair in chosen],
-            "num_votes": len(ballot.votes),
+            "num_votes": len(usable_votes(self.folder, ballot)),
             "num_open": len(waiting),
             "has_vote": any(vote.tab == tab for vote in ballot.votes),
             "training": self._training(),

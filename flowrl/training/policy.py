@@ -184,6 +184,7 @@ class Policy(LightningModule):
                 prompts,
                 first=rows.start,
                 group_size=self.plan.group_size,
+                are_trained_on=True,
             ),
             # These two are set once all scores are there.
             advantage=torch.zeros(len(rows), device=self.device),

@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+Viewer = Callable[[Float[Tensor, "B *F 3 H W"], Sequence[Prompt]], None]
+"""Is given the images that are trained on, with their prompts."""
+
 MOST_WAITING = 2
 """Calls of a scorer that may wait or run before another one: enough to keep it busy, and few
 enough that images do not pile up on the device where it is slower than the rollout.
@@ -103,6 +106,7 @@ class RewardModule(LightningModule):
         self.scorer_timeout = scorer_timeout
         self.frames = frames
         self.num_idle = 0
+        self.viewer: Viewer | None = None
         self.newest: Future[Any] | None = None
         self.waiting: deque[Future[Any]] = deque()
         self.held_back: list[HeldBack] = []
@@ -118,13 +122,18 @@ class RewardModule(LightningModule):
         *,
         first: int = 0,
         group_size: int = 1,
+        are_trained_on: bool = False,
     ) -> Future[RewardOutput]:
         """Score after everything submitted before, where possible while the caller goes on;
-        `collect` waits for it.
+        `collect` waits for it. Images that are trained on, which those of completions, candidates
+        and evaluations are not, are shown to the `viewer`, where there is one, in the caller's
+        thread.
 
         Samples are numbered group by group, these from `first` on. Where the scorer asks for whole
         groups, they are held back until the group of the last of them is whole.
         """
+        if are_trained_on and self.viewer is not None:
+            self.viewer(images, prompts)
         if not asks_for_whole_groups(self.reward):
             return self._in_background(lambda: self.score(images, prompts))
         if first % group_size == 0:

@@ -17,6 +17,7 @@ from flowrl.votes.files import (
     PAIRS,
     Pair,
     append,
+    is_seen,
     open_pairs,
     picture_path,
     read_pairs,
@@ -90,14 +91,16 @@ def _write_picture(folder: Path, picture: Image.Image) -> str:
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Remove the pictures of all pairs without a vote but the newest `keep`.
+    """Remove the pictures of all pairs without a vote but the newest `keep`, and those that are on
+    a screen.
 
     Those of a vote stay, also of one that was undone: earlier fits may be made again.
     """
     waiting = open_pairs(folder)
     needed = voted_pictures(folder)
-    for pair in waiting[-keep:]:
+    old = [pair for pair in waiting[:-keep] if not is_seen(folder, pair)]
+    for pair in set(waiting) - set(old):
         needed |= {pair.left, pair.right}
-    for pair in waiting[:-keep]:
+    for pair in old:
         for digest in {pair.left, pair.right} - needed:
             picture_path(folder, digest).unlink(missing_ok=True)

@@ -16,8 +16,9 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, get_args
@@ -34,6 +35,9 @@ STATUS = "status.json"
 
 Choice = Literal["left", "right", "equal", "undone"]
 """Which picture a person prefers, neither of them, or that the pair's last vote does not count."""
+
+SEEN_SECONDS = 60.0
+"""Until a pair that was on a screen counts as out of sight; the page asks anew every two."""
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 """A name of a picture, which must lead to no other file."""
@@ -58,8 +62,11 @@ class Pair:
 
     @property
     def key(self) -> str:
-        """The name of the pair: that of any two pictures is always the same."""
-        return hashlib.sha256(f"{self.left} {self.right}".encode()).hexdigest()[:16]
+        """The name of the pair: that of any two pictures is always the same, whichever is on the
+        left.
+        """
+        first, second = sorted((self.left, self.right))
+        return hashlib.sha256(f"{first} {second}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +98,24 @@ def picture_path(folder: Path, digest: str) -> Path:
 def has_pictures(folder: Path, pair: Pair) -> bool:
     """Tell whether both pictures of a pair are still there."""
     return all(picture_path(folder, digest).is_file() for digest in (pair.left, pair.right))
+
+
+def mark_as_seen(folder: Path, pair: Pair) -> None:
+    """Note that a pair is on a screen, by the times of its pictures' files; `remove_old` leaves it
+    there.
+    """
+    for digest in (pair.left, pair.right):
+        # What is gone, or belongs to another user, cannot be kept.
+        with suppress(OSError):
+            os.utime(picture_path(folder, digest))
+
+
+def is_seen(folder: Path, pair: Pair) -> bool:
+    """Tell whether a pair has been on a screen in the last `SEEN_SECONDS`, or is as new."""
+    with suppress(OSError):
+        seen = min(picture_path(folder, name).stat().st_mtime for name in (pair.left, pair.right))
+        return time.time() - seen < SEEN_SECONDS
+    return False
 
 
 def append(path: Path, entry: Pair) -> None:
@@ -163,6 +188,12 @@ def open_pairs(folder: Path) -> list[Pair]:
     voted = {vote.key for vote in read_votes(folder).votes}
     pairs = read_pairs(folder).values()
     return [pair for pair in pairs if pair.key not in voted and has_pictures(folder, pair)]
+
+
+def usable_votes(folder: Path, ballot: Ballot) -> list[Vote]:
+    """List the votes that scores can be fitted to, those whose pictures are there."""
+    names = {path.stem for path in (folder / PICTURES).glob("*.png")}
+    return [vote for vote in ballot.votes if {vote.left, vote.right} <= names]
 
 
 def voted_pictures(folder: Path) -> set[str]:

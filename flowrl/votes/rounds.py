@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from flowrl.errors import UserError
 from flowrl.runs.files import write_whole
-from flowrl.votes.files import STATUS, VOTES, Ballot, read_votes
+from flowrl.votes.files import PICTURES, STATUS, VOTES, Ballot, read_votes, usable_votes
 
 ROUNDS = "votes_used.jsonl"
 """One line an iteration in a run's folder."""
@@ -22,7 +22,7 @@ ROUNDS = "votes_used.jsonl"
 @dataclass(frozen=True)
 class Round:
     """The votes that an iteration scored by: the first `num_lines` lines of the list, their
-    `digest`, and the number of votes that count among them.
+    `digest`, and the number of votes among them that scores were fitted to.
     """
 
     iteration: int
@@ -46,18 +46,21 @@ def read_rounds(run: Path) -> dict[int, Round]:
     return rounds
 
 
-def votes_of_round(run: Path, folder: Path, iteration: int) -> tuple[Ballot, bool]:
-    """Return the votes that an iteration scores by, and whether they were recorded earlier: all
-    that there are where it is new, which is recorded, and else those that it had.
+def votes_of_round(
+    run: Path, folder: Path, iteration: int, read: Callable[[Path], Ballot] = read_votes
+) -> tuple[Ballot, bool]:
+    """Return the votes that an iteration scores by, and whether they were recorded earlier: those
+    that `read` finds where it is new, which is recorded, and else those that it had.
 
-    Raises UserError where these are no longer there as they were.
+    Raises UserError where these, or their pictures, are no longer there as they were.
     """
     rounds = read_rounds(run)
     earlier = rounds.get(iteration)
     if earlier is not None:
         return _same_votes(run, folder, earlier), True
-    ballot = read_votes(folder)
-    rounds[iteration] = Round(iteration, ballot.num_lines, ballot.digest, len(ballot.votes))
+    ballot = read(folder)
+    num_votes = len(usable_votes(folder, ballot))
+    rounds[iteration] = Round(iteration, ballot.num_lines, ballot.digest, num_votes)
     lines = [json.dumps(asdict(rounds[number])) for number in sorted(rounds)]
     write_whole(run / ROUNDS, "".join(f"{line}\n" for line in lines))
     return ballot, False
@@ -78,6 +81,13 @@ def _same_votes(run: Path, folder: Path, earlier: Round) -> Ballot:
             f"{folder / VOTES}: its first {earlier.num_lines} lines are not those that iteration "
             f"{earlier.iteration} was scored by; restore it from a copy, or delete {run / ROUNDS} "
             "to go on with the votes as they are"
+        )
+    num_votes = len(usable_votes(folder, ballot))
+    if num_votes != earlier.num_votes:
+        raise UserError(
+            f"{folder / PICTURES}: {num_votes} of the votes that iteration {earlier.iteration} was "
+            f"scored by have their pictures, {earlier.num_votes} had; restore them from a copy, or "
+            f"delete {run / ROUNDS} to go on with the votes as they are"
         )
     return ballot
 

@@ -167,6 +167,7 @@ ROOMS = {
             "parallel",
             "prompts",
             "rewards.images",
+            "rewards.routed",
             "rewards.votes",
             "runs",
             "speed",

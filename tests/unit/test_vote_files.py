@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import os
 from dataclasses import asdict
 
 import pytest
@@ -174,6 +175,12 @@ def test_a_pair_that_is_drawn_again_is_listed_once(tmp_path):
             assert hashlib.sha256(content).hexdigest() == name
 
 
+def age(folder):
+    """Let all pictures be an hour old."""
+    for path in (folder / "pictures").iterdir():
+        os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+
+
 def test_pictures_that_nobody_voted_on_go_oldest_first(tmp_path):
     """Those of votes stay, also of one that was taken back, and those that a kept pair shares.
 
@@ -187,10 +194,55 @@ def test_pictures_that_nobody_voted_on_go_oldest_first(tmp_path):
     cast(tmp_path, vote_on(pairs[2], "left"))
     cast(tmp_path, vote_on(pairs[2], "undone"))
     assert open_pairs(tmp_path) == [pairs[i] for i in (0, 2, 3, 4, 5)]
+    age(tmp_path)
     remove_old(tmp_path, 2)
     assert [files.has_pictures(tmp_path, pair) for pair in pairs] == [0, 1, 1, 0, 1, 1]
     assert files.picture_path(tmp_path, pairs[0].left).is_file()
     assert open_pairs(tmp_path) == [pairs[i] for i in (2, 4, 5)]
+
+
+def test_a_pair_on_a_screen_keeps_its_pictures(tmp_path):
+    """Until it has been out of sight for a while. Mutation: remove it, or keep it for ever."""
+    pairs = fill(tmp_path, [(plain((i, 0, 0)), plain((i, 9, 9)), None) for i in range(4)])
+    remove_old(tmp_path, 1)  # new, and perhaps on a screen already
+    assert open_pairs(tmp_path) == pairs
+    age(tmp_path)
+    files.mark_as_seen(tmp_path, pairs[1])
+    remove_old(tmp_path, 1)
+    assert open_pairs(tmp_path) == [pairs[1], pairs[3]]
+    age(tmp_path)
+    remove_old(tmp_path, 1)
+    assert open_pairs(tmp_path) == [pairs[3]]
+    files.mark_as_seen(tmp_path, pairs[0])  # gone: nothing to keep
+
+
+def test_two_pictures_are_one_pair_whichever_is_on_the_left(tmp_path):
+    """Listed once, voted on once, and the vote says who stood where. Mutation: a key by order."""
+    [pair] = fill(tmp_path, [(plain(RED), plain(BLUE), None)])
+    assert write_pairs(tmp_path, [("prompt 0", plain(BLUE), plain(RED))], 1) == 0
+    turned = Pair(left=pair.right, right=pair.left, prompt="prompt 0", iteration=1)
+    assert (
+        turned.key == pair.key != Pair(left=pair.left, right=pair.left, prompt="", iteration=0).key
+    )
+    cast(tmp_path, vote_on(turned, "left"))
+    with pytest.raises(AlreadyVoted):
+        cast(tmp_path, vote_on(pair, "right"))
+    [vote] = read_votes(tmp_path).votes
+    assert (vote.left, vote.choice) == (pair.right, "left") and open_pairs(tmp_path) == []
+
+
+def test_an_iterations_votes_without_their_pictures_are_told(tmp_path):
+    """Since it would be scored by fewer than before. Mutation: compare the lines alone."""
+    run, folder = tmp_path / "run", tmp_path / "votes"
+    run.mkdir()
+    pairs = fill(folder, [(plain(RED), plain(BLUE), "left"), (plain(RED), plain(GREY), "left")])
+    files.picture_path(folder, pairs[1].right).unlink()
+    votes_of_round(run, folder, 1)
+    assert read_rounds(run)[1].num_votes == 1
+    assert votes_of_round(run, folder, 1)[1]
+    files.picture_path(folder, pairs[0].right).unlink()
+    with pytest.raises(UserError, match=r"pictures: 0 of the votes that iteration 1 .* 1 had"):
+        votes_of_round(run, folder, 1)
 
 
 def test_an_iteration_has_the_votes_that_it_had_before(tmp_path):

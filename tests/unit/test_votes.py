@@ -8,7 +8,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from runs import composed
 from scorers import save_clip
+from torch import nn
 
+from flowrl.callbacks.votes import _agreement
 from flowrl.errors import UserError
 from flowrl.images.image_statistics import panel
 from flowrl.launch.votes import with_folder, with_votes_of
@@ -16,7 +18,6 @@ from flowrl.rewards.images import to_tensor
 from flowrl.rewards.looks import CLIPFeatures, Statistics
 from flowrl.training.reward import RewardModule
 from flowrl.types import Prompt
-from flowrl.votes.album import Album
 from flowrl.votes.files import cast, picture_path, read_votes
 
 PROMPTS = [Prompt("prompt 0"), Prompt("prompt 1"), Prompt("prompt 2")]
@@ -82,6 +83,8 @@ def test_a_vote_without_its_pictures_does_not_count(tmp_path, caplog):
     picture_path(tmp_path, pairs[4].left).unlink()
     assert torch.equal(reward.fit(read_votes(tmp_path)).slope, whole.slope)
     assert "the pictures of 1 votes are gone" in caplog.text
+    with pytest.raises(UserError, match=r"4 votes, fewer than reward.min_votes=5"):
+        votes(tmp_path, min_votes=5)([plain(RED)], PROMPTS[:1])
     picture_path(tmp_path, pairs[3].left).write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"is damaged"):
         votes(tmp_path).fit(read_votes(tmp_path, 4))
@@ -97,16 +100,35 @@ def test_the_same_votes_give_the_same_bits(tmp_path):
     assert torch.equal(again.slope, once.slope) and again.offset == once.offset
 
 
-def test_it_shows_people_what_it_is_shown(tmp_path):
-    """While there is an album, also before it scores. Mutation: offer nothing."""
-    reward = votes(tmp_path)
-    reward.follow(None)
-    images = to_tensor([plain(RED), plain(BLUE), plain(GREEN)])
-    reward(images, [Prompt("a"), Prompt("b"), Prompt("a")])
-    reward.album = Album(8)
-    reward(images, [Prompt("a"), Prompt("b"), Prompt("a")])
-    [(text, left, right)] = reward.album.pairs.values()
-    assert (text, left.getpixel((0, 0)), right.getpixel((7, 7))) == ("a", RED, GREEN)
+class Crowded(nn.Module):
+    """Features that depend on how many pictures there are at once, as a network's last bits do."""
+
+    def forward(self, images, prompts):
+        assert len(images) == len(prompts)
+        means = to_tensor(images).mean((2, 3))
+        return means * (1 + 1e-6 * len(images))
+
+
+def test_features_do_not_depend_on_what_else_is_new(tmp_path):
+    """A running process meets votes a few at a time, a resumed one all at once: the same bits.
+    Mutation: take the features of all new pictures at once.
+    """
+    fill(tmp_path, SAID)
+    running, resumed = votes(tmp_path, min_votes=2), votes(tmp_path, min_votes=2)
+    running.features = resumed.features = Crowded()
+    for num_lines in (2, 3):
+        running.fit(read_votes(tmp_path, num_lines))
+    kept, anew = running.fit(read_votes(tmp_path)), resumed.fit(read_votes(tmp_path))
+    assert torch.equal(kept.slope, anew.slope) and kept.offset == anew.offset
+
+
+def test_votes_for_neither_are_not_called_an_agreement(tmp_path):
+    """Of which there is none to agree with. Mutation: print the NaN of their share."""
+    fill(tmp_path, [(left, right, "equal") for left, right, _ in SAID])
+    assert _agreement(votes(tmp_path).fit(read_votes(tmp_path))) == "all of them for neither"
+    fill(tmp_path, [(plain((1, 2, 3)), plain((200, 2, 3)), "right")])
+    assert _agreement(votes(tmp_path).fit(read_votes(tmp_path))) == "100% agreed with"
+    assert _agreement(None) == "too few to fit"
 
 
 def test_statistics_by_hand():

@@ -1,5 +1,6 @@
 """The voting page's server: what it shows, takes and refuses."""
 
+import os
 import re
 import threading
 import time
@@ -16,7 +17,7 @@ from flowrl.serving import voting
 from flowrl.serving.connections import Connection
 from flowrl.serving.voting import LEASE, VotingPages, build_app
 from flowrl.votes.album import write_pairs
-from flowrl.votes.files import picture_path, read_votes
+from flowrl.votes.files import is_seen, picture_path, read_votes
 from flowrl.votes.rounds import write_status
 
 TOKEN = "s3cret-token"
@@ -199,6 +200,24 @@ def test_tabs_are_shown_different_pairs(tmp_path, pairs):
         assert shown(state(client, "a")) == [pairs[2].key, pairs[3].key]
         clock.now = LEASE + 1
         assert shown(state(client, "c")) == [pairs[2].key, pairs[3].key]
+
+
+def test_what_a_tab_looks_at_is_marked_as_seen(tmp_path, pairs):
+    """So that training keeps it. Mutation: mark nothing, or all that is open."""
+    for path in (tmp_path / "pictures").iterdir():
+        os.utime(path, (0, 0))
+    with serving(tmp_path) as client:
+        state(client)
+    assert [is_seen(tmp_path, pair) for pair in pairs] == [False, False, True, True]
+
+
+def test_votes_without_their_pictures_are_not_counted(tmp_path, pairs):
+    """As training does not. Mutation: count the lines."""
+    with serving(tmp_path) as client:
+        say(client, pairs[0])
+        assert say(client, pairs[1]).json()["num_votes"] == 2
+        picture_path(tmp_path, pairs[0].right).unlink()
+        assert state(client)["num_votes"] == 1
 
 
 def test_each_tab_takes_back_its_own_last_vote(tmp_path, pairs):
