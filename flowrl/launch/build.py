@@ -88,6 +88,9 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     check_optimizer(cfg)
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
+    # Runs from before there was the key train on samples alone.
+    regularizer: DataRegularizer | None = instantiate(cfg.get("regularizer"))
+    check_regularizer(cfg, regularizer, plan)
     if examine is not None:
         examine(data.prompts, evaluator.sets)
     check_start(cfg, recipe)
@@ -100,9 +103,6 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     check_services(cfg.reward)
     check_networks(cfg, recipe)
     check_gradients(cfg, algorithm.loss)
-    # Runs from before there was the key train on samples alone.
-    regularizer: DataRegularizer | None = instantiate(cfg.get("regularizer"))
-    check_regularizer(cfg, regularizer, plan)
     return Prepared(
         algorithm, plan, scouting, recipe, ema, data, evaluator, max_grad_norm, regularizer
     )

@@ -129,7 +129,7 @@ def test_an_iteration_is_so_many_pieces(monkeypatch):
 def test_passes_over_real_images_count(monkeypatch):
     """Two updates of four images at each sigma, in micro-batches of four, a second each.
 
-    Mutation: leave them out, or count one.
+    Mutation: leave them out, count one, or keep their gradients.
     """
     words = ("evaluation.max_prompts=2", *METHODS["data regularisation"])
     policy, data, evaluator = make(*SMALL, *words)
@@ -148,6 +148,7 @@ def test_passes_over_real_images_count(monkeypatch):
     assert [phase.name for phase in result.phases][2:4] == ["update", "data"]
     assert result.phases[3].what == "4 real images"
     assert result.iteration_seconds == 2 * (1 + num_terms) + 2 * num_terms
+    assert all(parameter.grad is None for parameter in policy.tuning.parameters().values())
 
 
 def empty(*args, **kwargs):
