@@ -21,7 +21,7 @@ METADATA = "metadata.jsonl"
 FILE_NAME = "file_name"
 
 
-@checked("images")
+@checked("regularizer.images")
 def captioned_folder(*, path: Text, caption: Text) -> list[CaptionedImage]:
     """Read the captions of a folder's images, and each image once to see that it can be read.
 
@@ -34,14 +34,16 @@ def captioned_folder(*, path: Text, caption: Text) -> list[CaptionedImage]:
     root = Path(path).expanduser()
     if not root.is_dir():
         kind = "a file" if root.is_file() else "no such folder"
-        raise UserError(f"images.path={path}: {kind}; give a folder of images with captions")
+        raise UserError(
+            f"regularizer.images.path={path}: {kind}; give a folder of images with captions"
+        )
     has_metadata = (root / METADATA).is_file()
     pairs = _of_metadata(root, caption) if has_metadata else _of_text_files(root)
     images = [_image(file, text, place) for file, text, place in pairs]
     if not images:
         raise UserError(
-            f"images.path={path}: no images; give a folder with {METADATA}, or with a text "
-            "file beside each image"
+            f"regularizer.images.path={path}: no images; give a folder with {METADATA}, or with a "
+            "text file beside each image"
         )
     return images
 

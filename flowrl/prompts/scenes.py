@@ -18,7 +18,7 @@ from flowrl.values.bounds import Prompts, Seed, Text
 from flowrl.values.check import checked
 
 
-@checked("images")
+@checked("regularizer.images")
 def rendered_scenes(
     *,
     split: Literal["held_in", "held_out"],
