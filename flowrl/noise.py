@@ -20,6 +20,8 @@ FORWARD = 1 << 16
 """The `step` of the first noise that a forward-process loss adds, far above any sampling step."""
 CHOICE = 1 << 48
 """The `step` of the first draw that picks a sample's trained sigmas, far above any noise."""
+DATA = 1 << 56
+"""The `step` of the first noise that real images are given, far above any choice."""
 
 _of_thread = threading.local()
 

@@ -21,6 +21,7 @@ FILLED = {
     ("experiment", "diffusion_opd_sd35"): tuple(
         f"teachers.{name}.lora={name}" for name in ("ocr", "pickscore", "geneval")
     ),
+    ("regularizer", "data"): ("regularizer.images.path=images",),
     ("reward", "remote"): ("reward.url=http://localhost:8000",),
 }
 """Values that an option leaves to the user."""

@@ -108,8 +108,8 @@ class Rehearse(Callback):
 
 def rehearse(policy: Policy, batch: PromptBatch, evaluator: Evaluator) -> Rehearsal:
     """Draw a micro-batch of candidates where there is scouting, roll out and replay one, pass the
-    gate with it, evaluate one term forwards and backwards, and draw and score one batch of the
-    evaluation.
+    gate with it, evaluate one term forwards and backwards, and one pass over real images where an
+    update has any, and draw and score one batch of the evaluation.
 
     All processes must call it. Raises GateFailed, and OutOfMemory with the phase's name.
     """
@@ -129,6 +129,7 @@ def rehearse(policy: Policy, batch: PromptBatch, evaluator: Evaluator) -> Rehear
     num_terms = policy.objective.num_terms(micro_batch)
     with _timed(phases, "update", f"1 of {num_terms} terms"), memory_for("update", remedy):
         _evaluate_term(policy, micro_batch)
+    regularising = _regularise(policy, phases)
     name, prompts = _batch_of(evaluator)
     what = f"{len(prompts)} images of {name}"
     with _timed(phases, "evaluation", what), memory_for("evaluation", SMALLER_EVALUATION):
@@ -139,7 +140,7 @@ def rehearse(policy: Policy, batch: PromptBatch, evaluator: Evaluator) -> Rehear
     scouting = len(candidates) * seconds.get("scouting", 0.0)
     num_images = evaluator.images_per_prompt * len(evaluator.prompts)
     per_image = seconds["evaluation"] / len(prompts) / plan.num_processes
-    per_iteration = num_micro_batches * per_micro_batch + scouting
+    per_iteration = num_micro_batches * per_micro_batch + scouting + regularising
     return Rehearsal(phases, per_iteration, num_images * per_image)
 
 
@@ -222,6 +223,24 @@ def _evaluate_term(policy: Policy, batch: MicroBatch) -> None:
     with synchronised(policy, is_last=False):
         output = objective.term(batch, index, step)
         policy.manual_backward(output.loss)
+    _drop_gradients(policy)
+
+
+def _regularise(policy: Policy, phases: list[Phase]) -> float:
+    """Train on real images in one pass of an update, where an update does so, and drop the
+    gradients; return the seconds that all passes of an iteration would take.
+    """
+    if policy.regularizer is None:
+        return 0.0
+    what = f"{len(policy.regularizer.chunks(policy)[0])} real images"
+    remedy = smaller_micro_batch(policy.plan)
+    with _timed(phases, "data", what), memory_for("data", remedy):
+        num_passes = policy.regularizer.rehearse(policy)
+    _drop_gradients(policy)
+    return num_passes * phases[-1].seconds
+
+
+def _drop_gradients(policy: Policy) -> None:
     for parameter in policy.tuning.parameters().values():
         parameter.grad = None
 

@@ -33,7 +33,18 @@ from flowrl.objectives import num_trained
 from flowrl.training.scouting import Scouting
 from flowrl.values.plural import counted
 
-TOLD = ("model", "tuning", "sampler", "loss", "penalty", "reward", "data", "trainer", "logger")
+TOLD = (
+    "model",
+    "tuning",
+    "sampler",
+    "loss",
+    "penalty",
+    "regularizer",
+    "reward",
+    "data",
+    "trainer",
+    "logger",
+)
 """The groups whose options and targets are told."""
 
 
@@ -65,6 +76,8 @@ def check(overrides: Sequence[str]) -> list[str]:
     steps = num_trained(prepared.algorithm, seed=cfg.seed)
     plan = [prepared.plan.describe(steps)]
     plan += Scouting(prepared.scouting, prepared.plan).describe()
+    if prepared.regularizer is not None:
+        plan.append(prepared.regularizer.describe(steps))
     return [*(f"  {name:<30} {text}" for name, text in rows), *plan, *_files(cfg)]
 
 

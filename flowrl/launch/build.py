@@ -19,6 +19,7 @@ from flowrl.launch.gradients import check_gradients, check_single
 from flowrl.launch.interrupts import heed_swallowed
 from flowrl.launch.networks import check_networks
 from flowrl.launch.pictured import check_model_of_prompts
+from flowrl.launch.regularizer import check_encoder, check_regularizer
 from flowrl.launch.scores import check_prompts
 from flowrl.launch.services import check_services
 from flowrl.launch.start import check_start
@@ -31,6 +32,7 @@ from flowrl.rewards.protocol import asks_for_whole_groups
 from flowrl.schedule import PipelineGrid
 from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.best_worst import Choice
+from flowrl.training.data_regularizer import DataRegularizer
 from flowrl.training.floor import Floor
 from flowrl.training.graph import require_graph
 from flowrl.training.policy import Policy
@@ -61,6 +63,7 @@ class Prepared:
     data: PromptData
     evaluator: Evaluator
     max_grad_norm: float
+    regularizer: DataRegularizer | None
 
 
 def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
@@ -85,6 +88,9 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     check_optimizer(cfg)
     data: PromptData = instantiate(cfg.data)
     evaluator: Evaluator = instantiate(cfg.evaluation)
+    # Runs from before there was the key train on samples alone.
+    regularizer: DataRegularizer | None = instantiate(cfg.get("regularizer"))
+    check_regularizer(cfg, regularizer, plan)
     if examine is not None:
         examine(data.prompts, evaluator.sets)
     check_start(cfg, recipe)
@@ -97,7 +103,9 @@ def prepare(cfg: DictConfig, examine: Examine | None = None) -> Prepared:
     check_services(cfg.reward)
     check_networks(cfg, recipe)
     check_gradients(cfg, algorithm.loss)
-    return Prepared(algorithm, plan, scouting, recipe, ema, data, evaluator, max_grad_norm)
+    return Prepared(
+        algorithm, plan, scouting, recipe, ema, data, evaluator, max_grad_norm, regularizer
+    )
 
 
 def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, PromptData, Evaluator]:
@@ -138,6 +146,7 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
                 "finished ones: set rollout.credit=trajectory"
             )
     model = instantiate(cfg.model)
+    check_encoder(prepared.regularizer, model)
     if isinstance(algorithm.schedule, PipelineGrid):
         follow(algorithm.schedule, model)
         check_method(algorithm)  # again, now that its sigmas are known
@@ -175,6 +184,9 @@ def build(cfg: DictConfig, examine: Examine | None = None) -> tuple[Policy, Prom
     data = prepared.data
     evaluator = prepared.evaluator
     every_prompt = data.prompts + evaluator.prompts
+    policy.regularizer = prepared.regularizer
+    if policy.regularizer is not None:
+        every_prompt += policy.regularizer.prompts
     policy.embed = instantiate(cfg.embeddings)(model, every_prompt)
     # Loading imports much, and a library may have swallowed a Ctrl-C there.
     heed_swallowed()

@@ -139,8 +139,7 @@ def _train(cfg: DictConfig, folder: Path, changes: Sequence[Change]) -> None:
         keep_copies(cfg, folder)
         provenance.write()
     viewer = Evaluate(evaluator=evaluator, record=record, folder=str(folder), **cfg.viewing)
-    plan = [policy.plan.describe(policy.objective.num_trained()), *policy.scouting.describe()]
-    print("\n".join([f"run directory: {folder}", "batch plan:", *plan]))
+    print("\n".join([f"run directory: {folder}", "batch plan:", *_plan(policy)]))
     if data.start_iteration:
         print(f"  resuming after iteration  {data.start_iteration}")
     # The order matters: the signal's handler stands before what works long, a model is checked and
@@ -210,6 +209,15 @@ def _instantiated(nodes: DictConfig | None) -> list[Any]:
     if nodes is None:
         return []
     return [instantiate(node) for node in nodes.values()]
+
+
+def _plan(policy: Policy) -> list[str]:
+    """Return the lines of the batch plan."""
+    num_trained = policy.objective.num_trained()
+    lines = [policy.plan.describe(num_trained), *policy.scouting.describe()]
+    if policy.regularizer is not None:
+        lines.append(policy.regularizer.describe(num_trained))
+    return lines
 
 
 def _fit(trainer: Trainer, policy: Policy, data: PromptData, saver: Checkpoint) -> str:

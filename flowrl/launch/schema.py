@@ -171,6 +171,7 @@ class Settings:
     scouting: Node | None
     loss: Node
     penalty: Node
+    regularizer: Node | None
     advantage: Node
     learning_rate: Node
     data: Node

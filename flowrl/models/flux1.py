@@ -15,9 +15,11 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.models.guidance import check_embedded
 from flowrl.models.latents import (
+    from_images,
     latent_size,
     pack,
     per_row,
+    scale,
     to_images,
     token_positions,
     unpack,
@@ -28,6 +30,7 @@ from flowrl.models.loading import Source, autoencoder, image_components
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Quantization, Resolution, Text, TextLength
+from flowrl.values.sizes import height_and_width
 
 TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 AXES = 3
@@ -81,6 +84,7 @@ class Flux1:
         # A token holds the channels of all its patch's latents.
         num_channels = self.transformer.config.in_channels // PATCH**2
         self.latent_shape = (num_channels, *self.size)
+        self.image_size = height_and_width(resolution)
 
     def to(self, device: torch.device) -> None:
         self.pipeline.to(device)
@@ -135,3 +139,7 @@ class Flux1:
 
     def decode_with_graph(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         return to_images(unscale(x0, self.vae), self.vae)
+
+    @torch.no_grad()
+    def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        return scale(from_images(images, self.vae), self.vae)

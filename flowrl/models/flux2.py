@@ -19,6 +19,7 @@ from torch.nn import functional
 from flowrl.errors import UserError
 from flowrl.models.guidance import check_embedded, classifier_free
 from flowrl.models.latents import (
+    from_images,
     latent_size,
     pack,
     per_row,
@@ -31,6 +32,7 @@ from flowrl.models.loading import Source, autoencoder, image_components
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Quantization, Resolution, Text, TextLength
+from flowrl.values.sizes import height_and_width
 
 TEXT = ("text_encoder", "tokenizer")
 AXES = 4
@@ -79,6 +81,7 @@ class Flux2Klein:
         self.conditioning_dtypes: Mapping[str, torch.dtype] = {}
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = _latent_shape(self.pipeline, resolution)
+        self.image_size = height_and_width(resolution)
 
     def to(self, device: torch.device) -> None:
         self.pipeline.to(device)
@@ -119,6 +122,10 @@ class Flux2Klein:
     def decode_with_graph(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         return to_images(denormalise(x0, self.vae), self.vae)
 
+    @torch.no_grad()
+    def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        return normalise(from_images(images, self.vae), self.vae)
+
 
 class Flux2Dev:
     """FLUX.2-dev: guidance-distilled, so that the scale is an input and there is no negative
@@ -157,6 +164,7 @@ class Flux2Dev:
         self.conditioning_dtypes: Mapping[str, torch.dtype] = {}
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = _latent_shape(self.pipeline, resolution)
+        self.image_size = height_and_width(resolution)
 
     def to(self, device: torch.device) -> None:
         self.pipeline.to(device)
@@ -196,6 +204,10 @@ class Flux2Dev:
 
     def decode_with_graph(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         return to_images(denormalise(x0, self.vae), self.vae)
+
+    @torch.no_grad()
+    def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        return normalise(from_images(images, self.vae), self.vae)
 
 
 def _message(role: str, text: str) -> dict[str, Any]:
@@ -253,9 +265,22 @@ def denormalise(x: Float[Tensor, "B C h w"], vae: Any) -> Float[Tensor, "B C h w
     """Return the autoencoder's own latents: each of the 128 patch channels times its running std,
     plus its mean.
     """
-    # The statistics belong to channels of packed patches, in float32 whatever the network's dtype.
-    std = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()
-    mean = vae.bn.running_mean.float()
+    std, mean = _statistics(vae)
     patches = functional.pixel_unshuffle(x, PATCH)  # [B, 4 C, h / 2, w / 2]
     patches = patches * std[:, None, None] + mean[:, None, None]
     return functional.pixel_shuffle(patches, PATCH)
+
+
+def normalise(z: Float[Tensor, "B C h w"], vae: Any) -> Float[Tensor, "B C h w"]:
+    """Undo `denormalise`, so that each patch channel has about mean 0 and variance 1."""
+    std, mean = _statistics(vae)
+    patches = functional.pixel_unshuffle(z, PATCH)
+    patches = (patches - mean[:, None, None]) / std[:, None, None]
+    return functional.pixel_shuffle(patches, PATCH)
+
+
+def _statistics(vae: Any) -> tuple[Float[Tensor, "Q"], Float[Tensor, "Q"]]:
+    """Return the running std and mean of the autoencoder's Q patch channels."""
+    # The statistics belong to channels of packed patches, in float32 whatever the network's dtype.
+    std = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()
+    return std, vae.bn.running_mean.float()

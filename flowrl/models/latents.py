@@ -88,8 +88,19 @@ def unscale(x: Float[Tensor, "B C h w"], vae: Any) -> Float[Tensor, "B C h w"]:
     return x / vae.config.scaling_factor + vae.config.shift_factor
 
 
+def scale(z: Float[Tensor, "B C h w"], vae: Any) -> Float[Tensor, "B C h w"]:
+    """Return SD3's and FLUX.1's latents of the autoencoder's z; `unscale` undoes it."""
+    return (z - vae.config.shift_factor) * vae.config.scaling_factor
+
+
 def to_images(latents: Float[Tensor, "B C h w"], vae: Any) -> Float[Tensor, "B 3 H W"]:
     """Return the autoencoder's images in [0, 1], float32."""
     decoded = vae.decode(latents.to(weight_dtype(vae)), return_dict=False)[0]
     # The autoencoder's images are in [-1, 1], about; it may overshoot.
     return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+
+def from_images(images: Float[Tensor, "B 3 H W"], vae: Any) -> Float[Tensor, "B C h w"]:
+    """Return the means of the autoencoder's latents of images in [0, 1], float32."""
+    scaled = images * 2 - 1
+    return vae.encode(scaled.to(weight_dtype(vae))).latent_dist.mode().float()

@@ -101,3 +101,17 @@ class DecodesWithGraph(FlowModel, Protocol):
         Where an image is cut off at 0 or 1, its gradient is 0.
         """
         ...
+
+
+@runtime_checkable
+class EncodesImages(FlowModel, Protocol):
+    """A base model whose latents of real images can be trained on."""
+
+    image_size: tuple[int, int]
+    """Height and width in pixels of the images that it draws."""
+
+    def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B *X"]:
+        """Return the latents of images of `image_size` in [0, 1], float32, on the autoencoder's
+        device and without a graph; `decode` leads back to the images.
+        """
+        ...

@@ -14,11 +14,20 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.guidance import classifier_free
-from flowrl.models.latents import latent_size, per_row, to_images, unscale, weight_dtype
+from flowrl.models.latents import (
+    from_images,
+    latent_size,
+    per_row,
+    scale,
+    to_images,
+    unscale,
+    weight_dtype,
+)
 from flowrl.models.loading import Source, autoencoder, image_components
 from flowrl.models.text import TextEncoders, quiet
 from flowrl.types import Conditioning
 from flowrl.values.bounds import Dtype, Quantization, Resolution, Text, TextLength
+from flowrl.values.sizes import height_and_width
 from flowrl.values.wording import show
 
 T5 = ("text_encoder_3", "tokenizer_3")
@@ -79,6 +88,7 @@ class SD3:
         self.negative_prompt = "" if has_guidance else None
         self.embedding_key = f"{source.identity(TEXT)} {max_sequence_length}"
         self.latent_shape = self._latent_shape(resolution)
+        self.image_size = height_and_width(resolution)
 
     def _latent_shape(self, resolution: Resolution) -> tuple[int, int, int]:
         """Return the latents' shape. Raises UserError for a resolution that the model cannot
@@ -150,3 +160,7 @@ class SD3:
 
     def decode_with_graph(self, x0: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         return to_images(unscale(x0, self.vae), self.vae)
+
+    @torch.no_grad()
+    def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        return scale(from_images(images, self.vae), self.vae)

@@ -61,7 +61,7 @@ def jsonl_prompts(
     prompts = []
     for number, line in read_lines(path):
         place = f"prompts {path} line {number}"
-        prompt = prompt_of(_object(line, place), place, text, family, keys)
+        prompt = prompt_of(read_object_line(line, place), place, text, family, keys)
         if image is not None:
             prompt = with_pictures(prompt, image, Path(path).expanduser().parent, place)
         prompts.append(prompt)
@@ -92,7 +92,7 @@ def prompt_of(
     return Prompt(prompt, name, metadata)
 
 
-def _object(line: str, place: str) -> dict[str, Any]:
+def read_object_line(line: str, place: str) -> dict[str, Any]:
     """Read a line as a JSON object whose texts can be part of a prompt."""
     try:
         data: Any = json.loads(line, parse_constant=_refuse_constant)

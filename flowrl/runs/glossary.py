@@ -57,6 +57,10 @@ GLOSSARY: dict[str, str] = {
         "The policy loss, without the reference penalty, averaged over the iteration's updates."
     ),
     "loss/penalty": "The reference penalty before its weight beta; missing where beta is 0.",
+    "loss/data": (
+        "Flow-matching loss mean (v - (eps - x0))^2 on real images, before `regularizer.weight`, "
+        "mean over the updates' images and sigmas (with a `regularizer` only)."
+    ),
     "teacher/kl/*": (
         "Exact KL(current || teacher) per step under the configured reduction, to the teacher of "
         "that name, mean over the trained pairs of a sample of its prompts and a step (`loss=opd` "

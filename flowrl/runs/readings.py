@@ -60,6 +60,11 @@ READINGS = {
         "Rises as the policy leaves the reference. Too fast for the reward gained: a larger "
         "`penalty.beta`."
     ),
+    "loss/data": (
+        "Starts at what the base model was trained to and should stay near it, or fall; single "
+        "iterations differ by their images and noise. Rising: the policy leaves the data for the "
+        "reward; a larger `regularizer.weight`."
+    ),
     "teacher/kl/*": (
         "Should fall. One teacher's falls and another's rises: the student gives up one for the "
         "other; more of the latter's prompts, or a larger `lora.rank`. All flat: a higher learning "

@@ -88,6 +88,8 @@ def velocity_in_updates(
 def accumulate_gradients(policy: Policy, update: Sequence[MicroBatch], record: Record) -> None:
     """Run the backward pass of every term; gradients of several processes meet at the last."""
     objective = policy.objective
+    if policy.regularizer is not None:
+        policy.regularizer.add_gradients(policy, record)
     num_samples = sum(len(batch.rows) for batch in update)
     terms = _terms(policy, update)
     for number, (batch, index) in enumerate(terms, start=1):

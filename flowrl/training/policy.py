@@ -25,6 +25,7 @@ from flowrl.parallel.strategies import shard
 from flowrl.training.batch_plan import BatchPlan
 from flowrl.training.best_worst import Choice
 from flowrl.training.credit import score_completions
+from flowrl.training.data_regularizer import DataRegularizer
 from flowrl.training.ema import EMA
 from flowrl.training.floor import Floor
 from flowrl.training.graph import decode_with_graph, recomputes
@@ -63,6 +64,7 @@ class Policy(LightningModule):
     objective: Objective
     embed: PromptEmbeddings
     rates: list[float]
+    regularizer: DataRegularizer | None = None
 
     def __init__(
         self,

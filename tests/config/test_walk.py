@@ -16,6 +16,7 @@ import pytest
 from conf_options import OPTIONS, select
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from PIL import Image
 from runs import CONF
 
 from flowrl.errors import UserError
@@ -39,6 +40,7 @@ VALUES = {
 }
 """And a value of another type than the one that stands there, called `wrong`."""
 CHEAP = ("algorithm", "batch", "tuning", "ema", "data", "evaluation", "optimizer", "learning_rate")
+CHEAP += ("regularizer",)
 """What is built where the value reaches it: all that needs no weights."""
 SECONDS = 5
 """For one value; most take a hundredth of a second."""
@@ -133,7 +135,7 @@ def outcome(cfg, resolved, key, value):
             validate(cfg)
             check_parts(cfg)
             check_rules(cfg)
-            for name in CHEAP:
+            for name in resolved:
                 if OmegaConf.to_container(cfg[name], resolve=True) != resolved[name]:
                     built = instantiate(cfg[name])
                     if name == "algorithm":
@@ -163,7 +165,9 @@ def walk(cfg, seen):
     filled.
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
-    resolved = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in CHEAP}
+    resolved = {
+        name: OmegaConf.to_container(cfg[name], resolve=True) for name in CHEAP if cfg[name]
+    }
     OmegaConf.set_struct(cfg, False)
     for key, place, written in leaves(raw):
         if place in seen:
@@ -221,6 +225,9 @@ def files(tmp_path, monkeypatch):
     }
     for name in ("prompts.txt", "prompts.jsonl"):
         (tmp_path / name).write_text(json.dumps(row) + "\n")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "a.txt").write_text("a red circle")
     texts = {"prompt": ["a red circle"], "tag": ["one"]}
     pq.write_table(pa.table(texts), tmp_path / "prompts.parquet")
 

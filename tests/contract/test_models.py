@@ -242,6 +242,23 @@ def test_training_moves_lora_alone_and_its_export_gives_the_same_image(
     assert (base - theirs).abs().max() > 1e-3
 
 
+@distinct
+def test_real_images_are_encoded_as_latents_are_decoded(name, policy_of):
+    """What the autoencoder makes of an image, through latents of the adapter's scale. Mutations:
+    leave out the scale, or turn it round; give the autoencoder images in [0, 1].
+    """
+    model = policy_of(name, "float32")[0].model
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    latents = model.encode_images(images)
+    assert latents.shape == (2, *model.latent_shape) and model.image_size == (32, 32)
+    with torch.no_grad():
+        mean = model.vae.encode(2 * images - 1).latent_dist.mean
+        expected = (model.vae.decode(mean).sample / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(model.decode(latents), expected, rtol=0, atol=1e-5)
+    # The networks' side is not the autoencoder's own.
+    assert (latents - mean).abs().max() > 1e-3
+
+
 @families
 def test_text_encoders_are_freed_once_prompts_are_embedded(name, policy_of):
     """Without the garbage collector's help, which may come late. Mutation: keep the pipeline, or an

@@ -30,6 +30,11 @@ METHODS = {
     ),
     "forward process": ("experiment=diffusion_nft",),
     "reward gradients": ("experiment=draft",),
+    "data regularisation": (
+        "regularizer=shapes",
+        "regularizer.images.count=8",
+        "regularizer.batch=4",
+    ),
 }
 
 
@@ -119,6 +124,31 @@ def test_an_iteration_is_so_many_pieces(monkeypatch):
     assert [phase.what for phase in result.phases][2] == f"1 of {num_terms} terms"
     assert result.iteration_seconds == 2 * (1 + num_terms)
     assert result.evaluation_seconds == 16 / 2
+
+
+def test_passes_over_real_images_count(monkeypatch):
+    """Two updates of four images at each sigma, in micro-batches of four, a second each.
+
+    Mutation: leave them out, count one, or keep their gradients.
+    """
+    words = ("evaluation.max_prompts=2", *METHODS["data regularisation"])
+    policy, data, evaluator = make(*SMALL, *words)
+    ticks = iter(range(100))
+    monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: next(ticks))
+    found = []
+
+    class Take(Rehearse):
+        def on_train_start(self, trainer, pl_module):
+            found.append(rehearse(pl_module, data.iterations[0], evaluator))
+
+    policy.training_step = lambda *_: None
+    rows_of(policy, data, Take(evaluator=evaluator, every=0))
+    [result] = found
+    num_terms = policy.objective.num_trained()
+    assert [phase.name for phase in result.phases][2:4] == ["update", "data"]
+    assert result.phases[3].what == "4 real images"
+    assert result.iteration_seconds == 2 * (1 + num_terms) + 2 * num_terms
+    assert all(parameter.grad is None for parameter in policy.tuning.parameters().values())
 
 
 def empty(*args, **kwargs):

@@ -120,3 +120,19 @@ def test_processes_change_nothing_where_the_rewards_gradient_is_taken():
         }
         assert max(gaps.values()) < 2e-5, gaps
     assert {own.num_reduces for own in seen} == {alone.num_optimizer_steps} == {4}
+
+
+def test_processes_change_nothing_where_updates_have_real_images():
+    """Each takes half of an update's images. Adam's steps follow the sizes of gradients here, of
+    which some are so near 0 that rounding turns their sign. Mutation: all of them, or all processes
+    the first half.
+    """
+    words = ("regularizer=shapes", "regularizer.images.count=12", "regularizer.batch=4")
+    words += ("regularizer.weight=1.0", "num_iterations=2", "evaluation.max_prompts=2")
+    words += ("optimizer.eps=1e-3", "optimizer.lr=1e-2")
+    [alone] = run(1, *words)
+    seen = run(2, "batch.max_micro_batch=1", *words)
+    assert_equal_runs(seen, alone)
+    assert {own.num_reduces for own in seen} == {alone.num_optimizer_steps} == {4}
+    for ours, theirs in zip(seen[0].metrics, alone.metrics, strict=True):
+        assert ours["loss/data"] == pytest.approx(theirs["loss/data"], rel=1e-5)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from runs import CONF, fit, make
 
+from flowrl.prompts.scenes import rendered_scenes
+from flowrl.training.data_regularizer import DataRegularizer
 from flowrl.types import RewardOutput
 
 
@@ -85,6 +87,40 @@ def test_the_reward_of_all_candidates_rises(seed):
     advantage's sign.
     """
     assert gain(seed, *SCOUTED, name="scouting/reward_mean") > SCOUTED_MARGIN
+
+
+def loss_on_scenes(policy):
+    """The flow-matching loss on 24 scenes, whose captions are the run's first prompts, at the
+    middle of the grid.
+    """
+    scenes = rendered_scenes(split="held_in", count=24, seed=1)
+    judge = DataRegularizer(images=scenes, weight=1.0, batch=24, guidance_scale=1.0)
+    policy.num_optimizer_steps = policy.num_iterations = 0
+    with torch.no_grad():
+        return judge.noised(policy, range(24)).errors(policy, 3, 1.0).mean().item()
+
+
+HELD = ("regularizer=shapes", "regularizer.weight=10.0", "regularizer.images.count=210")
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_real_images_hold_a_policy_that_hacks_a_reward(seed):
+    """A reward's own gradient makes images dark. Other scenes than those trained on are then fitted
+    worse than before, and not where updates train on scenes, too.
+
+    Mutation: turn the sign of the flow-matching loss, or give it another target.
+    """
+    losses = []
+    for words in ((), HELD):
+        policy, data, _ = make(f"seed={seed}", *THROUGH, "loss=draft", "sampler=ode", *words)
+        del policy.reward.reward
+        policy.reward.reward = Darkness()
+        policy.report = lambda values: None
+        before = loss_on_scenes(policy)
+        fit(policy, data)
+        losses.append(loss_on_scenes(policy) - before)
+    print(f"loss on scenes: {losses[0]:+.4f} without, {losses[1]:+.4f} with real images")
+    assert losses[0] > 0.1 and losses[1] < losses[0] / 2
 
 
 RECIPES = sorted(
