@@ -49,7 +49,8 @@ RULES = {
     "null leaves the choice to FlowRL, as its YAML says": (
         "null",
         r"run_dir|embeddings\.folder|evaluation\.max_prompts|frames\.count|.*\.(family|exclude|image|tags|version|revision|attention|config)|"
-        r"logger\.\w+\.(name|group|run_name|tracking_uri)|.*\.(final_delta|token_env)|scorer_timeout|.*\.start_seconds|reward\.wait_seconds",
+        r"logger\.\w+\.(name|group|run_name|tracking_uri)|.*\.(final_delta|token_env)|scorer_timeout|.*\.start_seconds|reward\.wait_seconds|"
+        r"algorithm\.training_guidance_scale",
     ),
     "a seed may be any number of 63 bits": ("0|huge", r"seed|.*\.seed"),
     "an infinite or large threshold masks nothing": (

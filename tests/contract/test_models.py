@@ -182,7 +182,9 @@ def test_replay_of_a_fresh_rollout(name, dtype, policy_of):
     for guidance, is_checkpointed in itertools.product(
         (1.0, FAMILIES[name].guidance), (False, True)
     ):
-        policy.algorithm = replace(policy.algorithm, guidance_scale=guidance)
+        policy.algorithm = replace(
+            policy.algorithm, guidance_scale=guidance, training_guidance_scale=None
+        )
         network = awake(policy).transformer
         if is_checkpointed:
             network.enable_gradient_checkpointing()

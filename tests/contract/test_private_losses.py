@@ -142,6 +142,7 @@ class Listening:
 
     kl_threshold = None
     looks_back = False
+    compares = False
 
     def __init__(self, function):
         self.function = function
