@@ -96,6 +96,22 @@ def test_times_are_those_of_all_pieces():
     ]
 
 
+def by_turned_clock(monkeypatch, policy, data, evaluator):
+    """What a rehearsal finds where each look at the clock is a second after the one before."""
+    ticks = iter(range(100))
+    monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: next(ticks))
+    found = []
+
+    class Take(Rehearse):
+        def on_train_start(self, trainer, pl_module):
+            found.append(rehearse(pl_module, data.iterations[0], evaluator))
+
+    policy.training_step = lambda *_: None
+    rows_of(policy, data, Take(evaluator=evaluator, every=0))
+    [result] = found
+    return result
+
+
 def test_an_iteration_is_so_many_pieces(monkeypatch):
     """Each phase takes a second by a clock that is turned by hand: 2 micro-batches of 4 samples,
     each one second of rollout and one of every term; 16 images of evaluation in batches of 2.
@@ -109,17 +125,7 @@ def test_an_iteration_is_so_many_pieces(monkeypatch):
         "evaluation.batch_size=2",
     )
     assert evaluator.images_per_prompt == 2 and len(evaluator.prompts) == 8
-    ticks = iter(range(100))
-    monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: next(ticks))
-    found = []
-
-    class Take(Rehearse):
-        def on_train_start(self, trainer, pl_module):
-            found.append(rehearse(pl_module, data.iterations[0], evaluator))
-
-    policy.training_step = lambda *_: None
-    rows_of(policy, data, Take(evaluator=evaluator, every=0))
-    [result] = found
+    result = by_turned_clock(monkeypatch, policy, data, evaluator)
     num_terms = policy.objective.num_trained()
     assert [phase.what for phase in result.phases][2] == f"1 of {num_terms} terms"
     assert result.iteration_seconds == 2 * (1 + num_terms)
@@ -133,17 +139,7 @@ def test_passes_over_real_images_count(monkeypatch):
     """
     words = ("evaluation.max_prompts=2", *METHODS["data regularisation"])
     policy, data, evaluator = make(*SMALL, *words)
-    ticks = iter(range(100))
-    monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: next(ticks))
-    found = []
-
-    class Take(Rehearse):
-        def on_train_start(self, trainer, pl_module):
-            found.append(rehearse(pl_module, data.iterations[0], evaluator))
-
-    policy.training_step = lambda *_: None
-    rows_of(policy, data, Take(evaluator=evaluator, every=0))
-    [result] = found
+    result = by_turned_clock(monkeypatch, policy, data, evaluator)
     num_terms = policy.objective.num_trained()
     assert [phase.name for phase in result.phases][2:4] == ["update", "data"]
     assert result.phases[3].what == "4 real images"
